@@ -1,0 +1,1 @@
+"""EST client, renewal agent and operator tool."""

@@ -1,0 +1,1 @@
+"""Shared floors of the EST suite. See docs/architecture.md for who may import whom."""

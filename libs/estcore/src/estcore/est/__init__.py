@@ -1,0 +1,1 @@
+"""RFC 7030 wire forms: bytes in, bytes out."""

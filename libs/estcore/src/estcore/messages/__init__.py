@@ -1,0 +1,1 @@
+"""What travels on the bus: the only contract between services."""

@@ -1,0 +1,118 @@
+"""Audit records and how they travel: many in one message.
+
+A record says who did what to which identity with which outcome. Never in a record: private
+keys, secrets, tokens, passwords, challengePassword values.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Literal
+
+from pydantic import Field, JsonValue
+
+from estcore.messages.envelope import CorrelationId, Part, Token
+
+Phase = Literal["intent", "outcome", "denied", "error"]
+Severity = Literal["info", "notice", "warning", "error", "critical"]
+
+
+class Producer(Part):
+    """Who wrote the record."""
+
+    service: Token
+    instance: Token
+    boot_id: str = Field(description="new at every start")
+
+
+class Actor(Part):
+    """On whose behalf."""
+
+    type: Literal["service", "human", "system"]
+    subject: str | None = None
+    auth_method: str | None = None
+    certificate_serial: str | None = None
+    certificate_fingerprint: str | None = None
+    rule: str | None = Field(default=None, description="policy rule that matched")
+
+
+class Target(Part):
+    """What it was about. Only what is known is given."""
+
+    tenant: str | None = None
+    service: str | None = None
+    slot_id: str | None = None
+    request_id: str | None = None
+    issuance_id: str | None = None
+    rotation_id: str | None = None
+    label: str | None = None
+    profile: str | None = None
+    issuer_id: str | None = None
+    policy_version: str | None = None
+    profile_version: str | None = None
+    subject: str | None = None
+    san: tuple[str, ...] | None = None
+    csr_sha256: str | None = None
+    spki_sha256: str | None = None
+    key_algorithm: str | None = None
+    serial: str | None = None
+    not_before: dt.datetime | None = None
+    not_after: dt.datetime | None = None
+    certificate_sha256: str | None = None
+    certificate: str | None = Field(
+        default=None, description="DER, base64: outcome records can restore a ledger"
+    )
+    tbs_sha256: str | None = None
+    issued_at: dt.datetime | None = Field(
+        default=None, description="ledger commit time; the audit service compares windows by it"
+    )
+    predecessor_serial: str | None = None
+
+
+class Origin(Part):
+    """Network facts of the request."""
+
+    peer: str | None = None
+    tls_version: str | None = None
+    tls_cipher: str | None = None
+    user_agent: str | None = None
+    client_correlation_id: str | None = None
+
+
+class AuditRecord(Part):
+    """One audited fact.
+
+    ``producer_seq`` is gapless per producer and boot for records without a ledger row behind
+    them; records derived from a row leave it out and are checked by windows instead.
+    """
+
+    record_id: str
+    schema_version: int = 1
+    producer: Producer
+    producer_seq: int | None = None
+    occurred_at: dt.datetime
+    correlation_id: CorrelationId
+    causation_id: str | None = None
+    trace_id: str | None = None
+    action: str = Field(pattern=r"^[a-z][a-z0-9_.-]{0,79}$")
+    phase: Phase
+    outcome: Literal["success", "failure", "unknown"]
+    reason_code: str | None = None
+    reason: str | None = None
+    severity: Severity = "info"
+    actor: Actor
+    origin: Origin | None = None
+    target: Target = Target()
+    details: dict[str, JsonValue] | None = Field(
+        default=None, description="flat extras: strings, booleans and integers only"
+    )
+
+
+class AuditBatch(Part):
+    """What one message on ``audit.issue.>`` or ``audit.refusal.>`` holds, in order.
+
+    ``traceparents`` are the sampled traces among the records; the audit service links to them.
+    """
+
+    records: tuple[AuditRecord, ...] = Field(min_length=1, max_length=512)
+    traceparents: tuple[str, ...] = ()

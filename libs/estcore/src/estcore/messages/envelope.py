@@ -1,0 +1,61 @@
+"""The envelope every message shares, CloudEvents-shaped, and how it becomes bytes.
+
+Unknown fields are ignored on reading, so that a newer producer and an older reader can work
+side by side during a rolling update; ``schema_version`` tells when that is not enough.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated, TypeVar
+
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, ValidationError
+
+from estcore.errors import MalformedRequest
+
+Token = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,63}$")]
+CorrelationId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
+DER = Base64Bytes
+"""Binary in JSON: base64."""
+
+
+class Part(BaseModel):
+    """A piece of a message: frozen, unknown fields ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Message(Part):
+    """What every message carries besides its own data."""
+
+    id: str = Field(description="unique; also the Nats-Msg-Id")
+    source: str = Field(description="service and instance that sent it")
+    time: dt.datetime
+    correlation_id: CorrelationId
+    causation_id: str | None = Field(default=None, description="id of the message it answers to")
+    traceparent: str | None = Field(default=None, description="W3C trace context")
+    schema_version: int = 1
+
+
+M = TypeVar("M", bound=Part)
+
+
+def encode(message: Part) -> bytes:
+    """Return the message as JSON; absent values are left out."""
+    return message.model_dump_json(exclude_none=True).encode()
+
+
+def decode(model: type[M], data: bytes) -> M:
+    """Return the message in ``data``.
+
+    Raises:
+        MalformedRequest: not JSON or not this message; names the first wrong field.
+    """
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(str(p) for p in first["loc"])
+        raise MalformedRequest(
+            f"{model.__name__}: {place}: {first['msg'].lower()}", code="message.malformed"
+        ) from exc

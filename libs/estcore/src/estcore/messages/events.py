@@ -1,0 +1,152 @@
+"""What happened: certificates, rotations, issuers. Past tense, facts, no secrets."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Literal
+
+from pydantic import Field
+
+from estcore.messages.envelope import DER, Message, Part, Token
+from estcore.pki.profile import Priority
+
+
+class CertificateRef(Part):
+    """A certificate as rotation events name it."""
+
+    serial: str = Field(description="lower-case hexadecimal")
+    not_before: dt.datetime
+    not_after: dt.datetime
+    spki_sha256: str
+    fingerprint_sha256: str
+
+
+class CertificateIssued(Message):
+    """``pki.certificate.issued.<tenant>.<service>``; ``id`` is the issuance id."""
+
+    tenant: Token
+    service: Token
+    slot_id: str
+    issuer_id: Token
+    profile: Token
+    priority: Priority
+    label: str
+    subject: str
+    san: tuple[str, ...] = ()
+    serial: str
+    not_before: dt.datetime
+    not_after: dt.datetime
+    issued_at: dt.datetime = Field(description="commit time by the ledger's clock; windows use it")
+    spki_sha256: str
+    fingerprint_sha256: str
+    certificate: DER
+    predecessor_serial: str | None = None
+    predecessor_fingerprint: str | None = None
+    same_key: bool = False
+    mode: Literal["agent", "poll"] = "agent"
+    reaction_time_s: int
+    overlap_s: int
+    spread: float
+
+
+class EnrollmentRejected(Message):
+    """``pki.certificate.rejected.<tenant>.<service>``; ``id`` is the request id."""
+
+    tenant: Token
+    service: Token
+    kind: str
+    code: str
+    reason: str
+
+
+class EnrollmentPending(Message):
+    """``pki.certificate.pending.<tenant>.<service>``: an open ticket, answered 202 until then."""
+
+    tenant: Token
+    service: Token
+    enrollment_id: str
+    until: dt.datetime
+
+
+class CertificateRevoked(Message):
+    """``pki.certificate.revoked.<tenant>.<service>``."""
+
+    tenant: Token
+    service: Token
+    issuer_id: Token
+    serial: str
+    fingerprint_sha256: str
+    reason: str
+    revoked_at: dt.datetime
+
+
+RotationStep = Literal[
+    "due",
+    "issued",
+    "overlap",
+    "activated",
+    "deprecated",
+    "retired",
+    "lease_expired",
+    "stalled",
+    "expired",
+]
+
+
+class RotationEvent(Message):
+    """``pki.rotation.<step>.<tenant>.<service>``, published by renewal only."""
+
+    step: RotationStep
+    tenant: Token
+    service: Token
+    slot_id: str
+    rotation_id: str
+    generation: int = Field(description="the generation this rotation leads to")
+    profile: Token
+    priority: Priority
+    label: str
+    mode: Literal["agent", "poll"]
+    issuer_id: Token
+    fence: int
+    old: CertificateRef | None = None
+    new: CertificateRef | None = None
+    due_at: dt.datetime | None = None
+    respond_by: dt.datetime | None = Field(
+        default=None, description="due: the lease; renewal announces again after it"
+    )
+    reason: Literal["lifetime", "incident", "ca_rollover", "policy_change", "operator"] | None = (
+        None
+    )
+    overlap_until: dt.datetime | None = None
+    proof: Literal["mtls_seen", "agent_ack", "operator"] | None = None
+    deprecated_at: dt.datetime | None = None
+    retire_at: dt.datetime | None = None
+    disposition: Literal["expired", "revoked"] | None = None
+    attempt: int | None = None
+    seconds_to_expiry: int | None = None
+
+
+class WindowClosed(Message):
+    """``pki.ca.window``: what the ledger committed in one closed minute (anti-entropy).
+
+    ``digest`` is the XOR of SHA-256(issuance id) over the window, hexadecimal, so it needs no
+    order; consumers keep the same sum and ask for windows that differ.
+    """
+
+    start: dt.datetime
+    end: dt.datetime
+    count: int
+    digest: str
+
+
+class ReannounceRequested(Part):
+    """Core request ``pki.command.ca-signer.reannounce``: announce these windows again."""
+
+    requester: Token
+    windows: tuple[dt.datetime, ...] = Field(max_length=1440, description="window starts")
+
+
+class ReannounceAnswered(Part):
+    """How many issuances were announced again."""
+
+    announced: int

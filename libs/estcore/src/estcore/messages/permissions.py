@@ -1,0 +1,133 @@
+"""Which topics each NATS user may publish and subscribe: deny by default, one user a service.
+
+The same table makes the server's configuration in ``estctl up``, in the tests and in the
+manifests, so what is tested is what is deployed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from estcore.messages.topics import (
+    AUDIT_CONSUMER,
+    AUDIT_ISSUE,
+    AUDIT_REFUSAL,
+    EST_REQUESTS,
+    PKI_EVENTS,
+    PKI_STATE,
+    RENEWAL_CONSUMER,
+    token,
+)
+
+_ACK = "$JS.ACK"
+
+
+@dataclass(frozen=True)
+class Permissions:
+    """Topics a user may use; everything else is refused by the server."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+
+
+def _consume(stream: str, consumer: str) -> tuple[str, ...]:
+    """Pulling from and acknowledging to one consumer, in both forms of ack topics."""
+    return (
+        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}",
+        f"{_ACK}.{stream}.>",
+        f"{_ACK}.*.*.{stream}.>",
+    )
+
+
+def frontend(group: str) -> Permissions:
+    """est-frontend of one group: its own requests, refusals and replies, and the state."""
+    return Permissions(
+        publish=(
+            f"est.request.{token(group)}.>",
+            "audit.refusal.est-frontend.*",
+            f"pki.ack.{group}",
+            f"$JS.API.DIRECT.GET.{PKI_STATE}",
+        ),
+        subscribe=(
+            "_INBOX_estfrontend.>",
+            f"est.reply.{group}.>",
+            "pki.state.>",
+            "pki.certificate.revoked.>",
+            "pki.certificate.pending.>",
+        ),
+    )
+
+
+def signer() -> Permissions:
+    """ca-signer: the only one that may say a certificate was issued."""
+    return Permissions(
+        publish=(
+            f"$JS.API.CONSUMER.MSG.NEXT.{EST_REQUESTS}.*",
+            f"{_ACK}.{EST_REQUESTS}.>",
+            f"{_ACK}.*.*.{EST_REQUESTS}.>",
+            "pki.certificate.>",
+            "pki.ca.>",
+            "pki.state.>",
+            "audit.issue.ca-signer",
+            "est.reply.>",
+            "dead.ca-signer.>",
+            "_INBOX_renewal.>",
+            "_INBOX_audit.>",
+        ),
+        subscribe=("_INBOX_casigner.>", "pki.command.ca-signer.>"),
+    )
+
+
+def renewal() -> Permissions:
+    """Renewal: rotation events, proof of use, its own audit records."""
+    return Permissions(
+        publish=(
+            *_consume(PKI_EVENTS, RENEWAL_CONSUMER),
+            "pki.rotation.>",
+            "audit.issue.renewal",
+            "pki.command.ca-signer.reannounce",
+            "dead.renewal.>",
+            "_INBOX_estfrontend.>",
+        ),
+        subscribe=("_INBOX_renewal.>", "pki.ack.*", "pki.command.renewal.>"),
+    )
+
+
+def audit() -> Permissions:
+    """Audit: reads records, publishes only its own and its checkpoints."""
+    return Permissions(
+        publish=(
+            *_consume(AUDIT_ISSUE, AUDIT_CONSUMER),
+            *_consume(AUDIT_REFUSAL, AUDIT_CONSUMER),
+            *_consume(PKI_EVENTS, AUDIT_CONSUMER),
+            "audit.issue.audit",
+            "pki.command.ca-signer.reannounce",
+            "dead.audit.>",
+        ),
+        subscribe=("_INBOX_audit.>", "pki.command.audit.>"),
+    )
+
+
+def provisioner() -> Permissions:
+    """``migrate`` of any service: declares streams and consumers, publishes nothing else."""
+    return Permissions(
+        publish=(
+            "$JS.API.INFO",
+            "$JS.API.STREAM.CREATE.*",
+            "$JS.API.STREAM.UPDATE.*",
+            "$JS.API.STREAM.INFO.*",
+            "$JS.API.STREAM.NAMES",
+            "$JS.API.CONSUMER.CREATE.>",
+            "$JS.API.CONSUMER.DURABLE.CREATE.>",
+            "$JS.API.CONSUMER.INFO.>",
+        ),
+        subscribe=("_INBOX_migrate.>",),
+    )
+
+
+def agent(tenant: str, service: str) -> Permissions:
+    """A renewal agent: hears of its owner's rotations and says nothing."""
+    return Permissions(
+        publish=(),
+        subscribe=(f"pki.rotation.*.{token(tenant)}.{token(service)}",),
+    )

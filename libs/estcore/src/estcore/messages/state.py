@@ -1,0 +1,67 @@
+"""Last values in ``PKI_STATE``: what front ends keep in memory and on disk."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from pydantic import Field
+
+from estcore.messages.envelope import DER, Part, Token
+
+
+class CACertificates(Part):
+    """``pki.state.cacerts.<issuer>``: the chain of one issuer, issuing CA first, root last."""
+
+    issuer_id: Token
+    updated_at: dt.datetime
+    chain: tuple[DER, ...] = Field(min_length=1)
+    extra: tuple[DER, ...] = Field(default=(), description="rollover certificates")
+
+
+class SecretVerifier(Part):
+    """What a front end needs to check one enrollment secret. SHA-256 of 128 random bits or more."""
+
+    secret_id: str
+    sha256: str
+    not_after: dt.datetime
+    one_time: bool
+
+
+class SecretShard(Part):
+    """``pki.state.secrets.<shard>``: all live secrets whose id hashes to the shard (00 to 3f)."""
+
+    shard: str
+    updated_at: dt.datetime
+    secrets: tuple[SecretVerifier, ...] = ()
+
+
+class PolicyState(Part):
+    """``pki.state.policy.current``: version of the policy the signer decides with."""
+
+    version: str
+    updated_at: dt.datetime
+
+
+class RotationAck(Part):
+    """Core request ``pki.ack.<group>``: proof of use relayed by est-frontend to renewal.
+
+    ``jws`` is signed by the new certificate's key over ``{"rotation_id","serial","iat"}``;
+    ``peer`` is the certificate of the TLS connection that carried it.
+    """
+
+    request_id: str
+    correlation_id: str
+    traceparent: str | None = None
+    label: str
+    jws: str = Field(max_length=4096)
+    peer: DER
+    peer_address: str | None = None
+
+
+class RotationAckAnswered(Part):
+    """renewal's answer: accepted, or why not (code and one line)."""
+
+    accepted: bool
+    kind: str | None = None
+    code: str | None = None
+    reason: str | None = None

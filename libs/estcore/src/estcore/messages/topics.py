@@ -1,0 +1,189 @@
+"""Topics, streams and consumers: the topology of the bus, declared once.
+
+``… migrate`` of the owning service creates them; services only bind. Tokens are validated
+where names enter (policy, settings, messages), so no name can change a topic's shape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from estcore.errors import ConfigurationError
+from estcore.ids import is_token
+from estcore.pki.profile import PRIORITIES, Priority
+
+EST_REQUESTS = "EST_REQUESTS"
+PKI_EVENTS = "PKI_EVENTS"
+PKI_STATE = "PKI_STATE"
+AUDIT_ISSUE = "AUDIT_ISSUE"
+AUDIT_REFUSAL = "AUDIT_REFUSAL"
+DEAD_LETTERS = "DEAD_LETTERS"
+
+RENEWAL_CONSUMER = "renewal"
+AUDIT_CONSUMER = "audit"
+
+_MIB = 1 << 20
+_DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A JetStream stream. ``owner`` is the service whose ``migrate`` declares it."""
+
+    name: str
+    topics: tuple[str, ...]
+    owner: str
+    retention: Literal["limits", "workqueue"] = "limits"
+    discard: Literal["old", "new"] = "old"
+    max_messages: int = -1
+    max_bytes: int = -1
+    max_age_s: int = 0
+    last_per_topic: bool = False
+    duplicate_window_s: int = 120
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A durable pull consumer with explicit acks and unlimited deliveries."""
+
+    stream: str
+    name: str
+    topics: tuple[str, ...] = field(default=())
+    ack_wait_s: int = 30
+    max_ack_pending: int = 2000
+
+
+STREAMS = (
+    Stream(
+        EST_REQUESTS,
+        ("est.request.>",),
+        owner="ca-signer",
+        retention="workqueue",
+        discard="new",
+        max_messages=50_000,
+        max_bytes=512 * _MIB,
+        max_age_s=_DAY,
+    ),
+    Stream(
+        PKI_EVENTS,
+        ("pki.certificate.>", "pki.rotation.>", "pki.ca.>"),
+        owner="ca-signer",
+        max_bytes=2048 * _MIB,
+        max_age_s=14 * _DAY,
+    ),
+    Stream(PKI_STATE, ("pki.state.>",), owner="ca-signer", last_per_topic=True),
+    Stream(DEAD_LETTERS, ("dead.>",), owner="ca-signer", max_bytes=256 * _MIB, max_age_s=90 * _DAY),
+    Stream(
+        AUDIT_ISSUE,
+        ("audit.issue.>",),
+        owner="audit",
+        retention="workqueue",
+        discard="new",
+        max_messages=1_000_000,
+        max_bytes=2048 * _MIB,
+    ),
+    Stream(
+        AUDIT_REFUSAL,
+        ("audit.refusal.>",),
+        owner="audit",
+        retention="workqueue",
+        discard="new",
+        max_messages=1_000_000,
+        max_bytes=1024 * _MIB,
+    ),
+)
+
+RENEWAL_CONSUMERS = (
+    Consumer(
+        PKI_EVENTS, RENEWAL_CONSUMER, ("pki.certificate.>", "pki.ca.window"), max_ack_pending=4000
+    ),
+)
+AUDIT_CONSUMERS = (
+    Consumer(AUDIT_ISSUE, AUDIT_CONSUMER),
+    Consumer(AUDIT_REFUSAL, AUDIT_CONSUMER),
+    Consumer(PKI_EVENTS, AUDIT_CONSUMER, ("pki.ca.window",)),
+)
+
+
+def owned_by(service: str) -> list[Stream]:
+    """Return the streams the service's ``migrate`` declares."""
+    return [s for s in STREAMS if s.owner == service]
+
+
+def signer_consumer(issuer: str, priority: Priority) -> Consumer:
+    """Return the consumer of requests for one issuer at one priority."""
+    return Consumer(
+        EST_REQUESTS,
+        f"signer-{token(issuer)}-{priority}",
+        (f"est.request.*.{issuer}.{priority}",),
+        max_ack_pending=4000,
+    )
+
+
+def signer_consumers(issuer: str) -> list[Consumer]:
+    """Return the consumers of one issuer, most urgent first."""
+    return [signer_consumer(issuer, priority) for priority in PRIORITIES]
+
+
+def token(text: str) -> str:
+    """Return ``text`` if it may stand in a topic.
+
+    Raises:
+        ConfigurationError: it may not.
+    """
+    if not is_token(text):
+        raise ConfigurationError(f"{text!r} is not a name of a-z, 0-9 and - (1 to 63)")
+    return text
+
+
+def request_topic(group: str, issuer: str, priority: Priority) -> str:
+    """``est.request.<group>.<issuer>.<priority>``."""
+    return f"est.request.{token(group)}.{token(issuer)}.{priority}"
+
+
+def reply_topic(group: str, instance: str, request_id: str) -> str:
+    """``est.reply.<group>.<instance>.<request id>``, built by the signer itself."""
+    return f"est.reply.{token(group)}.{token(instance)}.{token(request_id)}"
+
+
+def certificate_topic(kind: str, tenant: str, service: str) -> str:
+    """``pki.certificate.<kind>.<tenant>.<service>``."""
+    return f"pki.certificate.{kind}.{token(tenant)}.{token(service)}"
+
+
+def rotation_topic(step: str, tenant: str, service: str) -> str:
+    """``pki.rotation.<step>.<tenant>.<service>``."""
+    return f"pki.rotation.{step}.{token(tenant)}.{token(service)}"
+
+
+def audit_issue_topic(service: str) -> str:
+    """``audit.issue.<service>``: what issuing and rotation wait for."""
+    return f"audit.issue.{token(service)}"
+
+
+def audit_refusal_topic(service: str, instance: str) -> str:
+    """``audit.refusal.<service>.<instance>``: records without a row behind them."""
+    return f"audit.refusal.{token(service)}.{token(instance)}"
+
+
+WINDOW_TOPIC = "pki.ca.window"
+REANNOUNCE_TOPIC = "pki.command.ca-signer.reannounce"
+
+
+def ack_topic(group: str) -> str:
+    """``pki.ack.<group>``."""
+    return f"pki.ack.{token(group)}"
+
+
+def cacerts_topic(issuer: str) -> str:
+    """``pki.state.cacerts.<issuer>``."""
+    return f"pki.state.cacerts.{token(issuer)}"
+
+
+def secrets_topic(shard: str) -> str:
+    """``pki.state.secrets.<shard>``."""
+    return f"pki.state.secrets.{token(shard)}"
+
+
+POLICY_TOPIC = "pki.state.policy.current"

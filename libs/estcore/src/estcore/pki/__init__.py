@@ -1,0 +1,1 @@
+"""X.509 without I/O: CSR, names, keys, profiles, TBS, lint, chains."""

@@ -1,0 +1,150 @@
+"""Certification requests (RFC 2986): parsed once, possession proven, nothing trusted.
+
+Used by est-frontend for cheap early refusals and again by ca-signer, which does not believe
+the front end. Does not decide whether the names are allowed: that is ``estcore.policy``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+
+from estcore.errors import InvalidCSR, MalformedRequest, WeakKey
+from estcore.ids import digest
+from estcore.pki import der as der_codec
+from estcore.pki.keys import key_algorithm, spki_der
+from estcore.pki.names import canonical_name, display_name, san_entries
+
+MAX_CSR_BYTES = 32_768
+MAX_SAN_ENTRIES = 100
+CHALLENGE_PASSWORD_OID = "1.2.840.113549.1.9.7"  # noqa: S105 - an object identifier
+_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+
+
+@dataclass(frozen=True)
+class CertificationRequest:
+    """One CSR whose signature has been verified with the key inside it (RFC 7030 section 3.4)."""
+
+    der: bytes
+    parsed: x509.CertificateSigningRequest
+    public_key: CertificatePublicKeyTypes
+    key_algorithm: str
+    spki: bytes
+    san_extension: x509.SubjectAlternativeName | None
+    san: tuple[str, ...]
+    subject: x509.Name
+
+    @cached_property
+    def subject_canonical(self) -> str:
+        """The subject as RFC 5280 section 7.1 compares it."""
+        return canonical_name(self.subject)
+
+    @cached_property
+    def subject_text(self) -> str:
+        """The subject for people and records."""
+        return display_name(self.subject)
+
+    @cached_property
+    def spki_sha256(self) -> bytes:
+        """SHA-256 of the SubjectPublicKeyInfo."""
+        return sha256(self.spki).digest()
+
+    @cached_property
+    def sha256(self) -> bytes:
+        """SHA-256 of the whole CSR."""
+        return sha256(self.der).digest()
+
+    @cached_property
+    def requested(self) -> bytes:
+        """Digest of extensions and attributes asked for, without challengePassword.
+
+        A channel-bound CSR changes its challengePassword with each TLS session and still is
+        the same request (RFC 7030 section 4.2.3).
+        """
+        info = der_codec.children(der_codec.children(self.der)[0])
+        if len(info) < 4:  # noqa: PLR2004 - version, subject, key, attributes
+            return b""
+        _, start, end = der_codec.header(info[3], 0)
+        found = der_codec.elements(info[3], start, end)
+        values = [info[3][a:d] for _, a, _, d in found]
+        return digest(sorted(v for v in values if _CHALLENGE_PREFIX not in v[:16]))
+
+
+_CHALLENGE_PREFIX = bytes.fromhex("06092a864886f70d010907")
+
+
+def parse_csr(der: bytes) -> CertificationRequest:
+    """Return the request in ``der`` after checking its signature and its public key.
+
+    Raises:
+        MalformedRequest: not one DER CertificationRequest, or too large.
+        InvalidCSR: the signature does not verify, or a hash nobody should rely on.
+        WeakKey: key kind, size or encoding not accepted.
+    """
+    if len(der) > MAX_CSR_BYTES:
+        raise MalformedRequest(f"CSR is larger than {MAX_CSR_BYTES} bytes", code="csr.too_large")
+    try:
+        parsed = x509.load_der_x509_csr(der)
+        public_key = parsed.public_key()
+        subject = parsed.subject
+        san_extension = _san(parsed)
+    except WeakKey:
+        raise
+    except UnsupportedAlgorithm as exc:
+        raise WeakKey("the key algorithm is not accepted", code="key.type") from exc
+    except (ValueError, TypeError, x509.DuplicateExtension) as exc:
+        raise MalformedRequest("not a PKCS#10 certification request", code="csr.malformed") from exc
+    algorithm = key_algorithm(public_key)
+    spki = _certified_spki(der, public_key)
+    _prove_possession(parsed)
+    san = san_entries(san_extension)
+    if len(san) > MAX_SAN_ENTRIES:
+        raise InvalidCSR(f"more than {MAX_SAN_ENTRIES} SAN entries", code="csr.san_too_many")
+    return CertificationRequest(
+        der=der,
+        parsed=parsed,
+        public_key=public_key,
+        key_algorithm=algorithm,
+        spki=spki,
+        san_extension=san_extension,
+        san=san,
+        subject=subject,
+    )
+
+
+def _san(parsed: x509.CertificateSigningRequest) -> x509.SubjectAlternativeName | None:
+    try:
+        return parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return None
+
+
+def _certified_spki(der: bytes, public_key: CertificatePublicKeyTypes) -> bytes:
+    info = der_codec.children(der_codec.children(der)[0])
+    spki = spki_der(public_key)
+    if len(info) < 3 or info[2] != spki:  # noqa: PLR2004 - version, subject, key
+        raise WeakKey(
+            "keys are named-curve uncompressed EC, rsaEncryption or Ed25519", code="key.encoding"
+        )
+    return spki
+
+
+def _prove_possession(parsed: x509.CertificateSigningRequest) -> None:
+    try:
+        algorithm = parsed.signature_hash_algorithm
+    except UnsupportedAlgorithm as exc:
+        raise InvalidCSR("signature algorithm is not accepted", code="csr.hash") from exc
+    if algorithm is not None and not isinstance(algorithm, _HASHES):
+        raise InvalidCSR(f"signed with {algorithm.name}; use SHA-256 or better", code="csr.hash")
+    try:
+        valid = parsed.is_signature_valid
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError) as exc:
+        raise InvalidCSR("the signature cannot be checked", code="csr.signature") from exc
+    if not valid:
+        raise InvalidCSR("the CSR's signature does not verify", code="csr.signature")

@@ -1,0 +1,219 @@
+"""May this principal have this certificate? Pure decisions with reasons.
+
+est-frontend asks early to refuse cheaply; ca-signer asks again with authority. Both call the
+same functions, so they can only differ by the version of their policy file.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from cryptography import x509
+
+from estcore.errors import IdentityMismatch, NotAuthorized, ProfileViolation
+from estcore.pki.csr import CertificationRequest
+from estcore.pki.names import SHORT_NAMES, canonical_name, san_entries
+from estcore.pki.profile import Priority, Profile
+from estcore.policy.document import Label, Names, PolicyDocument, Rule
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What was decided: which rule, label, profile name and priority."""
+
+    rule: Rule
+    label_name: str
+    label: Label
+    profile: str
+    priority: Priority
+
+
+def label_named(policy: PolicyDocument, name: str | None) -> tuple[str, Label] | None:
+    """Return the label and its name; None stands for the default label, unknown gives None."""
+    chosen = policy.default_label if name is None else name
+    label = policy.labels.get(chosen)
+    return None if label is None else (chosen, label)
+
+
+def grant(policy: PolicyDocument, rule: Rule | None, label_name: str) -> Grant:
+    """Return what the rule gives on the label.
+
+    Raises:
+        NotAuthorized: no rule for the principal, or none for this label.
+    """
+    if rule is None:
+        raise NotAuthorized("no policy rule for this principal", code="policy.no_rule")
+    if label_name not in rule.labels:
+        raise NotAuthorized(
+            f"rule {rule.name} does not allow label {label_name}", code="policy.label"
+        )
+    label = policy.labels[label_name]
+    profile = next(p for p in rule.profiles if p in label.profiles)
+    return Grant(rule, label_name, label, profile, rule.priority or label.priority)
+
+
+def inherited_rule(
+    policy: PolicyDocument, *, tenant: str, service: str, profile: str, label_name: str
+) -> Rule:
+    """Return the rule under which an owner may still renew a profile on a label.
+
+    Re-enrollment inherits owner and profile from the predecessor; the policy of today must
+    still give that owner that profile, so taking a rule away ends renewals.
+
+    Raises:
+        NotAuthorized: no rule of the owner covers both.
+    """
+    for rule in policy.rules_of_owner(tenant, service):
+        if profile in rule.profiles and label_name in rule.labels:
+            return rule
+    raise NotAuthorized(
+        f"policy no longer gives {tenant}/{service} profile {profile} on label {label_name}",
+        code="policy.renewal_withdrawn",
+    )
+
+
+def check_names(request: CertificationRequest, names: Names) -> None:
+    """Check every name in the request against what the rule allows.
+
+    Raises:
+        NotAuthorized: naming the first name that is not allowed.
+    """
+    for attribute in request.subject:
+        short = SHORT_NAMES.get(attribute.oid, attribute.oid.dotted_string)
+        value = attribute.value if isinstance(attribute.value, str) else ""
+        if not _subject_value_allowed(short, value, names):
+            raise NotAuthorized(f"subject {short}={value!r} is not allowed", code="policy.subject")
+    for entry in request.san:
+        kind, _, value = entry.partition(":")
+        check = _SAN_CHECKS.get(kind)
+        if check is None or not check(value, names):
+            raise NotAuthorized(f"SAN {entry} is not allowed", code="policy.san")
+    if not request.san and not request.subject.rdns:
+        raise NotAuthorized("the request names nobody", code="policy.subject")
+
+
+def _subject_value_allowed(short: str, value: str, names: Names) -> bool:
+    if "\0" in value:
+        return False
+    match short:
+        case "CN":
+            return _any_pattern(value, names.common_names) or _dns_allowed(value, names)
+        case "O":
+            return value in names.organizations
+        case "OU":
+            return value in names.organizational_units
+        case "C":
+            return value in names.countries
+        case _:
+            return False
+
+
+def _any_pattern(value: str, patterns: Iterable[str]) -> bool:
+    return any(_matches(value.lower(), pattern.lower()) for pattern in patterns)
+
+
+def _matches(value: str, pattern: str) -> bool:
+    """One ``*`` stands for one or more characters other than a dot."""
+    head, star, tail = pattern.partition("*")
+    if not star:
+        return value == pattern
+    middle = value[len(head) : len(value) - len(tail)]
+    return (
+        len(value) > len(head) + len(tail)
+        and value.startswith(head)
+        and value.endswith(tail)
+        and "." not in middle
+    )
+
+
+def _dns_allowed(value: str, names: Names) -> bool:
+    host = value.lower()
+    if not host or "*" in host or not host.isascii():
+        return False
+    if any(not part for part in host.split(".")):
+        return False
+    return _any_pattern(host, names.dns) or any(
+        host.endswith("." + suffix.lower().lstrip(".")) for suffix in names.dns_suffixes
+    )
+
+
+def _ip_allowed(value: str, names: Names) -> bool:
+    try:
+        address = ipaddress.ip_network(value)
+        return any(
+            address.version == (net := ipaddress.ip_network(allowed)).version
+            and address.subnet_of(net)  # type: ignore[arg-type] # same version
+            for allowed in names.ips
+        )
+    except ValueError:
+        return False
+
+
+def _uri_allowed(value: str, names: Names) -> bool:
+    return any(value.startswith(prefix) for prefix in names.uri_prefixes) and ".." not in value
+
+
+def _email_allowed(value: str, names: Names) -> bool:
+    return value in names.emails
+
+
+_SAN_CHECKS: dict[str, Callable[[str, Names], bool]] = {
+    "dns": _dns_allowed,
+    "ip": _ip_allowed,
+    "uri": _uri_allowed,
+    "email": _email_allowed,
+}
+
+
+def check_profile(request: CertificationRequest, profile: Profile) -> None:
+    """Check key kind, subject attributes and SAN kinds against the profile.
+
+    Raises:
+        ProfileViolation: naming what the profile does not allow.
+    """
+    if request.key_algorithm not in profile.key_algorithms:
+        allowed = ", ".join(profile.key_algorithms)
+        raise ProfileViolation(
+            f"profile {profile.name} takes {allowed}, not {request.key_algorithm}",
+            code="profile.key_algorithm",
+        )
+    for attribute in request.subject:
+        short = SHORT_NAMES.get(attribute.oid, attribute.oid.dotted_string)
+        if short not in profile.subject_attributes:
+            raise ProfileViolation(
+                f"profile {profile.name} has no subject attribute {short}",
+                code="profile.subject_attribute",
+            )
+    for entry in request.san:
+        kind = entry.partition(":")[0]
+        if kind not in profile.san_kinds:
+            raise ProfileViolation(
+                f"profile {profile.name} has no SAN of kind {kind}", code="profile.san_kind"
+            )
+    if profile.san_required and not request.san and not profile.common_name_to_dns_san:
+        raise ProfileViolation(f"profile {profile.name} needs a SAN", code="profile.san_missing")
+
+
+def check_same_identity(request: CertificationRequest, current: x509.Certificate) -> None:
+    """RFC 7030 section 4.2.2: subject and SAN must be those of the current certificate.
+
+    Names compare by RFC 5280 section 7.1, the SAN as a set.
+
+    Raises:
+        IdentityMismatch: naming which differs.
+    """
+    if request.subject_canonical != canonical_name(current.subject):
+        raise IdentityMismatch(
+            "the subject is not the current certificate's", code="reenroll.subject_differs"
+        )
+    try:
+        extension = current.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        san = san_entries(extension.value)
+    except x509.ExtensionNotFound:
+        san = ()
+    if request.san != san:
+        raise IdentityMismatch(
+            "the SAN is not the current certificate's", code="reenroll.san_differs"
+        )

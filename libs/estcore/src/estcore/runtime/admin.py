@@ -1,0 +1,97 @@
+"""Health and metrics over plain HTTP with the standard library: /healthz, /readyz, /metrics.
+
+Liveness says that the event loop turns; it never depends on a database. Readiness lists what
+is not there. Bound to loopback unless configured otherwise; it serves nothing secret.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+
+from estcore.errors import ConfigurationError
+from estcore.runtime.settings import AdminSettings
+
+Checks = Mapping[str, Callable[[], bool]]
+_HEAD_LIMIT = 8192
+
+
+class AdminServer:
+    """The admin port of one process."""
+
+    def __init__(self, settings: AdminSettings, checks: Checks) -> None:
+        self._settings = settings
+        self._checks = checks
+        self._server: asyncio.Server | None = None
+        self.stopping = False
+
+    async def start(self) -> int:
+        """Listen; returns the port.
+
+        Raises:
+            ConfigurationError: the port is taken.
+        """
+        try:
+            self._server = await asyncio.start_server(
+                self._serve, self._settings.host, self._settings.port, limit=_HEAD_LIMIT
+            )
+        except OSError as exc:
+            raise ConfigurationError(
+                f"admin port {self._settings.host}:{self._settings.port} is taken",
+                code="port.taken",
+            ) from exc
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._server is not None:
+            self._server.close()
+
+    def missing(self) -> list[str]:
+        """Return the names of readiness checks that fail."""
+        missing = [name for name, check in self._checks.items() if not check()]
+        return [*missing, "stopping"] if self.stopping else missing
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(5):
+                request = await reader.readuntil(b"\r\n\r\n")
+                writer.write(self._answer(request))
+                await writer.drain()
+        except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # a probe that does not speak HTTP gets no answer
+        finally:
+            writer.close()
+
+    def _answer(self, request: bytes) -> bytes:
+        method, _, rest = request.partition(b" ")
+        path = rest.partition(b" ")[0].partition(b"?")[0]
+        if method not in {b"GET", b"HEAD"}:
+            return _response("405 Method Not Allowed", "only GET\n", head=False)
+        head = method == b"HEAD"
+        if path == b"/healthz":
+            return _response("200 OK", "alive\n", head=head)
+        if path == b"/readyz":
+            missing = self.missing()
+            if missing:
+                text = "not ready: " + ", ".join(missing) + "\n"
+                return _response("503 Service Unavailable", text, head=head)
+            return _response("200 OK", "ready\n", head=head)
+        if path == b"/metrics":
+            body = generate_latest(REGISTRY).decode()
+            return _response("200 OK", body, head=head, content_type=CONTENT_TYPE_LATEST)
+        return _response("404 Not Found", "not here\n", head=head)
+
+
+def _response(
+    status: str, body: str, *, head: bool, content_type: str = "text/plain; charset=utf-8"
+) -> bytes:
+    octets = body.encode()
+    lines = (
+        f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\n"
+        f"Content-Length: {len(octets)}\r\nConnection: close\r\n\r\n"
+    )
+    return lines.encode() + (b"" if head else octets)

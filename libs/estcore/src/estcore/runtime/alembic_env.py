@@ -1,0 +1,23 @@
+"""What every history's ``env.py`` does: run in the given connection, inside one schema."""
+
+from __future__ import annotations
+
+from alembic import context
+from sqlalchemy import text
+
+
+def run() -> None:
+    """Run the migrations of ``context.config``; called by each service's ``env.py``."""
+    connection = context.config.attributes["connection"]
+    schema = context.config.attributes["schema"]
+    connection.execute(text(f'create schema if not exists "{schema}"'))
+    connection.execute(text(f'set local search_path to "{schema}"'))
+    context.configure(connection=connection, version_table_schema=schema, transactional_ddl=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def runtime_role() -> str:
+    """Return the quoted role the service runs as."""
+    role = context.config.attributes["role"]
+    return '"' + str(role).replace('"', '""') + '"'

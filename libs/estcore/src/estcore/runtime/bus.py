@@ -1,0 +1,243 @@
+"""The thin port to NATS: everything the services do with it, and nothing of nats-py outside.
+
+Publishing is confirmed (JetStream's PubAck awaited) or hinted (core NATS, may be lost).
+Consuming is in ``estcore.runtime.consume``. Connections are kept for ever: reconnecting never
+gives up, and a permission violation makes the service unready (docs/architecture.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import nats
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from estcore.errors import BusUnavailable
+from estcore.runtime.logs import fields
+from estcore.runtime.settings import BusSettings, read_secret
+
+log = logging.getLogger(__name__)
+
+_OUTBOUND_BYTES = 32 * 1024 * 1024
+_MSG_ID = "Nats-Msg-Id"
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """One message to publish. ``message_id`` lets JetStream drop a repeated one."""
+
+    topic: str
+    payload: bytes
+    message_id: str | None = None
+
+
+class Bus:
+    """A connection to NATS."""
+
+    def __init__(self, client: Client, inbox_prefix: str) -> None:
+        self.client = client
+        self.inbox_prefix = inbox_prefix
+        self._js = client.jetstream(timeout=5, publish_async_max_pending=4096)
+        self.violation: str | None = None
+        self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
+
+    @classmethod
+    async def connect(
+        cls, settings: BusSettings, service: str, instance: str, *, seed: str | None = None
+    ) -> Bus:
+        """Connect, retrying until it works or the caller's deadline ends it.
+
+        ``seed`` replaces the service's own NKey seed (used by ``migrate``).
+        """
+        inbox_prefix = f"_INBOX_{service.replace('-', '')}"
+        client = Client()
+        bus = cls(client, inbox_prefix)
+        secret = seed or read_secret(settings.nkey_seed_file, "the NKey seed")
+        while True:
+            try:
+                await client.connect(
+                    servers=[u.strip() for u in settings.url.split(",")],
+                    name=f"{service}/{instance}",
+                    nkeys_seed_str=secret,
+                    tls=_tls(settings),
+                    inbox_prefix=inbox_prefix,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.25,  # type: ignore[arg-type] # seconds; floats work
+                    ping_interval=10,
+                    max_outstanding_pings=2,
+                    pending_size=_OUTBOUND_BYTES,
+                    error_cb=bus._error,
+                    disconnected_cb=bus._disconnected,
+                    reconnected_cb=bus._reconnected,
+                )
+            except (TimeoutError, OSError, nats.errors.Error) as exc:
+                log.warning("bus not reached, will retry", extra=fields(error=str(exc)))
+                await asyncio.sleep(0.5)
+                continue
+            return bus
+
+    async def _error(self, error: Exception) -> None:
+        text = str(error)
+        if "permissions violation" in text.lower():
+            self.violation = text
+            log.error("bus refuses a topic to this service", extra=fields(error=text))
+            return
+        log.warning("bus error", extra=fields(error=f"{type(error).__name__}: {text}"))
+
+    async def _disconnected(self) -> None:
+        log.warning("bus connection lost, reconnecting")
+
+    async def _reconnected(self) -> None:
+        log.info("bus connection is back")
+        for callback in self._on_reconnect:
+            await callback()
+
+    def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Call ``callback`` after every reconnect."""
+        self._on_reconnect.append(callback)
+
+    @property
+    def ready(self) -> bool:
+        """Connected, and no topic was ever refused."""
+        return self.client.is_connected and self.violation is None
+
+    @property
+    def connected(self) -> bool:
+        """Connected at this moment."""
+        return self.client.is_connected
+
+    async def publish_confirmed(
+        self, messages: Sequence[Outgoing], *, timeout_s: float = 5
+    ) -> None:
+        """Publish to JetStream and await every PubAck; the outcome of a failure is unknown.
+
+        Raises:
+            BusUnavailable: not connected, no PubAck in time, stream full, or refused.
+        """
+        if not self.client.is_connected:
+            raise BusUnavailable("the bus is not connected")
+        try:
+            async with asyncio.timeout(timeout_s):
+                futures = [await self._send(message) for message in messages]
+                await asyncio.gather(*futures)
+        except nats.js.errors.APIError as exc:
+            raise BusUnavailable(
+                f"stream refused the message: {exc.description}", code="bus.full"
+            ) from exc
+        except (TimeoutError, nats.errors.Error, OSError) as exc:
+            raise BusUnavailable("no confirmation from the bus") from exc
+
+    async def submit(self, message: Outgoing) -> asyncio.Future[Any]:
+        """Publish to JetStream; returns the future of the PubAck, which raises what refused it.
+
+        Raises:
+            BusUnavailable: not connected.
+        """
+        if not self.client.is_connected:
+            raise BusUnavailable("the bus is not connected")
+        try:
+            return await self._send(message)
+        except (nats.errors.Error, OSError) as exc:
+            raise BusUnavailable("the bus took nothing") from exc
+
+    async def _send(self, message: Outgoing) -> asyncio.Future[Any]:
+        headers = {_MSG_ID: message.message_id} if message.message_id else None
+        return await self._js.publish_async(message.topic, message.payload, headers=headers)
+
+    async def hint(self, topic: str, payload: bytes, *, reply: str = "") -> None:
+        """Publish on core NATS; nobody promises that it arrives.
+
+        Raises:
+            BusUnavailable: not connected, or the outbound buffer is full.
+        """
+        try:
+            await self.client.publish(topic, payload, reply=reply)
+        except (nats.errors.Error, OSError) as exc:
+            raise BusUnavailable("the bus took nothing") from exc
+
+    async def subscribe(
+        self, topic: str, handler: Callable[[Msg], Awaitable[None]], *, queue: str = ""
+    ) -> Subscription:
+        """Call ``handler`` for every core message on ``topic``."""
+        return await self.client.subscribe(topic, queue=queue, cb=handler)
+
+    async def request(self, topic: str, payload: bytes, *, timeout_s: float = 5) -> bytes:
+        """Return the answer to a core request.
+
+        Raises:
+            BusUnavailable: nobody answers, or not in time.
+        """
+        try:
+            answer = await self.client.request(topic, payload, timeout=timeout_s)
+        except (TimeoutError, nats.errors.Error, OSError) as exc:
+            raise BusUnavailable(f"no answer on {topic}") from exc
+        return bytes(answer.data)
+
+    async def last_values(
+        self, stream: str, topics: str, *, timeout_s: float = 5
+    ) -> list[tuple[str, bytes]]:
+        """Return (topic, payload) last stored on every topic matching ``topics`` in ``stream``.
+
+        One batched direct get (server 2.11 and newer); replicas may answer slightly behind.
+
+        Raises:
+            BusUnavailable: no complete answer in time.
+        """
+        queue: asyncio.Queue[Msg] = asyncio.Queue()
+        inbox = self.client.new_inbox()
+        subscription = await self.client.subscribe(inbox, cb=queue.put)
+        body = json.dumps({"multi_last": [topics], "batch": 1024}).encode()
+        found: list[tuple[str, bytes]] = []
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.client.publish(f"$JS.API.DIRECT.GET.{stream}", body, reply=inbox)
+                while True:
+                    message = await queue.get()
+                    headers = message.headers or {}
+                    status = headers.get("Status")
+                    if status in {"204", "404"}:
+                        return found
+                    if status is not None:
+                        raise BusUnavailable(f"stream {stream} answers {status}")
+                    found.append((headers["Nats-Subject"], bytes(message.data)))
+        except (TimeoutError, nats.errors.Error, OSError) as exc:
+            raise BusUnavailable(f"no answer from stream {stream}") from exc
+        finally:
+            await _quietly(subscription.unsubscribe())
+
+    async def close(self) -> None:
+        """Send what is buffered, answer what is in hand, close."""
+        try:
+            async with asyncio.timeout(10):
+                if self.client.is_connected:
+                    await self.client.drain()
+                else:
+                    await self.client.close()
+        except (TimeoutError, nats.errors.Error, OSError) as exc:
+            log.warning("bus did not close in order", extra=fields(error=str(exc)))
+
+
+async def _quietly(step: Awaitable[None]) -> None:
+    try:
+        await step
+    except (nats.errors.Error, OSError):
+        log.debug("a subscription could not be closed")
+
+
+def _tls(settings: BusSettings) -> ssl.SSLContext | None:
+    if settings.ca_file is None:
+        return None
+    context = ssl.create_default_context(cafile=str(settings.ca_file))
+    if settings.certificate_file is not None:
+        context.load_cert_chain(settings.certificate_file, settings.key_file)
+    return context

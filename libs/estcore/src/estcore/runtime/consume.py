@@ -1,0 +1,209 @@
+"""Pull consumers: a standing request for messages, refilled at half, watched for silence.
+
+The client's ``fetch`` costs two requests a call and cannot be left standing. Here one pull
+request with credit for many messages is open at all times, so a message that arrives is
+delivered at once, and an idle consumer costs one heartbeat every few seconds. Credits bound
+what is in hand. Silence while connected means a dead subscription: it is made anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import deque
+from collections.abc import Sequence
+
+import nats.errors
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from estcore.clock import monotonic_s
+from estcore.errors import BusUnavailable
+from estcore.runtime.bus import Bus
+from estcore.runtime.logs import fields
+
+log = logging.getLogger(__name__)
+
+_EXPIRES_S = 30
+_HEARTBEAT_S = 5
+_SILENCE_S = 3 * _HEARTBEAT_S
+_UNREADY_S = 60
+_NS = 1_000_000_000
+
+
+class Delivery:
+    """One delivered message. Exactly one of ``ack``, ``nak``, ``term`` ends it."""
+
+    __slots__ = ("_bus", "attempt", "data", "reply", "sequence", "topic")
+
+    def __init__(self, bus: Bus, message: Msg) -> None:
+        self._bus = bus
+        self.data: bytes = message.data
+        self.topic: str = message.subject
+        self.reply: str = message.reply
+        # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>,
+        # or with <domain>.<account> after ACK; counted from the end both are alike
+        # (the longer form has one more token at its end).
+        parts = message.reply.split(".")
+        first = 4 if len(parts) < 11 else 6  # noqa: PLR2004 - see above
+        self.attempt = int(parts[first])
+        self.sequence = int(parts[first + 1])
+
+    async def ack(self) -> None:
+        """Everything it causes is durable."""
+        await self._answer(b"+ACK")
+
+    async def nak(self, delay_s: float) -> None:
+        """Not now: deliver again after ``delay_s``."""
+        await self._answer(b'-NAK {"delay":%d}' % int(delay_s * _NS))
+
+    async def term(self) -> None:
+        """Never again: it is unreadable or dead-lettered."""
+        await self._answer(b"+TERM")
+
+    async def working(self) -> None:
+        """Still at it: start the ack wait anew."""
+        await self._answer(b"+WPI")
+
+    async def _answer(self, word: bytes) -> None:
+        try:
+            await self._bus.client.publish(self.reply, word)
+        except (nats.errors.Error, OSError):
+            # The server delivers again; handlers are idempotent.
+            log.debug("an acknowledgement was not sent")
+
+
+class PullConsumer:
+    """Messages of one durable consumer, in the order delivered.
+
+    ``wake`` is set whenever something arrives, so that one worker may wait on several
+    consumers.
+    """
+
+    def __init__(
+        self, bus: Bus, stream: str, name: str, *, credit: int, wake: asyncio.Event | None = None
+    ) -> None:
+        self.stream, self.name = stream, name
+        self._bus, self._credit = bus, credit
+        self._queue: deque[Delivery] = deque()
+        self._open = 0
+        self._subscription: Subscription | None = None
+        self._heard = monotonic_s()
+        self._paused = False
+        self.wake = wake or asyncio.Event()
+
+    async def start(self) -> None:
+        """Open the standing request."""
+        await self._subscribe()
+        self._bus.on_reconnect(self._restart)
+
+    @property
+    def waiting(self) -> int:
+        """How many messages are here and not taken."""
+        return len(self._queue)
+
+    @property
+    def ready(self) -> bool:
+        """The server was heard lately."""
+        return monotonic_s() - self._heard < _UNREADY_S
+
+    def take(self, limit: int) -> list[Delivery]:
+        """Return up to ``limit`` messages that are here; none is an answer."""
+        taken = [self._queue.popleft() for _ in range(min(limit, len(self._queue)))]
+        if not self._queue:
+            self.wake.clear()
+        return taken
+
+    async def wait(self, timeout_s: float) -> bool:
+        """Wait until something is here; False when the time is over."""
+        if self._queue:
+            return True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.wake.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def tend(self) -> None:
+        """Keep the standing request open; call it often (every take, at least every second)."""
+        if self._paused or self._subscription is None or not self._bus.connected:
+            return
+        if monotonic_s() - self._heard > _SILENCE_S:
+            log.warning("consumer is silent, subscribing anew", extra=fields(consumer=self.name))
+            await self._restart()
+            return
+        free = self._credit - self._open - len(self._queue)
+        if free * 2 >= self._credit:
+            await self._pull(free)
+
+    async def pause(self) -> Sequence[Delivery]:
+        """Stop fetching; returns what was not taken, for ``nak``."""
+        self._paused = True
+        if self._subscription is not None:
+            subscription, self._subscription = self._subscription, None
+            try:
+                await subscription.unsubscribe()
+            except (nats.errors.Error, OSError):
+                log.debug("the consumer's subscription could not be closed")
+        rest = list(self._queue)
+        self._queue.clear()
+        return rest
+
+    async def _subscribe(self) -> None:
+        inbox = self._bus.client.new_inbox()
+        self._subscription = await self._bus.client.subscribe(inbox, cb=self._arrived)
+        self._inbox = inbox
+        self._open = 0
+        self._heard = monotonic_s()
+        await self._pull(self._credit - len(self._queue))
+
+    async def _restart(self) -> None:
+        if self._paused:
+            return
+        old, self._subscription = self._subscription, None
+        if old is not None:
+            try:
+                await old.unsubscribe()
+            except (nats.errors.Error, OSError):
+                log.debug("the old subscription could not be closed")
+        try:
+            await self._subscribe()
+        except (nats.errors.Error, OSError) as exc:
+            raise BusUnavailable("cannot subscribe") from exc
+
+    async def _pull(self, batch: int) -> None:
+        if batch <= 0:
+            return
+        body = {"batch": batch, "expires": _EXPIRES_S * _NS, "idle_heartbeat": _HEARTBEAT_S * _NS}
+        topic = f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self.name}"
+        try:
+            await self._bus.client.publish(topic, json.dumps(body).encode(), reply=self._inbox)
+        except (nats.errors.Error, OSError):
+            log.debug("a pull request was not sent")
+            return
+        self._open += batch
+
+    async def _arrived(self, message: Msg) -> None:
+        self._heard = monotonic_s()
+        headers = message.headers
+        status = headers.get("Status") if headers and not message.reply else None
+        if status is None:
+            self._open -= 1
+            self._queue.append(Delivery(self._bus, message))
+            self.wake.set()
+            return
+        if status == "100":
+            return
+        # 404, 408, 409: this request is over; the server says how many of it were left.
+        left = (headers or {}).get("Nats-Pending-Messages")
+        self._open -= int(left) if left else self._open
+        self._open = max(self._open, 0)
+        if status == "409":
+            log.warning(
+                "pull request ended by the server",
+                extra=fields(consumer=self.name, reason=(headers or {}).get("Description", "")),
+            )
+            await asyncio.sleep(0.2)
+        await self.tend()

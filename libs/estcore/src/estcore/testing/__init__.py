@@ -1,0 +1,1 @@
+"""Builders and judges for tests: movable clock, certificate factory."""

