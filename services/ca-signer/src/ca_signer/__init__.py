@@ -1,1 +1,1 @@
-"""."""
+"""ca-signer: decides with authority, records, signs, announces. Holds the CA key."""

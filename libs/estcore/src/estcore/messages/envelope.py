@@ -6,17 +6,40 @@ side by side during a rolling update; ``schema_version`` tells when that is not 
 
 from __future__ import annotations
 
+import binascii
 import datetime as dt
 from typing import Annotated, TypeVar
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+)
 
 from estcore.errors import MalformedRequest
 
 Token = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,63}$")]
 CorrelationId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
-DER = Base64Bytes
-"""Binary in JSON: base64."""
+
+
+def _der(value: object) -> object:
+    # DER of everything we carry is a SEQUENCE (0x30); base64 of one begins with an M (0x4d).
+    if isinstance(value, str):
+        value = value.encode()
+    if isinstance(value, bytes) and value[:1] != b"\x30":
+        return binascii.a2b_base64(value, strict_mode=True)
+    return value
+
+
+DER = Annotated[
+    bytes,
+    BeforeValidator(_der),
+    PlainSerializer(lambda value: binascii.b2a_base64(value, newline=False).decode(), str, "json"),
+]
+"""A DER SEQUENCE: octets inside, base64 in JSON; either form is taken when constructed."""
 
 
 class Part(BaseModel):

@@ -106,6 +106,8 @@ def parse_csr(der: bytes) -> CertificationRequest:
     san = san_entries(san_extension)
     if len(san) > MAX_SAN_ENTRIES:
         raise InvalidCSR(f"more than {MAX_SAN_ENTRIES} SAN entries", code="csr.san_too_many")
+    if any(not entry.isprintable() for entry in san):
+        raise InvalidCSR("a SAN entry has unprintable characters", code="csr.san_characters")
     return CertificationRequest(
         der=der,
         parsed=parsed,

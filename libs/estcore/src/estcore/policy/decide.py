@@ -55,23 +55,36 @@ def grant(policy: PolicyDocument, rule: Rule | None, label_name: str) -> Grant:
 
 
 def inherited_rule(
-    policy: PolicyDocument, *, tenant: str, service: str, profile: str, label_name: str
+    policy: PolicyDocument,
+    request: CertificationRequest,
+    *,
+    tenant: str,
+    service: str,
+    profile: str,
+    label_name: str,
 ) -> Rule:
     """Return the rule under which an owner may still renew a profile on a label.
 
     Re-enrollment inherits owner and profile from the predecessor; the policy of today must
-    still give that owner that profile, so taking a rule away ends renewals.
+    still give that owner that profile and these names, so taking a rule away ends renewals.
 
     Raises:
-        NotAuthorized: no rule of the owner covers both.
+        NotAuthorized: no rule of the owner covers all of it.
     """
-    for rule in policy.rules_of_owner(tenant, service):
-        if profile in rule.profiles and label_name in rule.labels:
-            return rule
-    raise NotAuthorized(
+    refused = NotAuthorized(
         f"policy no longer gives {tenant}/{service} profile {profile} on label {label_name}",
         code="policy.renewal_withdrawn",
     )
+    for rule in policy.rules_of_owner(tenant, service):
+        if profile not in rule.profiles or label_name not in rule.labels:
+            continue
+        try:
+            check_names(request, rule.names)
+        except NotAuthorized as exc:
+            refused = exc
+            continue
+        return rule
+    raise refused
 
 
 def check_names(request: CertificationRequest, names: Names) -> None:

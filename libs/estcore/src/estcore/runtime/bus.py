@@ -52,6 +52,11 @@ class Bus:
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
 
     @classmethod
+    def unconnected(cls, service: str) -> Bus:
+        """Return a bus that is not connected yet; every use fails until ``open`` is done."""
+        return cls(Client(), f"_INBOX_{service.replace('-', '')}")
+
+    @classmethod
     async def connect(
         cls, settings: BusSettings, service: str, instance: str, *, seed: str | None = None
     ) -> Bus:
@@ -59,32 +64,37 @@ class Bus:
 
         ``seed`` replaces the service's own NKey seed (used by ``migrate``).
         """
-        inbox_prefix = f"_INBOX_{service.replace('-', '')}"
-        client = Client()
-        bus = cls(client, inbox_prefix)
+        bus = cls.unconnected(service)
+        await bus.open(settings, service, instance, seed=seed)
+        return bus
+
+    async def open(
+        self, settings: BusSettings, service: str, instance: str, *, seed: str | None = None
+    ) -> None:
+        """Connect, retrying until it works or the caller's deadline ends it."""
         secret = seed or read_secret(settings.nkey_seed_file, "the NKey seed")
         while True:
             try:
-                await client.connect(
+                await self.client.connect(
                     servers=[u.strip() for u in settings.url.split(",")],
                     name=f"{service}/{instance}",
                     nkeys_seed_str=secret,
                     tls=_tls(settings),
-                    inbox_prefix=inbox_prefix,
+                    inbox_prefix=self.inbox_prefix,
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=0.25,  # type: ignore[arg-type] # seconds; floats work
                     ping_interval=10,
                     max_outstanding_pings=2,
                     pending_size=_OUTBOUND_BYTES,
-                    error_cb=bus._error,
-                    disconnected_cb=bus._disconnected,
-                    reconnected_cb=bus._reconnected,
+                    error_cb=self._error,
+                    disconnected_cb=self._disconnected,
+                    reconnected_cb=self._reconnected,
                 )
             except (TimeoutError, OSError, nats.errors.Error) as exc:
                 log.warning("bus not reached, will retry", extra=fields(error=str(exc)))
                 await asyncio.sleep(0.5)
                 continue
-            return bus
+            return
 
     async def _error(self, error: Exception) -> None:
         text = str(error)
@@ -137,8 +147,10 @@ class Bus:
         except (TimeoutError, nats.errors.Error, OSError) as exc:
             raise BusUnavailable("no confirmation from the bus") from exc
 
-    async def submit(self, message: Outgoing) -> asyncio.Future[Any]:
-        """Publish to JetStream; returns the future of the PubAck, which raises what refused it.
+    async def submit(self, message: Outgoing, *, timeout_s: float) -> asyncio.Future[Any]:
+        """Publish to JetStream; returns the future of the PubAck.
+
+        The future raises what refused the message and is cancelled after ``timeout_s``.
 
         Raises:
             BusUnavailable: not connected.
@@ -146,9 +158,12 @@ class Bus:
         if not self.client.is_connected:
             raise BusUnavailable("the bus is not connected")
         try:
-            return await self._send(message)
+            confirmed = await self._send(message)
         except (nats.errors.Error, OSError) as exc:
             raise BusUnavailable("the bus took nothing") from exc
+        deadline = asyncio.get_running_loop().call_later(timeout_s, confirmed.cancel)
+        confirmed.add_done_callback(lambda _: deadline.cancel())
+        return confirmed
 
     async def _send(self, message: Outgoing) -> asyncio.Future[Any]:
         headers = {_MSG_ID: message.message_id} if message.message_id else None

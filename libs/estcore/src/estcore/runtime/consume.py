@@ -77,8 +77,8 @@ class Delivery:
 class PullConsumer:
     """Messages of one durable consumer, in the order delivered.
 
-    ``wake`` is set whenever something arrives, so that one worker may wait on several
-    consumers.
+    ``wake`` is set whenever something arrives. A worker of several consumers gives them one
+    event of its own and clears it itself before it takes.
     """
 
     def __init__(
@@ -92,6 +92,7 @@ class PullConsumer:
         self._heard = monotonic_s()
         self._paused = False
         self.wake = wake or asyncio.Event()
+        self._own_wake = wake is None
 
     async def start(self) -> None:
         """Open the standing request."""
@@ -111,7 +112,7 @@ class PullConsumer:
     def take(self, limit: int) -> list[Delivery]:
         """Return up to ``limit`` messages that are here; none is an answer."""
         taken = [self._queue.popleft() for _ in range(min(limit, len(self._queue)))]
-        if not self._queue:
+        if self._own_wake and not self._queue:
             self.wake.clear()
         return taken
 
@@ -150,6 +151,11 @@ class PullConsumer:
         rest = list(self._queue)
         self._queue.clear()
         return rest
+
+    async def resume(self) -> None:
+        """Fetch again after ``pause``."""
+        self._paused = False
+        await self._restart()
 
     async def _subscribe(self) -> None:
         inbox = self._bus.client.new_inbox()

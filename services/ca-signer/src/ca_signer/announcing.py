@@ -1,0 +1,311 @@
+"""Step 10: what the rest of the world is told, made from the ledger's row alone.
+
+Record and event ids are derived from the row, so that announcing again after a crash, a lost
+stream or a request of another service repeats the same facts under the same ids.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from hashlib import sha256
+
+from ca_signer.context import Context, Intent, Issued
+from estcore import ids
+from estcore.clock import Clock
+from estcore.errors import BusUnavailable, RequestRejected
+from estcore.messages import topics
+from estcore.messages.audit import (
+    Actor,
+    AuditBatch,
+    AuditRecord,
+    Origin,
+    Phase,
+    Producer,
+    Target,
+)
+from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested
+from estcore.messages.envelope import Part, encode
+from estcore.messages.events import CertificateIssued, EnrollmentRejected
+from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.tracing import trace_id
+
+SERVICE = "ca-signer"
+_BATCH = 256
+
+
+class Refusal(Part):
+    """A refused request as the ledger keeps it: enough to announce it again."""
+
+    event: EnrollmentRejected
+    record: AuditRecord
+
+
+class Announcer:
+    """Publishes audit records, events and replies of one signer process."""
+
+    def __init__(self, bus: Bus, clock: Clock, instance: str) -> None:
+        self._bus = bus
+        self._clock = clock
+        self._source = f"{SERVICE}/{instance}"
+        self._producer = Producer(service=SERVICE, instance=instance, boot_id=ids.uuid7())
+
+    async def intents(self, intents: Sequence[Intent]) -> None:
+        """Step 6: publish the intents and await the PubAck; without it nothing is signed.
+
+        Raises:
+            BusUnavailable: not confirmed.
+        """
+        await self.records([self._intent_record(i) for i in intents])
+
+    async def issued(self, issued: Sequence[Issued]) -> None:
+        """Step 10: publish outcome records and events, await every PubAck.
+
+        Raises:
+            BusUnavailable: not confirmed; announcing again is harmless.
+        """
+        await self._bus.publish_confirmed(
+            [
+                *self._batches([self._outcome_record(i) for i in issued]),
+                *(self._issued_event(i) for i in issued),
+            ]
+        )
+
+    async def outcome_records(self, issued: Sequence[Issued]) -> None:
+        """Publish the outcome records again, for the audit service."""
+        await self.records([self._outcome_record(i) for i in issued])
+
+    async def issued_events(self, issued: Sequence[Issued]) -> None:
+        """Publish the events again, for renewal."""
+        await self._bus.publish_confirmed([self._issued_event(i, again=True) for i in issued])
+
+    async def records(self, records: Sequence[AuditRecord]) -> None:
+        """Publish audit records and await their PubAcks.
+
+        Raises:
+            BusUnavailable: not confirmed.
+        """
+        if records:
+            await self._bus.publish_confirmed(self._batches(records))
+
+    async def refused(self, refusals: Sequence[Refusal]) -> None:
+        """Publish event and audit record of refused requests.
+
+        Raises:
+            BusUnavailable: not confirmed.
+        """
+        events = [
+            Outgoing(
+                topics.certificate_topic("rejected", r.event.tenant, r.event.service),
+                encode(r.event),
+                f"rejected-{r.event.id}",
+            )
+            for r in refusals
+        ]
+        await self._bus.publish_confirmed([*self._batches([r.record for r in refusals]), *events])
+
+    async def reply(self, group: str, instance: str, answer: EnrollmentAnswered) -> None:
+        """Answer the front end that asked. A lost answer is repeated at the client's retry."""
+        topic = topics.reply_topic(group, instance, answer.request_id)
+        try:
+            await self._bus.hint(topic, encode(answer))
+        except BusUnavailable:
+            return
+
+    def refusal(self, message: EnrollmentRequested, error: RequestRejected) -> Refusal:
+        """Return what is kept and announced of a refused request."""
+        now = self._clock.now()
+        kind = type(error).__name__
+        principal = message.principal
+        record = AuditRecord(
+            record_id=ids.record_id("rejected", message.id),
+            producer=self._producer,
+            occurred_at=now,
+            correlation_id=message.correlation_id,
+            causation_id=message.id,
+            trace_id=trace_id(message.traceparent),
+            action="certificate.issue",
+            phase="denied",
+            outcome="failure",
+            reason_code=error.code,
+            reason=error.reason,
+            severity="notice",
+            actor=Actor(type="service", subject=principal.key, auth_method=principal.method),
+            origin=Origin(peer=message.origin.peer, user_agent=message.origin.user_agent),
+            target=Target(
+                request_id=message.id,
+                label=message.label,
+                issuer_id=message.issuer,
+                csr_sha256=sha256(message.csr).hexdigest(),
+            ),
+        )
+        event = EnrollmentRejected(
+            id=message.id,
+            source=self._source,
+            time=now,
+            correlation_id=message.correlation_id,
+            causation_id=message.id,
+            tenant="unknown",
+            service="unknown",
+            kind=kind,
+            code=error.code,
+            reason=error.reason,
+        )
+        return Refusal(event=event, record=record)
+
+    def note(
+        self,
+        intent: Intent,
+        *,
+        record_id: str,
+        action: str,
+        code: str,
+        reason: str,
+        correlation_id: str | None = None,
+        request_id: str | None = None,
+    ) -> AuditRecord:
+        """Return a record about an intent other than its two regular ones."""
+        record = self._record(intent, record_id, "error" if "abandon" in action else "outcome")
+        return record.model_copy(
+            update={
+                "action": action,
+                "reason_code": code,
+                "reason": reason,
+                "outcome": "failure" if "abandon" in action else "success",
+                "correlation_id": correlation_id or intent.context.correlation_id,
+                "causation_id": request_id or intent.request_id,
+            }
+        )
+
+    def _batches(self, records: Sequence[AuditRecord]) -> list[Outgoing]:
+        topic = topics.audit_issue_topic(SERVICE)
+        found = []
+        for start in range(0, len(records), _BATCH):
+            part = tuple(records[start : start + _BATCH])
+            found.append(Outgoing(topic, encode(AuditBatch(records=part, traceparents=()))))
+        return found
+
+    def _intent_record(self, intent: Intent) -> AuditRecord:
+        # One record per attempt: a resumed intent shows both.
+        record_id = ids.record_id("intent", intent.issuance_id, str(intent.fence))
+        return self._record(intent, record_id, "intent")
+
+    def _outcome_record(self, issued: Issued) -> AuditRecord:
+        intent = issued.intent
+        record = self._record(intent, ids.record_id("issued", intent.issuance_id), "outcome")
+        target = record.target.model_copy(
+            update={
+                "issued_at": issued.issued_at,
+                "certificate_sha256": sha256(issued.certificate).hexdigest(),
+                "certificate": base64.b64encode(issued.certificate).decode(),
+                "tbs_sha256": None,
+            }
+        )
+        return record.model_copy(update={"target": target, "occurred_at": issued.issued_at})
+
+    def _record(self, intent: Intent, record_id: str, phase: Phase) -> AuditRecord:
+        context = intent.context
+        return AuditRecord.model_construct(
+            record_id=record_id,
+            producer=self._producer,
+            occurred_at=self._clock.now(),
+            correlation_id=context.correlation_id,
+            causation_id=intent.request_id,
+            trace_id=trace_id(context.traceparent),
+            action="certificate.issue",
+            phase=phase,
+            outcome="unknown" if phase == "intent" else "success",
+            severity="info",
+            actor=Actor.model_construct(
+                type="service",
+                subject=context.principal,
+                auth_method=context.auth_method,
+                certificate_serial=context.presented_serial,
+                rule=context.rule,
+            ),
+            origin=context.origin,
+            target=_target(intent, context),
+        )
+
+    def _issued_event(self, issued: Issued, *, again: bool = False) -> Outgoing:
+        intent, context = issued.intent, issued.intent.context
+        event = CertificateIssued.model_construct(
+            id=intent.issuance_id,
+            source=self._source,
+            time=issued.issued_at,
+            correlation_id=context.correlation_id,
+            causation_id=intent.request_id,
+            traceparent=context.traceparent,
+            tenant=intent.tenant,
+            service=intent.service,
+            slot_id=intent.slot_id,
+            issuer_id=intent.issuer_id,
+            profile=intent.profile,
+            priority=context.priority,
+            label=context.label,
+            subject=intent.subject,
+            san=intent.san,
+            serial=ids.serial_hex(intent.serial_number),
+            not_before=intent.not_before,
+            not_after=intent.not_after,
+            issued_at=issued.issued_at,
+            spki_sha256=intent.spki_sha256.hex(),
+            fingerprint_sha256=sha256(issued.certificate).hexdigest(),
+            certificate=issued.certificate,
+            predecessor_serial=context.predecessor_serial,
+            predecessor_fingerprint=(
+                intent.predecessor_sha256.hex() if intent.predecessor_sha256 else None
+            ),
+            same_key=context.same_key,
+            mode=context.mode,
+            reaction_time_s=context.reaction_time_s,
+            overlap_s=context.overlap_s,
+            spread=context.spread,
+        )
+        topic = topics.certificate_topic("issued", intent.tenant, intent.service)
+        # JetStream drops a message id it has seen lately; announcing again on request must
+        # arrive even then, so it goes without one.
+        return Outgoing(topic, encode(event), None if again else f"issued-{intent.issuance_id}")
+
+
+def _target(intent: Intent, context: Context) -> Target:
+    return Target.model_construct(
+        tenant=intent.tenant,
+        service=intent.service,
+        slot_id=intent.slot_id,
+        request_id=intent.request_id,
+        issuance_id=intent.issuance_id,
+        label=context.label,
+        profile=intent.profile,
+        issuer_id=intent.issuer_id,
+        policy_version=context.policy_version,
+        profile_version=context.profile_version,
+        subject=intent.subject,
+        san=intent.san,
+        csr_sha256=context.csr_sha256,
+        spki_sha256=intent.spki_sha256.hex(),
+        key_algorithm=context.key_algorithm,
+        serial=ids.serial_hex(intent.serial_number),
+        not_before=intent.not_before,
+        not_after=intent.not_after,
+        tbs_sha256=sha256(intent.tbs).hexdigest() if intent.tbs else None,
+        predecessor_serial=context.predecessor_serial,
+    )
+
+
+def issued_answer(request_id: str, certificate: bytes) -> EnrollmentAnswered:
+    """Return the answer with the stored certificate."""
+    return EnrollmentAnswered.model_construct(
+        request_id=request_id, outcome="issued", certificate=certificate
+    )
+
+
+def rejected_answer(request_id: str, error: RequestRejected) -> EnrollmentAnswered:
+    """Return the answer to a refused request."""
+    return EnrollmentAnswered(
+        request_id=request_id,
+        outcome="rejected",
+        kind=type(error).__name__,
+        code=error.code,
+        reason=error.reason,
+    )

@@ -1,0 +1,300 @@
+"""What happens to one batch of deliveries, from the first look to the last ack."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import asyncpg
+
+from ca_signer import metrics
+from ca_signer.announcing import Announcer, issued_answer, rejected_answer
+from ca_signer.context import Intent, Issued, KnownCertificate
+from ca_signer.cycle import Cycle
+from ca_signer.deciding import Authority, Candidate, decide, presented_fingerprint
+from ca_signer.ledger import Ledger
+from ca_signer.repeats import Answer, Leased, Refuse, Repeats, Resume
+from estcore.errors import (
+    IssuerUnavailable,
+    LintFailed,
+    MalformedRequest,
+    RequestRejected,
+    TBSMismatch,
+    Unavailable,
+)
+from estcore.ids import record_id
+from estcore.messages import topics
+from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested
+from estcore.messages.envelope import decode, encode
+from estcore.messages.events import EnrollmentPending
+from estcore.runtime import faults
+from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.consume import Delivery
+from estcore.runtime.logs import fields
+from estcore.runtime.tracing import Tracing
+
+log = logging.getLogger(__name__)
+
+_KNOWN_LIMIT = 20_000
+_RETRY_S = 1.0
+_LEASED_S = 3.0
+
+
+@dataclass
+class Item:
+    """A delivery and the request in it."""
+
+    delivery: Delivery
+    message: EnrollmentRequested
+
+
+class Batch:
+    """Processes deliveries; one instance serves all batches of a process."""
+
+    def __init__(  # noqa: PLR0913 - the parts of the signer, joined in main
+        self,
+        *,
+        bus: Bus,
+        ledger: Ledger,
+        repeats: Repeats,
+        cycle: Cycle,
+        announcer: Announcer,
+        authority: Authority,
+        tracing: Tracing,
+        max_attempts: int,
+    ) -> None:
+        self._bus = bus
+        self._ledger = ledger
+        self._repeats = repeats
+        self._cycle = cycle
+        self._announcer = announcer
+        self.authority = authority
+        self._tracing = tracing
+        self._max_attempts = max_attempts
+        self._known: OrderedDict[bytes, KnownCertificate] = OrderedDict()
+
+    async def process(self, deliveries: Sequence[Delivery]) -> None:
+        """End every delivery with exactly one of ack, nak, term."""
+        fresh: list[Item] = []
+        for delivery in deliveries:
+            item = await self._read(delivery)
+            if item is None:
+                continue
+            if delivery.attempt == 1:
+                fresh.append(item)
+            else:
+                # Delivered before: alone, so that a poisoned request harms nobody else.
+                await self._alone(item)
+        if not fresh:
+            return
+        metrics.BATCH.observe(len(fresh))
+        try:
+            await self._together(fresh)
+        except Unavailable as exc:
+            await self._later([i.delivery for i in fresh], exc.code)
+        except (asyncpg.PostgresError, LintFailed, TBSMismatch, asyncpg.InterfaceError) as exc:
+            log.warning(
+                "batch failed, taking its requests one by one",
+                extra=fields(error=type(exc).__name__),
+            )
+            for item in fresh:
+                await self._alone(item)
+
+    async def _read(self, delivery: Delivery) -> Item | None:
+        try:
+            if delivery.attempt > 1:
+                attempts = await self._ledger.count_attempt(delivery.sequence)
+                if attempts >= self._max_attempts:
+                    await self._dead(delivery, "request.too_many_attempts", "given up")
+                    return None
+            return Item(delivery, decode(EnrollmentRequested, delivery.data))
+        except MalformedRequest as exc:
+            await self._dead(delivery, exc.code, exc.reason)
+        except Unavailable as exc:
+            await self._later([delivery], exc.code)
+        return None
+
+    async def _together(self, items: Sequence[Item]) -> None:
+        candidates, routed = await self._decide_all(items)
+        fresh: dict[bytes, Candidate] = {}
+        doubled = []
+        for candidate in candidates:
+            if fresh.setdefault(candidate.intent.enrollment_id, candidate) is not candidate:
+                doubled.append(candidate)
+        faults.hit("signer.4.decided")
+        # 5. Record all that are fresh in one statement; the others are looked at alone.
+        recorded = await self._ledger.intend([c.intent for c in fresh.values()]) if fresh else set()
+        intents = [c.intent for c in fresh.values() if c.intent.issuance_id in recorded]
+        waiting = {c.message.id: routed[c.message.id] for c in candidates}
+        stored = await self._finish(intents)
+        if stored:
+            await self._cycle.announce(stored)
+        done = {i.intent.request_id for i in stored}
+        # 11. Ack.
+        for request_id in done:
+            await waiting.pop(request_id).delivery.ack()
+        faults.hit("signer.11.acked")
+        rest = [c for c in (*fresh.values(), *doubled) if c.message.id in waiting]
+        for candidate in rest:
+            await self._settle(routed[candidate.message.id], candidate)
+
+    async def _finish(self, intents: Sequence[Intent]) -> list[Issued]:
+        traced = next((i.context.traceparent for i in intents if i.context.traceparent), None)
+        with self._tracing.span("issue certificates", traced, batch=len(intents)):
+            return await self._cycle.finish(intents)
+
+    async def _decide_all(self, items: Sequence[Item]) -> tuple[list[Candidate], dict[str, Item]]:
+        await self._learn([f for i in items if (f := presented_fingerprint(i.message))])
+        candidates = []
+        routed: dict[str, Item] = {}
+        for item in items:
+            try:
+                candidates.append(self._decide(item))
+            except RequestRejected as exc:
+                await self._refuse(item, exc)
+            except IssuerUnavailable as exc:
+                await self._later([item.delivery], exc.code)
+            else:
+                routed[item.message.id] = item
+        return candidates, routed
+
+    def _decide(self, item: Item) -> Candidate:
+        fingerprint = presented_fingerprint(item.message)
+        known = self._known.get(fingerprint) if fingerprint else None
+        return decide(item.message, item.delivery.topic, self.authority, known)
+
+    async def _learn(self, fingerprints: Sequence[bytes]) -> None:
+        """Fetch ledger facts not yet known. They never change; revocation is checked apart."""
+        missing = list({f for f in fingerprints if f not in self._known})
+        if missing:
+            for found in await self._ledger.known_certificates(missing):
+                self._known[found.fingerprint] = found
+            while len(self._known) > _KNOWN_LIMIT:
+                self._known.popitem(last=False)
+
+    async def _alone(self, item: Item) -> None:
+        try:
+            candidates, _ = await self._decide_all([item])
+            for candidate in candidates:
+                await self._settle(item, candidate)
+        except Unavailable as exc:
+            await self._later([item.delivery], exc.code)
+        except asyncpg.PostgresError as exc:
+            log.error("the ledger refuses a request", exc_info=exc)
+            await self._later([item.delivery], "ledger.refused")
+        except (LintFailed, TBSMismatch) as exc:
+            log.error("nothing was signed", extra=fields(code=exc.code, reason=exc.reason))
+            await self._dead(item.delivery, exc.code, exc.reason)
+
+    async def _settle(self, item: Item, candidate: Candidate) -> None:
+        try:
+            settled = await self._repeats.settle(candidate)
+        except RequestRejected as exc:
+            await self._refuse(item, exc)
+            return
+        match settled:
+            case Resume(intent=intent):
+                await self._resume(item, intent)
+            case Answer(issued=issued, new=new):
+                await self._answer(item, issued, new=new)
+            case Refuse(error=error):
+                await self._refuse(item, error)
+            case Leased(ours=ours):
+                await self._leased(item, candidate.intent, ours=ours)
+
+    async def _resume(self, item: Item, intent: Intent) -> None:
+        if intent.fence > 1:
+            metrics.RESUMED.inc()
+        stored = await self._finish([intent])
+        if not stored:
+            await item.delivery.nak(_LEASED_S)
+            return
+        await self._cycle.announce(stored)
+        message = item.message
+        if intent.request_id != message.id:
+            # The intent of an earlier request; this one is answered with its certificate.
+            answer = issued_answer(message.id, stored[0].certificate)
+            await self._announcer.reply(message.group, message.instance, answer)
+        await item.delivery.ack()
+
+    async def _answer(self, item: Item, issued: Issued, *, new: bool) -> None:
+        message = item.message
+        if new:
+            metrics.REPEATED.inc()
+            record = self._announcer.note(
+                issued.intent,
+                record_id=record_id("repeated", message.id),
+                action="certificate.returned",
+                code="enrollment.repeated",
+                reason="the enrollment was made before; the stored certificate was returned",
+                correlation_id=message.correlation_id,
+                request_id=message.id,
+            )
+            await self._announcer.records([record])
+        answer = issued_answer(message.id, issued.certificate)
+        await self._announcer.reply(message.group, message.instance, answer)
+        await item.delivery.ack()
+
+    async def _leased(self, item: Item, intent: Intent, *, ours: bool) -> None:
+        if ours or item.delivery.attempt > 1:
+            await item.delivery.nak(_LEASED_S)
+            return
+        # Another request for the same enrollment: its client asks again by itself.
+        message = item.message
+        until = self.authority.clock.now() + self._ledger.lease
+        event = EnrollmentPending(
+            id=f"pending-{message.id}",
+            source="ca-signer",
+            time=self.authority.clock.now(),
+            correlation_id=message.correlation_id,
+            tenant=intent.tenant,
+            service=intent.service,
+            enrollment_id=intent.enrollment_id.hex(),
+            until=until,
+        )
+        topic = topics.certificate_topic("pending", intent.tenant, intent.service)
+        await self._bus.publish_confirmed([Outgoing(topic, encode(event), event.id)])
+        await self._announcer.reply(
+            message.group,
+            message.instance,
+            EnrollmentAnswered(request_id=message.id, outcome="pending", retry_after_s=2),
+        )
+        await item.delivery.ack()
+
+    async def _refuse(self, item: Item, error: RequestRejected) -> None:
+        message = item.message
+        refusal = self._announcer.refusal(message, error)
+        if await self._repeats.remember_refusal(refusal, error):
+            metrics.REJECTED.labels(error.code).inc()
+            log.info(
+                "request refused",
+                extra=fields(
+                    correlation_id=message.correlation_id, code=error.code, reason=error.reason
+                ),
+            )
+        await self._announcer.refused([refusal])
+        await self._repeats.refusals_announced([message.id])
+        await self._announcer.reply(
+            message.group, message.instance, rejected_answer(message.id, error)
+        )
+        await item.delivery.ack()
+
+    async def _later(self, deliveries: Sequence[Delivery], code: str) -> None:
+        metrics.DELAYED.labels(code).inc(len(deliveries))
+        log.warning("requests put back", extra=fields(code=code, count=len(deliveries)))
+        for delivery in deliveries:
+            await delivery.nak(_RETRY_S)
+
+    async def _dead(self, delivery: Delivery, code: str, reason: str) -> None:
+        metrics.DEAD.labels(code).inc()
+        log.error("message given up", extra=fields(code=code, reason=reason, topic=delivery.topic))
+        topic = "dead.ca-signer." + code.replace(".", "-").replace("_", "-")
+        try:
+            message_id = f"dead-{delivery.sequence}"
+            await self._bus.publish_confirmed([Outgoing(topic, delivery.data, message_id)])
+        except Unavailable as exc:
+            await self._later([delivery], exc.code)
+            return
+        await delivery.term()

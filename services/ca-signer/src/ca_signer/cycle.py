@@ -1,0 +1,135 @@
+"""The issuance cycle. Nothing is signed that is not first recorded, decided, linted and audited.
+
+1. Find profile and issuer.            ca_signer.deciding
+2. Decide.                             ca_signer.deciding
+3. Build the TBS.                      ca_signer.deciding
+4. Lint it, signed by a throw-away key of the issuer's kind.
+5. Commit the ledger row, state ``intended``, with serial, TBS, lease and fence.
+6. Publish the audit intent and await its PubAck.
+7. Sign.
+8. Check that the signature verifies over exactly those bytes.
+9. Commit the certificate, state ``issued``, only if the fence is still ours.
+10. Publish outcome event and audit result, reply with the stored bytes, state ``announced``.
+11. Ack.
+
+Steps 5 to 10 take a batch. A crash after step 5 leaves a row whose lease runs out; whoever
+takes it over signs the stored TBS again, so there is one serial number and one certificate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+
+from ca_signer import metrics
+from ca_signer.announcing import Announcer, issued_answer
+from ca_signer.context import Intent, Issued
+from ca_signer.keystore import Issuer
+from ca_signer.ledger import Ledger
+from estcore.errors import BusUnavailable, IssuerUnavailable, LedgerUnavailable
+from estcore.ids import serial_hex
+from estcore.pki.certificate import assemble, tbs_signature_algorithm
+from estcore.runtime import faults
+from estcore.runtime.logs import fields
+from estcore.runtime.service import until
+
+log = logging.getLogger(__name__)
+
+
+class Cycle:
+    """Steps 6 to 10 for rows that are ours."""
+
+    def __init__(self, ledger: Ledger, announcer: Announcer, issuers: Mapping[str, Issuer]) -> None:
+        self._ledger = ledger
+        self._announcer = announcer
+        self._issuers = issuers
+        self._announced: list[str] = []
+
+    async def finish(self, intents: Sequence[Intent]) -> list[Issued]:
+        """Take recorded intents through steps 6 to 9 and answer; returns what was stored.
+
+        Raises:
+            BusUnavailable: the audit intent was not confirmed; the leases are released.
+            LedgerUnavailable: the certificates may or may not be stored; redelivery finds out.
+            TBSMismatch: the key store gave a wrong signature; nothing was stored.
+        """
+        if not intents:
+            return []
+        faults.hit("signer.5.recorded")
+        try:
+            # 6. Without a PubAck there is no signature.
+            await self._announcer.intents(intents)
+        except BusUnavailable:
+            await self._release(intents)
+            raise
+        faults.hit("signer.6.audited")
+        signed = []
+        for intent in intents:
+            certificate = await self._sign(intent)
+            signed.append((intent, certificate, sha256(certificate).digest()))
+        faults.hit("signer.8.signed")
+        # 9. The fence decides whose signature counts.
+        stored = await self._ledger.store(signed)
+        faults.hit("signer.9.stored")
+        for issued in stored:
+            context = issued.intent.context
+            answer = issued_answer(issued.intent.request_id, issued.certificate)
+            await self._announcer.reply(context.group, context.instance, answer)
+            metrics.ISSUED.labels(issued.intent.issuer_id, issued.intent.profile).inc()
+            log.info(
+                "certificate issued",
+                extra=fields(
+                    correlation_id=context.correlation_id,
+                    serial=serial_hex(issued.intent.serial_number),
+                    profile=issued.intent.profile,
+                    tenant=issued.intent.tenant,
+                    owner=issued.intent.service,
+                ),
+            )
+        return stored
+
+    async def _sign(self, intent: Intent) -> bytes:
+        issuer = self._issuers.get(intent.issuer_id)
+        if issuer is None:
+            raise IssuerUnavailable(f"issuer {intent.issuer_id} is not here")
+        # 7. Sign. 8. Verify over the recorded bytes, which are the linted ones.
+        signature = await issuer.keystore.sign(intent.tbs)
+        issuer.check_signature(intent.tbs, signature)
+        return assemble(intent.tbs, tbs_signature_algorithm(intent.tbs), signature)
+
+    async def announce(self, issued: Sequence[Issued]) -> None:
+        """Step 10: tell the world and remember that it was told.
+
+        Raises:
+            BusUnavailable: not confirmed; the sweeper announces again.
+        """
+        await self._announcer.issued(issued)
+        faults.hit("signer.10.announced")
+        # Marked in groups by ``keep_marking``: if we die first, the sweeper announces the same
+        # facts under the same ids once more.
+        self._announced.extend(i.intent.issuance_id for i in issued)
+
+    async def keep_marking(self, stop: asyncio.Event) -> None:
+        """Write ``announced`` for what was announced, a few times a second."""
+        stopping = False
+        while not stopping:
+            stopping = await until(stop, 0.3)
+            await self.mark()
+
+    async def mark(self) -> None:
+        """Write ``announced`` for what was announced since the last call."""
+        ready, self._announced = self._announced, []
+        if not ready:
+            return
+        try:
+            await self._ledger.mark_announced(ready)
+        except LedgerUnavailable:
+            self._announced.extend(ready)
+
+    async def _release(self, intents: Sequence[Intent]) -> None:
+        try:
+            await self._ledger.release(intents)
+        except LedgerUnavailable:
+            log.warning("leases could not be released; they run out by themselves")

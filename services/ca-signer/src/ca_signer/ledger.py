@@ -1,0 +1,311 @@
+"""The ledger in PostgreSQL: every statement of the issuance cycle.
+
+A batch of fresh enrollments is one statement to record the intents (step 5) and one to store
+the certificates (step 9); each commits by itself. Whatever is not fresh goes through
+``ca_signer.repeats``, one transaction each, with the enrollment row locked.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import asyncpg
+
+from ca_signer.context import Context, Intent, Issued, KnownCertificate
+from estcore.errors import SerialNumberReused
+from estcore.messages.envelope import decode, encode
+from estcore.runtime.database import Connection, Database
+
+SERIAL_OCTETS = 18
+
+INTENT_COLUMNS = """issuance_id, enrollment_id, request_id, issuer_id, serial_number, fence, tbs,
+ tenant, service, profile, slot_id, subject, san, spki_sha256, not_before, not_after,
+ predecessor_sha256, sign_before, context"""
+
+_INPUT = """input as (
+  select * from unnest($1::uuid[], $2::bytea[], $3::uuid[], $4::text[], $5::bytea[], $6::bytea[],
+    $7::text[], $8::text[], $9::text[], $10::uuid[], $11::text[], $12::text[], $13::bytea[],
+    $14::timestamptz[], $15::timestamptz[], $16::bytea[], $17::bytea[], $18::text[],
+    $19::timestamptz[], $20::text[])
+  as t(issuance_id, enrollment_id, request_id, issuer_id, serial_number, tbs,
+    tenant, service, profile, slot_id, subject, san, spki_sha256,
+    not_before, not_after, predecessor_sha256, presented_sha256, secret_id,
+    sign_before, context)
+  order by enrollment_id)"""
+
+# Nothing in this statement trusts what was read before it: single use, revocation, key binding
+# and repetition are decided by unique indexes and by rows as they are now.
+_INTEND = f"""with {_INPUT},
+allowed as (
+  select i.*, coalesce(s.one_time, 0) as one_time
+  from input i left join secret s using (secret_id)
+  where not exists (select 1 from request r where r.request_id = i.request_id)
+    and not exists (select 1 from issuance r where r.request_id = i.request_id)
+    and not exists (select 1 from issuance p
+        where p.certificate_sha256 = i.presented_sha256 and p.certificate is not null
+          and p.revoked_at is not null)
+    and (i.secret_id is null or (s.revoked_at is null and s.not_after > now()))),
+bound as (
+  insert into key_binding (spki_sha256, tenant, service)
+  select spki_sha256, tenant, service from allowed
+  on conflict do nothing returning spki_sha256, tenant, service),
+owned as (
+  select a.* from allowed a
+  where exists (select 1 from bound b where (b.spki_sha256, b.tenant, b.service)
+          = (a.spki_sha256, a.tenant, a.service))
+     or exists (select 1 from key_binding k where (k.spki_sha256, k.tenant, k.service)
+          = (a.spki_sha256, a.tenant, a.service))),
+claimed as (
+  insert into claim (kind, id, enrollment_id, state)
+  select 'secret', secret_id, enrollment_id, 'reserved' from owned where one_time = 1
+  on conflict do nothing returning enrollment_id),
+fresh as (
+  insert into enrollment (enrollment_id, issuance_id)
+  select enrollment_id, issuance_id from owned o
+  where one_time = 0 or exists (select 1 from claimed c
+      where c.enrollment_id = o.enrollment_id)
+  on conflict do nothing returning issuance_id)
+insert into issuance (issuance_id, enrollment_id, request_id, issuer_id, serial_number, state,
+  lease_until, sign_before, tbs, tenant, service, profile, slot_id, subject, san, spki_sha256,
+  not_before, not_after, predecessor_sha256, context)
+select issuance_id, enrollment_id, request_id, issuer_id, serial_number, 'intended',
+  now() + $21::interval, sign_before, tbs, tenant, service, profile, slot_id, subject, san,
+  spki_sha256, not_before, not_after, predecessor_sha256, context
+from owned join fresh using (issuance_id)
+returning issuance_id"""
+
+_STORE = """with input as (
+  select * from unnest($1::uuid[], $2::int[], $3::bytea[], $4::bytea[])
+  as t(issuance_id, fence, certificate, certificate_sha256)),
+stored as (
+  update issuance s set state = 'issued', certificate = i.certificate,
+    certificate_sha256 = i.certificate_sha256, issued_at = now(), tbs = null
+  from input i
+  where s.issuance_id = i.issuance_id and s.state = 'intended' and s.fence = i.fence
+  returning s.issuance_id, s.certificate, s.issued_at, s.enrollment_id),
+consumed as (
+  update claim set state = 'consumed' from stored
+  where claim.enrollment_id = stored.enrollment_id and claim.state = 'reserved')
+select issuance_id, certificate, issued_at from stored"""
+
+_TAKE_OVER = f"""update issuance set fence = fence + 1, lease_until = now() + $1::interval
+where issuance_id in (
+  select issuance_id from issuance where state = 'intended' and lease_until < now()
+  order by lease_until limit $2 for update skip locked)
+returning {INTENT_COLUMNS}, sign_before < now() as stale"""
+
+_UNANNOUNCED = f"""select {INTENT_COLUMNS}, certificate, issued_at from issuance
+where state = 'issued' and announced_at is null and issued_at < now() - $1::interval
+order by issued_at limit $2"""
+
+_IN_WINDOW = f"""select {INTENT_COLUMNS}, certificate, issued_at from issuance
+where state = 'issued' and issued_at >= $1 and issued_at < $2 order by issued_at"""
+
+_KNOWN = """select issuance_id, certificate_sha256, issuer_id, serial_number, tenant, service,
+  profile, slot_id, spki_sha256, not_after, certificate
+from issuance where certificate_sha256 = any($1::bytea[]) and certificate is not null"""
+
+
+@dataclass(frozen=True)
+class TakenOver:
+    """An intent whose lease had run out and that is now ours."""
+
+    intent: Intent
+    stale: bool
+
+
+class Ledger:
+    """The statements, on one database."""
+
+    def __init__(self, database: Database, *, lease_s: int) -> None:
+        self.database = database
+        self.lease = dt.timedelta(seconds=lease_s)
+
+    async def intend(self, intents: Sequence[Intent]) -> set[str]:
+        """Step 5 for fresh enrollments: record all that are; return the ids of those recorded.
+
+        Raises:
+            SerialNumberReused: a serial number exists already.
+            LedgerUnavailable: PostgreSQL is away; nothing or everything was recorded.
+        """
+        async with self.database.connection() as connection:
+            return await insert_intents(connection, intents, self.lease)
+
+    async def store(self, signed: Sequence[tuple[Intent, bytes, bytes]]) -> list[Issued]:
+        """Step 9: store certificates whose fence is still ours; the others are not returned.
+
+        ``signed`` holds (intent, certificate, its SHA-256).
+        """
+        by_id = {intent.issuance_id: intent for intent, _, _ in signed}
+        async with self.database.connection() as connection:
+            rows = await connection.fetch(
+                _STORE,
+                [intent.issuance_id for intent, _, _ in signed],
+                [intent.fence for intent, _, _ in signed],
+                [certificate for _, certificate, _ in signed],
+                [sha256 for _, _, sha256 in signed],
+            )
+        return [
+            Issued(by_id[str(row["issuance_id"])], row["certificate"], row["issued_at"])
+            for row in rows
+        ]
+
+    async def known_certificates(self, fingerprints: Sequence[bytes]) -> list[KnownCertificate]:
+        """Return the ledger's facts of certificates by SHA-256; unknown ones are left out."""
+        async with self.database.connection() as connection:
+            rows = await connection.fetch(_KNOWN, list(fingerprints))
+        return [
+            KnownCertificate(
+                issuance_id=str(row["issuance_id"]),
+                fingerprint=row["certificate_sha256"],
+                issuer_id=row["issuer_id"],
+                serial_number=int.from_bytes(row["serial_number"], "big"),
+                tenant=row["tenant"],
+                service=row["service"],
+                profile=row["profile"],
+                slot_id=str(row["slot_id"]),
+                spki_sha256=row["spki_sha256"],
+                not_after=row["not_after"],
+                certificate=row["certificate"],
+            )
+            for row in rows
+        ]
+
+    async def take_over(self, limit: int) -> list[TakenOver]:
+        """Take intents whose lease has run out, each under a new fence."""
+        async with self.database.connection() as connection:
+            rows = await connection.fetch(_TAKE_OVER, self.lease, limit)
+        return [TakenOver(intent_of(row), row["stale"]) for row in rows]
+
+    async def abandon(self, intent: Intent) -> bool:
+        """Give an intent up for good, release its claims; its serial is never used again."""
+
+        async def work(connection: Connection) -> bool:
+            done = await connection.fetchval(
+                "update issuance set state = 'abandoned', tbs = null, announced_at = now() "
+                "where issuance_id = $1 and state = 'intended' and fence = $2 returning true",
+                intent.issuance_id,
+                intent.fence,
+            )
+            if done:
+                await connection.execute(
+                    "delete from claim where enrollment_id = $1 and state = 'reserved'",
+                    intent.enrollment_id,
+                )
+            return bool(done)
+
+        return await self.database.run(work)
+
+    async def release(self, intents: Sequence[Intent]) -> None:
+        """End our leases at once, so that a retry need not wait for them."""
+        async with self.database.connection() as connection:
+            await connection.execute(
+                "update issuance s set lease_until = now() from unnest($1::uuid[], $2::int[]) "
+                "as i(id, fence) where s.issuance_id = i.id and s.fence = i.fence "
+                "and s.state = 'intended'",
+                [i.issuance_id for i in intents],
+                [i.fence for i in intents],
+            )
+
+    async def unannounced(self, *, older_than_s: float, limit: int) -> list[Issued]:
+        """Return certificates whose announcement nobody has confirmed."""
+        async with self.database.connection() as connection:
+            rows = await connection.fetch(_UNANNOUNCED, dt.timedelta(seconds=older_than_s), limit)
+        return [Issued(intent_of(r), r["certificate"], r["issued_at"]) for r in rows]
+
+    async def issued_between(self, start: dt.datetime, end: dt.datetime) -> list[Issued]:
+        """Return every certificate committed in [start, end)."""
+        async with self.database.connection() as connection:
+            rows = await connection.fetch(_IN_WINDOW, start, end)
+        return [Issued(intent_of(r), r["certificate"], r["issued_at"]) for r in rows]
+
+    async def mark_announced(self, issuance_ids: Sequence[str]) -> None:
+        """Record that event and audit outcome have their PubAcks."""
+        async with self.database.connection() as connection:
+            await connection.execute(
+                "update issuance set announced_at = now() where issuance_id = any($1::uuid[])",
+                list(issuance_ids),
+            )
+
+    async def count_attempt(self, sequence: int) -> int:
+        """Count one more delivery of a message, before it is read; returns how many."""
+        async with self.database.connection() as connection:
+            count: int = await connection.fetchval(
+                "insert into attempt (stream_sequence, attempts) values ($1, 1) "
+                "on conflict (stream_sequence) do update set attempts = attempt.attempts + 1 "
+                "returning attempts",
+                sequence,
+            )
+        return count
+
+
+async def insert_intents(
+    connection: Connection, intents: Sequence[Intent], lease: dt.timedelta
+) -> set[str]:
+    """Run step 5 on a connection; returns the ids recorded.
+
+    Raises:
+        SerialNumberReused: the unique index refused a serial number.
+    """
+    columns = list(zip(*(_intent_row(intent) for intent in intents), strict=True))
+    try:
+        rows = await connection.fetch(_INTEND, *columns, lease)
+    except asyncpg.UniqueViolationError as exc:
+        if exc.constraint_name == "issuance_serial":
+            raise SerialNumberReused("a serial number was used before") from exc
+        raise
+    return {str(row["issuance_id"]) for row in rows}
+
+
+def _intent_row(intent: Intent) -> tuple[object, ...]:
+    return (
+        intent.issuance_id,
+        intent.enrollment_id,
+        intent.request_id,
+        intent.issuer_id,
+        intent.serial_number.to_bytes(SERIAL_OCTETS, "big"),
+        intent.tbs,
+        intent.tenant,
+        intent.service,
+        intent.profile,
+        intent.slot_id,
+        intent.subject,
+        "\n".join(intent.san),
+        intent.spki_sha256,
+        intent.not_before,
+        intent.not_after,
+        intent.predecessor_sha256,
+        intent.presented_sha256,
+        intent.secret_id,
+        intent.sign_before,
+        encode(intent.context).decode(),
+    )
+
+
+def intent_of(row: asyncpg.Record) -> Intent:
+    """Return the intent in a row with INTENT_COLUMNS."""
+    return Intent(
+        issuance_id=str(row["issuance_id"]),
+        enrollment_id=row["enrollment_id"],
+        request_id=str(row["request_id"]),
+        issuer_id=row["issuer_id"],
+        serial_number=int.from_bytes(row["serial_number"], "big"),
+        tbs=row["tbs"] or b"",
+        tenant=row["tenant"],
+        service=row["service"],
+        profile=row["profile"],
+        slot_id=str(row["slot_id"]),
+        subject=row["subject"],
+        san=tuple(filter(None, row["san"].split("\n"))),
+        spki_sha256=row["spki_sha256"],
+        not_before=row["not_before"],
+        not_after=row["not_after"],
+        predecessor_sha256=row["predecessor_sha256"],
+        presented_sha256=None,
+        secret_id=None,
+        sign_before=row["sign_before"],
+        context=decode(Context, row["context"].encode()),
+        fence=row["fence"],
+    )

@@ -1,0 +1,288 @@
+"""Joins ca-signer by hand and gives it a command line."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime as dt
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from ca_signer import ceremony, export
+from ca_signer.announcing import SERVICE, Announcer
+from ca_signer.batch import Batch
+from ca_signer.cycle import Cycle
+from ca_signer.deciding import Authority
+from ca_signer.keystore import Issuer, load_issuer
+from ca_signer.ledger import Ledger
+from ca_signer.repeats import Repeats
+from ca_signer.secret_store import SecretStore
+from ca_signer.settings import SignerSettings
+from ca_signer.sweeper import Sweeper
+from ca_signer.windows import Windows
+from ca_signer.worker import Worker
+from estcore.clock import SystemClock
+from estcore.errors import ConfigurationError
+from estcore.messages import topics
+from estcore.messages.envelope import encode
+from estcore.messages.state import CACertificates, PolicyState
+from estcore.pki.durations import parse_duration
+from estcore.pki.profile import load_profiles
+from estcore.policy.document import load_policy
+from estcore.runtime.admin import AdminServer
+from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.database import Database
+from estcore.runtime.migrations import migrate as migrate_schema
+from estcore.runtime.service import ServiceCommand, run_jobs, stop_on_signals
+from estcore.runtime.settings import read_secret
+from estcore.runtime.topology import declare
+from estcore.runtime.tracing import Tracing
+
+SCHEMA = "ca_signer"
+SCRIPTS = Path(__file__).parent / "migrations"
+CLOCK = SystemClock()
+
+
+def authority(settings: SignerSettings) -> Authority:
+    """Read everything the signer decides and signs with.
+
+    Raises:
+        ConfigurationError: anything unreadable, inconsistent or not allowed.
+    """
+    if settings.software_keys != "allow":
+        raise ConfigurationError(
+            "keys in files are refused; set software_keys: allow to accept the risk",
+            code="keystore.software_refused",
+        )
+    policy = load_policy(settings.policy_file)
+    profiles = load_profiles(settings.profiles_file)
+    issuers = {s.issuer_id: load_issuer(s) for s in settings.issuers}
+    for name, label in policy.labels.items():
+        if label.issuer not in issuers:
+            raise ConfigurationError(f"label {name!r} names the unknown issuer {label.issuer!r}")
+        for profile in label.profiles:
+            profiles.get(profile)
+    for group, caps in settings.groups.items():
+        unknown = set(caps.labels) - set(policy.labels)
+        if unknown:
+            raise ConfigurationError(f"group {group!r} names unknown labels {sorted(unknown)}")
+    return Authority(
+        policy=policy,
+        profiles=profiles,
+        issuers=issuers,
+        groups=settings.groups,
+        clock=CLOCK,
+        sign_within=dt.timedelta(seconds=settings.sign_within_s),
+    )
+
+
+def check(settings: SignerSettings) -> None:
+    """Read what the settings name, as ``run`` would."""
+    authority(settings)
+
+
+async def run(settings: SignerSettings) -> None:
+    """Serve until SIGTERM."""
+    stop = stop_on_signals()
+    deciding = authority(settings)
+    tracing = Tracing(settings.telemetry, SERVICE, settings.instance)
+    async with connected(settings) as (bus, database):
+        ledger = Ledger(database, lease_s=settings.lease_s)
+        repeats = Repeats(ledger)
+        announcer = Announcer(bus, CLOCK, settings.instance)
+        cycle = Cycle(ledger, announcer, deciding.issuers)
+        batch = Batch(
+            bus=bus,
+            ledger=ledger,
+            repeats=repeats,
+            cycle=cycle,
+            announcer=announcer,
+            authority=deciding,
+            tracing=tracing,
+            max_attempts=settings.max_attempts,
+        )
+        worker = Worker(
+            bus,
+            database,
+            batch,
+            issuers=list(deciding.issuers),
+            batch_size=settings.batch_size,
+            in_flight=settings.batches_in_flight,
+        )
+        sweeper = Sweeper(
+            ledger, repeats, cycle, announcer, deciding, every_s=settings.sweep_every_s
+        )
+        windows = Windows(
+            bus,
+            ledger,
+            announcer,
+            CLOCK,
+            window_s=settings.window_s,
+            settle_s=settings.window_settle_s,
+        )
+        admin = AdminServer(
+            settings.admin,
+            {
+                "bus": lambda: bus.ready,
+                "ledger": lambda: database.ready,
+                "consumers": lambda: worker.ready,
+            },
+        )
+        await admin.start()
+        await publish_state(bus, database, deciding)
+
+        async def fail_readiness(stopping: asyncio.Event) -> None:
+            await stopping.wait()
+            admin.stopping = True
+
+        try:
+            await run_jobs(
+                [fail_readiness, worker.run, sweeper.run, windows.run, cycle.keep_marking],
+                stop=stop,
+                stop_timeout_s=settings.stop_timeout_s,
+            )
+            await cycle.mark()
+        finally:
+            await admin.stop()
+            await asyncio.to_thread(tracing.close)
+
+
+async def publish_state(bus: Bus, database: Database, deciding: Authority) -> None:
+    """Publish CA certificates, secret verifiers and the policy's version."""
+    now = CLOCK.now()
+    state = [
+        Outgoing(topics.cacerts_topic(issuer.issuer_id), encode(_cacerts(issuer, now)))
+        for issuer in deciding.issuers.values()
+    ]
+    policy = PolicyState(version=deciding.policy.version, updated_at=now)
+    await bus.publish_confirmed([*state, Outgoing(topics.POLICY_TOPIC, encode(policy))])
+    await SecretStore(database, bus, CLOCK).publish()
+
+
+def _cacerts(issuer: Issuer, now: dt.datetime) -> CACertificates:
+    chain = [issuer.certificate.certificate, *issuer.chain]
+    return CACertificates(
+        issuer_id=issuer.issuer_id,
+        updated_at=now,
+        chain=tuple(c.public_bytes(Encoding.DER) for c in chain),
+    )
+
+
+@asynccontextmanager
+async def connected(settings: SignerSettings) -> AsyncIterator[tuple[Bus, Database]]:
+    """Bus and database for as long as the context lasts."""
+    database = await Database.connect(settings.database, SERVICE, SCHEMA)
+    bus = await Bus.connect(settings.bus, SERVICE, settings.instance)
+    try:
+        yield bus, database
+    finally:
+        await bus.close()
+        await database.close()
+
+
+async def migrate(settings: SignerSettings) -> None:
+    """Bring the ledger's schema and the streams this service owns to this version."""
+    await migrate_schema(settings.database, schema=SCHEMA, scripts=SCRIPTS)
+    seed_file = settings.bus.migration_nkey_seed_file
+    if seed_file is None:
+        raise ConfigurationError("bus.migration_nkey_seed_file is needed to migrate")
+    seed = read_secret(seed_file, "the NKey seed for migrations")
+    bus = await Bus.connect(settings.bus, "migrate", settings.instance, seed=seed)
+    try:
+        consumers = [c for i in settings.issuers for c in topics.signer_consumers(i.issuer_id)]
+        await declare(bus, topics.owned_by(SERVICE), consumers, replicas=settings.bus.replicas)
+    finally:
+        await bus.close()
+
+
+async def _export(settings: SignerSettings, arguments: argparse.Namespace) -> None:
+    database = await Database.connect(settings.database, SERVICE, SCHEMA)
+    try:
+        count = await export.export(database, arguments.out)
+    finally:
+        await database.close()
+    sys.stdout.write(f"{count} issuances in {arguments.out}\n")
+
+
+async def _secret(settings: SignerSettings, arguments: argparse.Namespace) -> None:
+    async with connected(settings) as (bus, database):
+        store = SecretStore(database, bus, CLOCK)
+        if arguments.action == "list":
+            for secret_id, not_after, one_time, revoked in await store.listed():
+                kind = "one-time" if one_time else "reusable"
+                state = "revoked" if revoked else f"until {not_after.isoformat()}"
+                sys.stdout.write(f"{secret_id}\t{kind}\t{state}\n")
+            return
+        if not arguments.id:
+            raise ConfigurationError("give --id")
+        if arguments.action == "revoke":
+            await store.revoke(arguments.id)
+            sys.stdout.write(f"{arguments.id} is revoked\n")
+            return
+        try:
+            lifetime = parse_duration(arguments.lifetime)
+        except ValueError as exc:
+            raise ConfigurationError(f"--lifetime: {exc}") from exc
+        secret = await store.create(arguments.id, lifetime=lifetime, one_time=arguments.one_time)
+        sys.stdout.write(secret + "\n")
+
+
+def _ceremony(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="ca-signer ca")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    first = verbs.add_parser("init", help="make root, issuing and infrastructure CA")
+    first.add_argument("--name", required=True, help="organization")
+    server = verbs.add_parser("server-certificate", help="TLS certificate for est-frontend")
+    server.add_argument("--out", type=Path, required=True)
+    server.add_argument("--host", action="append", required=True, help="DNS name or IP address")
+    server.add_argument("--days", type=int, default=397)
+    for one in (first, server):
+        one.add_argument("--folder", type=Path, required=True)
+        one.add_argument("--passphrase-file", type=Path, required=True)
+    parsed = parser.parse_args(arguments)
+    try:
+        if parsed.verb == "init":
+            ceremony.init(
+                parsed.folder,
+                name=parsed.name,
+                passphrase_file=parsed.passphrase_file,
+                clock=CLOCK,
+            )
+        else:
+            ceremony.server_certificate(
+                parsed.folder,
+                out=parsed.out,
+                names=parsed.host,
+                passphrase_file=parsed.passphrase_file,
+                days=parsed.days,
+                clock=CLOCK,
+            )
+    except ConfigurationError as exc:
+        sys.stderr.write(f"ca-signer: {exc.reason} [{exc.code}]\n")
+        return 2
+    return 0
+
+
+def main() -> None:
+    """Entry point of ``ca-signer``."""
+    if sys.argv[1:2] == ["ca"]:
+        sys.exit(_ceremony(sys.argv[2:]))
+    command = ServiceCommand(
+        SERVICE, prefix="CA_SIGNER", settings=SignerSettings, run=run, migrate=migrate, check=check
+    )
+    out = command.verb("export", "write the ledger as JSON lines", _export)
+    out.add_argument("--out", type=Path, required=True)
+    secret = command.verb("secret", "make, list or revoke enrollment secrets", _secret)
+    secret.add_argument("action", choices=["create", "list", "revoke"])
+    secret.add_argument("--id")
+    secret.add_argument("--lifetime", default="30d")
+    secret.add_argument("--one-time", action="store_true")
+    sys.exit(command.main())
+
+
+if __name__ == "__main__":
+    main()

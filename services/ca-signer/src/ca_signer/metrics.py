@@ -1,0 +1,23 @@
+"""Prometheus metrics of ca-signer; names are stable (services/ca-signer/README.md)."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+ISSUED = Counter("ca_signer_issued_total", "certificates stored", ["issuer", "profile"])
+REJECTED = Counter("ca_signer_rejected_total", "requests refused", ["code"])
+REPEATED = Counter("ca_signer_repeated_total", "requests answered with a stored certificate")
+RESUMED = Counter("ca_signer_resumed_total", "intents taken over after their lease ran out")
+ABANDONED = Counter("ca_signer_abandoned_total", "intents given up, never signed", ["code"])
+DEAD = Counter("ca_signer_dead_letters_total", "messages that were given up", ["code"])
+DELAYED = Counter("ca_signer_delayed_total", "requests put back for later", ["code"])
+REANNOUNCED = Counter("ca_signer_reannounced_total", "announcements repeated", ["to"])
+BATCH = Histogram(
+    "ca_signer_batch_size", "requests signed together", buckets=(1, 2, 4, 8, 16, 32, 64, 128)
+)
+SECONDS = Histogram(
+    "ca_signer_batch_seconds",
+    "from taking a batch to its last acknowledgement",
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+WAITING = Gauge("ca_signer_waiting", "requests fetched and not yet taken", ["issuer", "priority"])

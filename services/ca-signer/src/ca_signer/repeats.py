@@ -1,0 +1,262 @@
+"""Requests that are not fresh: repeated, redelivered, resumed, refused by the ledger.
+
+One transaction a request, the enrollment row locked ``FOR UPDATE``; slow on purpose and rare.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+
+import asyncpg
+
+from ca_signer.announcing import Refusal
+from ca_signer.context import Intent, Issued
+from ca_signer.deciding import Candidate
+from ca_signer.ledger import INTENT_COLUMNS, Ledger, insert_intents, intent_of
+from estcore.errors import Conflict, NotAuthenticated, NotAuthorized, RequestRejected, rejection
+from estcore.messages.envelope import decode, encode
+from estcore.runtime.database import Connection
+
+
+@dataclass(frozen=True)
+class Resume:
+    """The intent is ours now: take it through steps 6 to 10."""
+
+    intent: Intent
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The certificate is stored: answer with it. ``new`` tells whether this request was unknown."""
+
+    issued: Issued
+    new: bool
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Refused before; ``announced`` tells whether that was told."""
+
+    error: RequestRejected
+    refusal: Refusal
+    announced: bool
+
+
+@dataclass(frozen=True)
+class Leased:
+    """Another signer has it under a live lease. ``ours`` means by this very request."""
+
+    ours: bool
+    enrollment_id: bytes
+
+
+Settled = Resume | Answer | Refuse | Leased
+
+
+class Repeats:
+    """Settles one request at a time against the ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    async def settle(self, candidate: Candidate) -> Settled:
+        """Find out what this request is and what is to be done.
+
+        Raises:
+            RequestRejected: the ledger refuses it (spent secret, revoked certificate, key of
+                another owner); not yet recorded.
+        """
+
+        async def work(connection: Connection) -> Settled:
+            return await self._settle(connection, candidate)
+
+        return await self._ledger.database.run(work)
+
+    async def _settle(self, connection: Connection, candidate: Candidate) -> Settled:
+        intent = candidate.intent
+        refused = await connection.fetchrow(
+            "select kind, code, reason, announcement, announced_at from request "
+            "where request_id = $1 and outcome = 'rejected'",
+            intent.request_id,
+        )
+        if refused is not None:
+            return _refuse(refused)
+        await self._check_presented(connection, intent)
+        locked = await connection.fetchrow(
+            "select issuance_id from enrollment where enrollment_id = $1 for update",
+            intent.enrollment_id,
+        )
+        if locked is None:
+            return await self._first(connection, intent)
+        current = await connection.fetchrow(
+            f"select {INTENT_COLUMNS}, certificate, issued_at, state, revoked_at, "  # noqa: S608
+            "lease_until < now() as lease_over, sign_before < now() as stale, "
+            "issued_at + $2::interval > now() as in_window "
+            "from issuance where issuance_id = $1 for update",
+            locked["issuance_id"],
+            candidate.window,
+        )
+        if current is None:
+            raise Conflict("the enrollment points nowhere", code="ledger.inconsistent")
+        own = await connection.fetchval(
+            "select issuance_id from issuance where request_id = $1", intent.request_id
+        )
+        return await self._known(connection, intent, current, own)
+
+    async def _known(
+        self,
+        connection: Connection,
+        intent: Intent,
+        current: asyncpg.Record,
+        own: object,
+    ) -> Settled:
+        redelivered = own is not None
+        state = current["state"]
+        if state == "intended" and not current["lease_over"]:
+            return Leased(str(current["request_id"]) == intent.request_id, intent.enrollment_id)
+        if state == "intended" and not current["stale"]:
+            return Resume(await self._take_over(connection, current))
+        if state == "issued" and current["revoked_at"] is None:
+            same = redelivered and str(own) == str(current["issuance_id"])
+            if same or current["in_window"]:
+                new = not same and await self._note_repeat(connection, intent, current)
+                issued = Issued(intent_of(current), current["certificate"], current["issued_at"])
+                return Answer(issued, new)
+        if redelivered:
+            # This request had its certificate, and the enrollment has moved on since.
+            row = await connection.fetchrow(
+                f"select {INTENT_COLUMNS}, certificate, issued_at, state "  # noqa: S608
+                "from issuance where issuance_id = $1",
+                own,
+            )
+            if row is not None and row["state"] == "issued":
+                return Answer(
+                    Issued(intent_of(row), row["certificate"], row["issued_at"]), new=False
+                )
+            raise Conflict("this request was given up; send a new one", code="request.abandoned")
+        if state == "intended":
+            await connection.execute(
+                "update issuance set state = 'abandoned', tbs = null, announced_at = now() "
+                "where issuance_id = $1",
+                current["issuance_id"],
+            )
+        return await self._next_generation(connection, intent)
+
+    async def _first(self, connection: Connection, intent: Intent) -> Settled:
+        recorded = await insert_intents(connection, [intent], self._ledger.lease)
+        if recorded:
+            return Resume(intent)
+        raced = await connection.fetchval(
+            "select true from enrollment where enrollment_id = $1", intent.enrollment_id
+        )
+        if raced:
+            # Another signer recorded the same enrollment between our look and our insert.
+            return Leased(ours=False, enrollment_id=intent.enrollment_id)
+        raise await self._why_not(connection, intent)
+
+    async def _next_generation(self, connection: Connection, intent: Intent) -> Settled:
+        await connection.execute(
+            "delete from claim where enrollment_id = $1 and state = 'reserved'",
+            intent.enrollment_id,
+        )
+        await connection.execute(
+            "delete from enrollment where enrollment_id = $1", intent.enrollment_id
+        )
+        return await self._first(connection, intent)
+
+    async def _take_over(self, connection: Connection, current: asyncpg.Record) -> Intent:
+        fence = await connection.fetchval(
+            "update issuance set fence = fence + 1, lease_until = now() + $2::interval "
+            "where issuance_id = $1 returning fence",
+            current["issuance_id"],
+            self._ledger.lease,
+        )
+        taken = intent_of(current)
+        taken.fence = fence
+        return taken
+
+    async def _note_repeat(
+        self, connection: Connection, intent: Intent, current: asyncpg.Record
+    ) -> bool:
+        done = await connection.fetchval(
+            "insert into request (request_id, enrollment_id, outcome, issuance_id, announced_at) "
+            "values ($1, $2, 'repeated', $3, now()) on conflict do nothing returning true",
+            intent.request_id,
+            intent.enrollment_id,
+            current["issuance_id"],
+        )
+        return bool(done)
+
+    async def _check_presented(self, connection: Connection, intent: Intent) -> None:
+        if intent.presented_sha256 is None:
+            return
+        revoked = await connection.fetchval(
+            "select true from issuance where certificate_sha256 = $1 "
+            "and certificate is not null and revoked_at is not null",
+            intent.presented_sha256,
+        )
+        if revoked:
+            raise NotAuthenticated(
+                "the presented certificate is revoked", code="auth.certificate_revoked"
+            )
+
+    async def _why_not(self, connection: Connection, intent: Intent) -> RequestRejected:
+        owner = await connection.fetchrow(
+            "select tenant, service from key_binding where spki_sha256 = $1", intent.spki_sha256
+        )
+        if owner is not None and (owner["tenant"], owner["service"]) != (
+            intent.tenant,
+            intent.service,
+        ):
+            return Conflict("this key belongs to another owner", code="key.bound")
+        if intent.secret_id is not None:
+            secret = await connection.fetchrow(
+                "select revoked_at, not_after < now() as over from secret where secret_id = $1",
+                intent.secret_id,
+            )
+            if secret is None or secret["revoked_at"] is not None or secret["over"]:
+                return NotAuthenticated("the secret is not valid any more", code="secret.invalid")
+            return NotAuthorized("the one-time secret is spent", code="secret.spent")
+        return Conflict("the request collides with another one", code="request.conflict")
+
+    async def remember_refusal(self, refusal: Refusal, error: RequestRejected) -> bool:
+        """Record that a request was refused; False when it was recorded before."""
+        async with self._ledger.database.connection() as connection:
+            done = await connection.fetchval(
+                "insert into request (request_id, outcome, kind, code, reason, announcement) "
+                "values ($1, 'rejected', $2, $3, $4, $5) on conflict do nothing returning true",
+                refusal.event.id,
+                type(error).__name__,
+                error.code,
+                error.reason,
+                encode(refusal).decode(),
+            )
+        return bool(done)
+
+    async def refusals_announced(self, request_ids: list[str]) -> None:
+        """Record that refusals were told."""
+        async with self._ledger.database.connection() as connection:
+            await connection.execute(
+                "update request set announced_at = now() where request_id = any($1::uuid[])",
+                request_ids,
+            )
+
+    async def unannounced_refusals(self, *, older_than_s: float, limit: int) -> list[Refusal]:
+        """Return refusals nobody has confirmed to have heard of."""
+        async with self._ledger.database.connection() as connection:
+            rows = await connection.fetch(
+                "select announcement from request where announced_at is null "
+                "and created_at < now() - $1::interval order by created_at limit $2",
+                dt.timedelta(seconds=older_than_s),
+                limit,
+            )
+        return [decode(Refusal, row["announcement"].encode()) for row in rows]
+
+
+def _refuse(row: asyncpg.Record) -> Refuse:
+    return Refuse(
+        error=rejection(row["kind"], row["reason"], row["code"]),
+        refusal=decode(Refusal, row["announcement"].encode()),
+        announced=row["announced_at"] is not None,
+    )

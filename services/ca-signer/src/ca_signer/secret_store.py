@@ -1,0 +1,127 @@
+"""Enrollment secrets: made here, shown once, kept as SHA-256 verifiers, published to front ends.
+
+128 random bits need no slow hash; the verifier gives nothing away.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets
+from hashlib import sha256
+
+import asyncpg
+
+from estcore.clock import Clock
+from estcore.errors import ConfigurationError
+from estcore.messages import topics
+from estcore.messages.envelope import encode
+from estcore.messages.state import SecretShard, SecretVerifier
+from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.database import Database
+
+SHARDS = 64
+_RANDOM_BYTES = 24
+
+
+def shard_of(secret_id: str) -> str:
+    """Return the shard (00 to 3f) that holds a secret's verifier."""
+    return f"{sha256(secret_id.encode()).digest()[0] % SHARDS:02x}"
+
+
+class SecretStore:
+    """Secrets in the ledger and their verifiers on the bus."""
+
+    def __init__(self, database: Database, bus: Bus, clock: Clock) -> None:
+        self._database = database
+        self._bus = bus
+        self._clock = clock
+
+    async def create(self, secret_id: str, *, lifetime: dt.timedelta, one_time: bool) -> str:
+        """Make a secret and publish its verifier; the return value is the only copy.
+
+        Raises:
+            ConfigurationError: the id is taken.
+            Unavailable: database or bus is away.
+        """
+        secret = secrets.token_urlsafe(_RANDOM_BYTES)
+        async with self._database.connection() as connection:
+            try:
+                await connection.execute(
+                    "insert into secret (secret_id, sha256, one_time, not_after) "
+                    "values ($1, $2, $3, $4)",
+                    secret_id,
+                    sha256(secret.encode()).digest(),
+                    int(one_time),
+                    self._clock.now() + lifetime,
+                )
+            except asyncpg.UniqueViolationError as exc:
+                raise ConfigurationError(
+                    f"there is a secret {secret_id!r} already", code="secret.exists"
+                ) from exc
+        await self.publish(shard_of(secret_id))
+        return secret
+
+    async def revoke(self, secret_id: str) -> None:
+        """End a secret now.
+
+        Raises:
+            ConfigurationError: there is no such live secret.
+        """
+        async with self._database.connection() as connection:
+            done = await connection.fetchval(
+                "update secret set revoked_at = now() where secret_id = $1 "
+                "and revoked_at is null returning true",
+                secret_id,
+            )
+        if not done:
+            raise ConfigurationError(
+                f"there is no live secret {secret_id!r}", code="secret.unknown"
+            )
+        await self.publish(shard_of(secret_id))
+
+    async def listed(self) -> list[tuple[str, dt.datetime, bool, bool]]:
+        """Return (id, expiry, one-time, revoked) of every secret."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                "select secret_id, not_after, one_time, revoked_at from secret order by secret_id"
+            )
+        return [
+            (r["secret_id"], r["not_after"], bool(r["one_time"]), r["revoked_at"] is not None)
+            for r in rows
+        ]
+
+    async def publish(self, *shards: str) -> None:
+        """Publish the live verifiers of the shards; all shards if none is named.
+
+        Raises:
+            Unavailable: database or bus is away.
+        """
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                "select secret_id, sha256, not_after, one_time from secret "
+                "where revoked_at is null and not_after > now()"
+            )
+        by_shard: dict[str, list[SecretVerifier]] = {
+            shard: [] for shard in shards or [f"{n:02x}" for n in range(SHARDS)]
+        }
+        for row in rows:
+            found = by_shard.get(shard_of(row["secret_id"]))
+            if found is not None:
+                found.append(
+                    SecretVerifier(
+                        secret_id=row["secret_id"],
+                        sha256=row["sha256"].hex(),
+                        not_after=row["not_after"],
+                        one_time=bool(row["one_time"]),
+                    )
+                )
+        now = self._clock.now()
+        await self._bus.publish_confirmed(
+            [
+                Outgoing(
+                    topics.secrets_topic(shard),
+                    encode(SecretShard(shard=shard, updated_at=now, secrets=tuple(verifiers))),
+                )
+                for shard, verifiers in by_shard.items()
+            ]
+        )

@@ -1,0 +1,162 @@
+"""The ledger's tables. Alembic moves them; statements are in ``ca_signer.ledger``."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+)
+from sqlalchemy.dialects.postgresql import UUID
+
+metadata = MetaData()
+
+
+def _time(name: str, *, nullable: bool = True) -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=nullable)
+
+
+def _now(name: str) -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=False, server_default=func.now())
+
+
+enrollment = Table(
+    "enrollment",
+    metadata,
+    Column("enrollment_id", LargeBinary, primary_key=True),
+    Column("issuance_id", UUID, nullable=False),
+    _now("created_at"),
+    comment="one row per EnrollmentId, locked by whoever works on it",
+)
+
+issuance = Table(
+    "issuance",
+    metadata,
+    Column("issuance_id", UUID, primary_key=True),
+    Column("enrollment_id", LargeBinary, nullable=False),
+    Column("request_id", UUID, nullable=False),
+    Column("issuer_id", Text, nullable=False),
+    Column("serial_number", LargeBinary, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("fence", Integer, nullable=False, server_default="1"),
+    _time("lease_until", nullable=False),
+    _time("sign_before", nullable=False),
+    Column("tbs", LargeBinary, comment="until signed; the certificate contains it afterwards"),
+    Column("certificate", LargeBinary),
+    Column("certificate_sha256", LargeBinary),
+    Column("tenant", Text, nullable=False),
+    Column("service", Text, nullable=False),
+    Column("profile", Text, nullable=False),
+    Column("slot_id", UUID, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("san", Text, nullable=False, comment="one entry a line"),
+    Column("spki_sha256", LargeBinary, nullable=False),
+    _time("not_before", nullable=False),
+    _time("not_after", nullable=False),
+    Column("predecessor_sha256", LargeBinary),
+    Column("context", Text, nullable=False, comment="JSON: what announcements need"),
+    _now("created_at"),
+    _time("issued_at"),
+    _time("announced_at"),
+    _time("revoked_at"),
+    Column("revocation_reason", Text),
+    CheckConstraint("state in ('intended', 'issued', 'abandoned')", name="issuance_state"),
+    CheckConstraint(
+        "(state = 'issued') = (certificate is not null)", name="issuance_issued_has_certificate"
+    ),
+    UniqueConstraint("request_id", name="issuance_request"),
+    UniqueConstraint("issuer_id", "serial_number", name="issuance_serial"),
+    Index(
+        "issuance_intended",
+        "lease_until",
+        postgresql_where="state = 'intended'",
+    ),
+    Index(
+        "issuance_unannounced",
+        "issued_at",
+        postgresql_where="state = 'issued' and announced_at is null",
+    ),
+    Index("issuance_fingerprint", "certificate_sha256", postgresql_where="certificate is not null"),
+    Index("issuance_issued_at", "issued_at", postgresql_using="brin"),
+    postgresql_with={"fillfactor": "80"},
+)
+
+request = Table(
+    "request",
+    metadata,
+    Column("request_id", UUID, primary_key=True),
+    Column("enrollment_id", LargeBinary),
+    Column("outcome", Text, nullable=False),
+    Column("issuance_id", UUID),
+    Column("kind", Text),
+    Column("code", Text),
+    Column("reason", Text),
+    Column("announcement", Text, comment="JSON: the audit record and event, until announced"),
+    _now("created_at"),
+    _time("announced_at"),
+    CheckConstraint("outcome in ('rejected', 'repeated')", name="request_outcome"),
+    Index("request_unannounced", "created_at", postgresql_where="announced_at is null"),
+    comment="requests that issued nothing: refused, or answered with a stored certificate",
+)
+
+key_binding = Table(
+    "key_binding",
+    metadata,
+    Column("spki_sha256", LargeBinary, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("service", Text, nullable=False),
+    comment="a public key belongs to one owner for ever",
+)
+
+claim = Table(
+    "claim",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("enrollment_id", LargeBinary, nullable=False),
+    Column("state", Text, nullable=False),
+    _now("created_at"),
+    CheckConstraint("state in ('reserved', 'consumed')", name="claim_state"),
+    Index("claim_enrollment", "enrollment_id"),
+    comment="single-use things: reserved with the intent, consumed with the certificate",
+)
+
+secret = Table(
+    "secret",
+    metadata,
+    Column("secret_id", Text, primary_key=True),
+    Column("sha256", LargeBinary, nullable=False),
+    Column("one_time", Integer, nullable=False),
+    _time("not_after", nullable=False),
+    _time("revoked_at"),
+    _now("created_at"),
+    comment="verifiers of enrollment secrets; never the secrets",
+)
+
+attempt = Table(
+    "attempt",
+    metadata,
+    Column("stream_sequence", BigInteger, primary_key=True),
+    Column("attempts", Integer, nullable=False),
+    _now("created_at"),
+    comment="deliveries after the first, counted before the payload is read",
+)
+
+window = Table(
+    "window",
+    metadata,
+    Column("started_at", DateTime(timezone=True), primary_key=True),
+    Column("count", Integer, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    _time("published_at"),
+    comment="closed windows already told to the consumers of ledger events",
+)

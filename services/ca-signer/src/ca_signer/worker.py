@@ -1,0 +1,129 @@
+"""Takes requests from the consumers by weight and hands them on in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from ca_signer import metrics
+from ca_signer.batch import Batch
+from estcore.clock import monotonic_s
+from estcore.messages.topics import EST_REQUESTS, signer_consumer
+from estcore.pki.profile import PRIORITIES, Priority
+from estcore.runtime.bus import Bus
+from estcore.runtime.consume import Delivery, PullConsumer
+from estcore.runtime.database import Database
+
+log = logging.getLogger(__name__)
+
+SHARES = {Priority.CRITICAL: 50, Priority.HIGH: 30, Priority.NORMAL: 15, Priority.LOW: 5}
+_CREDIT = 128
+
+
+class Worker:
+    """One consumer per issuer and priority, one loop, a few batches in flight.
+
+    Weighted shares, not strict precedence: low priority always moves, and whoever has nothing
+    waiting gives its share to the others.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        database: Database,
+        batch: Batch,
+        *,
+        issuers: Sequence[str],
+        batch_size: int,
+        in_flight: int,
+    ) -> None:
+        self._database = database
+        self._batch = batch
+        self._size = batch_size
+        self._in_flight = in_flight
+        self._wake = asyncio.Event()
+        self._consumers = {
+            (issuer, priority): PullConsumer(
+                bus,
+                EST_REQUESTS,
+                signer_consumer(issuer, priority).name,
+                credit=_CREDIT,
+                wake=self._wake,
+            )
+            for issuer in issuers
+            for priority in PRIORITIES
+        }
+
+    @property
+    def ready(self) -> bool:
+        """Every consumer was heard lately."""
+        return all(consumer.ready for consumer in self._consumers.values())
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until ``stop``; then put back what was not started and finish the rest."""
+        for consumer in self._consumers.values():
+            await consumer.start()
+        slots = asyncio.Semaphore(self._in_flight)
+        async with asyncio.TaskGroup() as group:
+            waker = group.create_task(self._wake_on(stop))
+            while not stop.is_set():
+                if not await self._tend():
+                    continue
+                await slots.acquire()
+                deliveries = await self._next(stop)
+                if not deliveries:
+                    slots.release()
+                    continue
+                group.create_task(self._run(deliveries, slots))
+            await self._put_back()
+            waker.cancel()
+
+    async def _next(self, stop: asyncio.Event) -> list[Delivery]:
+        self._wake.clear()
+        deliveries = self._take()
+        if deliveries or stop.is_set():
+            return deliveries
+        try:
+            async with asyncio.timeout(1):
+                await self._wake.wait()
+        except TimeoutError:
+            return []
+        return self._take()
+
+    async def _tend(self) -> bool:
+        if not self._database.ready and not await self._database.alive():
+            # Without the ledger nothing can be done: what is here waits, nothing more is fetched.
+            await asyncio.sleep(0.5)
+            return False
+        for consumer in self._consumers.values():
+            await consumer.tend()
+        return True
+
+    def _take(self) -> list[Delivery]:
+        taken: list[Delivery] = []
+        for (_, priority), consumer in self._consumers.items():
+            share = max(1, self._size * SHARES[priority] // 100)
+            if consumer.waiting:
+                taken += consumer.take(min(share, self._size - len(taken)))
+        for consumer in self._consumers.values():
+            if consumer.waiting and len(taken) < self._size:
+                taken += consumer.take(self._size - len(taken))
+        return taken
+
+    async def _run(self, deliveries: list[Delivery], slots: asyncio.Semaphore) -> None:
+        started = monotonic_s()
+        try:
+            await self._batch.process(deliveries)
+        finally:
+            slots.release()
+            metrics.SECONDS.observe(monotonic_s() - started)
+
+    async def _wake_on(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._wake.set()
+
+    async def _put_back(self) -> None:
+        for consumer in self._consumers.values():
+            for delivery in await consumer.pause():
+                await delivery.nak(0)

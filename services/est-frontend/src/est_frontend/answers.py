@@ -1,0 +1,121 @@
+"""Answers as bytes on the wire, within what real clients can read (conformance section P).
+
+At most twelve header lines and 1,000 bytes of header, Content-Length always, one final LF,
+errors as one line of text/plain. One place maps errors to HTTP.
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from estcore.errors import (
+    Conflict,
+    ESTSuiteError,
+    IdentityMismatch,
+    InvalidCSR,
+    MalformedRequest,
+    NotAuthenticated,
+    NotAuthorized,
+    ProfileViolation,
+    RequestRejected,
+    Unavailable,
+    WeakKey,
+)
+
+CERTS_ONLY = "application/pkcs7-mime; smime-type=certs-only"
+CACERTS = "application/pkcs7-mime"
+_TEXT = "text/plain; charset=utf-8"
+CHALLENGE = 'Basic realm="est"'
+
+STATUS: dict[type[ESTSuiteError], int] = {
+    RequestRejected: 400,
+    MalformedRequest: 400,
+    InvalidCSR: 400,
+    WeakKey: 400,
+    ProfileViolation: 400,
+    NotAuthenticated: 401,
+    NotAuthorized: 403,
+    IdentityMismatch: 403,
+    Conflict: 409,
+    Unavailable: 503,
+}
+"""HTTP status by error class; the nearest class in the tree counts, anything else is 500."""
+
+SPECIAL = {
+    "body.too_large": 413,
+    "request.media_type": 415,
+    "request.method": 405,
+    "request.not_found": 404,
+    "request.not_implemented": 501,
+    "request.timeout": 408,
+    "rate.limited": 429,
+}
+
+
+def status_of(error: ESTSuiteError) -> int:
+    """Return the HTTP status for an error."""
+    special = SPECIAL.get(error.code)
+    if special is not None:
+        return special
+    for cls in type(error).__mro__:
+        if cls in STATUS:
+            return STATUS[cls]
+    return 500
+
+
+def pkcs7(body: bytes, content_type: str, correlation_id: str) -> web.Response:
+    """Return a certs-only answer. CTE stays for BouncyCastle and libest (B11)."""
+    return web.Response(
+        body=body,
+        headers={
+            "Content-Type": content_type,
+            "Content-Transfer-Encoding": "base64",
+            "X-Correlation-ID": correlation_id,
+        },
+    )
+
+
+def pending(retry_after_s: int, correlation_id: str) -> web.Response:
+    """Return 202: the enrollment goes on; ask again after that many seconds."""
+    return web.Response(
+        status=202,
+        body=b"the request is being processed, repeat it later\n",
+        headers={
+            "Content-Type": _TEXT,
+            "Retry-After": str(retry_after_s),
+            "X-Correlation-ID": correlation_id,
+        },
+    )
+
+
+def empty(correlation_id: str) -> web.Response:
+    """Return 204."""
+    return web.Response(status=204, headers={"X-Correlation-ID": correlation_id})
+
+
+def failure(
+    error: ESTSuiteError,
+    correlation_id: str,
+    *,
+    retry_after_s: int | None = None,
+    allow: str | None = None,
+    challenge: bool = True,
+) -> web.Response:
+    """Return an error: one line a person can act on, and its stable code."""
+    status = status_of(error)
+    text = "internal error" if status == 500 else error.reason  # noqa: PLR2004
+    headers = {"Content-Type": _TEXT, "X-Correlation-ID": correlation_id}
+    if status == 401 and challenge:  # noqa: PLR2004
+        headers["WWW-Authenticate"] = CHALLENGE
+    if retry_after_s is not None and status in {429, 503}:
+        headers["Retry-After"] = str(retry_after_s)
+    if allow is not None:
+        headers["Allow"] = allow
+    if status in {408, 413}:
+        headers["Connection"] = "close"
+    response = web.Response(
+        status=status, body=f"{text} [{error.code}]\n".encode(), headers=headers
+    )
+    if status in {408, 413}:
+        response.force_close()
+    return response

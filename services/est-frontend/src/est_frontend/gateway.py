@@ -1,0 +1,140 @@
+"""Enrollment requests out, answers in. Never a hang: PubAck or not, answer or not, in time.
+
+An enrollment this front end has under way is not published twice: whoever repeats it (same
+principal, same key, same names) waits for the same answer. An answer that comes after the
+client was told 202 is kept for its next poll.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from nats.aio.msg import Msg
+
+from est_frontend import metrics
+from estcore.clock import monotonic_s
+from estcore.errors import BusUnavailable, MalformedRequest
+from estcore.messages import topics
+from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested
+from estcore.messages.envelope import decode, encode
+from estcore.runtime import faults
+from estcore.runtime.bus import Bus, Outgoing
+
+log = logging.getLogger(__name__)
+
+_TICKET_S = 30
+_KEPT_S = 120
+_TICKETS = 50_000
+
+
+@dataclass
+class _Ticket:
+    """One enrollment under way."""
+
+    request_id: str
+    future: asyncio.Future[EnrollmentAnswered]
+    expires: float
+
+
+class Gateway:
+    """Submits requests and matches answers."""
+
+    def __init__(self, bus: Bus, *, group: str, instance: str, answer_timeout_s: float) -> None:
+        self._bus = bus
+        self._group = group
+        self._instance = instance
+        self._timeout_s = answer_timeout_s
+        self._tickets: OrderedDict[bytes, _Ticket] = OrderedDict()
+        self._waiting: dict[str, _Ticket] = {}
+
+    async def start(self) -> None:
+        """Listen for answers."""
+        topic = topics.reply_topic(self._group, self._instance, "x")[:-1] + "*"
+        await self._bus.subscribe(topic, self._answered)
+
+    def under_way(self, key: bytes) -> bool:
+        """Tell whether this enrollment was submitted and not answered, lately."""
+        ticket = self._tickets.get(key)
+        return ticket is not None and ticket.expires > monotonic_s()
+
+    async def submit(self, key: bytes, message: EnrollmentRequested) -> EnrollmentAnswered | None:
+        """Return the signer's answer, or None when it does not come in time.
+
+        ``key`` names the enrollment (``estcore.policy.identity``); a request whose key is under
+        way is not published again.
+
+        Raises:
+            BusUnavailable: the request stream did not take it; nothing was asked.
+        """
+        ticket = self._tickets.get(key)
+        if ticket is None or ticket.expires <= monotonic_s():
+            ticket = await self._publish(key, message)
+        metrics.IN_FLIGHT.inc()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answer = await asyncio.shield(ticket.future)
+        except TimeoutError:
+            return None
+        except BusUnavailable:
+            self._drop(key, ticket)
+            raise
+        finally:
+            metrics.IN_FLIGHT.dec()
+        self._drop(key, ticket)
+        return answer
+
+    async def _publish(self, key: bytes, message: EnrollmentRequested) -> _Ticket:
+        topic = topics.request_topic(message.group, message.issuer, message.priority)
+        future: asyncio.Future[EnrollmentAnswered] = asyncio.get_running_loop().create_future()
+        ticket = _Ticket(message.id, future, monotonic_s() + _TICKET_S)
+        self._waiting[message.id] = ticket
+        self._tickets[key] = ticket
+        faults.hit("frontend.publish")
+        try:
+            confirmed = await self._bus.submit(
+                Outgoing(topic, encode(message), message.id), timeout_s=self._timeout_s * 0.8
+            )
+        except BusUnavailable:
+            self._drop(key, ticket)
+            raise
+        confirmed.add_done_callback(lambda done: _confirmed(done, future))
+        self._forget_old()
+        return ticket
+
+    def _drop(self, key: bytes, ticket: _Ticket) -> None:
+        self._waiting.pop(ticket.request_id, None)
+        if self._tickets.get(key) is ticket:
+            del self._tickets[key]
+
+    def _forget_old(self) -> None:
+        now = monotonic_s()
+        while self._tickets:
+            key, oldest = next(iter(self._tickets.items()))
+            if oldest.expires + _KEPT_S > now and len(self._tickets) < _TICKETS:
+                return
+            self._drop(key, oldest)
+
+    async def _answered(self, message: Msg) -> None:
+        try:
+            answer = decode(EnrollmentAnswered, message.data)
+        except MalformedRequest:
+            log.error("an answer was not understood")
+            return
+        ticket = self._waiting.get(answer.request_id)
+        if ticket is not None and not ticket.future.done():
+            # A late answer stays with its ticket until the client asks again.
+            ticket.expires = monotonic_s() + _KEPT_S
+            ticket.future.set_result(answer)
+
+
+def _confirmed(done: asyncio.Future[Any], future: asyncio.Future[EnrollmentAnswered]) -> None:
+    """The PubAck decides between 202 and 503; an answer that was faster wins."""
+    error = None if done.cancelled() else done.exception()
+    if future.done() or (error is None and not done.cancelled()):
+        return
+    future.set_exception(BusUnavailable("the request stream took nothing", code="bus.full"))
+    future.exception()  # somebody may have stopped waiting: not an error of the loop

@@ -1,0 +1,189 @@
+"""Joins est-frontend by hand and gives it a command line."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+from typing import Any
+
+from aiohttp import web
+
+from est_frontend.authenticate import Authenticator
+from est_frontend.gateway import Gateway
+from est_frontend.handler import Handler
+from est_frontend.peers import PeerValidator
+from est_frontend.settings import FrontendSettings
+from est_frontend.state import State
+from est_frontend.tls import EngineContext
+from est_frontend.trail import SERVICE, Trail
+from estcore.clock import SystemClock
+from estcore.errors import ConfigurationError
+from estcore.policy.document import load_policy
+from estcore.runtime.admin import AdminServer
+from estcore.runtime.bus import Bus
+from estcore.runtime.logs import fields
+from estcore.runtime.service import ServiceCommand, run_jobs, stop_on_signals
+from estcore.runtime.tracing import Tracing
+
+log = logging.getLogger(__name__)
+
+CLOCK = SystemClock()
+
+
+def check(settings: FrontendSettings) -> None:
+    """Read what the settings name, as ``run`` would."""
+    load_policy(settings.policy_file)
+    EngineContext(settings.listen.certificate_file, settings.listen.key_file)
+
+
+async def run(settings: FrontendSettings) -> None:  # noqa: PLR0915 - wiring, told in order
+    """Serve until SIGTERM."""
+    stop = stop_on_signals()
+    policy = load_policy(settings.policy_file)
+    context = EngineContext(settings.listen.certificate_file, settings.listen.key_file)
+    tracing = Tracing(settings.telemetry, SERVICE, settings.instance)
+    peers = PeerValidator(CLOCK)
+    state = State(settings.state_folder, peers, CLOCK)
+    state.load()
+    issuers = {label.issuer for label in policy.labels.values()}
+    bus = _Later(settings)
+    trail = Trail(bus.bus, settings.trail, CLOCK, settings.instance)
+    await trail.open()
+    gateway = Gateway(
+        bus.bus,
+        group=settings.group,
+        instance=settings.instance,
+        answer_timeout_s=settings.answer_timeout_s,
+    )
+    handler = Handler(
+        settings,
+        policy=policy,
+        state=state,
+        authenticator=Authenticator(peers, state),
+        gateway=gateway,
+        trail=trail,
+        bus=bus.bus,
+        tracing=tracing,
+        clock=CLOCK,
+    )
+    admin = AdminServer(
+        settings.admin,
+        {
+            "bus": lambda: bus.bus.ready,
+            "cacerts": lambda: state.has(issuers),
+            "audit trail": lambda: trail.ready,
+        },
+    )
+    await admin.start()
+    server = web.Server(
+        handler,
+        request_factory=_request_factory(settings.limits.max_body_bytes),
+        access_log=None,
+        keepalive_timeout=settings.listen.idle_timeout_s,
+        max_line_size=settings.limits.max_header_bytes,
+        max_field_size=settings.limits.max_header_bytes,
+        max_headers=64,
+        lingering_time=2,
+        auto_decompress=False,
+    )
+    listening = await _listen(settings, server, context)
+    trail.event("service.start", policy_version=policy.version)
+
+    async def connect(stopping: asyncio.Event) -> None:
+        # Serving /cacerts does not wait for the bus.
+        connecting = asyncio.ensure_future(bus.connect())
+        stopped = asyncio.ensure_future(stopping.wait())
+        await asyncio.wait({connecting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not connecting.done():
+            connecting.cancel()
+            return
+        await connecting
+        await gateway.start()
+        await state.follow(bus.bus)
+        await state.run(stopping)
+
+    async def serve(stopping: asyncio.Event) -> None:
+        await stopping.wait()
+        admin.stopping = True
+        listening.close()
+        await server.shutdown(settings.stop_timeout_s / 2)
+
+    try:
+        await run_jobs(
+            [connect, serve, trail.run], stop=stop, stop_timeout_s=settings.stop_timeout_s
+        )
+        trail.event("service.stop")
+    finally:
+        await trail.close()
+        await bus.bus.close()
+        await admin.stop()
+        await asyncio.to_thread(tracing.close)
+
+
+class _Later:
+    """A bus that exists from the start and is connected later."""
+
+    def __init__(self, settings: FrontendSettings) -> None:
+        self._settings = settings
+        self.bus = Bus.unconnected(SERVICE)
+
+    async def connect(self) -> None:
+        await self.bus.open(self._settings.bus, SERVICE, self._settings.instance)
+
+
+def _request_factory(max_body_bytes: int) -> Any:
+    def make(
+        message: Any, payload: Any, protocol: Any, writer: Any, task: asyncio.Task[None]
+    ) -> web.BaseRequest:
+        loop = asyncio.get_running_loop()
+        return web.BaseRequest(
+            message, payload, protocol, writer, task, loop, client_max_size=max_body_bytes
+        )
+
+    return make
+
+
+async def _listen(
+    settings: FrontendSettings, server: web.Server, context: EngineContext
+) -> asyncio.Server:
+    listen = settings.listen
+    try:
+        return await asyncio.get_running_loop().create_server(
+            server,
+            listen.host,
+            listen.port,
+            ssl=context,
+            backlog=listen.backlog,
+            reuse_port=hasattr(socket, "SO_REUSEPORT"),
+            ssl_handshake_timeout=listen.handshake_timeout_s,
+            ssl_shutdown_timeout=2,
+        )
+    except OSError as exc:
+        raise ConfigurationError(
+            f"cannot listen on {listen.host}:{listen.port}: {exc.strerror}", code="port.taken"
+        ) from exc
+
+
+async def migrate(settings: FrontendSettings) -> None:
+    """There is no database and no stream of our own; say so."""
+    log.info("nothing to migrate", extra=fields(instance=settings.instance))
+
+
+def main() -> None:
+    """Entry point of ``est-frontend``."""
+    command = ServiceCommand(
+        SERVICE,
+        prefix="EST_FRONTEND",
+        settings=FrontendSettings,
+        run=run,
+        migrate=migrate,
+        check=check,
+    )
+    sys.exit(command.main())
+
+
+if __name__ == "__main__":
+    main()

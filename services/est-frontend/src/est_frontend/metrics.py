@@ -1,0 +1,17 @@
+"""Prometheus metrics of est-frontend; names are stable (services/est-frontend/README.md)."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+REQUESTS = Counter("est_frontend_requests_total", "answers", ["operation", "label", "status"])
+SECONDS = Histogram(
+    "est_frontend_request_seconds",
+    "from request line to answer",
+    ["operation"],
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+REFUSED = Counter("est_frontend_refused_total", "requests refused", ["code"])
+IN_FLIGHT = Gauge("est_frontend_in_flight", "enrollments waiting for their answer")
+SPOOLED = Gauge("est_frontend_spooled_records", "audit records waiting on disk")
+STATE_AGE = Gauge("est_frontend_state_updates_total", "state messages applied")

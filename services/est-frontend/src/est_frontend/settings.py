@@ -1,0 +1,59 @@
+"""Settings of est-frontend (environment prefix ``EST_FRONTEND``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from estcore.pki.profile import StrictModel, Token
+from estcore.runtime.settings import Port, ServiceSettings
+
+
+class ListenSettings(StrictModel):
+    """Where EST is served. TLS ends here; there is no mode behind a terminating proxy."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8443
+    certificate_file: Path = Field(description="server certificate chain, PEM")
+    key_file: Path = Field(description="its key, PEM")
+    backlog: int = Field(default=1024, ge=16, le=65_535)
+    handshake_timeout_s: float = Field(default=10, ge=1, le=120)
+    idle_timeout_s: float = Field(
+        default=60, ge=1, le=3600, description="keep-alive without request"
+    )
+    max_connections: int = Field(default=10_000, ge=10, le=1_000_000)
+
+
+class LimitSettings(StrictModel):
+    """What a request may be."""
+
+    max_body_bytes: int = Field(default=65_536, ge=4096, le=1_048_576)
+    max_header_bytes: int = Field(default=8190, ge=1024, le=65_536)
+    body_timeout_s: float = Field(default=10, ge=1, le=120)
+    max_in_flight: int = Field(default=2000, ge=1, le=100_000, description="enrollments at once")
+
+
+class TrailSettings(StrictModel):
+    """The audit trail of operations that have no ledger row."""
+
+    spool_file: Path = Field(description="SQLite file for records while the bus is away")
+    max_spooled: int = Field(default=1_000_000, ge=1000, description="then enrollments get 503")
+    flush_every_s: float = Field(default=0.1, ge=0.01, le=5)
+    refusals_per_source: int = Field(
+        default=50, ge=1, description="records per source and 10 s; the rest is counted in one"
+    )
+
+
+class FrontendSettings(ServiceSettings):
+    """All settings of est-frontend."""
+
+    group: Token = Field(default="default", description="front ends with the same caps and rights")
+    listen: ListenSettings
+    limits: LimitSettings = LimitSettings()
+    trail: TrailSettings
+    policy_file: Path
+    state_folder: Path = Field(description="CA certificates and verifiers outlive outages here")
+    answer_timeout_s: float = Field(
+        default=5, ge=0.1, le=60, description="then 202 or 503, as the label says"
+    )

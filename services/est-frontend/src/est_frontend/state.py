@@ -1,0 +1,158 @@
+"""What the front end knows without a database: CA certificates and secret verifiers.
+
+Last values of ``PKI_STATE``, kept in memory and on disk: ``/cacerts`` and authentication live
+through every outage of NATS, and through a restart during one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import hmac
+import logging
+import os
+from hashlib import sha256
+from pathlib import Path
+
+from nats.aio.msg import Msg
+
+from est_frontend import metrics
+from est_frontend.peers import PeerValidator
+from estcore.clock import Clock
+from estcore.errors import BusUnavailable, ConfigurationError, MalformedRequest
+from estcore.est.certs_only import certs_only
+from estcore.messages.envelope import decode
+from estcore.messages.state import CACertificates, SecretShard, SecretVerifier
+from estcore.messages.topics import PKI_STATE
+from estcore.runtime.bus import Bus
+from estcore.runtime.logs import fields
+from estcore.runtime.service import until
+
+log = logging.getLogger(__name__)
+
+_CACERTS = "pki.state.cacerts."
+_SECRETS = "pki.state.secrets."
+_REFRESH_S = 60
+_NOBODY = SecretVerifier(
+    secret_id="",
+    sha256="00" * 32,
+    not_after=dt.datetime.min.replace(tzinfo=dt.UTC),
+    one_time=False,
+)
+
+
+class State:
+    """Memory and disk copy of the state."""
+
+    def __init__(self, folder: Path, peers: PeerValidator, clock: Clock) -> None:
+        self._folder = folder
+        self._peers = peers
+        self._clock = clock
+        self._bus: Bus | None = None
+        self._cacerts: dict[str, bytes] = {}
+        self._secrets: dict[str, SecretVerifier] = {}
+        self._by_shard: dict[str, SecretShard] = {}
+
+    def load(self) -> None:
+        """Read what an earlier run left on disk.
+
+        Raises:
+            ConfigurationError: the folder cannot be used.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            files = sorted(self._folder.glob("pki.state.*"))
+        except OSError as exc:
+            raise ConfigurationError(f"cannot use the state folder {self._folder}") from exc
+        for path in files:
+            self._apply(path.name, path.read_bytes())
+
+    async def follow(self, bus: Bus) -> None:
+        """Apply everything from the bus from now on."""
+        self._bus = bus
+        await bus.subscribe("pki.state.>", self._arrived)
+        bus.on_reconnect(self._refresh)
+        await self._refresh()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Fetch everything again now and then, in case an update was missed."""
+        while not await until(stop, _REFRESH_S):
+            await self._refresh()
+
+    def cacerts(self, issuer_id: str) -> bytes | None:
+        """Return the certs-only message (DER) for an issuer; None before it was ever seen."""
+        return self._cacerts.get(issuer_id)
+
+    def has(self, issuers: set[str]) -> bool:
+        """Tell whether the CA certificates of all these issuers are known."""
+        return issuers <= self._cacerts.keys()
+
+    def secret_matches(self, secret_id: str, secret: str) -> bool:
+        """Compare a secret with its verifier in constant time; unknown ids take as long."""
+        verifier = self._secrets.get(secret_id, _NOBODY)
+        given = sha256(secret.encode()).digest()
+        equal = hmac.compare_digest(given, bytes.fromhex(verifier.sha256))
+        return equal and verifier is not _NOBODY and verifier.not_after > self._clock.now()
+
+    async def _arrived(self, message: Msg) -> None:
+        await self._take(message.subject, message.data)
+
+    async def _refresh(self) -> None:
+        if self._bus is None:
+            return
+        try:
+            values = await self._bus.last_values(PKI_STATE, "pki.state.>")
+        except BusUnavailable as exc:
+            log.warning("state not refreshed", extra=fields(reason=exc.reason))
+            return
+        for topic, payload in values:
+            await self._take(topic, payload)
+
+    async def _take(self, topic: str, payload: bytes) -> None:
+        path = self._folder / topic
+        if not self._apply(topic, payload):
+            return
+        metrics.STATE_AGE.inc()
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(_write, path, payload)
+
+    def _apply(self, topic: str, payload: bytes) -> bool:
+        """Apply one message; True when it changed anything."""
+        try:
+            if topic.startswith(_CACERTS):
+                return self._apply_cacerts(decode(CACertificates, payload))
+            if topic.startswith(_SECRETS):
+                return self._apply_secrets(decode(SecretShard, payload))
+        except (MalformedRequest, ValueError) as exc:
+            log.error("state message not understood", extra=fields(topic=topic, error=str(exc)))
+        return False
+
+    def _apply_cacerts(self, message: CACertificates) -> bool:
+        body = certs_only([*message.chain, *message.extra])
+        if self._cacerts.get(message.issuer_id) == body:
+            return False
+        self._peers.set_anchor(message.issuer_id, message.chain[0])
+        self._cacerts[message.issuer_id] = body
+        log.info("CA certificates updated", extra=fields(issuer=message.issuer_id))
+        return True
+
+    def _apply_secrets(self, message: SecretShard) -> bool:
+        known = self._by_shard.get(message.shard)
+        if known is not None and known.updated_at >= message.updated_at:
+            return False
+        for old in known.secrets if known else ():
+            self._secrets.pop(old.secret_id, None)
+        self._secrets.update({s.secret_id: s for s in message.secrets})
+        self._by_shard[message.shard] = message
+        return True
+
+
+def _write(path: Path, payload: bytes) -> None:
+    temporary = path.with_name("." + path.name)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
