@@ -1,0 +1,175 @@
+"""Checkpoints (C2SP tlog-checkpoint) as signed notes (C2SP signed-note), Ed25519 (pure).
+
+Called by: estcore.tlog.verify, estcore.tlog.export, audit.sealer, audit.keys, audit.commands
+A checkpoint is text: origin, size, base64 root, extension lines; an empty line; one line for
+each signature: ``— <key name> <base64 of key hash and signature>``. A verifier key travels as
+``<name>+<key hash>+<base64 of 0x01 and public key>``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from typing_extensions import override
+
+from estcore.errors import AuditChainBroken, MalformedRequest
+from estcore.tlog.tree import HASH_BYTES
+
+_ED25519 = b"\x01"
+_KEY_HASH_BYTES = 4
+_NAME = re.compile(r"[^\s+]+")
+_SIZE = re.compile(r"0|[1-9][0-9]{0,18}")
+_BODY_LINES = 3
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is signed: the first ``size`` leaves of ``origin`` have this root."""
+
+    origin: str
+    size: int
+    root: bytes
+    extensions: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """Return the text of the note, every line ended."""
+        root = base64.b64encode(self.root).decode()
+        return "".join(f"{line}\n" for line in (self.origin, self.size, root, *self.extensions))
+
+
+@dataclass(frozen=True)
+class VerifierKey:
+    """A public key and the name it signs under."""
+
+    name: str
+    public_key: Ed25519PublicKey
+
+    @property
+    def key_hash(self) -> bytes:
+        """SHA-256(name || 0x0A || 0x01 || public key), the first four octets."""
+        octets = self.name.encode() + b"\n" + _ED25519 + self.public_key.public_bytes_raw()
+        return hashlib.sha256(octets).digest()[:_KEY_HASH_BYTES]
+
+    @override
+    def __str__(self) -> str:
+        key = base64.b64encode(_ED25519 + self.public_key.public_bytes_raw()).decode()
+        return f"{self.name}+{self.key_hash.hex()}+{key}"
+
+    @classmethod
+    def parse(cls, text: str) -> VerifierKey:
+        """Return the key in a vkey string.
+
+        Raises:
+            MalformedRequest: not a vkey, or its hash is not that of its key.
+        """
+        parts = text.strip().split("+", 2)
+        if len(parts) != 3 or not _NAME.fullmatch(parts[0]):  # noqa: PLR2004 - name, hash, key
+            raise _malformed("a verifier key is name+hash+key")
+        octets = _base64(parts[2])
+        if len(octets) != 1 + HASH_BYTES or octets[:1] != _ED25519:
+            raise _malformed("the verifier key is not Ed25519")
+        key = cls(parts[0], Ed25519PublicKey.from_public_bytes(octets[1:]))
+        if str(key) != text.strip():
+            raise _malformed("the hash in the verifier key is not that of the key")
+        return key
+
+
+@dataclass(frozen=True)
+class SignedCheckpoint:
+    """A checkpoint with its signatures as (name, key hash, signature), not yet verified."""
+
+    checkpoint: Checkpoint
+    signatures: tuple[tuple[str, bytes, bytes], ...]
+
+    def verify(self, key: VerifierKey) -> None:
+        """Check that ``key`` signed it; signatures of other keys are not looked at.
+
+        Raises:
+            AuditChainBroken: no signature of this key, or a wrong one.
+        """
+        text = self.checkpoint.text().encode()
+        mine = [s for n, h, s in self.signatures if n == key.name and h == key.key_hash]
+        if not mine:
+            raise AuditChainBroken(f"checkpoint {self.checkpoint.size} is not signed by {key.name}")
+        for signature in mine:
+            try:
+                key.public_key.verify(signature, text)
+            except InvalidSignature as exc:
+                raise AuditChainBroken(
+                    f"checkpoint {self.checkpoint.size} has a wrong signature"
+                ) from exc
+
+
+def sign(checkpoint: Checkpoint, name: str, private_key: Ed25519PrivateKey) -> str:
+    """Return the signed note."""
+    text = checkpoint.text()
+    key = VerifierKey(name, private_key.public_key())
+    signature = base64.b64encode(key.key_hash + private_key.sign(text.encode())).decode()
+    return f"{text}\n— {name} {signature}\n"
+
+
+def parse_signed(note: str) -> SignedCheckpoint:
+    """Return the checkpoint in a signed note; signatures are parsed, not verified.
+
+    Raises:
+        MalformedRequest: anything that ``sign`` would have written differently.
+    """
+    text, separator, tail = note.partition("\n\n")
+    if not separator or not tail.endswith("\n"):
+        raise _malformed("a signed note is text, an empty line and signature lines")
+    checkpoint = _parse_text(text + "\n")
+    signatures = tuple(_parse_signature(line) for line in tail[:-1].split("\n"))
+    return SignedCheckpoint(checkpoint, signatures)
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` if it may be an origin and a key name.
+
+    Raises:
+        MalformedRequest: empty, or with white space or a plus sign.
+    """
+    if not _NAME.fullmatch(name) or not name.isprintable():
+        raise _malformed("an origin has no white space and no plus sign")
+    return name
+
+
+def _parse_text(text: str) -> Checkpoint:
+    lines = text[:-1].split("\n")
+    if len(lines) < _BODY_LINES or not all(line and line.isprintable() for line in lines):
+        raise _malformed("a checkpoint is origin, size, root and extension lines")
+    if not _SIZE.fullmatch(lines[1]):
+        raise _malformed("the size is not a decimal number")
+    root = _base64(lines[2])
+    if len(root) != HASH_BYTES:
+        raise _malformed("the root is not a SHA-256")
+    return Checkpoint(lines[0], int(lines[1]), root, tuple(lines[_BODY_LINES:]))
+
+
+def _parse_signature(line: str) -> tuple[str, bytes, bytes]:
+    parts = line.split(" ")
+    if len(parts) != 3 or parts[0] != "—" or not _NAME.fullmatch(parts[1]):  # noqa: PLR2004
+        raise _malformed("a signature line is an em dash, a key name and base64")
+    octets = _base64(parts[2])
+    if len(octets) < _KEY_HASH_BYTES + 1:
+        raise _malformed("a signature is too short")
+    return parts[1], octets[:_KEY_HASH_BYTES], octets[_KEY_HASH_BYTES:]
+
+
+def _base64(text: str) -> bytes:
+    try:
+        octets = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise _malformed("not base64") from exc
+    if base64.b64encode(octets).decode() != text:
+        raise _malformed("base64 that is not canonical")
+    return octets
+
+
+def _malformed(reason: str) -> MalformedRequest:
+    return MalformedRequest(reason, code="checkpoint.malformed")

@@ -1,0 +1,177 @@
+"""Ledger, audit log and renewal compared with one another, from their exports alone (pure).
+
+Called by: estcore.tlog.verify
+Every certificate issued has exactly one intent and one successful outcome on record, with the
+same fingerprint; every such outcome has its ledger row; serial numbers are distinct; one
+request never led to two certificates; renewal knows each certificate exactly once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from estcore.errors import ESTSuiteError
+from estcore.tlog import canonical
+from estcore.tlog.findings import Finding
+
+ACTION = "certificate.issue"
+_LEDGER = {
+    "issuance_id",
+    "request_id",
+    "enrollment_id",
+    "state",
+    "serial",
+    "certificate_sha256",
+    "issued_at",
+    "audited",
+}
+_RENEWAL = {"issuance_id", "serial", "fingerprint_sha256"}
+_STATES = {"intended", "issued", "abandoned"}
+Row = dict[str, Any]
+
+
+def cross(
+    leaves: Iterable[Row], ledger: Iterable[bytes], renewal: Iterable[bytes] | None = None
+) -> list[Finding]:
+    """Return every disagreement between the records of a log and the other exports."""
+    findings: list[Finding] = []
+    rows = _read("ledger", ledger, _LEDGER, findings)
+    issued = {str(r["issuance_id"]): (p, r) for p, r in rows if r["state"] == "issued"}
+    findings.extend(_ledger(rows))
+    findings.extend(_log(list(leaves), issued, {str(r["issuance_id"]) for _, r in rows}))
+    if renewal is not None:
+        findings.extend(_renewal(_read("renewal", renewal, _RENEWAL, findings), issued))
+    return findings
+
+
+def is_issued(record: Row) -> bool:
+    """Tell whether the record says that a certificate was issued."""
+    return (
+        record.get("action") == ACTION
+        and record.get("phase") == "outcome"
+        and record.get("outcome") == "success"
+    )
+
+
+def _read(
+    name: str, lines: Iterable[bytes], members: set[str], findings: list[Finding]
+) -> list[tuple[str, Row]]:
+    rows: list[tuple[str, Row]] = []
+    for number, line in enumerate(lines, 1):
+        place = f"{name} line {number}"
+        try:
+            row = canonical.parse(line)
+        except ESTSuiteError as exc:
+            findings.append(Finding("cross.malformed", place, exc.reason))
+            continue
+        if not isinstance(row, dict) or not members <= set(row):
+            findings.append(Finding("cross.malformed", place, f"not a line of a {name} export"))
+            continue
+        rows.append((place, row))
+    return rows
+
+
+def _ledger(rows: list[tuple[str, Row]]) -> Iterator[Finding]:
+    serials: Counter[str] = Counter()
+    issuances: Counter[str] = Counter()
+    requests: Counter[str] = Counter()
+    for place, row in rows:
+        if row["state"] not in _STATES:
+            yield Finding("ledger.state", place, f"{row['state']} is not a state")
+        for what, counter, value in (
+            ("serial", serials, row["serial"]),
+            ("issuance", issuances, row["issuance_id"]),
+            ("request", requests, row["request_id"] if row["state"] == "issued" else None),
+        ):
+            if value is None:
+                continue
+            counter[str(value)] += 1
+            if counter[str(value)] > 1:
+                yield Finding(f"ledger.{what}_repeated", place, f"{what} {value} occurs again")
+
+
+def _log(
+    leaves: list[Row], issued: dict[str, tuple[str, Row]], known: set[str]
+) -> Iterator[Finding]:
+    outcomes: dict[str, list[Row]] = defaultdict(list)
+    intents: Counter[str] = Counter()
+    for leaf in leaves:
+        record = leaf["record"]
+        issuance = str(_target(record).get("issuance_id"))
+        if is_issued(record):
+            outcomes[issuance].append(leaf)
+        elif record.get("action") == ACTION and record.get("phase") == "intent":
+            intents[issuance] += 1
+            if issuance not in known:
+                yield Finding(
+                    "cross.intent_unknown",
+                    f"record {leaf['log_index']}",
+                    f"the intent of issuance {issuance} has no ledger row",
+                )
+    for issuance, (place, row) in issued.items():
+        yield from _one(issuance, place, row, outcomes.get(issuance, []))
+        if intents[issuance] != 1:
+            yield Finding(
+                "cross.intent_missing" if not intents[issuance] else "cross.intent_repeated",
+                place,
+                f"issuance {issuance} has {intents[issuance]} intents on record",
+            )
+    for issuance, found in outcomes.items():
+        if issuance not in issued:
+            yield Finding(
+                "cross.ledger_missing",
+                f"record {found[0]['log_index']}",
+                f"issuance {issuance} is on record, but not issued in the ledger",
+            )
+
+
+def _one(issuance: str, place: str, row: Row, outcomes: list[Row]) -> Iterator[Finding]:
+    if not outcomes:
+        told = "" if row["audited"] else ", and the ledger has not announced it"
+        yield Finding(
+            "cross.outcome_missing", place, f"issuance {issuance} has no outcome on record{told}"
+        )
+    if len(outcomes) > 1:
+        yield Finding(
+            "cross.outcome_repeated",
+            f"record {outcomes[1]['log_index']}",
+            f"issuance {issuance} has {len(outcomes)} outcomes on record",
+        )
+    for leaf in outcomes:
+        target = _target(leaf["record"])
+        for name in ("certificate_sha256", "serial"):
+            if row[name] is None or target.get(name) != row[name]:
+                yield Finding(
+                    f"cross.{name}_differs",
+                    f"record {leaf['log_index']}",
+                    f"issuance {issuance}: {name} is not that of the ledger",
+                )
+
+
+def _renewal(rows: list[tuple[str, Row]], issued: dict[str, tuple[str, Row]]) -> Iterator[Finding]:
+    seen: set[str] = set()
+    for place, row in rows:
+        issuance = str(row["issuance_id"])
+        if issuance in seen:
+            yield Finding("renewal.repeated", place, f"issuance {issuance} occurs again")
+        seen.add(issuance)
+        if issuance not in issued:
+            yield Finding("renewal.unknown", place, f"issuance {issuance} is not in the ledger")
+            continue
+        ledger = issued[issuance][1]
+        same = (row["serial"], row["fingerprint_sha256"]) == (
+            ledger["serial"],
+            ledger["certificate_sha256"],
+        )
+        if not same:
+            yield Finding("renewal.differs", place, f"issuance {issuance} is another certificate")
+    for issuance, (place, _) in issued.items():
+        if issuance not in seen:
+            yield Finding("renewal.missing", place, f"renewal does not know issuance {issuance}")
+
+
+def _target(record: Row) -> Row:
+    target = record.get("target")
+    return target if isinstance(target, dict) else {}

@@ -1,0 +1,222 @@
+"""The Merkle tree of RFC 9162 section 2.1: roots, inclusion and consistency (pure).
+
+Called by: estcore.tlog.verify, audit.log, audit.export
+``Frontier`` is all a writer keeps: the roots of the complete subtrees the tree falls into, at
+most one for each bit of its size. ``Tree`` keeps every node, for making proofs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+from estcore.errors import AuditChainBroken
+
+HASH_BYTES = 32
+EMPTY_ROOT = hashlib.sha256().digest()
+_sha256 = hashlib.sha256
+
+
+def leaf_hash(leaf: bytes) -> bytes:
+    """Return SHA-256(0x00 || leaf)."""
+    return _sha256(b"\x00" + leaf).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """Return SHA-256(0x01 || left || right)."""
+    return _sha256(b"\x01" + left + right).digest()
+
+
+class Frontier:
+    """The right edge of a tree: enough to append and to know the root."""
+
+    __slots__ = ("_hashes", "size")
+
+    def __init__(self, size: int = 0, hashes: Iterable[bytes] = ()) -> None:
+        self.size = size
+        self._hashes = list(hashes)
+
+    @classmethod
+    def from_bytes(cls, size: int, data: bytes) -> Frontier:
+        """Return the frontier ``to_bytes`` wrote.
+
+        Raises:
+            AuditChainBroken: the data do not fit the size.
+        """
+        if size < 0 or len(data) != size.bit_count() * HASH_BYTES:
+            raise AuditChainBroken(f"a tree of {size} has no frontier of {len(data)} octets")
+        return cls(size, (data[i : i + HASH_BYTES] for i in range(0, len(data), HASH_BYTES)))
+
+    def to_bytes(self) -> bytes:
+        """Return the subtree roots, largest first."""
+        return b"".join(self._hashes)
+
+    def copy(self) -> Frontier:
+        """Return one that grows on its own."""
+        return Frontier(self.size, self._hashes)
+
+    def append(self, leaf: bytes) -> None:
+        """Add the hash of the next leaf."""
+        rest, hashes = self.size, self._hashes
+        while rest & 1:
+            leaf = node_hash(hashes.pop(), leaf)
+            rest >>= 1
+        hashes.append(leaf)
+        self.size += 1
+
+    def root(self) -> bytes:
+        """Return the root of the tree so far."""
+        if not self._hashes:
+            return EMPTY_ROOT
+        root = self._hashes[-1]
+        for left in reversed(self._hashes[:-1]):
+            root = node_hash(left, root)
+        return root
+
+
+class Tree:
+    """All complete subtrees of a growing list of leaf hashes."""
+
+    def __init__(self, leaves: Iterable[bytes] = ()) -> None:
+        self._levels: list[list[bytes]] = [[]]
+        for leaf in leaves:
+            self.append(leaf)
+
+    @property
+    def size(self) -> int:
+        """How many leaves there are."""
+        return len(self._levels[0])
+
+    def append(self, leaf: bytes) -> None:
+        """Add the hash of the next leaf."""
+        level = 0
+        self._levels[0].append(leaf)
+        while len(nodes := self._levels[level]) % 2 == 0:
+            level += 1
+            if level == len(self._levels):
+                self._levels.append([])
+            self._levels[level].append(node_hash(nodes[-2], nodes[-1]))
+
+    def root(self, size: int | None = None) -> bytes:
+        """Return the root over the first ``size`` leaves (all of them by default)."""
+        size = self.size if size is None else size
+        self._has(size)
+        return self._subtree(0, size) if size else EMPTY_ROOT
+
+    def inclusion(self, index: int, size: int) -> list[bytes]:
+        """Return the proof that leaf ``index`` is in the tree of ``size`` leaves (2.1.3.1)."""
+        self._has(size)
+        if not 0 <= index < size:
+            raise AuditChainBroken(f"leaf {index} is not in a tree of {size}")
+        return self._path(index, 0, size)
+
+    def consistency(self, old: int, new: int) -> list[bytes]:
+        """Return the proof that the tree of ``new`` begins with that of ``old`` (2.1.4.1)."""
+        self._has(new)
+        if not 0 < old <= new:
+            raise AuditChainBroken(f"no consistency proof from {old} to {new}")
+        return self._subproof(old, 0, new, whole=True)
+
+    def _has(self, size: int) -> None:
+        if not 0 <= size <= self.size:
+            raise AuditChainBroken(f"the tree has {self.size} leaves, not {size}")
+
+    def _subtree(self, start: int, end: int) -> bytes:
+        width = end - start
+        if width & (width - 1) == 0:
+            return self._levels[width.bit_length() - 1][start // width]
+        middle = start + _split(width)
+        return node_hash(self._subtree(start, middle), self._subtree(middle, end))
+
+    def _path(self, index: int, start: int, end: int) -> list[bytes]:
+        if end - start == 1:
+            return []
+        middle = start + _split(end - start)
+        if index < middle:
+            return [*self._path(index, start, middle), self._subtree(middle, end)]
+        return [*self._path(index, middle, end), self._subtree(start, middle)]
+
+    def _subproof(self, old: int, start: int, end: int, *, whole: bool) -> list[bytes]:
+        if old == end:
+            return [] if whole else [self._subtree(start, end)]
+        middle = start + _split(end - start)
+        if old <= middle:
+            left = self._subproof(old, start, middle, whole=whole)
+            return [*left, self._subtree(middle, end)]
+        right = self._subproof(old, middle, end, whole=False)
+        return [*right, self._subtree(start, middle)]
+
+
+def _split(width: int) -> int:
+    """The largest power of two smaller than ``width``."""
+    power: int = 1 << ((width - 1).bit_length() - 1)
+    return power
+
+
+def verify_inclusion(
+    leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes
+) -> None:
+    """Check by RFC 9162 section 2.1.3.2 that the leaf hash stands at ``index``.
+
+    Raises:
+        AuditChainBroken: it does not.
+    """
+    if not 0 <= index < size:
+        raise AuditChainBroken(f"leaf {index} is not in a tree of {size}")
+    fn, sn, computed = index, size - 1, leaf
+    for sibling in proof:
+        if sn == 0:
+            raise AuditChainBroken(f"inclusion proof of leaf {index} is too long")
+        if fn & 1 or fn == sn:
+            computed = node_hash(sibling, computed)
+            while fn and not fn & 1:
+                fn, sn = fn >> 1, sn >> 1
+        else:
+            computed = node_hash(computed, sibling)
+        fn, sn = fn >> 1, sn >> 1
+    if sn != 0 or computed != root:
+        raise AuditChainBroken(f"leaf {index} is not under the root of size {size}")
+
+
+def verify_consistency(
+    old: int, new: int, proof: Sequence[bytes], old_root: bytes, new_root: bytes
+) -> None:
+    """Check by RFC 9162 section 2.1.4.2 that the newer tree begins with the older one.
+
+    Raises:
+        AuditChainBroken: it does not.
+    """
+    wrong = AuditChainBroken(f"the tree of {new} does not begin with the tree of {old}")
+    if not 0 < old <= new:
+        raise wrong
+    if old == new:
+        if proof or old_root != new_root:
+            raise wrong
+        return
+    path = list(proof) if old & (old - 1) else [old_root, *proof]
+    if not path:
+        raise wrong
+    first, second = _both_roots(old - 1, new - 1, path, wrong)
+    if first != old_root or second != new_root:
+        raise wrong
+
+
+def _both_roots(
+    fn: int, sn: int, path: Sequence[bytes], wrong: AuditChainBroken
+) -> tuple[bytes, bytes]:
+    while fn & 1:
+        fn, sn = fn >> 1, sn >> 1
+    first = second = path[0]
+    for sibling in path[1:]:
+        if sn == 0:
+            raise wrong
+        if fn & 1 or fn == sn:
+            first, second = node_hash(sibling, first), node_hash(sibling, second)
+            while fn and not fn & 1:
+                fn, sn = fn >> 1, sn >> 1
+        else:
+            second = node_hash(second, sibling)
+        fn, sn = fn >> 1, sn >> 1
+    if sn != 0:
+        raise wrong
+    return first, second

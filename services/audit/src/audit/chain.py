@@ -1,0 +1,124 @@
+"""The log in the hands of its one writer: next index, Merkle frontier, hash chain.
+
+Called by: audit.sealer, audit.writer
+An append computes the rows and the head after them, and the database takes both or neither.
+Only then does the state here move. Duplicates are rare, so they are looked for when the unique
+index has refused a batch, not before.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+
+from audit import store
+from audit.intake import Entry
+from estcore.clock import Clock
+from estcore.errors import LedgerUnavailable
+from estcore.runtime.database import Connection
+from estcore.tlog.export import chain_hash
+from estcore.tlog.tree import Frontier, leaf_hash
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What became of a batch."""
+
+    entries: tuple[Entry, ...]
+    duplicates: int
+
+
+class Chain:
+    """The end of the log, in step with the database as long as this process is its writer."""
+
+    def __init__(self, head: store.Head, clock: Clock) -> None:
+        self._clock = clock
+        self._frontier = Frontier.from_bytes(head.size, head.frontier)
+        self._last_hash = head.last_hash
+        self._recorded_at = head.recorded_at
+
+    @classmethod
+    async def load(cls, connection: Connection, clock: Clock) -> Chain:
+        """Return the chain as the database has it."""
+        return cls(await store.load_head(connection), clock)
+
+    @property
+    def size(self) -> int:
+        """Records in the log."""
+        return self._frontier.size
+
+    @property
+    def root(self) -> bytes:
+        """Root of the tree over all of them."""
+        return self._frontier.root()
+
+    async def append(self, connection: Connection, entries: Iterable[Entry]) -> Appended:
+        """Append what is not in the log yet, in order.
+
+        Raises:
+            LedgerUnavailable: the head is not where this writer left it; load it anew.
+        """
+        wanted = list(entries)
+        first: dict[uuid.UUID, Entry] = {}
+        for entry in wanted:
+            first.setdefault(entry.record_id, entry)
+        fresh = list(first.values())
+        while fresh:
+            try:
+                await self._write(connection, fresh)
+                break
+            except asyncpg.UniqueViolationError:
+                known = await store.known(connection, [e.record_id for e in fresh])
+                if not known:
+                    raise
+                fresh = [e for e in fresh if e.record_id not in known]
+        return Appended(tuple(fresh), len(wanted) - len(fresh))
+
+    async def _write(self, connection: Connection, entries: Sequence[Entry]) -> None:
+        recorded_at = max(self._clock.now(), self._recorded_at)
+        moment = spell(recorded_at)
+        frontier, chain = self._frontier.copy(), self._last_hash
+        rows: list[tuple[Any, ...]] = []
+        for index, entry in enumerate(entries, frontier.size):
+            leaf = leaf_text(index, moment, entry.text)
+            hashed = leaf_hash(leaf.encode())
+            rows.append((index, *_columns(entry.record, entry), leaf, hashed, chain))
+            frontier.append(hashed)
+            chain = chain_hash(chain, hashed)
+        head = store.Head(frontier.size, frontier.to_bytes(), chain, recorded_at)
+        issued = [pair for entry in entries if (pair := entry.issuance) is not None]
+        columns = list(zip(*rows, strict=True))
+        if not await store.append(connection, self.size, head, columns, issued):
+            raise LedgerUnavailable("another writer moved the head of the log")
+        self._frontier, self._last_hash, self._recorded_at = frontier, chain, recorded_at
+
+
+def leaf_text(log_index: int, recorded_at: str, record: str) -> str:
+    """Return the canonical JSON of a leaf from the canonical JSON of its record."""
+    return f'{{"log_index":{log_index},"record":{record},"recorded_at":"{recorded_at}"}}'
+
+
+def spell(moment: dt.datetime) -> str:
+    """Return the one spelling of a time in leaves: UTC, six digits, Z."""
+    return moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _columns(record: Any, entry: Entry) -> tuple[Any, ...]:
+    producer = record.producer
+    return (
+        entry.record_id,
+        entry.occurred_at,
+        record.correlation_id,
+        record.action,
+        record.phase,
+        record.outcome,
+        producer.service,
+        producer.instance,
+        producer.boot_id,
+        record.producer_seq,
+    )

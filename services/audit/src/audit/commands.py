@@ -1,0 +1,240 @@
+"""The verbs besides run and migrate: keygen, export, verify, show, replay.
+
+Called by: audit.main
+What reads or moves audit data is itself audited: these verbs send a record over the bus to the
+writer, before they act. ``keygen``, and ``verify`` of an export, need no configuration, no
+database and no bus.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from audit import export, keys, store
+from audit.own import Detail, OwnRecords
+from audit.settings import SCHEMA, SERVICE, Settings
+from estcore.clock import SystemClock
+from estcore.errors import (
+    AuditChainBroken,
+    BusUnavailable,
+    ConfigurationError,
+    LedgerUnavailable,
+    MalformedRequest,
+)
+from estcore.messages.audit import AuditBatch, Phase
+from estcore.messages.envelope import encode
+from estcore.messages.topics import audit_issue_topic
+from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.database import Database
+from estcore.tlog.checkpoint import VerifierKey, check_name
+from estcore.tlog.findings import Report
+from estcore.tlog.verify import Options, cross, verify
+
+_DEADLINE_S = 15
+_SHOWN = 20
+
+
+def arguments_of_keygen(parser: argparse.ArgumentParser) -> None:
+    """``keygen`` has the file and the name of the log."""
+    parser.add_argument("--out", type=Path, required=True, help="file to create, mode 0600")
+    parser.add_argument(
+        "--origin", default="estsuite/audit", help="checkpoint.origin, the name in the vkey"
+    )
+
+
+def arguments_of_verify(parser: argparse.ArgumentParser) -> None:
+    """``verify`` reads the database, or with --export nothing but files."""
+    parser.add_argument("--export", type=Path, help="verify this file instead of the database")
+    parser.add_argument("--vkey", help="verifier key; by default the one configured or exported")
+    parser.add_argument("--cross", type=Path, help="ledger export to compare with")
+    parser.add_argument("--renewal", type=Path, help="renewal export to compare with the ledger's")
+    parser.add_argument(
+        "--checkpoint", type=Path, action="append", default=[], help="signed note kept elsewhere"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def keygen(parsed: argparse.Namespace) -> None:
+    """Create a signing key and print its verifier key.
+
+    Raises:
+        ConfigurationError: the file exists, or the origin cannot be a key's name.
+    """
+    try:
+        origin = check_name(parsed.origin)
+    except MalformedRequest as exc:
+        raise ConfigurationError(exc.reason) from exc
+    sys.stdout.write(f"{keys.create_key(parsed.out, origin)}\n")
+
+
+def verify_offline(parsed: argparse.Namespace) -> None:
+    """Verify an export file.
+
+    Raises:
+        AuditChainBroken: there are findings.
+    """
+    with _open(parsed.export) as lines:
+        _finish(_verify(lines, parsed, None), parsed)
+
+
+async def verify_online(settings: Settings, parsed: argparse.Namespace) -> None:
+    """Verify the database's log, or an export with the configured key.
+
+    Raises:
+        AuditChainBroken: there are findings; they are on record too.
+    """
+    key = keys.verifier_key(settings.checkpoint)
+    if parsed.export is not None:
+        with _open(parsed.export) as lines:
+            _finish(_verify(lines, parsed, key), parsed)
+        return
+    async with _database(settings) as database:
+        origin = settings.checkpoint.origin
+        lines_ = [line async for line in export.lines(database, origin, str(key))]
+    report = await asyncio.to_thread(_verify, iter(lines_), parsed, key)
+    if not report.ok:
+        first = report.findings[0]
+        await _audited(
+            settings, "audit.verify", phase="error", findings=len(report.findings), first=str(first)
+        )
+    _finish(report, parsed)
+
+
+async def export_log(settings: Settings, parsed: argparse.Namespace) -> None:
+    """Write an export to a file that does not exist yet."""
+    key = keys.verifier_key(settings.checkpoint)
+    await _audited(
+        settings, "audit.export", wanted=parsed.correlation_id or "all", file=parsed.out.name
+    )
+    count = 0
+    async with _database(settings) as database:
+        try:
+            with parsed.out.open("xb") as file:
+                async for line in export.lines(
+                    database, settings.checkpoint.origin, str(key), parsed.correlation_id
+                ):
+                    file.write(line + b"\n")
+                    count += 1
+        except OSError as exc:
+            raise ConfigurationError(f"cannot write {parsed.out}: {exc.strerror}") from exc
+    sys.stdout.write(f"{count} lines, verifier key {key}\n")
+
+
+async def show(settings: Settings, parsed: argparse.Namespace) -> None:
+    """Print one line for each record of a correlation id."""
+    await _audited(settings, "audit.read", wanted=parsed.correlation_id)
+    async with _database(settings) as database:
+        for line in await export.summary(database, parsed.correlation_id):
+            sys.stdout.write(f"{line}\n")
+
+
+async def replay(settings: Settings, parsed: argparse.Namespace) -> None:
+    """Move a sink's cursor back, so that it gets everything from there again.
+
+    Raises:
+        ConfigurationError: no such sink, or its cursor is not beyond that place.
+    """
+    if parsed.sink not in {sink.name for sink in settings.sinks}:
+        raise ConfigurationError(f"no sink has the name {parsed.sink}")
+    await _audited(settings, "audit.replay", sink=parsed.sink, start=parsed.start)
+    async with _database(settings) as database, database.connection() as connection:
+        before = await store.replay_from(connection, parsed.sink, parsed.start)
+    if before is None:
+        raise ConfigurationError(f"the cursor of {parsed.sink} is not beyond {parsed.start}")
+    sys.stdout.write(f"{parsed.sink}: cursor moved from {before} to {parsed.start}\n")
+
+
+def _verify(lines: Iterator[bytes], parsed: argparse.Namespace, key: VerifierKey | None) -> Report:
+    try:
+        given = VerifierKey.parse(parsed.vkey) if parsed.vkey else key
+    except MalformedRequest as exc:
+        raise ConfigurationError(exc.reason) from exc
+    witnessed = tuple(_text(path) for path in parsed.checkpoint)
+    done = verify(lines, Options(now=SystemClock().now(), key=given, witnessed=witnessed))
+    if parsed.renewal is not None and parsed.cross is None:
+        raise ConfigurationError("--renewal is compared with a ledger: give --cross too")
+    if parsed.cross is not None:
+        with _open(parsed.cross) as ledger:
+            renewal = None
+            if parsed.renewal is not None:
+                renewal = parsed.renewal.read_bytes().splitlines()
+            done.report.extend(cross(done.records, ledger, renewal))
+    return done.report
+
+
+def _finish(report: Report, parsed: argparse.Namespace) -> None:
+    if parsed.json:
+        sys.stdout.write(json.dumps(report.to_json(), indent=1) + "\n")
+    else:
+        for finding in report.findings[:_SHOWN]:
+            sys.stdout.write(f"{finding}\n")
+        sys.stdout.write(
+            f"{report.records} records, {report.checkpoints} checkpoints,"
+            f" sealed to {report.sealed}, {len(report.findings)} findings\n"
+        )
+    if not report.ok:
+        raise AuditChainBroken(f"verification has {len(report.findings)} findings")
+
+
+async def _audited(
+    settings: Settings, action: str, *, phase: Phase = "outcome", **details: Detail
+) -> None:
+    """Have the writer put on record what is about to be done.
+
+    Raises:
+        BusUnavailable: it cannot be put on record, so it is not done.
+    """
+    own = OwnRecords(settings.instance, SystemClock())
+    record = own.record(action, details, phase=phase, severity="notice")
+    message = Outgoing(
+        audit_issue_topic(SERVICE), encode(AuditBatch(records=(record,))), record.record_id
+    )
+    try:
+        async with asyncio.timeout(_DEADLINE_S):
+            bus = await Bus.connect(settings.bus, SERVICE, settings.instance)
+            try:
+                await bus.publish_confirmed([message])
+            finally:
+                await bus.close()
+    except TimeoutError as exc:
+        raise BusUnavailable("the bus is away, so this cannot be put on record") from exc
+
+
+@asynccontextmanager
+async def _database(settings: Settings) -> AsyncIterator[Database]:
+    try:
+        async with asyncio.timeout(_DEADLINE_S):
+            database = await Database.connect(settings.database, SERVICE, SCHEMA)
+    except TimeoutError as exc:
+        raise LedgerUnavailable("PostgreSQL does not answer") from exc
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+class _open:  # noqa: N801 - reads as a function
+    """The lines of a file, or a configuration error naming it."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = path.open("rb")
+        except OSError as exc:
+            raise ConfigurationError(f"cannot read {path}: {exc.strerror}") from exc
+
+    def __enter__(self) -> Iterator[bytes]:
+        return iter(self._file)
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _text(path: Path) -> str:
+    with _open(path) as lines:
+        return b"".join(lines).decode(errors="replace")

@@ -1,0 +1,212 @@
+"""est-audit: join the parts, run them, stop them in order.
+
+Called by: the command est-audit
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from audit import commands
+from audit.forwarder import Forwarder
+from audit.keys import load_key
+from audit.own import OwnRecords
+from audit.sealer import Sealer
+from audit.settings import SCHEMA, SERVICE, Settings
+from audit.syslog_tls import check_sink
+from audit.windows import Windows
+from audit.writer import Writer
+from estcore.clock import SystemClock
+from estcore.errors import ConfigurationError, ESTSuiteError
+from estcore.messages.topics import AUDIT_CONSUMERS, owned_by
+from estcore.runtime.admin import AdminServer
+from estcore.runtime.bus import Bus
+from estcore.runtime.database import Database
+from estcore.runtime.migrations import migrate as migrate_schema
+from estcore.runtime.service import (
+    EXIT_CONFIGURATION,
+    EXIT_FAILED,
+    ServiceCommand,
+    run_jobs,
+    stop_on_signals,
+)
+from estcore.runtime.settings import read_secret
+from estcore.runtime.topology import declare
+from estcore.runtime.tracing import Tracing
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+T = TypeVar("T")
+
+
+async def run(
+    settings: Settings,
+    *,
+    stop: asyncio.Event | None = None,
+    started: Callable[[int], None] | None = None,
+) -> None:
+    """Run the service until ``stop`` (SIGTERM); ``started`` is told the admin port."""
+    stop = stop or stop_on_signals()
+    clock = SystemClock()
+    sealer = Sealer(settings.checkpoint, load_key(settings.checkpoint), clock)
+    own = OwnRecords(settings.instance, clock)
+    own.note("audit.start", config_sha256=config_digest(settings))
+    checks: dict[str, Callable[[], bool]] = {"starting": lambda: False}
+    admin = AdminServer(settings.admin, checks)
+    port = await admin.start()
+    if started is not None:
+        started(port)
+    tracing = Tracing(settings.telemetry, SERVICE, settings.instance)
+    try:
+        bus = await _or_stop(Bus.connect(settings.bus, SERVICE, settings.instance), stop)
+        if bus is None:
+            return
+        database = await _or_stop(Database.connect(settings.database, SERVICE, SCHEMA), stop)
+        if database is None:
+            await bus.close()
+            return
+        writer = Writer(
+            settings.append,
+            bus=bus,
+            database=database,
+            clock=clock,
+            own=own,
+            sealer=sealer,
+            tracing=tracing,
+        )
+        windows = Windows(
+            settings.windows,
+            bus=bus,
+            database=database,
+            own=own,
+            leading=lambda: writer.leading,
+        )
+        forwarders = [
+            Forwarder(
+                sink,
+                instance=settings.instance,
+                database=database,
+                own=own,
+                clock=clock,
+                writer=writer,
+            )
+            for sink in settings.sinks
+        ]
+        del checks["starting"]
+        checks["bus"] = lambda: bus.ready
+        checks["database"] = lambda: database.ready and writer.role != "down"
+        checks["writer"] = lambda: writer.role in {"writer", "standby"}
+        checks["consumers"] = lambda: writer.consuming
+        jobs = [writer.run, windows.run, *(forwarder.run for forwarder in forwarders)]
+        try:
+            await run_jobs(jobs, stop=stop, stop_timeout_s=settings.stop_timeout_s)
+        finally:
+            admin.stopping = True
+            await bus.close()
+            await database.close()
+    finally:
+        await asyncio.to_thread(tracing.close)
+        await admin.stop()
+
+
+async def migrate(settings: Settings) -> None:
+    """Bring the schema to this version, then declare the streams and the consumers.
+
+    The consumer of events needs ca-signer's stream: migrate ca-signer first.
+    """
+    await migrate_schema(settings.database, schema=SCHEMA, scripts=MIGRATIONS)
+    seed_file = settings.bus.migration_nkey_seed_file or settings.bus.nkey_seed_file
+    seed = read_secret(seed_file, "the NKey seed for migrations")
+    bus = await Bus.connect(settings.bus, "migrate", settings.instance, seed=seed)
+    try:
+        await declare(bus, owned_by(SERVICE), AUDIT_CONSUMERS, replicas=settings.bus.replicas)
+    finally:
+        await bus.close()
+
+
+def check(settings: Settings) -> None:
+    """Read everything the settings name.
+
+    Raises:
+        ConfigurationError: the first thing that is not as it must be.
+    """
+    load_key(settings.checkpoint)
+    read_secret(settings.bus.nkey_seed_file, "the NKey seed")
+    for sink in settings.sinks:
+        check_sink(sink)
+
+
+def config_digest(settings: Settings) -> str:
+    """Return SHA-256 of the settings as JSON: which configuration a start ran with."""
+    return hashlib.sha256(settings.model_dump_json().encode()).hexdigest()
+
+
+async def _or_stop(work: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
+    """Return what ``work`` returns, or None if the stop comes first."""
+    task = asyncio.ensure_future(work)
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        stopping.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def _command() -> ServiceCommand[Settings]:
+    command = ServiceCommand(
+        "est-audit", prefix="EST_AUDIT", settings=Settings, run=run, migrate=migrate, check=check
+    )
+    out = command.verb("export", "write the log, or one correlation id", commands.export_log)
+    out.add_argument("--out", type=Path, required=True, help="file to create")
+    out.add_argument("--correlation-id", help="only its records, with proofs of inclusion")
+    commands.arguments_of_verify(
+        command.verb("verify", "verify the log or an export", commands.verify_online)
+    )
+    show = command.verb("show", "one line per record of a correlation id", commands.show)
+    show.add_argument("--correlation-id", required=True)
+    replay = command.verb("replay", "deliver to a sink again", commands.replay)
+    replay.add_argument("--sink", required=True)
+    replay.add_argument("--from", dest="start", type=_index, required=True, help="log index")
+    commands.arguments_of_keygen(command.verbs.add_parser("keygen", help="make a checkpoint key"))
+    return command
+
+
+def _index(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("an index is not negative")
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    command = _command()
+    parsed = command.parser.parse_args(arguments)
+    offline: Callable[[argparse.Namespace], None] | None = None
+    if parsed.verb == "keygen":
+        offline = commands.keygen
+    elif parsed.verb == "verify" and parsed.export is not None and parsed.config is None:
+        offline = commands.verify_offline
+    if offline is None:
+        return command.main(arguments)
+    try:
+        offline(parsed)
+    except ConfigurationError as exc:
+        sys.stderr.write(f"est-audit: {exc.reason} [{exc.code}]\n")
+        return EXIT_CONFIGURATION
+    except ESTSuiteError as exc:
+        sys.stderr.write(f"est-audit: {exc.reason} [{exc.code}]\n")
+        return EXIT_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

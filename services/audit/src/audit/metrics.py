@@ -1,0 +1,37 @@
+"""Prometheus metrics of the audit service.
+
+Called by: audit.forwarder, audit.sealer, audit.windows, audit.writer
+"""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+RECORDS = Counter("est_audit_records", "Records appended", ["phase"])
+DUPLICATES = Counter("est_audit_duplicates", "Records delivered again and left out")
+BATCHES = Counter("est_audit_batches", "Transactions that appended records")
+BATCH_SECONDS = Histogram(
+    "est_audit_append_seconds",
+    "Time of one appending transaction",
+    buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
+)
+DELAY_SECONDS = Histogram(
+    "est_audit_record_delay_seconds",
+    "From the oldest record's occurrence to its append, per batch",
+    buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 30, 300, 3600),
+)
+DEAD_LETTERS = Counter("est_audit_dead_letters", "Messages that were unreadable", ["reason"])
+OUTAGES = Counter("est_audit_database_outages", "Times the database went away from the writer")
+WRITER = Gauge("est_audit_writer", "1 if this process is the writer, 0 if it stands by")
+LOG_SIZE = Gauge("est_audit_log_size", "Records in the log")
+CHECKPOINT_SIZE = Gauge("est_audit_checkpoint_size", "Records under the newest checkpoint")
+CHECKPOINTS = Counter("est_audit_checkpoints", "Checkpoints signed")
+WINDOWS = Counter("est_audit_windows", "Closed windows compared", ["result"])
+REANNOUNCE = Counter("est_audit_reannounce_requests", "Windows asked for again")
+SINK_CONNECTED = Gauge("est_audit_sink_connected", "1 while the sink takes messages", ["sink"])
+SINK_LAG = Gauge("est_audit_sink_lag_records", "Records not yet sent", ["sink"])
+SINK_AGE = Gauge("est_audit_sink_backlog_seconds", "Age of the oldest record not sent", ["sink"])
+SINK_SENT = Counter("est_audit_sink_messages", "Messages sent, repeated ones included", ["sink"])
+SINK_FAULTS = Counter("est_audit_sink_faults", "Connections refused or broken", ["sink"])
+SINK_TRIMMED = Counter("est_audit_sink_trimmed", "Messages sent without bulky members", ["sink"])
+SINK_DEAD = Counter("est_audit_sink_dead_letters", "Records a sink cannot carry", ["sink"])

@@ -1,0 +1,103 @@
+"""Settings of the audit service.
+
+Called by: audit.commands, audit.forwarder, audit.keys, audit.main, audit.syslog_tls,
+    audit.windows, audit.writer
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from estcore.pki.profile import StrictModel, Token
+from estcore.runtime.settings import DatabaseSettings, ServiceSettings
+
+SCHEMA = "audit"
+SERVICE = "audit"
+
+
+class AppendSettings(StrictModel):
+    """How records are gathered into transactions."""
+
+    max_records: int = Field(
+        default=500, ge=1, le=5000, description="records per transaction, at the most about"
+    )
+    linger_ms: int = Field(
+        default=25,
+        ge=0,
+        le=1000,
+        description="how long a first message waits for others; nobody waits for the commit",
+    )
+    credit: int = Field(default=256, ge=1, le=1000, description="messages in hand per stream")
+    retry_s: float = Field(
+        default=2, gt=0, le=60, description="delay of redelivery while the database is away"
+    )
+
+
+class CheckpointSettings(StrictModel):
+    """Who signs the tree, and how often."""
+
+    origin: str = Field(
+        pattern=r"^[^\s+]{1,200}$",
+        description="name of the log and of the key in checkpoints, for example example.org/est",
+    )
+    key_file: Path = Field(
+        description="Ed25519 key, PKCS#8 PEM, not readable by everybody; never the CA's key"
+    )
+    interval_s: float = Field(default=60, gt=0, le=3600)
+    every_records: int = Field(default=1000, ge=1, le=1_000_000)
+
+
+class WindowSettings(StrictModel):
+    """Anti-entropy with the ledger: how often a window that differs is asked for again."""
+
+    retry_s: float = Field(default=10, gt=0, le=600, description="between two comparisons")
+    attempts: int = Field(
+        default=8, ge=2, le=100, description="comparisons before a window is given up"
+    )
+
+
+class SinkSettings(StrictModel):
+    """One SIEM that takes RFC 5424 messages over TLS (RFC 5425)."""
+
+    name: Token
+    host: str = Field(min_length=1)
+    port: Annotated[int, Field(ge=1, le=65_535)] = 6514
+    ca_file: Path = Field(description="trust anchors of the receiver's certificate")
+    certificate_file: Path | None = Field(default=None, description="client certificate chain")
+    key_file: Path | None = Field(default=None, description="client key")
+    server_name: str | None = Field(
+        default=None, description="name in the receiver's certificate, if it is not the host"
+    )
+    facility: int = Field(default=13, ge=0, le=23, description="13 is log audit")
+    batch: int = Field(default=200, ge=1, le=2000, description="records per write")
+    resend: int = Field(
+        default=200, ge=0, le=10_000, description="records sent again after a reconnect"
+    )
+    timeout_s: float = Field(default=10, gt=0, le=300, description="to connect, and to send")
+    backoff_max_s: float = Field(default=30, gt=0, le=3600, description="between two attempts")
+
+    @model_validator(mode="after")
+    def _pair(self) -> Self:
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("certificate_file and key_file go together")
+        return self
+
+
+class Settings(ServiceSettings):
+    """The whole configuration of ``est-audit``."""
+
+    database: DatabaseSettings
+    append: AppendSettings = AppendSettings()
+    checkpoint: CheckpointSettings
+    windows: WindowSettings = WindowSettings()
+    sinks: tuple[SinkSettings, ...] = ()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [sink.name for sink in self.sinks]
+        if len(names) != len(set(names)):
+            raise ValueError("two sinks have the same name")
+        return self

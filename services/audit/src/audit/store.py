@@ -1,0 +1,262 @@
+"""The statements of the audit schema. The one place that knows its SQL.
+
+Called by: audit.chain, audit.commands, audit.export, audit.forwarder, audit.sealer,
+    audit.windows, audit.writer
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from estcore.errors import AuditChainBroken
+from estcore.runtime.database import Connection
+
+WRITER_LOCK = 0x4553_5441_5544_4954
+"""The advisory lock whose holder is the writer of this schema's log."""
+
+_HEAD = "select size, frontier, last_hash, recorded_at from head"
+
+# One statement is one transaction: the head moves from the size it is expected to have, and
+# only then are rows inserted. Another writer, whatever the lock says, makes it do nothing.
+_APPEND = """
+with moved as (
+    update head set size = $2, frontier = $3, last_hash = $4, recorded_at = $5
+    where size = $1 returning 1),
+rows as (
+    select u.* from moved, unnest(
+        $6::bigint[], $7::uuid[], $8::timestamptz[], $9::text[], $10::text[], $11::text[],
+        $12::text[], $13::text[], $14::text[], $15::text[], $16::bigint[], $17::text[],
+        $18::bytea[], $19::bytea[]
+    ) as u(log_index, record_id, occurred_at, correlation_id, action, phase, outcome,
+           service, instance, boot_id, producer_seq, leaf, leaf_hash, prev_hash)),
+known as (
+    insert into seen (record_id, log_index) select record_id, log_index from rows),
+certificates as (
+    insert into issued (issuance_id, issued_at)
+    select * from unnest($20::text[], $21::timestamptz[]) where exists (select from moved)
+    on conflict do nothing),
+written as (
+    insert into record (log_index, recorded_at, record_id, occurred_at, correlation_id, action,
+        phase, outcome, service, instance, boot_id, producer_seq, leaf, leaf_hash, prev_hash)
+    select log_index, $5, record_id, occurred_at, correlation_id, action,
+        phase, outcome, service, instance, boot_id, producer_seq, leaf, leaf_hash, prev_hash
+    from rows)
+select exists (select from moved)
+"""
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where the log ends."""
+
+    size: int
+    frontier: bytes
+    last_hash: bytes
+    recorded_at: dt.datetime
+
+
+async def become_writer(connection: Connection) -> bool:
+    """Take the writer's lock for this session, if it is free.
+
+    The server is told to notice within half a minute that this host is gone, so that the lock
+    does not outlive it for hours.
+    """
+    await connection.execute(
+        "set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5;"
+        " set tcp_keepalives_count = 4"
+    )
+    return bool(await connection.fetchval("select pg_try_advisory_lock($1)", WRITER_LOCK))
+
+
+async def load_head(connection: Connection) -> Head:
+    """Return the head."""
+    row = await connection.fetchrow(_HEAD)
+    if row is None:
+        raise AuditChainBroken("the log has no head")
+    return Head(*row)
+
+
+async def ensure_months(connection: Connection, now: dt.datetime) -> None:
+    """Make the partitions of this month and the next."""
+    await connection.execute("select ensure_month($1), ensure_month($1 + interval '1 month')", now)
+
+
+async def append(
+    connection: Connection,
+    old_size: int,
+    head: Head,
+    columns: Sequence[Sequence[Any]],
+    issued: Sequence[tuple[str, dt.datetime]],
+) -> bool:
+    """Append rows and move the head in one transaction; False if the head is elsewhere.
+
+    Raises:
+        asyncpg.UniqueViolationError: one of the record ids is in the log; nothing was done.
+    """
+    return bool(
+        await connection.fetchval(
+            _APPEND,
+            old_size,
+            head.size,
+            head.frontier,
+            head.last_hash,
+            head.recorded_at,
+            *columns,
+            [i for i, _ in issued],
+            [at for _, at in issued],
+        )
+    )
+
+
+async def known(connection: Connection, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+    """Return those of the ids that are in the log."""
+    rows = await connection.fetch(
+        "select record_id from seen where record_id = any($1::uuid[])", ids
+    )
+    return {uuid.UUID(int=row[0].int) for row in rows}
+
+
+async def last_checkpoint(connection: Connection) -> int:
+    """Return the size of the newest checkpoint, 0 if there is none."""
+    return int(await connection.fetchval("select coalesce(max(size), 0) from checkpoint"))
+
+
+async def add_checkpoint(
+    connection: Connection, size: int, root: bytes, note: str, signed_at: dt.datetime
+) -> None:
+    """Store a signed checkpoint."""
+    await connection.execute(
+        "insert into checkpoint (size, root, note, signed_at) values ($1, $2, $3, $4)",
+        size,
+        root,
+        note,
+        signed_at,
+    )
+
+
+async def records_from(connection: Connection, start: int, limit: int) -> list[tuple[int, str]]:
+    """Return (log_index, leaf) from ``start`` on, in order."""
+    rows = await connection.fetch(
+        "select log_index, leaf from record where log_index >= $1 order by log_index limit $2",
+        start,
+        limit,
+    )
+    return [(row[0], row[1]) for row in rows]
+
+
+async def checkpoints_between(
+    connection: Connection, after: int, until: int, limit: int
+) -> list[tuple[int, str, dt.datetime]]:
+    """Return (size, note, signed_at) of checkpoints above ``after`` and up to ``until``."""
+    rows = await connection.fetch(
+        "select size, note, signed_at from checkpoint where size > $1 and size <= $2"
+        " order by size limit $3",
+        after,
+        until,
+        limit,
+    )
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How far a sink is: what it gets next. ``epoch`` changes when an operator moves it."""
+
+    next_index: int
+    checkpoint_size: int
+    epoch: int
+
+
+async def cursor(connection: Connection, sink: str) -> Cursor:
+    """Return the sink's cursor; a new sink gets everything from the beginning."""
+    row = await connection.fetchrow(
+        "select next_index, checkpoint_size, epoch from sink_cursor where sink = $1", sink
+    )
+    if row is not None:
+        return Cursor(*row)
+    await connection.execute(
+        "insert into sink_cursor (sink) values ($1) on conflict do nothing", sink
+    )
+    return Cursor(0, 0, 0)
+
+
+async def checkpoint_before(connection: Connection, size: int, count: int) -> int:
+    """Return the size after which the last ``count`` checkpoints up to ``size`` come."""
+    value = await connection.fetchval(
+        "select size from checkpoint where size <= $1 order by size desc offset $2 limit 1",
+        size,
+        count,
+    )
+    return int(value or 0)
+
+
+async def move_cursor(connection: Connection, sink: str, to: Cursor) -> bool:
+    """Move the cursor forward; False if an operator moved it meanwhile."""
+    return bool(
+        await connection.fetchval(
+            "update sink_cursor set next_index = $2, checkpoint_size = $3, moved_at = now()"
+            " where sink = $1 and epoch = $4 returning true",
+            sink,
+            to.next_index,
+            to.checkpoint_size,
+            to.epoch,
+        )
+    )
+
+
+async def replay_from(connection: Connection, sink: str, start: int) -> int | None:
+    """Move the sink's cursor back to ``start``; returns where it was, None if it was not later."""
+    value = await connection.fetchval(
+        "update sink_cursor c set next_index = $2, checkpoint_size = least(c.checkpoint_size, $2),"
+        " epoch = c.epoch + 1, moved_at = now() from sink_cursor old"
+        " where c.sink = $1 and old.sink = $1 and c.next_index > $2 returning old.next_index",
+        sink,
+        start,
+    )
+    return None if value is None else int(value)
+
+
+async def add_dead_letter(connection: Connection, sink: str, log_index: int, reason: str) -> None:
+    """Note that a sink could not be given a record whole."""
+    await connection.execute(
+        "insert into sink_dead_letter (sink, log_index, reason) values ($1, $2, $3)"
+        " on conflict do nothing",
+        sink,
+        log_index,
+        reason,
+    )
+
+
+async def issued_between(connection: Connection, start: dt.datetime, end: dt.datetime) -> list[str]:
+    """Return the ids of certificates issued in the window [start, end)."""
+    rows = await connection.fetch(
+        "select issuance_id from issued where issued_at >= $1 and issued_at < $2", start, end
+    )
+    return [row[0] for row in rows]
+
+
+async def note_window(
+    connection: Connection,
+    window: tuple[dt.datetime, dt.datetime],
+    *,
+    expected: int,
+    found: int,
+    state: str,
+    attempts: int,
+) -> None:
+    """Keep the outcome of the newest comparison of a window."""
+    await connection.execute(
+        'insert into window_check (start, "end", expected, found, state, attempts)'
+        " values ($1, $2, $3, $4, $5, $6) on conflict (start) do update set"
+        ' "end" = excluded."end", expected = excluded.expected, found = excluded.found,'
+        " state = excluded.state, attempts = excluded.attempts, at = now()",
+        *window,
+        expected,
+        found,
+        state,
+        attempts,
+    )

@@ -1,0 +1,146 @@
+"""One TLS connection to a syslog receiver (RFC 5425), watched for alerts and EOF.
+
+Called by: audit.forwarder, audit.main
+Syslog has no acknowledgement. The most one can know is that the kernel took the octets and the
+receiver has not hung up: under TLS 1.3 even a refused client certificate is told only after the
+handshake. So whoever moves a cursor calls ``settle`` first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+from typing_extensions import override
+
+from audit.settings import SinkSettings
+from estcore.errors import ConfigurationError
+
+
+class SyslogConnection(asyncio.Protocol):
+    """A connection that knows when it is lost."""
+
+    def __init__(self) -> None:
+        self._lost = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._reason: Exception | None = None
+        self._transport: asyncio.Transport | None = None
+
+    @classmethod
+    async def open(cls, sink: SinkSettings) -> SyslogConnection:
+        """Connect and verify the receiver.
+
+        Raises:
+            OSError: refused, not verified, or not in time.
+        """
+        async with asyncio.timeout(sink.timeout_s):
+            _, connection = await asyncio.get_running_loop().create_connection(
+                cls,
+                sink.host,
+                sink.port,
+                ssl=tls_context(sink),
+                server_hostname=sink.server_name or sink.host,
+            )
+        return connection
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask for a buffer that counts as full as long as it is not empty."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what create_connection makes
+        self._transport = transport
+        transport.set_write_buffer_limits(high=0)
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Remember why, and wake whoever waits."""
+        self._reason = exc
+        self._lost.set()
+        self._writable.set()
+
+    @override
+    def eof_received(self) -> bool:
+        """A receiver that stops reading us is lost: close."""
+        self._lost.set()
+        return False
+
+    @override
+    def pause_writing(self) -> None:
+        """Octets are waiting."""
+        self._writable.clear()
+
+    @override
+    def resume_writing(self) -> None:
+        """The kernel has them."""
+        self._writable.set()
+
+    @property
+    def lost(self) -> bool:
+        """The receiver is gone."""
+        return self._lost.is_set()
+
+    async def send(self, octets: bytes, timeout_s: float) -> None:
+        """Hand octets to the kernel.
+
+        Raises:
+            OSError: the connection is lost, or the receiver does not take them in time.
+        """
+        self._check()
+        assert self._transport is not None  # noqa: S101 - open made it
+        self._transport.write(octets)
+        async with asyncio.timeout(timeout_s):
+            await self._writable.wait()
+        self._check()
+
+    async def settle(self, seconds: float) -> None:
+        """Give an alert or EOF that is on its way the time to be read.
+
+        Raises:
+            OSError: the connection is lost.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._lost.wait()
+        except TimeoutError:
+            pass
+        self._check()
+
+    async def close(self, timeout_s: float) -> None:
+        """Send close_notify; after ``timeout_s`` just drop the connection."""
+        if self._transport is None:
+            return
+        self._transport.close()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._lost.wait()
+        except TimeoutError:
+            self._transport.abort()
+
+    def _check(self) -> None:
+        if self._lost.is_set():
+            raise ConnectionResetError(str(self._reason or "the receiver closed the connection"))
+
+
+def tls_context(sink: SinkSettings) -> ssl.SSLContext:
+    """Return how the sink is verified and how it knows us; files are read at every call.
+
+    Raises:
+        OSError: a file is missing or is not what it should be (ssl.SSLError is one).
+    """
+    context = ssl.create_default_context(cafile=str(sink.ca_file))
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if sink.certificate_file is not None:
+        context.load_cert_chain(sink.certificate_file, sink.key_file)
+    return context
+
+
+def check_sink(sink: SinkSettings) -> None:
+    """Read what the sink's settings name.
+
+    Raises:
+        ConfigurationError: a file is missing or unreadable.
+    """
+    try:
+        tls_context(sink)
+    except OSError as exc:
+        raise ConfigurationError(f"sink {sink.name}: {exc}") from exc

@@ -1,0 +1,306 @@
+"""The one writer: takes records from the bus, appends, seals, and only then acknowledges.
+
+Called by: audit.main
+Whoever holds the advisory lock writes, on the very connection that holds it; other replicas
+stand by. Losing the connection is losing the role: everything in hand is handed back, and the
+log is loaded anew by whoever gets the lock next. A message is acknowledged after the commit, so
+it is delivered again after any crash, and the log keeps each record id once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import asyncpg
+from opentelemetry.trace import SpanKind
+
+from audit import intake, metrics, store
+from audit.chain import Chain
+from audit.own import OwnRecords
+from audit.sealer import Sealer
+from audit.settings import SERVICE, AppendSettings
+from estcore import ids
+from estcore.clock import Clock, monotonic_s
+from estcore.errors import BusUnavailable, LedgerUnavailable
+from estcore.messages.audit import AuditBatch
+from estcore.messages.envelope import encode
+from estcore.messages.topics import (
+    AUDIT_CONSUMER,
+    AUDIT_ISSUE,
+    AUDIT_REFUSAL,
+    audit_issue_topic,
+)
+from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.consume import Delivery, PullConsumer
+from estcore.runtime.database import Connection, Database
+from estcore.runtime.faults import hit
+from estcore.runtime.logs import fields
+from estcore.runtime.service import until
+from estcore.runtime.tracing import Tracing
+
+log = logging.getLogger(__name__)
+
+Role = Literal["starting", "writer", "standby", "down"]
+_TICK_S = 1.0
+_PROBE_S = 5.0
+_MONTHS_S = 3600.0
+_SPANS = 32
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A delivery with what was read from it; a faulty one is ended, not acknowledged."""
+
+    delivery: Delivery
+    read: intake.Intake
+
+
+class Writer:
+    """The job that writes the log, or waits to."""
+
+    def __init__(
+        self,
+        settings: AppendSettings,
+        *,
+        bus: Bus,
+        database: Database,
+        clock: Clock,
+        own: OwnRecords,
+        sealer: Sealer,
+        tracing: Tracing,
+    ) -> None:
+        self._settings, self._bus, self._database = settings, bus, database
+        self._clock, self._own, self._sealer, self._tracing = clock, own, sealer, tracing
+        self._consumers = [
+            PullConsumer(bus, stream, AUDIT_CONSUMER, credit=settings.credit, wake=own.wake)
+            for stream in (AUDIT_ISSUE, AUDIT_REFUSAL)
+        ]
+        self._started = False
+        self._checked = 0.0
+        self._partitioned = 0.0
+        self.role: Role = "starting"
+        self.size = 0
+
+    @property
+    def leading(self) -> bool:
+        """This process is the writer."""
+        return self.role == "writer"
+
+    @property
+    def consuming(self) -> bool:
+        """The bus is heard, or it is not this process's turn."""
+        return not self.leading or all(consumer.ready for consumer in self._consumers)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Write whenever the lock is free, until ``stop``."""
+        while not stop.is_set():
+            try:
+                async with self._database.connection() as connection:
+                    if await store.become_writer(connection):
+                        await self._lead(connection, stop)
+                        return
+                self._become("standby")
+            except LedgerUnavailable as exc:
+                if self.role != "down":
+                    metrics.OUTAGES.inc()
+                    log.warning("the log cannot be written", extra=fields(error=exc.reason))
+                self._become("down")
+            await self._hand_over_own()
+            await until(stop, _TICK_S)
+        self._own.note("audit.stop", role=self.role)
+        await self._hand_over_own()
+
+    def _become(self, role: Role) -> None:
+        if role != self.role:
+            log.info("role in the audit log", extra=fields(role=role))
+        self.role = role
+        metrics.WRITER.set(self.leading)
+
+    async def _hand_over_own(self) -> None:
+        """A process that does not write sends its records to the one that does."""
+        waiting = self._own.waiting()
+        if not waiting or self.role == "down":
+            return
+        batch = AuditBatch(records=tuple(entry.record for entry in waiting[:512]))
+        message = Outgoing(audit_issue_topic(SERVICE), encode(batch), batch.records[0].record_id)
+        with contextlib.suppress(BusUnavailable):
+            await self._bus.publish_confirmed([message])
+            self._own.committed(len(batch.records))
+
+    async def _lead(self, connection: Connection, stop: asyncio.Event) -> None:
+        await self._database.alive()
+        chain = await Chain.load(connection, self._clock)
+        await self._sealer.load(connection)
+        self.size = chain.size
+        self._partitioned = 0.0
+        await self._open()
+        self._become("writer")
+        try:
+            while not stop.is_set():
+                busy = await self._round(connection, chain)
+                if not busy:
+                    await self._idle(stop)
+            await self._close(0)
+            self._own.note("audit.stop", role=self.role)
+            await self._commit(connection, chain, [])
+            await self._sealer.seal(connection, chain)
+        finally:
+            self._become("down" if not stop.is_set() else "standby")
+            await self._close(self._settings.retry_s)
+
+    async def _open(self) -> None:
+        for consumer in self._consumers:
+            await (consumer.resume() if self._started else consumer.start())
+        self._started = True
+
+    async def _close(self, delay_s: float) -> None:
+        for consumer in self._consumers:
+            for delivery in await consumer.pause():
+                await delivery.nak(delay_s)
+
+    async def _idle(self, stop: asyncio.Event) -> None:
+        wake = self._own.wake
+        wake.clear()
+        if not self._own.waiting() and not any(c.waiting for c in self._consumers):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TICK_S):
+                    await wake.wait()
+        if wake.is_set() and self._settings.linger_ms:
+            await until(stop, self._settings.linger_ms / 1000)
+
+    async def _round(self, connection: Connection, chain: Chain) -> bool:
+        """Append what is here, seal if it is time; tells whether there was something."""
+        await self._tend(connection)
+        taken = self._take()
+        busy = bool(taken) or bool(self._own.waiting())
+        if busy:
+            try:
+                await self._commit(connection, chain, taken)
+            except BaseException:
+                for one in taken:
+                    await one.delivery.nak(self._settings.retry_s)
+                raise
+        if self._sealer.due(chain.size):
+            await self._sealer.seal(connection, chain)
+        return busy
+
+    async def _tend(self, connection: Connection) -> None:
+        for consumer in self._consumers:
+            await consumer.tend()
+        now = monotonic_s()
+        if now - self._checked > _PROBE_S:
+            await connection.fetchval("select 1")
+            self._checked = now
+        if not self._partitioned or now - self._partitioned > _MONTHS_S:
+            await store.ensure_months(connection, self._clock.now())
+            self._partitioned = now
+
+    def _take(self) -> list[_Taken]:
+        taken: list[_Taken] = []
+        count = 0
+        for consumer in self._consumers:
+            while count < self._settings.max_records and consumer.waiting:
+                delivery = consumer.take(1)[0]
+                read = intake.read(delivery.data)
+                count += max(1, len(read.entries))
+                taken.append(_Taken(delivery, read))
+        return taken
+
+    async def _commit(self, connection: Connection, chain: Chain, taken: list[_Taken]) -> None:
+        taken = [one for one in taken if not one.read.fault or await self._dead_letter(one)]
+        try:
+            await self._append(connection, chain, taken)
+        except asyncpg.DataError:
+            await self._one_by_one(connection, chain, taken)
+            return
+        await _end(taken)
+
+    async def _append(self, connection: Connection, chain: Chain, taken: Sequence[_Taken]) -> None:
+        own = self._own.waiting()
+        entries = [*own, *(entry for one in taken for entry in one.read.entries)]
+        started = monotonic_s()
+        with contextlib.ExitStack() as spans:
+            parents = [parent for one in taken for parent in one.read.traceparents]
+            for parent in parents[:_SPANS]:
+                spans.enter_context(
+                    self._tracing.span(
+                        "audit append", parent, kind=SpanKind.CONSUMER, records=len(entries)
+                    )
+                )
+            hit("audit.append")
+            done = await chain.append(connection, entries)
+            hit("audit.committed")
+        self._own.committed(len(own))
+        self._measure(chain, done.entries, done.duplicates, monotonic_s() - started)
+
+    def _measure(
+        self, chain: Chain, entries: Sequence[intake.Entry], duplicates: int, seconds: float
+    ) -> None:
+        self.size = chain.size
+        metrics.LOG_SIZE.set(chain.size)
+        metrics.DUPLICATES.inc(duplicates)
+        if not entries:
+            return
+        metrics.BATCHES.inc()
+        metrics.BATCH_SECONDS.observe(seconds)
+        phases: dict[str, int] = {}
+        for entry in entries:
+            phases[entry.record.phase] = phases.get(entry.record.phase, 0) + 1
+        for phase, count in phases.items():
+            metrics.RECORDS.labels(phase).inc(count)
+        oldest = min(entry.occurred_at for entry in entries)
+        metrics.DELAY_SECONDS.observe(max(0.0, (self._clock.now() - oldest).total_seconds()))
+        log.debug("records appended", extra=fields(records=len(entries), size=chain.size))
+
+    async def _one_by_one(
+        self, connection: Connection, chain: Chain, taken: Sequence[_Taken]
+    ) -> None:
+        """Something in the batch cannot be stored: find it, so that it harms nobody else."""
+        for one in taken:
+            try:
+                await self._append(connection, chain, [one])
+            except asyncpg.DataError as exc:
+                refused = intake.Intake((), fault="refused", reason=type(exc).__name__)
+                if not await self._dead_letter(_Taken(one.delivery, refused)):
+                    continue
+                await one.delivery.term()
+            else:
+                await _end([one])
+
+    async def _dead_letter(self, one: _Taken) -> bool:
+        """Put the message aside; False if that failed, and it will be delivered again."""
+        delivery, fault = one.delivery, str(one.read.fault)
+        place = f"{delivery.topic}/{delivery.sequence}"
+        identity = ids.record_id("audit.dead_letter", place, ids.digest([delivery.data]).hex())
+        try:
+            await self._bus.publish_confirmed(
+                [Outgoing(f"dead.audit.{fault}", delivery.data, identity)]
+            )
+        except BusUnavailable as exc:
+            log.warning("a dead letter was not taken", extra=fields(error=exc.reason))
+            await delivery.nak(self._settings.retry_s)
+            return False
+        metrics.DEAD_LETTERS.labels(fault).inc()
+        log.error("unreadable audit message", extra=fields(place=place, reason=one.read.reason))
+        self._own.note(
+            "audit.dead_letter",
+            phase="error",
+            severity="error",
+            reason=(fault, one.read.reason),
+            record_id=identity,
+            topic=delivery.topic,
+            sequence=delivery.sequence,
+            octets=len(delivery.data),
+            kept=len(one.read.entries),
+        )
+        return True
+
+
+async def _end(taken: Sequence[_Taken]) -> None:
+    for one in taken:
+        await (one.delivery.term() if one.read.fault else one.delivery.ack())

@@ -1,0 +1,206 @@
+"""Offline verification: what is untouched passes, what is touched is named."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from estcore.tlog import export
+from estcore.tlog.checkpoint import VerifierKey
+from estcore.tlog.verify import Options, Report, verify
+
+NOW = dt.datetime(2026, 11, 22, 18, 0, tzinfo=dt.UTC)
+relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def judged(lines: list[bytes], key: VerifierKey | None = None, *notes: str) -> Report:
+    return verify(lines, Options(now=NOW, key=key, witnessed=notes)).report
+
+
+def codes(report: Report) -> set[str]:
+    return {finding.code for finding in report.findings}
+
+
+def test_an_untouched_log_passes(make_log: Callable[..., Any]) -> None:
+    log = make_log(10)
+    report = judged(log.export(), log.vkey)
+    assert report.ok, report.findings
+    assert (report.records, report.checkpoints, report.sealed) == (10, 3, 9)
+    assert report.to_json()["ok"] is True
+
+
+def test_an_empty_log_passes_and_an_empty_file_does_not(make_log: Callable[..., Any]) -> None:
+    assert judged(make_log().export()).ok
+    assert codes(judged([])) == {"export.empty"}
+
+
+@relaxed
+@given(data=st.data())
+def test_any_flipped_bit_of_an_export_is_found(
+    data: st.DataObject, make_log: Callable[..., Any]
+) -> None:
+    log = make_log(9)
+    octets = bytearray(b"".join(line + b"\n" for line in log.export()))
+    bit = data.draw(st.integers(0, len(octets) * 8 - 1))
+    place = octets[: bit // 8].count(b"\n") + 1
+    octets[bit // 8] ^= 1 << bit % 8
+    report = judged(bytes(octets).splitlines(keepends=True), log.vkey)
+    assert not report.ok
+    near = {f"line {place}", f"line {place + 1}"}
+    assert any(finding.place.split(",")[0] in near for finding in report.findings)
+
+
+@relaxed
+@given(data=st.data())
+def test_any_line_dropped_repeated_or_swapped_is_found(
+    data: st.DataObject, make_log: Callable[..., Any]
+) -> None:
+    log = make_log(9)
+    lines = log.export()
+    at = data.draw(st.integers(0, len(lines) - 1))
+    other = data.draw(st.integers(0, len(lines) - 1).filter(lambda i: i != at))
+    change = data.draw(st.sampled_from(["drop", "repeat", "swap"]))
+    if change == "drop":
+        del lines[at]
+    elif change == "repeat":
+        lines.insert(at, lines[at])
+    else:
+        lines[at], lines[other] = lines[other], lines[at]
+    report = judged(lines, log.vkey)
+    assert not report.ok
+    assert all(finding.place for finding in report.findings)
+
+
+def test_a_rewritten_history_does_not_have_the_signed_root(make_log: Callable[..., Any]) -> None:
+    """Someone with the database but without the key writes hashes that fit one another."""
+    log, forged = make_log(9), make_log(0)
+    for index, (_, leaf, _, _) in enumerate(log.records):
+        changed = leaf.replace("auth.denied", "auth.passed") if index == 4 else leaf
+        octets = changed.encode()
+        forged.records.append((index, changed, export_hash(octets), forged.chain))
+        forged.chain = export.chain_hash(forged.chain, export_hash(octets))
+    forged.notes = log.notes
+    report = judged(forged.export(), log.vkey)
+    assert codes(report) == {"checkpoint.root"}
+    assert [f.place for f in report.findings] == [
+        "line 12, checkpoint 6",
+        "line 13, checkpoint 9",
+    ]
+
+
+def export_hash(octets: bytes) -> bytes:
+    from estcore.tlog.tree import leaf_hash
+
+    return leaf_hash(octets)
+
+
+def test_a_log_signed_with_another_key_is_found(make_log: Callable[..., Any]) -> None:
+    log, forged = make_log(9), make_log(9, seed=2)
+    assert judged(forged.export()).ok
+    assert codes(judged(forged.export(), log.vkey)) == {"key.differs", "audit.chain_broken"}
+
+
+def test_a_checkpoint_kept_elsewhere_reveals_a_rewritten_log(make_log: Callable[..., Any]) -> None:
+    log, rewritten = make_log(9), make_log(2)
+    for number in range(3, 12):
+        rewritten.add(_other(number))
+    rewritten.seal()
+    assert judged(rewritten.export(), log.vkey).ok
+    report = judged(rewritten.export(), log.vkey, log.notes[-1][1])
+    assert codes(report) == {"checkpoint.root"}
+    assert "witnessed checkpoint 1" in report.findings[0].place
+
+
+def _other(number: int) -> dict[str, Any]:
+    return {
+        "record_id": f"other-{number}",
+        "correlation_id": "c",
+        "occurred_at": "2026-11-22T12:00:00+00:00",
+        "action": "x",
+        "phase": "outcome",
+    }
+
+
+def test_a_gap_in_a_producers_sequence_is_found(
+    make_log: Callable[..., Any], make_record: Callable[..., Any]
+) -> None:
+    log = make_log()
+    for number in (0, 1, 4, 5):
+        log.add(make_record(number))
+    report = judged(log.export())
+    assert [(f.code, f.place) for f in report.findings] == [("sequence.gap", "record 2")]
+    assert "number 3 to 4" in report.findings[0].sentence
+
+
+def test_a_sequence_that_does_not_begin_at_its_beginning_is_a_gap(
+    make_log: Callable[..., Any], make_record: Callable[..., Any]
+) -> None:
+    log = make_log()
+    log.add(make_record(4))
+    assert codes(judged(log.export())) == {"sequence.gap"}
+
+
+def test_a_number_used_twice_and_a_record_kept_twice_are_found(
+    make_log: Callable[..., Any], make_record: Callable[..., Any]
+) -> None:
+    log = make_log()
+    log.add(make_record(0))
+    log.add(make_record(0))
+    assert codes(judged(log.export())) == {"sequence.repeated", "record.repeated"}
+
+
+@pytest.mark.parametrize(("minutes", "expected"), [(1, set()), (60, {"intent.open"})])
+def test_an_intent_without_outcome_is_found_after_a_while(
+    minutes: int,
+    expected: set[str],
+    make_log: Callable[..., Any],
+    make_record: Callable[..., Any],
+) -> None:
+    log = make_log()
+    moment = NOW - dt.timedelta(minutes=minutes)
+    target = {"issuance_id": "i-1"}
+    log.add(make_record(0, phase="intent", target=target), recorded_at=moment)
+    assert codes(judged(log.export())) == expected
+    log.add(make_record(1, phase="outcome", target=target), recorded_at=NOW)
+    assert judged(log.export()).ok
+
+
+def test_time_that_runs_backwards_is_found(
+    make_log: Callable[..., Any], make_record: Callable[..., Any]
+) -> None:
+    log = make_log(2)
+    log.add(make_record(2), recorded_at=NOW - dt.timedelta(days=9))
+    report = judged(log.export())
+    assert codes(report) == {"record.time"}
+    assert len(report.findings) == 2
+
+
+def test_a_part_of_a_log_verifies_by_inclusion(make_log: Callable[..., Any]) -> None:
+    log = make_log(9)
+    report = judged(log.part("call-1"), log.vkey)
+    assert report.ok, report.findings
+    assert report.partial
+    assert report.records == 3
+
+
+def test_a_changed_record_of_a_part_is_found(make_log: Callable[..., Any]) -> None:
+    log = make_log(9)
+    lines = log.part("call-1")
+    index, leaf, _, before = log.records[4]
+    changed = leaf.replace("auth.denied", "auth.passed")
+    proof = log.tree.inclusion(4, 9)
+    lines[2] = export.record_line(index, changed, export_hash(changed.encode()), before, proof)
+    report = judged(lines, log.vkey)
+    assert [(f.code, f.place) for f in report.findings] == [("record.inclusion", "record 4")]
+
+
+def test_a_whole_log_passed_off_as_a_part_is_found(make_log: Callable[..., Any]) -> None:
+    log = make_log(3)
+    lines = log.export()
+    lines[0] = export.Header(log.vkey.name, str(log.vkey), 3, 1, "call-0").line()
+    assert codes(judged(lines, log.vkey)) == {"record.unsealed"}
