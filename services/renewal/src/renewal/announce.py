@@ -1,0 +1,314 @@
+"""Telling what rows say has happened: read, publish, await the PubAcks, mark.
+
+There is no outbox table. A certificate whose ``reached`` differs from ``announced``, or a slot
+whose ``announced_fence`` is behind ``fence``, is what still has to be told. Whoever made the
+change tells it at once; after a crash the sweeper of any replica finds the rows and publishes
+the same events under the same message ids.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import asyncpg
+
+from estcore.ids import rotation_id
+from estcore.messages.events import CertificateRef, RotationEvent, RotationStep
+from estcore.pki.profile import PRIORITIES
+from estcore.runtime.bus import Bus
+from estcore.runtime.database import Database
+from renewal.lineage import Steps
+from renewal.metrics import DUE_TO_ACTIVATED_S, STEPS
+from renewal.records import Teller, Telling, event_id
+from renewal.schedule import stall_at
+from renewal.settings import RotationSettings
+
+_LIMIT = 500
+_SLOT = """
+    s.slot_id, s.tenant, s.service, s.profile, s.label, s.issuer_id, s.mode, s.priority,
+    s.fence, s.lapsed_fence, s.due_at, s.attempts, s.lease_until, s.dispatched_at,
+    s.last_error_at, s.first_due_at, s.generation as slot_generation, s.traceparent as slot_trace,
+    now() as now
+"""
+_CERTIFICATE = """
+    c.issuance_id, c.serial, c.not_before, c.not_after, c.spki_sha256, c.fingerprint_sha256,
+    c.generation, c.issued_at, c.overlap_until, c.activated_at, c.proof, c.proof_peer,
+    c.reached, c.announced, c.correlation_id, c.traceparent
+"""
+_OLD = """
+    o.serial as old_serial, o.not_before as old_not_before, o.not_after as old_not_after,
+    o.spki_sha256 as old_spki_sha256, o.fingerprint_sha256 as old_fingerprint_sha256,
+    o.issued_at as old_issued_at, o.state as old_state, r.revoked_at as old_revoked_at
+"""
+_ROTATIONS = f"""
+select {_SLOT}, {_CERTIFICATE}, {_OLD}
+from certificate c join renewal_slot s using (slot_id)
+left join certificate o on o.issuance_id = c.replaces
+left join revocation r on r.fingerprint_sha256 = o.fingerprint_sha256
+where c.reached <> c.announced and
+"""  # noqa: S608 - our own names
+_OF_SLOTS = _ROTATIONS + "c.slot_id = any($1::uuid[]) order by c.issued_at limit 500"
+_LEFT = _ROTATIONS + "c.changed_at < now() - $1::interval order by c.changed_at limit 500"
+_MARK_STEPS = """
+update certificate c set announced = c.announced | t.told
+from unnest($1::text[], $2::smallint[]) as t(id, told) where c.issuance_id = t.id
+"""
+_DISPATCHES = f"""
+select {_SLOT}, {_CERTIFICATE}
+from renewal_slot s join certificate c on c.issuance_id = s.active_id where
+"""  # noqa: S608 - our own names
+_DUE_OF = (
+    _DISPATCHES + "s.announced_fence < s.fence and s.state = 'dispatched' "
+    "and s.slot_id = any($1::uuid[])"
+)
+_DUE_LEFT = (
+    _DISPATCHES + "s.announced_fence < s.fence and s.state = 'dispatched' "
+    "and s.dispatched_at < now() - $1::interval order by s.dispatched_at limit 500"
+)
+_LAPSED_OF = (
+    _DISPATCHES + "s.announced_lapsed_fence < s.lapsed_fence and s.slot_id = any($1::uuid[])"
+)
+_LAPSED_LEFT = (
+    _DISPATCHES + "s.announced_lapsed_fence < s.lapsed_fence "
+    "and s.last_error_at < now() - $1::interval order by s.last_error_at limit 500"
+)
+_MARK_DUE = """
+update renewal_slot s set announced_fence = t.fence
+from unnest($1::uuid[], $2::bigint[]) as t(slot_id, fence)
+where s.slot_id = t.slot_id and s.fence = t.fence
+"""
+_MARK_LAPSED = """
+update renewal_slot s set announced_lapsed_fence = t.fence
+from unnest($1::uuid[], $2::bigint[]) as t(slot_id, fence)
+where s.slot_id = t.slot_id and s.lapsed_fence = t.fence
+"""
+_ORDER: tuple[tuple[Steps, RotationStep], ...] = (
+    (Steps.ISSUED, "issued"),
+    (Steps.OVERLAP, "overlap"),
+    (Steps.STALLED, "stalled"),
+    (Steps.ACTIVATED, "activated"),
+    (Steps.DEPRECATED, "deprecated"),
+    (Steps.RETIRED, "retired"),
+    (Steps.EXPIRED, "expired"),
+)
+
+
+class Announcer:
+    """Publishes what rows say must be told."""
+
+    def __init__(
+        self, database: Database, bus: Bus, teller: Teller, rotation: RotationSettings
+    ) -> None:
+        self._database, self._bus, self._teller = database, bus, teller
+        self._rotation = rotation
+
+    async def rotations(self, slot_ids: Sequence[str]) -> int:
+        """Tell the steps of these slots now; returns how many.
+
+        Raises:
+            Unavailable: not everything was confirmed; the sweeper will tell it again.
+        """
+        return await self._steps(_OF_SLOTS, list(slot_ids)) if slot_ids else 0
+
+    async def dues(self, slot_ids: Sequence[str]) -> int:
+        """Tell that these dispatched slots are due.
+
+        Raises:
+            Unavailable: not everything was confirmed; the sweeper will tell it again.
+        """
+        return await self._dispatches(_DUE_OF, "due", _MARK_DUE, list(slot_ids))
+
+    async def lapses(self, slot_ids: Sequence[str]) -> int:
+        """Tell that the leases of these slots ran out.
+
+        Raises:
+            Unavailable: not everything was confirmed; the sweeper will tell it again.
+        """
+        return await self._dispatches(_LAPSED_OF, "lease_expired", _MARK_LAPSED, list(slot_ids))
+
+    async def sweep(self, older_than: dt.timedelta) -> int:
+        """Tell what a crash or an outage left untold; returns how many events.
+
+        Raises:
+            Unavailable: the bus or the database is away.
+        """
+        told = await self._dispatches(_DUE_LEFT, "due", _MARK_DUE, older_than)
+        told += await self._dispatches(_LAPSED_LEFT, "lease_expired", _MARK_LAPSED, older_than)
+        return told + await self._steps(_LEFT, older_than)
+
+    async def _steps(self, query: str, argument: object) -> int:
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(query, argument)
+        tellings = [telling for row in rows for telling in self._tell_steps(row)]
+        if not rows:
+            return 0
+        await self._publish(tellings)
+        ids = [row["issuance_id"] for row in rows]
+        async with self._database.connection() as connection:
+            await connection.execute(_MARK_STEPS, ids, [row["reached"] for row in rows])
+        for row in rows:
+            _observe(row)
+        return len(tellings)
+
+    async def _dispatches(self, query: str, step: RotationStep, mark: str, argument: object) -> int:
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(query, argument)
+        if not rows:
+            return 0
+        await self._publish([self._tell_dispatch(row, step) for row in rows])
+        fences = [row["fence" if step == "due" else "lapsed_fence"] for row in rows]
+        async with self._database.connection() as connection:
+            await connection.execute(mark, [row["slot_id"] for row in rows], fences)
+        return len(rows)
+
+    async def _publish(self, tellings: Sequence[Telling]) -> None:
+        await self._bus.publish_confirmed(self._teller.messages(tellings), timeout_s=10)
+        for telling in tellings:
+            STEPS.labels(telling.event.step).inc()
+
+    def _tell_dispatch(self, row: asyncpg.Record, step: RotationStep) -> Telling:
+        due = step == "due"
+        fence = row["fence" if due else "lapsed_fence"]
+        number = row["slot_generation"] + 1
+        facts: dict[str, Any] = {
+            "old": _ref(row),
+            "due_at": row["due_at"],
+            "attempt": row["attempts"],
+            "fence": fence,
+            "seconds_to_expiry": int((row["not_after"] - row["now"]).total_seconds()),
+        }
+        if due:
+            facts |= {"respond_by": row["lease_until"], "reason": "lifetime"}
+        at = row["dispatched_at"] if due else row["last_error_at"]
+        event = self._event(row, step, number, str(fence), at, row["slot_trace"], facts)
+        details = (("due_at", row["due_at"].isoformat()), ("attempt", row["attempts"]))
+        return Telling(event, event.old, row["issuance_id"], str(fence), details)
+
+    def _tell_steps(self, row: asyncpg.Record) -> Iterable[Telling]:
+        left = Steps(row["reached"] & ~row["announced"])
+        for bit, step in _ORDER:
+            if bit not in left:
+                continue
+            if step == "expired":
+                yield self._tell_expired(row)
+                continue
+            event = self._event(
+                row,
+                step,
+                row["generation"],
+                row["issuance_id"],
+                self._moment(row, step),
+                row["traceparent"],
+                self._facts(row, step),
+            )
+            about = event.old if step in {"deprecated", "retired"} else event.new
+            details: list[tuple[str, str]] = [("enrollment_correlation_id", row["correlation_id"])]
+            if event.proof is not None:
+                details.append(("proof", event.proof))
+            peer = row["proof_peer"] if step == "activated" else None
+            yield Telling(
+                event, about, row["issuance_id"], row["issuance_id"], tuple(details), peer
+            )
+
+    def _facts(self, row: asyncpg.Record, step: RotationStep) -> dict[str, Any]:
+        old_end = row["old_not_after"]
+        facts: dict[str, Any] = {"old": _old_ref(row), "new": _ref(row)}
+        if step in {"overlap", "activated"}:
+            facts["overlap_until"] = row["overlap_until"]
+        if step == "activated":
+            facts["proof"] = row["proof"]
+        if step == "deprecated":
+            facts |= {"deprecated_at": row["overlap_until"], "retire_at": old_end}
+        if step == "retired":
+            facts["disposition"] = "revoked" if row["old_state"] == "revoked" else "expired"
+        if step == "stalled" and old_end is not None:
+            facts["seconds_to_expiry"] = int((old_end - row["now"]).total_seconds())
+        return facts
+
+    def _moment(self, row: asyncpg.Record, step: RotationStep) -> dt.datetime:
+        """When the step happened, the same every time it is told."""
+        old_end = row["old_not_after"]
+        moment: dt.datetime | None = row["issued_at"]
+        if step == "activated":
+            moment = row["activated_at"]
+        elif step == "deprecated":
+            moment = row["overlap_until"]
+        elif step == "retired":
+            moment = row["old_revoked_at"] or old_end
+        elif step == "stalled" and old_end is not None:
+            moment = stall_at(
+                issued_at=row["old_issued_at"],
+                not_after=old_end,
+                safety=self._rotation.stall_safety,
+            )
+        return moment or row["issued_at"]
+
+    def _tell_expired(self, row: asyncpg.Record) -> Telling:
+        facts = {"old": _ref(row), "attempt": row["attempts"], "seconds_to_expiry": 0}
+        number = row["generation"] + 1
+        key = row["issuance_id"]
+        event = self._event(row, "expired", number, key, row["not_after"], None, facts)
+        return Telling(event, event.old, key, key)
+
+    def _event(
+        self,
+        row: asyncpg.Record,
+        step: RotationStep,
+        number: int,
+        key: str,
+        at: dt.datetime,
+        traceparent: str | None,
+        facts: dict[str, Any],
+    ) -> RotationEvent:
+        slot = str(row["slot_id"])
+        rotation = rotation_id(slot, number)
+        values: dict[str, Any] = {
+            "id": event_id(rotation, step, key),
+            "source": self._teller.source,
+            "time": at,
+            "correlation_id": rotation,
+            "traceparent": traceparent,
+            "step": step,
+            "tenant": row["tenant"],
+            "service": row["service"],
+            "slot_id": slot,
+            "rotation_id": rotation,
+            "generation": number,
+            "profile": row["profile"],
+            "priority": PRIORITIES[row["priority"]],
+            "label": row["label"],
+            "mode": row["mode"],
+            "issuer_id": row["issuer_id"],
+            "fence": row["fence"],
+        }
+        return RotationEvent(**(values | facts))
+
+
+def _ref(row: asyncpg.Record) -> CertificateRef:
+    return CertificateRef(
+        serial=row["serial"],
+        not_before=row["not_before"],
+        not_after=row["not_after"],
+        spki_sha256=row["spki_sha256"],
+        fingerprint_sha256=row["fingerprint_sha256"],
+    )
+
+
+def _old_ref(row: asyncpg.Record) -> CertificateRef | None:
+    if row["old_serial"] is None:
+        return None
+    return CertificateRef(
+        serial=row["old_serial"],
+        not_before=row["old_not_before"],
+        not_after=row["old_not_after"],
+        spki_sha256=row["old_spki_sha256"],
+        fingerprint_sha256=row["old_fingerprint_sha256"],
+    )
+
+
+def _observe(row: asyncpg.Record) -> None:
+    newly = Steps(row["reached"] & ~row["announced"])
+    if Steps.ACTIVATED in newly and row["first_due_at"] is not None and row["activated_at"]:
+        DUE_TO_ACTIVATED_S.observe((row["activated_at"] - row["first_due_at"]).total_seconds())

@@ -1,0 +1,296 @@
+"""The generations of one slot: which certificate is active, which is next, what happened.
+
+Pure. ``settle`` takes every certificate of a slot that still matters, in any order, and says
+what each of them is. It is a fold over the certificates in the order of their issuance, so
+events that arrive late, twice or out of order lead to the same roles:
+
+1. The first certificate is active.
+2. A later one is ``next``. If it was asked for with the present ``next``, that one is thereby
+   proven in use and becomes active first (``mtls_seen``).
+3. A second ``next`` before the first was proven displaces it: the older is ``superseded``.
+   A client that lost its key (no predecessor) is one such case.
+4. A certificate issued after the active one had expired or was revoked is active at once.
+5. Proof of use makes ``next`` active; the old one is ``deprecated`` when the overlap is over
+   and ``retired`` at its end. Without proof it is never deprecated; time alone can retire it.
+
+What happened is collected in ``reached``, one bit per step of the rotation that led to a
+certificate; the bits that are not in ``announced`` still have to be told (renewal.announce).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import IntFlag
+from typing import Literal
+
+from renewal.schedule import overlap, stall_at
+
+Role = Literal["active", "next"]
+State = Literal["active", "next", "superseded", "deprecated", "retired", "expired", "revoked"]
+Proof = Literal["mtls_seen", "agent_ack", "operator"]
+
+
+class Steps(IntFlag):
+    """What a rotation has been through; kept on the row of the certificate it led to.
+
+    ``EXPIRED`` stands on the certificate that ended as active one without a successor.
+    """
+
+    NONE = 0
+    ISSUED = 1
+    OVERLAP = 2
+    STALLED = 4
+    ACTIVATED = 8
+    DEPRECATED = 16
+    RETIRED = 32
+    EXPIRED = 64
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One certificate of a slot. ``number`` 0 means it was never placed."""
+
+    issuance_id: str
+    fingerprint: str
+    predecessor: str | None
+    issued_at: dt.datetime
+    not_after: dt.datetime
+    number: int = 0
+    role: Role | None = None
+    state: State = "superseded"
+    replaces: str | None = None
+    overlap_until: dt.datetime | None = None
+    activated_at: dt.datetime | None = None
+    proof: Proof | None = None
+    reached: Steps = Steps.NONE
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How long old and new live side by side."""
+
+    overlap: dt.timedelta
+    client_reload: dt.timedelta
+    stall_safety: dt.timedelta
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The slot after ``settle``. ``check_at`` is when time alone changes something again."""
+
+    generations: dict[str, Generation]
+    active: Generation | None
+    next: Generation | None
+    check_at: dt.datetime | None
+
+
+def settle(
+    known: Iterable[Generation], *, rules: Rules, now: dt.datetime, last_number: int = 0
+) -> Settled:
+    """Say what each certificate of the slot is at ``now``.
+
+    ``last_number`` is the slot's generation, used only when nothing placed is among ``known``.
+    """
+    fold = _Fold(rules, last_number)
+    for one in sorted(known, key=lambda g: (g.issued_at, g.issuance_id)):
+        fold.add(one)
+    fold.place()
+    fold.let_expire(now)
+    fold.let_age(now)
+    fold.let_stall(now)
+    active, following = fold.active, fold.next
+    return Settled(
+        generations=fold.all,
+        active=active,
+        next=following,
+        check_at=_check_at(fold, now),
+    )
+
+
+class _Fold:
+    """The certificates of a slot while they are being settled."""
+
+    def __init__(self, rules: Rules, last_number: int) -> None:
+        self._rules, self._last_number = rules, last_number
+        self.all: dict[str, Generation] = {}
+        self._active: str | None = None
+        self._next: str | None = None
+
+    @property
+    def active(self) -> Generation | None:
+        return self.all[self._active] if self._active else None
+
+    @property
+    def next(self) -> Generation | None:
+        return self.all[self._next] if self._next else None
+
+    def add(self, one: Generation) -> None:
+        self.all[one.issuance_id] = one
+
+    def place(self) -> None:
+        """Rules 1 to 4, in the order of issuance."""
+        for one in list(self.all.values()):
+            if one.state == "revoked":
+                self._put(one, role=None)
+                continue
+            active = self.active
+            if active is None:
+                self._first(one)
+            elif active.not_after <= one.issued_at:
+                self._recover(active, one)
+            else:
+                self._follow(active, one)
+
+    def _put(self, one: Generation, **changes: object) -> Generation:
+        changed = replace(one, **changes)  # type: ignore[arg-type] # fields of Generation
+        self.all[one.issuance_id] = changed
+        return changed
+
+    def _first(self, one: Generation) -> None:
+        if one.number and one.role is None:
+            return  # replaced long ago by one that is no longer here: stays what it is
+        number = one.number or self._first_number()
+        self._active = one.issuance_id
+        self._put(one, role="active", state="active", number=number)
+
+    def _first_number(self) -> int:
+        placed = [g.number for g in self.all.values() if g.number]
+        return max(1, placed[0] - 1) if placed else self._last_number + 1
+
+    def _recover(self, dead: Generation, one: Generation) -> None:
+        self._put(dead, role=None, state="expired")
+        if self.next is not None:
+            self._put(self.next, role=None, state="superseded")
+        self._active, self._next = one.issuance_id, None
+        self._put(
+            one,
+            role="active",
+            state="active",
+            number=dead.number + 1,
+            replaces=dead.issuance_id,
+            activated_at=one.activated_at or one.issued_at,
+            reached=one.reached | Steps.ISSUED,
+        )
+
+    def _follow(self, active: Generation, one: Generation) -> None:
+        unproven = self.next
+        if unproven is not None and one.predecessor == unproven.fingerprint:
+            active = self._activate(active, unproven, at=one.issued_at, proof="mtls_seen")
+        elif unproven is not None:
+            self._put(unproven, role=None, state="superseded")
+        self._next = one.issuance_id
+        placed = self._put(
+            one,
+            role="next",
+            state="next",
+            number=active.number + 1,
+            replaces=active.issuance_id,
+            overlap_until=self._overlap_until(active, one.issued_at),
+            reached=one.reached | Steps.ISSUED | Steps.OVERLAP,
+        )
+        if one.activated_at is not None:
+            self._activate(active, placed, at=one.activated_at, proof=one.proof)
+
+    def _activate(
+        self, old: Generation, new: Generation, *, at: dt.datetime, proof: Proof | None
+    ) -> Generation:
+        """Rule 5. Without proof (the old one ended) nothing is announced as activated."""
+        at, proof = new.activated_at or at, new.proof or proof
+        self._put(old, role=None, state="superseded" if old.state == "active" else old.state)
+        self._active, self._next = new.issuance_id, None
+        return self._put(
+            new,
+            role="active",
+            state="active",
+            activated_at=at,
+            proof=proof,
+            overlap_until=self._overlap_until(old, at),
+            reached=new.reached | (Steps.ACTIVATED if proof else Steps.NONE),
+        )
+
+    def _overlap_until(self, old: Generation, start: dt.datetime) -> dt.datetime:
+        return start + overlap(
+            self._rules.overlap,
+            client_reload=self._rules.client_reload,
+            left=old.not_after - start,
+        )
+
+    def let_expire(self, now: dt.datetime) -> None:
+        """The end of the active certificate: an unproven next takes over, or nobody does."""
+        active, following = self.active, self.next
+        if following is not None and following.not_after <= now:
+            self._put(following, role=None, state="expired")
+            self._next = following = None
+        if active is None or active.not_after > now:
+            return
+        if following is not None:
+            self._activate(active, following, at=active.not_after, proof=None)
+            return
+        self._put(active, state="expired", reached=active.reached | Steps.EXPIRED)
+
+    def let_age(self, now: dt.datetime) -> None:
+        """What became of the certificates that are neither active nor next."""
+        successors = {
+            g.replaces: g for g in self.all.values() if g.replaces and g.activated_at is not None
+        }
+        for old in [g for g in self.all.values() if g.role is None]:
+            new = successors.get(old.issuance_id)
+            if old.state == "revoked":
+                self._retire_revoked(old)
+            elif new is not None and old.state != "expired":
+                self._age_replaced(old, new, now)
+            elif old.not_after <= now and old.state != "retired":
+                self._put(old, state="expired")
+
+    def _retire_revoked(self, old: Generation) -> None:
+        for new in list(self.all.values()):
+            if new.replaces == old.issuance_id and new.role == "active":
+                self._put(new, reached=new.reached | Steps.RETIRED)
+
+    def _age_replaced(self, old: Generation, new: Generation, now: dt.datetime) -> None:
+        reached, state = new.reached, old.state
+        proven = Steps.ACTIVATED in reached
+        if proven and (new.overlap_until or old.not_after) <= now:
+            reached, state = reached | Steps.DEPRECATED, "deprecated"
+        if old.not_after <= now:
+            reached, state = reached | Steps.RETIRED, "retired"
+        if reached != new.reached:
+            self._put(self.all[new.issuance_id], reached=reached)
+        self._put(old, state=state)
+
+    def let_stall(self, now: dt.datetime) -> None:
+        """No proof of use shortly before the old one ends: said once, nothing else happens."""
+        following = self.next
+        if following is not None and self._stall_at() <= now:
+            self._put(following, reached=following.reached | Steps.STALLED)
+
+    def _stall_at(self) -> dt.datetime:
+        active = self.active
+        assert active is not None  # noqa: S101 - there is no next without an active one
+        return stall_at(
+            issued_at=active.issued_at,
+            not_after=active.not_after,
+            safety=self._rules.stall_safety,
+        )
+
+    def stall_ahead(self) -> dt.datetime | None:
+        """When the rotation under way will count as stalled; None if it has, or there is none."""
+        following = self.next
+        if following is None or Steps.STALLED in following.reached:
+            return None
+        return self._stall_at()
+
+
+def _check_at(fold: _Fold, now: dt.datetime) -> dt.datetime | None:
+    moments = [fold.stall_ahead()]
+    successors = {g.replaces: g for g in fold.all.values() if g.replaces}
+    for one in fold.all.values():
+        if one.state in {"retired", "expired", "revoked"}:
+            continue
+        moments.append(one.not_after)
+        new = successors.get(one.issuance_id)
+        if new is not None and Steps.ACTIVATED in new.reached:
+            moments.append(new.overlap_until)
+    return min((m for m in moments if m is not None and m > now), default=None)

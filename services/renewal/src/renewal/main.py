@@ -1,0 +1,207 @@
+"""``est-renewal``: joins the parts by hand and runs them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from estcore.clock import SystemClock
+from estcore.errors import ConfigurationError
+from estcore.messages.topics import RENEWAL_CONSUMERS, owned_by
+from estcore.runtime import migrations, topology
+from estcore.runtime.admin import AdminServer
+from estcore.runtime.bus import Bus
+from estcore.runtime.database import Database
+from estcore.runtime.logs import fields
+from estcore.runtime.service import Job, ServiceCommand, run_jobs, stop_on_signals
+from estcore.runtime.settings import read_secret
+from estcore.runtime.tracing import Tracing
+from renewal.acks import AckListener
+from renewal.announce import Announcer
+from renewal.gauges import run_gauges
+from renewal.projector import Projector
+from renewal.records import SERVICE, Teller
+from renewal.reports import export_certificates, list_slots
+from renewal.scheduler import Scheduler
+from renewal.settings import RenewalSettings
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+SCHEMA = "renewal"
+MIGRATIONS = Path(__file__).parent / "migrations"
+_MIGRATE_S = 60
+
+
+async def run(settings: RenewalSettings) -> None:
+    """Serve until SIGTERM."""
+    await serve(settings, stop_on_signals())
+
+
+async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
+    """Serve until ``stop`` is set; a job that crashes surfaces.
+
+    Raises:
+        ConfigurationError: the admin port is taken, a secret cannot be read.
+    """
+    tracing = Tracing(settings.telemetry, "est-renewal", settings.instance)
+    bus: Bus | None = None
+    database: Database | None = None
+    admin = AdminServer(
+        settings.admin,
+        {
+            "bus": lambda: bus is not None and bus.ready,
+            "database": lambda: database is not None and database.ready,
+            "consumer": lambda: projector is not None and projector.consumer.ready,
+        },
+    )
+    projector: Projector | None = None
+    port = await admin.start()
+    log.info("est-renewal starts", extra=fields(admin_port=port))
+    try:
+        database = await _unless(stop, Database.connect(settings.database, SERVICE, SCHEMA))
+        bus = await _unless(stop, Bus.connect(settings.bus, SERVICE, settings.instance))
+        if database is None or bus is None:
+            return
+        teller = Teller(settings.instance, SystemClock())
+        announcer = Announcer(database, bus, teller, settings.rotation)
+        projector = Projector(settings, database, bus, teller, announcer, tracing)
+        jobs = _jobs(settings, database, bus, teller, announcer, tracing, projector)
+        await run_jobs(
+            [*jobs, _fail_readiness(admin)], stop=stop, stop_timeout_s=settings.stop_timeout_s
+        )
+    finally:
+        if bus is not None:
+            await bus.close()
+        if database is not None:
+            await database.close()
+        await admin.stop()
+        await asyncio.to_thread(tracing.close)
+    log.info("est-renewal stopped")
+
+
+async def _unless(stop: asyncio.Event, connecting: Coroutine[Any, Any, T]) -> T | None:
+    """Return the connection, or None when told to stop before it stands."""
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(connecting)
+        told = group.create_task(stop.wait())
+        await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        if not task.done():
+            task.cancel()
+    return None if task.cancelled() else task.result()
+
+
+def _jobs(
+    settings: RenewalSettings,
+    database: Database,
+    bus: Bus,
+    teller: Teller,
+    announcer: Announcer,
+    tracing: Tracing,
+    projector: Projector,
+) -> list[Job]:
+    scheduler = Scheduler(settings, database, bus, announcer, tracing)
+    listener = AckListener(settings.rotation, database, bus, teller, announcer, tracing)
+
+    async def gauges(stop: asyncio.Event) -> None:
+        await run_gauges(database, settings.metrics_every_s, stop)
+
+    return [projector.run, scheduler.run_due, scheduler.run_upkeep, listener.run, gauges]
+
+
+def _fail_readiness(admin: AdminServer) -> Job:
+    async def wait(stop: asyncio.Event) -> None:
+        await stop.wait()
+        admin.stopping = True
+
+    return wait
+
+
+async def migrate(settings: RenewalSettings) -> None:
+    """Bring the schema to this version and declare the service's consumers.
+
+    Raises:
+        ConfigurationError: no seed that may declare, or JetStream refuses.
+        Unavailable: database or bus do not answer.
+    """
+    await migrations.migrate(settings.database, schema=SCHEMA, scripts=MIGRATIONS)
+    if settings.bus.migration_nkey_seed_file is None:
+        raise ConfigurationError("bus.migration_nkey_seed_file is needed to migrate")
+    seed = read_secret(settings.bus.migration_nkey_seed_file, "the NKey seed to migrate")
+    async with asyncio.timeout(_MIGRATE_S):
+        bus = await Bus.connect(settings.bus, "migrate", settings.instance, seed=seed)
+    try:
+        await topology.declare(
+            bus, owned_by(SERVICE), RENEWAL_CONSUMERS, replicas=settings.bus.replicas
+        )
+    finally:
+        await bus.close()
+
+
+async def export(settings: RenewalSettings, arguments: argparse.Namespace) -> None:
+    """``export --out FILE``: every certificate as JSON lines."""
+    database = await _connect(settings)
+    try:
+        written = await export_certificates(database, arguments.out)
+    finally:
+        await database.close()
+    sys.stdout.write(f"{written} certificates\n")
+
+
+async def slots(settings: RenewalSettings, _: argparse.Namespace) -> None:
+    """``slots``: every slot as JSON lines on standard output."""
+    database = await _connect(settings)
+    try:
+        await list_slots(database)
+    finally:
+        await database.close()
+
+
+async def _connect(settings: RenewalSettings) -> Database:
+    try:
+        async with asyncio.timeout(_MIGRATE_S):
+            return await Database.connect(settings.database, SERVICE, SCHEMA)
+    except TimeoutError as exc:
+        raise ConfigurationError("PostgreSQL does not answer") from exc
+
+
+def check(settings: RenewalSettings) -> None:
+    """Read what the settings name.
+
+    Raises:
+        ConfigurationError: a secret cannot be read.
+    """
+    read_secret(settings.bus.nkey_seed_file, "the NKey seed")
+    if settings.database.password_file is not None:
+        read_secret(settings.database.password_file, "the database password")
+
+
+def command() -> ServiceCommand[RenewalSettings]:
+    """Return the command line."""
+    found = ServiceCommand(
+        "est-renewal",
+        prefix="EST_RENEWAL",
+        settings=RenewalSettings,
+        run=run,
+        migrate=migrate,
+        check=check,
+    )
+    out = found.verb("export", "write every certificate as JSON lines", export)
+    out.add_argument("--out", type=Path, required=True, help="file to write")
+    found.verb("slots", "list every slot as JSON lines", slots)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out the command line; returns the exit code."""
+    return command().main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

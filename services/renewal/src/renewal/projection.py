@@ -1,0 +1,200 @@
+"""Events of ca-signer become rows: one statement for a batch of first certificates.
+
+A slot's first certificate is the common case and costs one statement for the whole batch. What
+the statement finds not to be a first (a renewal, a repetition, a revoked one) is settled in the
+same transaction.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from estcore.errors import MalformedRequest
+from estcore.messages.events import CertificateIssued, CertificateRevoked
+from estcore.runtime.database import Connection
+from renewal.lineage import Generation
+from renewal.schedule import due_at, priority_rank
+from renewal.settings import RotationSettings
+from renewal.settling import SettledSlot, settle_slots
+
+_INSERT = """
+with input as (
+    select * from unnest(
+        $1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[],
+        $7::timestamptz[], $8::timestamptz[], $9::timestamptz[], $10::bytea[], $11::text[],
+        $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[],
+        $18::text[], $19::smallint[], $20::int[], $21::int[], $22::float8[],
+        $23::timestamptz[], $24::boolean[])
+    as t(issuance_id, slot_id, serial, fingerprint_sha256, spki_sha256, predecessor_fingerprint,
+         not_before, not_after, issued_at, certificate, correlation_id,
+         traceparent, tenant, service, profile, label, issuer_id,
+         mode, priority, reaction_time_s, overlap_s, spread, due_at, leads)
+), judged as (
+    select i.*, r.fingerprint_sha256 is not null as revoked
+    from input i left join revocation r using (fingerprint_sha256)
+), first as (
+    insert into renewal_slot (slot_id, tenant, service, profile, label, issuer_id, mode,
+        priority, reaction_time_s, overlap_s, spread, rules_at, active_id, generation,
+        not_before, not_after, due_at, next_attempt_at, check_at, state)
+    select slot_id, tenant, service, profile, label, issuer_id, mode, priority,
+        reaction_time_s, overlap_s, spread, issued_at, issuance_id, 1,
+        not_before, not_after, due_at, due_at, not_after, 'idle'
+    from judged where leads order by slot_id
+    on conflict (slot_id) do nothing
+    returning active_id
+), stored as (
+    insert into certificate (issuance_id, slot_id, serial, fingerprint_sha256, spki_sha256,
+        predecessor_fingerprint, not_before, not_after, issued_at, certificate,
+        generation, role, state, correlation_id, traceparent)
+    select j.issuance_id, slot_id, serial, fingerprint_sha256, spki_sha256,
+        predecessor_fingerprint, not_before, not_after, issued_at, certificate,
+        case when active_id is not null then 1 else 0 end,
+        case when active_id is not null then 'active' end,
+        case when revoked then 'revoked' when active_id is not null then 'active'
+             else 'superseded' end,
+        correlation_id, traceparent
+    from judged j left join first f on f.active_id = j.issuance_id
+    order by slot_id, j.issuance_id
+    on conflict (issuance_id) do nothing
+)
+select j.issuance_id from judged j left join first f on f.active_id = j.issuance_id
+where f.active_id is null or j.revoked
+"""
+_REVOKE = """
+with said as (
+    insert into revocation (fingerprint_sha256, revoked_at, reason)
+    select * from unnest($1::text[], $2::timestamptz[], $3::text[])
+    on conflict (fingerprint_sha256) do nothing
+)
+update certificate set state = 'revoked', changed_at = now()
+where fingerprint_sha256 = any($1::text[]) and state <> 'revoked'
+returning issuance_id, slot_id
+"""
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """When a projected certificate will be due, and as which generation."""
+
+    event: CertificateIssued
+    generation: int
+    due_at: dt.datetime
+
+
+@dataclass(frozen=True)
+class Projected:
+    """What a batch did: every certificate of it, and the slots that were settled."""
+
+    scheduled: tuple[Scheduled, ...]
+    settled: tuple[str, ...]
+
+
+async def project(
+    connection: Connection,
+    issued: Sequence[CertificateIssued],
+    revoked: Sequence[CertificateRevoked],
+    *,
+    rotation: RotationSettings,
+) -> Projected:
+    """Store a batch of events in the caller's transaction. A repeated event changes nothing.
+
+    Raises:
+        MalformedRequest: an event whose validity is upside down.
+    """
+    events = {event.id: event for event in issued}
+    slots: set[str] = set()
+    touched: list[str] = []
+    first_due: dict[str, dt.datetime] = {}
+    newest: dict[str, CertificateIssued] = {}
+    if events:
+        first_due, touched = await _insert(connection, list(events.values()))
+        for name in touched:
+            event = events[name]
+            slots.add(event.slot_id)
+            held = newest.get(event.slot_id)
+            if held is None or held.issued_at <= event.issued_at:
+                newest[event.slot_id] = event
+    if revoked:
+        latest = {r.fingerprint_sha256: r for r in revoked}
+        rows = await connection.fetch(
+            _REVOKE,
+            list(latest),
+            [r.revoked_at for r in latest.values()],
+            [r.reason for r in latest.values()],
+        )
+        slots.update(str(row["slot_id"]) for row in rows)
+        touched += [row["issuance_id"] for row in rows]
+    settled: dict[str, SettledSlot] = {}
+    if slots:
+        settled = await settle_slots(
+            connection, slots, rotation=rotation, newest=newest, certificates=touched
+        )
+    scheduled = [_scheduled(event, settled, first_due) for event in events.values()]
+    return Projected(tuple(scheduled), tuple(settled))
+
+
+def _scheduled(
+    event: CertificateIssued,
+    settled: dict[str, SettledSlot],
+    first_due: dict[str, dt.datetime],
+) -> Scheduled:
+    done = settled.get(event.slot_id)
+    if done is None:
+        return Scheduled(event, 1, first_due[event.id])
+    one: Generation = done.settled.generations[event.id]
+    return Scheduled(event, one.number, done.slot.due(one, max(one.number, 1)))
+
+
+async def _insert(
+    connection: Connection, events: list[CertificateIssued]
+) -> tuple[dict[str, dt.datetime], list[str]]:
+    # One order for all replicas, or two of them wait for each other.
+    events.sort(key=lambda e: (e.slot_id, e.issued_at, e.id))
+    due: dict[str, dt.datetime] = {}
+    rows = []
+    leader = ""
+    for event in events:
+        if event.not_after <= event.issued_at:
+            raise MalformedRequest("the certificate ends before it was issued")
+        due[event.id] = due_at(
+            issued_at=event.issued_at,
+            not_after=event.not_after,
+            reaction_time=dt.timedelta(seconds=event.reaction_time_s),
+            spread=event.spread,
+            slot_id=event.slot_id,
+            generation=1,
+        )
+        rows.append((*_row(event), due[event.id], event.slot_id != leader))
+        leader = event.slot_id
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    found = await connection.fetch(_INSERT, *columns)
+    return due, [row["issuance_id"] for row in found]
+
+
+def _row(event: CertificateIssued) -> tuple[object, ...]:
+    return (
+        event.id,
+        event.slot_id,
+        event.serial,
+        event.fingerprint_sha256,
+        event.spki_sha256,
+        event.predecessor_fingerprint,
+        event.not_before,
+        event.not_after,
+        event.issued_at,
+        event.certificate,
+        event.correlation_id,
+        event.traceparent,
+        event.tenant,
+        event.service,
+        event.profile,
+        event.label,
+        event.issuer_id,
+        event.mode,
+        priority_rank(event.priority),
+        event.reaction_time_s,
+        event.overlap_s,
+        event.spread,
+    )

@@ -1,0 +1,250 @@
+"""Reading ca-signer's events: take what waits, one transaction, tell, acknowledge.
+
+The rite of a batch:
+
+1. Decode. What cannot be read is a dead letter at once.
+2. Store certificates and revocations in one transaction (``renewal.projection``).
+3. Publish the audit records of what was scheduled and the steps of rotations; await PubAcks.
+4. Acknowledge. A crash before this delivers everything again, which changes nothing.
+
+A batch that fails is tried message by message, so one poisoned message harms nobody else; its
+failures are counted in the database, and over the limit it is a dead letter. While the
+database is away nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from estcore.clock import monotonic_s
+from estcore.errors import MalformedRequest, Unavailable
+from estcore.messages.envelope import decode
+from estcore.messages.events import CertificateIssued, CertificateRevoked, WindowClosed
+from estcore.messages.topics import PKI_EVENTS, RENEWAL_CONSUMER, WINDOW_TOPIC
+from estcore.runtime import faults
+from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.consume import Delivery, PullConsumer
+from estcore.runtime.database import Database
+from estcore.runtime.logs import fields
+from estcore.runtime.service import until
+from estcore.runtime.tracing import Tracing
+from renewal.announce import Announcer
+from renewal.metrics import BATCH_S, DEAD_LETTERS, PROJECTED
+from renewal.projection import Projected, project
+from renewal.records import Teller
+from renewal.settings import RenewalSettings
+from renewal.windows import Verdict, Windows
+
+log = logging.getLogger(__name__)
+
+_ALONE_FROM = 3
+"""From this delivery on a message is processed alone and its failures are counted."""
+_KIND_AT = 2
+_COUNT_FAILURE = """
+insert into failed_delivery as f (sequence, attempts, error) values ($1, 1, $2)
+on conflict (sequence) do update
+    set attempts = f.attempts + 1, error = excluded.error, last_at = now()
+returning attempts
+"""
+_FORGET_FAILURES = "delete from failed_delivery where sequence = any($1::bigint[])"
+
+
+@dataclass
+class _Batch:
+    """Messages of one transaction."""
+
+    issued: list[tuple[Delivery, CertificateIssued]] = field(default_factory=list)
+    revoked: list[tuple[Delivery, CertificateRevoked]] = field(default_factory=list)
+    windows: list[tuple[Delivery, WindowClosed]] = field(default_factory=list)
+    other: list[Delivery] = field(default_factory=list)
+
+    def deliveries(self) -> list[Delivery]:
+        return [*(d for d, _ in self.issued), *(d for d, _ in self.revoked), *self.other]
+
+
+class Projector:
+    """Applies events to the tables."""
+
+    def __init__(
+        self,
+        settings: RenewalSettings,
+        database: Database,
+        bus: Bus,
+        teller: Teller,
+        announcer: Announcer,
+        tracing: Tracing,
+    ) -> None:
+        self._settings = settings.projector
+        self._rotation = settings.rotation
+        self._recheck_s = settings.windows.recheck_s
+        self._database, self._bus, self._teller = database, bus, teller
+        self._announcer, self._tracing = announcer, tracing
+        self._windows = Windows(settings.windows, database, bus)
+        self.consumer = PullConsumer(
+            bus, PKI_EVENTS, RENEWAL_CONSUMER, credit=self._settings.credit
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Apply events until stopped; what was fetched and not applied goes back."""
+        await self.consumer.start()
+        while not stop.is_set():
+            await self.consumer.tend()
+            if not await self.consumer.wait(0.5):
+                continue
+            taken = self.consumer.take(self._settings.batch_size)
+            if taken and not await self.handle(taken):
+                await self._wait_for_database(stop)
+        for delivery in await self.consumer.pause():
+            await delivery.nak(0)
+
+    async def handle(self, taken: Sequence[Delivery]) -> bool:
+        """Apply deliveries and answer each; False when the surroundings are away."""
+        started = monotonic_s()
+        alone = [d for d in taken if d.attempt >= _ALONE_FROM and d.topic != WINDOW_TOPIC]
+        batch = await self._read([d for d in taken if d not in alone])
+        try:
+            if batch.deliveries():
+                await self._apply(batch)
+            good = True
+        except Unavailable as exc:
+            await self._later(batch.deliveries(), exc)
+            good = False
+        except Exception as exc:  # noqa: BLE001
+            # Bulkhead: one message must not hold up the others; each is tried alone.
+            log.warning("a batch failed, trying one by one", extra=fields(error=_line(exc)))
+            good = await self._one_by_one(batch.deliveries())
+        good = await self._one_by_one(alone) and good if alone else good
+        good = await self._check_windows(batch.windows) and good
+        BATCH_S.observe(monotonic_s() - started)
+        return good
+
+    async def _read(self, taken: Sequence[Delivery]) -> _Batch:
+        batch = _Batch()
+        for delivery in taken:
+            try:
+                self._sort(delivery, batch)
+            except MalformedRequest as exc:
+                await self._bury(delivery, "malformed", exc.reason)
+        return batch
+
+    def _sort(self, delivery: Delivery, batch: _Batch) -> None:
+        kind = delivery.topic.split(".")[_KIND_AT]
+        if delivery.topic == WINDOW_TOPIC:
+            batch.windows.append((delivery, decode(WindowClosed, delivery.data)))
+        elif kind == "issued":
+            batch.issued.append((delivery, decode(CertificateIssued, delivery.data)))
+        elif kind == "revoked":
+            batch.revoked.append((delivery, decode(CertificateRevoked, delivery.data)))
+        else:
+            batch.other.append(delivery)
+
+    async def _apply(self, batch: _Batch) -> None:
+        issued = [event for _, event in batch.issued]
+        revoked = [event for _, event in batch.revoked]
+        if issued or revoked:
+            links = [e.traceparent for e in issued if e.traceparent]
+            first = links[0] if links else None
+            with self._tracing.span("renewal.project", first, links=links, events=len(issued)):
+                projected = await self._database.run(
+                    lambda c: project(c, issued, revoked, rotation=self._rotation)
+                )
+                faults.hit("renewal.projected")
+                await self._tell(projected)
+        for delivery in batch.deliveries():
+            await delivery.ack()
+        PROJECTED.labels("issued").inc(len(issued))
+        PROJECTED.labels("revoked").inc(len(revoked))
+
+    async def _tell(self, projected: Projected) -> None:
+        messages = self._teller.scheduled(projected.scheduled)
+        if messages:
+            await self._bus.publish_confirmed(messages)
+        await self._announcer.rotations(projected.settled)
+
+    async def _one_by_one(self, deliveries: Sequence[Delivery]) -> bool:
+        for at, delivery in enumerate(deliveries):
+            try:
+                await self._alone(delivery)
+            except Unavailable as exc:
+                await self._later(deliveries[at:], exc)
+                return False
+        return True
+
+    async def _alone(self, delivery: Delivery) -> None:
+        # Counted before it is read: a message that kills the process is counted as well.
+        attempts = await self._count(delivery, "not finished")
+        if attempts > self._settings.max_attempts:
+            await self._bury(delivery, "poison", "too many failures")
+            return
+        batch = await self._read([delivery])
+        try:
+            if batch.deliveries():
+                await self._apply(batch)
+        except Unavailable:
+            await self._forget(delivery)
+            raise
+        except Exception as exc:  # noqa: BLE001
+            # Bulkhead: this message is at fault; it is tried again later, then buried.
+            error = _line(exc)
+            log.warning("a message failed", extra=fields(sequence=delivery.sequence, error=error))
+            await delivery.nak(self._settings.retry_s)
+            return
+        await self._forget(delivery)
+
+    async def _check_windows(self, windows: Sequence[tuple[Delivery, WindowClosed]]) -> bool:
+        for at, (delivery, window) in enumerate(windows):
+            try:
+                verdict = await self._windows.check(window)
+            except Unavailable as exc:
+                await self._later([d for d, _ in windows[at:]], exc, self._recheck_s)
+                return exc.code != "ledger.unavailable"
+            if verdict is Verdict.DONE:
+                await delivery.ack()
+            else:
+                await delivery.nak(self._recheck_s)
+        return True
+
+    async def _count(self, delivery: Delivery, error: str) -> int:
+        async with self._database.connection() as connection:
+            return int(await connection.fetchval(_COUNT_FAILURE, delivery.sequence, error))
+
+    async def _forget(self, delivery: Delivery) -> None:
+        async with self._database.connection() as connection:
+            await connection.execute(_FORGET_FAILURES, [delivery.sequence])
+
+    async def _bury(self, delivery: Delivery, reason: str, text: str) -> None:
+        log.error(
+            "a message is given up",
+            extra=fields(topic=delivery.topic, sequence=delivery.sequence, error=text),
+        )
+        letter = Outgoing(
+            f"dead.renewal.{reason}", delivery.data, f"{PKI_EVENTS}-{delivery.sequence}"
+        )
+        try:
+            await self._bus.publish_confirmed([letter])
+        except Unavailable as exc:
+            await self._later([delivery], exc)
+            return
+        DEAD_LETTERS.labels(reason).inc()
+        await delivery.term()
+
+    async def _later(
+        self, deliveries: Sequence[Delivery], error: Unavailable, delay_s: float | None = None
+    ) -> None:
+        log.warning("events wait", extra=fields(count=len(deliveries), error=error.reason))
+        for delivery in deliveries:
+            await delivery.nak(delay_s or self._settings.retry_s)
+
+    async def _wait_for_database(self, stop: asyncio.Event) -> None:
+        """Fetch nothing until PostgreSQL answers; what still arrives goes back."""
+        while not stop.is_set() and not await self._database.alive():
+            for delivery in self.consumer.take(self._settings.credit):
+                await delivery.nak(self._settings.retry_s)
+            await until(stop, 0.5)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,0 +1,184 @@
+"""What renewal says on the bus about rotations: events and their audit records.
+
+Every id is derived from the rotation and the step, so that saying it again after a crash is
+saying the same thing.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+from pydantic import JsonValue
+
+from estcore.clock import Clock
+from estcore.ids import ROTATION_NAMESPACE, record_id, uuid7
+from estcore.messages.audit import Actor, AuditBatch, AuditRecord, Origin, Producer, Target
+from estcore.messages.envelope import encode
+from estcore.messages.events import CertificateRef, RotationEvent, RotationStep
+from estcore.messages.topics import audit_issue_topic, rotation_topic
+from estcore.runtime.bus import Outgoing
+from estcore.runtime.tracing import parse_traceparent, trace_id
+from renewal.projection import Scheduled
+
+SERVICE = "renewal"
+MAX_RECORDS = 256
+"""Records in one message: a quarter of a megabyte at most."""
+_ACTOR = Actor(type="system", subject=SERVICE)
+_SEVERITY = {"stalled": "warning", "expired": "error", "lease_expired": "warning"}
+
+
+@dataclass(frozen=True)
+class Telling:
+    """One event to publish, with what only the audit record says."""
+
+    event: RotationEvent
+    certificate: CertificateRef | None
+    issuance_id: str | None = None
+    key: str = ""
+    details: tuple[tuple[str, JsonValue], ...] = ()
+    peer: str | None = None
+
+
+def event_id(rotation: str, step: RotationStep, key: str) -> str:
+    """Return the id of a rotation event; ``key`` is the fence or the issuance id."""
+    return str(uuid.uuid5(ROTATION_NAMESPACE, f"{rotation}/{step}/{key}"))
+
+
+class Teller:
+    """Makes messages of this process."""
+
+    def __init__(self, instance: str, clock: Clock) -> None:
+        self._clock = clock
+        self.source = f"{SERVICE}/{instance}"
+        self._producer = Producer(service=SERVICE, instance=instance, boot_id=uuid7())
+
+    def messages(self, tellings: Sequence[Telling]) -> list[Outgoing]:
+        """Return the events, in order, and the audit records that go with them."""
+        out = [
+            Outgoing(
+                rotation_topic(t.event.step, t.event.tenant, t.event.service),
+                encode(t.event),
+                t.event.id,
+            )
+            for t in tellings
+        ]
+        records = [self._record(t) for t in tellings]
+        return [*batches(records, [t.event.traceparent for t in tellings]), *out]
+
+    def scheduled(self, found: Iterable[Scheduled]) -> list[Outgoing]:
+        """Return one audit record for each projected certificate, many in a message."""
+        items = list(found)
+        records = [self._scheduled(item) for item in items]
+        return list(batches(records, [item.event.traceparent for item in items]))
+
+    def batch(self, records: Sequence[AuditRecord]) -> list[Outgoing]:
+        """Return the records as messages."""
+        return list(batches(records, []))
+
+    def proof_refused(
+        self,
+        *,
+        request_id: str,
+        correlation_id: str,
+        code: str,
+        reason: str,
+        label: str,
+        peer: str | None,
+    ) -> AuditRecord:
+        """Return the record of a proof of use that was not accepted."""
+        return AuditRecord(
+            record_id=record_id("proof", request_id),
+            producer=self._producer,
+            occurred_at=self._clock.now(),
+            correlation_id=correlation_id,
+            action="rotation.proof",
+            phase="denied",
+            outcome="failure",
+            reason_code=code,
+            reason=reason,
+            severity="notice",
+            actor=Actor(type="service"),
+            origin=Origin(peer=peer),
+            target=Target(request_id=request_id, label=label),
+        )
+
+    def _record(self, telling: Telling) -> AuditRecord:
+        event, about = telling.event, telling.certificate
+        details: dict[str, JsonValue] = {"generation": event.generation, "fence": event.fence}
+        details.update(telling.details)
+        return AuditRecord(
+            record_id=record_id("rotation", event.rotation_id, event.step, telling.key),
+            producer=self._producer,
+            occurred_at=event.time,
+            correlation_id=event.correlation_id,
+            causation_id=event.id,
+            trace_id=trace_id(event.traceparent),
+            action=f"rotation.{event.step}",
+            phase="outcome",
+            outcome="failure" if event.step in _SEVERITY else "success",
+            severity=_SEVERITY.get(event.step, "info"),
+            actor=_ACTOR,
+            origin=Origin(peer=telling.peer) if telling.peer else None,
+            target=Target(
+                tenant=event.tenant,
+                service=event.service,
+                slot_id=event.slot_id,
+                rotation_id=event.rotation_id,
+                issuance_id=telling.issuance_id,
+                label=event.label,
+                profile=event.profile,
+                issuer_id=event.issuer_id,
+                serial=about.serial if about else None,
+                certificate_sha256=about.fingerprint_sha256 if about else None,
+                not_before=about.not_before if about else None,
+                not_after=about.not_after if about else None,
+                predecessor_serial=event.old.serial if event.old and event.new else None,
+            ),
+            details=details,
+        )
+
+    def _scheduled(self, item: Scheduled) -> AuditRecord:
+        event = item.event
+        return AuditRecord(
+            record_id=record_id("scheduled", event.id),
+            producer=self._producer,
+            occurred_at=event.issued_at,
+            correlation_id=event.correlation_id,
+            causation_id=event.id,
+            trace_id=trace_id(event.traceparent),
+            action="renewal.scheduled",
+            phase="outcome",
+            outcome="success",
+            actor=_ACTOR,
+            target=Target(
+                tenant=event.tenant,
+                service=event.service,
+                slot_id=event.slot_id,
+                issuance_id=event.id,
+                profile=event.profile,
+                issuer_id=event.issuer_id,
+                serial=event.serial,
+            ),
+            details={"due_at": item.due_at.isoformat(), "generation": item.generation},
+        )
+
+
+def batches(
+    records: Sequence[AuditRecord], traceparents: Iterable[str | None]
+) -> Iterator[Outgoing]:
+    """Yield the records in as few messages as fit; the same records make the same message."""
+    sampled = tuple({t for t in traceparents if t and _is_sampled(t)})
+    for start in range(0, len(records), MAX_RECORDS):
+        part = tuple(records[start : start + MAX_RECORDS])
+        name = sha256("".join(r.record_id for r in part).encode()).hexdigest()[:32]
+        yield Outgoing(
+            audit_issue_topic(SERVICE), encode(AuditBatch(records=part, traceparents=sampled)), name
+        )
+
+
+def _is_sampled(traceparent: str) -> bool:
+    context = parse_traceparent(traceparent)
+    return context is not None and bool(context.trace_flags.sampled)

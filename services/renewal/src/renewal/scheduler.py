@@ -1,0 +1,138 @@
+"""The two loops of time: announcing what is due, and finishing what was left.
+
+Both look at the database about once a second, with jitter so that replicas do not look
+together. A database or bus that is away is waited for; nothing is lost, since rows say what
+is to be done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+import random
+from collections.abc import Awaitable, Callable
+
+from estcore.errors import Unavailable
+from estcore.pki.profile import PRIORITIES
+from estcore.runtime import faults
+from estcore.runtime.bus import Bus
+from estcore.runtime.database import Connection, Database
+from estcore.runtime.logs import fields
+from estcore.runtime.service import until
+from estcore.runtime.tracing import Tracing
+from renewal import claims
+from renewal.announce import Announcer
+from renewal.metrics import DISPATCHED, LAPSED
+from renewal.schedule import shares
+from renewal.settings import RenewalSettings
+
+log = logging.getLogger(__name__)
+
+_BATCH = 500
+
+
+class Scheduler:
+    """Claims due slots and announces them."""
+
+    def __init__(
+        self,
+        settings: RenewalSettings,
+        database: Database,
+        bus: Bus,
+        announcer: Announcer,
+        tracing: Tracing,
+    ) -> None:
+        self._settings, self._database, self._bus = settings, database, bus
+        self._announcer, self._tracing = announcer, tracing
+        self._scheduler = settings.scheduler
+
+    async def run_due(self, stop: asyncio.Event) -> None:
+        """Announce due slots until stopped."""
+        await self._repeat(stop, self.dispatch_due)
+
+    async def run_upkeep(self, stop: asyncio.Event) -> None:
+        """Take back lapsed leases, let time pass, finish announcements, until stopped."""
+        await self._repeat(stop, self.keep_up)
+
+    async def dispatch_due(self) -> int:
+        """Claim due slots by weighted shares, work-conserving, and announce them.
+
+        Raises:
+            Unavailable: bus or database away; claimed slots are announced by a sweeper.
+        """
+        if not self._bus.connected:
+            return 0  # claiming now would only start leases nobody hears of
+        total = self._scheduler.claim_size
+        claimed, full = 0, []
+        places = shares(total)
+        for priority in range(len(PRIORITIES)):
+            limit = min(places[priority], total - claimed)
+            found = await self._claim(priority, limit)
+            claimed += found
+            if found == limit:
+                full.append(priority)
+        for priority in full:
+            if claimed < total:
+                claimed += await self._claim(priority, total - claimed)
+        return claimed
+
+    async def _claim(self, priority: int, limit: int) -> int:
+        if limit <= 0:
+            return 0
+        with self._tracing.root("renewal.dispatch", priority=priority) as traceparent:
+
+            async def work(connection: Connection) -> list[str]:
+                return await claims.claim(
+                    connection,
+                    priority=priority,
+                    limit=limit,
+                    owner=self._settings.instance,
+                    traceparent=traceparent,
+                    leases=self._scheduler.lease,
+                )
+
+            found = await self._database.run(work)
+            if not found:
+                return 0
+            faults.hit("renewal.claimed")
+            DISPATCHED.labels(PRIORITIES[priority].value).inc(len(found))
+            await self._announcer.dues(found)
+        log.info("renewal due", extra=fields(slots=len(found), priority=PRIORITIES[priority].value))
+        return len(found)
+
+    async def keep_up(self) -> int:
+        """Do once what upkeep does; returns how many slots or events it touched.
+
+        Raises:
+            Unavailable: bus or database away; the next look continues.
+        """
+        lapsed = await self._database.run(lambda c: claims.take_back(c, limit=_BATCH))
+        settled = await self._database.run(
+            lambda c: claims.let_time_pass(c, limit=_BATCH, rotation=self._settings.rotation)
+        )
+        if lapsed:
+            LAPSED.inc(len(lapsed))
+            log.warning("nobody answered in time", extra=fields(slots=len(lapsed)))
+        if not self._bus.connected:
+            return len(lapsed) + len(settled)
+        if lapsed:
+            await self._announcer.lapses(lapsed)
+        await self._announcer.rotations(settled)
+        patience = dt.timedelta(seconds=self._scheduler.sweep_after_s)
+        swept = await self._announcer.sweep(patience)
+        if swept:
+            log.warning("announced what was left over", extra=fields(events=swept))
+        return len(lapsed) + len(settled) + swept
+
+    async def _repeat(self, stop: asyncio.Event, look: Callable[[], Awaitable[int]]) -> None:
+        while not stop.is_set():
+            try:
+                done = await look()
+            except Unavailable as exc:
+                log.warning("will look again", extra=fields(error=exc.reason, code=exc.code))
+                done = 0
+            # Work waiting: look again at once; a full look means there is more.
+            pause = 0.0 if done >= self._scheduler.claim_size else self._scheduler.poll_s
+            jitter = 0.75 + random.random() / 2  # noqa: S311 - spreading, not secrecy
+            await until(stop, max(pause * jitter, 0.001))

@@ -1,0 +1,105 @@
+"""Settings of est-renewal (environment prefix ``EST_RENEWAL``)."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from pydantic import Field
+
+from estcore.pki.durations import Duration
+from estcore.pki.profile import Priority, StrictModel
+from estcore.runtime.settings import DatabaseSettings, ServiceSettings
+
+_MINUTE = dt.timedelta(minutes=1)
+
+
+class ProjectorSettings(StrictModel):
+    """How events of ca-signer become rows."""
+
+    batch_size: int = Field(default=256, ge=1, le=256, description="messages in one transaction")
+    credit: int = Field(default=1024, ge=1, le=4000, description="messages in hand at most")
+    retry_s: float = Field(default=2, ge=0.1, le=300, description="delay after a failed batch")
+    max_attempts: int = Field(
+        default=5, ge=1, le=1000, description="failures of one message before it is a dead letter"
+    )
+
+
+class LeaseSettings(StrictModel):
+    """How long an agent has to answer before its slot is announced again, by priority."""
+
+    critical: Duration = 15 * _MINUTE
+    high: Duration = 60 * _MINUTE
+    normal: Duration = 180 * _MINUTE
+    low: Duration = 360 * _MINUTE
+    share: float = Field(
+        default=0.25, gt=0, le=0.5, description="never more than this share of what is left"
+    )
+
+    def longest(self, priority: Priority) -> dt.timedelta:
+        """Return the lease of a priority before the share of what is left is applied."""
+        return {
+            Priority.CRITICAL: self.critical,
+            Priority.HIGH: self.high,
+            Priority.NORMAL: self.normal,
+            Priority.LOW: self.low,
+        }[priority]
+
+
+class SchedulerSettings(StrictModel):
+    """How due slots are found and announced."""
+
+    poll_s: float = Field(default=1, ge=0.05, le=60, description="mean distance of two looks")
+    claim_size: int = Field(
+        default=200, ge=1, le=5000, description="slots dispatched at one look, all priorities"
+    )
+    sweep_after_s: float = Field(
+        default=10,
+        ge=0.1,
+        le=3600,
+        description="what was not announced by then is announced by any replica",
+    )
+    lease: LeaseSettings = LeaseSettings()
+
+
+class RotationSettings(StrictModel):
+    """How old and new certificate live side by side."""
+
+    client_reload: Duration = Field(
+        default=dt.timedelta(seconds=5),
+        description="longest time a client takes to reload; the overlap is at least twice this",
+    )
+    stall_safety: Duration = Field(
+        default=dt.timedelta(days=1),
+        description="without proof of use a rotation counts as stalled this long before the old "
+        "certificate expires, at most an eighth of its lifetime",
+    )
+    proof_skew: Duration = Field(
+        default=dt.timedelta(minutes=5), description="how far a proof's iat may be from now"
+    )
+
+
+class WindowSettings(StrictModel):
+    """Anti-entropy with the ledger of ca-signer."""
+
+    recheck_s: float = Field(
+        default=5, ge=0.1, le=600, description="distance of two looks at a window that differs"
+    )
+    patience: int = Field(
+        default=2, ge=0, le=20, description="looks before the window is asked for again"
+    )
+    max_requests: int = Field(
+        default=5, ge=1, le=100, description="requests for one window before it is given up"
+    )
+
+
+class RenewalSettings(ServiceSettings):
+    """All settings of est-renewal."""
+
+    database: DatabaseSettings
+    projector: ProjectorSettings = ProjectorSettings()
+    scheduler: SchedulerSettings = SchedulerSettings()
+    rotation: RotationSettings = RotationSettings()
+    windows: WindowSettings = WindowSettings()
+    metrics_every_s: float = Field(
+        default=15, ge=1, le=600, description="distance of two counts of slots for the gauges"
+    )

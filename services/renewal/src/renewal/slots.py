@@ -1,0 +1,126 @@
+"""One slot's row, and how it changes when its certificates were settled (pure)."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass, replace
+
+from estcore.pki.profile import PRIORITIES, Priority
+from renewal.lineage import Generation, Rules, Settled
+from renewal.schedule import backoff, due_at
+from renewal.settings import RotationSettings
+
+QUIET = frozenset({"idle", "due", "dispatched", "paused"})
+"""States in which a slot stays as long as its active certificate stays."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One logical identity across its generations of certificates."""
+
+    slot_id: str
+    tenant: str
+    service: str
+    profile: str
+    label: str
+    issuer_id: str
+    mode: str
+    priority: int
+    reaction_time_s: int
+    overlap_s: int
+    spread: float
+    rules_at: dt.datetime
+    active_id: str | None
+    next_id: str | None
+    generation: int
+    not_after: dt.datetime | None
+    due_at: dt.datetime | None
+    next_attempt_at: dt.datetime | None
+    check_at: dt.datetime | None
+    state: str
+    attempts: int
+    first_due_at: dt.datetime | None
+    last_error_class: str | None
+    fence: int
+    announced_fence: int
+
+    @property
+    def urgency(self) -> Priority:
+        """The priority by name."""
+        return PRIORITIES[self.priority]
+
+    def rules(self, rotation: RotationSettings) -> Rules:
+        """Return how this slot's old and new certificates overlap."""
+        return Rules(
+            overlap=dt.timedelta(seconds=self.overlap_s),
+            client_reload=rotation.client_reload,
+            stall_safety=rotation.stall_safety,
+        )
+
+    def due(self, one: Generation, number: int) -> dt.datetime:
+        """Return when a certificate of this slot is due as generation ``number``."""
+        return due_at(
+            issued_at=one.issued_at,
+            not_after=one.not_after,
+            reaction_time=dt.timedelta(seconds=self.reaction_time_s),
+            spread=self.spread,
+            slot_id=self.slot_id,
+            generation=number,
+        )
+
+
+def after(slot: Slot, settled: Settled, *, now: dt.datetime, chance: float) -> Slot:
+    """Return the row that fits the settled certificates.
+
+    Whenever the state or the active certificate changes the fence moves on, so a scheduler that
+    still holds the slot from before changes nothing any more.
+    """
+    active, following = settled.active, settled.next
+    if active is None:
+        changed = replace(slot, active_id=None, next_id=None, not_after=None, due_at=None)
+        return _moved(slot, _ended(changed, "failed", "revoked", settled))
+    changed = replace(
+        slot,
+        active_id=active.issuance_id,
+        next_id=following.issuance_id if following else None,
+        generation=active.number,
+        not_after=active.not_after,
+        check_at=settled.check_at,
+    )
+    if active.state == "expired":
+        return _moved(slot, _ended(changed, "expired", "expired", settled))
+    if _another(slot, active):
+        due = slot.due(active, active.number)
+        changed = replace(changed, due_at=due, next_attempt_at=due, state="idle")
+        changed = replace(changed, attempts=0, last_error_class=None)
+    if following is not None:
+        return _moved(slot, replace(changed, state="overlap"))
+    if changed.state in QUIET:
+        return _moved(slot, changed)
+    # The new certificate was revoked before it was proven: ask again, not at once.
+    left = active.not_after - now
+    pause = backoff(slot.urgency, max(slot.attempts, 1), left=left, chance=chance)
+    return _moved(slot, replace(changed, state="idle", next_attempt_at=now + pause))
+
+
+def _another(slot: Slot, active: Generation) -> bool:
+    same = slot.active_id == active.issuance_id and slot.generation == active.number
+    return not same or slot.state in {"expired", "failed"}
+
+
+def _ended(slot: Slot, state: str, error: str, settled: Settled) -> Slot:
+    return replace(
+        slot,
+        state=state,
+        next_id=None,
+        next_attempt_at=None,
+        last_error_class=error,
+        check_at=settled.check_at,
+    )
+
+
+def _moved(before: Slot, changed: Slot) -> Slot:
+    identity = (changed.state, changed.active_id, changed.generation)
+    if identity == (before.state, before.active_id, before.generation):
+        return changed
+    return replace(changed, fence=before.fence + 1, announced_fence=before.fence + 1)

@@ -1,0 +1,137 @@
+"""Events of ca-signer become slots and certificates, whatever order or number they come in."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import uuid
+from typing import Any
+
+import pytest
+
+from estcore.ids import record_id
+from estcore.messages.topics import certificate_topic
+from estcore.runtime.bus import Outgoing
+from renewal.reports import export_certificates, list_slots
+
+pytestmark = pytest.mark.integration
+
+
+async def test_every_event_twice_makes_one_certificate_and_one_record(bench: Any) -> None:
+    fleet = [bench.issue() for _ in range(40)]
+    async with bench.running():
+        await bench.announce(*fleet, times=2)
+        for one in fleet:
+            await bench.slot_is(one, "idle")
+
+        async def recorded() -> Any:
+            wanted = {record_id("scheduled", i.event.id) for i in fleet}
+            return wanted <= {r.record_id for r in bench.records}
+
+        await bench.until(recorded, "audit records")
+    assert await bench.database.fetchval("select count(*) from renewal.certificate") == 40
+    row = await bench.slot(fleet[0])
+    event = fleet[0].event
+    life = event.not_after - event.issued_at
+    assert abs(row["due_at"] - (event.issued_at + life * 2 / 3)) < dt.timedelta(milliseconds=1)
+    assert row["generation"] == 1
+    record = next(r for r in bench.records if r.target.issuance_id == event.id)
+    assert record.action == "renewal.scheduled"
+    assert record.correlation_id == event.correlation_id
+    assert record.target.serial == event.serial
+    assert record.details is not None
+    assert record.details["due_at"] == row["due_at"].isoformat()
+
+
+async def test_a_renewal_that_arrives_before_what_it_renews_ends_the_same(bench: Any) -> None:
+    first = bench.issue(age_s=300)
+    second = bench.issue(after=first, age_s=200)
+    third = bench.issue(after=second, age_s=100)
+    async with bench.running():
+        await bench.announce(third)
+        await bench.slot_is(third, "idle")
+        await bench.announce(first)
+        await bench.slot_is(third, "overlap")
+        await bench.announce(second)
+
+        async def placed() -> Any:
+            row = await bench.certificate(third)
+            return row is not None and row["generation"] == 3
+
+        await bench.until(placed, "generation 3")
+    slot = await bench.slot(first)
+    assert slot["active_id"] == second.event.id
+    assert slot["next_id"] == third.event.id
+    assert slot["generation"] == 2
+    assert (await bench.certificate(second))["proof"] == "mtls_seen"
+
+
+async def test_a_revocation_known_before_the_certificate_counts(bench: Any) -> None:
+    one = bench.issue()
+    async with bench.running():
+        await bench.revoke(one)
+        await bench.announce(one)
+        await bench.slot_is(one, "failed")
+        other = bench.issue(slot_id=one.event.slot_id)
+        await bench.announce(other)
+        row = await bench.slot_is(one, "idle")
+    assert row["active_id"] == other.event.id
+    assert row["generation"] == 2
+    assert (await bench.certificate(one))["state"] == "revoked"
+
+
+async def test_an_unreadable_message_is_a_dead_letter_and_harms_nobody(bench: Any) -> None:
+    good = bench.issue()
+    poison = bench.issue(slot_id="no-uuid")
+    async with bench.running():
+        topic = certificate_topic("issued", "demo", "web")
+        await bench.signer.publish_confirmed([Outgoing(topic, b"{}", str(uuid.uuid4()))])
+        await bench.announce(poison, good)
+        await bench.slot_is(good, "idle")
+
+        async def buried() -> Any:
+            query = "select attempts from renewal.failed_delivery"
+            return (await bench.database.fetchval(query) or 0) > 5
+
+        await bench.until(buried, "dead letter", timeout_s=30)
+
+
+async def test_certificates_and_slots_can_be_exported(
+    bench: Any, tmp_path: Any, capsys: Any
+) -> None:
+    import json
+
+    from estcore.runtime.database import Database
+
+    one = bench.issue()
+    async with bench.running():
+        await bench.announce(one)
+        await bench.slot_is(one, "idle")
+    database = await Database.connect(bench.settings.database, "renewal", "renewal")
+    try:
+        assert await export_certificates(database, tmp_path / "out.jsonl") == 1
+        await list_slots(database)
+    finally:
+        await database.close()
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == {
+        "issuance_id": one.event.id,
+        "serial": one.event.serial,
+        "fingerprint_sha256": one.event.fingerprint_sha256,
+        "slot_id": one.event.slot_id,
+        "state": "active",
+    }
+
+
+async def test_postgres_may_go_away_and_nothing_is_lost(platform: Any, bench: Any) -> None:
+    before, during = bench.issue(), bench.issue()
+    async with bench.running():
+        await bench.announce(before)
+        await bench.slot_is(before, "idle")
+        await bench.database.close()
+        await platform.postgres.stop(immediate=True)
+        await bench.announce(during)
+        await asyncio.sleep(1.5)
+        await platform.postgres.start()
+        bench.database = await platform.postgres.superuser()
+        await bench.slot_is(during, "idle", timeout_s=30)
+    await bench.database.close()
