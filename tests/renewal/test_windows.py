@@ -1,0 +1,84 @@
+"""Anti-entropy: windows that differ from the ledger are asked for again."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from nats.aio.msg import Msg
+
+from estcore.clock import SystemClock
+from estcore.ids import uuid7
+from estcore.messages.envelope import decode, encode
+from estcore.messages.events import ReannounceAnswered, ReannounceRequested, WindowClosed
+from estcore.messages.topics import REANNOUNCE_TOPIC, WINDOW_TOPIC
+from estcore.runtime.bus import Outgoing
+
+pytestmark = pytest.mark.integration
+
+
+def window(issued: list[Any]) -> WindowClosed:
+    """What ca-signer says about the minute of these certificates."""
+    total = 0
+    for one in issued:
+        total ^= int.from_bytes(sha256(one.event.id.encode()).digest(), "big")
+    start = min(i.event.issued_at for i in issued)
+    return WindowClosed(
+        id=uuid7(),
+        source="ca-signer/test",
+        time=SystemClock().now(),
+        correlation_id="window",
+        start=start,
+        end=max(i.event.issued_at for i in issued) + dt.timedelta(microseconds=1),
+        count=len(issued),
+        digest=f"{total:064x}",
+    )
+
+
+@asynccontextmanager
+async def ledger(bench: Any, issued: list[Any], asked: list[Any]) -> AsyncIterator[None]:
+    """Answers requests to announce again as ca-signer does."""
+
+    async def answer(message: Msg) -> None:
+        request = decode(ReannounceRequested, message.data)
+        asked.append(request)
+        await bench.announce(*issued, times=1)
+        await bench.signer.hint(message.reply, encode(ReannounceAnswered(announced=len(issued))))
+
+    subscription = await bench.signer.subscribe(REANNOUNCE_TOPIC, answer)
+    yield
+    await subscription.unsubscribe()
+
+
+async def publish(bench: Any, closed: WindowClosed) -> None:
+    await bench.signer.publish_confirmed([Outgoing(WINDOW_TOPIC, encode(closed), closed.id)])
+
+
+async def test_a_certificate_the_stream_lost_is_asked_for_and_arrives(bench: Any) -> None:
+    kept, lost = bench.issue(age_s=10), bench.issue(age_s=9)
+    asked: list[ReannounceRequested] = []
+    closed = window([kept, lost])
+    async with bench.running(), ledger(bench, [lost], asked):
+        await bench.announce(kept)
+        await bench.slot_is(kept, "idle")
+        await publish(bench, closed)
+        await bench.slot_is(lost, "idle")
+    assert asked
+    assert asked[0].requester == "renewal"
+    assert asked[0].windows == (closed.start,)
+
+
+async def test_a_window_that_agrees_asks_nothing(bench: Any) -> None:
+    fleet = [bench.issue(age_s=10), bench.issue(age_s=9)]
+    asked: list[ReannounceRequested] = []
+    async with bench.running(), ledger(bench, fleet, asked):
+        await bench.announce(*fleet)
+        await publish(bench, window(fleet))
+        last = bench.issue()
+        await bench.announce(last)
+        await bench.slot_is(last, "idle")
+    assert not asked
