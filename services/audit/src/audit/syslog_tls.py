@@ -1,8 +1,8 @@
 """One TLS connection to a syslog receiver (RFC 5425), watched for alerts and EOF.
 
 Called by: audit.forwarder, audit.main
-Syslog has no acknowledgement. The most one can know is that the kernel took the octets and the
-receiver has not hung up: under TLS 1.3 even a refused client certificate is told only after the
+Syslog has no acknowledgement. The most one can know is that the transport took the octets and
+the receiver has not hung up: under TLS 1.3 even a refused client certificate is told only after the
 handshake. So whoever moves a cursor calls ``settle`` first.
 """
 
@@ -49,7 +49,8 @@ class SyslogConnection(asyncio.Protocol):
         """Ask for a buffer that counts as full as long as it is not empty."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what create_connection makes
         self._transport = transport
-        transport.set_write_buffer_limits(high=0)
+        # Not 0: at an empty buffer asyncio's TLS would pause and resume in turns.
+        transport.set_write_buffer_limits(high=1, low=0)
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
@@ -71,7 +72,7 @@ class SyslogConnection(asyncio.Protocol):
 
     @override
     def resume_writing(self) -> None:
-        """The kernel has them."""
+        """They are on their way."""
         self._writable.set()
 
     @property
@@ -80,7 +81,7 @@ class SyslogConnection(asyncio.Protocol):
         return self._lost.is_set()
 
     async def send(self, octets: bytes, timeout_s: float) -> None:
-        """Hand octets to the kernel.
+        """Hand octets to the transport.
 
         Raises:
             OSError: the connection is lost, or the receiver does not take them in time.

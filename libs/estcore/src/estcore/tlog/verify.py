@@ -212,7 +212,7 @@ class _Verifier:
             self.report.sealed = point.size
             self.report.root = point.root.hex()
             return
-        if self.tree.root(point.size) != point.root:
+        if point.size > self.tree.size or self.tree.root(point.size) != point.root:
             raise AuditChainBroken("the records do not have this root", code="checkpoint.root")
         self.report.sealed, self.report.root = point.size, point.root.hex()
         if before is not None and before.checkpoint.size:

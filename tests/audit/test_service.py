@@ -1,0 +1,226 @@
+"""The straight path, and what may go wrong on it, against real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audit import export, main
+from estcore.clock import SystemClock
+from estcore.errors import BusUnavailable
+from estcore.messages.audit import AuditRecord
+from estcore.runtime.database import Database
+from estcore.tlog.verify import Options, Report, verify
+
+pytestmark = pytest.mark.integration
+Build = Callable[..., AuditRecord]
+FOREIGN = "select count(*) from record where service <> 'audit'"
+
+
+async def lines(world: Any, correlation_id: str | None = None) -> list[bytes]:
+    database = await Database.connect(world.settings().database, "audit", "audit")
+    try:
+        name = world.vkey.name
+        return [x async for x in export.lines(database, name, str(world.vkey), correlation_id)]
+    finally:
+        await database.close()
+
+
+async def judged(world: Any) -> Report:
+    options = Options(now=SystemClock().now(), key=world.vkey)
+    return verify(await lines(world), options).report
+
+
+async def test_records_are_kept_in_order_and_the_log_verifies(world: Any, record: Build) -> None:
+    async with world.service() as _, world.publisher() as publisher:
+        await publisher.send(*(record(n) for n in range(10)))
+        await publisher.send(*(record(n) for n in range(10, 20)))
+        await world.wait(FOREIGN, 20)
+        await world.wait("select max(size) = (select size from head) from checkpoint", True)
+    report = await judged(world)
+    assert report.ok, report.findings
+    assert report.sealed == report.records == 22
+    kept = [
+        json.loads(json.loads(x)["leaf"])["record"]
+        for x in (await lines(world))[1:-1]
+        if b'"record"' in x
+    ]
+    assert [r["record_id"] for r in kept if r["producer"]["service"] != "audit"] == [
+        record(n).record_id for n in range(20)
+    ]
+    assert [r["action"] for r in kept if r["producer"]["service"] == "audit"] == [
+        "audit.start",
+        "audit.stop",
+    ]
+    part = await lines(world, "call-3")
+    options = Options(now=SystemClock().now(), key=world.vkey)
+    assert verify(part, options).report.ok
+    assert len(part) == 5
+
+
+async def test_what_is_delivered_twice_is_kept_once(world: Any, record: Build) -> None:
+    async with world.service() as _, world.publisher() as publisher:
+        await publisher.send(record(1), record(2), record(1))
+        await world.wait(FOREIGN, 2)
+        await publisher.send(record(2), record(3))
+        await publisher.send(record(1), record(2))
+        await world.wait(FOREIGN, 3)
+        await publisher.send(record(4))
+        await world.wait(FOREIGN, 4)
+    assert (await judged(world)).ok
+
+
+async def test_an_unreadable_message_is_set_aside_and_its_good_records_are_kept(
+    world: Any, record: Build
+) -> None:
+    good = record(1).model_dump(mode="json", exclude_none=True)
+    bad = good | {"record_id": "no", "details": {"x": 1.5}}
+    async with world.service() as _, world.publisher() as publisher:
+        await publisher.raw(b"{")
+        await publisher.raw(json.dumps({"records": [good, bad | {"details": None}]}).encode())
+        await publisher.raw(json.dumps({"records": [bad]}).encode())
+        await publisher.raw(json.dumps({"records": []}).encode())
+        late = good | {"record_id": record(7).record_id, "occurred_at": "0001-01-01T00:00:00+14:00"}
+        await publisher.raw(json.dumps({"records": [late]}).encode())
+        await publisher.send(record(2))
+        await world.wait(FOREIGN, 2)
+        await world.wait("select count(*) from record where action = 'audit.dead_letter'", 5)
+    reasons = await world.value(
+        "select array_agg(leaf::json #>> '{record,reason_code}' order by log_index)"
+        " from record where action = 'audit.dead_letter'"
+    )
+    assert sorted(reasons) == ["not-a-batch", "not-canonical", "not-json", "not-json", "refused"]
+    assert (await judged(world)).ok
+
+
+async def test_nothing_is_lost_when_postgres_crashes_under_load(world: Any, record: Build) -> None:
+    sent = 0
+    stop = asyncio.Event()
+
+    async def load() -> None:
+        nonlocal sent
+        async with world.publisher() as publisher:
+            while not stop.is_set():
+                batch = [record(n) for n in range(sent, sent + 20)]
+                with contextlib.suppress(BusUnavailable):
+                    await publisher.send(*batch)
+                    sent += 20
+                await asyncio.sleep(0.01)
+
+    async with world.service() as port, asyncio.TaskGroup() as group:
+        group.create_task(load())
+        for _ in range(2):
+            await asyncio.sleep(0.7)
+            await world.platform.postgres.stop(immediate=True)
+            await asyncio.sleep(0.7)
+            await world.platform.postgres.start()
+        await asyncio.sleep(0.5)
+        stop.set()
+        await asyncio.sleep(0.1)
+        await world.wait(FOREIGN, sent)
+        assert port
+    assert sent > 100
+    report = await judged(world)
+    assert report.ok, report.findings
+
+
+async def test_of_two_replicas_one_writes_and_the_other_takes_over(
+    world: Any, record: Build, readiness: Callable[[int], Awaitable[str]]
+) -> None:
+    async with world.publisher() as publisher:
+        async with world.service(instance="audit-0") as first:
+            await world.wait("select count(*) from record where instance = 'audit-0'", 1)
+            async with world.service(instance="audit-1") as second:
+                # The standby's own start is on record through the writer.
+                await world.wait("select count(*) from record where instance = 'audit-1'", 1)
+                assert await readiness(first) == "ready\n"
+                assert await readiness(second) == "ready\n"
+                await publisher.send(record(1))
+                await world.wait(FOREIGN, 1)
+                # The writer's session ends as if its host had died.
+                await world.value(
+                    "select count(pg_terminate_backend(pid)) from pg_locks"
+                    " where locktype = 'advisory' and granted"
+                )
+                for number in range(2, 30):
+                    await publisher.send(record(number))
+                    await asyncio.sleep(0.02)
+                await world.wait(FOREIGN, 29)
+        # The stop of one that did not write waits on the bus for the next writer.
+        async with world.service(instance="audit-2"):
+            await world.wait(
+                "select count(distinct instance) from record where action = 'audit.stop'", 2
+            )
+    report = await judged(world)
+    assert report.ok, report.findings
+
+
+async def test_the_runtime_role_may_only_append(world: Any, record: Build) -> None:
+    async with world.service() as _, world.publisher() as publisher:
+        await publisher.send(record(1))
+        await world.wait(FOREIGN, 1)
+    month = await world.value("select tableoid::regclass::text from record limit 1")
+    for connection in (await world.runtime(), await world.superuser()):
+        for statement in (
+            "update {} set leaf = 'x'",
+            "delete from {}",
+            "truncate {}",
+        ):
+            for table in ("record", "seen", "checkpoint", month):
+                with pytest.raises(Exception, match=r"append-only|denied|column") as caught:
+                    await connection.execute(statement.format(table))
+                assert type(caught.value).__name__ in {
+                    "InsufficientPrivilegeError",
+                    "UndefinedColumnError",
+                }
+        await connection.close()
+    assert (await judged(world)).ok
+
+
+@pytest.mark.parametrize(
+    ("statement", "code", "place"),
+    [
+        (
+            "update record set leaf = replace(leaf, 'auth.denied', 'auth.passed')"
+            " where log_index = 3",
+            "record.leaf_hash",
+            "record 3",
+        ),
+        ("delete from record where log_index = 3", "record.index", "record 4"),
+        ("delete from record where log_index > 3", "checkpoint.root", "checkpoint"),
+        ("update record set prev_hash = leaf_hash where log_index = 3", "record.prev_hash", "3"),
+        ("update checkpoint set note = replace(note, E'\\n', E'\\nx')", "checkpoint", "checkpoint"),
+        ("update checkpoint set size = size + 1", "checkpoint.size", "checkpoint"),
+    ],
+)
+async def test_what_a_superuser_changes_is_found(
+    world: Any, record: Build, statement: str, code: str, place: str
+) -> None:
+    async with world.service() as _, world.publisher() as publisher:
+        await publisher.send(*(record(n) for n in range(10)))
+        await world.wait(FOREIGN, 10)
+    connection = await world.superuser()
+    for table in ("record", "checkpoint"):
+        await connection.execute(f"alter table {table} disable trigger all")
+    assert "0" not in (await connection.execute(statement)).split()[-1:]
+    await connection.close()
+    report = await judged(world)
+    assert any(f.code.startswith(code) and place in f.place for f in report.findings)
+
+
+async def test_a_start_waits_for_its_surroundings_and_stops_when_told(
+    world: Any, tmp_path: Path, readiness: Callable[[int], Awaitable[str]]
+) -> None:
+    bus = world.platform.bus("audit").model_copy(update={"url": "nats://127.0.0.1:1"})
+    stop = asyncio.Event()
+    port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(main.run(world.settings(bus=bus), stop=stop, started=port.set_result))
+        assert await readiness(await port) == "not ready: starting\n"
+        stop.set()
