@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 
@@ -28,7 +28,7 @@ from estcore.errors import (
 )
 from estcore.messages.audit import Origin
 from estcore.messages.enrollment import EnrollmentRequested
-from estcore.pki.certificate import build
+from estcore.pki.certificate import CertificateTemplate
 from estcore.pki.csr import CertificationRequest, parse_csr
 from estcore.pki.lint import lint
 from estcore.pki.names import canonical_name
@@ -57,6 +57,15 @@ class Authority:
     groups: Mapping[str, GroupSettings]
     clock: Clock
     sign_within: dt.timedelta
+    templates: dict[tuple[str, str], CertificateTemplate] = field(default_factory=dict)
+
+    def template(self, issuer: Issuer, profile: Profile) -> CertificateTemplate:
+        """Return what issuer and profile fix of a certificate; encoded at first use."""
+        key = (issuer.issuer_id, profile.name)
+        found = self.templates.get(key)
+        if found is None:
+            found = self.templates[key] = CertificateTemplate(profile, issuer.certificate)
+        return found
 
 
 @dataclass
@@ -240,18 +249,12 @@ def _candidate(  # noqa: PLR0913, PLR0917 - the decision's parts, joined once
     known: KnownCertificate | None,
 ) -> Candidate:
     now = authority.clock.now()
-    # 3. Build the TBS, signed by a throw-away key.
-    copy = build(
-        request,
-        profile=profile,
-        issuer=issuer.certificate,
-        serial_number=ids.new_serial_number(),
-        now=now,
-        lint_key=issuer.lint_key,
-    )
+    # 3. Build the TBS.
+    template = authority.template(issuer, profile)
+    copy = template.build(request, serial_number=ids.new_serial_number(), now=now)
     # 4. Lint it, so that nothing unlinted is ever real.
     try:
-        lint(copy, request=request, profile=profile, issuer=issuer.certificate, now=now)
+        lint(copy, request=request, template=template, now=now)
     except LintFailed as exc:
         if exc.code == "lint.not_issuers_key":
             raise ProfileViolation("this key is the issuer's own", code="key.issuers") from exc

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from ca_signer.settings import IssuerSettings
 from estcore.errors import ConfigurationError, TBSMismatch
-from estcore.pki.certificate import IssuerCertificate, signing_hash, throw_away_key
+from estcore.pki.certificate import IssuerCertificate, signing_hash
 from estcore.pki.keys import spki_der
 from estcore.runtime.settings import read_secret
 
@@ -53,7 +53,7 @@ class SoftwareKey:
 
 
 class Issuer:
-    """An issuer ready to sign: certificate, chain, key store, throw-away key for lint copies."""
+    """An issuer ready to sign: certificate, chain, key store."""
 
     def __init__(
         self, certificate: IssuerCertificate, chain: list[x509.Certificate], keystore: KeyStore
@@ -61,7 +61,6 @@ class Issuer:
         self.certificate = certificate
         self.chain = chain
         self.keystore = keystore
-        self.lint_key = throw_away_key(certificate.public_key)
 
     @property
     def issuer_id(self) -> str:

@@ -1,15 +1,15 @@
-"""Certificates: TBS built by a lint copy, final DER assembled from TBS and signature.
+"""Certificates: TBS filled into a template, linted as a copy, assembled with the signature.
 
-The builder of ``cryptography`` only hands out signed certificates. So it signs with a
-throw-away key of the issuer's kind: the result is the lint copy, and its TBS are the exact
-bytes the real key signs later (docs/adr/0004). Nothing here holds a real key.
+The lint copy carries a signature of a throw-away key of the issuer's kind: it parses like the
+real certificate, and its TBS are the exact bytes the real key signs later (docs/adr/0004).
+Nothing here holds a real key.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 
 from cryptography import x509
@@ -25,6 +25,7 @@ from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsag
 
 from estcore.pki import der as der_codec
 from estcore.pki.csr import CertificationRequest
+from estcore.pki.keys import spki_der
 from estcore.pki.names import common_names
 from estcore.pki.profile import Profile
 
@@ -68,6 +69,11 @@ class IssuerCertificate:
     def not_after(self) -> dt.datetime:
         """End of the issuer's validity."""
         return self.certificate.not_valid_after_utc
+
+    @cached_property
+    def spki(self) -> bytes:
+        """The issuer's SubjectPublicKeyInfo."""
+        return spki_der(self.public_key)
 
     @cached_property
     def der(self) -> bytes:
@@ -116,58 +122,137 @@ def granted_san(
     return None
 
 
-def build(
-    request: CertificationRequest,
-    *,
-    profile: Profile,
-    issuer: IssuerCertificate,
-    serial_number: int,
-    now: dt.datetime,
-    lint_key: CertificateIssuerPrivateKeyTypes,
-) -> LintCopy:
-    """Return the lint copy for ``request`` under ``profile`` (RFC 5280 section 4).
+class CertificateTemplate:
+    """Everything of a certificate that one profile and one issuer fix, encoded once.
 
-    The lifetime counts from ``now``; notBefore lies ``profile.backdating`` earlier; notAfter
-    never passes the issuer's own.
+    What differs from one certificate to the next is filled in as DER; that costs a tenth of a
+    builder's work and gives the same octets (a property test compares them).
     """
-    now = now.replace(microsecond=0)
+
+    def __init__(self, profile: Profile, issuer: IssuerCertificate) -> None:
+        self.profile = profile
+        self.issuer = issuer
+        lint_certificate = _model(issuer, throw_away_key(issuer.public_key))
+        _, self.signature_algorithm, self._signature = der_codec.children(
+            lint_certificate.public_bytes(Encoding.DER)
+        )
+        self._issuer_name = issuer.subject.public_bytes()
+        self._before_ski: list[tuple[x509.ExtensionType, bool]] = [
+            (_BASIC_CONSTRAINTS, True),
+            (key_usage(profile), True),
+            (x509.ExtendedKeyUsage([EKU_OIDS[n] for n in profile.extended_key_usage]), False),
+        ]
+        self._after_san: list[tuple[x509.ExtensionType, bool]] = []
+        if profile.crl_url:
+            self._after_san.append((_crl_distribution(profile.crl_url), False))
+        access = _information_access(profile)
+        if access is not None:
+            self._after_san.append((access, False))
+        self._head = b"".join(_extension(e, critical=c) for e, c in self._before_ski)
+        self._aki = _extension(issuer.key_identifier, critical=False)
+        self._tail = b"".join(_extension(e, critical=c) for e, c in self._after_san)
+
+    def validity(self, now: dt.datetime) -> tuple[dt.datetime, dt.datetime]:
+        """Return (notBefore, notAfter): the lifetime counts from ``now``, capped by the issuer."""
+        start = now.replace(microsecond=0)
+        after = min(start + self.profile.lifetime, self.issuer.not_after)
+        return start - self.profile.backdating, after
+
+    def build(
+        self, request: CertificationRequest, *, serial_number: int, now: dt.datetime
+    ) -> LintCopy:
+        """Return the lint copy for ``request`` (RFC 5280 section 4)."""
+        before, after = self.validity(now)
+        san = granted_san(request, self.profile)
+        # RFC 5280 section 4.2.1.6: critical when the subject is empty.
+        names = _extension(san, critical=not request.subject.rdns) if san else b""
+        extensions = der_codec.tlv(
+            der_codec.SEQUENCE,
+            self._head,
+            _octets_extension(_SKI_OID, der_codec.tlv(0x04, key_identifier(request.spki))),
+            self._aki,
+            names,
+            self._tail,
+        )
+        tbs = der_codec.tlv(
+            der_codec.SEQUENCE,
+            _VERSION_3,
+            _integer(serial_number),
+            self.signature_algorithm,
+            self._issuer_name,
+            der_codec.tlv(der_codec.SEQUENCE, _time(before), _time(after)),
+            request.subject_der,
+            request.spki,
+            der_codec.tlv(0xA3, extensions),
+        )
+        der = der_codec.tlv(der_codec.SEQUENCE, tbs, self.signature_algorithm, self._signature)
+        return LintCopy(x509.load_der_x509_certificate(der), tbs, self.signature_algorithm)
+
+    def extensions(self, request: CertificationRequest) -> list[tuple[x509.ExtensionType, bool]]:
+        """Return the exact extensions a certificate must have, in order, with criticality."""
+        found = [
+            *self._before_ski,
+            (x509.SubjectKeyIdentifier(key_identifier(request.spki)), False),
+            (self.issuer.key_identifier, False),
+        ]
+        san = granted_san(request, self.profile)
+        if san is not None:
+            found.append((san, not request.subject.rdns))
+        return [*found, *self._after_san]
+
+
+_VERSION_3 = bytes.fromhex("a003020102")
+_SKI_OID = bytes.fromhex("0603551d0e")
+_TRUE = bytes.fromhex("0101ff")
+
+
+def _model(issuer: IssuerCertificate, key: CertificateIssuerPrivateKeyTypes) -> x509.Certificate:
+    # Its AlgorithmIdentifier and the shape of its signature are those of the issuer's kind.
     builder = x509.CertificateBuilder(
         issuer_name=issuer.subject,
-        subject_name=request.subject,
-        public_key=request.public_key,
-        serial_number=serial_number,
-        not_valid_before=now - profile.backdating,
-        not_valid_after=min(now + profile.lifetime, issuer.not_after),
+        subject_name=issuer.subject,
+        public_key=key.public_key(),
+        serial_number=1,
+        not_valid_before=issuer.certificate.not_valid_before_utc,
+        not_valid_after=issuer.not_after,
     )
-    for extension, critical in extensions(request, profile, issuer):
-        builder = builder.add_extension(extension, critical)
-    certificate = builder.sign(lint_key, signing_hash(lint_key.public_key()))
-    der = certificate.public_bytes(Encoding.DER)
-    tbs, algorithm, _ = der_codec.children(der)
-    return LintCopy(certificate=certificate, tbs=tbs, signature_algorithm=algorithm)
+    return builder.sign(key, signing_hash(key.public_key()))
 
 
-def extensions(
-    request: CertificationRequest, profile: Profile, issuer: IssuerCertificate
-) -> list[tuple[x509.ExtensionType, bool]]:
-    """Return the exact extensions, in order, with criticality. The CSR only supplies the SAN."""
-    found: list[tuple[x509.ExtensionType, bool]] = [
-        (_BASIC_CONSTRAINTS, True),
-        (key_usage(profile), True),
-        (x509.ExtendedKeyUsage([EKU_OIDS[name] for name in profile.extended_key_usage]), False),
-        (x509.SubjectKeyIdentifier(_key_identifier(request.spki)), False),
-        (issuer.key_identifier, False),
-    ]
-    san = granted_san(request, profile)
-    if san is not None:
-        # RFC 5280 section 4.2.1.6: critical when the subject is empty.
-        found.append((san, not request.subject.rdns))
-    if profile.crl_url:
-        found.append((_crl_distribution(profile.crl_url), False))
-    access = _information_access(profile)
-    if access is not None:
-        found.append((access, False))
-    return found
+def _extension(extension: x509.ExtensionType, *, critical: bool) -> bytes:
+    return _octets_extension(
+        _encode_oid(extension.oid), extension.public_bytes(), critical=critical
+    )
+
+
+def _octets_extension(oid: bytes, value: bytes, *, critical: bool = False) -> bytes:
+    return der_codec.tlv(
+        der_codec.SEQUENCE, oid, _TRUE if critical else b"", der_codec.tlv(0x04, value)
+    )
+
+
+@lru_cache(maxsize=64)
+def _encode_oid(oid: x509.ObjectIdentifier) -> bytes:
+    first, second, *rest = (int(part) for part in oid.dotted_string.split("."))
+    octets = bytearray()
+    for arc in (first * 40 + second, *rest):
+        value, piece = arc >> 7, [arc & 0x7F]
+        while value:
+            piece.append(0x80 | value & 0x7F)
+            value >>= 7
+        octets += bytes(reversed(piece))
+    return der_codec.tlv(0x06, bytes(octets))
+
+
+def _integer(number: int) -> bytes:
+    return der_codec.tlv(0x02, number.to_bytes(number.bit_length() // 8 + 1, "big"))
+
+
+def _time(moment: dt.datetime) -> bytes:
+    # RFC 5280 section 4.1.2.5: UTCTime through 2049, GeneralizedTime from 2050 on.
+    if moment.year < 2050:  # noqa: PLR2004
+        return der_codec.tlv(0x17, moment.strftime("%y%m%d%H%M%SZ").encode())
+    return der_codec.tlv(0x18, moment.strftime("%Y%m%d%H%M%SZ").encode())
 
 
 def key_usage(profile: Profile) -> x509.KeyUsage:
@@ -186,8 +271,9 @@ def key_usage(profile: Profile) -> x509.KeyUsage:
     )
 
 
-def _key_identifier(spki: bytes) -> bytes:
-    # RFC 7093 section 2 method 1: leftmost 160 bits of the SHA-256 of the key bits.
+@lru_cache(maxsize=256)
+def key_identifier(spki: bytes) -> bytes:
+    """Return the SKI: leftmost 160 bits of SHA-256 of the key bits (RFC 7093 section 2)."""
     _, key_bits = der_codec.children(spki)
     _, start, end = der_codec.header(key_bits, 0)
     return sha256(key_bits[start + 1 : end]).digest()[:20]

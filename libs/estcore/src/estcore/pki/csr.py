@@ -13,7 +13,9 @@ from hashlib import sha256
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.x509.oid import SignatureAlgorithmOID
 
 from estcore.errors import InvalidCSR, MalformedRequest, WeakKey
 from estcore.ids import digest
@@ -24,6 +26,13 @@ from estcore.pki.names import canonical_name, display_name, san_entries
 MAX_CSR_BYTES = 32_768
 MAX_SAN_ENTRIES = 100
 CHALLENGE_PASSWORD_OID = "1.2.840.113549.1.9.7"  # noqa: S105 - an object identifier
+_ECDSA_OIDS = frozenset(
+    {
+        SignatureAlgorithmOID.ECDSA_WITH_SHA256,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA384,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA512,
+    }
+)
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 
 
@@ -36,6 +45,8 @@ class CertificationRequest:
     public_key: CertificatePublicKeyTypes
     key_algorithm: str
     spki: bytes
+    subject_der: bytes
+    attributes: bytes
     san_extension: x509.SubjectAlternativeName | None
     san: tuple[str, ...]
     subject: x509.Name
@@ -67,12 +78,11 @@ class CertificationRequest:
         A channel-bound CSR changes its challengePassword with each TLS session and still is
         the same request (RFC 7030 section 4.2.3).
         """
-        info = der_codec.children(der_codec.children(self.der)[0])
-        if len(info) < 4:  # noqa: PLR2004 - version, subject, key, attributes
+        if not self.attributes:
             return b""
-        _, start, end = der_codec.header(info[3], 0)
-        found = der_codec.elements(info[3], start, end)
-        values = [info[3][a:d] for _, a, _, d in found]
+        _, start, end = der_codec.header(self.attributes, 0)
+        found = der_codec.elements(self.attributes, start, end)
+        values = [self.attributes[a:d] for _, a, _, d in found]
         return digest(sorted(v for v in values if _CHALLENGE_PREFIX not in v[:16]))
 
 
@@ -101,8 +111,8 @@ def parse_csr(der: bytes) -> CertificationRequest:
     except (ValueError, TypeError, x509.DuplicateExtension) as exc:
         raise MalformedRequest("not a PKCS#10 certification request", code="csr.malformed") from exc
     algorithm = key_algorithm(public_key)
-    spki = _certified_spki(der, public_key)
-    _prove_possession(parsed)
+    subject_der, spki, attributes = _certified_parts(der, public_key, subject)
+    _prove_possession(parsed, public_key)
     san = san_entries(san_extension)
     if len(san) > MAX_SAN_ENTRIES:
         raise InvalidCSR(f"more than {MAX_SAN_ENTRIES} SAN entries", code="csr.san_too_many")
@@ -114,6 +124,8 @@ def parse_csr(der: bytes) -> CertificationRequest:
         public_key=public_key,
         key_algorithm=algorithm,
         spki=spki,
+        subject_der=subject_der,
+        attributes=attributes,
         san_extension=san_extension,
         san=san,
         subject=subject,
@@ -127,17 +139,24 @@ def _san(parsed: x509.CertificateSigningRequest) -> x509.SubjectAlternativeName 
         return None
 
 
-def _certified_spki(der: bytes, public_key: CertificatePublicKeyTypes) -> bytes:
+def _certified_parts(
+    der: bytes, public_key: CertificatePublicKeyTypes, subject: x509.Name
+) -> tuple[bytes, bytes, bytes]:
+    """Return subject, key and attributes as encoded, once they are what we may certify."""
     info = der_codec.children(der_codec.children(der)[0])
     spki = spki_der(public_key)
     if len(info) < 3 or info[2] != spki:  # noqa: PLR2004 - version, subject, key
         raise WeakKey(
             "keys are named-curve uncompressed EC, rsaEncryption or Ed25519", code="key.encoding"
         )
-    return spki
+    if info[1] != subject.public_bytes():
+        raise InvalidCSR("the subject is not encoded in DER", code="csr.subject_encoding")
+    return info[1], spki, info[3] if len(info) > 3 else b""  # noqa: PLR2004 - attributes
 
 
-def _prove_possession(parsed: x509.CertificateSigningRequest) -> None:
+def _prove_possession(
+    parsed: x509.CertificateSigningRequest, public_key: CertificatePublicKeyTypes
+) -> None:
     try:
         algorithm = parsed.signature_hash_algorithm
     except UnsupportedAlgorithm as exc:
@@ -145,8 +164,20 @@ def _prove_possession(parsed: x509.CertificateSigningRequest) -> None:
     if algorithm is not None and not isinstance(algorithm, _HASHES):
         raise InvalidCSR(f"signed with {algorithm.name}; use SHA-256 or better", code="csr.hash")
     try:
-        valid = parsed.is_signature_valid
+        _verify(parsed, public_key, algorithm)
     except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError) as exc:
-        raise InvalidCSR("the signature cannot be checked", code="csr.signature") from exc
-    if not valid:
-        raise InvalidCSR("the CSR's signature does not verify", code="csr.signature")
+        raise InvalidCSR("the CSR's signature does not verify", code="csr.signature") from exc
+
+
+def _verify(
+    parsed: x509.CertificateSigningRequest,
+    public_key: CertificatePublicKeyTypes,
+    algorithm: hashes.HashAlgorithm | None,
+) -> None:
+    # ``parsed.is_signature_valid`` does the same at more than twice the price for EC keys.
+    if isinstance(public_key, ec.EllipticCurvePublicKey) and algorithm is not None:
+        if parsed.signature_algorithm_oid not in _ECDSA_OIDS:
+            raise InvalidSignature
+        public_key.verify(parsed.signature, parsed.tbs_certrequest_bytes, ec.ECDSA(algorithm))
+    elif not parsed.is_signature_valid:
+        raise InvalidSignature

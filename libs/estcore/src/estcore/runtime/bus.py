@@ -49,6 +49,7 @@ class Bus:
         self.inbox_prefix = inbox_prefix
         self._js = client.jetstream(timeout=5, publish_async_max_pending=4096)
         self.violation: str | None = None
+        self._closing = False
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
 
     @classmethod
@@ -105,6 +106,8 @@ class Bus:
         log.warning("bus error", extra=fields(error=f"{type(error).__name__}: {text}"))
 
     async def _disconnected(self) -> None:
+        if self._closing:
+            return
         log.warning("bus connection lost, reconnecting")
 
     async def _reconnected(self) -> None:
@@ -232,6 +235,7 @@ class Bus:
 
     async def close(self) -> None:
         """Send what is buffered, answer what is in hand, close."""
+        self._closing = True
         try:
             async with asyncio.timeout(10):
                 if self.client.is_connected:

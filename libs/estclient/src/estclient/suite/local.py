@@ -1,0 +1,258 @@
+"""A whole suite on this machine: start in order, watch, stop in order."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from estclient.suite.layout import COMMANDS, WITH_DATABASE, Layout
+from estclient.suite.ports import free_port
+from estclient.suite.siem import LocalSIEM
+from estcore.errors import ConfigurationError
+
+Progress = Callable[[str], None]
+_READY_S = 40
+
+
+@dataclass
+class Running:
+    """One service process."""
+
+    service: str
+    instance: str
+    admin_port: int
+    process: asyncio.subprocess.Process
+    log: IO[bytes]
+
+
+class LocalSuite:
+    """PostgreSQL, NATS, development CA, four services and a local SIEM in one folder."""
+
+    def __init__(self, layout: Layout, progress: Progress = lambda _: None) -> None:
+        self.layout = layout
+        self.services: dict[str, Running] = {}
+        self._progress = progress
+        self.siem: LocalSIEM | None = None
+        self._lock: IO[str] | None = None
+        self.environment: dict[str, str] = {}
+
+    @property
+    def url(self) -> str:
+        """Base URL of EST."""
+        return f"https://localhost:{self.layout.ports.est}/.well-known/est"
+
+    def pids(self) -> list[int]:
+        """Process ids of servers and services."""
+        own = [r.process.pid for r in self.services.values() if r.process.returncode is None]
+        return [self.layout.postgres.pid, self.layout.nats.pid, *own]
+
+    async def start(self) -> None:
+        """Start everything; data of an earlier run are continued.
+
+        Raises:
+            ConfigurationError: a port is taken, a server or service does not start; one line
+                that names the log.
+        """
+        layout = self.layout
+        layout.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock_folder()
+        layout.prepare()
+        self._progress("starting PostgreSQL")
+        await layout.postgres.start()
+        layout.roles = await layout.postgres.provision(WITH_DATABASE)
+        self._progress("starting NATS with JetStream")
+        await layout.nats.start()
+        self._progress("making the development CA" if self._make_ca_needed else "using the CA")
+        await self._make_ca()
+        self._progress("migrating schemas and streams")
+        for service in WITH_DATABASE:
+            layout.write_settings(service, service, 0)
+            await self.command(service, "migrate", "--config", str(layout.config_file(service)))
+        self._progress("starting the local SIEM and the services")
+        await self._start_siem()
+        await asyncio.gather(*(self.start_service(s, s, wait=True) for s in COMMANDS))
+
+    def _lock_folder(self) -> None:
+        self._lock = (self.layout.folder / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            raise ConfigurationError(
+                f"another suite is running in {self.layout.folder}", code="suite.running"
+            ) from exc
+
+    @property
+    def _make_ca_needed(self) -> bool:
+        return not (self.layout.ca / "server" / "server.pem").exists()
+
+    async def _make_ca(self) -> None:
+        layout = self.layout
+        passphrase = ["--passphrase-file", str(layout.secrets / "ca.passphrase")]
+        folder = ["--folder", str(layout.ca)]
+        if not layout.root_file.exists():
+            await self.run("ca-signer", "ca", "init", "--name", "Clinic Dev", *folder, *passphrase)
+        if self._make_ca_needed:
+            out = ["--out", str(layout.ca / "server"), "--host", "localhost", "--host", "127.0.0.1"]
+            await self.run("ca-signer", "ca", "server-certificate", *folder, *passphrase, *out)
+        key = layout.secrets / "audit-checkpoint.pem"
+        if not key.exists():
+            vkey = await self.run(
+                "est-audit", "keygen", "--origin", "estsuite.local/audit", "--out", str(key)
+            )
+            (layout.config / "audit.vkey").write_text(vkey.strip() + "\n")
+
+    async def _start_siem(self) -> None:
+        server = self.layout.ca / "server"
+        self.siem = LocalSIEM(
+            self.layout.ports.siem,
+            self.layout.siem_file,
+            server / "server.pem",
+            server / "server.key",
+        )
+        await self.siem.start()
+
+    async def command(self, service: str, *arguments: str) -> str:
+        """Run a service's command to its end; returns what it printed.
+
+        Raises:
+            ConfigurationError: it failed; with its own line.
+        """
+        return await self.run(COMMANDS[service], *arguments)
+
+    async def run(self, command: str, *arguments: str) -> str:
+        """Run one of the suite's commands to its end; returns what it printed.
+
+        Raises:
+            ConfigurationError: it failed; with its own line.
+        """
+        process = await asyncio.create_subprocess_exec(
+            executable(command),
+            *arguments,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=self._environment(),
+        )
+        out, err = await process.communicate()
+        if process.returncode != 0:
+            lines = err.decode(errors="replace").strip().splitlines() or ["no message"]
+            raise ConfigurationError(f"{command} {arguments[0]}: {lines[-1]}", code="suite.command")
+        return out.decode()
+
+    async def start_service(
+        self, service: str, instance: str, *, wait: bool, environment: dict[str, str] | None = None
+    ) -> Running:
+        """Start one more process of a service under an instance name.
+
+        Raises:
+            ConfigurationError: it ended or did not become ready; the message names its log.
+        """
+        admin_port = free_port()
+        config = self.layout.write_settings(service, instance, admin_port)
+        log = (self.layout.logs / f"{instance}.log").open("ab")
+        process = await asyncio.create_subprocess_exec(
+            executable(COMMANDS[service]),
+            "run",
+            "--config",
+            str(config),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**self._environment(), **(environment or {})},
+            start_new_session=True,
+        )
+        running = Running(service, instance, admin_port, process, log)
+        self.services[instance] = running
+        if wait:
+            await self.wait_ready(running)
+        return running
+
+    async def wait_ready(self, running: Running) -> None:
+        """Wait until a service says it is ready.
+
+        Raises:
+            ConfigurationError: it ended, or takes too long.
+        """
+        log = self.layout.logs / f"{running.instance}.log"
+        answer = "no answer"
+        for _ in range(_READY_S * 10):
+            if running.process.returncode is not None:
+                line = last_line(log)
+                raise ConfigurationError(f"{running.service} ended: {line} (log: {log})")
+            answer = await admin_get(running.admin_port, "/readyz")
+            if answer.startswith("ready"):
+                return
+            await asyncio.sleep(0.1)
+        raise ConfigurationError(f"{running.service} is {answer.strip()} (log: {log})")
+
+    async def stop_service(self, instance: str, *, kill: bool = False) -> None:
+        """Stop a service process in order, or kill it."""
+        running = self.services.pop(instance)
+        if running.process.returncode is None:
+            running.process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
+            try:
+                async with asyncio.timeout(40):
+                    await running.process.wait()
+            except TimeoutError:
+                running.process.kill()
+                await running.process.wait()
+        running.log.close()
+
+    async def stop(self) -> None:
+        """Stop services, SIEM and servers, in the reverse order of starting."""
+        for instance in reversed(list(self.services)):
+            await self.stop_service(instance)
+        if self.siem is not None:
+            await self.siem.stop()
+        await self.layout.nats.stop()
+        await self.layout.postgres.stop()
+        if self._lock is not None:
+            self._lock.close()
+
+    async def ended(self) -> Running:
+        """Return the first service that ends by itself."""
+        waiting = {asyncio.ensure_future(r.process.wait()): r for r in self.services.values()}
+        done, rest = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in rest:
+            task.cancel()
+        return waiting[done.pop()]
+
+    def _environment(self) -> dict[str, str]:
+        kept = {
+            k: v for k, v in os.environ.items() if k in {"PATH", "HOME", "LANG", "TZ", "TMPDIR"}
+        }
+        return {**kept, **self.environment}
+
+
+def executable(command: str) -> str:
+    """Return the path of a command installed beside this Python."""
+    beside = Path(sys.executable).parent / command
+    if not beside.exists():
+        raise ConfigurationError(f"{command} is not installed beside {sys.executable}")
+    return str(beside)
+
+
+def last_line(path: Path) -> str:
+    """Return the last line of a log."""
+    lines = path.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "nothing in its log"
+
+
+async def admin_get(port: int, path: str) -> str:
+    """Return the body of a GET on an admin port; why not, if there is none."""
+    try:
+        async with asyncio.timeout(3):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            await writer.drain()
+            answer = await reader.read()
+            writer.close()
+    except (OSError, TimeoutError):
+        return "not reachable"
+    return answer.partition(b"\r\n\r\n")[2].decode()
