@@ -1,0 +1,398 @@
+"""The renewal agent: gets a service a new certificate when renewal says so, and proves its use.
+
+One rotation:
+
+1. ``pki.rotation.due`` names our certificate (or 85 % of its lifetime are over, unasked).
+2. A new key and a CSR like the current certificate; kept on disk before they are sent, so that
+   a repetition is the same request.
+3. /simplereenroll over mutual TLS with the current certificate.
+4. The bundle is verified, stored, and ``current`` moves.
+5. The hook makes the service reload.
+6. The service is seen to present the new certificate.
+7. /rotation-ack over mutual TLS with the *new* certificate: a JWS by the new key.
+
+How far it has come stands in the bundle, so an agent that was killed goes on where it was.
+Hearing the same event twice changes nothing: after step 4 it names a certificate of the past.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nats.aio.msg import Msg
+
+from estclient.ack import sign_ack
+from estclient.agent_settings import AgentSettings
+from estclient.client import ESTClient, Limits
+from estclient.errors import ESTClientError, NotInUse, ServerRefused
+from estclient.keys import csr_like, make_csr, make_key
+from estclient.presence import wait_presented
+from estclient.store import Bundle, CredentialStore, Pending
+from estcore.clock import Clock, SystemClock, monotonic_s
+from estcore.errors import ConfigurationError, ESTSuiteError, MalformedRequest
+from estcore.messages.envelope import decode
+from estcore.messages.events import RotationEvent
+from estcore.messages.topics import rotation_topic
+from estcore.runtime.bus import Bus
+from estcore.runtime.logs import fields
+from estcore.runtime.settings import read_secret
+
+log = logging.getLogger(__name__)
+
+OnStep = Callable[[str, dict[str, Any]], Awaitable[None]]
+Hook = Callable[[Bundle], Awaitable[None]]
+_NOT_YET = frozenset({404, 409})
+"""Answers to a proof that may be given because an event is still on its way."""
+_ACK_PAUSE_S = 0.5
+_TICK_S = 60.0
+_REMEMBERED = 256
+
+
+async def run_agent(
+    settings: AgentSettings,
+    stop: asyncio.Event,
+    *,
+    on_step: OnStep | None = None,
+    hook: Hook | None = None,
+    clock: Clock | None = None,
+) -> None:
+    """Keep one service's certificate fresh until ``stop``.
+
+    ``hook`` is called with the stored bundle instead of ``settings.hook``; ``on_step`` hears
+    of every step with its details.
+
+    Raises:
+        ConfigurationError: no credential and no bootstrap, or files that cannot be read.
+    """
+    agent = Agent(settings, on_step=on_step, hook=hook, clock=clock)
+    failure: ConfigurationError | None = None
+    async with asyncio.TaskGroup() as group:
+        listening = group.create_task(agent.listen(stop))
+        try:
+            await agent.work(stop)
+        except ConfigurationError as exc:
+            failure = exc
+        listening.cancel()
+    if failure is not None:
+        raise failure
+
+
+class Agent:
+    """One service's credential and what is going on with it."""
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        *,
+        on_step: OnStep | None = None,
+        hook: Hook | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._settings = settings
+        self._on_step, self._hook = on_step, hook
+        self._clock = clock or SystemClock()
+        self.store = CredentialStore(settings.store)
+        self._wake = asyncio.Event()
+        self._due: RotationEvent | None = None
+        self._named: dict[str, str] = {}
+        self._proven: set[str] = set()
+        self._failures = 0
+        self._retry_at = 0.0
+
+    async def listen(self, stop: asyncio.Event) -> None:
+        """Hear of the owner's rotations until stopped; without a bus there is nothing to hear."""
+        settings = self._settings
+        if settings.bus is None or settings.owner is None:
+            return
+        bus = await Bus.connect(settings.bus, f"agent-{settings.name}", settings.name)
+        try:
+            topic = rotation_topic("any", settings.owner.tenant, settings.owner.service)
+            await bus.subscribe(topic.replace(".any.", ".*."), self._heard)
+            await stop.wait()
+        finally:
+            await bus.close()
+
+    async def work(self, stop: asyncio.Event) -> None:
+        """Renew, reload and prove until stopped; a failure is repeated after a pause."""
+        while not stop.is_set():
+            try:
+                pause = await self.advance()
+                self._failures = 0
+            except ConfigurationError:
+                raise
+            except (ESTSuiteError, OSError, TimeoutError) as exc:
+                pause = await self._failed(exc)
+            await self._sleep(stop, pause)
+
+    async def advance(self) -> float:
+        """Do what is to be done now; returns the seconds until something is, at the latest.
+
+        Raises:
+            ESTSuiteError: what kept a step from succeeding; calling again continues.
+        """
+        bundle = self.store.load()
+        if bundle is None or self._expired(bundle):
+            bundle = await self._first(bundle)
+        unfinished: Exception | None = None
+        try:
+            bundle = await self._finish(bundle)
+        except (ESTSuiteError, OSError, TimeoutError) as exc:
+            unfinished = exc  # a rotation that does not end must not keep the next from starting
+        event = self._due
+        if event is not None and _names(event, bundle):
+            await self._renew(bundle, event)
+        elif self._seconds_to_renewal(bundle) <= 0:
+            await self._renew(bundle, None)
+        elif unfinished is not None:
+            raise unfinished
+        self._due = None if self._due is event else self._due
+        bundle = self.store.load() or bundle
+        return max(self._seconds_to_renewal(bundle), 0)
+
+    async def hear(self, event: RotationEvent) -> None:
+        """Take in one rotation event; events of other slots and repeated ones change nothing."""
+        bundle = self.store.load()
+        if event.new is not None:
+            # Perhaps of the certificate just on its way to us.
+            self._remember(event.new.fingerprint_sha256, event)
+        if bundle is None:
+            return
+        if event.step == "due" and _names(event, bundle):
+            await self._say("due", rotation_id=event.rotation_id, serial=bundle.serial)
+            self._due = event
+            self._retry_at = 0.0
+        elif event.new is None or event.new.fingerprint_sha256 != bundle.fingerprint:
+            return
+        self._wake.set()
+
+    def _remember(self, fingerprint: str, event: RotationEvent) -> None:
+        self._named[fingerprint] = event.rotation_id
+        if event.step == "activated":
+            self._proven.add(fingerprint)
+        while len(self._named) > _REMEMBERED:
+            oldest = next(iter(self._named))
+            del self._named[oldest]
+            self._proven.discard(oldest)
+
+    async def _heard(self, message: Msg) -> None:
+        try:
+            event = decode(RotationEvent, message.data)
+        except MalformedRequest as exc:
+            log.warning("an event cannot be read", extra=fields(error=exc.reason))
+            return
+        await self.hear(event)
+
+    # 2. to 4.
+
+    async def _renew(self, current: Bundle, event: RotationEvent | None) -> None:
+        if event is None:
+            await self._say("due_by_lifetime", serial=current.serial)
+        pending = self.store.pending(current.fingerprint)
+        if pending is None:
+            key = make_key(self._settings.key_algorithm)
+            pending = Pending(key, csr_like(current.certificate, key), current.fingerprint)
+            self.store.begin(pending)
+        await self._say("enrolling", serial=current.serial)
+        client = self._client(credential=current.files)
+        try:
+            enrolled = await client.simplereenroll(pending.csr)
+        except ServerRefused:
+            self.store.forget()
+            raise
+        bundle = Bundle(
+            certificate=enrolled.certificate,
+            key=pending.key,
+            authorities=await self._authorities(client, current),
+            rotation_id=event.rotation_id if event else None,
+            in_use=False,
+            proven=False,
+        )
+        await self._adopt(bundle, enrolled.correlation_id)
+
+    async def _first(self, expired: Bundle | None) -> Bundle:
+        bootstrap = self._settings.bootstrap
+        if bootstrap is None:
+            state = "expired" if expired else "missing"
+            raise ConfigurationError(f"the credential is {state} and there is no bootstrap")
+        marker = f"bootstrap:{expired.fingerprint if expired else ''}"
+        pending = self.store.pending(marker)
+        if pending is None:
+            key = make_key(self._settings.key_algorithm)
+            csr = make_csr(key, bootstrap.subject, bootstrap.san)
+            pending = Pending(key, csr, marker)
+            self.store.begin(pending)
+        secret = read_secret(bootstrap.secret_file, "the enrollment secret")
+        client = self._client(secret=(bootstrap.user, secret))
+        await self._say("bootstrapping", subject=bootstrap.subject)
+        enrolled = await client.simpleenroll(pending.csr)
+        bundle = Bundle(
+            certificate=enrolled.certificate,
+            key=pending.key,
+            authorities=tuple(await client.cacerts()),
+            in_use=False,
+            proven=False,
+        )
+        return await self._adopt(bundle, enrolled.correlation_id)
+
+    async def _adopt(self, bundle: Bundle, correlation_id: str | None) -> Bundle:
+        stored = self.store.save(bundle, now=self._clock.now())
+        self._due = None
+        await self._say(
+            "stored",
+            serial=stored.serial,
+            fingerprint_sha256=stored.fingerprint,
+            not_after=stored.certificate.not_valid_after_utc.isoformat(),
+            correlation_id=correlation_id,
+        )
+        return await self._finish(stored)
+
+    async def _authorities(self, client: ESTClient, current: Bundle) -> tuple[Any, ...]:
+        try:
+            return tuple(await client.cacerts())
+        except ESTClientError as exc:
+            log.warning("the old CA certificates are kept", extra=fields(error=exc.reason))
+            return current.authorities
+
+    # 5. to 7.
+
+    async def _finish(self, bundle: Bundle) -> Bundle:
+        if not bundle.in_use:
+            await self._put_into_use(bundle)
+            bundle = replace(bundle, in_use=True)
+            self.store.note(bundle)
+        if bundle.proven:
+            return bundle
+        if bundle.fingerprint in self._proven:
+            return self._note_proven(bundle)
+        rotation = bundle.rotation_id or self._named.get(bundle.fingerprint)
+        if rotation is None:
+            return bundle  # a first one, or renewed unasked: an event may still name it
+        await self._prove(bundle, rotation)
+        await self._say("proven", rotation_id=rotation, serial=bundle.serial)
+        return self._note_proven(replace(bundle, rotation_id=rotation))
+
+    def _note_proven(self, bundle: Bundle) -> Bundle:
+        done = replace(bundle, proven=True)
+        self.store.note(done)
+        return done
+
+    async def _put_into_use(self, bundle: Bundle) -> None:
+        if self._hook is not None:
+            await self._hook(bundle)
+            await self._say("reloaded", hook="callable")
+        elif self._settings.hook is not None:
+            await self._command(bundle)
+            await self._say("reloaded", hook=self._settings.hook.command[0])
+        place = self._settings.presence
+        if place is None:
+            return
+        await wait_presented(
+            place.host,
+            place.port,
+            fingerprint=bundle.fingerprint,
+            server_name=place.server_name,
+            timeout_s=place.timeout_s,
+        )
+        await self._say("presented", host=place.host, port=place.port, serial=bundle.serial)
+
+    async def _command(self, bundle: Bundle) -> None:
+        hook = self._settings.hook
+        assert hook is not None  # noqa: S101 - the caller looked
+        certificate, key = (self.store.current / p.name for p in bundle.files)
+        environment = os.environ | {
+            "EST_CERTIFICATE_FILE": str(certificate.absolute()),
+            "EST_KEY_FILE": str(key.absolute()),
+            "EST_CA_FILE": str((self.store.current / "ca.pem").absolute()),
+        }
+        process = await asyncio.create_subprocess_exec(*hook.command, env=environment)
+        try:
+            async with asyncio.timeout(hook.timeout_s):
+                code = await process.wait()
+        except TimeoutError as exc:
+            process.kill()
+            await process.wait()
+            raise NotInUse("the hook did not end in time", code="client.hook_failed") from exc
+        if code != 0:
+            raise NotInUse(f"the hook ended with {code}", code="client.hook_failed")
+
+    async def _prove(self, bundle: Bundle, rotation: str) -> None:
+        client = self._client(credential=bundle.files)
+        until = monotonic_s() + self._settings.ack_timeout_s
+        while True:
+            now = self._clock.now()
+            proof = sign_ack(bundle.key, rotation_id=rotation, serial=bundle.serial, now=now)
+            try:
+                await client.rotation_ack(proof)
+            except ServerRefused as exc:
+                if exc.status not in _NOT_YET or monotonic_s() >= until:
+                    raise
+                await asyncio.sleep(_ACK_PAUSE_S)
+                continue
+            return
+
+    # Around it.
+
+    def _client(
+        self,
+        *,
+        credential: tuple[Path, Path] | None = None,
+        secret: tuple[str, str] | None = None,
+    ) -> ESTClient:
+        server = self._settings.server
+        limits = Limits(timeout_s=server.timeout_s, pending_limit_s=server.pending_limit_s)
+        return ESTClient(
+            server.urls,
+            trust=server.trust_file,
+            label=server.label,
+            credential=credential,
+            secret=secret,
+            limits=limits,
+            clock=self._clock,
+        )
+
+    def _expired(self, bundle: Bundle) -> bool:
+        return bundle.certificate.not_valid_after_utc <= self._clock.now()
+
+    def _seconds_to_renewal(self, bundle: Bundle) -> float:
+        start, end = bundle.certificate.not_valid_before_utc, bundle.certificate.not_valid_after_utc
+        moment: dt.datetime = start + (end - start) * self._settings.renew_at
+        return (moment - self._clock.now()).total_seconds()
+
+    async def _failed(self, error: Exception) -> float:
+        self._failures += 1
+        doubled = self._settings.retry_s * 2 ** min(self._failures - 1, 16)
+        pause: float = min(doubled, self._settings.longest_retry_s)
+        text = error.reason if isinstance(error, ESTSuiteError) else type(error).__name__
+        log.warning("a step failed, will try again", extra=fields(error=text, pause_s=pause))
+        await self._say("failed", error=text, retry_in_s=pause)
+        self._retry_at = monotonic_s() + pause
+        return pause
+
+    async def _sleep(self, stop: asyncio.Event, pause: float) -> None:
+        """Wait for the pause to end, an event, or ``stop``; an event does not cut a retry short."""
+        until = monotonic_s() + min(pause, _TICK_S)
+        while not stop.is_set() and monotonic_s() < until:
+            if self._wake.is_set() and monotonic_s() >= self._retry_at:
+                break
+            try:
+                async with asyncio.timeout(min(0.25, max(until - monotonic_s(), 0.001))):
+                    await stop.wait()
+            except TimeoutError:
+                continue
+        self._wake.clear()
+
+    async def _say(self, step: str, **details: Any) -> None:
+        log.info("agent step", extra=fields(step=step, **details))
+        if self._on_step is not None:
+            await self._on_step(step, details)
+
+
+def _names(event: RotationEvent, bundle: Bundle) -> bool:
+    return event.old is not None and event.old.fingerprint_sha256 == bundle.fingerprint

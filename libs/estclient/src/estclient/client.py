@@ -1,0 +1,266 @@
+"""An EST client (RFC 7030): /cacerts, /simpleenroll, /simplereenroll, and our rotation-ack.
+
+Every request is a TLS connection of its own, polls after 202 too: a server may then see the
+client's present certificate and bind a request to its connection. Several base URLs are tried
+in turn; repeating an enrollment is safe, since the server gives the same key the same
+certificate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import email.utils
+import random
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from estclient.ack import CONTENT_TYPE as JOSE
+from estclient.errors import AnswerInvalid, ServerAway, ServerRefused, StillPending
+from estcore.clock import Clock, SystemClock, monotonic_s
+from estcore.errors import ConfigurationError, MalformedRequest
+from estcore.est.certs_only import read_certs_only
+from estcore.est.paths import PREFIX
+from estcore.pki.keys import spki_der
+
+_PKCS10 = "application/pkcs10"
+_LATER = frozenset({429, 500, 502, 503, 504})
+_MAX_BODY = 1 << 20
+_TEXT_LIMIT = 500
+_DEFAULT_RETRY_S = 5.0
+_FIRST_PAUSE_S = 0.5
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a client waits and how often it tries."""
+
+    timeout_s: float = 15
+    attempts: int = 4
+    pending_limit_s: float = 300
+    longest_pause_s: float = 30
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """A certificate the server issued, and the correlation id of the request that got it."""
+
+    certificate: x509.Certificate
+    correlation_id: str | None
+
+    @property
+    def der(self) -> bytes:
+        """The certificate as DER."""
+        return self.certificate.public_bytes(Encoding.DER)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    body: bytes
+    retry_after_s: float | None
+    correlation_id: str | None
+
+
+@dataclass(frozen=True)
+class _Request:
+    operation: str
+    method: str = "GET"
+    body: bytes | None = None
+    content_type: str | None = None
+    accept: str = "application/pkcs7-mime"
+
+
+class ESTClient:
+    """Speaks EST to one or more front ends of a suite.
+
+    Authenticates by client certificate (``credential``: chain file and key file) or by HTTP
+    Basic over TLS (``secret``: user and secret). ``trust`` is a PEM file or PEM text with the
+    CA certificates that may vouch for the server; the system's are never used.
+    """
+
+    def __init__(
+        self,
+        base_url: str | Sequence[str],
+        *,
+        trust: Path | bytes,
+        label: str | None = None,
+        credential: tuple[Path, Path] | None = None,
+        secret: tuple[str, str] | None = None,
+        limits: Limits | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._urls = [base_url] if isinstance(base_url, str) else list(base_url)
+        self._prefix = f"{PREFIX}/{label}" if label else PREFIX
+        self._context = tls_context(trust, credential)
+        self._authorization = _basic(*secret) if secret else None
+        self._limits = limits or Limits()
+        self._timeout = aiohttp.ClientTimeout(total=self._limits.timeout_s)
+        self._clock = clock or SystemClock()
+
+    async def cacerts(self) -> list[x509.Certificate]:
+        """Return the CA certificates of the label (RFC 7030 section 4.1).
+
+        Raises:
+            ServerRefused, ServerAway, AnswerInvalid: see ``estclient.errors``.
+        """
+        answer = await self._exchange(_Request("cacerts"))
+        return _certificates(answer)
+
+    async def simpleenroll(self, csr: bytes | x509.CertificateSigningRequest) -> Enrolled:
+        """Return a first certificate for the request (RFC 7030 section 4.2.1).
+
+        Raises:
+            ServerRefused, ServerAway, StillPending, AnswerInvalid: see ``estclient.errors``.
+        """
+        return await self._enroll("simpleenroll", csr)
+
+    async def simplereenroll(self, csr: bytes | x509.CertificateSigningRequest) -> Enrolled:
+        """Return a renewed certificate for the request (RFC 7030 section 4.2.2).
+
+        Raises:
+            ServerRefused, ServerAway, StillPending, AnswerInvalid: see ``estclient.errors``.
+        """
+        return await self._enroll("simplereenroll", csr)
+
+    async def rotation_ack(self, jws: str) -> None:
+        """Send the proof that the service uses its new certificate.
+
+        Raises:
+            ServerRefused: the proof was not accepted; 409 when it may be later.
+            ServerAway: nobody answered.
+        """
+        request = _Request("rotation-ack", "POST", jws.encode("ascii"), JOSE, "text/plain")
+        await self._exchange(request)
+
+    async def _enroll(
+        self, operation: str, csr: bytes | x509.CertificateSigningRequest
+    ) -> Enrolled:
+        der = csr if isinstance(csr, bytes) else csr.public_bytes(Encoding.DER)
+        key = spki_der(x509.load_der_x509_csr(der).public_key())
+        request = _Request(operation, "POST", base64.b64encode(der) + b"\n", _PKCS10)
+        until = monotonic_s() + self._limits.pending_limit_s
+        while True:
+            answer = await self._exchange(request)
+            if answer.status != 202:  # noqa: PLR2004 - RFC 7030 section 4.2.3
+                break
+            pause = answer.retry_after_s if answer.retry_after_s is not None else _DEFAULT_RETRY_S
+            if monotonic_s() + pause > until:
+                raise StillPending("the request still waits for approval")
+            await asyncio.sleep(max(pause, 0.1))
+        for certificate in _certificates(answer):
+            if spki_der(certificate.public_key()) == key:
+                return Enrolled(certificate, answer.correlation_id)
+        raise AnswerInvalid("no certificate for the requested key", code="client.another_key")
+
+    async def _exchange(self, request: _Request) -> _Answer:
+        """Return the first final answer, trying every URL in turn, several times."""
+        problem = ServerAway("no server is configured")
+        for attempt in range(self._limits.attempts):
+            wished = 0.0
+            for url in self._urls:
+                try:
+                    answer = await self._once(url, request)
+                except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+                    problem = ServerAway(f"{url}: {str(exc) or type(exc).__name__}")
+                    continue
+                if answer.status not in _LATER:
+                    return _final(answer)
+                text = _text(answer.body)
+                problem = ServerAway(f"{url} answers {answer.status}: {text}")
+                wished = max(wished, answer.retry_after_s or 0)
+            if wished > self._limits.longest_pause_s or attempt == self._limits.attempts - 1:
+                break
+            # Half to whole, so that clients refused together do not return together.
+            doubled = min(_FIRST_PAUSE_S * 2**attempt, self._limits.longest_pause_s)
+            jitter = 0.5 + random.random() / 2  # noqa: S311 - spreading, not secrecy
+            await asyncio.sleep(wished + doubled * jitter)
+        raise problem
+
+    async def _once(self, url: str, request: _Request) -> _Answer:
+        headers = {"Accept": request.accept}
+        if request.content_type:
+            headers["Content-Type"] = request.content_type
+        if request.content_type == _PKCS10:
+            headers["Content-Transfer-Encoding"] = "base64"
+        if self._authorization:
+            headers["Authorization"] = self._authorization
+        connector = aiohttp.TCPConnector(ssl=self._context, force_close=True)
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=self._timeout) as session,
+            session.request(
+                request.method,
+                f"{url.rstrip('/')}{self._prefix}/{request.operation}",
+                data=request.body,
+                headers=headers,
+                allow_redirects=False,
+            ) as response,
+        ):
+            body = await response.content.read(_MAX_BODY)
+            return _Answer(
+                response.status,
+                body,
+                self._retry_after(response.headers.get("Retry-After")),
+                response.headers.get("X-Correlation-ID"),
+            )
+
+    def _retry_after(self, text: str | None) -> float | None:
+        if text is None:
+            return None
+        if text.strip().isdigit():
+            return float(text)
+        try:
+            moment = email.utils.parsedate_to_datetime(text)
+        except ValueError:
+            return None
+        return max((moment - self._clock.now()).total_seconds(), 0)
+
+
+def tls_context(trust: Path | bytes, credential: tuple[Path, Path] | None) -> ssl.SSLContext:
+    """Return the client side of TLS 1.2 and 1.3, trusting only ``trust``.
+
+    Raises:
+        ConfigurationError: a file cannot be read, or certificate and key do not match.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        if isinstance(trust, bytes):
+            context.load_verify_locations(cadata=trust.decode("ascii"))
+        else:
+            context.load_verify_locations(cafile=trust)
+        if credential is not None:
+            context.load_cert_chain(*credential)
+    except (OSError, ValueError) as exc:
+        raise ConfigurationError(f"TLS files cannot be used: {exc}") from exc
+    return context
+
+
+def _basic(user: str, secret: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{secret}".encode()).decode("ascii")
+
+
+def _final(answer: _Answer) -> _Answer:
+    if answer.status in {200, 202, 204}:
+        return answer
+    raise ServerRefused(answer.status, _text(answer.body), correlation_id=answer.correlation_id)
+
+
+def _text(body: bytes) -> str:
+    return " ".join(body[:_TEXT_LIMIT].decode("utf-8", "replace").split())
+
+
+def _certificates(answer: _Answer) -> list[x509.Certificate]:
+    """Read base64 or plain DER of certs-only CMS; the content type is not insisted on."""
+    try:
+        der = binascii.a2b_base64(answer.body) if answer.body[:1] != b"\x30" else answer.body
+        return [x509.load_der_x509_certificate(c) for c in read_certs_only(der)]
+    except (MalformedRequest, ValueError) as exc:
+        raise AnswerInvalid("the answer holds no certificates") from exc

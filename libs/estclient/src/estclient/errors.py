@@ -1,0 +1,60 @@
+"""What goes wrong at the client's end.
+
+ESTClientError
+├── ServerRefused      the server said no, with its text
+├── ServerAway         nobody answered, or everybody said "later"
+├── StillPending       202 for longer than we wait
+├── AnswerInvalid      an answer that is not what we asked for
+├── BundleInvalid      key, certificate and chain do not fit together
+└── NotInUse           the service does not present its new certificate
+"""
+
+from __future__ import annotations
+
+from estcore.errors import ESTSuiteError
+
+
+class ESTClientError(ESTSuiteError):
+    """Root of the client's errors."""
+
+    default_code = "client.error"
+
+
+class ServerRefused(ESTClientError):
+    """The server refused; ``reason`` is its text."""
+
+    default_code = "client.refused"
+
+    def __init__(self, status: int, text: str, *, correlation_id: str | None = None) -> None:
+        super().__init__(f"the server answers {status}: {text}" if text else f"status {status}")
+        self.status, self.text, self.correlation_id = status, text, correlation_id
+
+
+class ServerAway(ESTClientError):
+    """No server answered, or each asked to come back later than we wait."""
+
+    default_code = "client.server_away"
+
+
+class StillPending(ESTClientError):
+    """The request waits for approval longer than this client does."""
+
+    default_code = "client.pending"
+
+
+class AnswerInvalid(ESTClientError):
+    """The answer is not a certificate for the key that asked."""
+
+    default_code = "client.answer_invalid"
+
+
+class BundleInvalid(ESTClientError):
+    """A credential that must not be put into use."""
+
+    default_code = "client.bundle_invalid"
+
+
+class NotInUse(ESTClientError):
+    """The service was not seen with its new certificate."""
+
+    default_code = "client.not_in_use"
