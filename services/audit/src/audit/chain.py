@@ -9,7 +9,6 @@ index has refused a batch, not before.
 from __future__ import annotations
 
 import datetime as dt
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +63,7 @@ class Chain:
             LedgerUnavailable: the head is not where this writer left it; load it anew.
         """
         wanted = list(entries)
-        first: dict[uuid.UUID, Entry] = {}
+        first: dict[str, Entry] = {}
         for entry in wanted:
             first.setdefault(entry.record_id, entry)
         fresh = list(first.values())

@@ -9,9 +9,9 @@ record does not take the good ones beside it down.
 from __future__ import annotations
 
 import datetime as dt
-import uuid
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -20,12 +20,13 @@ from estcore.messages.audit import AuditBatch, AuditRecord
 from estcore.tlog import canonical
 from estcore.tlog.cross import is_issued
 
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+
+class Entry(NamedTuple):
     """One record, ready for the log: what its columns hold, and its canonical text."""
 
-    record_id: uuid.UUID
+    record_id: str
     occurred_at: dt.datetime
     record: AuditRecord
     text: str
@@ -34,9 +35,10 @@ class Entry:
     def issuance(self) -> tuple[str, dt.datetime] | None:
         """Issuance id and ledger time, if the record says that a certificate was issued."""
         record, target = self.record, self.record.target
-        if record.phase != "outcome" or target.issuance_id is None or target.issued_at is None:
+        if target.issuance_id is None or target.issued_at is None:
             return None
-        if not is_issued({"action": record.action, "phase": "outcome", "outcome": record.outcome}):
+        said = {"action": record.action, "phase": record.phase, "outcome": record.outcome}
+        if not is_issued(said):
             return None
         return target.issuance_id, target.issued_at
 
@@ -73,18 +75,20 @@ def entry_of(record: AuditRecord) -> Entry:
 
 
 def _entry(record: AuditRecord, raw: dict[str, Any]) -> Entry:
-    if record.occurred_at.tzinfo is None:
-        raise MalformedRequest("occurred_at has no time zone")
-    if (issued_at := record.target.issued_at) is not None and issued_at.tzinfo is None:
+    target = record.target
+    if target.issued_at is not None and target.issued_at.tzinfo is None:
         raise MalformedRequest("issued_at has no time zone")
-    if "\x00" in record.producer.boot_id or "\x00" in (record.target.issuance_id or ""):
+    if "\x00" in record.producer.boot_id or "\x00" in (target.issuance_id or ""):
         raise MalformedRequest("an identifier holds a zero")
+    if not _UUID.fullmatch(record.record_id):
+        raise MalformedRequest("record_id is not a UUID in lower case")
     try:
         occurred_at = dt.datetime.fromisoformat(raw["occurred_at"])
-        record_id = uuid.UUID(record.record_id)
     except (ValueError, TypeError) as exc:
-        raise MalformedRequest("occurred_at or record_id is not spelled as it must be") from exc
-    return Entry(record_id, occurred_at, record, canonical.render(raw))
+        raise MalformedRequest("occurred_at is not spelled as it must be") from exc
+    if occurred_at.tzinfo is None:
+        raise MalformedRequest("occurred_at has no time zone")
+    return Entry(record.record_id, occurred_at, record, canonical.render(raw))
 
 
 def _salvage(raw: Any) -> tuple[Entry, ...]:

@@ -7,7 +7,6 @@ Called by: audit.chain, audit.commands, audit.export, audit.forwarder, audit.sea
 from __future__ import annotations
 
 import datetime as dt
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,12 +111,12 @@ async def append(
     )
 
 
-async def known(connection: Connection, ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+async def known(connection: Connection, ids: Sequence[str]) -> set[str]:
     """Return those of the ids that are in the log."""
     rows = await connection.fetch(
         "select record_id from seen where record_id = any($1::uuid[])", ids
     )
-    return {uuid.UUID(int=row[0].int) for row in rows}
+    return {str(row[0]) for row in rows}
 
 
 async def last_checkpoint(connection: Connection) -> int:

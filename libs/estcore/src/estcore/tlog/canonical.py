@@ -2,104 +2,104 @@
 
 Called by: estcore.tlog.export, estcore.tlog.verify, audit.intake, audit.log, audit.export
 Strings, booleans, null, lists, objects with ASCII names, and integers within ±2**53: for these
-the standard library's encoder gives the bytes RFC 8785 asks for. Floats are refused, since
-their canonical form is where implementations differ.
+any compact JSON encoder gives the bytes RFC 8785 asks for, once the names are sorted. Floats
+are refused, since their canonical form is where implementations differ. The encoder is that of
+pydantic: the standard library's takes four times as long, and this is the audit writer's
+biggest cost.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Any, NoReturn
+from typing import Any
+
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from estcore.errors import MalformedRequest
 
 MAX_INTEGER = 2**53
-_DEPTH = 32
-_INTEGER_DIGITS = 17
-_ENCODER = json.JSONEncoder(
-    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False
-)
+MAX_DEPTH = 32
+
+
+def parse(data: bytes | str) -> Any:
+    """Return the JSON in ``data``, which need not be canonical.
+
+    Raises:
+        MalformedRequest: not JSON in UTF-8. What has no canonical form is found by ``encode``.
+    """
+    try:
+        return from_json(data, allow_inf_nan=False)
+    except ValueError as exc:
+        raise MalformedRequest("not JSON in UTF-8", code="json.malformed") from exc
 
 
 def encode(value: Any) -> bytes:
-    """Return the canonical bytes of ``value``, after looking at every part of it.
+    """Return the canonical bytes of ``value``.
 
     Raises:
         MalformedRequest: something in it has no canonical form here.
     """
-    _check(value, _DEPTH)
-    return to_octets(_ENCODER.encode(value))
-
-
-def parse(data: bytes | str) -> Any:
-    """Return the JSON in ``data`` if it can be rendered canonically.
-
-    The text itself need not be canonical. Names are looked at by ``render``.
-
-    Raises:
-        MalformedRequest: not JSON, or holding a float or a large integer.
-    """
     try:
-        return json.loads(data, parse_float=_no_float, parse_constant=_no_float, parse_int=_integer)
-    except (ValueError, RecursionError) as exc:
-        raise MalformedRequest("not JSON in UTF-8", code="json.malformed") from exc
+        octets = to_json(_member(value, MAX_DEPTH))
+    except (PydanticSerializationError, UnicodeEncodeError) as exc:
+        raise _refused("text that is not Unicode") from exc
+    if not octets.isascii():
+        _check_names(value)
+    return octets
 
 
 def render(value: Any) -> str:
-    """Return the canonical text of what ``parse`` returned.
+    """Return the canonical text of ``value``.
 
     Raises:
-        MalformedRequest: a name is not ASCII, or text is not Unicode.
+        MalformedRequest: something in it has no canonical form here.
     """
-    try:
-        text = _ENCODER.encode(value)
-    except RecursionError as exc:
-        raise _refused("nested too deeply") from exc
-    if not text.isascii():
-        _check(value, _DEPTH)
-        to_octets(text)
-    return text
+    return encode(value).decode()
 
 
-def to_octets(text: str) -> bytes:
-    """Return ``text`` in UTF-8.
-
-    Raises:
-        MalformedRequest: half of a surrogate pair.
-    """
-    try:
-        return text.encode()
-    except UnicodeEncodeError as exc:
-        raise _refused("half of a surrogate pair") from exc
-
-
-def _check(value: Any, depth: int) -> None:
+def _object(value: dict[Any, Any], depth: int) -> dict[str, Any]:
+    """Return the object with its names in order. Most members are text: these cost no call."""
     if depth == 0:
         raise _refused("nested too deeply")
+    try:
+        names: list[str] = sorted(value)
+    except TypeError as exc:
+        raise _refused("a name that is not text") from exc
+    if names and type(names[0]) is not str:
+        raise _refused("a name that is not text")
+    ordered: dict[str, Any] = {}
+    for name in names:
+        member = value[name]
+        ordered[name] = member if type(member) is str else _member(member, depth - 1)
+    return ordered
+
+
+def _member(value: Any, depth: int) -> Any:
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, dict):
+        return _object(value, depth)
+    if isinstance(value, list):
+        if depth == 0:
+            raise _refused("nested too deeply")
+        return [_member(member, depth - 1) for member in value]
+    if not isinstance(value, int):
+        raise _refused(f"a {type(value).__name__}")
+    if abs(value) > MAX_INTEGER:
+        raise _refused("an integer beyond 2**53")
+    return value
+
+
+def _check_names(value: Any) -> None:
+    """Names sort by code point and by UTF-16 unit alike only if they are ASCII."""
     if isinstance(value, dict):
         for name, member in value.items():
-            if not isinstance(name, str) or not name.isascii():
+            if not name.isascii():
                 raise _refused("a name that is not ASCII")
-            _check(member, depth - 1)
+            _check_names(member)
     elif isinstance(value, list):
         for member in value:
-            _check(member, depth - 1)
-    elif isinstance(value, int):
-        if abs(value) > MAX_INTEGER:
-            raise _refused("an integer beyond 2**53")
-    elif value is not None and not isinstance(value, str):
-        raise _refused(f"a {type(value).__name__}")
+            _check_names(member)
 
 
 def _refused(what: str) -> MalformedRequest:
     return MalformedRequest(f"no canonical form: {what}", code="json.not_canonical")
-
-
-def _no_float(text: str) -> NoReturn:
-    raise _refused("a float")
-
-
-def _integer(text: str) -> int:
-    if len(text) > _INTEGER_DIGITS or abs(number := int(text)) > MAX_INTEGER:
-        raise _refused("an integer beyond 2**53")
-    return number
