@@ -1,6 +1,6 @@
 """The log in the hands of its one writer: next index, Merkle frontier, hash chain.
 
-Called by: audit.sealer, audit.writer
+Called by: audit.forwarder, audit.sealer, audit.writer
 An append computes the rows and the head after them, and the database takes both or neither.
 Only then does the state here move. Duplicates are rare, so they are looked for when the unique
 index has refused a batch, not before.

@@ -1,6 +1,6 @@
 """Signed checkpoints: every so many records or seconds, and when the writer stops.
 
-Called by: audit.writer
+Called by: audit.main, audit.writer
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Settings of the audit service.
 
-Called by: audit.commands, audit.forwarder, audit.keys, audit.main, audit.syslog_tls,
-    audit.windows, audit.writer
+Called by: audit.commands, audit.forwarder, audit.keys, audit.main, audit.own, audit.sealer,
+    audit.syslog_tls, audit.windows, audit.writer
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The statements of the audit schema. The one place that knows its SQL.
 
-Called by: audit.chain, audit.commands, audit.export, audit.forwarder, audit.sealer,
-    audit.windows, audit.writer
+Called by: audit.chain, audit.commands, audit.forwarder, audit.sealer, audit.windows,
+    audit.writer
 """
 
 from __future__ import annotations

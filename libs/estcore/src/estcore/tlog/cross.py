@@ -1,6 +1,6 @@
 """Ledger, audit log and renewal compared with one another, from their exports alone (pure).
 
-Called by: estcore.tlog.verify
+Called by: audit.intake, estcore.tlog.verify
 Every certificate issued has exactly one intent and one successful outcome on record, with the
 same fingerprint; every such outcome has its ledger row; serial numbers are distinct; one
 request never led to two certificates; renewal knows each certificate exactly once.

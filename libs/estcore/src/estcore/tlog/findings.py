@@ -1,6 +1,6 @@
 """What a verification found: machine-readable, one sentence for a person (pure).
 
-Called by: estcore.tlog.cross, estcore.tlog.verify, audit.commands
+Called by: audit.commands, estcore.tlog.cross, estcore.tlog.sequences, estcore.tlog.verify
 """
 
 from __future__ import annotations
