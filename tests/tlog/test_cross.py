@@ -67,7 +67,6 @@ def test_what_agrees_has_no_findings() -> None:
     [
         ([INTENT], [row()], ("cross.outcome_missing", "ledger line 1")),
         ([OUTCOME], [row()], ("cross.intent_missing", "ledger line 1")),
-        ([INTENT, INTENT, OUTCOME], [row()], ("cross.intent_repeated", "ledger line 1")),
         ([INTENT, OUTCOME, leaf(1, 2, "outcome")], [row()], ("cross.outcome_repeated", "record 2")),
         (
             [INTENT, leaf(1, 1, "outcome", certificate_sha256="00" * 32)],
@@ -121,3 +120,9 @@ def test_lines_that_are_not_json_are_findings() -> None:
 def test_the_sentence_tells_that_the_ledger_has_not_announced() -> None:
     lines = [json.dumps(row(audited=False)).encode()]
     assert "not announced" in cross([INTENT], lines)[0].sentence
+
+
+def test_a_resumed_issuance_may_show_more_than_one_intent() -> None:
+    """Fault matrix 3: the audit log shows both attempts."""
+    lines = [json.dumps(row()).encode()]
+    assert cross([INTENT, INTENT, OUTCOME], lines) == []

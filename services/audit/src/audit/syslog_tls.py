@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 
+from typing import cast
+
 from typing_extensions import override
 
 from audit.settings import SinkSettings
@@ -47,10 +49,10 @@ class SyslogConnection(asyncio.Protocol):
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask for a buffer that counts as full as long as it is not empty."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what create_connection makes
-        self._transport = transport
+        # A cast, not a check: uvloop's transport has the methods without being a subclass.
+        self._transport = cast("asyncio.Transport", transport)
         # Not 0: at an empty buffer asyncio's TLS would pause and resume in turns.
-        transport.set_write_buffer_limits(high=1, low=0)
+        self._transport.set_write_buffer_limits(high=1, low=0)
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:

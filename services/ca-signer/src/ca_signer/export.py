@@ -35,7 +35,7 @@ async def export(database: Database, out: Path) -> int:
                     "not_after": row["not_after"].isoformat(),
                     "certificate_sha256": (row["certificate_sha256"] or b"").hex() or None,
                     "issued_at": row["issued_at"].isoformat() if row["issued_at"] else None,
-                    "announced": row["announced_at"] is not None,
+                    "audited": row["announced_at"] is not None,
                     "revoked": row["revoked_at"] is not None,
                 }
                 file.write(json.dumps(line) + "\n")

@@ -72,12 +72,16 @@ class LocalSuite:
         self._progress("making the development CA" if self._make_ca_needed else "using the CA")
         await self._make_ca()
         self._progress("migrating schemas and streams")
-        for service in WITH_DATABASE:
-            layout.write_settings(service, service, 0)
-            await self.command(service, "migrate", "--config", str(layout.config_file(service)))
+        # The ledger's first: its streams are what the consumers of the others read.
+        await self._migrate(WITH_DATABASE[0])
+        await asyncio.gather(*(self._migrate(service) for service in WITH_DATABASE[1:]))
         self._progress("starting the local SIEM and the services")
         await self._start_siem()
         await asyncio.gather(*(self.start_service(s, s, wait=True) for s in COMMANDS))
+
+    async def _migrate(self, service: str) -> None:
+        config = self.layout.write_settings(service, service, 0)
+        await self.command(service, "migrate", "--config", str(config))
 
     def _lock_folder(self) -> None:
         self._lock = (self.layout.folder / "lock").open("w")

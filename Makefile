@@ -1,0 +1,53 @@
+# Every target sets up what it needs. Nothing is assumed but Python 3.11+, make, curl, openssl.
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+VENV := .venv
+BIN := $(VENV)/bin
+export UV_PROJECT_ENVIRONMENT := $(VENV)
+export UV_PYTHON := $(VENV)/bin/python
+export UV_PYTHON_DOWNLOADS := never
+READY := $(VENV)/.ready
+MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml tests/*/pyproject.toml)
+PACKAGES := estcore estclient est_frontend ca_signer renewal audit estsuite_faults
+
+.PHONY: help demo up test check fmt lint type imports deploy-check bench clean
+
+help:           ## show the targets
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(READY): pyproject.toml uv.lock $(MEMBERS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (make PYTHON=python3.12 ...)"; exit 1; }
+	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); }
+	@$(BIN)/uv sync --frozen --quiet && touch $(READY)
+
+demo: $(READY)  ## the main job in one command: enroll, re-enroll, rotate, audit
+	@$(BIN)/estctl demo
+
+up: $(READY)    ## the whole suite to play with, until Ctrl-C (UP="--est-port 9443" moves ports)
+	@$(BIN)/estctl up $(UP)
+
+test: $(READY)  ## every test, unit to end-to-end, against real servers
+	@$(BIN)/pytest -q
+
+check: $(READY) lint type imports deploy-check ## what CI checks besides the tests
+
+lint:
+	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && echo "ruff: clean"
+
+fmt: $(READY)   ## format and fix
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+type:
+	@$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
+
+imports:
+	@$(BIN)/lint-imports --no-cache > $(VENV)/imports.log 2>&1 && tail -n 1 $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
+
+deploy-check:   ## render and validate docker-compose.yml and deploy/k8s
+	@$(BIN)/python deploy/check.py
+
+bench: $(READY) ## enrollments per second and CPU per enrollment, everything counted
+	@$(BIN)/python benchmarks/enroll.py
+
+clean:          ## remove the virtual environment and the local suite's data
+	rm -rf $(VENV) .estsuite

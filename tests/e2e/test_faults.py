@@ -1,0 +1,155 @@
+"""Faults under load: kills at every step, NATS and PostgreSQL restarted, two of everything.
+
+The promise in each: every client ends with exactly one certificate, ledger, events and audit
+agree (``audit verify --cross``), one serial number per enrollment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from e2e_stack import Stack, StubbornClient, start_stack, stop_stack
+
+from estclient.suite.ports import free_port
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
+
+STEPS = (
+    "signer.4.decided",
+    "signer.5.recorded",
+    "signer.6.audited",
+    "signer.8.signed",
+    "signer.9.stored",
+    "signer.10.announced",
+    "signer.11.acked",
+)
+FAST = {"ca-signer": {"lease_s": 2, "sweep_every_s": 0.5}}
+
+
+async def enroll_many(
+    stack: Stack, count: int, *, prefix: str, ports: list[int] | None = None
+) -> dict[str, str]:
+    """Enroll ``count`` names at once; returns name to serial number."""
+    client = StubbornClient(stack, ports or stack.ports)
+
+    async def one(number: int) -> tuple[str, str]:
+        name = f"dev-{prefix}-{number}"
+        await asyncio.sleep(number * 0.01)
+        _, certificate = await client.enroll(name)
+        return name, f"{certificate.serial_number:x}".zfill(36)
+
+    return dict(await asyncio.gather(*(one(n) for n in range(count))))
+
+
+async def agree(stack: Stack, expected: dict[str, str]) -> None:
+    """Ledger, renewal and audit agree with one another and with what the clients hold."""
+    report = ""
+    for _ in range(60):
+        exports = await stack.exports()
+        issued = {r["serial"]: r for r in exports["ledger"] if r["state"] == "issued"}
+        renewal = {r["issuance_id"] for r in exports["renewal"]}
+        settled = all(r["audited"] for r in issued.values()) and renewal >= {
+            r["issuance_id"] for r in issued.values()
+        }
+        if settled:
+            break
+        await asyncio.sleep(1)
+    report = await stack.verify_cross()
+    assert set(expected.values()) <= set(issued), report
+    per_enrollment = Counter(r["enrollment_id"] for r in issued.values())
+    assert set(per_enrollment.values()) == {1}
+    serials = Counter(r["serial"] for r in exports["ledger"])
+    assert set(serials.values()) == {1}
+    assert len(set(expected.values())) == len(expected)
+
+
+async def keep_alive(stack: Stack, stop: asyncio.Event) -> int:
+    """Start a fresh signer whenever one has died, as a platform would; returns how often."""
+    restarts = 0
+    while not stop.is_set():
+        for instance, running in list(stack.suite.services.items()):
+            if running.service == "ca-signer" and running.process.returncode is not None:
+                await stack.suite.stop_service(instance)
+                await stack.suite.start_service("ca-signer", instance, wait=False)
+                restarts += 1
+        await asyncio.sleep(0.1)
+    return restarts
+
+
+async def test_kill_the_signer_at_every_step_under_load(tmp_path: Path) -> None:
+    stack = await start_stack(tmp_path, overrides=FAST)
+    try:
+        expected: dict[str, str] = {}
+        for step in STEPS:
+            await stack.suite.stop_service("ca-signer")
+            await stack.suite.start_service(
+                "ca-signer",
+                "ca-signer",
+                wait=False,
+                environment={"ESTSUITE_FAULT": f"{step}:exit:2"},
+            )
+            stop = asyncio.Event()
+            async with asyncio.TaskGroup() as group:
+                watch = group.create_task(keep_alive(stack, stop))
+                expected |= await enroll_many(
+                    stack, 200 // len(STEPS) + 1, prefix=step[7:].replace(".", "-")
+                )
+                stop.set()
+            assert watch.result() >= 1, f"the signer did not die at {step}"
+        assert len(expected) >= 200
+        await agree(stack, expected)
+    finally:
+        await stop_stack(stack)
+
+
+async def test_nats_restarted_under_load(tmp_path: Path) -> None:
+    stack = await start_stack(tmp_path, overrides=FAST)
+    try:
+        async with asyncio.TaskGroup() as group:
+            load = group.create_task(enroll_many(stack, 200, prefix="nats"))
+            await asyncio.sleep(1)
+            for kill in (False, True):
+                await stack.layout.nats.stop(kill=kill)
+                await asyncio.sleep(1)
+                await stack.layout.nats.start()
+                await asyncio.sleep(1)
+        await agree(stack, load.result())
+    finally:
+        await stop_stack(stack)
+
+
+async def test_postgres_restarted_under_load(tmp_path: Path) -> None:
+    stack = await start_stack(tmp_path, overrides=FAST)
+    try:
+        async with asyncio.TaskGroup() as group:
+            load = group.create_task(enroll_many(stack, 200, prefix="pg"))
+            await asyncio.sleep(1)
+            await stack.layout.postgres.stop(immediate=True)
+            await asyncio.sleep(1)
+            await stack.layout.postgres.start()
+        await agree(stack, load.result())
+    finally:
+        await stop_stack(stack)
+
+
+async def test_two_front_ends_and_two_signers_give_one_certificate(tmp_path: Path) -> None:
+    stack = await start_stack(tmp_path, overrides=FAST)
+    try:
+        first = stack.layout.ports.est
+        await stack.suite.start_service("ca-signer", "ca-signer-2", wait=True)
+        stack.layout.ports.est = free_port()
+        await stack.suite.start_service("est-frontend", "est-frontend-2", wait=True)
+        ports = [first, stack.layout.ports.est]
+        async with asyncio.TaskGroup() as group:
+            load = group.create_task(enroll_many(stack, 200, prefix="two", ports=ports))
+            await asyncio.sleep(1)
+            await stack.suite.stop_service("est-frontend", kill=True)
+            await asyncio.sleep(1)
+            stack.layout.ports.est = first
+            await stack.suite.start_service("est-frontend", "est-frontend", wait=False)
+        await agree(stack, load.result())
+    finally:
+        await stop_stack(stack)
