@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from audit import commands, main
 from audit.settings import SinkSettings
@@ -122,3 +124,32 @@ async def test_a_record_too_large_is_trimmed_and_noted(
         await until(lambda: 2 in siem.indexes)
         assert b'trimmed="true"' in siem.frames[siem.indexes.index(1)]
         await world.wait("select count(*) from sink_dead_letter where log_index = 1", 1)
+
+
+async def test_the_command_delivers_on_the_event_loop_it_runs_on(
+    world: Any, record: Build, siem: Any
+) -> None:
+    """The service runs on uvloop, whose transports are not those of asyncio."""
+    settings = world.settings(sinks=(a_sink(siem, name="process"),))
+    config = world.folder / "audit.yaml"
+    config.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_none=True)))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "audit.main", "run", "--config", str(config), stderr=-1
+    )
+    try:
+        async with world.publisher() as publisher:
+            await publisher.send(*(record(n) for n in range(50)))
+            await until(lambda: 50 in siem.indexes)
+            await siem.stop()
+            await publisher.send(*(record(n) for n in range(50, 60)))
+            await siem.start()
+            await until(lambda: 60 in siem.indexes)
+        assert set(siem.indexes) >= set(range(61))
+        process.terminate()
+        _, log = await process.communicate()
+        assert process.returncode == 0, log.decode()
+        assert await world.value("select max(size) = (select size from head) from checkpoint")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from estcore.clock import SystemClock
 from estcore.errors import BusUnavailable
 from estcore.messages.audit import AuditRecord
 from estcore.runtime.database import Database
+from estcore.runtime.settings import TelemetrySettings
 from estcore.tlog.verify import Options, Report, verify
 
 pytestmark = pytest.mark.integration
@@ -86,7 +88,9 @@ async def test_an_unreadable_message_is_set_aside_and_its_good_records_are_kept(
         await publisher.raw(json.dumps({"records": [good, bad | {"details": None}]}).encode())
         await publisher.raw(json.dumps({"records": [bad]}).encode())
         await publisher.raw(json.dumps({"records": []}).encode())
-        late = good | {"record_id": record(7).record_id, "occurred_at": "0001-01-01T00:00:00+14:00"}
+        target = {"issuance_id": "i", "issued_at": "0001-01-01T00:00:00+14:00"}
+        issue = {"action": "certificate.issue", "phase": "outcome", "outcome": "success"}
+        late = good | issue | {"record_id": record(7).record_id, "target": target}
         await publisher.raw(json.dumps({"records": [late]}).encode())
         await publisher.send(record(2))
         await world.wait(FOREIGN, 2)
@@ -95,7 +99,13 @@ async def test_an_unreadable_message_is_set_aside_and_its_good_records_are_kept(
         "select array_agg(leaf::json #>> '{record,reason_code}' order by log_index)"
         " from record where action = 'audit.dead_letter'"
     )
-    assert sorted(reasons) == ["not-a-batch", "not-canonical", "not-json", "not-json", "refused"]
+    assert sorted(reasons) == [
+        "not-a-batch",
+        "not-a-record",
+        "not-a-record",
+        "not-json",
+        "refused",
+    ]
     assert (await judged(world)).ok
 
 
@@ -224,3 +234,29 @@ async def test_a_start_waits_for_its_surroundings_and_stops_when_told(
         group.create_task(main.run(world.settings(bus=bus), stop=stop, started=port.set_result))
         assert await readiness(await port) == "not ready: starting\n"
         stop.set()
+
+
+async def test_a_sampled_trace_reaches_the_append(world: Any, record: Build) -> None:
+    exported = bytearray()
+
+    async def collector(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+        body = await reader.readexactly(length)
+        packed = b"content-encoding: gzip" in head.lower()
+        exported.extend(gzip.decompress(body) if packed else body)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(collector, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    telemetry = TelemetrySettings(otlp_endpoint=f"http://127.0.0.1:{port}/v1/traces")
+    trace, span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    async with world.service(telemetry=telemetry), world.publisher() as publisher:
+        await publisher.send(record(1), traceparents=(f"00-{trace}-{span}-01",))
+        await world.wait(FOREIGN, 1)
+    server.close()
+    assert b"audit append" in exported
+    assert bytes.fromhex(trace) in exported
+    assert bytes.fromhex(span) in exported

@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import asyncpg
 
@@ -82,16 +81,18 @@ class Chain:
         recorded_at = max(self._clock.now(), self._recorded_at)
         moment = spell(recorded_at)
         frontier, chain = self._frontier.copy(), self._last_hash
-        rows: list[tuple[Any, ...]] = []
+        leaves, leaf_hashes, prev_hashes = [], [], []
         for index, entry in enumerate(entries, frontier.size):
             leaf = leaf_text(index, moment, entry.text)
             hashed = leaf_hash(leaf.encode())
-            rows.append((index, *_columns(entry.record, entry), leaf, hashed, chain))
+            leaves.append(leaf)
+            leaf_hashes.append(hashed)
+            prev_hashes.append(chain)
             frontier.append(hashed)
             chain = chain_hash(chain, hashed)
         head = store.Head(frontier.size, frontier.to_bytes(), chain, recorded_at)
         issued = [pair for entry in entries if (pair := entry.issuance) is not None]
-        columns = list(zip(*rows, strict=True))
+        columns = _columns(entries, leaves, leaf_hashes, prev_hashes)
         if not await store.append(connection, self.size, head, columns, issued):
             raise LedgerUnavailable("another writer moved the head of the log")
         self._frontier, self._last_hash, self._recorded_at = frontier, chain, recorded_at
@@ -107,17 +108,28 @@ def spell(moment: dt.datetime) -> str:
     return moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _columns(record: Any, entry: Entry) -> tuple[Any, ...]:
-    producer = record.producer
-    return (
-        entry.record_id,
-        entry.occurred_at,
-        record.correlation_id,
-        record.action,
-        record.phase,
-        record.outcome,
-        producer.service,
-        producer.instance,
-        producer.boot_id,
-        record.producer_seq,
+def _columns(
+    entries: Sequence[Entry],
+    leaves: Sequence[str],
+    leaf_hashes: Sequence[bytes],
+    prev_hashes: Sequence[bytes],
+) -> store.Columns:
+    records = [entry.record for entry in entries]
+    producers = [record.producer for record in records]
+    return store.Columns(
+        record_id=[entry.record_id for entry in entries],
+        occurred_at=[entry.occurred_at.isoformat() for entry in entries],
+        correlation_id=[record.correlation_id for record in records],
+        action=[record.action for record in records],
+        phase=[record.phase for record in records],
+        outcome=[record.outcome for record in records],
+        service=[producer.service for producer in producers],
+        instance=[producer.instance for producer in producers],
+        producer_seq=[
+            "" if record.producer_seq is None else str(record.producer_seq) for record in records
+        ],
+        leaf=leaves,
+        leaf_hash=leaf_hashes,
+        prev_hash=prev_hashes,
+        boot_id=[producer.boot_id for producer in producers],
     )

@@ -20,6 +20,7 @@ from estcore.messages.audit import AuditBatch, AuditRecord
 from estcore.tlog import canonical
 from estcore.tlog.cross import is_issued
 
+_YEARS = 1970, 9998
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -66,7 +67,7 @@ def read(data: bytes) -> Intake:
     except ValidationError as exc:
         return Intake(_salvage(raw), fault="not-a-batch", reason=_first(exc))
     except MalformedRequest as exc:
-        return Intake(_salvage(raw), fault="not-canonical", reason=exc.reason)
+        return Intake(_salvage(raw), fault="not-a-record", reason=exc.reason)
 
 
 def entry_of(record: AuditRecord) -> Entry:
@@ -78,16 +79,17 @@ def _entry(record: AuditRecord, raw: dict[str, Any]) -> Entry:
     target = record.target
     if target.issued_at is not None and target.issued_at.tzinfo is None:
         raise MalformedRequest("issued_at has no time zone")
-    if "\x00" in record.producer.boot_id or "\x00" in (target.issuance_id or ""):
-        raise MalformedRequest("an identifier holds a zero")
+    boot_id = record.producer.boot_id
+    if not boot_id or not boot_id.isprintable() or "\x00" in (target.issuance_id or ""):
+        raise MalformedRequest("an identifier is empty or holds control characters")
     if not _UUID.fullmatch(record.record_id):
         raise MalformedRequest("record_id is not a UUID in lower case")
     try:
         occurred_at = dt.datetime.fromisoformat(raw["occurred_at"])
     except (ValueError, TypeError) as exc:
         raise MalformedRequest("occurred_at is not spelled as it must be") from exc
-    if occurred_at.tzinfo is None:
-        raise MalformedRequest("occurred_at has no time zone")
+    if occurred_at.tzinfo is None or not _YEARS[0] <= occurred_at.year <= _YEARS[1]:
+        raise MalformedRequest("occurred_at has no time zone, or is in no year of ours")
     return Entry(record.record_id, occurred_at, record, canonical.render(raw))
 
 

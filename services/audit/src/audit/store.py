@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 from estcore.errors import AuditChainBroken
 from estcore.runtime.database import Connection
@@ -19,24 +19,35 @@ WRITER_LOCK = 0x4553_5441_5544_4954
 
 _HEAD = "select size, frontier, last_hash, recorded_at from head"
 
+SEPARATOR = "\x1f"
+"""Between the values of a column. Canonical JSON escapes it; other columns may not hold it."""
+
 # One statement is one transaction: the head moves from the size it is expected to have, and
 # only then are rows inserted. Another writer, whatever the lock says, makes it do nothing.
+# Columns travel as joined text, hashes as one octet string: encoding arrays element by element
+# took the client a third of its time.
 _APPEND = """
 with moved as (
     update head set size = $2, frontier = $3, last_hash = $4, recorded_at = $5
     where size = $1 returning 1),
 rows as (
-    select u.* from moved, unnest(
-        $6::bigint[], $7::uuid[], $8::timestamptz[], $9::text[], $10::text[], $11::text[],
-        $12::text[], $13::text[], $14::text[], $15::text[], $16::bigint[], $17::text[],
-        $18::bytea[], $19::bytea[]
-    ) as u(log_index, record_id, occurred_at, correlation_id, action, phase, outcome,
-           service, instance, boot_id, producer_seq, leaf, leaf_hash, prev_hash)),
+    select u.*, $1::bigint + u.place - 1 as log_index,
+        substr($16::bytea, (u.place::int - 1) * 32 + 1, 32) as leaf_hash,
+        substr($17::bytea, (u.place::int - 1) * 32 + 1, 32) as prev_hash
+    from moved, unnest(
+        string_to_array($6, e'\\x1f')::uuid[], string_to_array($7, e'\\x1f')::timestamptz[],
+        string_to_array($8, e'\\x1f'), string_to_array($9, e'\\x1f'),
+        string_to_array($10, e'\\x1f'), string_to_array($11, e'\\x1f'),
+        string_to_array($12, e'\\x1f'), string_to_array($13, e'\\x1f'),
+        string_to_array($14, e'\\x1f', '')::bigint[], string_to_array($15, e'\\x1f'),
+        string_to_array($18, e'\\x1f')
+    ) with ordinality as u(record_id, occurred_at, correlation_id, action, phase, outcome,
+           service, instance, producer_seq, leaf, boot_id, place)),
 known as (
     insert into seen (record_id, log_index) select record_id, log_index from rows),
 certificates as (
     insert into issued (issuance_id, issued_at)
-    select * from unnest($20::text[], $21::timestamptz[]) where exists (select from moved)
+    select * from unnest($19::text[], $20::timestamptz[]) where exists (select from moved)
     on conflict do nothing),
 written as (
     insert into record (log_index, recorded_at, record_id, occurred_at, correlation_id, action,
@@ -84,11 +95,29 @@ async def ensure_months(connection: Connection, now: dt.datetime) -> None:
     await connection.execute("select ensure_month($1), ensure_month($1 + interval '1 month')", now)
 
 
+class Columns(NamedTuple):
+    """The rows of one append, by column."""
+
+    record_id: Sequence[str]
+    occurred_at: Sequence[str]
+    correlation_id: Sequence[str]
+    action: Sequence[str]
+    phase: Sequence[str]
+    outcome: Sequence[str]
+    service: Sequence[str]
+    instance: Sequence[str]
+    producer_seq: Sequence[str]
+    leaf: Sequence[str]
+    leaf_hash: Sequence[bytes]
+    prev_hash: Sequence[bytes]
+    boot_id: Sequence[str]
+
+
 async def append(
     connection: Connection,
     old_size: int,
     head: Head,
-    columns: Sequence[Sequence[Any]],
+    columns: Columns,
     issued: Sequence[tuple[str, dt.datetime]],
 ) -> bool:
     """Append rows and move the head in one transaction; False if the head is elsewhere.
@@ -96,6 +125,7 @@ async def append(
     Raises:
         asyncpg.UniqueViolationError: one of the record ids is in the log; nothing was done.
     """
+    join = SEPARATOR.join
     return bool(
         await connection.fetchval(
             _APPEND,
@@ -104,7 +134,19 @@ async def append(
             head.frontier,
             head.last_hash,
             head.recorded_at,
-            *columns,
+            join(columns.record_id),
+            join(columns.occurred_at),
+            join(columns.correlation_id),
+            join(columns.action),
+            join(columns.phase),
+            join(columns.outcome),
+            join(columns.service),
+            join(columns.instance),
+            join(columns.producer_seq),
+            join(columns.leaf),
+            b"".join(columns.leaf_hash),
+            b"".join(columns.prev_hash),
+            join(columns.boot_id),
             [i for i, _ in issued],
             [at for _, at in issued],
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-
 from typing import cast
 
 from typing_extensions import override
