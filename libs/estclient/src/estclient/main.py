@@ -1,17 +1,33 @@
-"""``estctl``: the suite's command for people. ``estctl up`` and ``estctl demo`` run it locally."""
+"""``estctl``: the suite's command for people.
+
+``up`` and ``demo`` run everything on this machine; ``agent`` keeps one service's certificate
+fresh; ``audit verify`` checks an export of the audit log offline.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
-import signal
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from estclient.suite.layout import Layout, Ports
-from estclient.suite.local import LocalSuite
-from estcore.errors import ESTSuiteError
+from estclient.agent import run_agent
+from estclient.agent_settings import AgentSettings
+from estclient.suite.demo import run_demo
+from estclient.suite.layout import Ports
+from estclient.suite.up import run_up
+from estcore.clock import SystemClock
+from estcore.errors import ConfigurationError, ESTSuiteError
+from estcore.runtime import logs
+from estcore.runtime.service import stop_on_signals
+from estcore.runtime.settings import load_settings
+from estcore.tlog.checkpoint import VerifierKey
+from estcore.tlog.cross import cross
+from estcore.tlog.verify import Options, verify
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -20,13 +36,22 @@ def _parser() -> argparse.ArgumentParser:
     up = verbs.add_parser("up", help="run the whole suite on this machine until Ctrl-C")
     up.add_argument("--folder", type=Path, default=_default_folder(), help="where its data live")
     ports = Ports()
-    for name, default in (
-        ("est", ports.est),
-        ("postgres", ports.postgres),
-        ("nats", ports.nats),
-        ("siem", ports.siem),
-    ):
-        up.add_argument(f"--{name}-port", type=int, default=default, metavar="PORT")
+    for name in ("est", "postgres", "nats", "siem"):
+        default = getattr(ports, name)
+        text = f"default {default}; 0 takes any free one"
+        up.add_argument(f"--{name}-port", type=int, default=default, metavar="PORT", help=text)
+    demo = verbs.add_parser("demo", help="show the main job end to end")
+    demo.add_argument("--keep", type=Path, help="use this folder and leave it there")
+    agent = verbs.add_parser("agent", help="keep one service's certificate fresh until SIGTERM")
+    agent.add_argument("--config", type=Path, help="YAML settings; or EST_AGENT_CONFIG")
+    audit = verbs.add_parser("audit", help="check exports of the audit log")
+    checks = audit.add_subparsers(dest="check", required=True)
+    offline = checks.add_parser("verify", help="hash chain, tree, checkpoints, gaps")
+    offline.add_argument("--export", type=Path, required=True, help="from est-audit export")
+    offline.add_argument("--vkey", help="verifier key, or a file with it")
+    offline.add_argument("--cross", type=Path, metavar="LEDGER", help="from ca-signer export")
+    offline.add_argument("--renewal", type=Path, help="from est-renewal export")
+    offline.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
 
 
@@ -34,31 +59,70 @@ def _default_folder() -> Path:
     return Path(os.environ.get("ESTSUITE_HOME", ".estsuite"))
 
 
-async def _up(arguments: argparse.Namespace) -> None:
-    ports = Ports(
-        est=arguments.est_port,
-        postgres=arguments.postgres_port,
-        nats=arguments.nats_port,
-        siem=arguments.siem_port,
-    )
-    ports.settle()
-    suite = LocalSuite(Layout(arguments.folder, ports), progress=lambda t: print(t, flush=True))
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    try:
-        await suite.start()
-        print("up", suite.url)
-        await stop.wait()
-    finally:
-        await suite.stop()
+async def _agent(config: Path | None) -> None:
+    settings = load_settings(AgentSettings, "EST_AGENT", config)
+    logs.configure("est-agent", settings.name, settings.telemetry.log_level)
+    await run_agent(settings, stop_on_signals())
 
 
-def main() -> None:
+def _verify(arguments: argparse.Namespace) -> int:
+    with ExitStack() as stack:
+
+        def lines(path: Path | None) -> Iterator[bytes] | None:
+            if path is None:
+                return None
+            try:
+                return iter(stack.enter_context(path.open("rb")))
+            except OSError as exc:
+                raise ConfigurationError(f"cannot read {path}: {exc.strerror}") from exc
+
+        text = arguments.vkey
+        if text is not None and Path(text).is_file():
+            text = Path(text).read_text().strip()
+        key = None if text is None else VerifierKey.parse(text)
+        export, ledger = lines(arguments.export), lines(arguments.cross)
+        assert export is not None  # noqa: S101 - argparse requires it
+        verification = verify(export, Options(now=SystemClock().now(), key=key))
+        report = verification.report
+        if ledger is not None:
+            report.extend(cross(verification.records, ledger, lines(arguments.renewal)))
+    if arguments.json:
+        sys.stdout.write(json.dumps(report.to_json()) + "\n")
+    else:
+        for finding in report.findings:
+            sys.stdout.write(f"{finding}\n")
+        sys.stdout.write("verified\n" if report.ok else f"{len(report.findings)} findings\n")
+    return 0 if report.ok else 1
+
+
+async def _run(arguments: argparse.Namespace) -> None:
+    match arguments.verb:
+        case "up":
+            ports = Ports(
+                est=arguments.est_port,
+                postgres=arguments.postgres_port,
+                nats=arguments.nats_port,
+                siem=arguments.siem_port,
+            )
+            await run_up(arguments.folder, ports)
+        case "demo":
+            await run_demo(arguments.keep)
+        case _:
+            await _agent(arguments.config)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``estctl``."""
-    arguments = _parser().parse_args()
+    parsed = _parser().parse_args(arguments)
     try:
-        asyncio.run(_up(arguments))
-    except ESTSuiteError as exc:
+        if parsed.verb == "audit":
+            sys.exit(_verify(parsed))
+        asyncio.run(_run(parsed))
+    except ConfigurationError as exc:
         sys.stderr.write(f"estctl: {exc.reason} [{exc.code}]\n")
         sys.exit(2)
+    except ESTSuiteError as exc:
+        sys.stderr.write(f"estctl: {exc.reason} [{exc.code}]\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

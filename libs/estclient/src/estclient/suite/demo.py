@@ -1,0 +1,416 @@
+"""``estctl demo``: the main job end to end, with real servers, shown step by step.
+
+Enroll with curl and a secret, re-enroll over mutual TLS, let the agent rotate a certificate
+that lives two minutes while a client connects all the time, read everything back from the audit
+log and from the SIEM, verify the log. It ends well only if all of it was seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
+from nats.aio.msg import Msg
+
+from estclient.agent import run_agent
+from estclient.agent_settings import AgentSettings
+from estclient.store import Bundle
+from estclient.suite.demo_server import RestlessClient, SwappingServer
+from estclient.suite.layout import Layout, Ports
+from estclient.suite.local import LocalSuite
+from estclient.suite.story import Story
+from estcore.errors import ConfigurationError, ESTSuiteError
+from estcore.messages.envelope import decode
+from estcore.messages.events import RotationEvent
+from estcore.runtime.bus import Bus
+from estcore.runtime.service import until
+from estcore.runtime.settings import BusSettings
+
+NAME = "web.clinic.example"
+ROTATING = "rotating.clinic.example"
+_ROTATION_S = 150
+
+
+class DemoFailedError(ESTSuiteError):
+    """Something the demo wanted to see did not happen."""
+
+    default_code = "demo.failed"
+
+
+@dataclass
+class Seen:
+    """What was seen of the rotation."""
+
+    first: str | None = None
+    second: str | None = None
+    steps: list[str] = field(default_factory=list)
+    correlation_id: str | None = None
+
+
+class Demo:
+    """One run of the demo in a folder of its own."""
+
+    def __init__(self, folder: Path, story: Story) -> None:
+        ports = Ports.free()
+        ports.settle()
+        self.story = story
+        self.folder = folder
+        self.suite = LocalSuite(Layout(folder / "suite", ports), progress=story.step)
+        self.layout = self.suite.layout
+        self.work = folder / "client"
+        self.seen = Seen()
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        """Show everything.
+
+        Raises:
+            DemoFailedError: one line that says what is missing.
+            ConfigurationError: something does not start.
+        """
+        self.work.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await self.suite.start()
+        self.story.step(f"the suite is up: EST at {self.suite.url}")
+        server = SwappingServer()
+        async with asyncio.TaskGroup() as group:
+            agent = group.create_task(self._agent(server))
+            events = group.create_task(self._listen())
+            try:
+                await self._first_certificate()
+                await self._renewed_certificate()
+                await self._rotation(server)
+                await self._audit()
+            finally:
+                self._stop.set()
+                server.stop()
+                agent.cancel()
+                events.cancel()
+
+    async def close(self) -> None:
+        """Stop everything that was started."""
+        await self.suite.stop()
+
+    # Enroll and re-enroll with curl and openssl.
+
+    async def _first_certificate(self) -> None:
+        cacerts = await self._curl("cacerts")
+        found = pkcs7.load_der_pkcs7_certificates(base64.b64decode(cacerts))
+        self.story.step(f"curl /cacerts: {len(found)} CA certificates")
+        (self.work / "ca.pem").write_bytes(b"".join(c.public_bytes(Encoding.PEM) for c in found))
+        await self._csr("web")
+        secret = await self._secret("web-bootstrap")
+        body = await self._curl("simpleenroll", csr="web", user=f"web-bootstrap:{secret}")
+        certificate = self._keep("web", body)
+        self.story.step("curl /simpleenroll with an enrollment secret: 200")
+        self._describe(certificate)
+        await self._openssl_verify("web")
+
+    async def _renewed_certificate(self) -> None:
+        await self._csr("web2")
+        certificate = self.work / "web.pem"
+        body = await self._curl("simplereenroll", csr="web2", certificate=certificate)
+        renewed = self._keep("web2", body)
+        self.story.step("curl /simplereenroll over mutual TLS with that certificate: 200")
+        self._describe(renewed)
+        await self._openssl_verify("web2")
+
+    async def _csr(self, name: str) -> None:
+        await self._run(
+            "openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+            "-nodes", "-keyout", f"{name}.key", "-subj", f"/CN={NAME}", "-addext",
+            f"subjectAltName=DNS:{NAME}", "-outform", "DER", "-out", f"{name}.der",
+        )  # fmt: skip
+        der = (self.work / f"{name}.der").read_bytes()
+        (self.work / f"{name}.b64").write_bytes(base64.encodebytes(der))
+
+    async def _curl(
+        self, operation: str, *, csr: str = "", user: str = "", certificate: Path | None = None
+    ) -> bytes:
+        """Call EST with curl; the secret goes in by standard input, never by an argument."""
+        answer = self.work / "answer"
+        arguments = ["curl", "-sS", "--cacert", str(self.layout.root_file), "-K", "-"]
+        arguments += ["-D", str(self.work / "headers"), "-o", str(answer), "-w", "%{http_code}"]
+        if csr:
+            arguments += ["-H", "Content-Type: application/pkcs10", "--data-binary", f"@{csr}.b64"]
+        if certificate is not None:
+            arguments += ["--cert", str(certificate), "--key", str(certificate.with_suffix(".key"))]
+        config = f'user = "{user}"\n' if user else ""
+        status = await self._run(*arguments, f"{self.suite.url}/{operation}", stdin=config)
+        body = answer.read_bytes()
+        if status != b"200":
+            text = body.decode(errors="replace").strip()
+            raise DemoFailedError(f"/{operation} answered {status.decode()}: {text}")
+        if operation == "simpleenroll":
+            self.seen.correlation_id = self._header("x-correlation-id")
+        return body
+
+    def _header(self, name: str) -> str | None:
+        for line in (self.work / "headers").read_text().splitlines():
+            if line.lower().startswith(name + ":"):
+                return line.partition(":")[2].strip()
+        return None
+
+    def _keep(self, name: str, body: bytes) -> x509.Certificate:
+        (certificate,) = pkcs7.load_der_pkcs7_certificates(base64.b64decode(body))
+        (self.work / f"{name}.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+        return certificate
+
+    def _describe(self, certificate: x509.Certificate) -> None:
+        self.story.detail(
+            f"subject {certificate.subject.rfc4514_string()}, serial {certificate.serial_number:x}\n"
+            f"valid until {certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S}Z"
+        )
+
+    async def _openssl_verify(self, name: str) -> None:
+        await self._run(
+            "openssl", "verify", "-x509_strict", "-CAfile", str(self.layout.root_file),
+            "-untrusted", "ca.pem", f"{name}.pem",
+        )  # fmt: skip
+        self.story.detail("openssl verify: OK")
+
+    async def _secret(self, name: str) -> str:
+        config = str(self.layout.config_file("ca-signer"))
+        made = await self.suite.command(
+            "ca-signer", "secret", "create", "--id", name, "--one-time", "--config", config
+        )
+        await asyncio.sleep(0.5)  # front ends hear of the new verifier
+        return made.strip()
+
+    # The rotation.
+
+    async def _agent(self, server: SwappingServer) -> None:
+        secret_file = self.work / "rotating.secret"
+        secret_file.touch(mode=0o600)
+        secret_file.write_text(await self._secret("rotating-bootstrap"))
+        bus = BusSettings(
+            url=self.layout.nats.url, nkey_seed_file=self.layout.nats.seed_file("agent-rotating")
+        )
+        await server.start()
+        settings = AgentSettings.model_validate(
+            {
+                "name": "rotating",
+                "server": {
+                    "urls": (f"https://localhost:{self.layout.ports.est}",),
+                    "trust_file": self.layout.root_file,
+                    "label": "demo",
+                },
+                "store": self.folder / "rotating",
+                "owner": {"tenant": "demo", "service": "rotating"},
+                "bus": bus,
+                "bootstrap": {
+                    "subject": f"CN={ROTATING}",
+                    "san": (f"dns:{ROTATING}", "dns:localhost"),
+                    "user": "rotating-bootstrap",
+                    "secret_file": secret_file,
+                },
+                "presence": {
+                    "host": "127.0.0.1",
+                    "port": server.port,
+                    "server_name": ROTATING,
+                    "timeout_s": 10,
+                },
+            }
+        )
+
+        async def use(bundle: Bundle) -> None:
+            server.use(*bundle.files)
+            if self.seen.first is None:
+                self.seen.first = bundle.fingerprint
+            elif bundle.fingerprint != self.seen.first:
+                self.seen.second = bundle.fingerprint
+
+        await run_agent(settings, self._stop, on_step=self._agent_step, hook=use)
+
+    async def _agent_step(self, name: str, details: dict[str, Any]) -> None:
+        self.seen.steps.append(f"agent.{name}")
+        if name == "failed":
+            self.story.detail(f"agent: {details.get('error')}")
+        elif name in {"stored", "presented", "proven"}:
+            serial = str(details.get("serial", ""))
+            self.story.step(f"agent: {name} {serial}")
+
+    async def _listen(self) -> None:
+        settings = BusSettings(
+            url=self.layout.nats.url, nkey_seed_file=self.layout.nats.seed_file("agent-rotating")
+        )
+        bus = await Bus.connect(settings, "demo-listener", "demo")
+        try:
+            await bus.subscribe("pki.rotation.*.demo.rotating", self._heard)
+            await self._stop.wait()
+        finally:
+            await bus.close()
+
+    async def _heard(self, message: Msg) -> None:
+        event = decode(RotationEvent, message.data)
+        self.seen.steps.append(f"renewal.{event.step}")
+        texts = {
+            "due": "renewal due: two thirds of the lifetime are over",
+            "overlap": "overlap: old and new certificate are both valid",
+            "activated": f"the new certificate is proven in use ({event.proof})",
+            "deprecated": "the old certificate is deprecated",
+        }
+        if event.step in texts:
+            self.story.step(f"event: {texts[event.step]}")
+
+    async def _rotation(self, server: SwappingServer) -> None:
+        await self._until(lambda: self.seen.first is not None, "the agent's first certificate", 30)
+        client = RestlessClient(server.port, self.layout.root_file, ROTATING)
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(client.run(stop))
+            self.story.step("a client connects 20 times a second; the certificate lives 2 minutes")
+            try:
+                for step, what in (
+                    ("renewal.due", "renewal due at two thirds of two minutes"),
+                    ("renewal.overlap", "the new certificate"),
+                    ("renewal.activated", "proof of use"),
+                    ("renewal.deprecated", "the end of the overlap"),
+                ):
+                    await self._until(lambda s=step: s in self.seen.steps, what, _ROTATION_S)
+                second = self.seen.second
+                await self._until(lambda: second in client.seen, "a handshake with the new one", 10)
+            finally:
+                stop.set()
+        total = sum(client.seen.values())
+        self.story.step(f"{total} handshakes, {len(client.failures)} failed, during the rotation")
+        if client.failures:
+            raise DemoFailedError(f"a handshake failed: {client.failures[0]}")
+        if self.seen.first not in client.seen or self.seen.second not in client.seen:
+            raise DemoFailedError("the client did not see both certificates")
+        steps = self.seen.steps
+        if steps.index("renewal.deprecated") < steps.index("renewal.activated"):
+            raise DemoFailedError(
+                "the old certificate was deprecated before the new one was proven"
+            )
+
+    async def _until(self, condition: Any, what: str, seconds: float) -> None:
+        begun = self.story.seconds
+        while not condition():
+            if self.story.seconds - begun > seconds:
+                raise DemoFailedError(f"{what} was not seen within {seconds:.0f} s")
+            self.story.waiting(f"waiting for {what}")
+            if await until(self._stop, 0.2):
+                raise DemoFailedError("stopped")
+
+    # What is on record.
+
+    async def _audit(self) -> None:
+        correlation = self.seen.correlation_id
+        if correlation is None:
+            raise DemoFailedError("the answer to /simpleenroll had no X-Correlation-ID")
+        records = await self._records(correlation)
+        self.story.step(f"audit records of the first enrollment, {correlation}, from Postgres:")
+        services = set()
+        for record in records:
+            producer = record["producer"]["service"]
+            services.add(producer)
+            self.story.detail(
+                f"{record['occurred_at']}  {producer:13} {record['action']:20} {record['phase']}"
+            )
+        if not {"est-frontend", "ca-signer", "renewal"} <= services:
+            raise DemoFailedError(f"records came only from {', '.join(sorted(services))}")
+        await self._siem(correlation, {r["record_id"] for r in records})
+        config = str(self.layout.config_file("audit"))
+        verified = await self.suite.command("audit", "verify", "--config", config)
+        self.story.step(f"audit log verified: {verified.strip().splitlines()[-1]}")
+
+    async def _records(self, correlation: str) -> list[dict[str, Any]]:
+        config = str(self.layout.config_file("audit"))
+        records: list[dict[str, Any]] = []
+        for attempt in range(20):
+            out = self.work / f"records-{attempt}.jsonl"
+            await self.suite.command(
+                "audit", "export", "--out", str(out), "--correlation-id", correlation,
+                "--config", config,
+            )  # fmt: skip
+            lines = [json.loads(line) for line in out.read_text().splitlines()]
+            records = [leaf["record"] for leaf in map(_leaf, lines) if leaf]
+            if len(records) >= 4:  # noqa: PLR2004 - front end, intent, outcome, renewal
+                break
+            await asyncio.sleep(1)
+        return records
+
+    async def _siem(self, correlation: str, wanted: set[str]) -> None:
+        siem = self.suite.siem
+        assert siem is not None  # noqa: S101 - started with the suite
+        lines: list[str] = []
+
+        def complete() -> bool:
+            lines[:] = [m for m in siem.messages() if correlation in m]
+            return all(any(r in m for m in lines) for r in wanted)
+
+        await self._until(complete, "the same records at the SIEM", 30)
+        self.story.step("the same records, as the SIEM got them over TLS (RFC 5424):")
+        for line in lines:
+            head, _, _ = line.partition("]")
+            self.story.detail(head[:150] + "]")
+
+    async def _run(self, *command: str, stdin: str = "") -> bytes:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            cwd=self.work,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(60):
+                out, err = await process.communicate(stdin.encode())
+        except TimeoutError as exc:
+            process.kill()
+            raise DemoFailedError(f"{command[0]} did not end") from exc
+        if process.returncode != 0:
+            lines = err.decode(errors="replace").strip().splitlines() or ["no message"]
+            raise DemoFailedError(f"{command[0]}: {lines[-1]}")
+        return out
+
+
+def _leaf(line: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the leaf in a line of an audit export; None for its other lines."""
+    leaf = line.get("leaf", line)
+    if isinstance(leaf, str):
+        leaf = json.loads(leaf)
+    return leaf if isinstance(leaf, dict) and "record" in leaf else None
+
+
+async def run_demo(keep: Path | None) -> None:
+    """Run the demo; its folder is removed when all went well and ``keep`` is not given.
+
+    Raises:
+        ESTSuiteError: one line that says what is missing; the folder with the logs stays.
+    """
+    for tool in ("curl", "openssl"):
+        if shutil.which(tool) is None:
+            raise ConfigurationError(f"the demo needs {tool}")
+    folder = keep or Path(tempfile.mkdtemp(prefix="estsuite-demo-"))
+    story = Story()
+    demo = Demo(folder, story)
+    try:
+        await demo.run()
+    except* ESTSuiteError as group:
+        error = _first(group)
+        raise DemoFailedError(
+            f"{error.reason}; logs are in {demo.layout.logs}", code=error.code
+        ) from None
+    finally:
+        await demo.close()
+    story.step("done: enrolled, re-enrolled, rotated without downtime, all of it on record")
+    if keep is None:
+        shutil.rmtree(demo.layout.postgres.home, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _first(group: BaseExceptionGroup[ESTSuiteError]) -> ESTSuiteError:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, ESTSuiteError)  # noqa: S101 - the group has nothing else
+    return found
