@@ -6,13 +6,13 @@ import argparse
 import asyncio
 import datetime as dt
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ca_signer import ceremony, export
+from ca_signer import export
 from ca_signer.announcing import SERVICE, Announcer
 from ca_signer.batch import Batch
 from ca_signer.cycle import Cycle
@@ -231,46 +231,8 @@ async def _secret(settings: SignerSettings, arguments: argparse.Namespace) -> No
         sys.stdout.write(secret + "\n")
 
 
-def _ceremony(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="ca-signer ca")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    first = verbs.add_parser("init", help="make root, issuing and infrastructure CA")
-    first.add_argument("--name", required=True, help="organization")
-    server = verbs.add_parser("server-certificate", help="TLS certificate for est-frontend")
-    server.add_argument("--out", type=Path, required=True)
-    server.add_argument("--host", action="append", required=True, help="DNS name or IP address")
-    server.add_argument("--days", type=int, default=397)
-    for one in (first, server):
-        one.add_argument("--folder", type=Path, required=True)
-        one.add_argument("--passphrase-file", type=Path, required=True)
-    parsed = parser.parse_args(arguments)
-    try:
-        if parsed.verb == "init":
-            ceremony.init(
-                parsed.folder,
-                name=parsed.name,
-                passphrase_file=parsed.passphrase_file,
-                clock=CLOCK,
-            )
-        else:
-            ceremony.server_certificate(
-                parsed.folder,
-                out=parsed.out,
-                names=parsed.host,
-                passphrase_file=parsed.passphrase_file,
-                days=parsed.days,
-                clock=CLOCK,
-            )
-    except ConfigurationError as exc:
-        sys.stderr.write(f"ca-signer: {exc.reason} [{exc.code}]\n")
-        return 2
-    return 0
-
-
 def main() -> None:
-    """Entry point of ``ca-signer``."""
-    if sys.argv[1:2] == ["ca"]:
-        sys.exit(_ceremony(sys.argv[2:]))
+    """Everything but ``ca-signer ca …``."""
     command = ServiceCommand(
         SERVICE, prefix="CA_SIGNER", settings=SignerSettings, run=run, migrate=migrate, check=check
     )
@@ -282,7 +244,3 @@ def main() -> None:
     secret.add_argument("--lifetime", default="30d")
     secret.add_argument("--one-time", action="store_true")
     sys.exit(command.main())
-
-
-if __name__ == "__main__":
-    main()

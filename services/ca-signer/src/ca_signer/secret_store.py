@@ -9,15 +9,13 @@ import datetime as dt
 import secrets
 from hashlib import sha256
 
-import asyncpg
-
 from estcore.clock import Clock
 from estcore.errors import ConfigurationError
 from estcore.messages import topics
 from estcore.messages.envelope import encode
 from estcore.messages.state import SecretShard, SecretVerifier
 from estcore.runtime.bus import Bus, Outgoing
-from estcore.runtime.database import Database
+from estcore.runtime.database import Connection, Database
 
 SHARDS = 64
 _RANDOM_BYTES = 24
@@ -40,24 +38,35 @@ class SecretStore:
         """Make a secret and publish its verifier; the return value is the only copy.
 
         Raises:
-            ConfigurationError: the id is taken.
+            ConfigurationError: a live secret has the id.
             Unavailable: database or bus is away.
         """
         secret = secrets.token_urlsafe(_RANDOM_BYTES)
-        async with self._database.connection() as connection:
-            try:
-                await connection.execute(
-                    "insert into secret (secret_id, sha256, one_time, not_after) "
-                    "values ($1, $2, $3, $4)",
-                    secret_id,
-                    sha256(secret.encode()).digest(),
-                    int(one_time),
-                    self._clock.now() + lifetime,
-                )
-            except asyncpg.UniqueViolationError as exc:
-                raise ConfigurationError(
-                    f"there is a secret {secret_id!r} already", code="secret.exists"
-                ) from exc
+        verifier, not_after = sha256(secret.encode()).digest(), self._clock.now() + lifetime
+
+        async def work(connection: Connection) -> bool:
+            done = await connection.fetchval(
+                "insert into secret (secret_id, sha256, one_time, not_after) "
+                "values ($1, $2, $3, $4) on conflict (secret_id) do update set "
+                "sha256 = excluded.sha256, one_time = excluded.one_time, "
+                "not_after = excluded.not_after, revoked_at = null "
+                "where secret.revoked_at is not null or secret.not_after < now() "
+                "returning true",
+                secret_id,
+                verifier,
+                int(one_time),
+                not_after,
+            )
+            # A new secret under an old id is not spent.
+            await connection.execute(
+                "delete from claim where kind = 'secret' and id = $1 and $2", secret_id, bool(done)
+            )
+            return bool(done)
+
+        if not await self._database.run(work):
+            raise ConfigurationError(
+                f"there is a live secret {secret_id!r}; revoke it first", code="secret.exists"
+            )
         await self.publish(shard_of(secret_id))
         return secret
 

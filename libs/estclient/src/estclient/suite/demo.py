@@ -25,7 +25,7 @@ from estclient.agent_settings import AgentSettings
 from estclient.store import Bundle
 from estclient.suite.demo_server import RestlessClient, SwappingServer
 from estclient.suite.layout import Layout, Ports
-from estclient.suite.local import LocalSuite
+from estclient.suite.local import LocalSuite, log_to
 from estclient.suite.story import Story
 from estcore.errors import ConfigurationError, ESTSuiteError
 from estcore.messages.envelope import decode
@@ -287,9 +287,7 @@ class Demo:
             raise DemoFailedError("the client did not see both certificates")
         steps = self.seen.steps
         if steps.index("renewal.deprecated") < steps.index("renewal.activated"):
-            raise DemoFailedError(
-                "the old certificate was deprecated before the new one was proven"
-            )
+            raise DemoFailedError("the old certificate was deprecated before proof of use")
 
     async def _until(self, condition: Any, what: str, seconds: float) -> None:
         begun = self.story.seconds
@@ -391,6 +389,7 @@ async def run_demo(keep: Path | None) -> None:
         if shutil.which(tool) is None:
             raise ConfigurationError(f"the demo needs {tool}")
     folder = keep or Path(tempfile.mkdtemp(prefix="estsuite-demo-"))
+    log_to(folder / "suite" / "logs" / "estctl.log")
     story = Story()
     demo = Demo(folder, story)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from estclient.suite.layout import COMMANDS, WITH_DATABASE, Layout
 from estclient.suite.ports import free_port
 from estclient.suite.siem import LocalSIEM
 from estcore.errors import ConfigurationError
+from estcore.runtime.logs import JSONFormatter
 
 Progress = Callable[[str], None]
 _READY_S = 40
@@ -260,3 +262,13 @@ async def admin_get(port: int, path: str) -> str:
     except (OSError, TimeoutError):
         return "not reachable"
     return answer.partition(b"\r\n\r\n")[2].decode()
+
+
+def log_to(path: Path) -> None:
+    """Send this process's own log lines to a file; a person reads the story, not the log."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(JSONFormatter("estctl", "local"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)

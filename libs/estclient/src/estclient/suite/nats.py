@@ -127,12 +127,14 @@ class EmbeddedNATS:
 
 def new_user_seed() -> str:
     """Return a new NKey user seed."""
-    return nkeys.encode_seed(os.urandom(32), _USER_PREFIX).decode()
+    seed: bytes = nkeys.encode_seed(os.urandom(32), _USER_PREFIX)
+    return seed.decode()
 
 
 def public_nkey(seed: str) -> str:
     """Return the public NKey of a seed."""
-    return nkeys.from_seed(bytearray(seed.encode())).public_key.decode()
+    public: bytes = nkeys.from_seed(bytearray(seed.encode())).public_key
+    return public.decode()
 
 
 def _binary() -> str:

@@ -18,6 +18,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 
@@ -210,7 +211,7 @@ class EmbeddedPostgres:
         path = self.data / "postgresql.auto.conf"
         path.write_text("".join(lines))
 
-    def _as_account(self) -> dict[str, object]:
+    def _as_account(self) -> dict[str, Any]:
         environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
         if self._account is None:
             return {"env": environment}

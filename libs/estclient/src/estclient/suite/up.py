@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 from estclient.suite.layout import Layout, Ports, keep_secret
-from estclient.suite.local import LocalSuite
+from estclient.suite.local import LocalSuite, log_to
 from estclient.suite.story import Story
 from estcore.errors import ConfigurationError
 from estcore.runtime.service import until
@@ -28,6 +28,7 @@ async def run_up(folder: Path, ports: Ports) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     story = Story()
     ports.settle()
+    log_to(folder / "logs" / "estctl.log")
     suite = LocalSuite(Layout(folder, ports), progress=story.step)
     try:
         await suite.start()
