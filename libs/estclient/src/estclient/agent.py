@@ -42,7 +42,7 @@ from estcore.messages.events import RotationEvent
 from estcore.messages.topics import rotation_topic
 from estcore.runtime.bus import Bus
 from estcore.runtime.logs import fields
-from estcore.runtime.settings import read_secret
+from estcore.runtime.settings import BusSettings, read_secret
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +73,15 @@ async def run_agent(
     """
     agent = Agent(settings, on_step=on_step, hook=hook, clock=clock)
     failure: ConfigurationError | None = None
+    ended = asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        listening = group.create_task(agent.listen(stop))
+        group.create_task(agent.listen(ended))
         try:
             await agent.work(stop)
         except ConfigurationError as exc:
             failure = exc
-        listening.cancel()
+        finally:
+            ended.set()
     if failure is not None:
         raise failure
 
@@ -111,7 +113,9 @@ class Agent:
         settings = self._settings
         if settings.bus is None or settings.owner is None:
             return
-        bus = await Bus.connect(settings.bus, f"agent-{settings.name}", settings.name)
+        bus = await _connect(settings.bus, settings.name, stop)
+        if bus is None:
+            return
         try:
             topic = rotation_topic("any", settings.owner.tenant, settings.owner.service)
             await bus.subscribe(topic.replace(".any.", ".*."), self._heard)
@@ -392,6 +396,18 @@ class Agent:
         log.info("agent step", extra=fields(step=step, **details))
         if self._on_step is not None:
             await self._on_step(step, details)
+
+
+async def _connect(settings: BusSettings, name: str, stop: asyncio.Event) -> Bus | None:
+    """Return the connection; None when told to stop before it stands."""
+    async with asyncio.TaskGroup() as group:
+        connecting = group.create_task(Bus.connect(settings, f"agent-{name}", name))
+        told = group.create_task(stop.wait())
+        await asyncio.wait({connecting, told}, return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        if not connecting.done():
+            connecting.cancel()
+    return None if connecting.cancelled() else connecting.result()
 
 
 def _names(event: RotationEvent, bundle: Bundle) -> bool:

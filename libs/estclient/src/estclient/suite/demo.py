@@ -28,6 +28,7 @@ from estclient.suite.layout import Layout, Ports
 from estclient.suite.local import LocalSuite, log_to
 from estclient.suite.story import Story
 from estcore.errors import ConfigurationError, ESTSuiteError
+from estcore.ids import serial_hex
 from estcore.messages.envelope import decode
 from estcore.messages.events import RotationEvent
 from estcore.runtime.bus import Bus
@@ -165,7 +166,7 @@ class Demo:
 
     def _describe(self, certificate: x509.Certificate) -> None:
         self.story.detail(
-            f"subject {certificate.subject.rfc4514_string()}, serial {certificate.serial_number:x}\n"
+            f"subject {certificate.subject.rfc4514_string()}, serial {serial_hex(certificate.serial_number)}\n"
             f"valid until {certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S}Z"
         )
 
