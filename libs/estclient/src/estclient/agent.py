@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +30,8 @@ from nats.aio.msg import Msg
 from estclient.ack import sign_ack
 from estclient.agent_settings import AgentSettings
 from estclient.client import ESTClient, Limits
-from estclient.errors import ESTClientError, NotInUse, ServerRefused
+from estclient.errors import ESTClientError, ServerRefused
+from estclient.hook import run_hook
 from estclient.keys import csr_like, make_csr, make_key
 from estclient.presence import wait_presented
 from estclient.store import Bundle, CredentialStore, Pending
@@ -292,7 +292,7 @@ class Agent:
             await self._hook(bundle)
             await self._say("reloaded", hook="callable")
         elif self._settings.hook is not None:
-            await self._command(bundle)
+            await run_hook(self._settings.hook, self.store.current)
             await self._say("reloaded", hook=self._settings.hook.command[0])
         place = self._settings.presence
         if place is None:
@@ -305,26 +305,6 @@ class Agent:
             timeout_s=place.timeout_s,
         )
         await self._say("presented", host=place.host, port=place.port, serial=bundle.serial)
-
-    async def _command(self, bundle: Bundle) -> None:
-        hook = self._settings.hook
-        assert hook is not None  # noqa: S101 - the caller looked
-        certificate, key = (self.store.current / p.name for p in bundle.files)
-        environment = os.environ | {
-            "EST_CERTIFICATE_FILE": str(certificate.absolute()),
-            "EST_KEY_FILE": str(key.absolute()),
-            "EST_CA_FILE": str((self.store.current / "ca.pem").absolute()),
-        }
-        process = await asyncio.create_subprocess_exec(*hook.command, env=environment)
-        try:
-            async with asyncio.timeout(hook.timeout_s):
-                code = await process.wait()
-        except TimeoutError as exc:
-            process.kill()
-            await process.wait()
-            raise NotInUse("the hook did not end in time", code="client.hook_failed") from exc
-        if code != 0:
-            raise NotInUse(f"the hook ended with {code}", code="client.hook_failed")
 
     async def _prove(self, bundle: Bundle, rotation: str) -> None:
         client = self._client(credential=bundle.files)
