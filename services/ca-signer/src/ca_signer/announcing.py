@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from hashlib import sha256
+from typing import Any
 
 from ca_signer.context import Context, Intent, Issued
 from estcore import ids
@@ -17,7 +18,6 @@ from estcore.errors import BusUnavailable, RequestRejected
 from estcore.messages import topics
 from estcore.messages.audit import (
     Actor,
-    AuditBatch,
     AuditRecord,
     Origin,
     Phase,
@@ -25,12 +25,14 @@ from estcore.messages.audit import (
     Target,
 )
 from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested
-from estcore.messages.envelope import Part, encode
-from estcore.messages.events import CertificateIssued, EnrollmentRejected
+from estcore.messages.envelope import Part, encode, encode_mapping, present
+from estcore.messages.events import EnrollmentRejected
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.tracing import trace_id
 
 SERVICE = "ca-signer"
+Record = dict[str, Any]
+"""An AuditRecord as a mapping, absent values left out."""
 _BATCH = 256
 
 
@@ -48,7 +50,7 @@ class Announcer:
         self._bus = bus
         self._clock = clock
         self._source = f"{SERVICE}/{instance}"
-        self._producer = Producer(service=SERVICE, instance=instance, boot_id=ids.uuid7())
+        self._producer = {"service": SERVICE, "instance": instance, "boot_id": ids.uuid7()}
 
     async def intents(self, intents: Sequence[Intent]) -> None:
         """Step 6: publish the intents and await the PubAck; without it nothing is signed.
@@ -79,7 +81,7 @@ class Announcer:
         """Publish the events again, for renewal."""
         await self._bus.publish_confirmed([self._issued_event(i, again=True) for i in issued])
 
-    async def records(self, records: Sequence[AuditRecord]) -> None:
+    async def records(self, records: Sequence[Record]) -> None:
         """Publish audit records and await their PubAcks.
 
         Raises:
@@ -102,7 +104,9 @@ class Announcer:
             )
             for r in refusals
         ]
-        await self._bus.publish_confirmed([*self._batches([r.record for r in refusals]), *events])
+        await self._bus.publish_confirmed(
+            [*self._batches([r.record.model_dump(exclude_none=True) for r in refusals]), *events]
+        )
 
     async def reply(self, group: str, instance: str, answer: EnrollmentAnswered) -> None:
         """Answer the front end that asked. A lost answer is repeated at the client's retry."""
@@ -119,7 +123,7 @@ class Announcer:
         principal = message.principal
         record = AuditRecord(
             record_id=ids.record_id("rejected", message.id),
-            producer=self._producer,
+            producer=Producer.model_validate(self._producer),
             occurred_at=now,
             correlation_id=message.correlation_id,
             causation_id=message.id,
@@ -154,69 +158,62 @@ class Announcer:
         return Refusal(event=event, record=record)
 
     def note(
-        self,
-        intent: Intent,
-        *,
-        record_id: str,
-        action: str,
-        code: str,
-        reason: str,
-        correlation_id: str | None = None,
-        request_id: str | None = None,
-    ) -> AuditRecord:
+        self, intent: Intent, *, record_id: str, action: str, error: RequestRejected, phase: Phase
+    ) -> Record:
         """Return a record about an intent other than its two regular ones."""
-        record = self._record(intent, record_id, "error" if "abandon" in action else "outcome")
-        return record.model_copy(
-            update={
-                "action": action,
-                "reason_code": code,
-                "reason": reason,
-                "outcome": "failure" if "abandon" in action else "success",
-                "correlation_id": correlation_id or intent.context.correlation_id,
-                "causation_id": request_id or intent.request_id,
-            }
-        )
+        record = self._record(intent, record_id, phase)
+        outcome = "failure" if phase == "error" else "success"
+        return record | {
+            "action": action,
+            "reason_code": error.code,
+            "reason": error.reason,
+            "outcome": outcome,
+        }
 
-    def _batches(self, records: Sequence[AuditRecord]) -> list[Outgoing]:
+    def _batches(self, records: Sequence[Record]) -> list[Outgoing]:
         topic = topics.audit_issue_topic(SERVICE)
         found = []
         for start in range(0, len(records), _BATCH):
-            part = tuple(records[start : start + _BATCH])
-            found.append(Outgoing(topic, encode(AuditBatch(records=part, traceparents=()))))
+            part = records[start : start + _BATCH]
+            traced = [t for r in part if (t := r.pop("traceparent", None))]
+            body = encode_mapping({"records": part, "traceparents": traced})
+            found.append(Outgoing(topic, body))
         return found
 
-    def _intent_record(self, intent: Intent) -> AuditRecord:
+    def _intent_record(self, intent: Intent) -> Record:
         # One record per attempt: a resumed intent shows both.
         record_id = ids.record_id("intent", intent.issuance_id, str(intent.fence))
-        return self._record(intent, record_id, "intent")
+        record = self._record(intent, record_id, "intent")
+        record["target"]["tbs_sha256"] = sha256(intent.tbs).hexdigest()
+        return record
 
-    def _outcome_record(self, issued: Issued) -> AuditRecord:
+    def _outcome_record(self, issued: Issued) -> Record:
         intent = issued.intent
         record = self._record(intent, ids.record_id("issued", intent.issuance_id), "outcome")
-        target = record.target.model_copy(
-            update={
-                "issued_at": issued.issued_at,
-                "certificate_sha256": sha256(issued.certificate).hexdigest(),
-                "certificate": base64.b64encode(issued.certificate).decode(),
-                "tbs_sha256": None,
-            }
+        record["occurred_at"] = issued.issued_at
+        record["target"].update(
+            issued_at=issued.issued_at,
+            certificate_sha256=issued.fingerprint,
+            certificate=base64.b64encode(issued.certificate).decode(),
         )
-        return record.model_copy(update={"target": target, "occurred_at": issued.issued_at})
+        return record
 
-    def _record(self, intent: Intent, record_id: str, phase: Phase) -> AuditRecord:
+    def _record(self, intent: Intent, record_id: str, phase: Phase) -> Record:
         context = intent.context
-        return AuditRecord.model_construct(
+        return present(
             record_id=record_id,
+            schema_version=1,
             producer=self._producer,
             occurred_at=self._clock.now(),
             correlation_id=context.correlation_id,
             causation_id=intent.request_id,
             trace_id=trace_id(context.traceparent),
+            traceparent=context.traceparent,
             action="certificate.issue",
             phase=phase,
             outcome="unknown" if phase == "intent" else "success",
             severity="info",
-            actor=Actor.model_construct(
+            actor=present(
                 type="service",
                 subject=context.principal,
                 auth_method=context.auth_method,
@@ -229,13 +226,15 @@ class Announcer:
 
     def _issued_event(self, issued: Issued, *, again: bool = False) -> Outgoing:
         intent, context = issued.intent, issued.intent.context
-        event = CertificateIssued.model_construct(
+        predecessor = intent.predecessor_sha256
+        event = present(
             id=intent.issuance_id,
             source=self._source,
             time=issued.issued_at,
             correlation_id=context.correlation_id,
             causation_id=intent.request_id,
             traceparent=context.traceparent,
+            schema_version=1,
             tenant=intent.tenant,
             service=intent.service,
             slot_id=intent.slot_id,
@@ -250,12 +249,10 @@ class Announcer:
             not_after=intent.not_after,
             issued_at=issued.issued_at,
             spki_sha256=intent.spki_sha256.hex(),
-            fingerprint_sha256=sha256(issued.certificate).hexdigest(),
-            certificate=issued.certificate,
+            fingerprint_sha256=issued.fingerprint,
+            certificate=base64.b64encode(issued.certificate).decode(),
             predecessor_serial=context.predecessor_serial,
-            predecessor_fingerprint=(
-                intent.predecessor_sha256.hex() if intent.predecessor_sha256 else None
-            ),
+            predecessor_fingerprint=predecessor.hex() if predecessor else None,
             same_key=context.same_key,
             mode=context.mode,
             reaction_time_s=context.reaction_time_s,
@@ -265,11 +262,12 @@ class Announcer:
         topic = topics.certificate_topic("issued", intent.tenant, intent.service)
         # JetStream drops a message id it has seen lately; announcing again on request must
         # arrive even then, so it goes without one.
-        return Outgoing(topic, encode(event), None if again else f"issued-{intent.issuance_id}")
+        message_id = None if again else f"issued-{intent.issuance_id}"
+        return Outgoing(topic, encode_mapping(event), message_id)
 
 
-def _target(intent: Intent, context: Context) -> Target:
-    return Target.model_construct(
+def _target(intent: Intent, context: Context) -> dict[str, Any]:
+    return present(
         tenant=intent.tenant,
         service=intent.service,
         slot_id=intent.slot_id,
@@ -288,16 +286,13 @@ def _target(intent: Intent, context: Context) -> Target:
         serial=ids.serial_hex(intent.serial_number),
         not_before=intent.not_before,
         not_after=intent.not_after,
-        tbs_sha256=sha256(intent.tbs).hexdigest() if intent.tbs else None,
         predecessor_serial=context.predecessor_serial,
     )
 
 
 def issued_answer(request_id: str, certificate: bytes) -> EnrollmentAnswered:
     """Return the answer with the stored certificate."""
-    return EnrollmentAnswered.model_construct(
-        request_id=request_id, outcome="issued", certificate=certificate
-    )
+    return EnrollmentAnswered(request_id=request_id, outcome="issued", certificate=certificate)
 
 
 def rejected_answer(request_id: str, error: RequestRejected) -> EnrollmentAnswered:

@@ -40,6 +40,10 @@ log = logging.getLogger(__name__)
 _KNOWN_LIMIT = 20_000
 _RETRY_S = 1.0
 _LEASED_S = 3.0
+_REPEATED = RequestRejected(
+    "the enrollment was made before; the stored certificate was returned",
+    code="enrollment.repeated",
+)
 
 
 @dataclass
@@ -227,12 +231,11 @@ class Batch:
                 issued.intent,
                 record_id=record_id("repeated", message.id),
                 action="certificate.returned",
-                code="enrollment.repeated",
-                reason="the enrollment was made before; the stored certificate was returned",
-                correlation_id=message.correlation_id,
-                request_id=message.id,
+                error=_REPEATED,
+                phase="outcome",
             )
-            await self._announcer.records([record])
+            own = {"correlation_id": message.correlation_id, "causation_id": message.id}
+            await self._announcer.records([record | own])
         answer = issued_answer(message.id, issued.certificate)
         await self._announcer.reply(message.group, message.instance, answer)
         await item.delivery.ack()

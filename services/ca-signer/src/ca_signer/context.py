@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 from typing import Literal
 
 from estcore.messages.audit import Origin
@@ -73,6 +75,11 @@ class Issued:
     intent: Intent
     certificate: bytes
     issued_at: dt.datetime
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the certificate, hexadecimal."""
+        return sha256(self.certificate).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,8 @@ class Sweeper:
             intent,
             record_id=record_id("abandoned", intent.issuance_id),
             action="certificate.abandoned",
-            code=why.code,
-            reason=why.reason,
+            error=why,
+            phase="error",
         )
         await self._announcer.records([record])
         if await self._ledger.abandon(intent):

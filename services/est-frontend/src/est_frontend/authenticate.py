@@ -81,6 +81,4 @@ class Authenticator:
 
 
 def _by_certificate(peer: Peer) -> Principal:
-    return Principal.model_construct(
-        method="certificate", name=peer.principal_name, certificate=peer.der
-    )
+    return Principal(method="certificate", name=peer.principal_name, certificate=peer.der)

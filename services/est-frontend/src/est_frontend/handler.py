@@ -32,9 +32,8 @@ from estcore.errors import (
 from estcore.est.certs_only import certs_only
 from estcore.est.paths import Route, parse_path
 from estcore.est.transfer import decode_request, encode_response
-from estcore.messages.audit import Actor, Origin, Target
 from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested, Source
-from estcore.messages.envelope import decode, encode
+from estcore.messages.envelope import decode, encode, present
 from estcore.messages.state import RotationAck, RotationAckAnswered
 from estcore.messages.topics import ack_topic
 from estcore.pki.csr import MAX_CSR_BYTES, CertificationRequest, parse_csr
@@ -245,7 +244,7 @@ class Handler:
         )
         reenroll = exchange.operation == "simplereenroll"
         exchange.request_id = ids.uuid7()
-        message = EnrollmentRequested.model_construct(
+        message = EnrollmentRequested(
             id=exchange.request_id,
             source=f"est-frontend/{self._settings.instance}",
             time=self._clock.now(),
@@ -273,7 +272,7 @@ class Handler:
     def _source(self, exchange: Exchange) -> Source:
         cipher = exchange.connection.cipher()
         agent = exchange.request.headers.get("User-Agent", "")
-        return Source.model_construct(
+        return Source(
             peer=exchange.peer,
             tls_version=exchange.connection.version(),
             tls_cipher=cipher[0] if cipher else None,
@@ -392,19 +391,19 @@ class Handler:
         return {
             "correlation_id": exchange.correlation_id,
             "trace_id": trace_id(exchange.traceparent),
-            "actor": Actor.model_construct(
+            "actor": present(
                 type="service",
                 subject=who.principal.key if who else None,
                 auth_method=who.principal.method if who else None,
                 certificate_serial=serial_of(presented[0]) if presented else None,
             ),
-            "origin": Origin.model_construct(
+            "origin": present(
                 peer=exchange.peer,
                 tls_version=exchange.connection.version(),
                 user_agent=headers.get("User-Agent", "")[:200] or None,
                 client_correlation_id=claimed[:_CORRELATION_LIMIT] if claimed else None,
             ),
-            "target": Target.model_construct(
+            "target": present(
                 label=exchange.label_name,
                 request_id=exchange.request_id,
                 subject=csr.subject_text if csr else None,

@@ -19,8 +19,7 @@ from estcore import ids
 from estcore.clock import Clock, monotonic_s
 from estcore.errors import AuditUnavailable, BusUnavailable
 from estcore.messages import topics
-from estcore.messages.audit import Actor, AuditBatch, AuditRecord, Origin, Producer, Target
-from estcore.messages.envelope import encode
+from estcore.messages.envelope import encode_mapping, present
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.logs import fields
 from estcore.runtime.service import until
@@ -42,9 +41,9 @@ class Trail:
         self._clock = clock
         self._spool = Spool(settings.spool_file, settings.max_spooled)
         self._topic = topics.audit_refusal_topic(SERVICE, instance)
-        self._producer = Producer(service=SERVICE, instance=instance, boot_id=ids.uuid7())
+        self._producer = {"service": SERVICE, "instance": instance, "boot_id": ids.uuid7()}
         self._sequence = 0
-        self._pending: list[AuditRecord] = []
+        self._pending: list[dict[str, Any]] = []
         self._traced: list[str] = []
         self._refusals: Counter[tuple[str, str]] = Counter()
         self._window_until = 0.0
@@ -76,14 +75,16 @@ class Trail:
             )
 
     def add(self, *, traceparent: str | None = None, **parts: Any) -> None:
-        """Record one fact; the keyword arguments are those of AuditRecord."""
+        """Record one fact; the keyword arguments are those of AuditRecord, parts as mappings."""
         self._sequence += 1
         self._pending.append(
-            AuditRecord.model_construct(
+            present(
                 record_id=ids.uuid7(),
+                schema_version=1,
                 producer=self._producer,
                 producer_seq=self._sequence,
                 occurred_at=self._clock.now(),
+                severity=parts.pop("severity", "info"),
                 **parts,
             )
         )
@@ -97,7 +98,7 @@ class Trail:
             action=action,
             phase="outcome",
             outcome="success",
-            actor=Actor(type="system", subject=SERVICE),
+            actor={"type": "system", "subject": SERVICE},
             details=details or None,
         )
 
@@ -112,9 +113,8 @@ class Trail:
                     outcome="failure",
                     reason_code=code,
                     severity="warning",
-                    actor=Actor(type="service"),
-                    origin=Origin(peer=peer),
-                    target=Target(),
+                    actor={"type": "service"},
+                    origin={"peer": peer},
                     details={"aggregated": count - limit, "window_s": _RATE_WINDOW_S},
                 )
         self._refusals.clear()
@@ -130,9 +130,9 @@ class Trail:
         """Make everything collected durable: on the stream, else in the spool."""
         await self._drain()
         while self._pending:
-            records = tuple(self._pending[:_BATCH])
-            traced, self._traced = tuple(self._traced), []
-            body = encode(AuditBatch.model_construct(records=records, traceparents=traced))
+            records = self._pending[:_BATCH]
+            traced, self._traced = self._traced, []
+            body = encode_mapping({"records": records, "traceparents": traced})
             try:
                 await self._keep(len(records), body)
             except AuditUnavailable as exc:

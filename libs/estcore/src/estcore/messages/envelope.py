@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import binascii
 import datetime as dt
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -18,6 +18,7 @@ from pydantic import (
     PlainSerializer,
     ValidationError,
 )
+from pydantic_core import to_json
 
 from estcore.errors import MalformedRequest
 
@@ -66,6 +67,20 @@ M = TypeVar("M", bound=Part)
 def encode(message: Part) -> bytes:
     """Return the message as JSON; absent values are left out."""
     return message.model_dump_json(exclude_none=True).encode()
+
+
+def present(**values: Any) -> dict[str, Any]:
+    """Return the values that are not None: how a message is written down without its model.
+
+    Where thousands a second are sent, a plain mapping through ``encode_mapping`` costs a third
+    of a model; tests read what was sent with the model.
+    """
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def encode_mapping(message: dict[str, Any]) -> bytes:
+    """Return a mapping of JSON values, datetimes and models as JSON."""
+    return to_json(message, exclude_none=True)
 
 
 def decode(model: type[M], data: bytes) -> M:

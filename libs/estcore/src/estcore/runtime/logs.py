@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
 from typing import Any
 
+from pydantic_core import to_json
 from typing_extensions import override
-
-_RENAMED = {"levelname": "level"}
 
 
 class JSONFormatter(logging.Formatter):
@@ -19,13 +17,17 @@ class JSONFormatter(logging.Formatter):
     def __init__(self, service: str, instance: str) -> None:
         super().__init__()
         self._fixed = {"service": service, "instance": instance}
+        self._second, self._text = 0, ""
 
     @override
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         seconds, ms = divmod(int(record.created * 1000), 1000)
+        if seconds != self._second:
+            self._second = seconds
+            self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
         line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{ms:03d}Z",
+            "time": f"{self._text}.{ms:03d}Z",
             "level": record.levelname.lower(),
             "message": record.getMessage(),
             **self._fixed,
@@ -37,7 +39,7 @@ class JSONFormatter(logging.Formatter):
             line["error"] = f"{type(error).__name__}: {error}"
             if record.levelno >= logging.ERROR:
                 line["trace"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        return to_json(line, fallback=str).decode()
 
 
 def fields(**values: Any) -> dict[str, dict[str, Any]]:
