@@ -67,8 +67,10 @@ def test_any_order_and_repetition_of_events_leads_to_the_same_generations(
     found = deliver(batches)
     for name, one in expected.items():
         other = found[name]
-        assert (other.role, other.number) == (one.role, one.number), name
-        assert other.activated_at == one.activated_at
+        assert other.role == one.role, name
+        if one.role:
+            told = (other.number, other.replaces, other.activated_at)
+            assert told == (one.number, one.replaces, one.activated_at), name
     roles = [g.role for g in found.values() if g.role]
     assert roles.count("active") == 1
     assert roles.count("next") <= 1

@@ -1,0 +1,215 @@
+"""ca-signer in this process, on a real ledger and a real bus, driven like a front end drives it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from e2e_stack import POLICY, make_csr
+from nats.aio.msg import Msg
+
+from ca_signer import ceremony
+from ca_signer.announcing import Announcer
+from ca_signer.batch import Batch
+from ca_signer.cycle import Cycle
+from ca_signer.ledger import Ledger
+from ca_signer.main import SCHEMA, SCRIPTS, authority, publish_state
+from ca_signer.repeats import Repeats
+from ca_signer.secret_store import SecretStore
+from ca_signer.settings import SignerSettings
+from ca_signer.sweeper import Sweeper
+from ca_signer.windows import Windows
+from ca_signer.worker import Worker
+from estclient.suite import layout as suite_layout
+from estcore import ids
+from estcore.clock import SystemClock
+from estcore.messages import topics
+from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested, Principal
+from estcore.messages.envelope import decode, encode
+from estcore.pki.profile import Priority
+from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.database import Database
+from estcore.runtime.migrations import migrate
+from estcore.runtime.settings import read_secret
+from estcore.runtime.topology import declare
+from estcore.runtime.tracing import Tracing
+
+PROFILES = Path(suite_layout.__file__).parent / "examples" / "profiles.yaml"
+
+
+def signer_settings(platform: Any, folder: Path, **changes: Any) -> SignerSettings:
+    """Settings of a signer on the platform, with a CA of its own in the folder."""
+    ca, passphrase = folder / "ca", folder / "ca.passphrase"
+    if not passphrase.exists():
+        passphrase.write_text("a long enough passphrase")
+        passphrase.chmod(0o600)
+        ceremony.init(ca, name="Test", passphrase_file=passphrase, clock=SystemClock())
+    raw = {
+        "instance": "signer-test",
+        "bus": platform.bus("ca-signer").model_dump(),
+        "database": platform.database("ca-signer").model_dump(),
+        "policy_file": POLICY,
+        "profiles_file": PROFILES,
+        "software_keys": "allow",
+        "issuers": [
+            {
+                "issuer_id": "issuing",
+                "certificate_file": ca / "issuing.pem",
+                "chain_file": ca / "chain.pem",
+                "key_file": ca / "issuing.key",
+                "passphrase_file": passphrase,
+            }
+        ],
+        "groups": {
+            "default": {
+                "labels": sorted(yaml.safe_load(POLICY.read_text())["labels"]),
+                "profiles": ["service-mtls", "demo"],
+            }
+        },
+        **changes,
+    }
+    return SignerSettings.model_validate(raw)
+
+
+@dataclass
+class SignerStack:
+    """The parts of a signer and a front end's connection."""
+
+    settings: SignerSettings
+    bus: Bus
+    frontend: Bus
+    database: Database
+    ledger: Ledger
+    repeats: Repeats
+    announcer: Announcer
+    cycle: Cycle
+    batch: Batch
+    worker: Worker
+    sweeper: Sweeper
+    windows: Windows
+    secrets: SecretStore
+    answers: dict[str, asyncio.Future[EnrollmentAnswered]] = field(default_factory=dict)
+    seen: list[EnrollmentAnswered] = field(default_factory=list)
+
+    def message(self, csr: bytes | None = None, **changes: Any) -> EnrollmentRequested:
+        """A request as est-frontend sends it; keyword arguments change one thing."""
+        values: dict[str, Any] = {
+            "id": ids.uuid7(),
+            "source": "est-frontend/test",
+            "time": dt.datetime.now(dt.UTC),
+            "correlation_id": ids.uuid7(),
+            "operation": "simpleenroll",
+            "label": "services",
+            "group": "default",
+            "instance": "front",
+            "issuer": "issuing",
+            "priority": Priority.NORMAL,
+            "principal": Principal(method="secret", name="load"),
+            "csr": csr or make_csr(f"dev-{ids.uuid7()}")[1],
+        }
+        return EnrollmentRequested.model_validate(values | changes)
+
+    async def send(
+        self, message: EnrollmentRequested, *, topic: str | None = None, fresh_id: bool = False
+    ) -> None:
+        """Publish a request; ``fresh_id`` gets it past JetStream's own de-duplication."""
+        where = topic or topics.request_topic(message.group, message.issuer, message.priority)
+        message_id = ids.uuid7() if fresh_id else message.id
+        self.answers.setdefault(message.id, asyncio.get_running_loop().create_future())
+        await self.frontend.publish_confirmed([Outgoing(where, encode(message), message_id)])
+
+    async def ask(self, message: EnrollmentRequested, **more: Any) -> EnrollmentAnswered:
+        """Publish a request and return the answer."""
+        await self.send(message, **more)
+        async with asyncio.timeout(15):
+            return await self.answers[message.id]
+
+    async def rows(self, sql: str, *values: Any) -> list[Any]:
+        async with self.database.connection() as connection:
+            return await connection.fetch(sql, *values)
+
+    async def value(self, sql: str, *values: Any) -> Any:
+        async with self.database.connection() as connection:
+            return await connection.fetchval(sql, *values)
+
+    async def answered(self, message: Msg) -> None:
+        answer = decode(EnrollmentAnswered, message.data)
+        self.seen.append(answer)
+        future = self.answers.get(answer.request_id)
+        if future is not None and not future.done():
+            future.set_result(answer)
+
+
+async def prepare(settings: SignerSettings) -> None:
+    """Migrate schema and streams, as the services' ``migrate`` do."""
+    await migrate(settings.database, schema=SCHEMA, scripts=SCRIPTS)
+    seed_file = settings.bus.migration_nkey_seed_file
+    assert seed_file is not None
+    bus = await Bus.connect(settings.bus, "migrate", "test", seed=read_secret(seed_file, "seed"))
+    await declare(bus, topics.STREAMS, topics.signer_consumers("issuing"), replicas=1)
+    await bus.close()
+
+
+@contextlib.asynccontextmanager
+async def signer_stack(
+    platform: Any, folder: Path, *, running: bool = True, **changes: Any
+) -> AsyncIterator[SignerStack]:
+    """A signer ready to serve; ``running=False`` leaves worker and sweeper to the test."""
+    settings = signer_settings(platform, folder, **changes)
+    await prepare(settings)
+    deciding = authority(settings)
+    clock = SystemClock()
+    database = await Database.connect(settings.database, "ca-signer", SCHEMA)
+    bus = await Bus.connect(settings.bus, "ca-signer", settings.instance)
+    frontend = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "front")
+    ledger = Ledger(database, lease_s=settings.lease_s)
+    repeats = Repeats(ledger)
+    announcer = Announcer(bus, clock, settings.instance)
+    cycle = Cycle(ledger, announcer, deciding.issuers)
+    batch = Batch(
+        bus=bus,
+        ledger=ledger,
+        repeats=repeats,
+        cycle=cycle,
+        announcer=announcer,
+        authority=deciding,
+        tracing=Tracing(settings.telemetry, "ca-signer", "test"),
+        max_attempts=settings.max_attempts,
+    )
+    stack = SignerStack(
+        settings=settings,
+        bus=bus,
+        frontend=frontend,
+        database=database,
+        ledger=ledger,
+        repeats=repeats,
+        announcer=announcer,
+        cycle=cycle,
+        batch=batch,
+        worker=Worker(bus, database, batch, issuers=["issuing"], batch_size=64, in_flight=2),
+        sweeper=Sweeper(ledger, repeats, cycle, announcer, deciding, every_s=0.2),
+        windows=Windows(bus, ledger, announcer, clock, window_s=5, settle_s=1),
+        secrets=SecretStore(database, bus, clock),
+    )
+    await frontend.subscribe("est.reply.default.front.*", stack.answered)
+    await publish_state(bus, database, deciding)
+    for name in ("load", "other"):
+        if not await stack.value("select true from secret where secret_id = $1", name):
+            await stack.secrets.create(name, lifetime=dt.timedelta(days=1), one_time=False)
+    stop = asyncio.Event()
+    jobs = [stack.worker.run, stack.cycle.keep_marking, stack.windows.run] if running else []
+    tasks = [asyncio.ensure_future(job(stop)) for job in jobs]
+    try:
+        yield stack
+    finally:
+        stop.set()
+        await asyncio.gather(*tasks)
+        await frontend.close()
+        await bus.close()
+        await database.close()
