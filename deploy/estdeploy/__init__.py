@@ -1,0 +1,1 @@
+"""What the deployment files need besides themselves: settings, secrets, NATS users, checks."""

@@ -1,0 +1,89 @@
+"""The ``authorization`` block of nats-server, from the table the services are tested with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from estclient.suite.layout import keep_secret
+from estclient.suite.nats import new_user_seed, public_nkey
+from estcore.errors import ConfigurationError
+from estcore.messages import permissions
+from estcore.messages.permissions import Permissions
+
+
+def users(
+    group: str = "default", agents: tuple[tuple[str, str], ...] = ()
+) -> dict[str, Permissions]:
+    """Return every NATS user with its permissions: services, ``migrate``, agents.
+
+    An agent's user is named ``agent-<tenant>-<service>``.
+    """
+    found = {
+        "migrate": permissions.provisioner(),
+        "est-frontend": permissions.frontend(group),
+        "ca-signer": permissions.signer(),
+        "renewal": permissions.renewal(),
+        "audit": permissions.audit(),
+    }
+    for tenant, service in agents:
+        found[f"agent-{tenant}-{service}"] = permissions.agent(tenant, service)
+    return found
+
+
+def seed_file(folder: Path, user: str) -> Path:
+    """Return where the user's NKey seed lies in a folder of secrets."""
+    return folder / f"nats-{user}.seed"
+
+
+def public_keys(folder: Path, names: Mapping[str, Permissions]) -> dict[str, str]:
+    """Return the public NKey of each user; seeds that are missing are made and kept."""
+    keys = {}
+    for name in names:
+        path = seed_file(folder, name)
+        keep_secret(path, new_user_seed())
+        keys[name] = public_nkey(path.read_text(encoding="utf-8").strip())
+    return keys
+
+
+def authorization(names: Mapping[str, Permissions], keys: Mapping[str, str]) -> dict[str, object]:
+    """Return the block as data: one user per name, deny by default.
+
+    Raises:
+        ConfigurationError: a user has no key, or two have the same.
+    """
+    missing = sorted(names.keys() - keys.keys())
+    if missing:
+        raise ConfigurationError(f"no public NKey for {', '.join(missing)}")
+    if len({keys[name] for name in names}) != len(names):
+        raise ConfigurationError("two users have the same NKey")
+    return {"users": [_user(keys[name], names[name]) for name in names]}
+
+
+def render(block: Mapping[str, object]) -> str:
+    """Return the block as text to include in a nats-server configuration."""
+    return f"authorization: {json.dumps(block, indent=2)}\n"
+
+
+def server(block: Mapping[str, object], *, store: str) -> dict[str, object]:
+    """Return a whole configuration for one server in a container."""
+    return {
+        "server_name": "estsuite",
+        "host": "0.0.0.0",  # noqa: S104 - inside the container; compose publishes no port of it
+        "port": 4222,
+        "http": "127.0.0.1:8222",
+        "max_payload": 1024 * 1024,
+        "jetstream": {"store_dir": store, "max_file_store": 20 * 1024**3},
+        "authorization": dict(block),
+    }
+
+
+def _user(key: str, allowed: Permissions) -> dict[str, object]:
+    publish: dict[str, list[str]] = {"allow": list(allowed.publish)}
+    if not allowed.publish:
+        publish = {"deny": [">"]}
+    return {
+        "nkey": key,
+        "permissions": {"publish": publish, "subscribe": {"allow": list(allowed.subscribe)}},
+    }

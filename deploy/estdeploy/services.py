@@ -1,0 +1,151 @@
+"""The four services as deployments see them: command, prefix, settings, configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from audit.settings import Settings as AuditSettings
+from ca_signer.settings import SignerSettings
+from est_frontend.settings import FrontendSettings
+from estcore.runtime.settings import ServiceSettings
+from renewal.settings import RenewalSettings
+
+ADMIN_PORT = 9100
+EST_PORT = 8443
+USER_ID = 10001
+"""The images' user; numeric, as ``runAsNonRoot`` wants it."""
+DATABASE = "estsuite"
+ORIGIN = "estsuite.local/audit"
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service's names."""
+
+    name: str
+    distribution: str
+    command: str
+    prefix: str
+    settings: type[ServiceSettings]
+    schema: str | None = None
+
+
+SERVICES = {
+    service.name: service
+    for service in (
+        Service(
+            "ca-signer", "estsuite-signer", "ca-signer", "CA_SIGNER", SignerSettings, "ca_signer"
+        ),
+        Service(
+            "renewal", "estsuite-renewal", "est-renewal", "EST_RENEWAL", RenewalSettings, "renewal"
+        ),
+        Service("audit", "estsuite-audit", "est-audit", "EST_AUDIT", AuditSettings, "audit"),
+        Service(
+            "est-frontend", "estsuite-frontend", "est-frontend", "EST_FRONTEND", FrontendSettings
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a service finds things: paths inside its container, or real ones in tests."""
+
+    config: Path = Path("/etc/estsuite")
+    secrets: Path = Path("/run/secrets")
+    data: Path = Path("/var/lib/estsuite")
+    nats: str = "nats://nats:4222"
+    postgres: str = "postgres:5432"
+
+
+def compose_settings(service: Service, places: Places, policy_folder: Path) -> dict[str, Any]:
+    """Return the settings file of a service under compose; the same keys as ``estctl up``.
+
+    Only what ``migrate`` needs is left out: the migration containers get it by environment, so
+    that the services never see the owner's password.
+    """
+    settings: dict[str, Any] = {
+        "instance": service.name,
+        "bus": {
+            "url": places.nats,
+            "nkey_seed_file": str(places.secrets / f"nats-{service.name}.seed"),
+        },
+        "admin": {"port": ADMIN_PORT},
+    }
+    if service.schema is not None:
+        settings["database"] = {
+            "url": f"postgresql://{service.schema}@{places.postgres}/{DATABASE}",
+            "password_file": str(places.secrets / f"{service.schema}.password"),
+        }
+    return settings | _own(service.name, places, policy_folder)
+
+
+def _own(name: str, places: Places, policy_folder: Path) -> dict[str, Any]:
+    config, secrets, data = places.config, places.secrets, places.data
+    if name == "est-frontend":
+        return {
+            "group": "default",
+            "listen": {
+                "host": "0.0.0.0",  # noqa: S104 - inside the container
+                "port": EST_PORT,
+                "certificate_file": str(config / "server.pem"),
+                "key_file": str(secrets / "server.key"),
+            },
+            "trail": {"spool_file": str(data / "spool" / "est-frontend.sqlite")},
+            "policy_file": str(config / "policy.yaml"),
+            "state_folder": str(data / "state"),
+        }
+    if name == "ca-signer":
+        return {
+            "policy_file": str(config / "policy.yaml"),
+            "profiles_file": str(config / "profiles.yaml"),
+            "software_keys": "allow",
+            "issuers": [
+                {
+                    "issuer_id": "issuing",
+                    "certificate_file": str(config / "issuing.pem"),
+                    "chain_file": str(config / "chain.pem"),
+                    "key_file": str(secrets / "issuing.key"),
+                    "passphrase_file": str(secrets / "ca.passphrase"),
+                }
+            ],
+            "groups": {"default": everything(policy_folder)},
+        }
+    if name == "audit":
+        return {
+            "checkpoint": {
+                "origin": ORIGIN,
+                "key_file": str(secrets / "audit-checkpoint.pem"),
+            },
+            "sinks": [],
+        }
+    return {}
+
+
+def everything(folder: Path) -> dict[str, list[str]]:
+    """Return the caps of one group that may use all labels and profiles in a folder."""
+    policy = yaml.safe_load((folder / "policy.yaml").read_text(encoding="utf-8"))
+    profiles = yaml.safe_load((folder / "profiles.yaml").read_text(encoding="utf-8"))
+    return {
+        "labels": sorted(policy["labels"]),
+        "profiles": sorted(p["name"] for p in profiles["profiles"]),
+    }
+
+
+def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return dotted key to value; the first item stands for all of a list."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        dotted = f"{above}{key}"
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{dotted}.")
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            found |= flat(value[0], f"{dotted}.")
+        else:
+            found[dotted] = value
+    return found
