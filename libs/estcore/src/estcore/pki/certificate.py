@@ -219,6 +219,12 @@ def _model(issuer: IssuerCertificate, key: CertificateIssuerPrivateKeyTypes) -> 
     return builder.sign(key, signing_hash(key.public_key()))
 
 
+def encode_extensions(extensions: list[tuple[x509.ExtensionType, bool]]) -> bytes:
+    """Return the extensions field of TBS bytes as DER writes it."""
+    encoded = (_extension(e, critical=critical) for e, critical in extensions)
+    return der_codec.tlv(0xA3, der_codec.tlv(der_codec.SEQUENCE, *encoded))
+
+
 def _extension(extension: x509.ExtensionType, *, critical: bool) -> bytes:
     return _octets_extension(
         _encode_oid(extension.oid), extension.public_bytes(), critical=critical

@@ -108,7 +108,7 @@ def parse_csr(der: bytes) -> CertificationRequest:
         raise
     except UnsupportedAlgorithm as exc:
         raise WeakKey("the key algorithm is not accepted", code="key.type") from exc
-    except (ValueError, TypeError, x509.DuplicateExtension) as exc:
+    except (ValueError, TypeError, x509.DuplicateExtension, x509.InvalidVersion) as exc:
         raise MalformedRequest("not a PKCS#10 certification request", code="csr.malformed") from exc
     algorithm = key_algorithm(public_key)
     subject_der, spki, attributes = _certified_parts(der, public_key, subject)
