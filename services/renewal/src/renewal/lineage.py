@@ -1,14 +1,14 @@
 """The generations of one slot: which certificate is active, which is next, what happened.
 
 Pure. ``settle`` takes every certificate of a slot that still matters, in any order, and says
-what each of them is. It is a fold over the certificates in the order of their issuance, so
+what each of them is. It is a fold over issuances and proofs of use in the order of time, so
 events that arrive late, twice or out of order lead to the same roles:
 
 1. The first certificate is active.
-2. A later one is ``next``. If it was asked for with the present ``next``, that one is thereby
-   proven in use and becomes active first (``mtls_seen``).
-3. A second ``next`` before the first was proven displaces it: the older is ``superseded``.
-   A client that lost its key (no predecessor) is one such case.
+2. A later one is ``next``. If it was asked for with one that waited to be proven, that one is
+   thereby proven in use and becomes active first (``mtls_seen``).
+3. A second ``next`` before the first was proven displaces it: the older is ``superseded``, but
+   may still be proven. A client that lost its key (no predecessor) is one such case.
 4. A certificate issued after the active one had expired or was revoked is active at once.
 5. Proof of use makes ``next`` active; the old one is ``deprecated`` when the overlap is over
    and ``retired`` at its end. Without proof it is never deprecated; time alone can retire it.
@@ -117,6 +117,8 @@ class _Fold:
         self.all: dict[str, Generation] = {}
         self._active: str | None = None
         self._next: str | None = None
+        self._placed: set[str] = set()
+        self._proven_early: set[str] = set()
 
     @property
     def active(self) -> Generation | None:
@@ -130,18 +132,59 @@ class _Fold:
         self.all[one.issuance_id] = one
 
     def place(self) -> None:
-        """Rules 1 to 4, in the order of issuance."""
-        for one in list(self.all.values()):
+        """Rules 1 to 5, in the order of time; at one moment a proof comes before an issuance."""
+        moments: list[tuple[dt.datetime, bool, str]] = []
+        askers = {g.predecessor for g in self.all.values() if g.state != "revoked"}
+        before = list(self.all.values())
+        for one in before:
             if one.state == "revoked":
                 self._put(one, role=None)
                 continue
-            active = self.active
-            if active is None:
-                self._first(one)
-            elif active.not_after <= one.issued_at:
-                self._recover(active, one)
+            if one.proof == "mtls_seen" and one.fingerprint in askers:
+                # What proved it is here: the fold finds the proof again, at its right place.
+                one = self._put(one, activated_at=None, proof=None)
+            moments.append((one.issued_at, True, one.issuance_id))
+            if one.activated_at is not None:
+                moments.append((one.activated_at, False, one.issuance_id))
+        for _, is_issuance, name in sorted(moments):
+            if is_issuance:
+                self._issue(self.all[name])
             else:
-                self._follow(active, one)
+                self._prove(self.all[name])
+        for one in before:
+            self._keep_facts(one)
+
+    def _keep_facts(self, before: Generation) -> None:
+        """Generations in between may have ended and not be here: numbers and proofs stay."""
+        now = self.all[before.issuance_id]
+        if before.activated_at is not None and now.activated_at is None:
+            self._put(now, activated_at=before.activated_at, proof=before.proof)
+        missing = before.number - now.number
+        if before.role != "active" or before.issuance_id != self._active or missing <= 0:
+            return
+        for one in (self.active, self.next):
+            if one is not None:
+                self._put(one, number=one.number + missing)
+
+    def _issue(self, one: Generation) -> None:
+        active = self.active
+        if active is None:
+            self._first(one)
+        elif active.not_after <= one.issued_at:
+            self._recover(active, one)
+        else:
+            self._follow(active, one)
+
+    def _prove(self, one: Generation) -> None:
+        active = self.active
+        if one.issuance_id not in self._placed:
+            self._proven_early.add(one.issuance_id)  # clocks differ: it is issued in a moment
+        elif active is not None and self._waits(one, active):
+            self._activate(active, one, at=one.activated_at or one.issued_at, proof=None)
+
+    def _waits(self, one: Generation, active: Generation) -> bool:
+        """It was issued to succeed the active one, and was not proven yet."""
+        return one.issuance_id in self._placed and one.number > active.number
 
     def _put(self, one: Generation, **changes: object) -> Generation:
         changed = replace(one, **changes)  # type: ignore[arg-type] # fields of Generation
@@ -149,11 +192,17 @@ class _Fold:
         return changed
 
     def _first(self, one: Generation) -> None:
-        if one.number and one.role is None:
+        if one.number and one.role is None and not self._has_successor(one):
             return  # replaced long ago by one that is no longer here: stays what it is
         number = one.number or self._first_number()
         self._active = one.issuance_id
+        self._placed.add(one.issuance_id)
         self._put(one, role="active", state="active", number=number)
+
+    def _has_successor(self, one: Generation) -> bool:
+        return any(
+            g.replaces == one.issuance_id and g.state != "revoked" for g in self.all.values()
+        )
 
     def _first_number(self) -> int:
         placed = [g.number for g in self.all.values() if g.number]
@@ -164,6 +213,7 @@ class _Fold:
         if self.next is not None:
             self._put(self.next, role=None, state="superseded")
         self._active, self._next = one.issuance_id, None
+        self._placed.add(one.issuance_id)
         self._put(
             one,
             role="active",
@@ -175,13 +225,19 @@ class _Fold:
         )
 
     def _follow(self, active: Generation, one: Generation) -> None:
-        unproven = self.next
-        if unproven is not None and one.predecessor == unproven.fingerprint:
-            active = self._activate(active, unproven, at=one.issued_at, proof="mtls_seen")
-        elif unproven is not None:
-            self._put(unproven, role=None, state="superseded")
+        for waiting in list(self.all.values()):
+            if waiting.fingerprint == one.predecessor and self._waits(waiting, active):
+                active = self._activate(active, waiting, at=one.issued_at, proof="mtls_seen")
+        if self.next is not None:
+            self._put(self.next, role=None, state="superseded")
+        self._placed.add(one.issuance_id)
+        placed = self._put_next(active, one)
+        if one.issuance_id in self._proven_early:
+            self._activate(active, placed, at=one.activated_at or one.issued_at, proof=None)
+
+    def _put_next(self, active: Generation, one: Generation) -> Generation:
         self._next = one.issuance_id
-        placed = self._put(
+        return self._put(
             one,
             role="next",
             state="next",
@@ -190,25 +246,30 @@ class _Fold:
             overlap_until=self._overlap_until(active, one.issued_at),
             reached=one.reached | Steps.ISSUED | Steps.OVERLAP,
         )
-        if one.activated_at is not None:
-            self._activate(active, placed, at=one.activated_at, proof=one.proof)
 
     def _activate(
         self, old: Generation, new: Generation, *, at: dt.datetime, proof: Proof | None
     ) -> Generation:
         """Rule 5. Without proof (the old one ended) nothing is announced as activated."""
-        at, proof = new.activated_at or at, new.proof or proof
-        self._put(old, role=None, state="superseded" if old.state == "active" else old.state)
-        self._active, self._next = new.issuance_id, None
-        return self._put(
+        at, proof = min(at, new.activated_at or at), new.proof or proof
+        self._put(old, role=None, state="superseded")
+        self._active = new.issuance_id
+        active = self._put(
             new,
             role="active",
             state="active",
+            replaces=old.issuance_id,
             activated_at=at,
             proof=proof,
             overlap_until=self._overlap_until(old, at),
             reached=new.reached | (Steps.ACTIVATED if proof else Steps.NONE),
         )
+        following = self.next
+        if following is None or following.issuance_id == new.issuance_id:
+            self._next = None
+        else:
+            self._put_next(active, following)
+        return active
 
     def _overlap_until(self, old: Generation, start: dt.datetime) -> dt.datetime:
         return start + overlap(
@@ -285,12 +346,12 @@ class _Fold:
 
 def _check_at(fold: _Fold, now: dt.datetime) -> dt.datetime | None:
     moments = [fold.stall_ahead()]
-    successors = {g.replaces: g for g in fold.all.values() if g.replaces}
+    successors = {g.replaces: g for g in fold.all.values() if Steps.ACTIVATED in g.reached}
     for one in fold.all.values():
         if one.state in {"retired", "expired", "revoked"}:
             continue
         moments.append(one.not_after)
         new = successors.get(one.issuance_id)
-        if new is not None and Steps.ACTIVATED in new.reached:
+        if new is not None:
             moments.append(new.overlap_until)
     return min((m for m in moments if m is not None and m > now), default=None)

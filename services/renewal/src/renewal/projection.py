@@ -8,7 +8,7 @@ same transaction.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from estcore.errors import MalformedRequest
@@ -74,6 +74,9 @@ returning issuance_id, slot_id
 """
 
 
+_NUMBERS = "select issuance_id, generation from certificate where issuance_id = any($1::text[])"
+
+
 @dataclass(frozen=True)
 class Scheduled:
     """When a projected certificate will be due, and as which generation."""
@@ -106,10 +109,9 @@ async def project(
     events = {event.id: event for event in issued}
     slots: set[str] = set()
     touched: list[str] = []
-    first_due: dict[str, dt.datetime] = {}
     newest: dict[str, CertificateIssued] = {}
     if events:
-        first_due, touched = await _insert(connection, list(events.values()))
+        touched = await _insert(connection, list(events.values()))
         for name in touched:
             event = events[name]
             slots.add(event.slot_id)
@@ -131,34 +133,41 @@ async def project(
         settled = await settle_slots(
             connection, slots, rotation=rotation, newest=newest, certificates=touched
         )
-    scheduled = [_scheduled(event, settled, first_due) for event in events.values()]
+    numbers = {name: one.number for s in settled.values() for name, one in _all(s)}
+    ended = [name for name in touched if name in events and name not in numbers]
+    if ended:
+        rows = await connection.fetch(_NUMBERS, ended)
+        numbers |= {row["issuance_id"]: row["generation"] for row in rows}
+    scheduled = [_scheduled(event, settled, numbers.get(event.id, 1)) for event in events.values()]
     return Projected(tuple(scheduled), tuple(settled))
 
 
-def _scheduled(
-    event: CertificateIssued,
-    settled: dict[str, SettledSlot],
-    first_due: dict[str, dt.datetime],
-) -> Scheduled:
-    done = settled.get(event.slot_id)
-    if done is None:
-        return Scheduled(event, 1, first_due[event.id])
-    one: Generation = done.settled.generations[event.id]
-    return Scheduled(event, one.number, done.slot.due(one, max(one.number, 1)))
+def _all(slot: SettledSlot) -> Iterable[tuple[str, Generation]]:
+    return slot.settled.generations.items()
 
 
-async def _insert(
-    connection: Connection, events: list[CertificateIssued]
-) -> tuple[dict[str, dt.datetime], list[str]]:
+def _scheduled(event: CertificateIssued, settled: dict[str, SettledSlot], number: int) -> Scheduled:
+    rules = settled[event.slot_id].slot if event.slot_id in settled else event
+    due = due_at(
+        issued_at=event.issued_at,
+        not_after=event.not_after,
+        reaction_time=dt.timedelta(seconds=rules.reaction_time_s),
+        spread=rules.spread,
+        slot_id=event.slot_id,
+        generation=number,
+    )
+    return Scheduled(event, number, due)
+
+
+async def _insert(connection: Connection, events: list[CertificateIssued]) -> list[str]:
     # One order for all replicas, or two of them wait for each other.
     events.sort(key=lambda e: (e.slot_id, e.issued_at, e.id))
-    due: dict[str, dt.datetime] = {}
     rows = []
     leader = ""
     for event in events:
         if event.not_after <= event.issued_at:
             raise MalformedRequest("the certificate ends before it was issued")
-        due[event.id] = due_at(
+        due = due_at(
             issued_at=event.issued_at,
             not_after=event.not_after,
             reaction_time=dt.timedelta(seconds=event.reaction_time_s),
@@ -166,11 +175,11 @@ async def _insert(
             slot_id=event.slot_id,
             generation=1,
         )
-        rows.append((*_row(event), due[event.id], event.slot_id != leader))
+        rows.append((*_row(event), due, event.slot_id != leader))
         leader = event.slot_id
     columns = [list(column) for column in zip(*rows, strict=True)]
     found = await connection.fetch(_INSERT, *columns)
-    return due, [row["issuance_id"] for row in found]
+    return [row["issuance_id"] for row in found]
 
 
 def _row(event: CertificateIssued) -> tuple[object, ...]:

@@ -37,7 +37,8 @@ union
 select {_GENERATION_COLUMNS} from certificate
 where slot_id = any($1::uuid[]) and role is null and state in ('superseded', 'deprecated')
 union
-select {_GENERATION_COLUMNS} from certificate where issuance_id = any($2::text[])
+select {_GENERATION_COLUMNS} from certificate
+where issuance_id = any($2::text[]) and (generation = 0 or state = 'revoked')
 """  # noqa: S608 - our own names
 _CLEAR_ROLES = "update certificate set role = null where issuance_id = any($1::text[])"
 _WRITE_GENERATIONS = """
@@ -95,8 +96,8 @@ async def settle_slots(
 ) -> dict[str, SettledSlot]:
     """Settle the slots and write what changed; returns them by id.
 
-    ``newest`` brings each slot's latest rules, ``certificates`` names rows to look at besides
-    those that are live, ``proven`` marks the certificate whose use was proven.
+    ``newest`` brings each slot's latest rules, ``certificates`` names new or revoked rows to look
+    at besides those that are live, ``proven`` marks the certificate whose use was proven.
     """
     ids = sorted(set(slot_ids))
     rows = await connection.fetch(_SLOTS, ids)
