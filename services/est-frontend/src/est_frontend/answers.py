@@ -25,6 +25,7 @@ from estcore.errors import (
 CERTS_ONLY = "application/pkcs7-mime; smime-type=certs-only"
 CACERTS = "application/pkcs7-mime"
 _TEXT = "text/plain; charset=utf-8"
+SERVER = "est"
 CHALLENGE = 'Basic realm="est"'
 
 STATUS: dict[type[ESTSuiteError], int] = {
@@ -71,6 +72,7 @@ def pkcs7(body: bytes, content_type: str, correlation_id: str) -> web.Response:
             "Content-Type": content_type,
             "Content-Transfer-Encoding": "base64",
             "X-Correlation-ID": correlation_id,
+            "Server": SERVER,
         },
     )
 
@@ -84,13 +86,14 @@ def pending(retry_after_s: int, correlation_id: str) -> web.Response:
             "Content-Type": _TEXT,
             "Retry-After": str(retry_after_s),
             "X-Correlation-ID": correlation_id,
+            "Server": SERVER,
         },
     )
 
 
 def empty(correlation_id: str) -> web.Response:
     """Return 204."""
-    return web.Response(status=204, headers={"X-Correlation-ID": correlation_id})
+    return web.Response(status=204, headers={"X-Correlation-ID": correlation_id, "Server": SERVER})
 
 
 def failure(
@@ -104,7 +107,7 @@ def failure(
     """Return an error: one line a person can act on, and its stable code."""
     status = status_of(error)
     text = "internal error" if status == 500 else error.reason  # noqa: PLR2004
-    headers = {"Content-Type": _TEXT, "X-Correlation-ID": correlation_id}
+    headers = {"Content-Type": _TEXT, "X-Correlation-ID": correlation_id, "Server": SERVER}
     if status == 401 and challenge:  # noqa: PLR2004
         headers["WWW-Authenticate"] = CHALLENGE
     if retry_after_s is not None and status in {429, 503}:

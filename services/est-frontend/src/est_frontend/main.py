@@ -14,6 +14,7 @@ from est_frontend.authenticate import Authenticator
 from est_frontend.gateway import Gateway
 from est_frontend.handler import Handler
 from est_frontend.peers import PeerValidator
+from est_frontend.server import LimitedServer
 from est_frontend.settings import FrontendSettings
 from est_frontend.state import State
 from est_frontend.tls import EngineContext
@@ -77,8 +78,10 @@ async def run(settings: FrontendSettings) -> None:  # noqa: PLR0915 - wiring, to
         },
     )
     await admin.start()
-    server = web.Server(
+    server = LimitedServer(
         handler,
+        max_connections=settings.listen.max_connections,
+        head_timeout_s=settings.limits.head_timeout_s,
         request_factory=_request_factory(settings.limits.max_body_bytes),
         access_log=None,
         keepalive_timeout=settings.listen.idle_timeout_s,

@@ -14,4 +14,5 @@ SECONDS = Histogram(
 REFUSED = Counter("est_frontend_refused_total", "requests refused", ["code"])
 IN_FLIGHT = Gauge("est_frontend_in_flight", "enrollments waiting for their answer")
 SPOOLED = Gauge("est_frontend_spooled_records", "audit records waiting on disk")
-STATE_AGE = Gauge("est_frontend_state_updates_total", "state messages applied")
+CUT = Counter("est_frontend_connections_cut_total", "connections ended by a limit", ["why"])
+STATE_UPDATES = Counter("est_frontend_state_updates_total", "state messages applied")

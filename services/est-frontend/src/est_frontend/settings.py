@@ -30,6 +30,9 @@ class LimitSettings(StrictModel):
 
     max_body_bytes: int = Field(default=65_536, ge=4096, le=1_048_576)
     max_header_bytes: int = Field(default=8190, ge=1024, le=65_536)
+    head_timeout_s: float = Field(
+        default=10, ge=0.5, le=120, description="from the handshake to the end of the first head"
+    )
     body_timeout_s: float = Field(default=10, ge=1, le=120)
     max_in_flight: int = Field(default=2000, ge=1, le=100_000, description="enrollments at once")
 

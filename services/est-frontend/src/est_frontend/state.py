@@ -113,7 +113,7 @@ class State:
         path = self._folder / topic
         if not self._apply(topic, payload):
             return
-        metrics.STATE_AGE.inc()
+        metrics.STATE_UPDATES.inc()
         with contextlib.suppress(OSError):
             await asyncio.to_thread(_write, path, payload)
 

@@ -1,0 +1,258 @@
+"""Running the suite: traces, graceful stops, limits, `up` as a person uses it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from base64 import b64encode
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from e2e_stack import Stack, StubbornClient, start_stack, stop_stack
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from estclient.suite.local import admin_get, executable
+from estclient.suite.ports import free_port
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+
+
+class Collector:
+    """An OTLP/HTTP receiver that remembers which service sent which span of which trace."""
+
+    def __init__(self) -> None:
+        self.traces: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+        self.port = free_port()
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        app = web.Application(client_max_size=8 * 1024 * 1024)
+        app.router.add_post("/v1/traces", self._take)
+        self._runner = web.AppRunner(app)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+
+    async def stop(self) -> None:
+        assert self._runner is not None
+        await self._runner.cleanup()
+
+    async def _take(self, request: web.Request) -> web.Response:
+        body = ExportTraceServiceRequest()
+        body.ParseFromString(await request.read())
+        for resource in body.resource_spans:
+            names = {a.key: a.value.string_value for a in resource.resource.attributes}
+            for scope in resource.scope_spans:
+                for span in scope.spans:
+                    self.traces[span.trace_id.hex()][names["service.name"]].add(span.name)
+        return web.Response()
+
+
+async def test_one_trace_crosses_front_end_signer_and_audit(tmp_path: Path) -> None:
+    collector = Collector()
+    await collector.start()
+    telemetry = {
+        "telemetry": {
+            "otlp_endpoint": f"http://127.0.0.1:{collector.port}/v1/traces",
+            "trace_ratio": 1.0,
+        }
+    }
+    overrides = dict.fromkeys(("est-frontend", "ca-signer", "renewal", "audit"), telemetry)
+    stack = await start_stack(tmp_path, overrides=overrides)
+    try:
+        await StubbornClient(stack, stack.ports).enroll("dev-trace")
+        wanted = {"est-frontend", "ca-signer", "audit"}
+        found: list[set[str]] = []
+        for _ in range(100):
+            services = [
+                {name.removeprefix("est-audit").strip() or "audit" for name in t}
+                for t in collector.traces.values()
+            ]
+            found = [s for s in services if wanted <= s]
+            if found:
+                break
+            await asyncio.sleep(0.2)
+        assert found, {k: dict(v) for k, v in collector.traces.items()}
+    finally:
+        await stop_stack(stack)
+        await collector.stop()
+
+
+async def test_sigterm_under_load_loses_nothing(tmp_path: Path) -> None:
+    """Each service is stopped in order and started again while clients enroll."""
+    stack = await start_stack(tmp_path)
+    try:
+        client = StubbornClient(stack, stack.ports)
+
+        async def one(number: int) -> None:
+            await asyncio.sleep(number * 0.05)
+            await client.enroll(f"dev-term-{number}")
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(100):
+                group.create_task(one(number))
+            for service in ("ca-signer", "audit", "renewal", "est-frontend"):
+                running = stack.suite.services[service]
+                running.process.send_signal(signal.SIGTERM)
+                async with asyncio.timeout(40):
+                    assert await running.process.wait() == 0, service
+                await stack.suite.stop_service(service)
+                await stack.suite.start_service(service, service, wait=True)
+        await settled(stack, 100)
+        assert "0 findings" in await stack.verify_cross()
+    finally:
+        await stop_stack(stack)
+
+
+async def settled(stack: Stack, count: int) -> None:
+    for _ in range(60):
+        exports = await stack.exports()
+        if (
+            len(exports["renewal"]) >= count
+            and len([r for r in exports["ledger"] if r["audited"]]) >= count
+        ):
+            return
+        await asyncio.sleep(0.5)
+
+
+async def test_readiness_metrics_and_liveness(tmp_path: Path) -> None:
+    stack = await start_stack(tmp_path)
+    try:
+        for running in stack.suite.services.values():
+            assert await admin_get(running.admin_port, "/healthz") == "alive\n"
+            assert await admin_get(running.admin_port, "/readyz") == "ready\n"
+            assert "process_cpu_seconds_total" in await admin_get(running.admin_port, "/metrics")
+            assert await admin_get(running.admin_port, "/secret") == "not here\n"
+        await stack.layout.nats.stop()
+        await asyncio.sleep(1)
+        for running in stack.suite.services.values():
+            assert await admin_get(running.admin_port, "/healthz") == "alive\n"
+            assert "bus" in await admin_get(running.admin_port, "/readyz"), running.service
+        await stack.layout.nats.start()
+        for running in stack.suite.services.values():
+            await stack.suite.wait_ready(running)
+    finally:
+        await stop_stack(stack)
+
+
+async def test_slow_and_idle_connections_are_cut(tmp_path: Path) -> None:
+    limits = {
+        "limits": {"head_timeout_s": 1, "body_timeout_s": 1},
+        "listen": {"max_connections": 12, "idle_timeout_s": 2},
+    }
+    stack = await start_stack(tmp_path, overrides={"est-frontend": limits})
+    try:
+        context = stack.client_context()
+        port = stack.layout.ports.est
+
+        async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            return await asyncio.open_connection(
+                "127.0.0.1", port, ssl=context, server_hostname="localhost"
+            )
+
+        reader, writer = await connect()
+        writer.write(b"GET /.well-known/est/cac")
+        async with asyncio.timeout(5):
+            assert await reader.read() == b""
+        writer.close()
+
+        reader, writer = await connect()
+        auth = b"Basic " + b64encode(f"load:{stack.secret}".encode())
+        writer.write(
+            b"POST /.well-known/est/simpleenroll HTTP/1.1\r\nHost: localhost\r\nAuthorization: "
+            + auth
+            + b"\r\nContent-Type: application/pkcs10\r\nContent-Length: 500\r\n\r\nMII"
+        )
+        async with asyncio.timeout(8):
+            answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"[request.timeout]" in answer
+        writer.close()
+
+        many = [await connect() for _ in range(12)]
+        reader, writer = await connect()
+        async with asyncio.timeout(5):
+            assert await reader.read() == b""
+        for _, one in [*many, (reader, writer)]:
+            one.close()
+        await asyncio.sleep(1.5)
+        await StubbornClient(stack, stack.ports).enroll("dev-healthy")
+    finally:
+        await stop_stack(stack)
+
+
+async def read_until(process: asyncio.subprocess.Process, text: str) -> str:
+    assert process.stdout is not None
+    seen = ""
+    async with asyncio.timeout(60):
+        while text not in seen:
+            line = await process.stdout.readline()
+            assert line, seen
+            seen += line.decode()
+    return seen
+
+
+async def up(folder: Path, port: int) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        executable("estctl"),
+        "up",
+        "--folder",
+        str(folder),
+        "--est-port",
+        str(port),
+        "--postgres-port",
+        "0",
+        "--nats-port",
+        "0",
+        "--siem-port",
+        "0",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={k: v for k, v in os.environ.items() if not k.startswith("COV")},
+    )
+
+
+async def test_up_starts_stops_cleanly_and_continues(tmp_path: Path) -> None:
+    port = free_port()
+    process = await up(tmp_path / "suite", port)
+    first = await read_until(process, "Ctrl-C stops everything")
+    secret = first.partition("secret ")[2].split()[0]
+    for wanted in ("/cacerts", "openssl req", "/simpleenroll", f"localhost:{port}"):
+        assert wanted in first
+    process.send_signal(signal.SIGINT)
+    async with asyncio.timeout(60):
+        _, err = await process.communicate()
+    assert process.returncode == 0, err
+    again = await up(tmp_path / "suite", port)
+    second = await read_until(again, "Ctrl-C stops everything")
+    assert secret in second
+    again.send_signal(signal.SIGINT)
+    async with asyncio.timeout(60):
+        await again.communicate()
+    assert again.returncode == 0
+    left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if _mentions(p, str(tmp_path))]
+    assert left == []
+
+
+def _mentions(path: Path, text: str) -> bool:
+    try:
+        return text.encode() in path.read_bytes()
+    except OSError:
+        return False
+
+
+async def test_up_says_which_port_is_taken(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        process = await up(tmp_path / "suite", taken.getsockname()[1])
+        async with asyncio.timeout(60):
+            _, err = await process.communicate()
+    assert process.returncode == 2
+    assert b"--est-port" in err
+    assert err.count(b"\n") == 1
