@@ -1,0 +1,94 @@
+"""Check what is deployed: docker-compose.yml, the Dockerfiles, every Kustomize overlay.
+
+    .venv/bin/python deploy/check.py
+
+One line per check; the exit code is 1 when there is any finding. Nothing is run in containers
+or in a cluster here: this validates (deploy/README.md tells the difference).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from estdeploy import compose_rules, manifests, pod_rules, pod_settings, service_rules
+from estdeploy.services import SERVICES
+
+from estcore.errors import ConfigurationError
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPOSE = ROOT / "docker-compose.yml"
+KUSTOMIZE = ROOT / "deploy" / "k8s"
+FOLDERS = ("base", "overlays/dev", "overlays/prod")
+RULES: tuple[Callable[[list[manifests.Document]], list[str]], ...] = (
+    pod_rules.namespace_is_restricted,
+    pod_rules.pods_are_restricted,
+    pod_rules.containers_are_restricted,
+    pod_rules.images_are_pinned,
+    pod_rules.resources_are_said,
+    pod_rules.no_secret_in_plain_sight,
+    pod_rules.volumes_are_bounded,
+    pod_rules.migration_secrets_stay_with_migrations,
+    service_rules.probes_ask_the_admin_port,
+    service_rules.replicas_survive_disruption,
+    service_rules.replicas_are_spread,
+    service_rules.shutdown_has_time,
+    service_rules.selectors_find_their_pods,
+    service_rules.network_is_closed,
+    pod_settings.settings_can_be_loaded,
+)
+Result = tuple[str, list[str]]
+
+
+def main() -> int:
+    """Run every check; returns the exit code."""
+    failed = False
+    for title, findings in (*_images(), *_compose(), *_kubernetes()):
+        failed |= bool(findings)
+        sys.stdout.write(f"{title}\n" if not findings else f"{title}: NOT GOOD\n")
+        sys.stdout.writelines(f"  {finding}\n" for finding in findings)
+    return 1 if failed else 0
+
+
+def _images() -> Iterator[Result]:
+    findings = []
+    for name in SERVICES:
+        path = ROOT / "services" / name / "Dockerfile"
+        findings += compose_rules.dockerfile_findings(name, path.read_text(encoding="utf-8"))
+    yield f"Dockerfiles: {len(SERVICES)} read by our rules", findings
+
+
+def _compose() -> Iterator[Result]:
+    document = compose_rules.load(COMPOSE)
+    findings = [
+        *compose_rules.compose_is_closed(document),
+        *compose_rules.compose_waits_in_order(document),
+        *compose_rules.compose_secrets_are_known(document),
+    ]
+    yield f"docker-compose.yml: {len(document['services'])} services read by our rules", findings
+    command = compose_rules.tool(install=bool(os.environ.get("CI")))
+    if command is None:
+        yield compose_rules.SKIPPED, []
+        return
+    title = f"{' '.join(Path(part).name for part in command)} config: done"
+    yield title, compose_rules.tool_findings(command, COMPOSE)
+
+
+def _kubernetes() -> Iterator[Result]:
+    for folder in FOLDERS:
+        try:
+            documents = manifests.render(KUSTOMIZE / folder)
+        except ConfigurationError as exc:
+            yield f"k8s {folder}", [exc.reason]
+            continue
+        findings = manifests.schema_findings(documents)
+        yield f"k8s {folder}: {len(documents)} documents, strict schema", findings
+        if not findings:
+            broken = [finding for rule in RULES for finding in rule(documents)]
+            yield f"k8s {folder}: {len(RULES)} rules of our own", broken
+
+
+if __name__ == "__main__":
+    sys.exit(main())

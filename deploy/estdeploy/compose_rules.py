@@ -1,0 +1,172 @@
+"""Rules for docker-compose.yml and the Dockerfiles, and the tool's own word where it is there.
+
+Called by: deploy/check.py
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from estdeploy.services import EST_PORT, SERVICES, USER_ID
+
+SKIPPED = "docker-compose config: skipped, the tool is not here"
+_LOCAL = "./deploy/compose/local/"
+_INSTALL_S = 120
+
+
+def compose_is_closed(compose: dict[str, Any]) -> list[str]:
+    """Each container is confined, and only EST is published, on loopback."""
+    findings = []
+    for name, service in compose["services"].items():
+        wrong = {
+            "user": "ESTSUITE_UID" not in str(service.get("user")),
+            "read_only": service.get("read_only") is not True,
+            "cap_drop": service.get("cap_drop") != ["ALL"],
+            "cap_add": bool(service.get("cap_add")),
+            "no-new-privileges": "no-new-privileges:true" not in service.get("security_opt", []),
+            "privileged": bool(service.get("privileged")),
+            "network_mode": "network_mode" in service,
+            "image": re.search(r":(?!latest$)[\w.-]+$", service.get("image", "")) is None,
+            "healthcheck": "healthcheck" not in service,
+        }
+        findings += [f"{name}: {what}" for what, found in wrong.items() if found]
+        published = service.get("ports", [])
+        wanted = [f"127.0.0.1:{EST_PORT}:{EST_PORT}"] if name == "est-frontend" else []
+        if published != wanted:
+            findings.append(f"{name}: publishes {published}")
+        for variable in service.get("environment", {}):
+            if re.search(r"PASSWORD|SEED|TOKEN|PASSPHRASE", variable) and not variable.endswith(
+                "_FILE"
+            ):
+                findings.append(f"{name}: {variable} looks like a secret")
+    return findings
+
+
+def compose_waits_in_order(compose: dict[str, Any]) -> list[str]:
+    """Servers, the ledger's migration, the others' migrations, services."""
+    services = compose["services"]
+    findings = []
+    for name, service in services.items():
+        for other, how in service.get("depends_on", {}).items():
+            once = other.startswith("migrate-")
+            wanted = "service_completed_successfully" if once else "service_healthy"
+            if other not in services or how.get("condition") != wanted:
+                findings.append(f"{name}: waits for {other} by {how.get('condition')}")
+    for name, earlier in _order().items():
+        if not earlier <= services[name].get("depends_on", {}).keys():
+            findings.append(f"{name}: does not wait for {', '.join(sorted(earlier))}")
+    return findings
+
+
+def _order() -> dict[str, set[str]]:
+    return {
+        "migrate-ca-signer": {"postgres", "nats"},
+        "migrate-renewal": {"migrate-ca-signer"},
+        "migrate-audit": {"migrate-ca-signer"},
+        "ca-signer": {"migrate-ca-signer"},
+        "renewal": {"migrate-renewal"},
+        "audit": {"migrate-audit"},
+        "est-frontend": {"nats", "ca-signer"},
+    }
+
+
+def compose_secrets_are_known(compose: dict[str, Any]) -> list[str]:
+    """Secrets are files of the prepared folder; services never see what migrations need."""
+    declared = compose.get("secrets", {})
+    findings = [
+        f"secret {name} is not {_LOCAL}secrets/{name}"
+        for name, secret in declared.items()
+        if secret != {"file": f"{_LOCAL}secrets/{name}"}
+    ]
+    used: set[str] = set()
+    for name, service in compose["services"].items():
+        for secret in service.get("secrets", []):
+            used.add(secret)
+            if secret not in declared:
+                findings.append(f"{name}: secret {secret} is not declared")
+            if name in SERVICES and ("owner" in secret or "migrate" in secret):
+                findings.append(f"{name}: sees {secret}")
+    return findings + [f"secret {name} is not used" for name in sorted(declared.keys() - used)]
+
+
+def dockerfile_findings(service: str, text: str) -> list[str]:
+    """Return what is wrong with a service's Dockerfile."""
+    known = SERVICES[service]
+    lines = [line.strip() for line in text.replace("\\\n", " ").splitlines()]
+    wanted = {
+        "FROM python:3.11-slim-bookworm AS build": "a build stage",
+        f'RUN ["uv", "sync", "--frozen", "--no-dev", "--no-editable", "--package", '
+        f'"{known.distribution}"]': "the locked installation of its package alone",
+        f"USER {USER_ID}:{USER_ID}": "a numeric user",
+        f'ENTRYPOINT ["{known.command}"]': "its command without a shell",
+        f'CMD ["run", "--config", "/etc/estsuite/{service}.yaml"]': "run by default",
+    }
+    findings = [f"{service}: no {what}" for line, what in wanted.items() if line not in lines]
+    if not any(line.startswith("HEALTHCHECK") and "/healthz" in line for line in lines):
+        findings.append(f"{service}: no health check of /healthz")
+    shell = [line for line in lines if line.startswith("RUN ") and not line.startswith("RUN [")]
+    return findings + [f"{service}: a shell runs {line[4:]!r}" for line in shell]
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Return docker-compose.yml as data, anchors and merges resolved."""
+    document: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return document
+
+
+def tool(*, install: bool) -> list[str] | None:
+    """Return the compose command; None when there is none and none can be installed."""
+    found = _find()
+    if found is None and install:
+        _install()
+        found = _find()
+    return found
+
+
+def tool_findings(command: list[str], file: Path) -> list[str]:
+    """Return what ``config`` says against the file."""
+    done = subprocess.run(
+        [*command, "-f", file, "config", "-q"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=file.parent,
+    )
+    if done.returncode == 0:
+        return []
+    return done.stderr.strip().splitlines() or [f"{' '.join(command)}: exit {done.returncode}"]
+
+
+def _find() -> list[str] | None:
+    docker = shutil.which("docker")
+    if docker is not None:
+        done = subprocess.run([docker, "compose", "version"], capture_output=True, check=False)
+        if done.returncode == 0:
+            return [docker, "compose"]
+    alone = shutil.which("docker-compose")
+    return [alone] if alone is not None else None
+
+
+def _install() -> None:
+    """Try Debian's package; that it cannot be had is no finding."""
+    apt = shutil.which("apt-get")
+    if apt is None or os.geteuid() != 0:
+        return
+    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for arguments in (
+        ["update", "-qq"],
+        ["install", "-y", "-qq", "--no-install-recommends", "docker-compose"],
+    ):
+        try:
+            subprocess.run(
+                [apt, *arguments], capture_output=True, check=False, env=quiet, timeout=_INSTALL_S
+            )
+        except subprocess.TimeoutExpired:
+            return

@@ -1,0 +1,181 @@
+"""The settings a container would start with: its files, its environment, its own model.
+
+Called by: deploy/check.py
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from estcore.errors import ConfigurationError
+from estcore.pki.profile import load_profiles
+from estcore.policy.document import load_policy
+from estcore.runtime.settings import ServiceSettings, load_settings
+from estdeploy.manifests import Document, Pod, of_kind, pods
+from estdeploy.services import ADMIN_PORT, SERVICES, Service, flat
+
+EXTERNAL_CONFIG = "estsuite-trust"
+"""The one ConfigMap that comes from outside: trust anchors of NATS, PostgreSQL and the SIEM."""
+SECRETS: Mapping[str, frozenset[str]] = {
+    "est-frontend": frozenset({"nats.seed"}),
+    "est-frontend-tls": frozenset({"tls.crt", "tls.key"}),
+    "ca-signer": frozenset({"nats.seed", "database.password"}),
+    "ca-signer-issuing": frozenset({"issuing.pem", "chain.pem", "issuing.key", "passphrase"}),
+    "ca-signer-migrate": frozenset({"nats.seed", "database.password"}),
+    "renewal": frozenset({"nats.seed", "database.password"}),
+    "renewal-migrate": frozenset({"nats.seed", "database.password"}),
+    "audit": frozenset({"nats.seed", "database.password", "checkpoint.pem"}),
+    "audit-migrate": frozenset({"nats.seed", "database.password"}),
+}
+"""Secrets that come from outside, with their keys (deploy/README.md lists them)."""
+_REFERENCE = re.compile(r"\$\(([A-Z_][A-Z0-9_]*)\)")
+
+
+def settings_can_be_loaded(documents: list[Document]) -> list[str]:
+    """Each container's files and environment give valid settings, and each path has a mount."""
+    findings = []
+    for pod in pods(documents):
+        for where, container in pod.containers():
+            try:
+                findings += [f"{where}: {t}" for t in _container(pod, container, documents)]
+            except ConfigurationError as exc:
+                findings.append(f"{where}: {exc.reason}")
+    return findings
+
+
+def _container(pod: Pod, container: Document, documents: list[Document]) -> Iterator[str]:
+    service = SERVICES.get(re.split("[:@]", container["image"].rpartition("/")[2])[0])
+    if service is None:
+        yield f"image {container['image']} is none of the suite's"
+        return
+    files = dict(_files(pod, container, documents))
+    settings = load(service, container, files, environment(container, documents))
+    known = set(files) | set(_secret_paths(pod, container))
+    folders = [
+        m["mountPath"]
+        for m in container.get("volumeMounts", [])
+        if "emptyDir" in pod.volume(m["name"])
+    ]
+    for key, path in _paths(settings):
+        inside = any(PurePosixPath(path).is_relative_to(folder) for folder in folders)
+        if path not in known and not inside:
+            yield f"{key} is {path}, which nothing mounts"
+    if settings.admin.host != "0.0.0.0" or settings.admin.port != ADMIN_PORT:  # noqa: S104 - pods
+        yield f"the admin port is not on 0.0.0.0:{ADMIN_PORT}, where probes can reach it"
+    yield from _agreement(service, settings, files)
+
+
+def load(
+    service: Service,
+    container: Document,
+    files: Mapping[str, str],
+    variables: Mapping[str, str],
+) -> ServiceSettings:
+    """Return the settings, as the command reads them.
+
+    Raises:
+        ConfigurationError: as the command would.
+    """
+    arguments = container.get("args", [])
+    if len(arguments) != 3 or arguments[1] != "--config":  # noqa: PLR2004 - verb, option, file
+        raise ConfigurationError(f"args are {arguments}, not a verb, --config and a file")
+    text = files.get(arguments[2])
+    if text is None:
+        raise ConfigurationError(f"nothing mounts {arguments[2]}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / PurePosixPath(arguments[2]).name
+        path.write_text(text, encoding="utf-8")
+        return load_settings(service.settings, service.prefix, path, variables)
+
+
+def environment(container: Document, documents: list[Document]) -> dict[str, str]:
+    """Return the container's variables, with ConfigMaps and ``$(NAME)`` resolved.
+
+    Raises:
+        ConfigurationError: a ConfigMap or key that is not rendered.
+    """
+    found: dict[str, str] = {}
+    for variable in container.get("env", []):
+        source = variable.get("valueFrom", {})
+        if "configMapKeyRef" in source:
+            reference = source["configMapKeyRef"]
+            data = _config_map(reference["name"], documents)
+            if reference["key"] not in data:
+                raise ConfigurationError(f"no {reference['key']} in {reference['name']}")
+            found[variable["name"]] = data[reference["key"]]
+        elif "fieldRef" in source:
+            found[variable["name"]] = "est-frontend-5d4f9c7b8d-x2x7q"
+        else:
+            text = variable.get("value", "")
+            found[variable["name"]] = _REFERENCE.sub(lambda m: found.get(m[1], m[0]), text)
+    return found
+
+
+def _config_map(name: str, documents: list[Document]) -> dict[str, str]:
+    for document in of_kind(documents, "ConfigMap"):
+        if document["metadata"]["name"] == name:
+            data: dict[str, str] = document.get("data", {})
+            return data
+    raise ConfigurationError(f"no ConfigMap {name}")
+
+
+def _files(pod: Pod, container: Document, documents: list[Document]) -> Iterator[tuple[str, str]]:
+    for mount in container.get("volumeMounts", []):
+        source = pod.volume(mount["name"]).get("configMap", {}).get("name")
+        if source == EXTERNAL_CONFIG:
+            for key in ("nats-ca.pem", "postgres-ca.pem", "siem-ca.pem"):
+                yield f"{mount['mountPath']}/{key}", ""
+        elif source is not None:
+            for key, text in _config_map(source, documents).items():
+                yield f"{mount['mountPath']}/{key}", text
+
+
+def _secret_paths(pod: Pod, container: Document) -> Iterator[str]:
+    for mount in container.get("volumeMounts", []):
+        name = pod.volume(mount["name"]).get("secret", {}).get("secretName")
+        if name is None:
+            continue
+        if name not in SECRETS:
+            raise ConfigurationError(f"Secret {name} is not in the list of Secrets")
+        for key in SECRETS[name]:
+            yield f"{mount['mountPath']}/{key}"
+
+
+def _paths(settings: ServiceSettings) -> Iterator[tuple[str, str]]:
+    raw: dict[str, Any] = settings.model_dump(mode="json")
+    for key, value in flat(raw).items():
+        if key.endswith(("_file", "_folder")) and value is not None:
+            yield key, value
+
+
+def _agreement(
+    service: Service, settings: ServiceSettings, files: Mapping[str, str]
+) -> Iterator[str]:
+    """Policy and profiles can be read, and name the same labels, profiles and issuers."""
+    policy_file = getattr(settings, "policy_file", None)
+    if policy_file is None or str(policy_file) not in files:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "policy.yaml"
+        path.write_text(files[str(policy_file)], encoding="utf-8")
+        policy = load_policy(path)
+        if service.name != "ca-signer":
+            return
+        path = Path(folder) / "profiles.yaml"
+        path.write_text(files.get(str(getattr(settings, "profiles_file", "")), ""), "utf-8")
+        profiles = load_profiles(path)
+    issuers = {issuer.issuer_id for issuer in getattr(settings, "issuers", ())}
+    for name, label in policy.labels.items():
+        if label.issuer not in issuers:
+            yield f"label {name} names the unknown issuer {label.issuer}"
+        for profile in set(label.profiles) - profiles.profiles.keys():
+            yield f"label {name} names the unknown profile {profile}"
+    for name, group in getattr(settings, "groups", {}).items():
+        for unknown in set(group.labels) - policy.labels.keys():
+            yield f"group {name} names the unknown label {unknown}"
+        for unknown in set(group.profiles) - profiles.profiles.keys():
+            yield f"group {name} names the unknown profile {unknown}"

