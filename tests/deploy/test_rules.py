@@ -268,6 +268,10 @@ def test_the_strict_schema_refuses_a_misspelt_field(base: Documents) -> None:
     assert any("enableServiceLink" in f for f in manifests.schema_findings(base))
 
 
+def test_the_oldest_version_named_in_the_readme_takes_it_too(prod: Documents) -> None:
+    assert manifests.schema_findings(prod, "1.30.0") == []
+
+
 def test_the_deployments_have_the_replicas_that_were_decided(
     base: Documents, dev: Documents
 ) -> None:

@@ -89,16 +89,21 @@ async def test_kill_the_signer_at_every_step_under_load(tmp_path: Path) -> None:
                 "ca-signer",
                 "ca-signer",
                 wait=False,
-                environment={"ESTSUITE_FAULT": f"{step}:exit:2"},
+                environment={"ESTSUITE_FAULT": f"{step}:exit:1"},
             )
             stop = asyncio.Event()
             async with asyncio.TaskGroup() as group:
                 watch = group.create_task(keep_alive(stack, stop))
+                doomed = stack.suite.services["ca-signer"].process
                 expected |= await enroll_many(
                     stack, 200 // len(STEPS) + 1, prefix=step[7:].replace(".", "-")
                 )
+                async with asyncio.timeout(20):
+                    assert await doomed.wait() == 137, f"the signer did not die at {step}"
+                    while stack.suite.services["ca-signer"].process is doomed:
+                        await asyncio.sleep(0.1)
                 stop.set()
-            assert watch.result() >= 1, f"the signer did not die at {step}"
+            assert watch.result() == 1
         assert len(expected) >= 200
         await agree(stack, expected)
     finally:

@@ -26,7 +26,7 @@ from estcore.runtime.bus import Bus, Outgoing
 
 log = logging.getLogger(__name__)
 
-_TICKET_S = 30
+_TICKET_S = 10
 _KEPT_S = 120
 _TICKETS = 50_000
 

@@ -117,6 +117,8 @@ def signer_consumer(issuer: str, priority: Priority) -> Consumer:
         EST_REQUESTS,
         f"signer-{token(issuer)}-{priority}",
         (f"est.request.*.{issuer}.{priority}",),
+        # A batch takes well under a second; what a dead signer had in hand comes back soon.
+        ack_wait_s=10,
         max_ack_pending=4000,
     )
 
