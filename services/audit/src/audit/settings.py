@@ -25,7 +25,7 @@ class AppendSettings(StrictModel):
         default=500, ge=1, le=5000, description="records per transaction, at the most about"
     )
     linger_ms: int = Field(
-        default=50,
+        default=100,
         ge=0,
         le=1000,
         description="how long a first message waits for others; nobody waits for the commit",

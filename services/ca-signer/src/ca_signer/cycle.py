@@ -112,10 +112,10 @@ class Cycle:
         self._announced.extend(i.intent.issuance_id for i in issued)
 
     async def keep_marking(self, stop: asyncio.Event) -> None:
-        """Write ``announced`` for what was announced, a few times a second."""
+        """Write ``announced`` for what was announced, every second."""
         stopping = False
         while not stopping:
-            stopping = await until(stop, 0.3)
+            stopping = await until(stop, 1)
             await self.mark()
 
     async def mark(self) -> None:

@@ -112,6 +112,7 @@ async def run(settings: SignerSettings) -> None:
             issuers=list(deciding.issuers),
             batch_size=settings.batch_size,
             in_flight=settings.batches_in_flight,
+            linger_s=settings.linger_ms / 1000,
         )
         sweeper = Sweeper(
             ledger, repeats, cycle, announcer, deciding, every_s=settings.sweep_every_s

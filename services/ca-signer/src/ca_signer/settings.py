@@ -41,7 +41,12 @@ class SignerSettings(ServiceSettings):
         default="refuse", description="allow keys in files; refused unless said, as in production"
     )
     batch_size: int = Field(default=64, ge=1, le=256, description="requests signed together")
-    batches_in_flight: int = Field(default=2, ge=1, le=16)
+    batches_in_flight: int = Field(
+        default=1, ge=1, le=16, description="1: what comes meanwhile makes the next batch fuller"
+    )
+    linger_ms: int = Field(
+        default=4, ge=0, le=100, description="under load, how long a batch waits to fill"
+    )
     lease_s: int = Field(default=15, ge=2, le=300, description="how long a signer owns an intent")
     sign_within_s: int = Field(
         default=600, ge=10, le=86_400, description="an older intent is abandoned, not signed"

@@ -37,11 +37,14 @@ class Worker:
         issuers: Sequence[str],
         batch_size: int,
         in_flight: int,
+        linger_s: float = 0,
     ) -> None:
         self._database = database
         self._batch = batch
         self._size = batch_size
         self._in_flight = in_flight
+        self._linger_s = linger_s
+        self._last_size = 0
         self._wake = asyncio.Event()
         self._consumers = {
             (issuer, priority): PullConsumer(
@@ -81,15 +84,22 @@ class Worker:
 
     async def _next(self, stop: asyncio.Event) -> list[Delivery]:
         self._wake.clear()
+        if not self._waiting() and not stop.is_set():
+            try:
+                async with asyncio.timeout(1):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._last_size = 0
+                return []
+        if self._linger_s and 1 < self._last_size < self._size // 2:
+            # Under load a few milliseconds make the batch fuller; a lone request never waits.
+            await asyncio.sleep(self._linger_s)
         deliveries = self._take()
-        if deliveries or stop.is_set():
-            return deliveries
-        try:
-            async with asyncio.timeout(1):
-                await self._wake.wait()
-        except TimeoutError:
-            return []
-        return self._take()
+        self._last_size = len(deliveries)
+        return deliveries
+
+    def _waiting(self) -> bool:
+        return any(consumer.waiting for consumer in self._consumers.values())
 
     async def _tend(self) -> bool:
         if not self._database.ready and not await self._database.alive():

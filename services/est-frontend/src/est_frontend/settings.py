@@ -42,7 +42,7 @@ class TrailSettings(StrictModel):
 
     spool_file: Path = Field(description="SQLite file for records while the bus is away")
     max_spooled: int = Field(default=1_000_000, ge=1000, description="then enrollments get 503")
-    flush_every_s: float = Field(default=0.1, ge=0.01, le=5)
+    flush_every_s: float = Field(default=0.25, ge=0.01, le=5)
     refusals_per_source: int = Field(
         default=50, ge=1, description="records per source and 10 s; the rest is counted in one"
     )

@@ -94,6 +94,9 @@ class Projector:
             await self.consumer.tend()
             if not await self.consumer.wait(0.5):
                 continue
+            if self._settings.linger_ms:
+                # Nobody waits for a projection: a fuller batch costs the same transaction.
+                await until(stop, self._settings.linger_ms / 1000)
             taken = self.consumer.take(self._settings.batch_size)
             if taken and not await self.handle(taken):
                 await self._wait_for_database(stop)

@@ -17,6 +17,9 @@ class ProjectorSettings(StrictModel):
     """How events of ca-signer become rows."""
 
     batch_size: int = Field(default=256, ge=1, le=256, description="messages in one transaction")
+    linger_ms: int = Field(
+        default=100, ge=0, le=1000, description="how long a first event waits for others"
+    )
     credit: int = Field(default=1024, ge=1, le=4000, description="messages in hand at most")
     retry_s: float = Field(default=2, ge=0.1, le=300, description="delay after a failed batch")
     max_attempts: int = Field(
