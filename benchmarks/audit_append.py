@@ -96,16 +96,14 @@ async def one(
     batch: int,
     rate: int,
 ) -> None:
-    service = subprocess.Popen(  # noqa: ASYNC220 - starting a child is quick
-        [sys.executable, "-m", "audit.main", "run", "--config", config]
-    )
+    service = subprocess.Popen([sys.executable, "-m", "audit.main", "run", "--config", config])
     bus = await Bus.connect(
         BusSettings(url=nats.url, nkey_seed_file=nats.seed_file("ca-signer")), "ca-signer", "b"
     )
     try:
         count = "select size from audit.head"
         before = await connection.fetchval(count)
-        while await connection.fetchval(count) == before:  # noqa: ASYNC110 - a database
+        while await connection.fetchval(count) == before:
             await asyncio.sleep(0.1)
         await asyncio.sleep(1)
         before = await connection.fetchval(count)
@@ -117,7 +115,7 @@ async def one(
             if rate:
                 await asyncio.sleep(max(0, started + (first + batch) / rate - time.monotonic()))
         wanted = before + enrollments * RECORDS
-        while await connection.fetchval(count) < wanted:  # noqa: ASYNC110 - a database
+        while await connection.fetchval(count) < wanted:
             await asyncio.sleep(0.05)
         await asyncio.sleep(0.2)
         seconds = time.monotonic() - started

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from estclient.suite.layout import Layout, Ports
 from estclient.suite.local import LocalSuite
+from estclient.suite.ports import free_port
 
 HERE = Path(__file__).parent
 TARGET_VERIFY = 12_000
@@ -40,12 +41,17 @@ def verify_per_second() -> float:
     return float(re.findall(r"([\d.]+)\s*$", done.stdout.strip())[0])
 
 
+def build(name: str, folder: Path) -> Path:
+    """Compile a Go program of this folder; returns the binary."""
+    out = folder / name
+    go = shutil.which("go") or str(Path(sys.executable).parent / "go")
+    subprocess.run([go, "build", "-o", str(out), "."], cwd=HERE / name, check=True)
+    return out
+
+
 def build_loadgen(folder: Path) -> Path:
     """Compile the load generator; returns the binary."""
-    out = folder / "loadgen"
-    go = shutil.which("go") or str(Path(sys.executable).parent / "go")
-    subprocess.run([go, "build", "-o", str(out), "."], cwd=HERE / "loadgen", check=True)
-    return out
+    return build("loadgen", folder)
 
 
 def ticks(pid: int) -> float:
@@ -125,18 +131,46 @@ class Bench:
         found["nats"] = ticks(self.layout.nats.pid)
         return found
 
-    async def measure(
-        self, loadgen: Path, csrs: Path, start: int, mode: str, c: int, n: int
-    ) -> dict:
-        before = self.cpu()
+    async def reference(
+        self, binary: Path, loadgen: Path, csrs: Path, mode: str, c: int, n: int
+    ) -> float:
+        """CPU-ms per enrollment of the Go server with a mock CA, run alone in the same minute."""
+        port = free_port()
+        server = self.layout.ca / "server"
+        bundle = self.folder / "clients.pem"
+        bundle.write_bytes(
+            b"".join((self.layout.ca / f).read_bytes() for f in ("root.pem", "issuing.pem"))
+        )
         process = await asyncio.create_subprocess_exec(
-            str(loadgen), "run", "-addr", f"127.0.0.1:{self.layout.ports.est}", "-sni", "localhost",
+            str(binary), "-addr", f"127.0.0.1:{port}", "-cert", str(server / "server.pem"),
+            "-key", str(server / "server.key"), "-ca", str(bundle),
+        )  # fmt: skip
+        await asyncio.sleep(0.5)
+        try:
+            before = ticks(process.pid)
+            result = await self._load(loadgen, csrs, port, 0, mode, c, n)
+            return (ticks(process.pid) - before) * 1000 / (result["ok"] + 20)
+        finally:
+            process.kill()
+            await process.wait()
+
+    async def _load(
+        self, loadgen: Path, csrs: Path, port: int, start: int, mode: str, c: int, n: int
+    ) -> dict:
+        process = await asyncio.create_subprocess_exec(
+            str(loadgen), "run", "-addr", f"127.0.0.1:{port}", "-sni", "localhost",
             "-ca", str(self.layout.root_file), "-cert", str(self.folder / "c.pem"),
             "-key", str(self.folder / "c.key"), "-csrs", str(csrs), "-start", str(start),
             "-mode", mode, "-c", str(c), "-n", str(n), "-json", stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         out, _ = await process.communicate()
-        result = json.loads(out)
+        return json.loads(out)
+
+    async def measure(
+        self, loadgen: Path, csrs: Path, start: int, mode: str, c: int, n: int
+    ) -> dict:
+        before = self.cpu()
+        result = await self._load(loadgen, csrs, self.layout.ports.est, start, mode, c, n)
         await asyncio.sleep(2)  # audit and renewal catch up; their work counts
         after = self.cpu()
         done = result["ok"] + 20  # warm-up enrollments cost as well
@@ -155,7 +189,7 @@ async def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="estbench-") as name:
         folder = Path(name)
-        loadgen = build_loadgen(folder)
+        loadgen, reference = build_loadgen(folder), build("reference", folder)
         runs = len(arguments.c) * 2
         csrs = folder / "csrs.txt"
         total = runs * (arguments.n + 50)
@@ -172,12 +206,18 @@ async def main() -> None:
                     result = await bench.measure(loadgen, csrs, start, mode, c, arguments.n)
                     start += arguments.n + 50
                     target = TARGETS[mode] * TARGET_VERIFY / speed
-                    result.update(verify_per_s=speed, target_cpu_ms=round(target, 2))
+                    go_ms = await bench.reference(reference, loadgen, csrs, mode, c, arguments.n)
+                    result.update(
+                        verify_per_s=speed,
+                        target_cpu_ms=round(target, 2),
+                        go_cpu_ms=round(go_ms, 3),
+                    )
                     results.append(result)
                     print(
                         f"{mode:9} c={c:<3} {result['per_s']:7.1f}/s p50 {result['ms_p50']:6.1f} "
                         f"p99 {result['ms_p99']:7.1f} ms  errors {result['errors']}  "
-                        f"CPU {result['cpu_ms']:.2f} ms (target {target:.2f} at {speed:.0f} verify/s)  "
+                        f"CPU {result['cpu_ms']:.2f} ms (target {target:.2f} at {speed:.0f} verify/s; "
+                        f"Go mock {go_ms:.2f}, ratio {result['cpu_ms'] / go_ms:.1f})  "
                         f"{result['stages']}",
                         flush=True,
                     )
