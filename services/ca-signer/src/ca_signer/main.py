@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import datetime as dt
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -90,66 +90,76 @@ async def run(settings: SignerSettings) -> None:
     stop = stop_on_signals()
     deciding = authority(settings)
     tracing = Tracing(settings.telemetry, SERVICE, settings.instance)
-    async with connected(settings) as (bus, database):
-        ledger = Ledger(database, lease_s=settings.lease_s)
-        repeats = Repeats(ledger)
-        announcer = Announcer(bus, CLOCK, settings.instance)
-        cycle = Cycle(ledger, announcer, deciding.issuers)
-        batch = Batch(
-            bus=bus,
-            ledger=ledger,
-            repeats=repeats,
-            cycle=cycle,
-            announcer=announcer,
-            authority=deciding,
-            tracing=tracing,
-            max_attempts=settings.max_attempts,
-        )
-        worker = Worker(
-            bus,
-            database,
-            batch,
-            issuers=list(deciding.issuers),
-            batch_size=settings.batch_size,
-            in_flight=settings.batches_in_flight,
-            linger_s=settings.linger_ms / 1000,
-        )
-        sweeper = Sweeper(
-            ledger, repeats, cycle, announcer, deciding, every_s=settings.sweep_every_s
-        )
-        windows = Windows(
-            bus,
-            ledger,
-            announcer,
-            CLOCK,
-            window_s=settings.window_s,
-            settle_s=settings.window_settle_s,
-        )
-        admin = AdminServer(
-            settings.admin,
-            {
-                "bus": lambda: bus.ready,
-                "ledger": lambda: database.ready,
-                "consumers": lambda: worker.ready,
-            },
-        )
-        await admin.start()
-        await publish_state(bus, database, deciding)
+    checks: dict[str, Callable[[], bool]] = {"started": lambda: False}
+    # Alive before the bus and the database are: liveness never depends on them.
+    admin = AdminServer(settings.admin, checks)
+    await admin.start()
+    try:
+        async with connected(settings) as (bus, database):
+            await _serve(settings, deciding, tracing, bus, database, admin, checks, stop)
+    finally:
+        await admin.stop()
+        await asyncio.to_thread(tracing.close)
 
-        async def fail_readiness(stopping: asyncio.Event) -> None:
-            await stopping.wait()
-            admin.stopping = True
 
-        try:
-            await run_jobs(
-                [fail_readiness, worker.run, sweeper.run, windows.run, cycle.keep_marking],
-                stop=stop,
-                stop_timeout_s=settings.stop_timeout_s,
-            )
-            await cycle.mark()
-        finally:
-            await admin.stop()
-            await asyncio.to_thread(tracing.close)
+async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
+    settings: SignerSettings,
+    deciding: Authority,
+    tracing: Tracing,
+    bus: Bus,
+    database: Database,
+    admin: AdminServer,
+    checks: dict[str, Callable[[], bool]],
+    stop: asyncio.Event,
+) -> None:
+    ledger = Ledger(database, lease_s=settings.lease_s)
+    repeats = Repeats(ledger)
+    announcer = Announcer(bus, CLOCK, settings.instance)
+    cycle = Cycle(ledger, announcer, deciding.issuers)
+    batch = Batch(
+        bus=bus,
+        ledger=ledger,
+        repeats=repeats,
+        cycle=cycle,
+        announcer=announcer,
+        authority=deciding,
+        tracing=tracing,
+        max_attempts=settings.max_attempts,
+    )
+    worker = Worker(
+        bus,
+        database,
+        batch,
+        issuers=list(deciding.issuers),
+        batch_size=settings.batch_size,
+        in_flight=settings.batches_in_flight,
+        linger_s=settings.linger_ms / 1000,
+    )
+    sweeper = Sweeper(ledger, repeats, cycle, announcer, deciding, every_s=settings.sweep_every_s)
+    windows = Windows(
+        bus,
+        ledger,
+        announcer,
+        CLOCK,
+        window_s=settings.window_s,
+        settle_s=settings.window_settle_s,
+    )
+    await publish_state(bus, database, deciding)
+    checks.pop("started")
+    checks.update(
+        bus=lambda: bus.ready, ledger=lambda: database.ready, consumers=lambda: worker.ready
+    )
+
+    async def fail_readiness(stopping: asyncio.Event) -> None:
+        await stopping.wait()
+        admin.stopping = True
+
+    await run_jobs(
+        [fail_readiness, worker.run, sweeper.run, windows.run, cycle.keep_marking],
+        stop=stop,
+        stop_timeout_s=settings.stop_timeout_s,
+    )
+    await cycle.mark()
 
 
 async def publish_state(bus: Bus, database: Database, deciding: Authority) -> None:

@@ -143,7 +143,11 @@ def _certified_parts(
     der: bytes, public_key: CertificatePublicKeyTypes, subject: x509.Name
 ) -> tuple[bytes, bytes, bytes]:
     """Return subject, key and attributes as encoded, once they are what we may certify."""
-    info = der_codec.children(der_codec.children(der)[0])
+    outer = der_codec.children(der)
+    info = der_codec.children(outer[0])
+    _, bits, _ = der_codec.header(outer[2], 0)
+    if outer[2][bits] != 0:
+        raise InvalidCSR("the signature is not whole octets", code="csr.signature")
     spki = spki_der(public_key)
     if len(info) < 3 or info[2] != spki:  # noqa: PLR2004 - version, subject, key
         raise WeakKey(

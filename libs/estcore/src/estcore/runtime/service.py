@@ -117,7 +117,8 @@ class ServiceCommand(Generic[S]):
         try:
             settings = load_settings(self.settings, self.prefix, parsed.config)
             logs.configure(self.name, settings.instance, settings.telemetry.log_level)
-            if self._check is not None:
+            if self._check is not None and parsed.verb in {"run", "check-config"}:
+                # A migration job holds neither the CA key nor any other secret of ``run``.
                 self._check(settings)
             if parsed.verb == "check-config":
                 sys.stdout.write(f"{self.name}: configuration is good\n")

@@ -1,0 +1,164 @@
+"""The bus: rights of every service, permission violations, standing pulls across restarts."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from estcore.errors import BusUnavailable
+from estcore.messages import topics
+from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.consume import Delivery, PullConsumer
+from estcore.runtime.settings import read_secret
+from estcore.runtime.topology import declare
+
+pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
+
+FORBIDDEN = [
+    ("est-frontend", "pki.certificate.issued.a.b"),
+    ("est-frontend", "est.request.other.issuing.normal"),
+    ("est-frontend", "audit.issue.ca-signer"),
+    ("est-frontend", "pki.state.secrets.00"),
+    ("renewal", "pki.certificate.issued.a.b"),
+    ("renewal", "pki.state.cacerts.x"),
+    ("audit", "pki.rotation.due.a.b"),
+    ("audit", "pki.certificate.issued.a.b"),
+    ("ca-signer", "pki.rotation.due.a.b"),
+    ("ca-signer", "est.request.default.issuing.normal"),
+    ("agent", "pki.rotation.due.demo.web"),
+]
+
+
+async def declared(platform: Any) -> None:
+    seed_file = platform.bus("ca-signer").migration_nkey_seed_file
+    bus = await Bus.connect(
+        platform.bus("ca-signer"), "migrate", "test", seed=read_secret(seed_file, "seed")
+    )
+    consumers = [*topics.signer_consumers("issuing"), *topics.RENEWAL_CONSUMERS]
+    await declare(bus, topics.STREAMS, consumers, replicas=1)
+    await bus.close()
+
+
+@pytest.mark.parametrize(("user", "topic"), FORBIDDEN)
+async def test_topics_of_others_are_refused_and_make_unready(
+    platform: Any, user: str, topic: str
+) -> None:
+    await declared(platform)
+    bus = await Bus.connect(platform.bus(user), user, "test")
+    try:
+        assert bus.ready
+        with pytest.raises(BusUnavailable):
+            await bus.publish_confirmed([Outgoing(topic, b"x")], timeout_s=0.5)
+        assert not bus.ready
+        assert bus.violation is not None
+        assert topic in bus.violation
+    finally:
+        await bus.close()
+
+
+async def test_an_agent_hears_of_its_owner_only(platform: Any) -> None:
+    await declared(platform)
+    agent = await Bus.connect(platform.bus("agent"), "agent", "test")
+    renewal = await Bus.connect(platform.bus("renewal"), "renewal", "test")
+    heard: list[str] = []
+
+    async def hear(message: Any) -> None:
+        heard.append(message.subject)
+
+    try:
+        await agent.subscribe("pki.rotation.*.demo.web", hear)
+        await asyncio.sleep(0.2)
+        await renewal.publish_confirmed(
+            [
+                Outgoing("pki.rotation.due.demo.web", b"{}"),
+                Outgoing("pki.rotation.due.demo.other", b"{}"),
+            ]
+        )
+        await asyncio.sleep(0.3)
+        assert heard == ["pki.rotation.due.demo.web"]
+        await agent.subscribe("pki.rotation.>", hear)
+        await asyncio.sleep(0.3)
+        assert agent.violation is not None
+    finally:
+        await agent.close()
+        await renewal.close()
+
+
+async def collect(consumer: PullConsumer, count: int, seconds: float) -> list[Delivery]:
+    found: list[Delivery] = []
+    async with asyncio.timeout(seconds):
+        while len(found) < count:
+            await consumer.wait(0.5)
+            found += consumer.take(count - len(found))
+            await consumer.tend()
+    return found
+
+
+async def test_a_standing_pull_survives_a_server_restart_and_loses_nothing(platform: Any) -> None:
+    await declared(platform)
+    front = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "test")
+    signer = await Bus.connect(platform.bus("ca-signer"), "ca-signer", "test")
+    consumer = PullConsumer(signer, topics.EST_REQUESTS, "signer-issuing-low", credit=8)
+    try:
+        await consumer.start()
+
+        async def publish(first: int) -> None:
+            await front.publish_confirmed(
+                [
+                    Outgoing("est.request.default.issuing.low", b"%d" % n, f"restart-{n}")
+                    for n in range(first, first + 20)
+                ]
+            )
+
+        await publish(0)
+        first = await collect(consumer, 20, 10)
+        for delivery in first:
+            await delivery.ack()
+        await platform.nats.stop(kill=True)
+        await asyncio.sleep(0.5)
+        await platform.nats.start()
+        for _ in range(100):
+            if front.connected and signer.connected:
+                break
+            await asyncio.sleep(0.1)
+        await publish(20)
+        # Acknowledgements of the first twenty may have died with the server: at least once.
+        seen: set[int] = set()
+        async with asyncio.timeout(20):
+            while not set(range(20, 40)) <= seen:
+                for delivery in await collect(consumer, 1, 20):
+                    seen.add(int(delivery.data))
+                    await delivery.ack()
+        await publish(40)
+        (one,) = await collect(consumer, 1, 10)
+        await one.nak(0)
+        async with asyncio.timeout(10):
+            while True:
+                (again,) = await collect(consumer, 1, 10)
+                if again.data == one.data:
+                    break
+                await again.ack()
+        assert again.attempt == one.attempt + 1
+    finally:
+        await front.close()
+        await signer.close()
+
+
+@pytest.mark.parametrize(
+    ("reply", "attempt", "sequence"),
+    [
+        ("$JS.ACK.S.C.3.17.5.1700000000.0", 3, 17),
+        ("$JS.ACK.hub.acchash.S.C.3.17.5.1700000000.0", 3, 17),
+        ("$JS.ACK.hub.acchash.S.C.3.17.5.1700000000.0.tok", 3, 17),
+    ],
+)
+async def test_both_forms_of_ack_topics_are_read(reply: str, attempt: int, sequence: int) -> None:
+    class Message:
+        data, subject = b"", "t"
+
+    message: Any = Message()
+    message.reply = reply
+    delivery = Delivery(Bus.unconnected("x"), message)
+    assert (delivery.attempt, delivery.sequence) == (attempt, sequence)
