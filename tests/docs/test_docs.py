@@ -145,6 +145,13 @@ def test_every_setting_is_described() -> None:
         assert f"| `{paths}` |" in text
 
 
+def test_no_description_is_left_over() -> None:
+    pages = "\n".join(p.read_text(encoding="utf-8") for p in OPERATIONS.glob("*.md"))
+    written = yaml.safe_load((ROOT / "docs" / "descriptions.yaml").read_text(encoding="utf-8"))
+    unused = {k for k, v in written["settings"].items() if f"`{k}`" not in pages or v not in pages}
+    assert unused == set()
+
+
 @pytest.mark.parametrize("service", ["renewal", "audit"])
 def test_readme_and_settings_page_name_the_same_metrics(service: str) -> None:
     readme = (ROOT / "services" / service / "README.md").read_text(encoding="utf-8")
@@ -287,7 +294,20 @@ def test_a_decision_has_its_four_parts_and_is_listed(page: Path) -> None:
 )
 def test_example_settings_are_settings(service: str, model: type) -> None:
     path = ROOT / "services" / service / "config.example.yaml"
-    parse_model(model, yaml.safe_load(path.read_text(encoding="utf-8")), path)
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    parse_model(model, raw, path)
+    # The file says that its numbers are the defaults.
+    defaults = {row.name: row.default for row in generate.settings_of(model, "X")}
+    for name, value in numbers(raw):
+        assert name == "admin.port" or defaults[name] == f"`{value}`", name
+
+
+def numbers(raw: dict[str, object], place: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in raw.items():
+        if isinstance(value, dict):
+            yield from numbers(value, f"{place}{key}.")
+        elif isinstance(value, int | float):
+            yield f"{place}{key}", value
 
 
 def test_the_agents_settings_in_the_onboarding_page_are_settings() -> None:
@@ -298,6 +318,13 @@ def test_the_agents_settings_in_the_onboarding_page_are_settings() -> None:
     assert agent.bootstrap is not None
     with_bus = AgentSettings.model_validate(whole | more)
     assert with_bus.presence is not None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_test_a_page_names_exists(page: Path) -> None:
+    tests = "\n".join(p.read_text(encoding="utf-8") for p in ROOT.glob("tests/**/test_*.py"))
+    named = set(re.findall(r"\btest_[A-Za-z0-9_]+\b(?!\.py)", page.read_text(encoding="utf-8")))
+    assert {n for n in named if n != "test_B12_" and f"def {n}(" not in tests} == set()
 
 
 def test_fault_points_are_listed() -> None:
