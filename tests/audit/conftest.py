@@ -95,7 +95,7 @@ class World:
         found = None
         try:
             async with asyncio.timeout(timeout_s):
-                while (found := await self.value(query)) != expected:  # noqa: ASYNC110 - a database
+                while (found := await self.value(query)) != expected:
                     await asyncio.sleep(0.05)
         except TimeoutError:
             raise AssertionError(f"{query}: {found}, not {expected}") from None

@@ -56,7 +56,7 @@ def a_sink(siem: Any, **changes: Any) -> SinkSettings:
 
 async def until(check: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
-        while not check():  # noqa: ASYNC110 - another process's progress
+        while not check():
             await asyncio.sleep(0.02)
 
 

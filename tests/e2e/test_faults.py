@@ -79,6 +79,14 @@ async def keep_alive(stack: Stack, stop: asyncio.Event) -> int:
     return restarts
 
 
+async def restarted(stack: Stack, doomed: asyncio.subprocess.Process) -> None:
+    """Wait until another process has taken the place of the dead one."""
+    for _ in range(200):
+        if stack.suite.services["ca-signer"].process is not doomed:
+            return
+        await asyncio.sleep(0.1)
+
+
 async def test_kill_the_signer_at_every_step_under_load(tmp_path: Path) -> None:
     stack = await start_stack(tmp_path, overrides=FAST)
     try:
@@ -100,8 +108,7 @@ async def test_kill_the_signer_at_every_step_under_load(tmp_path: Path) -> None:
                 )
                 async with asyncio.timeout(20):
                     assert await doomed.wait() == 137, f"the signer did not die at {step}"
-                    while stack.suite.services["ca-signer"].process is doomed:
-                        await asyncio.sleep(0.1)
+                    await restarted(stack, doomed)
                 stop.set()
             assert watch.result() == 1
         assert len(expected) >= 200

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -50,6 +51,7 @@ class Announcer:
         self._bus = bus
         self._clock = clock
         self._source = f"{SERVICE}/{instance}"
+        self._refusal_topic = topics.audit_refusal_topic(SERVICE, instance)
         self._producer = {"service": SERVICE, "instance": instance, "boot_id": ids.uuid7()}
 
     async def intents(self, intents: Sequence[Intent]) -> None:
@@ -74,8 +76,9 @@ class Announcer:
         )
 
     async def outcome_records(self, issued: Sequence[Issued]) -> None:
-        """Publish the outcome records again, for the audit service."""
-        await self.records([self._outcome_record(i) for i in issued])
+        """Publish intent and outcome records again, for the audit service."""
+        records = [r for i in issued for r in (self._intent_again(i), self._outcome_record(i))]
+        await self.records(records)
 
     async def issued_events(self, issued: Sequence[Issued]) -> None:
         """Publish the events again, for renewal."""
@@ -104,9 +107,10 @@ class Announcer:
             )
             for r in refusals
         ]
-        await self._bus.publish_confirmed(
-            [*self._batches([r.record.model_dump(exclude_none=True) for r in refusals]), *events]
-        )
+        records = [r.record.model_dump(exclude_none=True) for r in refusals]
+        # On the stream of refusals: a flood of them cannot fill the one that issuing waits on.
+        batches = self._batches(records, self._refusal_topic)
+        await self._bus.publish_confirmed([*batches, *events])
 
     async def reply(self, group: str, instance: str, answer: EnrollmentAnswered) -> None:
         """Answer the front end that asked. A lost answer is repeated at the client's retry."""
@@ -170,8 +174,8 @@ class Announcer:
             "outcome": outcome,
         }
 
-    def _batches(self, records: Sequence[Record]) -> list[Outgoing]:
-        topic = topics.audit_issue_topic(SERVICE)
+    def _batches(self, records: Sequence[Record], topic: str | None = None) -> list[Outgoing]:
+        topic = topic or topics.audit_issue_topic(SERVICE)
         found = []
         for start in range(0, len(records), _BATCH):
             part = records[start : start + _BATCH]
@@ -186,6 +190,10 @@ class Announcer:
         record = self._record(intent, record_id, "intent")
         record["target"]["tbs_sha256"] = sha256(intent.tbs).hexdigest()
         return record
+
+    def _intent_again(self, issued: Issued) -> Record:
+        record = self._intent_record(replace(issued.intent, tbs=issued.tbs))
+        return record | {"occurred_at": issued.issued_at}
 
     def _outcome_record(self, issued: Issued) -> Record:
         intent = issued.intent

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,8 +16,8 @@ from ca_signer.cycle import Cycle
 from ca_signer.deciding import Authority, Candidate, decide, presented_fingerprint
 from ca_signer.ledger import Ledger
 from ca_signer.repeats import Answer, Leased, Refuse, Repeats, Resume
+from estcore.clock import monotonic_s
 from estcore.errors import (
-    IssuerUnavailable,
     LintFailed,
     MalformedRequest,
     RequestRejected,
@@ -78,6 +78,7 @@ class Batch:
         self._tracing = tracing
         self._max_attempts = max_attempts
         self._known: OrderedDict[bytes, KnownCertificate] = OrderedDict()
+        self._minute, self._counted = 0, Counter[str]()
 
     async def process(self, deliveries: Sequence[Delivery]) -> None:
         """End every delivery with exactly one of ack, nak, term."""
@@ -158,13 +159,29 @@ class Batch:
                 candidates.append(self._decide(item))
             except RequestRejected as exc:
                 await self._refuse(item, exc)
-            except IssuerUnavailable as exc:
+            except Unavailable as exc:
                 await self._later([item.delivery], exc.code)
             else:
                 routed[item.message.id] = item
         return candidates, routed
 
+    def _count(self, group: str) -> None:
+        """Count a request of a group of front ends against its cap per minute.
+
+        Raises:
+            Unavailable: over the cap; the request waits.
+        """
+        minute = int(monotonic_s() // 60)
+        if minute != self._minute:
+            self._minute = minute
+            self._counted.clear()
+        self._counted[group] += 1
+        caps = self.authority.groups.get(group)
+        if caps is not None and self._counted[group] > caps.max_per_minute:
+            raise Unavailable(f"group {group} asks too often", code="frontend.rate")
+
     def _decide(self, item: Item) -> Candidate:
+        self._count(item.message.group)
         fingerprint = presented_fingerprint(item.message)
         known = self._known.get(fingerprint) if fingerprint else None
         return decide(item.message, item.delivery.topic, self.authority, known)

@@ -10,6 +10,7 @@ from typing import Literal
 
 from estcore.messages.audit import Origin
 from estcore.messages.envelope import Part
+from estcore.pki.der import children
 from estcore.pki.profile import Priority
 
 
@@ -80,6 +81,11 @@ class Issued:
     def fingerprint(self) -> str:
         """SHA-256 of the certificate, hexadecimal."""
         return sha256(self.certificate).hexdigest()
+
+    @property
+    def tbs(self) -> bytes:
+        """The TBS inside the certificate, which are the recorded ones."""
+        return children(self.certificate)[0]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import datetime as dt
+import logging
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -26,7 +27,7 @@ from ca_signer.sweeper import Sweeper
 from ca_signer.windows import Windows
 from ca_signer.worker import Worker
 from estcore.clock import SystemClock
-from estcore.errors import ConfigurationError
+from estcore.errors import ConfigurationError, Unavailable
 from estcore.messages import topics
 from estcore.messages.envelope import encode
 from estcore.messages.state import CACertificates, PolicyState
@@ -36,8 +37,9 @@ from estcore.policy.document import load_policy
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.database import Database
+from estcore.runtime.logs import fields
 from estcore.runtime.migrations import migrate as migrate_schema
-from estcore.runtime.service import ServiceCommand, run_jobs, stop_on_signals
+from estcore.runtime.service import ServiceCommand, run_jobs, stop_on_signals, until
 from estcore.runtime.settings import read_secret
 from estcore.runtime.topology import declare
 from estcore.runtime.tracing import Tracing
@@ -45,6 +47,9 @@ from estcore.runtime.tracing import Tracing
 SCHEMA = "ca_signer"
 SCRIPTS = Path(__file__).parent / "migrations"
 CLOCK = SystemClock()
+_STATE_EVERY_S = 300
+
+log = logging.getLogger(__name__)
 
 
 def authority(settings: SignerSettings) -> Authority:
@@ -150,12 +155,27 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         bus=lambda: bus.ready, ledger=lambda: database.ready, consumers=lambda: worker.ready
     )
 
+    async def keep_published(stopping: asyncio.Event) -> None:
+        # The stream may have been lost or restored; front ends ignore what they know already.
+        while not await until(stopping, _STATE_EVERY_S):
+            try:
+                await publish_state(bus, database, deciding)
+            except Unavailable as exc:
+                log.warning("state not published", extra=fields(code=exc.code))
+
     async def fail_readiness(stopping: asyncio.Event) -> None:
         await stopping.wait()
         admin.stopping = True
 
     await run_jobs(
-        [fail_readiness, worker.run, sweeper.run, windows.run, cycle.keep_marking],
+        [
+            fail_readiness,
+            keep_published,
+            worker.run,
+            sweeper.run,
+            windows.run,
+            cycle.keep_marking,
+        ],
         stop=stop,
         stop_timeout_s=settings.stop_timeout_s,
     )

@@ -106,8 +106,9 @@ class Worker:
             # Without the ledger nothing can be done: what is here waits, nothing more is fetched.
             await asyncio.sleep(0.5)
             return False
-        for consumer in self._consumers.values():
+        for (issuer, priority), consumer in self._consumers.items():
             await consumer.tend()
+            metrics.WAITING.labels(issuer, priority).set(consumer.waiting)
         return True
 
     def _take(self) -> list[Delivery]:

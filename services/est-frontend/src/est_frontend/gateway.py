@@ -136,5 +136,6 @@ def _confirmed(done: asyncio.Future[Any], future: asyncio.Future[EnrollmentAnswe
     error = None if done.cancelled() else done.exception()
     if future.done() or (error is None and not done.cancelled()):
         return
-    future.set_exception(BusUnavailable("the request stream took nothing", code="bus.full"))
+    code = "bus.unavailable" if error is None else "bus.full"
+    future.set_exception(BusUnavailable("the request stream took nothing", code=code))
     future.exception()  # somebody may have stopped waiting: not an error of the loop

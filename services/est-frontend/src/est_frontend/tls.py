@@ -111,6 +111,7 @@ class EngineConnection:
         self._closed = False
         self._peer: tuple[bytes, tuple[crypto.X509, ...]] | None = None
         self._finished = False
+        self._whole = True
 
     def do_handshake(self) -> None:
         """Go as far as the received records allow.
@@ -151,6 +152,24 @@ class EngineConnection:
         fresh = self._incoming.read()
         if fresh:
             self._connection.bio_write(fresh)
+        records = _whole_records(fresh) if self._whole else None
+        # Once part of a record stayed inside, new octets need not begin with a record.
+        self._whole = records is not None
+        data = self._decrypt(length, single=records == 1)
+        if not data and not self._closed:
+            raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "want read")
+        self._more = self._more or (self._closed and bool(data))
+        if buffer is None:
+            return data
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _decrypt(self, length: int, *, single: bool) -> bytes:
+        """Return up to ``length`` octets of what OpenSSL has.
+
+        ``single``: one whole record is here and nothing else, so one call empties it and the
+        costly answer "want read" need not be asked for.
+        """
         parts: list[bytes] = []
         size = 0
         self._more = False
@@ -159,23 +178,18 @@ class EngineConnection:
                 part = self._connection.recv(min(length - size, _CHUNK))
                 parts.append(part)
                 size += len(part)
+                if single and not self._connection.pending():
+                    return part
             self._more = True
         except SSL.WantReadError:
-            pass
+            self._flush()
         except SSL.ZeroReturnError:
             self._closed = True
-        except SSL.Error as exc:
-            raise ssl.SSLError(ssl.SSL_ERROR_SSL, _text(exc)) from exc
-        finally:
             self._flush()
-        if not parts and not self._closed:
-            raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "want read")
-        self._more = self._more or (self._closed and bool(parts))
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
-        if buffer is None:
-            return data
-        buffer[: len(data)] = data
-        return len(data)
+        except SSL.Error as exc:
+            self._flush()
+            raise ssl.SSLError(ssl.SSL_ERROR_SSL, _text(exc)) from exc
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, data: Any) -> int:
         """Encrypt ``data`` whole."""
@@ -212,11 +226,14 @@ class EngineConnection:
         return 1 if self._more else self._connection.pending()
 
     def _flush(self) -> None:
-        while True:
-            try:
-                self._outgoing.write(self._connection.bio_read(_CHUNK))
-            except SSL.WantReadError:
-                return
+        try:
+            while True:
+                octets = self._connection.bio_read(_CHUNK)
+                self._outgoing.write(octets)
+                if len(octets) < _CHUNK:
+                    return
+        except SSL.WantReadError:
+            return
 
     # What aiohttp, uvloop and our handlers ask about a connection.
 
@@ -290,6 +307,17 @@ def _first_record(data: bytes) -> tuple[bytes, bytes]:
     if len(data) < size:
         return b"", data
     return data[:size], data[size:]
+
+
+def _whole_records(data: bytes) -> int | None:
+    """Return how many TLS records the octets are exactly; None when they end inside one."""
+    place = count = 0
+    while place < len(data):
+        if place + _RECORD_HEADER > len(data):
+            return None
+        place += _RECORD_HEADER + int.from_bytes(data[place + 3 : place + 5], "big")
+        count += 1
+    return count if place == len(data) else None
 
 
 def _text(error: SSL.Error) -> str:

@@ -165,8 +165,9 @@ class Demo:
         return certificate
 
     def _describe(self, certificate: x509.Certificate) -> None:
+        serial = serial_hex(certificate.serial_number)
         self.story.detail(
-            f"subject {certificate.subject.rfc4514_string()}, serial {serial_hex(certificate.serial_number)}\n"
+            f"subject {certificate.subject.rfc4514_string()}, serial {serial}\n"
             f"valid until {certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S}Z"
         )
 

@@ -76,7 +76,7 @@ def _explain(suite: LocalSuite, story: Story) -> None:
         "    -subj /CN=web.clinic.example -addext subjectAltName=DNS:web.clinic.example \\\n"
         "    -outform DER | openssl base64 -out web.csr\n\n"
         f"  curl --cacert {root} -u {SECRET_ID}:{secret} -H 'Content-Type: application/pkcs10' \\\n"
-        f"    --data-binary @web.csr {url}/simpleenroll | openssl base64 -d -A | \\\n"
+        f"    --data-binary @web.csr {url}/simpleenroll | tr -d '\\n' | openssl base64 -d -A | \\\n"
         "    openssl pkcs7 -inform DER -print_certs -out web.pem\n\n"
         "Ctrl-C stops everything. The log follows.\n"
     )

@@ -69,6 +69,7 @@ def signer() -> Permissions:
             "pki.ca.>",
             "pki.state.>",
             "audit.issue.ca-signer",
+            "audit.refusal.ca-signer.*",
             "est.reply.>",
             "dead.ca-signer.>",
             "_INBOX_renewal.>",

@@ -151,6 +151,8 @@ class CertificateTemplate:
         self._head = b"".join(_extension(e, critical=c) for e, c in self._before_ski)
         self._aki = _extension(issuer.key_identifier, critical=False)
         self._tail = b"".join(_extension(e, critical=c) for e, c in self._after_san)
+        fixed = [*self._before_ski, (issuer.key_identifier, False), *self._after_san]
+        self._fixed = {type(e): ((e, c), _extension(e, critical=c)) for e, c in fixed}
 
     def validity(self, now: dt.datetime) -> tuple[dt.datetime, dt.datetime]:
         """Return (notBefore, notAfter): the lifetime counts from ``now``, capped by the issuer."""
@@ -200,6 +202,20 @@ class CertificateTemplate:
             found.append((san, not request.subject.rdns))
         return [*found, *self._after_san]
 
+    def encode_extensions(self, found: list[tuple[x509.ExtensionType, bool]]) -> bytes:
+        """Return the extensions field of TBS bytes as DER writes ``found``.
+
+        Extensions equal to the fixed ones have the fixed ones' octets, encoded once.
+        """
+        encoded = (self._encoded(extension, critical) for extension, critical in found)
+        return der_codec.tlv(0xA3, der_codec.tlv(der_codec.SEQUENCE, *encoded))
+
+    def _encoded(self, extension: x509.ExtensionType, critical: bool) -> bytes:
+        fixed = self._fixed.get(type(extension))
+        if fixed is not None and fixed[0] == (extension, critical):
+            return fixed[1]
+        return _extension(extension, critical=critical)
+
 
 _VERSION_3 = bytes.fromhex("a003020102")
 _SKI_OID = bytes.fromhex("0603551d0e")
@@ -217,12 +233,6 @@ def _model(issuer: IssuerCertificate, key: CertificateIssuerPrivateKeyTypes) -> 
         not_valid_after=issuer.not_after,
     )
     return builder.sign(key, signing_hash(key.public_key()))
-
-
-def encode_extensions(extensions: list[tuple[x509.ExtensionType, bool]]) -> bytes:
-    """Return the extensions field of TBS bytes as DER writes it."""
-    encoded = (_extension(e, critical=critical) for e, critical in extensions)
-    return der_codec.tlv(0xA3, der_codec.tlv(der_codec.SEQUENCE, *encoded))
 
 
 def _extension(extension: x509.ExtensionType, *, critical: bool) -> bytes:

@@ -112,6 +112,7 @@ class Bus:
 
     async def _reconnected(self) -> None:
         log.info("bus connection is back")
+        self.violation = None  # rights may have been given meanwhile; a refusal sets it again
         for callback in self._on_reconnect:
             await callback()
 
