@@ -19,6 +19,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 from e2e_stack import Stack, StubbornClient, certificate_in, make_csr, write_key
 
+from estcore.runtime.bus import Bus
+from estcore.runtime.settings import BusSettings
+
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
 BASE = "/.well-known/est"
@@ -525,9 +528,38 @@ async def test_L7_one_time_secret_is_spent_on_success_only(client: Client) -> No
 # On record.
 
 
-async def test_E15_every_refusal_is_on_record_and_nothing_reached_the_request_stream(
-    client: Client,
+async def requests_so_far(stack: Stack) -> int:
+    """Sequence number of the request stream, asked as the provisioner."""
+    nats = stack.layout.nats
+    settings = BusSettings(url=nats.url, nkey_seed_file=nats.seed_file("migrate"))
+    bus = await Bus.connect(settings, "migrate", "test")
+    try:
+        return (await bus.client.jetstream().stream_info("EST_REQUESTS")).state.last_seq
+    finally:
+        await bus.close()
+
+
+async def test_F12_what_the_front_end_refuses_never_reaches_the_request_stream(
+    client: Client, tmp_path: Path
 ) -> None:
+    context = await credential(client, tmp_path, "dev-stream")
+    before = await requests_so_far(client.stack)
+    for what, body, status, _ in REFUSED:
+        assert (await client.enroll(body())).status == status, what
+    foreign = b64(make_csr("dev-else")[1])
+    for answer in (
+        await client.request("POST", f"{BASE}/simplereenroll", foreign, context=context),
+        await client.request("POST", f"{BASE}/simpleenroll", foreign),
+        await client.request("POST", f"{BASE}/nosuch/simpleenroll", foreign, auth=client.basic),
+        await client.enroll(foreign, Content_Type="text/plain"),
+    ):
+        assert 400 <= answer.status < 500
+    assert await requests_so_far(client.stack) == before
+    assert (await client.enroll(b64(make_csr("dev-counted")[1]))).status == 200
+    assert await requests_so_far(client.stack) == before + 1
+
+
+async def test_E15_every_refusal_is_on_record(client: Client) -> None:
     answer = await client.enroll(b"not base64 at all!")
     correlation = answer.headers["X-Correlation-ID"]
     assert re.fullmatch(r"[0-9a-f-]{36}", correlation)
