@@ -71,6 +71,11 @@ class IssuerCertificate:
         return self.certificate.not_valid_after_utc
 
     @cached_property
+    def subject_der(self) -> bytes:
+        """The issuer_name as encoded."""
+        return self.subject.public_bytes()
+
+    @cached_property
     def spki(self) -> bytes:
         """The issuer's SubjectPublicKeyInfo."""
         return spki_der(self.public_key)
@@ -136,7 +141,7 @@ class CertificateTemplate:
         _, self.signature_algorithm, self._signature = der_codec.children(
             lint_certificate.public_bytes(Encoding.DER)
         )
-        self._issuer_name = issuer.subject.public_bytes()
+        self._issuer_name = issuer.subject_der
         self._before_ski: list[tuple[x509.ExtensionType, bool]] = [
             (_BASIC_CONSTRAINTS, True),
             (key_usage(profile), True),

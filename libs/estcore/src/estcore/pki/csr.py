@@ -33,6 +33,8 @@ _ECDSA_OIDS = frozenset(
         SignatureAlgorithmOID.ECDSA_WITH_SHA512,
     }
 )
+_STRING_TAGS = {0x0C, 0x13, 0x16}
+"""What RFC 5280 section 4.1.2.4 lets a CA write, and IA5String for DC and e-mail."""
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 
 
@@ -153,9 +155,21 @@ def _certified_parts(
         raise WeakKey(
             "keys are named-curve uncompressed EC, rsaEncryption or Ed25519", code="key.encoding"
         )
-    if info[1] != subject.public_bytes():
-        raise InvalidCSR("the subject is not encoded in DER", code="csr.subject_encoding")
+    if info[1] != subject.public_bytes() or not _string_types(info[1]) <= _STRING_TAGS:
+        raise InvalidCSR(
+            "the subject is not DER of UTF8String, PrintableString or IA5String",
+            code="csr.subject_encoding",
+        )
     return info[1], spki, info[3] if len(info) > 3 else b""  # noqa: PLR2004 - attributes
+
+
+def _string_types(name: bytes) -> set[int]:
+    """Return the tags of all attribute values of a name."""
+    return {
+        der_codec.children(attribute)[1][0]
+        for rdn in der_codec.children(name)
+        for attribute in der_codec.children(rdn)
+    }
 
 
 def _prove_possession(

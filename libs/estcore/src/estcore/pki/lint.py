@@ -10,12 +10,13 @@ import datetime as dt
 
 from cryptography import x509
 
-from estcore.errors import LintFailed
+from estcore.errors import LintFailed, MalformedRequest
 from estcore.pki import der as der_codec
 from estcore.pki.certificate import CertificateTemplate, LintCopy
 from estcore.pki.csr import CertificationRequest
 
 SERIAL_OCTETS = 18
+_UNREADABLE = (x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType)
 
 
 def lint(
@@ -32,6 +33,17 @@ def lint(
     Raises:
         LintFailed: with the name of the first check that failed.
     """
+    try:
+        failed = _first_failed(copy, request, template, now)
+    except (ValueError, TypeError, MalformedRequest, *_UNREADABLE) as exc:
+        raise LintFailed("lint cannot read the certificate", code="lint.unreadable") from exc
+    if failed is not None:
+        raise LintFailed(f"lint refuses the certificate: {failed}", code=f"lint.{failed}")
+
+
+def _first_failed(
+    copy: LintCopy, request: CertificationRequest, template: CertificateTemplate, now: dt.datetime
+) -> str | None:
     certificate = copy.certificate
     tbs = der_codec.children(copy.tbs)
     issuer = template.issuer
@@ -40,8 +52,9 @@ def lint(
     checks = (
         ("version", certificate.version is x509.Version.v3),
         ("serial_number", serial_number_is_ours(certificate.serial_number)),
-        ("issuer_name", certificate.issuer == issuer.subject),
-        ("subject", certificate.subject == request.subject),
+        # As octets: equal names may be written with other string types.
+        ("issuer_name", tbs[3] == issuer.subject_der),
+        ("subject", tbs[5] == request.subject_der),
         ("public_key", tbs[6] == request.spki),
         ("not_before", certificate.not_valid_before_utc == before),
         ("not_after", before < certificate.not_valid_after_utc == after <= issuer.not_after),
@@ -51,9 +64,7 @@ def lint(
         ("encoding", tbs[7] == template.encode_extensions(found)),
         ("not_issuers_key", request.spki != issuer.spki),
     )
-    for name, passed in checks:
-        if not passed:
-            raise LintFailed(f"lint refuses the certificate: {name}", code=f"lint.{name}")
+    return next((name for name, passed in checks if not passed), None)
 
 
 def serial_number_is_ours(serial_number: int) -> bool:
