@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 from e2e_stack import make_csr
 from signer_stack import SignerStack, signer_stack
 
@@ -252,75 +250,6 @@ async def test_an_unreadable_message_is_a_dead_letter_and_harms_nobody(signer: S
             assert (await signer.answers[message.id]).outcome == "issued"
 
 
-# Intents left behind.
-
-
-async def leave_intent(signer: SignerStack, **changes: Any) -> tuple[Any, Any]:
-    """Do what a signer does until it dies after step 5; returns message and intent."""
-    from ca_signer.deciding import decide
-
-    message = signer.message()
-    candidate = decide(message, "est.request.default.issuing.normal", signer.batch.authority, None)
-    for name, value in changes.items():
-        setattr(candidate.intent, name, value)
-    assert await signer.ledger.intend([candidate.intent]) == {candidate.intent.issuance_id}
-    return message, candidate.intent
-
-
-async def state_of(signer: SignerStack, issuance_id: str) -> Any:
-    return (await signer.rows("select * from issuance where issuance_id = $1", issuance_id))[0]
-
-
-async def test_the_sweeper_signs_the_stored_tbs_of_a_dead_signer(signer: SignerStack) -> None:
-    _, intent = await leave_intent(signer)
-    await signer.sweeper.sweep()
-    assert (await state_of(signer, intent.issuance_id))["state"] == "intended"  # lease is live
-    await asyncio.sleep(2.2)
-    await signer.sweeper.sweep()
-    row = await state_of(signer, intent.issuance_id)
-    assert (row["state"], row["fence"]) == ("issued", 2)
-    certificate = x509.load_der_x509_certificate(row["certificate"])
-    assert certificate.tbs_certificate_bytes == intent.tbs
-    assert certificate.serial_number == intent.serial_number
-
-
-async def test_a_repeat_while_a_lease_is_live_is_told_to_wait(signer: SignerStack) -> None:
-    message, intent = await leave_intent(signer)
-    answer = await signer.ask(signer.message(message.csr))
-    assert answer.outcome == "pending"
-    await asyncio.sleep(2.2)
-    answer = await signer.ask(signer.message(message.csr))
-    assert answer.outcome == "issued"
-    row = await state_of(signer, intent.issuance_id)
-    assert row["certificate"] == answer.certificate
-
-
-async def test_the_fence_throws_a_late_signature_away(signer: SignerStack) -> None:
-    """A worker paused for a minute comes back with a signature after another took over."""
-    _, intent = await leave_intent(signer)
-    await asyncio.sleep(2.2)
-    taken = await signer.ledger.take_over(10)
-    ours = [t.intent for t in taken if t.intent.issuance_id == intent.issuance_id]
-    assert len(ours) == 1
-    assert await signer.cycle.finish([intent]) == []  # fence 1: too late
-    stored = await signer.cycle.finish(ours)
-    assert [i.intent.issuance_id for i in stored] == [intent.issuance_id]
-
-
-async def test_a_stale_intent_is_abandoned_and_its_serial_never_used(signer: SignerStack) -> None:
-    message, intent = await leave_intent(
-        signer, sign_before=dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
-    )
-    await asyncio.sleep(2.2)
-    await signer.sweeper.sweep()
-    assert (await state_of(signer, intent.issuance_id))["state"] == "abandoned"
-    answer = await signer.ask(signer.message(message.csr))
-    assert answer.outcome == "issued"
-    assert answer.certificate is not None
-    fresh = x509.load_der_x509_certificate(answer.certificate)
-    assert fresh.serial_number != intent.serial_number
-
-
 async def test_unannounced_certificates_are_announced_by_the_sweeper(signer: SignerStack) -> None:
     message = signer.message()
     await signer.ask(message)
@@ -353,42 +282,6 @@ async def test_windows_are_announced_again_on_request(signer: SignerStack, platf
         await renewal.close()
 
 
-async def test_serial_numbers_are_refused_a_second_time(signer: SignerStack) -> None:
-    from ca_signer.deciding import decide
-    from estcore.errors import SerialNumberReused
-
-    _, intent = await leave_intent(signer)
-    candidate = decide(
-        signer.message(), "est.request.default.issuing.normal", signer.batch.authority, None
-    )
-    candidate.intent.serial_number = intent.serial_number
-    with pytest.raises(SerialNumberReused):
-        await signer.ledger.intend([candidate.intent])
-
-
-async def test_without_an_audit_pubacks_nothing_is_signed(
-    signer: SignerStack, platform: Any
-) -> None:
-    """G5: no PubAck for the intent, no signature."""
-    from estcore.errors import BusUnavailable
-
-    _, intent = await leave_intent(signer)
-    await platform.nats.stop()
-    try:
-        with pytest.raises(BusUnavailable):
-            await signer.cycle.finish([intent])
-        row = await state_of(signer, intent.issuance_id)
-        assert row["state"] == "intended"
-        assert row["certificate"] is None
-    finally:
-        await platform.nats.start()
-    for _ in range(100):
-        if signer.bus.connected and signer.frontend.connected:
-            break
-        await asyncio.sleep(0.1)
-    assert (await signer.ask(signer.message())).outcome == "issued"
-
-
 async def test_postgres_away_puts_requests_back_and_loses_none(
     signer: SignerStack, platform: Any
 ) -> None:
@@ -401,4 +294,3 @@ async def test_postgres_away_puts_requests_back_and_loses_none(
     await platform.postgres.start()
     async with asyncio.timeout(40):
         assert (await signer.answers[message.id]).outcome == "issued"
-    assert Encoding.DER

@@ -17,7 +17,9 @@ from nats.aio.msg import Msg
 from ca_signer import ceremony
 from ca_signer.announcing import Announcer
 from ca_signer.batch import Batch
+from ca_signer.context import Intent
 from ca_signer.cycle import Cycle
+from ca_signer.deciding import decide, presented_fingerprint
 from ca_signer.ledger import Ledger
 from ca_signer.main import SCHEMA, SCRIPTS, authority, publish_state
 from ca_signer.repeats import Repeats
@@ -30,10 +32,12 @@ from estclient.suite import layout as suite_layout
 from estcore import ids
 from estcore.clock import SystemClock
 from estcore.messages import topics
+from estcore.messages.audit import AuditBatch, AuditRecord
 from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested, Principal
 from estcore.messages.envelope import decode, encode
 from estcore.pki.profile import Priority
 from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.consume import PullConsumer
 from estcore.runtime.database import Database
 from estcore.runtime.migrations import migrate
 from estcore.runtime.settings import read_secret
@@ -96,6 +100,8 @@ class SignerStack:
     secrets: SecretStore
     answers: dict[str, asyncio.Future[EnrollmentAnswered]] = field(default_factory=dict)
     seen: list[EnrollmentAnswered] = field(default_factory=list)
+    records_at: list[PullConsumer] = field(default_factory=list)
+    records: list[AuditRecord] = field(default_factory=list)
 
     def message(self, csr: bytes | None = None, **changes: Any) -> EnrollmentRequested:
         """A request as est-frontend sends it; keyword arguments change one thing."""
@@ -130,6 +136,33 @@ class SignerStack:
         async with asyncio.timeout(15):
             return await self.answers[message.id]
 
+    async def leave_intent(
+        self, message: EnrollmentRequested | None = None, **changes: Any
+    ) -> tuple[EnrollmentRequested, Intent]:
+        """Do what a signer does until it dies after step 5; returns message and intent."""
+        message = message or self.message()
+        topic = topics.request_topic(message.group, message.issuer, message.priority)
+        fingerprint = presented_fingerprint(message)
+        known = await self.ledger.known_certificates([fingerprint] if fingerprint else [])
+        candidate = decide(message, topic, self.batch.authority, known[0] if known else None)
+        for name, value in changes.items():
+            setattr(candidate.intent, name, value)
+        assert await self.ledger.intend([candidate.intent]) == {candidate.intent.issuance_id}
+        return message, candidate.intent
+
+    async def row_of(self, intent: Intent) -> Any:
+        """The ledger's row of an intent."""
+        sql = "select * from issuance where issuance_id = $1"
+        return (await self.rows(sql, intent.issuance_id))[0]
+
+    async def audited(self, action: str) -> list[AuditRecord]:
+        """Every record with that action published since the stack started, in order."""
+        for consumer in self.records_at:
+            await consumer.tend()
+            for delivery in consumer.take(1000):
+                self.records.extend(decode(AuditBatch, delivery.data).records)
+        return [record for record in self.records if record.action == action]
+
     async def rows(self, sql: str, *values: Any) -> list[Any]:
         async with self.database.connection() as connection:
             return await connection.fetch(sql, *values)
@@ -152,7 +185,12 @@ async def prepare(settings: SignerSettings) -> None:
     seed_file = settings.bus.migration_nkey_seed_file
     assert seed_file is not None
     bus = await Bus.connect(settings.bus, "migrate", "test", seed=read_secret(seed_file, "seed"))
-    await declare(bus, topics.STREAMS, topics.signer_consumers("issuing"), replicas=1)
+    await declare(
+        bus,
+        topics.STREAMS,
+        [*topics.AUDIT_CONSUMERS, *topics.signer_consumers("issuing")],
+        replicas=1,
+    )
     await bus.close()
 
 
@@ -197,6 +235,11 @@ async def signer_stack(
         windows=Windows(bus, ledger, announcer, clock, window_s=5, settle_s=1),
         secrets=SecretStore(database, bus, clock),
     )
+    auditor = await Bus.connect(platform.bus("audit"), "audit", "test")
+    for stream in (topics.AUDIT_ISSUE, topics.AUDIT_REFUSAL):
+        consumer = PullConsumer(auditor, stream, topics.AUDIT_CONSUMER, credit=2000)
+        await consumer.start()
+        stack.records_at.append(consumer)
     await frontend.subscribe("est.reply.default.front.*", stack.answered)
     await publish_state(bus, database, deciding)
     for name in ("load", "other"):
@@ -210,6 +253,7 @@ async def signer_stack(
     finally:
         stop.set()
         await asyncio.gather(*tasks)
+        await auditor.close()
         await frontend.close()
         await bus.close()
         await database.close()

@@ -29,6 +29,7 @@ from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested
 from estcore.messages.envelope import Part, encode, encode_mapping, present
 from estcore.messages.events import EnrollmentRejected
 from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.consume import Delivery
 from estcore.runtime.tracing import trace_id
 
 SERVICE = "ca-signer"
@@ -111,6 +112,39 @@ class Announcer:
         # On the stream of refusals: a flood of them cannot fill the one that issuing waits on.
         batches = self._batches(records, self._refusal_topic)
         await self._bus.publish_confirmed([*batches, *events])
+
+    async def given_up(
+        self,
+        delivery: Delivery,
+        code: str,
+        reason: str,
+        message: EnrollmentRequested | None,
+    ) -> None:
+        """Publish the audit record of a dead letter; ``message`` is None where unreadable.
+
+        Raises:
+            BusUnavailable: not confirmed.
+        """
+        name = ids.record_id("dead", delivery.topic, str(delivery.sequence))
+        principal = message.principal if message else None
+        record = present(
+            record_id=name,
+            schema_version=1,
+            producer=self._producer,
+            occurred_at=self._clock.now(),
+            correlation_id=message.correlation_id if message else name,
+            causation_id=message.id if message else None,
+            action="request.dead_letter",
+            phase="error",
+            outcome="failure",
+            reason_code=code,
+            reason=reason[:500],
+            severity="error",
+            actor=present(type="service", subject=principal.key if principal else None),
+            target=present(request_id=message.id if message else None),
+            details={"topic": delivery.topic, "sequence": delivery.sequence},
+        )
+        await self._bus.publish_confirmed(self._batches([record], self._refusal_topic))
 
     async def reply(self, group: str, instance: str, answer: EnrollmentAnswered) -> None:
         """Answer the front end that asked. A lost answer is repeated at the client's retry."""

@@ -15,13 +15,13 @@ from ca_signer.context import Intent, Issued, KnownCertificate
 from ca_signer.cycle import Cycle
 from ca_signer.deciding import Authority, Candidate, decide, presented_fingerprint
 from ca_signer.ledger import Ledger
-from ca_signer.repeats import Answer, Leased, Refuse, Repeats, Resume
+from ca_signer.repeats import Answer, Leased, Refuse, Repeats, Resume, Stale
 from estcore.clock import monotonic_s
 from estcore.errors import (
-    LintFailed,
+    InvariantBroken,
     MalformedRequest,
+    NotAuthorized,
     RequestRejected,
-    TBSMismatch,
     Unavailable,
 )
 from estcore.ids import record_id
@@ -44,6 +44,8 @@ _REPEATED = RequestRejected(
     "the enrollment was made before; the stored certificate was returned",
     code="enrollment.repeated",
 )
+
+_STALE = NotAuthorized("nobody waits for it any more", code="intent.stale")
 
 
 @dataclass
@@ -99,11 +101,8 @@ class Batch:
             await self._together(fresh)
         except Unavailable as exc:
             await self._later([i.delivery for i in fresh], exc.code)
-        except (asyncpg.PostgresError, LintFailed, TBSMismatch, asyncpg.InterfaceError) as exc:
-            log.warning(
-                "batch failed, taking its requests one by one",
-                extra=fields(error=type(exc).__name__),
-            )
+        except Exception as exc:  # Bulkhead: one poisoned request must harm nobody else.
+            log.warning("batch failed, taking its requests one by one", exc_info=exc)
             for item in fresh:
                 await self._alone(item)
 
@@ -202,12 +201,13 @@ class Batch:
                 await self._settle(item, candidate)
         except Unavailable as exc:
             await self._later([item.delivery], exc.code)
-        except asyncpg.PostgresError as exc:
-            log.error("the ledger refuses a request", exc_info=exc)
-            await self._later([item.delivery], "ledger.refused")
-        except (LintFailed, TBSMismatch) as exc:
+        except InvariantBroken as exc:
             log.error("nothing was signed", extra=fields(code=exc.code, reason=exc.reason))
-            await self._dead(item.delivery, exc.code, exc.reason)
+            await self._dead(item.delivery, exc.code, exc.reason, item.message)
+        except Exception as exc:  # Bulkhead: it comes again, is counted, and ends a dead letter.
+            log.error("a request failed", exc_info=exc)
+            code = "ledger.refused" if isinstance(exc, asyncpg.PostgresError) else "internal"
+            await self._later([item.delivery], code)
 
     async def _settle(self, item: Item, candidate: Candidate) -> None:
         try:
@@ -222,6 +222,9 @@ class Batch:
                 await self._answer(item, issued, new=new)
             case Refuse(error=error):
                 await self._refuse(item, error)
+            case Stale(intent=intent):
+                await self._cycle.abandon(intent, _STALE)
+                await self._settle(item, candidate)
             case Leased(ours=ours):
                 await self._leased(item, candidate.intent, ours=ours)
 
@@ -307,13 +310,21 @@ class Batch:
         for delivery in deliveries:
             await delivery.nak(_RETRY_S)
 
-    async def _dead(self, delivery: Delivery, code: str, reason: str) -> None:
+    async def _dead(
+        self,
+        delivery: Delivery,
+        code: str,
+        reason: str,
+        message: EnrollmentRequested | None = None,
+    ) -> None:
+        """Put a message aside for an operator: kept, audited, never delivered again."""
         metrics.DEAD.labels(code).inc()
         log.error("message given up", extra=fields(code=code, reason=reason, topic=delivery.topic))
         topic = "dead.ca-signer." + code.replace(".", "-").replace("_", "-")
         try:
             message_id = f"dead-{delivery.sequence}"
             await self._bus.publish_confirmed([Outgoing(topic, delivery.data, message_id)])
+            await self._announcer.given_up(delivery, code, reason, message)
         except Unavailable as exc:
             await self._later([delivery], exc.code)
             return

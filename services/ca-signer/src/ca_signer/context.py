@@ -26,6 +26,7 @@ class Context(Part):
     principal: str
     auth_method: str
     presented_serial: str | None = None
+    presented_sha256: str | None = None
     rule: str
     policy_version: str
     profile_version: str

@@ -28,8 +28,13 @@ from ca_signer.announcing import Announcer, issued_answer
 from ca_signer.context import Intent, Issued
 from ca_signer.keystore import Issuer
 from ca_signer.ledger import Ledger
-from estcore.errors import BusUnavailable, IssuerUnavailable, LedgerUnavailable
-from estcore.ids import serial_hex
+from estcore.errors import (
+    BusUnavailable,
+    IssuerUnavailable,
+    LedgerUnavailable,
+    RequestRejected,
+)
+from estcore.ids import record_id, serial_hex
 from estcore.pki.certificate import assemble, tbs_signature_algorithm
 from estcore.runtime import faults
 from estcore.runtime.logs import fields
@@ -98,6 +103,25 @@ class Cycle:
         signature = await issuer.keystore.sign(intent.tbs)
         issuer.check_signature(intent.tbs, signature)
         return assemble(intent.tbs, tbs_signature_algorithm(intent.tbs), signature)
+
+    async def abandon(self, intent: Intent, why: RequestRejected) -> None:
+        """Give up an intent that is ours; its serial number is never used again.
+
+        Raises:
+            BusUnavailable: not audited, so not abandoned either.
+            LedgerUnavailable: audited; it is abandoned and audited again later.
+        """
+        record = self._announcer.note(
+            intent,
+            record_id=record_id("abandoned", intent.issuance_id),
+            action="certificate.abandoned",
+            error=why,
+            phase="error",
+        )
+        await self._announcer.records([record])
+        if await self._ledger.abandon(intent):
+            metrics.ABANDONED.labels(why.code).inc()
+            log.warning("intent abandoned", extra=fields(code=why.code, reason=why.reason))
 
     async def announce(self, issued: Sequence[Issued]) -> None:
         """Step 10: tell the world and remember that it was told.

@@ -322,6 +322,7 @@ def _context(
         principal=message.principal.key,
         auth_method=message.principal.method,
         presented_serial=ids.serial_hex(known.serial_number) if known else None,
+        presented_sha256=known.fingerprint.hex() if known else None,
         rule=rule.name,
         policy_version=authority.policy.version,
         profile_version=f"{profile.name}@{profile.version}#{authority.profiles.version}",

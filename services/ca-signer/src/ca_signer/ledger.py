@@ -94,7 +94,16 @@ _TAKE_OVER = f"""update issuance set fence = fence + 1, lease_until = now() + $1
 where issuance_id in (
   select issuance_id from issuance where state = 'intended' and lease_until < now()
   order by lease_until limit $2 for update skip locked)
-returning {INTENT_COLUMNS}, sign_before < now() as stale"""
+returning {INTENT_COLUMNS}, case
+  when sign_before < now() then 'intent.stale'
+  when exists (select 1 from issuance p
+      where p.certificate_sha256 = decode(issuance.context::json->>'presented_sha256', 'hex')
+        and p.certificate is not null and p.revoked_at is not null)
+    then 'auth.certificate_revoked'
+  when issuance.context::json->>'auth_method' = 'secret' and not exists (select 1 from secret s
+      where 'secret:' || s.secret_id = issuance.context::json->>'principal'
+        and s.revoked_at is null and s.not_after > now())
+    then 'secret.invalid' end as objection"""
 
 _UNANNOUNCED = f"""select {INTENT_COLUMNS}, certificate, issued_at from issuance
 where state = 'issued' and announced_at is null and issued_at < now() - $1::interval
@@ -110,10 +119,14 @@ from issuance where certificate_sha256 = any($1::bytea[]) and certificate is not
 
 @dataclass(frozen=True)
 class TakenOver:
-    """An intent whose lease had run out and that is now ours."""
+    """An intent whose lease had run out and that is now ours.
+
+    ``objection`` is the code of what in the ledger forbids it by now: it is too old, or the
+    certificate or secret that asked for it has ended.
+    """
 
     intent: Intent
-    stale: bool
+    objection: str | None
 
 
 class Ledger:
@@ -177,7 +190,7 @@ class Ledger:
         """Take intents whose lease has run out, each under a new fence."""
         async with self.database.connection() as connection:
             rows = await connection.fetch(_TAKE_OVER, self.lease, limit)
-        return [TakenOver(intent_of(row), row["stale"]) for row in rows]
+        return [TakenOver(intent_of(row), row["objection"]) for row in rows]
 
     async def abandon(self, intent: Intent) -> bool:
         """Give an intent up for good, release its claims; its serial is never used again."""

@@ -51,7 +51,14 @@ class Leased:
     enrollment_id: bytes
 
 
-Settled = Resume | Answer | Refuse | Leased
+@dataclass(frozen=True)
+class Stale:
+    """The intent of an earlier request is too old to be signed; ours now, to be abandoned."""
+
+    intent: Intent
+
+
+Settled = Resume | Answer | Refuse | Leased | Stale
 
 
 class Repeats:
@@ -82,7 +89,16 @@ class Repeats:
         )
         if refused is not None:
             return _refuse(refused)
+        own = await connection.fetchrow(
+            f"select {INTENT_COLUMNS}, certificate, issued_at, state "  # noqa: S608
+            "from issuance where request_id = $1",
+            intent.request_id,
+        )
+        if own is not None and own["state"] == "issued":
+            # This request has its certificate, whatever happened to anything since.
+            return Answer(Issued(intent_of(own), own["certificate"], own["issued_at"]), new=False)
         await self._check_presented(connection, intent)
+        await self._check_secret(connection, intent)
         locked = await connection.fetchrow(
             "select issuance_id from enrollment where enrollment_id = $1 for update",
             intent.enrollment_id,
@@ -99,48 +115,33 @@ class Repeats:
         )
         if current is None:
             raise Conflict("the enrollment points nowhere", code="ledger.inconsistent")
-        own = await connection.fetchval(
-            "select issuance_id from issuance where request_id = $1", intent.request_id
-        )
-        return await self._known(connection, intent, current, own)
+        return await self._known(connection, intent, current, redelivered=own is not None)
 
     async def _known(
         self,
         connection: Connection,
         intent: Intent,
         current: asyncpg.Record,
-        own: object,
+        *,
+        redelivered: bool,
     ) -> Settled:
-        redelivered = own is not None
         state = current["state"]
-        if state == "intended" and not current["lease_over"]:
-            return Leased(str(current["request_id"]) == intent.request_id, intent.enrollment_id)
-        if state == "intended" and not current["stale"]:
-            return Resume(await self._take_over(connection, current))
-        if state == "issued" and current["revoked_at"] is None:
-            same = redelivered and str(own) == str(current["issuance_id"])
-            if same or current["in_window"]:
-                new = not same and await self._note_repeat(connection, intent, current)
-                issued = Issued(intent_of(current), current["certificate"], current["issued_at"])
-                return Answer(issued, new)
-        if redelivered:
-            # This request had its certificate, and the enrollment has moved on since.
-            row = await connection.fetchrow(
-                f"select {INTENT_COLUMNS}, certificate, issued_at, state "  # noqa: S608
-                "from issuance where issuance_id = $1",
-                own,
-            )
-            if row is not None and row["state"] == "issued":
-                return Answer(
-                    Issued(intent_of(row), row["certificate"], row["issued_at"]), new=False
-                )
-            raise Conflict("this request was given up; send a new one", code="request.abandoned")
+        ours = str(current["request_id"]) == intent.request_id
         if state == "intended":
-            await connection.execute(
-                "update issuance set state = 'abandoned', tbs = null, announced_at = now() "
-                "where issuance_id = $1",
-                current["issuance_id"],
-            )
+            if not current["lease_over"]:
+                return Leased(ours, intent.enrollment_id)
+            taken = await self._take_over(connection, current)
+            return Stale(taken) if current["stale"] else Resume(taken)
+        if state == "issued" and ours:
+            # Stored between our first look and the lock.
+            issued = Issued(intent_of(current), current["certificate"], current["issued_at"])
+            return Answer(issued, new=False)
+        if redelivered:
+            raise Conflict("this request was given up; send a new one", code="request.abandoned")
+        if state == "issued" and current["revoked_at"] is None and current["in_window"]:
+            new = await self._note_repeat(connection, intent, current)
+            issued = Issued(intent_of(current), current["certificate"], current["issued_at"])
+            return Answer(issued, new)
         return await self._next_generation(connection, intent)
 
     async def _first(self, connection: Connection, intent: Intent) -> Settled:
@@ -148,11 +149,13 @@ class Repeats:
         if recorded:
             return Resume(intent)
         raced = await connection.fetchval(
-            "select true from enrollment where enrollment_id = $1", intent.enrollment_id
+            "select i.request_id from enrollment join issuance i using (issuance_id) "
+            "where enrollment.enrollment_id = $1",
+            intent.enrollment_id,
         )
-        if raced:
+        if raced is not None:
             # Another signer recorded the same enrollment between our look and our insert.
-            return Leased(ours=False, enrollment_id=intent.enrollment_id)
+            return Leased(str(raced) == intent.request_id, intent.enrollment_id)
         raise await self._why_not(connection, intent)
 
     async def _next_generation(self, connection: Connection, intent: Intent) -> Settled:
@@ -201,6 +204,17 @@ class Repeats:
                 "the presented certificate is revoked", code="auth.certificate_revoked"
             )
 
+    async def _check_secret(self, connection: Connection, intent: Intent) -> None:
+        if intent.secret_id is None:
+            return
+        live = await connection.fetchval(
+            "select true from secret where secret_id = $1 "
+            "and revoked_at is null and not_after > now()",
+            intent.secret_id,
+        )
+        if not live:
+            raise NotAuthenticated("the secret is not valid any more", code="secret.invalid")
+
     async def _why_not(self, connection: Connection, intent: Intent) -> RequestRejected:
         owner = await connection.fetchrow(
             "select tenant, service from key_binding where spki_sha256 = $1", intent.spki_sha256
@@ -211,12 +225,6 @@ class Repeats:
         ):
             return Conflict("this key belongs to another owner", code="key.bound")
         if intent.secret_id is not None:
-            secret = await connection.fetchrow(
-                "select revoked_at, not_after < now() as over from secret where secret_id = $1",
-                intent.secret_id,
-            )
-            if secret is None or secret["revoked_at"] is not None or secret["over"]:
-                return NotAuthenticated("the secret is not valid any more", code="secret.invalid")
             return NotAuthorized("the one-time secret is spent", code="secret.spent")
         return Conflict("the request collides with another one", code="request.conflict")
 

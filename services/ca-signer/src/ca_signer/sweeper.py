@@ -13,13 +13,17 @@ from ca_signer.deciding import Authority, still_allowed
 from ca_signer.ledger import Ledger, TakenOver
 from ca_signer.repeats import Repeats
 from estcore.errors import InvariantBroken, NotAuthorized, RequestRejected, Unavailable
-from estcore.ids import record_id
 from estcore.runtime.logs import fields
 from estcore.runtime.service import until
 
 log = logging.getLogger(__name__)
 
 _LIMIT = 64
+_OBJECTIONS = {
+    "intent.stale": "nobody waits for it any more",
+    "auth.certificate_revoked": "the presented certificate is revoked",
+    "secret.invalid": "the secret is not valid any more",
+}
 _QUIET_S = 5
 
 
@@ -76,29 +80,35 @@ class Sweeper:
         good = []
         for one in taken:
             try:
-                if one.stale:
-                    raise NotAuthorized("nobody waits for it any more", code="intent.stale")
+                if one.objection is not None:
+                    raise NotAuthorized(_OBJECTIONS[one.objection], code=one.objection)
                 still_allowed(one.intent, self._authority)
             except RequestRejected as exc:
-                await self._abandon(one.intent, exc)
+                await self._cycle.abandon(one.intent, exc)
                 continue
             good.append(one.intent)
         metrics.RESUMED.inc(len(good))
         log.info("intents taken over", extra=fields(count=len(good)))
-        stored = await self._cycle.finish(good)
+        try:
+            await self._finish(good)
+        except Unavailable:
+            raise
+        except Exception as exc:  # Bulkhead: one poisoned intent must harm nobody else.
+            log.warning("intents failed together, taking them one by one", exc_info=exc)
+            for intent in good:
+                await self._finish_alone(intent)
+
+    async def _finish(self, intents: list[Intent]) -> None:
+        stored = await self._cycle.finish(intents)
         if stored:
             await self._cycle.announce(stored)
 
-    async def _abandon(self, intent: Intent, why: RequestRejected) -> None:
-        # Audited first: if we die in between, it is abandoned and audited again.
-        record = self._announcer.note(
-            intent,
-            record_id=record_id("abandoned", intent.issuance_id),
-            action="certificate.abandoned",
-            error=why,
-            phase="error",
-        )
-        await self._announcer.records([record])
-        if await self._ledger.abandon(intent):
-            metrics.ABANDONED.labels(why.code).inc()
-            log.warning("intent abandoned", extra=fields(code=why.code, reason=why.reason))
+    async def _finish_alone(self, intent: Intent) -> None:
+        try:
+            await self._finish([intent])
+        except InvariantBroken as exc:
+            log.error("nothing was signed", extra=fields(code=exc.code, reason=exc.reason))
+        except Unavailable:
+            raise
+        except Exception as exc:  # Bulkhead: it stays intended until it is stale, then ends.
+            log.error("an intent cannot be finished", exc_info=exc)
