@@ -5,6 +5,7 @@ from __future__ import annotations
 from estcore.errors import MalformedRequest
 
 SEQUENCE, SET, BIT_STRING, NULL = 0x30, 0x31, 0x03, 0x05
+BOOLEAN, INTEGER, OCTET_STRING, OBJECT_IDENTIFIER = 0x01, 0x02, 0x04, 0x06
 
 
 def length(size: int) -> bytes:
@@ -72,3 +73,77 @@ def children(data: bytes) -> list[bytes]:
     if end != len(data):
         raise MalformedRequest("trailing data after the DER", code="der.malformed")
     return [data[a:d] for _, a, _, d in elements(data, start, end)]
+
+
+def inside(element: bytes, tag: int) -> list[bytes]:
+    """Return the elements inside one whole constructed element that must have ``tag``.
+
+    Raises:
+        MalformedRequest: another tag, trailing data, or malformed.
+    """
+    if element[:1] != bytes((tag,)):
+        raise MalformedRequest(f"expected DER tag {tag:#04x}", code="der.malformed")
+    return children(element)
+
+
+def content(element: bytes, tag: int) -> bytes:
+    """Return the content octets of one whole element that must have ``tag``.
+
+    Raises:
+        MalformedRequest: another tag, trailing data, or malformed.
+    """
+    found, start, end = header(element, 0)
+    if found != tag or end != len(element):
+        raise MalformedRequest(f"expected one DER element {tag:#04x}", code="der.malformed")
+    return element[start:end]
+
+
+def oid(dotted: str) -> bytes:
+    """Return the OBJECT IDENTIFIER element for an identifier in dotted form."""
+    first, second, *rest = (int(part) for part in dotted.split("."))
+    octets = bytearray()
+    for arc in (first * 40 + second, *rest):
+        piece = [arc & 0x7F]
+        while arc := arc >> 7:
+            piece.append(0x80 | arc & 0x7F)
+        octets += bytes(reversed(piece))
+    return tlv(OBJECT_IDENTIFIER, bytes(octets))
+
+
+def oid_text(element: bytes) -> str:
+    """Return the dotted form of one OBJECT IDENTIFIER element of at most 64 octets.
+
+    Raises:
+        MalformedRequest: not one, too long, or an arc that is not minimal or not complete.
+    """
+    octets = content(element, OBJECT_IDENTIFIER)
+    if not 1 <= len(octets) <= 64 or octets[-1] & 0x80:
+        raise MalformedRequest("not an object identifier", code="der.malformed")
+    arcs, arc = [], 0
+    for octet in octets:
+        if arc == 0 and octet == 0x80:
+            raise MalformedRequest("object identifier is not minimal", code="der.malformed")
+        arc = arc << 7 | octet & 0x7F
+        if not octet & 0x80:
+            arcs.append(arc)
+            arc = 0
+    first = min(arcs[0] // 40, 2)
+    return ".".join(str(n) for n in (first, arcs[0] - 40 * first, *arcs[1:]))
+
+
+def integer(number: int) -> bytes:
+    """Return the INTEGER element of a number that is not negative."""
+    return tlv(INTEGER, number.to_bytes(number.bit_length() // 8 + 1, "big"))
+
+
+def integer_value(element: bytes) -> int:
+    """Return the value of one INTEGER element that is not negative.
+
+    Raises:
+        MalformedRequest: not one, negative, or not minimal.
+    """
+    octets = content(element, INTEGER)
+    padded = len(octets) > 1 and octets[0] == 0 and octets[1] < 0x80
+    if not octets or octets[0] >= 0x80 or padded:
+        raise MalformedRequest("not a whole number in DER", code="der.malformed")
+    return int.from_bytes(octets, "big")
