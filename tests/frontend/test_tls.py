@@ -11,9 +11,10 @@ import pytest
 import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
+from tls_link import Link, client_context, engine
 
 from ca_signer import ceremony
-from est_frontend.tls import EngineConnection, EngineContext, _whole_records
+from est_frontend.tls import EngineContext, _whole_records
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
 
@@ -35,54 +36,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         clock=clock,
     )
     return folder
-
-
-def engine(files: Path) -> EngineContext:
-    return EngineContext(files / "server.pem", files / "server.key")
-
-
-def client_context(files: Path, version: ssl.TLSVersion) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=str(files / "ca" / "root.pem"))
-    context.minimum_version = context.maximum_version = version
-    return context
-
-
-class Link:
-    """A client of the standard library and our engine, joined by hand, octet by octet if wanted."""
-
-    def __init__(self, files: Path, version: ssl.TLSVersion) -> None:
-        self.to_client, self.from_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.to_server, self.from_server = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.client = client_context(files, version).wrap_bio(
-            self.to_client, self.from_client, server_hostname="localhost"
-        )
-        self.server: EngineConnection = engine(files).wrap_bio(self.to_server, self.from_server)
-
-    def handshake(self) -> None:
-        done = {"client": False, "server": False}
-        for _ in range(10):
-            for name, side in (("client", self.client), ("server", self.server)):
-                if done[name]:
-                    continue
-                try:
-                    side.do_handshake()
-                    done[name] = True
-                except ssl.SSLWantReadError:
-                    pass
-                self.to_server.write(self.from_client.read())
-                self.to_client.write(self.from_server.read())
-            if all(done.values()):
-                return
-        raise AssertionError(done)
-
-    def server_reads(self) -> bytes:
-        found = b""
-        while self.to_server.pending or self.server.pending():
-            try:
-                found += self.server.read()
-            except ssl.SSLWantReadError:
-                break
-        return found
 
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]

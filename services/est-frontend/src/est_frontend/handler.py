@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
-from dataclasses import dataclass
 
 from aiohttp import web
 from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
 
 from est_frontend import answers, metrics
 from est_frontend.authenticate import Authenticated, Authenticator
+from est_frontend.exchange import Exchange
 from est_frontend.gateway import Gateway
-from est_frontend.peers import serial_of
 from est_frontend.settings import FrontendSettings
 from est_frontend.state import State
 from est_frontend.tls import EngineConnection
@@ -32,18 +31,18 @@ from estcore.errors import (
 from estcore.est.certs_only import certs_only
 from estcore.est.paths import Route, parse_path
 from estcore.est.transfer import decode_request, encode_response
-from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested, Source
-from estcore.messages.envelope import decode, encode, present
+from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested
+from estcore.messages.envelope import decode, encode
 from estcore.messages.state import RotationAck, RotationAckAnswered
 from estcore.messages.topics import ack_topic
-from estcore.pki.csr import MAX_CSR_BYTES, CertificationRequest, parse_csr
+from estcore.pki.csr import MAX_CSR_BYTES, parse_csr
 from estcore.pki.profile import Priority
 from estcore.policy.decide import check_names, check_same_identity, grant, label_named
 from estcore.policy.document import Label, PolicyDocument, Rule
 from estcore.policy.identity import enrollment_id
 from estcore.runtime.bus import Bus
 from estcore.runtime.logs import fields
-from estcore.runtime.tracing import Tracing, trace_id
+from estcore.runtime.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -56,33 +55,8 @@ _METHODS = {
     "fullcmc": ("POST",),
     "rotation-ack": ("POST",),
 }
-_CORRELATION_LIMIT = 128
 _JWS_LIMIT = 4096
 _ACK_TIMEOUT_S = 4
-
-
-@dataclass
-class Exchange:
-    """What is known about one HTTP exchange while it is answered."""
-
-    request: web.BaseRequest
-    correlation_id: str
-    connection: EngineConnection
-    operation: str = "none"
-    label_name: str = "none"
-    label: Label | None = None
-    who: Authenticated | None = None
-    csr: CertificationRequest | None = None
-    request_id: str | None = None
-    traceparent: str | None = None
-
-    @property
-    def peer(self) -> str:
-        """Address of the client."""
-        address = (
-            self.request.transport.get_extra_info("peername") if self.request.transport else None
-        )
-        return str(address[0]) if address else "unknown"
 
 
 class Handler:
@@ -258,7 +232,7 @@ class Handler:
             priority=priority,
             principal=who.principal,
             csr=csr.der,
-            origin=self._source(exchange),
+            origin=exchange.source(),
             expires_at=self._expiry(label),
         )
         return await self._gateway.submit(key, message)
@@ -268,16 +242,6 @@ class Handler:
         if label.when_slow == "pending":
             return None
         return self._clock.now() + dt.timedelta(seconds=self._settings.answer_timeout_s)
-
-    def _source(self, exchange: Exchange) -> Source:
-        cipher = exchange.connection.cipher()
-        agent = exchange.request.headers.get("User-Agent", "")
-        return Source(
-            peer=exchange.peer,
-            tls_version=exchange.connection.version(),
-            tls_cipher=cipher[0] if cipher else None,
-            user_agent=agent[:200] or None,
-        )
 
     def _answered(
         self, exchange: Exchange, label: Label, answer: EnrollmentAnswered | None
@@ -349,7 +313,7 @@ class Handler:
             phase="outcome",
             outcome="success",
             details={"status": status},
-            **self._parts(exchange),
+            **exchange.parts(),
         )
 
     def _failed(self, exchange: Exchange, error: ESTSuiteError) -> web.Response:
@@ -371,7 +335,7 @@ class Handler:
             reason=error.reason[:500],
             action=f"est.{exchange.operation}",
             details={"status": status},
-            **self._parts(exchange),
+            **exchange.parts(),
         )
         label = exchange.label
         retry = label.retry_after_s if label else 5
@@ -382,35 +346,6 @@ class Handler:
             retry_after_s=retry if isinstance(error, Unavailable) else None,
             allow=", ".join(methods) if error.code == "request.method" else None,
         )
-
-    def _parts(self, exchange: Exchange) -> dict[str, object]:
-        who, csr = exchange.who, exchange.csr
-        headers = exchange.request.headers
-        presented = exchange.connection.peer()
-        claimed = headers.get("X-Correlation-ID")
-        return {
-            "correlation_id": exchange.correlation_id,
-            "trace_id": trace_id(exchange.traceparent),
-            "actor": present(
-                type="service",
-                subject=who.principal.key if who else None,
-                auth_method=who.principal.method if who else None,
-                certificate_serial=serial_of(presented[0]) if presented else None,
-            ),
-            "origin": present(
-                peer=exchange.peer,
-                tls_version=exchange.connection.version(),
-                user_agent=headers.get("User-Agent", "")[:200] or None,
-                client_correlation_id=claimed[:_CORRELATION_LIMIT] if claimed else None,
-            ),
-            "target": present(
-                label=exchange.label_name,
-                request_id=exchange.request_id,
-                subject=csr.subject_text if csr else None,
-                csr_sha256=csr.sha256.hex() if csr else None,
-                spki_sha256=csr.spki_sha256.hex() if csr else None,
-            ),
-        }
 
 
 def _check_type(request: web.BaseRequest, expected: str) -> None:

@@ -1,9 +1,10 @@
 """Who the TLS peer is: our own path validation, per label, cached, never OpenSSL's word.
 
 A label's anchors are its issuers' certificates. A peer is identified by the label it asks for,
-known only after the request line; the result is cached by (leaf, label, generation of the
-trust) and the validity is looked at on every request. Revocation is checked against the ledger
-by the signer.
+known only after the request line. A success is cached by (leaf, issuer) until the trust changes,
+and its validity is looked at on every request; a failure is never cached, because it can depend
+on the chain that was sent and on the time. Revocation is checked against the ledger by the
+signer.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from estcore.errors import NotAuthenticated
 from estcore.pki.names import canonical_name, display_name
 
 _CACHE_LIMIT = 20_000
+_NOT_YET_VALID, _EXPIRED = 9, 10  # X509_V_ERR_CERT_NOT_YET_VALID, ..._HAS_EXPIRED
 _REASONS = {
-    9: ("auth.certificate_not_yet_valid", "the client certificate is not yet valid"),
-    10: ("auth.certificate_expired", "the client certificate has expired"),
+    _NOT_YET_VALID: ("auth.certificate_not_yet_valid", "the client certificate is not yet valid"),
+    _EXPIRED: ("auth.certificate_expired", "the client certificate has expired"),
 }
 
 
@@ -55,20 +57,15 @@ class PeerValidator:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._anchors: dict[str, bytes] = {}
-        self._stores: dict[str, crypto.X509Store] = {}
-        self._cache: OrderedDict[tuple[bytes, str], Peer | NotAuthenticated] = OrderedDict()
+        self._anchors: dict[str, tuple[bytes, crypto.X509]] = {}
+        self._cache: OrderedDict[tuple[bytes, str], Peer] = OrderedDict()
 
     def set_anchor(self, issuer_id: str, certificate: bytes) -> None:
         """Trust this issuer's certificate; a changed one starts a new generation of trust."""
-        if self._anchors.get(issuer_id) == certificate:
+        if issuer_id in self._anchors and self._anchors[issuer_id][0] == certificate:
             return
-        store = crypto.X509Store()
-        # The issuing CA itself is the anchor: nothing else below the root is accepted.
-        store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN | crypto.X509StoreFlags.X509_STRICT)
-        store.add_cert(crypto.X509.from_cryptography(x509.load_der_x509_certificate(certificate)))
-        self._anchors[issuer_id] = certificate
-        self._stores[issuer_id] = store
+        anchor = crypto.X509.from_cryptography(x509.load_der_x509_certificate(certificate))
+        self._anchors[issuer_id] = (certificate, anchor)
         self._cache.clear()
 
     def identify(self, connection: EngineConnection, issuer_id: str) -> Peer | None:
@@ -87,20 +84,28 @@ class PeerValidator:
             self._cache[key] = found
             if len(self._cache) > _CACHE_LIMIT:
                 self._cache.popitem(last=False)
-        if isinstance(found, NotAuthenticated):
-            raise NotAuthenticated(found.reason, code=found.code)
         now = self._clock.now()
         if now > found.not_after:
-            code, reason = _REASONS[10]
-            raise NotAuthenticated(reason, code=code)
+            raise _refused(_EXPIRED)
+        if now < found.not_before:
+            raise _refused(_NOT_YET_VALID)
         return found
+
+    def _store(self, issuer_id: str) -> crypto.X509Store:
+        # A new one each time: a store keeps the first time it was given.
+        if issuer_id not in self._anchors:
+            raise NotAuthenticated("no anchors for this label yet", code="auth.no_anchors")
+        store = crypto.X509Store()
+        # The issuing CA itself is the anchor: nothing else below the root is accepted.
+        store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN | crypto.X509StoreFlags.X509_STRICT)
+        store.add_cert(self._anchors[issuer_id][1])
+        store.set_time(self._clock.now().replace(tzinfo=None))
+        return store
 
     def _validate(
         self, der: bytes, connection: EngineConnection, issuer_id: str, fingerprint: bytes
-    ) -> Peer | NotAuthenticated:
-        store = self._stores.get(issuer_id)
-        if store is None:
-            return NotAuthenticated("no anchors for this label yet", code="auth.no_anchors")
+    ) -> Peer:
+        store = self._store(issuer_id)
         try:
             certificate = x509.load_der_x509_certificate(der)
             leaf = crypto.X509.from_cryptography(certificate)
@@ -108,17 +113,13 @@ class PeerValidator:
             usable = _for_client_authentication(certificate)
             subject = certificate.subject
         except crypto.X509StoreContextError as exc:
-            code, reason = _REASONS.get(
-                exc.errors[0],
-                ("auth.certificate_untrusted", "the client certificate is not trusted here"),
-            )
-            return NotAuthenticated(reason, code=code)
-        except (ValueError, crypto.Error):
-            return NotAuthenticated(
+            raise _refused(exc.errors[0]) from exc
+        except (ValueError, crypto.Error) as exc:
+            raise NotAuthenticated(
                 "the client certificate cannot be read", code="auth.certificate_malformed"
-            )
+            ) from exc
         if not usable:
-            return NotAuthenticated(
+            raise NotAuthenticated(
                 "the certificate is not for client authentication", code="auth.certificate_usage"
             )
         return Peer(
@@ -132,6 +133,13 @@ class PeerValidator:
             not_before=certificate.not_valid_before_utc,
             not_after=certificate.not_valid_after_utc,
         )
+
+
+def _refused(number: int) -> NotAuthenticated:
+    code, reason = _REASONS.get(
+        number, ("auth.certificate_untrusted", "the client certificate is not trusted here")
+    )
+    return NotAuthenticated(reason, code=code)
 
 
 def _for_client_authentication(certificate: x509.Certificate) -> bool:

@@ -1,0 +1,87 @@
+"""One HTTP exchange: what is known about it while it is answered, and as it is recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from est_frontend.authenticate import Authenticated
+from est_frontend.peers import serial_of
+from est_frontend.tls import EngineConnection
+from estcore.messages.enrollment import Source
+from estcore.messages.envelope import present
+from estcore.pki.csr import CertificationRequest
+from estcore.policy.document import Label
+from estcore.runtime.tracing import trace_id
+
+_CORRELATION_LIMIT = 128
+_AGENT_LIMIT = 200
+
+
+@dataclass
+class Exchange:
+    """What is known about one HTTP exchange while it is answered."""
+
+    request: web.BaseRequest
+    correlation_id: str
+    connection: EngineConnection
+    operation: str = "none"
+    label_name: str = "none"
+    label: Label | None = None
+    who: Authenticated | None = None
+    csr: CertificationRequest | None = None
+    request_id: str | None = None
+    traceparent: str | None = None
+
+    @property
+    def peer(self) -> str:
+        """Address of the client."""
+        address = (
+            self.request.transport.get_extra_info("peername") if self.request.transport else None
+        )
+        return str(address[0]) if address else "unknown"
+
+    @property
+    def agent(self) -> str | None:
+        """What the client calls itself, cut to what a record holds."""
+        return self.request.headers.get("User-Agent", "")[:_AGENT_LIMIT] or None
+
+    def source(self) -> Source:
+        """Where the request comes from, for the signer."""
+        cipher = self.connection.cipher()
+        return Source(
+            peer=self.peer,
+            tls_version=self.connection.version(),
+            tls_cipher=cipher[0] if cipher else None,
+            user_agent=self.agent,
+        )
+
+    def parts(self) -> dict[str, object]:
+        """The parts of an audit record that come from the exchange; only what is known."""
+        who, csr = self.who, self.csr
+        presented = self.connection.peer()
+        claimed = self.request.headers.get("X-Correlation-ID")
+        return {
+            "correlation_id": self.correlation_id,
+            "trace_id": trace_id(self.traceparent),
+            "actor": present(
+                type="service",
+                subject=who.principal.key if who else None,
+                auth_method=who.principal.method if who else None,
+                certificate_serial=serial_of(presented[0]) if presented else None,
+            ),
+            "origin": present(
+                peer=self.peer,
+                tls_version=self.connection.version(),
+                user_agent=self.agent,
+                client_correlation_id=claimed[:_CORRELATION_LIMIT] if claimed else None,
+            ),
+            "target": present(
+                label=self.label_name,
+                request_id=self.request_id,
+                subject=csr.subject_text if csr else None,
+                csr_sha256=csr.sha256.hex() if csr else None,
+                spki_sha256=csr.spki_sha256.hex() if csr else None,
+            ),
+        }

@@ -1,0 +1,144 @@
+"""Who the TLS peer is: our own path validation, at the time of the request."""
+
+from __future__ import annotations
+
+import datetime as dt
+import ssl
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from tls_link import Link
+
+from ca_signer import ceremony
+from est_frontend.peers import PeerValidator
+from estcore.clock import SystemClock
+from estcore.errors import NotAuthenticated
+from estcore.testing.clock import FakeClock
+
+NOON = dt.datetime(2026, 6, 1, 12, tzinfo=dt.UTC)
+HOUR = dt.timedelta(hours=1)
+Pair = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
+
+
+def certificate(
+    name: str,
+    issuer: Pair | None = None,
+    *,
+    ca: bool = False,
+    usage: x509.ObjectIdentifier = ExtendedKeyUsageOID.CLIENT_AUTH,
+) -> Pair:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    parent, parent_key = issuer or (None, key)
+    lasts = dt.timedelta(days=365) if ca else HOUR
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(parent.subject if parent else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(NOON - lasts)
+        .not_valid_after(NOON + lasts)
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(parent_key.public_key()),
+            critical=False,
+        )
+        .add_extension(
+            x509.KeyUsage(not ca, False, False, False, False, ca, ca, False, False), critical=True
+        )
+    )
+    if not ca:
+        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+    return builder.sign(parent_key, hashes.SHA256()), key
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("peers")
+    passphrase = folder / "passphrase"
+    passphrase.write_text("a long enough passphrase")
+    passphrase.chmod(0o600)
+    clock = SystemClock()
+    ceremony.init(folder / "ca", name="T", passphrase_file=passphrase, clock=clock)
+    ceremony.server_certificate(
+        folder / "ca",
+        out=folder,
+        names=["localhost"],
+        passphrase_file=passphrase,
+        days=9,
+        clock=clock,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def anchor() -> Pair:
+    return certificate("issuing", ca=True)
+
+
+def connected(files: Path, leaf: Pair, *chain: Pair) -> Link:
+    pem = files / "client.pem"
+    pem.write_bytes(
+        b"".join(c.public_bytes(Encoding.PEM) for c, _ in (leaf, *chain))
+        + leaf[1].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+    link = Link(files, ssl.TLSVersion.TLSv1_3, presenting=pem)
+    link.handshake()
+    link.server_reads()
+    return link
+
+
+def validator(anchor: Pair, clock: FakeClock) -> PeerValidator:
+    peers = PeerValidator(clock)
+    peers.set_anchor("issuing", anchor[0].public_bytes(Encoding.DER))
+    return peers
+
+
+def test_K7_validity_is_that_of_the_request_not_of_the_first_one(files: Path, anchor: Pair) -> None:
+    clock = FakeClock(NOON - 2 * HOUR)
+    peers = validator(anchor, clock)
+    link = connected(files, certificate("svc", anchor))
+    for hours, code in ((0, "not_yet_valid"), (2, None), (2, "expired"), (-4, "not_yet_valid")):
+        clock.forward(hours=hours)
+        if code is None:
+            peer = peers.identify(link.server, "issuing")
+            assert peer is not None
+            assert peer.subject == "CN=svc"
+            continue
+        with pytest.raises(NotAuthenticated) as refused:
+            peers.identify(link.server, "issuing")
+        assert refused.value.code == f"auth.certificate_{code}"
+
+
+def test_K7_a_chain_that_was_missing_once_may_come_the_next_time(files: Path, anchor: Pair) -> None:
+    """A refusal is not remembered: a stranger cannot lock a certificate's owner out."""
+    peers = validator(anchor, FakeClock(NOON))
+    between = certificate("between", anchor, ca=True)
+    leaf = certificate("svc", between)
+    with pytest.raises(NotAuthenticated) as refused:
+        peers.identify(connected(files, leaf).server, "issuing")
+    assert refused.value.code == "auth.certificate_untrusted"
+    assert peers.identify(connected(files, leaf, between).server, "issuing") is not None
+
+
+def test_K7_another_ca_of_the_same_name_is_not_trusted(files: Path, anchor: Pair) -> None:
+    peers = validator(anchor, FakeClock(NOON))
+    impostor = certificate("issuing", ca=True)
+    with pytest.raises(NotAuthenticated) as refused:
+        peers.identify(connected(files, certificate("svc", impostor)).server, "issuing")
+    assert refused.value.code == "auth.certificate_untrusted"
+
+
+def test_a_server_certificate_does_not_identify_a_client(files: Path, anchor: Pair) -> None:
+    peers = validator(anchor, FakeClock(NOON))
+    leaf = certificate("svc", anchor, usage=ExtendedKeyUsageOID.SERVER_AUTH)
+    with pytest.raises(NotAuthenticated) as refused:
+        peers.identify(connected(files, leaf).server, "issuing")
+    assert refused.value.code == "auth.certificate_usage"
