@@ -181,7 +181,7 @@ class Writer:
         if busy:
             try:
                 await self._commit(connection, chain, taken)
-            except BaseException:
+            except BaseException:  # cancellation too: what was taken goes back, then it goes on
                 for one in taken:
                     await one.delivery.nak(self._settings.retry_s)
                 raise

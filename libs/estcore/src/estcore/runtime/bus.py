@@ -140,9 +140,11 @@ class Bus:
         """
         if not self.client.is_connected:
             raise BusUnavailable("the bus is not connected")
+        futures: list[asyncio.Future[Any]] = []
         try:
             async with asyncio.timeout(timeout_s):
-                futures = [await self._send(message) for message in messages]
+                for message in messages:
+                    futures.append(await self._send(message))
                 await asyncio.gather(*futures)
         except nats.js.errors.APIError as exc:
             raise BusUnavailable(
@@ -150,6 +152,10 @@ class Bus:
             ) from exc
         except (TimeoutError, nats.errors.Error, OSError) as exc:
             raise BusUnavailable("no confirmation from the bus") from exc
+        finally:
+            # What was sent and is not awaited any more must not hold a place among the pending.
+            for future in futures:
+                future.cancel()
 
     async def submit(self, message: Outgoing, *, timeout_s: float) -> asyncio.Future[Any]:
         """Publish to JetStream; returns the future of the PubAck.
