@@ -1,0 +1,193 @@
+"""Server-side key generation (RFC 7030 section 4.4): the request read, the key made.
+
+Of the CSR only names, extensions and attributes count; its public key and its signature are
+ignored (section 4.4.1), but the kind of that key tells which kind the client would like.
+What goes back is in ``estcore.est.keygen_response`` and ``estcore.est.sealed``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+
+from estcore.errors import InvalidCSR, MalformedRequest, WeakKey
+from estcore.pki import der as der_codec
+from estcore.pki.attributes import Attributes, read_attributes, single_value
+from estcore.pki.certificate import signing_hash
+from estcore.pki.csr import MAX_CSR_BYTES
+from estcore.pki.keys import key_algorithm
+from estcore.pki.profile import KeyAlgorithm, Profile
+
+DECRYPT_KEY_ID_OID = "1.2.840.113549.1.9.16.2.37"
+ASYMMETRIC_DECRYPT_KEY_ID_OID = "1.2.840.113549.1.9.16.2.54"
+SMIME_CAPABILITIES_OID = "1.2.840.113549.1.9.15"
+MAX_KEY_IDENTIFIER_BYTES = 255
+MAX_CAPABILITIES = 64
+
+GeneratedKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
+_CURVES: dict[str, type[ec.EllipticCurve]] = {
+    "ec-p256": ec.SECP256R1,
+    "ec-p384": ec.SECP384R1,
+    "ec-p521": ec.SECP521R1,
+}
+_PUBLIC_EXPONENT = 65537
+
+
+@dataclass(frozen=True)
+class Capability:
+    """One entry of SMIMECapabilities (RFC 8551 section 2.5.2); ``parameters`` is DER or empty."""
+
+    oid: str
+    parameters: bytes = b""
+
+
+@dataclass(frozen=True)
+class KeyProtection:
+    """The client wants its key encrypted: with which key, and what it can decrypt.
+
+    ``symmetric``: the identifier names a shared secret (RFC 7030 section 4.4.1.1), otherwise
+    the public key of a certificate (section 4.4.1.2).
+    """
+
+    symmetric: bool
+    key_identifier: bytes
+    capabilities: tuple[Capability, ...]
+
+
+@dataclass(frozen=True)
+class KeygenRequest:
+    """What a client asks for when it leaves the key to the server. Nothing in it is proven."""
+
+    der: bytes
+    subject: x509.Name
+    extensions: x509.Extensions
+    attributes: Attributes
+    wished_key: KeyAlgorithm | None
+    protection: KeyProtection | None
+
+
+def read_keygen_request(der: bytes) -> KeygenRequest:
+    """Return the request in a CSR whose signature and public key do not matter.
+
+    Does not decide about names: that is done on the CSR that ``certification_request`` makes.
+
+    Raises:
+        MalformedRequest: not one DER CertificationRequest, or too large.
+        InvalidCSR: attributes that contradict each other, or a wish for encryption without
+            saying how (``keygen.capabilities_missing``).
+    """
+    if len(der) > MAX_CSR_BYTES:
+        raise MalformedRequest(f"CSR is larger than {MAX_CSR_BYTES} bytes", code="csr.too_large")
+    try:
+        parsed = x509.load_der_x509_csr(der)
+        subject, extensions = parsed.subject, parsed.extensions
+    except (ValueError, TypeError, x509.DuplicateExtension, x509.InvalidVersion) as exc:
+        raise MalformedRequest("not a PKCS#10 certification request", code="csr.malformed") from exc
+    except x509.UnsupportedGeneralNameType as exc:
+        raise MalformedRequest("a SAN entry of an unknown kind", code="csr.malformed") from exc
+    info = der_codec.children(der_codec.children(der)[0])
+    attributes = read_attributes(info[3] if len(info) > 3 else b"")  # noqa: PLR2004 - attributes
+    return KeygenRequest(
+        der=der,
+        subject=subject,
+        extensions=extensions,
+        attributes=attributes,
+        wished_key=_wished_key(parsed),
+        protection=read_protection(attributes),
+    )
+
+
+def _wished_key(parsed: x509.CertificateSigningRequest) -> KeyAlgorithm | None:
+    try:
+        return key_algorithm(parsed.public_key())  # type: ignore[return-value] # one of the names
+    except (WeakKey, UnsupportedAlgorithm, ValueError, TypeError):
+        return None
+
+
+def read_protection(attributes: Attributes) -> KeyProtection | None:
+    """Return how the client wants its key encrypted, None for TLS alone.
+
+    Raises:
+        MalformedRequest: an identifier or SMIMECapabilities that are not what they should be.
+        InvalidCSR: two identifiers, or one without SMIMECapabilities.
+    """
+    symmetric = single_value(attributes, DECRYPT_KEY_ID_OID)
+    asymmetric = single_value(attributes, ASYMMETRIC_DECRYPT_KEY_ID_OID)
+    identifier = symmetric if symmetric is not None else asymmetric
+    if identifier is None:
+        return None
+    if symmetric is not None and asymmetric is not None:
+        raise InvalidCSR("two keys to encrypt with are named", code="keygen.two_keys")
+    capabilities = single_value(attributes, SMIME_CAPABILITIES_OID)
+    if capabilities is None:
+        raise InvalidCSR(
+            "encryption of the key is wanted, but SMIMECapabilities are missing",
+            code="keygen.capabilities_missing",
+        )
+    octets = der_codec.content(identifier, der_codec.OCTET_STRING)
+    if not 1 <= len(octets) <= MAX_KEY_IDENTIFIER_BYTES:
+        raise InvalidCSR(
+            f"a key identifier has 1 to {MAX_KEY_IDENTIFIER_BYTES} octets",
+            code="keygen.key_identifier",
+        )
+    return KeyProtection(symmetric is not None, octets, _read_capabilities(capabilities))
+
+
+def _read_capabilities(element: bytes) -> tuple[Capability, ...]:
+    entries = der_codec.inside(element, der_codec.SEQUENCE)
+    if not 1 <= len(entries) <= MAX_CAPABILITIES:
+        raise InvalidCSR("no SMIMECapabilities, or too many", code="keygen.capabilities_missing")
+    found = []
+    for entry in entries:
+        oid, *parameters = der_codec.inside(entry, der_codec.SEQUENCE) or [b""]
+        if len(parameters) > 1:
+            raise MalformedRequest("an SMIMECapability is a pair", code="der.malformed")
+        found.append(Capability(der_codec.oid_text(oid), b"".join(parameters)))
+    return tuple(found)
+
+
+def generated_kind(request: KeygenRequest, profile: Profile) -> KeyAlgorithm:
+    """Return the kind of key to make: the CSR's if the profile has it, else the profile's first."""
+    if request.wished_key is not None and request.wished_key in profile.key_algorithms:
+        return request.wished_key
+    return profile.key_algorithms[0]
+
+
+def new_key(algorithm: KeyAlgorithm) -> GeneratedKey:
+    """Return a new private key from the random generator of OpenSSL."""
+    if algorithm in _CURVES:
+        return ec.generate_private_key(_CURVES[algorithm]())
+    if algorithm == "ed25519":
+        return ed25519.Ed25519PrivateKey.generate()
+    return rsa.generate_private_key(_PUBLIC_EXPONENT, int(algorithm.removeprefix("rsa-")))
+
+
+def certification_request(request: KeygenRequest, key: GeneratedKey) -> bytes:
+    """Return an ordinary CSR (DER) by the new key: the names and extensions of the request.
+
+    Its attributes stay behind: they are about the delivery of the key and the TLS session.
+
+    Raises:
+        MalformedRequest: an extension that cannot be written again.
+    """
+    builder = x509.CertificateSigningRequestBuilder(request.subject)
+    try:
+        for extension in request.extensions:
+            builder = builder.add_extension(extension.value, critical=extension.critical)
+        signed = builder.sign(key, signing_hash(key.public_key()))
+    except (ValueError, TypeError, NotImplementedError) as exc:
+        raise MalformedRequest("an extension cannot be repeated", code="csr.malformed") from exc
+    return signed.public_bytes(Encoding.DER)
+
+
+def pkcs8(key: GeneratedKey) -> bytes:
+    """Return the private key as PrivateKeyInfo, unencrypted (RFC 5958 section 2)."""
+    return key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
