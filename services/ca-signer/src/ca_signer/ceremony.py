@@ -3,7 +3,8 @@
 The root signs twice: the issuing CA, whose key the signer uses, and the infrastructure CA,
 which gives est-frontend its own TLS certificate, so that the suite never needs itself to
 start. Every key is encrypted at rest. On a real deployment this runs on an offline machine;
-only ``issuing.*`` and ``chain.pem`` go to the signer.
+only ``issuing.*`` and ``chain.pem`` go to the signer. Where the issuing key was made in a token,
+its request is given (``--issuing-csr``), and there is no ``issuing.key``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -28,7 +31,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from estcore import ids
 from estcore.clock import Clock
-from estcore.errors import ConfigurationError
+from estcore.errors import ConfigurationError, WeakKey
+from estcore.pki.keys import key_algorithm
 from estcore.runtime.settings import read_secret
 
 ROOT_YEARS, ISSUING_YEARS = 20, 10
@@ -41,28 +45,58 @@ class _Authority:
     key: ec.EllipticCurvePrivateKey
 
 
-def init(folder: Path, *, name: str, passphrase_file: Path, clock: Clock) -> None:
+def init(
+    folder: Path,
+    *,
+    name: str,
+    passphrase_file: Path,
+    clock: Clock,
+    issuing_csr: Path | None = None,
+) -> None:
     """Make root, issuing and infrastructure CA in ``folder``.
 
+    ``issuing_csr`` is a request of whoever holds the issuing key; only its public key is used.
+
     Raises:
-        ConfigurationError: the folder holds a CA already.
+        ConfigurationError: the folder holds a CA already, or the request does not verify.
     """
     if (folder / "root.pem").exists():
         raise ConfigurationError(f"{folder} holds a CA already", code="ca.exists")
     passphrase = read_secret(passphrase_file, "the passphrase").encode()
+    theirs = requested_key(issuing_csr) if issuing_csr else None
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     now = clock.now().replace(microsecond=0)
     root = _root(f"{name} Root CA", name, now)
-    issuing = _intermediate(f"{name} Issuing CA 1", name, root, now)
-    infrastructure = _intermediate(f"{name} Infrastructure CA", name, root, now)
-    for stem, authority in (
-        ("root", root),
-        ("issuing", issuing),
-        ("infrastructure", infrastructure),
-    ):
-        _write_key(folder / f"{stem}.key", authority.key, passphrase)
-        (folder / f"{stem}.pem").write_bytes(_pem(authority.certificate))
+    keys: dict[str, ec.EllipticCurvePrivateKey] = {"root": root.key}
+    certificates = {"root": root.certificate}
+    for stem, common_name in (("issuing", "Issuing CA 1"), ("infrastructure", "Infrastructure CA")):
+        public_key = theirs if stem == "issuing" else None
+        if public_key is None:
+            keys[stem] = ec.generate_private_key(ec.SECP256R1())
+            public_key = keys[stem].public_key()
+        certificates[stem] = _intermediate(f"{name} {common_name}", name, root, now, public_key)
+    for stem, key in keys.items():
+        _write_key(folder / f"{stem}.key", key, passphrase)
+    for stem, certificate in certificates.items():
+        (folder / f"{stem}.pem").write_bytes(_pem(certificate))
     (folder / "chain.pem").write_bytes(_pem(root.certificate))
+
+
+def requested_key(path: Path) -> CertificatePublicKeyTypes:
+    """Return the public key of a certification request whose holder proved to have it.
+
+    Raises:
+        ConfigurationError: unreadable, wrongly signed, or of a kind that cannot be an issuer's.
+    """
+    try:
+        request = x509.load_pem_x509_csr(path.read_bytes())
+        if not request.is_signature_valid:
+            raise ConfigurationError(f"the signature of the request in {path} is wrong")
+        key = request.public_key()
+        key_algorithm(key)
+    except (OSError, ValueError, UnsupportedAlgorithm, WeakKey) as exc:
+        raise ConfigurationError(f"cannot use the request in {path}") from exc
+    return key
 
 
 def server_certificate(
@@ -83,7 +117,9 @@ def server_certificate(
     key = ec.generate_private_key(ec.SECP256R1())
     now = clock.now().replace(microsecond=0)
     builder = (
-        _builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])]), key, now)
+        _builder(
+            x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])]), key.public_key(), now
+        )
         .issuer_name(authority.certificate.subject)
         .not_valid_after(
             min(now + dt.timedelta(days=days), authority.certificate.not_valid_after_utc)
@@ -116,7 +152,7 @@ def _root(common_name: str, organization: str, now: dt.datetime) -> _Authority:
     key = ec.generate_private_key(ec.SECP384R1())
     subject = _name(common_name, organization)
     builder = (
-        _builder(subject, key, now)
+        _builder(subject, key.public_key(), now)
         .issuer_name(subject)
         .not_valid_after(now + ROOT_YEARS * _YEAR)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
@@ -126,9 +162,12 @@ def _root(common_name: str, organization: str, now: dt.datetime) -> _Authority:
 
 
 def _intermediate(
-    common_name: str, organization: str, root: _Authority, now: dt.datetime
-) -> _Authority:
-    key = ec.generate_private_key(ec.SECP256R1())
+    common_name: str,
+    organization: str,
+    root: _Authority,
+    now: dt.datetime,
+    key: CertificatePublicKeyTypes,
+) -> x509.Certificate:
     builder = (
         _builder(_name(common_name, organization), key, now)
         .issuer_name(root.certificate.subject)
@@ -137,19 +176,19 @@ def _intermediate(
         .add_extension(_usage(leaf=False), critical=True)
         .add_extension(_aki(root.certificate), critical=False)
     )
-    return _Authority(builder.sign(root.key, SHA384()), key)
+    return builder.sign(root.key, SHA384())
 
 
 def _builder(
-    subject: x509.Name, key: ec.EllipticCurvePrivateKey, now: dt.datetime
+    subject: x509.Name, key: CertificatePublicKeyTypes, now: dt.datetime
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .public_key(key.public_key())
+        .public_key(key)
         .serial_number(ids.new_serial_number())
         .not_valid_before(now)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 
 

@@ -20,12 +20,20 @@ def main(arguments: Sequence[str]) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     first = verbs.add_parser("init", help="make root, issuing and infrastructure CA")
     first.add_argument("--name", required=True, help="organization")
+    first.add_argument(
+        "--issuing-csr", type=Path, help="request of an issuing key that was made elsewhere"
+    )
     server = verbs.add_parser("server-certificate", help="TLS certificate for est-frontend")
     server.add_argument("--out", type=Path, required=True)
     server.add_argument("--host", action="append", required=True, help="DNS name or IP address")
     server.add_argument("--days", type=int, default=397)
-    for one in (first, server):
+    other = verbs.add_parser("import", help="take an issuing certificate another CA signed")
+    other.add_argument("--certificate", type=Path, required=True)
+    other.add_argument("--chain", type=Path, required=True, help="above it, up to the root")
+    other.add_argument("--csr", type=Path, required=True, help="the request it answers")
+    for one in (first, server, other):
         one.add_argument("--folder", type=Path, required=True)
+    for one in (first, server):
         one.add_argument("--passphrase-file", type=Path, required=True)
     parsed = parser.parse_args(arguments)
     try:
@@ -34,6 +42,18 @@ def main(arguments: Sequence[str]) -> int:
                 parsed.folder,
                 name=parsed.name,
                 passphrase_file=parsed.passphrase_file,
+                clock=CLOCK,
+                issuing_csr=parsed.issuing_csr,
+            )
+        elif parsed.verb == "import":
+            # Reading key stores needs more than a ceremony does.
+            from ca_signer import importing
+
+            importing.import_certificate(
+                parsed.folder,
+                certificate_file=parsed.certificate,
+                chain_file=parsed.chain,
+                csr_file=parsed.csr,
                 clock=CLOCK,
             )
         else:

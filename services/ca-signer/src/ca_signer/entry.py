@@ -1,4 +1,4 @@
-"""Entry point of ``ca-signer``: ceremonies without a service, everything else with it."""
+"""Entry point of ``ca-signer``: ceremonies and tokens without a service, the rest with it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import sys
 
 
 def main() -> None:
-    """Hand over to the ceremony, which runs offline, or to the service's command line.
+    """Hand over to ceremony or token, which run offline, or to the service's command line.
 
-    Each is imported when it is wanted: a ceremony needs neither bus nor database.
+    Each is imported when it is wanted: ceremony and token need no bus.
     """
     if sys.argv[1:2] == ["ca"]:
         from ca_signer import ceremony_command
 
         sys.exit(ceremony_command.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["token"]:
+        from ca_signer.token import command
+
+        sys.exit(command.main(sys.argv[2:]))
     from ca_signer import main as service
 
     service.main()

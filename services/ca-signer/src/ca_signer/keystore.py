@@ -1,8 +1,10 @@
-"""Software keys: encrypted PKCS#8 files, deterministic ECDSA, RSA off the event loop."""
+"""Issuers and their keys: in an encrypted PKCS#8 file, or in a token (``ca_signer.token``)."""
 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from ca_signer.settings import IssuerSettings
+from ca_signer import signatures
+from ca_signer.settings import IssuerSettings, TokenSettings
+from ca_signer.token.store import Token, TokenKey
 from estcore.errors import ConfigurationError, TBSMismatch
 from estcore.pki.certificate import IssuerCertificate, signing_hash
 from estcore.pki.keys import spki_der
@@ -20,10 +24,19 @@ from estcore.runtime.settings import read_secret
 
 
 class KeyStore(Protocol):
-    """What signs. The software key here; a token speaks the same two words later."""
+    """What signs: a software key, or a key in a token."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a signature may be asked for now."""
+        ...
 
     async def sign(self, tbs: bytes) -> bytes:
         """Return the signature over ``tbs`` in the form certificates carry."""
+        ...
+
+    async def sign_many(self, tbs: Sequence[bytes]) -> list[bytes]:
+        """Return the signatures over each of ``tbs``, all or none."""
         ...
 
 
@@ -33,6 +46,8 @@ class SoftwareKey:
     ECDSA is deterministic (RFC 6979), so an intent that is signed again after a crash gives
     the same octets.
     """
+
+    ready = True
 
     def __init__(self, key: CertificateIssuerPrivateKeyTypes) -> None:
         self._key = key
@@ -50,6 +65,10 @@ class SoftwareKey:
             return await asyncio.to_thread(key.sign, tbs, padding.PKCS1v15(), algorithm)
         assert isinstance(key, ed25519.Ed25519PrivateKey)  # noqa: S101 - checked when loaded
         return key.sign(tbs)
+
+    async def sign_many(self, tbs: Sequence[bytes]) -> list[bytes]:
+        """Return the signatures over each of ``tbs``."""
+        return [await self.sign(one) for one in tbs]
 
 
 class Issuer:
@@ -73,66 +92,129 @@ class Issuer:
         Raises:
             TBSMismatch: it does not.
         """
-        key = self.certificate.public_key
-        algorithm = signing_hash(key)
         try:
-            if isinstance(key, ec.EllipticCurvePublicKey) and algorithm is not None:
-                key.verify(signature, tbs, ec.ECDSA(algorithm))
-            elif isinstance(key, rsa.RSAPublicKey) and algorithm is not None:
-                key.verify(signature, tbs, padding.PKCS1v15(), algorithm)
-            elif isinstance(key, ed25519.Ed25519PublicKey):
-                key.verify(signature, tbs)
-            else:
-                raise TBSMismatch("the issuer's key cannot verify", code="tbs.signature")
+            signatures.verify(self.certificate.public_key, tbs, signature)
         except InvalidSignature as exc:
             raise TBSMismatch("the key store's signature is wrong", code="tbs.signature") from exc
 
 
-def load_issuer(settings: IssuerSettings) -> Issuer:
+def load_issuers(settings: Sequence[IssuerSettings]) -> dict[str, Issuer]:
+    """Read the issuers' files; keys in one token share it. No token is opened yet.
+
+    Raises:
+        ConfigurationError: unreadable, inconsistent, or one token told in two ways.
+    """
+    tokens: dict[tuple[Path, str | None, str | None], Token] = {}
+    issuers = {}
+    for one in settings:
+        token = one.token
+        if token is not None:
+            name = (token.module, token.label, token.serial)
+            shared = tokens.setdefault(name, Token(token))
+            own = {"key_id": token.key_id, "key_label": token.key_label}
+            if shared.settings.model_copy(update=own) != token:
+                raise ConfigurationError(
+                    f"{one.issuer_id}: the token {shared.name} has other settings elsewhere"
+                )
+            issuers[one.issuer_id] = load_issuer(one, shared)
+        else:
+            issuers[one.issuer_id] = load_issuer(one)
+    return issuers
+
+
+def tokens_of(issuers: Mapping[str, Issuer]) -> list[Token]:
+    """Return the tokens the issuers' keys are in, each once."""
+    found = {
+        id(k.token): k.token for i in issuers.values() if isinstance(k := i.keystore, TokenKey)
+    }
+    return list(found.values())
+
+
+def load_issuer(settings: IssuerSettings, token: Token | None = None) -> Issuer:
     """Read an issuer's files and check that they belong together.
 
     Raises:
         ConfigurationError: unreadable, key unencrypted or of another certificate, broken chain.
     """
-    certificate = _certificates(settings.certificate_file)[0]
-    chain = _certificates(settings.chain_file)
-    key = _private_key(settings)
-    if spki_der(key.public_key()) != spki_der(certificate.public_key()):
-        raise ConfigurationError(f"{settings.key_file} is not the key of {settings.issuer_id}")
-    child = certificate
-    for parent in chain:
-        try:
-            child.verify_directly_issued_by(parent)
-        except (ValueError, TypeError, InvalidSignature) as exc:
-            raise ConfigurationError(
-                f"{settings.chain_file}: the chain of {settings.issuer_id} breaks at "
-                f"{parent.subject.rfc4514_string()}"
-            ) from exc
-        child = parent
-    if child.subject != child.issuer:
-        raise ConfigurationError(f"{settings.chain_file} does not end in a root")
+    certificate = read_certificates(settings.certificate_file)[0]
+    chain = read_certificates(settings.chain_file)
+    keystore: KeyStore
+    if settings.token is not None:
+        check_token(settings.token)
+        public_key = certificate.public_key()
+        keystore = TokenKey(token or Token(settings.token), settings.token, public_key)
+    else:
+        keystore = SoftwareKey(_private_key(settings, certificate))
+    check_chain(certificate, chain, f"{settings.chain_file}: the chain of {settings.issuer_id}")
     constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
     if not constraints.value.ca:
         raise ConfigurationError(f"{settings.certificate_file} is not a CA certificate")
-    return Issuer(IssuerCertificate(settings.issuer_id, certificate), chain, SoftwareKey(key))
+    return Issuer(IssuerCertificate(settings.issuer_id, certificate), chain, keystore)
 
 
-def _certificates(path: Path) -> list[x509.Certificate]:
+def check_token(settings: TokenSettings) -> None:
+    """Check what can be known without the token.
+
+    Raises:
+        ConfigurationError: the extra, the module or the PIN file is not there.
+    """
+    if importlib.util.find_spec("pkcs11") is None:
+        raise ConfigurationError(
+            "keys in a token need the extra pkcs11: install estsuite-signer[pkcs11]",
+            code="keystore.extra",
+        )
+    if not settings.module.is_file():
+        raise ConfigurationError(f"there is no PKCS#11 module {settings.module}")
+    read_secret(settings.pin_file, "the PIN of the token")
+
+
+def check_chain(
+    certificate: x509.Certificate, chain: Sequence[x509.Certificate], name: str
+) -> None:
+    """Check that each certificate is issued by the next, the last by itself.
+
+    Raises:
+        ConfigurationError: it is not; the line begins with ``name``.
+    """
+    child = certificate
+    for parent in [*chain, chain[-1]]:
+        try:
+            child.verify_directly_issued_by(parent)
+        except (ValueError, TypeError, InvalidSignature) as exc:
+            if child is parent:
+                raise ConfigurationError(f"{name} does not end in a root") from exc
+            raise ConfigurationError(f"{name} breaks at {parent.subject.rfc4514_string()}") from exc
+        child = parent
+
+
+def read_certificates(path: Path) -> list[x509.Certificate]:
+    """Return the certificates in a PEM file, at least one.
+
+    Raises:
+        ConfigurationError: unreadable, or none in it.
+    """
     try:
         return x509.load_pem_x509_certificates(path.read_bytes())
     except (OSError, ValueError) as exc:
         raise ConfigurationError(f"cannot read certificates from {path}") from exc
 
 
-def _private_key(settings: IssuerSettings) -> CertificateIssuerPrivateKeyTypes:
-    passphrase = read_secret(settings.passphrase_file, f"the passphrase of {settings.issuer_id}")
+def _private_key(
+    settings: IssuerSettings, certificate: x509.Certificate
+) -> CertificateIssuerPrivateKeyTypes:
+    path, passphrase_file = settings.key_file, settings.passphrase_file
+    if path is None or passphrase_file is None:
+        raise ConfigurationError(f"{settings.issuer_id} has no key")
+    passphrase = read_secret(passphrase_file, f"the passphrase of {settings.issuer_id}")
     try:
-        key = load_pem_private_key(settings.key_file.read_bytes(), passphrase.encode())
+        key = load_pem_private_key(path.read_bytes(), passphrase.encode())
     except TypeError as exc:
-        raise ConfigurationError(f"{settings.key_file} is not encrypted") from exc
+        raise ConfigurationError(f"{path} is not encrypted") from exc
     except (OSError, ValueError, UnsupportedAlgorithm) as exc:
-        raise ConfigurationError(f"cannot open the key in {settings.key_file}") from exc
+        raise ConfigurationError(f"cannot open the key in {path}") from exc
     allowed = (ec.EllipticCurvePrivateKey, rsa.RSAPrivateKey, ed25519.Ed25519PrivateKey)
     if not isinstance(key, allowed):
-        raise ConfigurationError(f"{settings.key_file}: EC, RSA and Ed25519 keys can sign")
+        raise ConfigurationError(f"{path}: EC, RSA and Ed25519 keys can sign")
+    if spki_der(key.public_key()) != spki_der(certificate.public_key()):
+        raise ConfigurationError(f"{path} is not the key of {settings.issuer_id}")
     return key

@@ -18,12 +18,13 @@ from ca_signer.announcing import SERVICE, Announcer
 from ca_signer.batch import Batch
 from ca_signer.cycle import Cycle
 from ca_signer.deciding import Authority
-from ca_signer.keystore import Issuer, load_issuer
+from ca_signer.keystore import Issuer, load_issuers, tokens_of
 from ca_signer.ledger import Ledger
 from ca_signer.repeats import Repeats
 from ca_signer.secret_store import SecretStore
 from ca_signer.settings import SignerSettings
 from ca_signer.sweeper import Sweeper
+from ca_signer.token.store import opened
 from ca_signer.windows import Windows
 from ca_signer.worker import Worker
 from estcore.clock import SystemClock
@@ -58,14 +59,14 @@ def authority(settings: SignerSettings) -> Authority:
     Raises:
         ConfigurationError: anything unreadable, inconsistent or not allowed.
     """
-    if settings.software_keys != "allow":
+    if settings.software_keys != "allow" and any(i.key_file for i in settings.issuers):
         raise ConfigurationError(
             "keys in files are refused; set software_keys: allow to accept the risk",
             code="keystore.software_refused",
         )
     policy = load_policy(settings.policy_file)
     profiles = load_profiles(settings.profiles_file)
-    issuers = {s.issuer_id: load_issuer(s) for s in settings.issuers}
+    issuers = load_issuers(settings.issuers)
     for name, label in policy.labels.items():
         if label.issuer not in issuers:
             raise ConfigurationError(f"label {name!r} names the unknown issuer {label.issuer!r}")
@@ -100,7 +101,7 @@ async def run(settings: SignerSettings) -> None:
     admin = AdminServer(settings.admin, checks)
     await admin.start()
     try:
-        async with connected(settings) as (bus, database):
+        async with opened(tokens_of(deciding.issuers)), connected(settings) as (bus, database):
             await _serve(settings, deciding, tracing, bus, database, admin, checks, stop)
     finally:
         await admin.stop()
@@ -139,6 +140,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         batch_size=settings.batch_size,
         in_flight=settings.batches_in_flight,
         linger_s=settings.linger_ms / 1000,
+        usable=lambda issuer: deciding.issuers[issuer].keystore.ready,
     )
     sweeper = Sweeper(ledger, repeats, cycle, announcer, deciding, every_s=settings.sweep_every_s)
     windows = Windows(
@@ -152,7 +154,10 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
     await publish_state(bus, database, deciding)
     checks.pop("started")
     checks.update(
-        bus=lambda: bus.ready, ledger=lambda: database.ready, consumers=lambda: worker.ready
+        bus=lambda: bus.ready,
+        ledger=lambda: database.ready,
+        consumers=lambda: worker.ready,
+        keystores=lambda: all(i.keystore.ready for i in deciding.issuers.values()),
     )
 
     async def keep_published(stopping: asyncio.Event) -> None:
@@ -175,6 +180,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
             sweeper.run,
             windows.run,
             cycle.keep_marking,
+            *(token.watch for token in tokens_of(deciding.issuers)),
         ],
         stop=stop,
         stop_timeout_s=settings.stop_timeout_s,

@@ -21,3 +21,19 @@ SECONDS = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 WAITING = Gauge("ca_signer_waiting", "requests fetched and not yet taken", ["issuer", "priority"])
+TOKEN_SECONDS = Histogram(
+    "ca_signer_token_signature_seconds",
+    "how long the token took over one signature, without waiting for others",
+    ["token"],
+    buckets=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+)
+TOKEN_QUEUE = Gauge("ca_signer_token_queue", "signatures waited for", ["token"])
+TOKEN_BREAKER = Gauge(
+    "ca_signer_token_breaker", "0 closed, 1 half open, 2 open, 3 PIN refused", ["token"]
+)
+TOKEN_RESTARTS = Counter(
+    "ca_signer_token_restarts_total", "worker processes started after the first", ["token"]
+)
+TOKEN_FAILURES = Counter(
+    "ca_signer_token_failures_total", "worker processes given up", ["token", "code"]
+)

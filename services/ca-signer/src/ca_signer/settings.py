@@ -3,22 +3,75 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from estcore.pki.profile import StrictModel, Token
 from estcore.runtime.settings import DatabaseSettings, ServiceSettings
 
 
+class TokenSettings(StrictModel):
+    """A key in a PKCS#11 token. Issuers with keys in one token share its worker process."""
+
+    module: Path = Field(description="the PKCS#11 module, a shared library")
+    label: str | None = Field(
+        default=None, min_length=1, max_length=32, description="the token's label, or else"
+    )
+    serial: str | None = Field(
+        default=None, min_length=1, max_length=16, description="its serial number"
+    )
+    pin_file: Path = Field(description="file with the user's PIN")
+    key_id: str = Field(pattern=r"^([0-9a-f]{2}){1,64}$", description="CKA_ID of the key, hex")
+    key_label: str | None = Field(
+        default=None, min_length=1, description="its label, where the id is not enough"
+    )
+    timeout_s: float = Field(
+        default=5, ge=0.05, le=60, description="one signature; then the worker is killed"
+    )
+    wait_s: float = Field(
+        default=10, ge=0.1, le=120, description="a request in the queue; shorter than `lease_s`"
+    )
+    open_s: float = Field(
+        default=10, ge=0.5, le=120, description="starting the worker, opening, logging in"
+    )
+    queue: int = Field(
+        default=256, ge=1, le=4096, description="signatures asked for at once; more wait outside"
+    )
+    failures: int = Field(
+        default=3, ge=1, le=100, description="in a row, then the token is left alone"
+    )
+    pause_s: float = Field(
+        default=1, ge=0.05, le=60, description="for so long; doubled as long as it fails"
+    )
+    longest_pause_s: float = Field(default=60, ge=0.05, le=3600, description="never for longer")
+
+    @model_validator(mode="after")
+    def _one_name(self) -> Self:
+        if (self.label is None) == (self.serial is None):
+            raise ValueError("give the token's label or its serial")
+        return self
+
+
 class IssuerSettings(StrictModel):
-    """One issuer: its certificate, its key and the chain to its root."""
+    """One issuer: its certificate, the chain to its root, and its key: in a file or a token."""
 
     issuer_id: Token
     certificate_file: Path = Field(description="the issuing CA certificate, PEM")
     chain_file: Path = Field(description="certificates above it up to the root, PEM")
-    key_file: Path = Field(description="PKCS#8 private key, PEM, encrypted")
-    passphrase_file: Path = Field(description="file with the key's passphrase")
+    key_file: Path | None = Field(
+        default=None, description="PKCS#8 private key, PEM, encrypted; this or `token`"
+    )
+    passphrase_file: Path | None = Field(default=None, description="file with its passphrase")
+    token: TokenSettings | None = None
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if (self.key_file is None) == (self.token is None):
+            raise ValueError("give key_file or token, exactly one")
+        if (self.key_file is None) != (self.passphrase_file is None):
+            raise ValueError("key_file and passphrase_file go together")
+        return self
 
 
 class GroupSettings(StrictModel):
@@ -57,3 +110,15 @@ class SignerSettings(ServiceSettings):
     window_settle_s: int = Field(
         default=60, ge=1, le=3600, description="wait before a window counts as closed"
     )
+
+    @model_validator(mode="after")
+    def _tokens_fit(self) -> Self:
+        """A full batch fits into a token's queue, and what waits there ends before its lease."""
+        for issuer in self.issuers:
+            if issuer.token is None:
+                continue
+            if issuer.token.queue < self.batch_size * self.batches_in_flight:
+                raise ValueError("token.queue is less than batch_size times batches_in_flight")
+            if issuer.token.wait_s >= self.lease_s:
+                raise ValueError("token.wait_s must be shorter than lease_s")
+        return self

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ca_signer import metrics
 from ca_signer.batch import Batch
 from estcore.clock import monotonic_s
+from estcore.errors import BusUnavailable
 from estcore.messages.topics import EST_REQUESTS, signer_consumer
 from estcore.pki.profile import PRIORITIES, Priority
 from estcore.runtime.bus import Bus
@@ -25,10 +26,11 @@ class Worker:
     """One consumer per issuer and priority, one loop, a few batches in flight.
 
     Weighted shares, not strict precedence: low priority always moves, and whoever has nothing
-    waiting gives its share to the others.
+    waiting gives its share to the others. For an issuer that is not ``usable`` (its key is in a
+    token that is away) nothing is fetched, and what waits goes back for other signers.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of the signer, joined in main
         self,
         bus: Bus,
         database: Database,
@@ -38,12 +40,15 @@ class Worker:
         batch_size: int,
         in_flight: int,
         linger_s: float = 0,
+        usable: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self._database = database
         self._batch = batch
         self._size = batch_size
         self._in_flight = in_flight
         self._linger_s = linger_s
+        self._usable = usable
+        self._resting: set[PullConsumer] = set()
         self._last_size = 0
         self._wake = asyncio.Event()
         self._consumers = {
@@ -107,9 +112,24 @@ class Worker:
             await asyncio.sleep(0.5)
             return False
         for (issuer, priority), consumer in self._consumers.items():
+            await self._rest(consumer, rest=not self._usable(issuer))
             await consumer.tend()
             metrics.WAITING.labels(issuer, priority).set(consumer.waiting)
         return True
+
+    async def _rest(self, consumer: PullConsumer, *, rest: bool) -> None:
+        if rest == (consumer in self._resting):
+            return
+        if rest:
+            self._resting.add(consumer)
+            for delivery in await consumer.pause():
+                await delivery.nak(0)
+            return
+        try:
+            await consumer.resume()
+        except BusUnavailable:
+            return  # the next round tries again
+        self._resting.discard(consumer)
 
     def _take(self) -> list[Delivery]:
         taken: list[Delivery] = []
