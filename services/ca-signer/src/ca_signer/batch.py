@@ -125,7 +125,8 @@ class Batch:
         fresh: dict[bytes, Candidate] = {}
         doubled = []
         for candidate in candidates:
-            if fresh.setdefault(candidate.intent.enrollment_id, candidate) is not candidate:
+            key = candidate.intent.enrollment_id
+            if candidate.careful or fresh.setdefault(key, candidate) is not candidate:
                 doubled.append(candidate)
         faults.hit("signer.4.decided")
         # 5. Record all that are fresh in one statement; the others are looked at alone.

@@ -31,18 +31,19 @@ from estcore.messages.enrollment import EnrollmentRequested
 from estcore.pki.certificate import CertificateTemplate
 from estcore.pki.csr import CertificationRequest, parse_csr
 from estcore.pki.lint import lint
-from estcore.pki.names import canonical_name
 from estcore.pki.profile import Profile, ProfileSet
 from estcore.policy.decide import (
     Grant,
     check_names,
     check_profile,
     check_same_identity,
+    find_rule,
     grant,
     inherited_rule,
 )
-from estcore.policy.document import Label, PolicyDocument, Rule
+from estcore.policy.document import PolicyDocument, Rule
 from estcore.policy.identity import enrollment_id
+from estcore.policy.labels import Label
 
 _TOPIC_TOKENS = 5
 
@@ -57,15 +58,30 @@ class Authority:
     groups: Mapping[str, GroupSettings]
     clock: Clock
     sign_within: dt.timedelta
-    templates: dict[tuple[str, str], CertificateTemplate] = field(default_factory=dict)
+    templates: dict[tuple[str, str, dt.timedelta], CertificateTemplate] = field(
+        default_factory=dict
+    )
 
-    def template(self, issuer: Issuer, profile: Profile) -> CertificateTemplate:
-        """Return what issuer and profile fix of a certificate; encoded at first use."""
-        key = (issuer.issuer_id, profile.name)
+    def template(
+        self, issuer: Issuer, profile: Profile, cap: dt.timedelta | None = None
+    ) -> CertificateTemplate:
+        """Return what issuer and profile fix of a certificate; encoded at first use.
+
+        ``cap`` is the longest lifetime a rule allows.
+        """
+        lifetime = profile.lifetime if cap is None else min(cap, profile.lifetime)
+        key = (issuer.issuer_id, profile.name, lifetime)
         found = self.templates.get(key)
         if found is None:
-            found = self.templates[key] = CertificateTemplate(profile, issuer.certificate)
+            capped = profile if cap is None else _capped(profile, lifetime)
+            found = self.templates[key] = CertificateTemplate(capped, issuer.certificate)
         return found
+
+
+def _capped(profile: Profile, lifetime: dt.timedelta) -> Profile:
+    reaction = min(profile.renewal.reaction_time, lifetime / 3)
+    renewal = profile.renewal.model_copy(update={"reaction_time": reaction})
+    return profile.model_copy(update={"lifetime": lifetime, "renewal": renewal})
 
 
 @dataclass
@@ -76,6 +92,12 @@ class Candidate:
     intent: Intent
     issuer: Issuer
     window: dt.timedelta
+    max_per_day: int | None = None
+
+    @property
+    def careful(self) -> bool:
+        """It spends something or counts: looked at alone, in a transaction of its own."""
+        return bool(self.message.claims) or self.max_per_day is not None
 
 
 def check_route(topic: str, message: EnrollmentRequested, authority: Authority) -> Label:
@@ -96,10 +118,20 @@ def check_route(topic: str, message: EnrollmentRequested, authority: Authority) 
     label = authority.policy.labels.get(message.label)
     if label is None or label.issuer != message.issuer:
         raise NotAuthorized("the label has another issuer", code="frontend.issuer")
-    if message.principal.method not in label.authentication:
+    principal = message.principal
+    if not label.accepts(principal.method, with_certificate=principal.certificate is not None):
         raise NotAuthorized(
-            f"label {message.label} does not accept {message.principal.method}",
+            f"label {message.label} does not accept {principal.method}",
             code="frontend.authentication",
+        )
+    if message.operation not in label.operations:
+        raise NotAuthorized(
+            f"label {message.label} does not offer {message.operation}",
+            code="frontend.operation",
+        )
+    if label.linking == "require" and message.linked is None:
+        raise NotAuthorized(
+            f"label {message.label} needs the request bound to TLS", code="linking.required"
         )
     return label
 
@@ -155,15 +187,20 @@ def _enrollment(
     authority: Authority,
     known: KnownCertificate | None,
 ) -> Grant:
-    principal = message.principal
-    policy = authority.policy
-    rule: Rule | None
-    if principal.method == "secret":
-        rule = policy.rule_for_secret(principal.name)
-    else:
-        facts = _live_certificate(known, authority)
-        rule = policy.rule_for_certificate(facts.issuer_id, _subject_of(facts.certificate))
-    given = grant(policy, rule, message.label)
+    principal, policy = message.principal, authority.policy
+    name, subject = principal.name, None
+    if principal.certificate is not None:
+        issuer_id = principal.certificate_issuer
+        if issuer_id not in policy.labels[message.label].truststores:
+            # A certificate of ours counts as the ledger knows it.
+            issuer_id = _live_certificate(known, authority).issuer_id
+        if principal.method == "certificate":
+            subject = _parsed(principal.certificate).subject
+            name = f"{issuer_id}/"
+    rule = find_rule(
+        policy, method=principal.method, name=name, claims=principal.claims, subject=subject
+    )
+    given = grant(policy, rule, message.label, operation=message.operation, claims=principal.claims)
     check_names(request, given.rule.names)
     return given
 
@@ -211,11 +248,6 @@ def _parsed(certificate: bytes) -> x509.Certificate:
     return x509.load_der_x509_certificate(certificate)
 
 
-@lru_cache(maxsize=4096)
-def _subject_of(certificate: bytes) -> str:
-    return canonical_name(_parsed(certificate).subject)
-
-
 def _check_key(
     request: CertificationRequest,
     profile: Profile,
@@ -250,7 +282,7 @@ def _candidate(  # noqa: PLR0913, PLR0917 - the decision's parts, joined once
 ) -> Candidate:
     now = authority.clock.now()
     # 3. Build the TBS.
-    template = authority.template(issuer, profile)
+    template = authority.template(issuer, profile, rule.max_lifetime)
     copy = template.build(request, serial_number=ids.new_serial_number(), now=now)
     # 4. Lint it, so that nothing unlinted is ever real.
     try:
@@ -291,9 +323,9 @@ def _candidate(  # noqa: PLR0913, PLR0917 - the decision's parts, joined once
         presented_sha256=presented_fingerprint(message),
         secret_id=message.principal.name if message.principal.method == "secret" else None,
         sign_before=_sign_before(message, now, authority),
-        context=_context(message, request, authority, profile, rule, known),
+        context=_context(message, request, authority, template.profile, rule, known),
     )
-    return Candidate(message, intent, issuer, profile.window)
+    return Candidate(message, intent, issuer, template.profile.window, rule.max_per_day)
 
 
 def _sign_before(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
+from uuid import UUID
 
 import asyncpg
 
@@ -99,12 +100,14 @@ class Repeats:
             return Answer(Issued(intent_of(own), own["certificate"], own["issued_at"]), new=False)
         await self._check_presented(connection, intent)
         await self._check_secret(connection, intent)
+        if own is None:
+            await self._spend(connection, candidate)
         locked = await connection.fetchrow(
             "select issuance_id from enrollment where enrollment_id = $1 for update",
             intent.enrollment_id,
         )
         if locked is None:
-            return await self._first(connection, intent)
+            return await self._first(connection, candidate)
         current = await connection.fetchrow(
             f"select {INTENT_COLUMNS}, certificate, issued_at, state, revoked_at, "  # noqa: S608
             "lease_until < now() as lease_over, sign_before < now() as stale, "
@@ -115,16 +118,17 @@ class Repeats:
         )
         if current is None:
             raise Conflict("the enrollment points nowhere", code="ledger.inconsistent")
-        return await self._known(connection, intent, current, redelivered=own is not None)
+        return await self._known(connection, candidate, current, redelivered=own is not None)
 
     async def _known(
         self,
         connection: Connection,
-        intent: Intent,
+        candidate: Candidate,
         current: asyncpg.Record,
         *,
         redelivered: bool,
     ) -> Settled:
+        intent = candidate.intent
         state = current["state"]
         ours = str(current["request_id"]) == intent.request_id
         if state == "intended":
@@ -142,9 +146,11 @@ class Repeats:
             new = await self._note_repeat(connection, intent, current)
             issued = Issued(intent_of(current), current["certificate"], current["issued_at"])
             return Answer(issued, new)
-        return await self._next_generation(connection, intent)
+        return await self._next_generation(connection, candidate)
 
-    async def _first(self, connection: Connection, intent: Intent) -> Settled:
+    async def _first(self, connection: Connection, candidate: Candidate) -> Settled:
+        intent = candidate.intent
+        await self._check_quota(connection, candidate)
         recorded = await insert_intents(connection, [intent], self._ledger.lease)
         if recorded:
             return Resume(intent)
@@ -158,7 +164,8 @@ class Repeats:
             return Leased(str(raced) == intent.request_id, intent.enrollment_id)
         raise await self._why_not(connection, intent)
 
-    async def _next_generation(self, connection: Connection, intent: Intent) -> Settled:
+    async def _next_generation(self, connection: Connection, candidate: Candidate) -> Settled:
+        intent = candidate.intent
         await connection.execute(
             "delete from claim where enrollment_id = $1 and state = 'reserved'",
             intent.enrollment_id,
@@ -166,7 +173,46 @@ class Repeats:
         await connection.execute(
             "delete from enrollment where enrollment_id = $1", intent.enrollment_id
         )
-        return await self._first(connection, intent)
+        return await self._first(connection, candidate)
+
+    async def _spend(self, connection: Connection, candidate: Candidate) -> None:
+        """Use up what is good for one request only (DPoP proofs, Digest nonces)."""
+        for claim in candidate.message.claims:
+            spent = await connection.fetchval(
+                "insert into claim (kind, id, enrollment_id, state) "
+                "values ($1, $2, $3, 'consumed') on conflict (kind, id) do update "
+                "set state = 'consumed' where claim.enrollment_id = excluded.enrollment_id "
+                "returning true",
+                claim.kind,
+                claim.id,
+                # Good for this request, however often it is delivered, and for no other.
+                UUID(candidate.intent.request_id).bytes,
+            )
+            if not spent:
+                raise NotAuthenticated(
+                    f"the {claim.kind} proof was used before", code="auth.replayed"
+                )
+
+    async def _check_quota(self, connection: Connection, candidate: Candidate) -> None:
+        intent, limit = candidate.intent, candidate.max_per_day
+        if limit is None:
+            return
+        # One at a time per owner, so that two signers cannot both see the last place free.
+        await connection.execute(
+            "select pg_advisory_xact_lock(hashtextextended($1, 0))",
+            f"quota/{intent.tenant}/{intent.service}",
+        )
+        count = await connection.fetchval(
+            "select count(*) from issuance where tenant = $1 and service = $2 "
+            "and state <> 'abandoned' and created_at > now() - interval '1 day'",
+            intent.tenant,
+            intent.service,
+        )
+        if count >= limit:
+            raise NotAuthorized(
+                f"{intent.tenant}/{intent.service} had its {limit} certificates of 24 hours",
+                code="policy.quota",
+            )
 
     async def _take_over(self, connection: Connection, current: asyncpg.Record) -> Intent:
         fence = await connection.fetchval(
@@ -241,6 +287,14 @@ class Repeats:
                 encode(refusal).decode(),
             )
         return bool(done)
+
+    async def forget_spent(self) -> None:
+        """Drop proofs that are too old to be accepted by anybody (a day; they live minutes)."""
+        async with self._ledger.database.connection() as connection:
+            await connection.execute(
+                "delete from claim where kind in ('dpop', 'digest') "
+                "and created_at < now() - interval '1 day'"
+            )
 
     async def refusals_announced(self, request_ids: list[str]) -> None:
         """Record that refusals were told."""

@@ -12,6 +12,7 @@ from ca_signer.cycle import Cycle
 from ca_signer.deciding import Authority, still_allowed
 from ca_signer.ledger import Ledger, TakenOver
 from ca_signer.repeats import Repeats
+from estcore.clock import monotonic_s
 from estcore.errors import InvariantBroken, NotAuthorized, RequestRejected, Unavailable
 from estcore.runtime.logs import fields
 from estcore.runtime.service import until
@@ -25,6 +26,7 @@ _OBJECTIONS = {
     "secret.invalid": "the secret is not valid any more",
 }
 _QUIET_S = 5
+_PURGE_EVERY_S = 600
 
 
 class Sweeper:
@@ -46,6 +48,7 @@ class Sweeper:
         self._announcer = announcer
         self._authority = authority
         self._every_s = every_s
+        self._purge_at = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sweep until ``stop``."""
@@ -75,6 +78,9 @@ class Sweeper:
         if refused:
             await self._announcer.refused(refused)
             await self._repeats.refusals_announced([r.event.id for r in refused])
+        if monotonic_s() > self._purge_at:
+            await self._repeats.forget_spent()
+            self._purge_at = monotonic_s() + _PURGE_EVERY_S
 
     async def _resume(self, taken: list[TakenOver]) -> None:
         good = []

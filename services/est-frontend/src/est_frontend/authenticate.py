@@ -11,7 +11,7 @@ from est_frontend.state import State
 from est_frontend.tls import EngineConnection
 from estcore.errors import NotAuthenticated, NotAuthorized
 from estcore.messages.enrollment import Principal
-from estcore.policy.document import Label
+from estcore.policy.labels import Label
 
 _BASIC_LIMIT = 1024
 

@@ -12,7 +12,7 @@ from est_frontend.tls import EngineConnection
 from estcore.messages.enrollment import Source
 from estcore.messages.envelope import present
 from estcore.pki.csr import CertificationRequest
-from estcore.policy.document import Label
+from estcore.policy.labels import Label
 from estcore.runtime.tracing import trace_id
 
 _CORRELATION_LIMIT = 128

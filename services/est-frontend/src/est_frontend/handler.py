@@ -38,7 +38,8 @@ from estcore.messages.topics import ack_topic
 from estcore.pki.csr import MAX_CSR_BYTES, parse_csr
 from estcore.pki.profile import Priority
 from estcore.policy.decide import check_names, check_same_identity, grant, label_named
-from estcore.policy.document import Label, PolicyDocument, Rule
+from estcore.policy.document import PolicyDocument, Rule
+from estcore.policy.labels import Label
 from estcore.policy.identity import enrollment_id
 from estcore.runtime.bus import Bus
 from estcore.runtime.logs import fields

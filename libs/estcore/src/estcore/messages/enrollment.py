@@ -10,20 +10,25 @@ from pydantic import Field
 from estcore.messages.envelope import DER, Message, Part, Token
 from estcore.pki.profile import Priority
 
-Operation = Literal["simpleenroll", "simplereenroll"]
+Operation = Literal["simpleenroll", "simplereenroll", "serverkeygen"]
+Method = Literal["certificate", "secret", "password", "digest", "token"]
 
 
 class Principal(Part):
     """Who was authenticated, and how.
 
-    ``name`` is the secret's id for ``secret``; for ``certificate`` it is the presented
-    certificate's issuer and subject. ``certificate`` is the presented certificate, if any,
-    whatever the method was.
+    ``name`` is the secret's id for ``secret``, the user for ``password`` and ``digest``, token
+    issuer and subject for ``token``, the presented certificate's issuer and subject for
+    ``certificate``. ``certificate`` is the presented certificate where it was part of the
+    authentication, ``certificate_issuer`` the issuer or truststore it chains to, ``claims``
+    what the policy looks at in a token; never the token.
     """
 
-    method: Literal["certificate", "secret"]
+    method: Method
     name: str = Field(max_length=1024)
     certificate: DER | None = None
+    certificate_issuer: Token | None = None
+    claims: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -43,7 +48,7 @@ class Source(Part):
 class Claim(Part):
     """A single-use thing this request spends: an id or a hash, never the thing itself."""
 
-    kind: Literal["secret"]
+    kind: Literal["secret", "dpop", "digest"]
     id: str = Field(max_length=128)
 
 
@@ -59,6 +64,9 @@ class EnrollmentRequested(Message):
     principal: Principal
     csr: DER
     claims: tuple[Claim, ...] = ()
+    linked: Literal["tls-unique", "tls-exporter"] | None = Field(
+        default=None, description="the CSR was bound to the TLS session this way (RFC 7030 3.5)"
+    )
     origin: Source = Source()
     expires_at: dt.datetime | None = Field(
         default=None, description="after this nobody waits: do not sign any more"

@@ -7,8 +7,9 @@ same functions, so they can only differ by the version of their policy file.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from cryptography import x509
 
@@ -16,7 +17,11 @@ from estcore.errors import IdentityMismatch, NotAuthorized, ProfileViolation
 from estcore.pki.csr import CertificationRequest
 from estcore.pki.names import SHORT_NAMES, canonical_name, san_entries
 from estcore.pki.profile import Priority, Profile
-from estcore.policy.document import Label, Names, PolicyDocument, Rule
+from estcore.policy.document import Names, PolicyDocument, Rule
+from estcore.policy.labels import Label
+from estcore.policy.templates import ClaimValue, claim_matches
+
+NO_CLAIMS: Mapping[str, ClaimValue] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,61 @@ def label_named(policy: PolicyDocument, name: str | None) -> tuple[str, Label] |
     return None if label is None else (chosen, label)
 
 
-def grant(policy: PolicyDocument, rule: Rule | None, label_name: str) -> Grant:
-    """Return what the rule gives on the label.
+def find_rule(
+    policy: PolicyDocument,
+    *,
+    method: str,
+    name: str,
+    claims: Mapping[str, ClaimValue] = NO_CLAIMS,
+    subject: x509.Name | None = None,
+) -> Rule | None:
+    """Return the rule for a principal, claims put in; None when there is none.
+
+    ``name`` is the secret's id, the user, or issuer and subject joined by ``/``; ``subject``
+    is the subject of the certificate that identifies, whose attributes are claims as well
+    (``subject.CN``).
 
     Raises:
-        NotAuthorized: no rule for the principal, or none for this label.
+        NotAuthorized: a claim that the rule puts into names is missing or not plain.
+    """
+    match method:
+        case "secret":
+            rule = policy.rule_for_secret(name)
+        case "password" | "digest":
+            rule = policy.rule_for_user(name)
+        case "token":
+            rule = policy.rule_for_token(name.partition("/")[0], claims)
+        case "certificate" if subject is not None:
+            rule = policy.rule_for_certificate(name.partition("/")[0], canonical_name(subject))
+            claims = _subject_claims(subject)
+        case _:
+            rule = None
+    return None if rule is None else rule.bound(claims)
+
+
+def _subject_claims(subject: x509.Name) -> dict[str, ClaimValue]:
+    claims: dict[str, ClaimValue] = {}
+    for attribute in subject:
+        key = "subject." + SHORT_NAMES.get(attribute.oid, attribute.oid.dotted_string)
+        value = attribute.value
+        if isinstance(value, str):
+            # A name that stands twice is no single text and fills nothing.
+            claims[key] = (str(claims[key]), value) if key in claims else value
+    return claims
+
+
+def grant(
+    policy: PolicyDocument,
+    rule: Rule | None,
+    label_name: str,
+    *,
+    operation: str = "simpleenroll",
+    claims: Mapping[str, ClaimValue] = NO_CLAIMS,
+) -> Grant:
+    """Return what the rule gives on the label for the operation.
+
+    Raises:
+        NotAuthorized: no rule for the principal, or it does not give this.
     """
     if rule is None:
         raise NotAuthorized("no policy rule for this principal", code="policy.no_rule")
@@ -49,9 +104,19 @@ def grant(policy: PolicyDocument, rule: Rule | None, label_name: str) -> Grant:
         raise NotAuthorized(
             f"rule {rule.name} does not allow label {label_name}", code="policy.label"
         )
+    if operation not in rule.operations:
+        raise NotAuthorized(f"rule {rule.name} does not allow {operation}", code="policy.operation")
     label = policy.labels[label_name]
-    profile = next(p for p in rule.profiles if p in label.profiles)
-    return Grant(rule, label_name, label, profile, rule.priority or label.priority)
+    offered = [p for p in rule.profiles if p in label.profiles]
+    token = rule.principal.token
+    if token is not None and token.profiles_by_role:
+        offered = [p for p in offered if claim_matches(claims.get(token.role_claim), p)]
+        if not offered:
+            raise NotAuthorized(
+                f"no role in {token.role_claim} names a profile of rule {rule.name}",
+                code="policy.role",
+            )
+    return Grant(rule, label_name, label, offered[0], rule.priority or label.priority)
 
 
 def inherited_rule(
@@ -77,6 +142,8 @@ def inherited_rule(
     )
     for rule in policy.rules_of_owner(tenant, service):
         if profile not in rule.profiles or label_name not in rule.labels:
+            continue
+        if "simplereenroll" not in rule.operations:
             continue
         try:
             check_names(request, rule.names)

@@ -7,35 +7,32 @@ unknown stops the start: a policy that is half understood is not a policy.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from estcore.errors import ConfigurationError
+from estcore.errors import ConfigurationError, NotAuthorized
 from estcore.est.paths import is_label
-from estcore.est.transfer import Base64Form
+from estcore.ids import is_token
+from estcore.pki.durations import Duration
 from estcore.pki.names import canonical_name, parse_name
 from estcore.pki.profile import Priority, StrictModel, Token, parse_model, read_yaml
+from estcore.policy.labels import Label, Operation, Truststore
+from estcore.policy.templates import (
+    ClaimValue,
+    claim_matches,
+    fill,
+    placeholders,
+    star_matches,
+    unify,
+)
 
 SecretId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-DNSPattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9*._-]{1,253}$")]
-
-
-class Label(StrictModel):
-    """One EST label: picks issuer, profiles, accepted authentication and wire habits."""
-
-    issuer: Token
-    profiles: tuple[Token, ...] = Field(min_length=1, description="the first is the default")
-    authentication: tuple[Literal["certificate", "secret"], ...] = Field(
-        default=("certificate", "secret"), min_length=1, description="any one of these suffices"
-    )
-    priority: Priority = Priority.NORMAL
-    when_slow: Literal["pending", "unavailable"] = Field(
-        default="pending", description="no answer in time: 202 (pending) or 503 (unavailable)"
-    )
-    retry_after_s: int = Field(default=5, ge=1, le=172_800)
-    response_base64: Base64Form = "auto"
+DNSPattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9*._{}-]{1,253}$")]
+OwnerToken = Annotated[str, Field(pattern=r"^(?:[a-z0-9-]|\{[A-Za-z0-9_.]+\}){1,63}$")]
+ClaimPath = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")]
 
 
 class Names(StrictModel):
@@ -53,27 +50,55 @@ class Names(StrictModel):
 
 
 class Owner(StrictModel):
-    """Who a certificate belongs to. Both become topic tokens."""
+    """Who a certificate belongs to. Both become topic tokens; ``{claim}`` stands for a claim."""
 
-    tenant: Token
-    service: Token
+    tenant: OwnerToken
+    service: OwnerToken
+
+
+class TokenMatch(StrictModel):
+    """Which access tokens a rule is for."""
+
+    issuer: Token = Field(description="id of a token issuer in the front end's settings")
+    claims: dict[ClaimPath, str] = Field(
+        min_length=1,
+        description="claim path to value; at most one * in it; lists match by an element",
+    )
+    role_claim: ClaimPath = Field(
+        default="resource_access.est.roles", description="where the profiles' roles stand"
+    )
+    profiles_by_role: bool = Field(
+        default=True, description="a profile needs the role of its name in role_claim"
+    )
+    sender_constrained: bool = Field(
+        default=False, description="only tokens bound to a key (RFC 8705, RFC 9449)"
+    )
+
+    def matches(self, claims: Mapping[str, ClaimValue]) -> bool:
+        """Tell whether the claims fulfil every condition."""
+        return all(claim_matches(claims.get(p), wanted) for p, wanted in self.claims.items())
 
 
 class PrincipalMatch(StrictModel):
     """Which principal a rule is for: exactly one way."""
 
     secret: SecretId | None = None
+    user: SecretId | None = Field(default=None, description="HTTP Basic or Digest user, or SRP")
+    token: TokenMatch | None = None
     certificate_issuer: Token | None = Field(
-        default=None, description="issuer id whose certificates match"
+        default=None, description="issuer id or truststore whose certificates match"
     )
     certificate_subject: str | None = Field(
-        default=None, description="with certificate_issuer: this subject, as CN=…,O=…"
+        default=None,
+        description="with certificate_issuer: this subject, as CN=…,O=…; "
+        "a value may have one * for a truststore",
     )
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        if (self.secret is None) == (self.certificate_issuer is None):
-            raise ValueError("give either secret or certificate_issuer")
+        ways = (self.secret, self.user, self.token, self.certificate_issuer)
+        if sum(way is not None for way in ways) != 1:
+            raise ValueError("give exactly one of secret, user, token, certificate_issuer")
         if self.certificate_issuer is not None and self.certificate_subject is None:
             raise ValueError("certificate_issuer needs certificate_subject")
         if self.certificate_subject is not None:
@@ -89,19 +114,92 @@ class Rule(StrictModel):
     owner: Owner
     labels: tuple[str, ...] = Field(min_length=1)
     profiles: tuple[Token, ...] = Field(min_length=1, description="the first is the default")
+    operations: tuple[Operation, ...] = Field(
+        default=("simpleenroll", "simplereenroll", "serverkeygen"), min_length=1
+    )
     names: Names
     priority: Priority | None = Field(default=None, description="default: the label's")
+    max_lifetime: Duration | None = Field(default=None, description="caps the profile's lifetime")
+    max_per_day: int | None = Field(
+        default=None, ge=1, description="certificates the owner may get in 24 hours"
+    )
+    approval: bool = Field(default=False, description="an operator approves each enrollment")
+    registrar: bool = Field(
+        default=False,
+        description="a registration authority: certificate of profile ra, asks for others",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.registrar and self.principal.certificate_issuer is None:
+            raise ValueError("a registrar is identified by its certificate")
+        return self
+
+    @property
+    def placeholders(self) -> frozenset[str]:
+        """Claims that stand in braces in owner and names."""
+        texts = [self.owner.tenant, self.owner.service]
+        for patterns in self.names.model_dump().values():
+            texts.extend(patterns)
+        return frozenset(name for text in texts for name in placeholders(text))
+
+    def bound(self, claims: Mapping[str, ClaimValue]) -> Rule:
+        """Return the rule with claims put in for the names in braces.
+
+        Raises:
+            NotAuthorized: a claim is missing, not a single text, or not a plain name.
+        """
+        if not self.placeholders:
+            return self
+        owner = Owner(
+            tenant=fill(self.owner.tenant, claims), service=fill(self.owner.service, claims)
+        )
+        if not (is_token(owner.tenant) and is_token(owner.service)):
+            raise NotAuthorized(
+                f"{owner.tenant}/{owner.service} cannot be an owner", code="policy.claim"
+            )
+        names = {
+            kind: tuple(fill(text, claims) for text in texts)
+            for kind, texts in self.names.model_dump().items()
+        }
+        return self.model_copy(update={"owner": owner, "names": Names(**names)})
+
+    def bound_to_owner(self, tenant: str, service: str) -> Rule | None:
+        """Return the rule as it is for an owner; None when it can never be that owner.
+
+        Names that need a claim the owner does not tell are left out.
+        """
+        claims: dict[str, str] = {}
+        for template, value in ((self.owner.tenant, tenant), (self.owner.service, service)):
+            found = unify(template, value)
+            if found is None or any(claims.get(k, v) != v for k, v in found.items()):
+                return None
+            claims |= found
+        if not self.placeholders:
+            return self
+        names = {
+            kind: tuple(
+                fill(text, claims) for text in texts if set(placeholders(text)) <= claims.keys()
+            )
+            for kind, texts in self.names.model_dump().items()
+        }
+        owner = Owner(tenant=tenant, service=service)
+        return self.model_copy(update={"owner": owner, "names": Names(**names)})
 
 
 class PolicyDocument(StrictModel):
     """The whole policy."""
 
     default_label: str
+    truststores: dict[Token, Truststore] = Field(default_factory=dict)
     labels: dict[str, Label] = Field(min_length=1)
     rules: tuple[Rule, ...] = ()
     _version: str = PrivateAttr(default="unversioned")
     _by_secret: dict[str, Rule] = PrivateAttr(default_factory=dict)
+    _by_user: dict[str, Rule] = PrivateAttr(default_factory=dict)
     _by_certificate: dict[tuple[str, str], Rule] = PrivateAttr(default_factory=dict)
+    _by_pattern: list[Rule] = PrivateAttr(default_factory=list)
+    _by_token: list[Rule] = PrivateAttr(default_factory=list)
 
     @field_validator("labels")
     @classmethod
@@ -117,6 +215,12 @@ class PolicyDocument(StrictModel):
     def _consistent(self) -> Self:
         if self.default_label not in self.labels:
             raise ValueError(f"default_label {self.default_label!r} is not among labels")
+        for name, label in self.labels.items():
+            for store in label.truststores:
+                if store not in self.truststores:
+                    raise ValueError(f"label {name!r} names the unknown truststore {store!r}")
+            if label.issuer in self.truststores:
+                raise ValueError(f"{label.issuer!r} is an issuer and a truststore")
         seen: set[str] = set()
         for rule in self.rules:
             if rule.name in seen:
@@ -137,10 +241,25 @@ class PolicyDocument(StrictModel):
             if match.secret in self._by_secret:
                 raise ValueError(f"two rules are for the secret {match.secret!r}")
             self._by_secret[match.secret] = rule
+        elif match.user is not None:
+            if match.user in self._by_user:
+                raise ValueError(f"two rules are for the user {match.user!r}")
+            self._by_user[match.user] = rule
+        elif match.token is not None:
+            self._by_token.append(rule)
+        else:
+            self._index_certificate(rule)
+
+    def _index_certificate(self, rule: Rule) -> None:
+        issuer, subject = rule.principal.certificate_issuer, rule.principal.certificate_subject
+        if "*" in (subject or ""):
+            if issuer not in self.truststores:
+                raise ValueError(f"rule {rule.name!r}: only a truststore's subjects may have a *")
+            self._by_pattern.append(rule)
             return
-        key = (match.certificate_issuer or "", _canonical(match.certificate_subject))
+        key = (issuer or "", _canonical(subject))
         if key in self._by_certificate:
-            raise ValueError(f"two rules are for the certificate {match.certificate_subject!r}")
+            raise ValueError(f"two rules are for the certificate {subject!r}")
         self._by_certificate[key] = rule
 
     @property
@@ -152,13 +271,47 @@ class PolicyDocument(StrictModel):
         """Return the one rule for a secret."""
         return self._by_secret.get(secret_id)
 
+    def rule_for_user(self, user: str) -> Rule | None:
+        """Return the one rule for a user with a password."""
+        return self._by_user.get(user)
+
     def rule_for_certificate(self, issuer_id: str, subject_canonical: str) -> Rule | None:
-        """Return the one rule for the subject of a certificate from that issuer."""
-        return self._by_certificate.get((issuer_id, subject_canonical))
+        """Return the rule for the subject of a certificate from that issuer or truststore.
+
+        A rule that names the subject comes before one with a ``*``; of those the first counts.
+        """
+        found = self._by_certificate.get((issuer_id, subject_canonical))
+        if found is not None:
+            return found
+        for rule in self._by_pattern:
+            match = rule.principal
+            if match.certificate_issuer == issuer_id and star_matches(
+                subject_canonical, _canonical(match.certificate_subject), not_in_star=",+="
+            ):
+                return rule
+        return None
+
+    def rule_for_token(self, issuer_id: str, claims: Mapping[str, ClaimValue]) -> Rule | None:
+        """Return the first rule whose conditions the claims of a token fulfil."""
+        for rule in self._by_token:
+            match = rule.principal.token
+            if match is not None and match.issuer == issuer_id and match.matches(claims):
+                return rule
+        return None
+
+    def claims_wanted(self, issuer_id: str) -> frozenset[str]:
+        """Return the claim paths that any rule for tokens of the issuer looks at."""
+        wanted: set[str] = set()
+        for rule in self._by_token:
+            match = rule.principal.token
+            if match is not None and match.issuer == issuer_id:
+                wanted |= {*match.claims, match.role_claim, *rule.placeholders}
+        return frozenset(wanted)
 
     def rules_of_owner(self, tenant: str, service: str) -> list[Rule]:
-        """Return the rules whose owner this is, in file order."""
-        return [r for r in self.rules if (r.owner.tenant, r.owner.service) == (tenant, service)]
+        """Return the rules whose owner this is or can be, in file order, bound to it."""
+        found = (rule.bound_to_owner(tenant, service) for rule in self.rules)
+        return [rule for rule in found if rule is not None]
 
 
 def _canonical(subject: str | None) -> str:

@@ -1,0 +1,83 @@
+"""Labels: what one extra segment of the EST path stands for (RFC 7030 section 3.2.2)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from cryptography import x509
+from pydantic import Field, field_validator
+
+from estcore.est.transfer import Base64Form
+from estcore.pki.profile import Priority, StrictModel, Token
+
+Way = Annotated[
+    str,
+    Field(pattern=r"^(certificate|(certificate\+)?(secret|password|digest|token))$"),
+]
+Operation = Literal["simpleenroll", "simplereenroll", "serverkeygen"]
+Linking = Literal["off", "verify", "require"]
+
+
+class Truststore(StrictModel):
+    """Certificates of other CAs (device makers, partners) whose clients a label may accept.
+
+    They identify; they never become anchors of ``/cacerts`` and give no right of their own.
+    """
+
+    certificates: str = Field(description="PEM, one certificate or more")
+
+    @field_validator("certificates")
+    @classmethod
+    def _readable(cls, pem: str) -> str:
+        try:
+            x509.load_pem_x509_certificates(pem.encode())
+        except ValueError as exc:
+            raise ValueError("certificates is not PEM") from exc
+        return pem
+
+    @property
+    def anchors(self) -> list[x509.Certificate]:
+        """The certificates."""
+        return x509.load_pem_x509_certificates(self.certificates.encode())
+
+
+class Label(StrictModel):
+    """One EST label: picks issuer, profiles, accepted authentication and wire habits."""
+
+    issuer: Token
+    profiles: tuple[Token, ...] = Field(min_length=1, description="the first is the default")
+    authentication: tuple[Way, ...] = Field(
+        default=("certificate", "secret"),
+        min_length=1,
+        description="any one suffices: certificate, secret, password, digest, token; "
+        "certificate+token and the like need both",
+    )
+    operations: tuple[Operation, ...] = Field(
+        default=("simpleenroll", "simplereenroll"), min_length=1
+    )
+    truststores: tuple[Token, ...] = Field(
+        default=(), description="other CAs whose certificates identify clients here"
+    )
+    linking: Linking = Field(
+        default="verify",
+        description="binding of the CSR to the TLS session: off refuses none, verify checks "
+        "what is sent, require refuses a CSR without it",
+    )
+    csrattrs: Literal["none", "classic", "template", "both"] = "classic"
+    lenient_bodies: bool = Field(default=False, description="take PEM and raw DER bodies too")
+    priority: Priority = Priority.NORMAL
+    when_slow: Literal["pending", "unavailable"] = Field(
+        default="pending", description="no answer in time: 202 (pending) or 503 (unavailable)"
+    )
+    retry_after_s: int = Field(default=5, ge=1, le=172_800)
+    response_base64: Base64Form = "auto"
+
+    def accepts(self, method: str, *, with_certificate: bool) -> bool:
+        """Tell whether a principal of that method, with or without a certificate, suffices."""
+        if method in self.authentication:
+            return True
+        return with_certificate and f"certificate+{method}" in self.authentication
+
+    def offers(self, method: str) -> bool:
+        """Tell whether the method is part of any way in."""
+        return any(method in way.split("+") for way in self.authentication)

@@ -1,0 +1,74 @@
+"""Names in braces and patterns with one star: how claims of a token become names in a policy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from estcore.errors import NotAuthorized
+
+ClaimValue = str | tuple[str, ...]
+"""A claim as policy sees it: one text, or several."""
+
+_PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_.-]+)\}")
+_PLAIN = re.compile(r"[A-Za-z0-9._-]{1,253}")
+
+
+def placeholders(template: str) -> list[str]:
+    """Return the claim paths that stand in braces."""
+    return _PLACEHOLDER.findall(template)
+
+
+def fill(template: str, claims: Mapping[str, ClaimValue]) -> str:
+    """Return the template with claims put in.
+
+    No star, brace or separator can come in through a claim.
+
+    Raises:
+        NotAuthorized: a claim is missing, several, or not a plain name.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        found = claims.get(match.group(1))
+        if not isinstance(found, str) or not _PLAIN.fullmatch(found) or ".." in found:
+            raise NotAuthorized(
+                f"claim {match.group(1)} is missing or not a plain name", code="policy.claim"
+            )
+        return found
+
+    return _PLACEHOLDER.sub(value, template)
+
+
+def unify(template: str, value: str) -> dict[str, str] | None:
+    """Return the claims that make ``value`` of ``template``; None when nothing does."""
+    pattern, place, names = "", 0, []
+    for found in _PLACEHOLDER.finditer(template):
+        pattern += re.escape(template[place : found.start()]) + "([a-z0-9-]+)"
+        names.append(found.group(1))
+        place = found.end()
+    matched = re.fullmatch(pattern + re.escape(template[place:]), value)
+    if matched is None or len(set(names)) != len(names):
+        return None
+    return dict(zip(names, matched.groups(), strict=True))
+
+
+def star_matches(value: str, pattern: str, *, not_in_star: str = "") -> bool:
+    """Compare with a pattern that has at most one ``*``: one or more characters."""
+    head, star, tail = pattern.partition("*")
+    if not star:
+        return value == pattern
+    middle = value[len(head) : len(value) - len(tail)]
+    return (
+        len(value) > len(head) + len(tail)
+        and value.startswith(head)
+        and value.endswith(tail)
+        and not any(c in middle for c in not_in_star)
+    )
+
+
+def claim_matches(found: ClaimValue | None, wanted: str) -> bool:
+    """Tell whether a claim, or one of several values, is what a rule wants."""
+    if found is None:
+        return False
+    values = (found,) if isinstance(found, str) else found
+    return any(star_matches(value, wanted) for value in values)

@@ -1,0 +1,18 @@
+"""Issuances by owner, for quotas and for looking them up."""
+
+from __future__ import annotations
+
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_index("issuance_owner", "issuance", ["tenant", "service", "created_at"])
+
+
+def downgrade() -> None:
+    op.drop_index("issuance_owner", "issuance")
