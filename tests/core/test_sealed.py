@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.serialization import Encoding
+from key_holders import Holder, holder
 from pyasn1.codec.der.decoder import decode as pyasn1_decode
 from pyasn1_alt_modules import rfc5652, rfc5958
 
@@ -37,11 +34,9 @@ from estcore.est.sealed_algorithms import (
 )
 from estcore.est.serverkeygen import Capability, KeyProtection, new_key, pkcs8
 from estcore.pki import der
-from estcore.pki.certificate import signing_hash
 
 RSA_ENCRYPTION = "1.2.840.113549.1.1.1"
 ECDH_SHA256, ECDH_SHA384, ECDH_SHA512 = "1.3.132.1.11.1", "1.3.132.1.11.2", "1.3.132.1.11.3"
-START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 SECRET_ID = b"pump-17"
 OPENSSL_VERIFY = ["openssl", "cms", "-verify", "-binary", "-purpose", "any", "-inform", "DER"]
 WRAPS = {16: AES128_WRAP, 24: AES192_WRAP, 32: AES256_WRAP}
@@ -52,38 +47,6 @@ OAEP_SHA256 = bytes.fromhex(
     "302fa00f300d06096086480165030402010500a11c301a06092a864886f70d010108300d06096086480165030402010500"
 )
 OAEP_SHA1 = bytes.fromhex("3000")
-
-
-@dataclass
-class Holder:
-    """A key with a certificate that has a subjectKeyIdentifier."""
-
-    key: Any
-    certificate: x509.Certificate
-
-    @property
-    def identifier(self) -> bytes:
-        extension = self.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-        return extension.value.digest
-
-    def write(self, folder: Path) -> tuple[str, str]:
-        certificate, key = folder / "recipient.pem", folder / "recipient.key"
-        certificate.write_bytes(self.certificate.public_bytes(Encoding.PEM))
-        key.write_bytes(self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        return str(certificate), str(key)
-
-
-def holder(key: Any) -> Holder:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "key holder")])
-    builder = x509.CertificateBuilder(
-        issuer_name=name,
-        subject_name=name,
-        public_key=key.public_key(),
-        serial_number=0x8001,
-        not_valid_before=START,
-        not_valid_after=START + dt.timedelta(days=3650),
-    ).add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    return Holder(key, builder.sign(key, signing_hash(key.public_key())))
 
 
 RSA = holder(rsa.generate_private_key(65537, 2048))

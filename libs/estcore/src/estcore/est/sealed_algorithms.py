@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.kdf.x963kdf import X963KDF
 from cryptography.hazmat.primitives.keywrap import aes_key_wrap
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from estcore.errors import RequestRejected, WeakKey
+from estcore.errors import MalformedRequest, RequestRejected, WeakKey
 from estcore.est.csr_keys import EC_PUBLIC_KEY, RSA_ENCRYPTION
 from estcore.est.serverkeygen import Capability
 from estcore.pki import der as der_codec
@@ -170,6 +170,17 @@ def secret_wrap(capabilities: Capabilities, secret: bytes) -> AES:
     return _first(fitting, 0, "key wrap of the secret's size")
 
 
+def check_secret_wrap(identifier: bytes, secret: bytes) -> None:
+    """Refuse a key wrap that is not the one for secrets of this size.
+
+    Raises:
+        RequestRejected: it is another one.
+    """
+    fitting = [algorithm(w.oid) for w in _WRAPS.values() if w.key_bytes == len(secret)]
+    if identifier not in fitting:
+        raise _none("key wrap of the secret's size")
+
+
 def transport(capabilities: Capabilities) -> tuple[bytes, rsa_padding.AsymmetricPadding]:
     """Return AlgorithmIdentifier and padding for RSA; PKCS#1 v1.5 only where no OAEP is listed.
 
@@ -187,6 +198,20 @@ def transport(capabilities: Capabilities) -> tuple[bytes, rsa_padding.Asymmetric
     if any(c.oid == RSA_ENCRYPTION for c in capabilities):
         return algorithm(RSA_ENCRYPTION, NULL), rsa_padding.PKCS1v15()
     raise _none("RSA key transport")
+
+
+def transport_scheme(identifier: bytes) -> rsa_padding.AsymmetricPadding:
+    """Return the padding that an AlgorithmIdentifier of RSA key transport names.
+
+    Raises:
+        RequestRejected: one we do not have.
+    """
+    if identifier == algorithm(RSA_ENCRYPTION, NULL):
+        return rsa_padding.PKCS1v15()
+    oid, *parameters = der_codec.inside(identifier, der_codec.SEQUENCE)
+    if oid != der_codec.oid(RSAES_OAEP):
+        raise _none("RSA key transport")
+    return transport((Capability(RSAES_OAEP, b"".join(parameters)),))[1]
 
 
 def _oaep_hash(parameters: bytes) -> hashes.HashAlgorithm | None:
@@ -239,8 +264,41 @@ def _agreements(capabilities: Capabilities, curve: str) -> Iterator[Agreement]:
         yield from (Agreement(_AGREEMENT_OF_CURVE[curve], wrap) for wrap in wraps)
 
 
+def read_agreement(identifier: bytes) -> Agreement:
+    """Return the agreement that a keyEncryptionAlgorithm names.
+
+    Raises:
+        RequestRejected: one we do not have.
+    """
+    for scheme in _AGREEMENTS:
+        for wrap in _WRAPS.values():
+            if Agreement(scheme, wrap).algorithm == identifier:
+                return Agreement(scheme, wrap)
+    raise _none("key agreement")
+
+
+def content_key_bytes(oid: str) -> int | None:
+    """Return the size of the key of a content encryption, None for one we do not have."""
+    return _CONTENT[oid].key_bytes if oid in _CONTENT else None
+
+
 def originator(public_key: ec.EllipticCurvePublicKey) -> bytes:
     """Return the originatorKey; the curve is the recipient's and stays absent (RFC 5753)."""
     point = public_key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
     bits = der_codec.tlv(der_codec.BIT_STRING, b"\x00", point)
     return der_codec.tlv(0xA1, algorithm(EC_PUBLIC_KEY), bits)
+
+
+def read_originator(element: bytes, curve: ec.EllipticCurve) -> ec.EllipticCurvePublicKey:
+    """Return the sender's key; parameters of its algorithm are the recipient's, or absent.
+
+    Raises:
+        MalformedRequest: not an originatorKey.
+        ValueError: not a point of the curve.
+    """
+    kind, bits = der_codec.inside(element, 0xA1)
+    oid = der_codec.inside(kind, der_codec.SEQUENCE)[0]
+    octets = der_codec.content(bits, der_codec.BIT_STRING)
+    if oid != der_codec.oid(EC_PUBLIC_KEY) or octets[:1] != b"\x00":
+        raise MalformedRequest("the sender's key is no EC key", code="der.malformed")
+    return ec.EllipticCurvePublicKey.from_encoded_point(curve, octets[1:])
