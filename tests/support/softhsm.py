@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from debian import SYSTEM, debian_packages, environment
 
-from ca_signer.settings import TokenSettings
+from ca_signer import ceremony
+from ca_signer.settings import IssuerSettings, TokenSettings
+from ca_signer.token.link import WORKER
+from ca_signer.token.store import Token, TokenKey, opened
+from estcore.clock import SystemClock
 
+ALGORITHMS = {"01": "ec-p256", "02": "ec-p384", "03": "rsa-3072", "04": "ed25519"}
 LABEL, PIN, SO_PIN = "estsuite", "4711-is-the-pin", "0815-is-the-so-pin"
 FAULTY_WORKER = (sys.executable, "-I", str(Path(__file__).with_name("faulty_worker.py")))
 
@@ -52,6 +60,10 @@ class SoftHSM:
     @property
     def pin_file(self) -> Path:
         return self.folder / "pin"
+
+    def csr(self, key_id: str) -> Path:
+        """The request for a key's CA certificate."""
+        return self.folder / f"{key_id}.csr"
 
     @property
     def module(self) -> Path:
@@ -97,6 +109,67 @@ class Faults:
         """How often a PIN reached the token."""
         path = self.folder / "logins"
         return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def with_keys(hsm: SoftHSM, *key_ids: str) -> SoftHSM:
+    """The same, with a key of every kind and its request, made by our own command line."""
+    for key_id in key_ids or ALGORITHMS:
+        algorithm = ALGORITHMS[key_id]
+        more = ["--key-label", algorithm, "--algorithm", algorithm]
+        ca_signer_token(hsm, "generate", "--key-id", key_id, *more)
+        subject = ["--subject", f"CN=Token CA {key_id},O=Test"]
+        out = ["--out", str(hsm.csr(key_id))]
+        ca_signer_token(hsm, "csr", "--key-id", key_id, *subject, *out)
+    return hsm
+
+
+def ca_signer_token(hsm: SoftHSM, verb: str, *more: str) -> subprocess.CompletedProcess[str]:
+    """Run ``ca-signer token …``; on this token unless ``more`` names another."""
+    named = ["--module", str(hsm.module), "--pin-file", str(hsm.pin_file)]
+    name = [] if "--serial" in more or "--label" in more else ["--label", LABEL]
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ca-signer"), "token", verb, *named, *name, *more],
+        env=hsm.environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise CommandFailed(done.returncode, done.stderr)
+    return done
+
+
+class CommandFailed(Exception):
+    """Exit code and what was written to standard error."""
+
+
+def issuer_settings(hsm: SoftHSM, folder: Path, key_id: str = "01", **token: Any) -> IssuerSettings:
+    """A CA whose issuing key is in the token, made as the README says."""
+    passphrase, csr, ca = folder / "passphrase", hsm.csr(key_id), folder / "ca"
+    if not ca.exists():
+        passphrase.write_text("a long enough passphrase")
+        passphrase.chmod(0o600)
+        ceremony.init(
+            ca, name="Test", passphrase_file=passphrase, clock=SystemClock(), issuing_csr=csr
+        )
+        assert not (ca / "issuing.key").exists()
+    return IssuerSettings(
+        issuer_id="issuing",
+        certificate_file=ca / "issuing.pem",
+        chain_file=ca / "chain.pem",
+        token=hsm.settings(key_id, **token),
+    )
+
+
+@contextlib.asynccontextmanager
+async def token_key(
+    hsm: SoftHSM, folder: Path, *, command: tuple[str, ...] = WORKER, **token: Any
+) -> AsyncIterator[TokenKey]:
+    """The P-256 key in an open token; keyword arguments change its settings."""
+    settings = issuer_settings(hsm, folder, **token)
+    assert settings.token is not None
+    certificate = x509.load_pem_x509_certificate(settings.certificate_file.read_bytes())
+    one = Token(settings.token, command=command)
+    key = TokenKey(one, settings.token, certificate.public_key())
+    async with opened([one]):
+        yield key
 
 
 async def until_true(condition: Any, *, timeout_s: float = 10) -> None:

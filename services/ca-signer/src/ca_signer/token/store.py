@@ -146,10 +146,10 @@ class Token:
     async def stop(self) -> None:
         """End the worker process."""
         self._stopped = self._stopped or KeyStoreUnavailable("the token is closed")
-        link, self._link = self._link, None
-        if link is not None:
-            link.fail(self._stopped)
-            await link.ended()
+        if self._link is not None:
+            self._link.fail(self._stopped)
+        if self._old is not None:
+            await self._old.ended()
 
     async def sign(self, number: int, tbs: Sequence[bytes]) -> list[bytes]:
         """Return one signature for each of ``tbs``, by key ``number``; each verifies.
