@@ -159,8 +159,8 @@ def test_I10_template_as_another_parser_reads_it(algorithm: str) -> None:
 
 
 def test_I11_subject_is_there_exactly_when_it_is_demanded() -> None:
-    one = Names(dns=("web.test",))
-    several = Names(dns=("*.test",))
+    one = Names(common_names=("web.test",))
+    several = Names(common_names=("*.test",))
     fixed = template_of(encode_csrattrs(demands_for(profile(), one), "template"))
     (rdn,) = fixed["subject"]["rdnSequence"]
     assert bytes(rdn[0]["value"]) == b"\x0c\x08web.test"
@@ -168,8 +168,9 @@ def test_I11_subject_is_there_exactly_when_it_is_demanded() -> None:
     (rdn,) = left_open["subject"]["rdnSequence"]
     assert str(rdn[0]["type"]) == CN
     assert not rdn[0]["value"].isValue
-    none = template_of(encode_csrattrs(demands_for(profile(san_required=True)), "template"))
-    assert not none["subject"].isValue
+    for free in (profile(), profile(san_required=True), profile(subject_attributes=("O",))):
+        none = template_of(encode_csrattrs(demands_for(free), "template"))
+        assert not none["subject"].isValue
 
 
 @pytest.mark.parametrize(
@@ -183,6 +184,7 @@ def test_I11_subject_is_there_exactly_when_it_is_demanded() -> None:
         (("dns",), Names(dns=("web.test", "www.test")), None),
         (("dns",), Names(dns=("web.test",), dns_suffixes=("test",)), None),
         (("ip",), Names(ips=("no address",)), ANY_IP),
+        (("dns",), Names(dns=("{sub}.test",)), None),
         (
             ("ip",),
             Names(ips=("10.0.0.1",)),
@@ -278,15 +280,15 @@ def test_I16_whoever_follows_csrattrs_passes_the_checks(
     linked: bool,
     terse: bool,
 ) -> None:
-    """Also a terse client, which sends nothing that is not demanded."""
+    """Also a terse client, which sends no names but those demanded, or a SAN where none are."""
     wanted, told, subject, (rule, san) = situation
     demands = parse_csrattrs(
         encode_csrattrs(demands_for(wanted, told, linking_required=linked), form)
     )
     assert demands.key_algorithm is not None
     if terse:
-        subject = subject if demands.subject else NOBODY
-        san = san if demands.extensions else None
+        san = None if demands.subject else san
+        subject = subject if demands.subject or san is None else NOBODY
     private = key(demands.key_algorithm)
     builder = csr_builder(demands, subject=subject, san=san, challenge="binding")
     signed = builder.sign(private, signing_hash(private.public_key()))

@@ -64,35 +64,40 @@ def demands_for(
 ) -> CSRDemands:
     """Return what a CSR for this profile must have.
 
-    ``names`` is the rule of an authenticated client, None for anybody: where the rule leaves
-    one single name, its value is told. The key is the profile's first kind, one that passes.
+    ``names`` is the rule of an authenticated client, claims put in, None for anybody: where
+    the rule leaves one single name, its value is told. The key is the profile's first kind,
+    one that passes.
     """
     algorithm = profile.key_algorithms[0]
-    san = _san_demand(profile, names)
-    subject = () if san else (RDNDemand(_CN, _only_common_name(names)),)
+    subject, extensions = _name_demands(profile, names)
     return CSRDemands(
         key_algorithm=algorithm,
         hash_name=usual_hash(algorithm),
         subject=subject,
         exact_subject=bool(subject),
-        extensions=san,
+        extensions=extensions,
         challenge_password=linking_required,
     )
 
 
-def _san_demand(profile: Profile, names: NamesRule | None) -> tuple[ExtensionDemand, ...]:
-    """Return the demand for a SAN, unless a common name serves as well."""
+def _name_demands(
+    profile: Profile, names: NamesRule | None
+) -> tuple[tuple[RDNDemand, ...], tuple[ExtensionDemand, ...]]:
+    """Return what is demanded of subject and SAN.
+
+    A request must name somebody; csrattrs cannot say "one or the other", so where both would
+    do nothing is demanded but a name that is the only one.
+    """
+    kinds: set[str] = {k for k in profile.san_kinds if names is None or _allowed(k, names)}
+    only = None if names is None else _only_san(kinds, names)
+    if only is not None:
+        return (), (ExtensionDemand(SAN_OID, fixed_san(only)),)
     needed = profile.san_required and not profile.common_name_to_dns_san
-    if not needed and _common_name_possible(profile, names):
-        return ()
-    if names is None:
-        kinds: set[str] = set(profile.san_kinds)
-    else:
-        kinds = {kind for kind in profile.san_kinds if _allowed(kind, names)}
-        only = _only_san(kinds, names)
-        if only is not None:
-            return (ExtensionDemand(SAN_OID, fixed_san(only)),)
-    return (ExtensionDemand(SAN_OID, ANY_IP if kinds == {"ip"} else None),)
+    if needed or not _common_name_possible(profile, names):
+        return (), (ExtensionDemand(SAN_OID, ANY_IP if kinds == {"ip"} else None),)
+    if not kinds:
+        return (RDNDemand(_CN, _only_common_name(names)),), ()
+    return (), ()
 
 
 def _common_name_possible(profile: Profile, names: NamesRule | None) -> bool:
@@ -134,8 +139,10 @@ def _only_address(text: str) -> x509.IPAddress | None:
 
 
 def _only_text(patterns: tuple[str, ...]) -> str | None:
-    found = {pattern.lower() for pattern in patterns}
-    return patterns[0] if len(found) == 1 and "*" not in patterns[0] else None
+    """Return the one text that the patterns match; with a star or a claim they match several."""
+    if len({pattern.lower() for pattern in patterns}) != 1 or set(patterns[0]) & set("*{"):
+        return None
+    return patterns[0]
 
 
 def _only_common_name(names: NamesRule | None) -> str | None:
