@@ -273,30 +273,44 @@ def situations(draw: st.DrawFn) -> tuple[Profile, Names | None, x509.Name, Any]:
     return wanted, draw(st.sampled_from([rule, rule, None])), x509.Name(subject), (rule, san)
 
 
-@given(situations(), st.sampled_from(FORMS), st.booleans(), st.booleans())
+def follow(demands: CSRDemands, subject: x509.Name, san: Any) -> Any:
+    """The request of a client that follows the demands, as the front end parses it."""
+    assert demands.key_algorithm is not None
+    private = key(demands.key_algorithm)
+    builder = csr_builder(demands, subject=subject, san=san, challenge="binding")
+    signed = builder.sign(private, signing_hash(private.public_key()))
+    return parse_csr(signed.public_bytes(Encoding.DER))
+
+
+@given(situations(), st.sampled_from(FORMS), st.booleans())
 def test_I16_whoever_follows_csrattrs_passes_the_checks(
-    situation: tuple[Profile, Names | None, x509.Name, Any],
-    form: CSRAttrsForm,
-    linked: bool,
-    terse: bool,
+    situation: tuple[Profile, Names | None, x509.Name, Any], form: CSRAttrsForm, linked: bool
 ) -> None:
-    """Also a terse client, which sends no names but those demanded, or a SAN where none are."""
     wanted, told, subject, (rule, san) = situation
     demands = parse_csrattrs(
         encode_csrattrs(demands_for(wanted, told, linking_required=linked), form)
     )
-    assert demands.key_algorithm is not None
-    if terse:
-        san = None if demands.subject else san
-        subject = subject if demands.subject or san is None else NOBODY
-    private = key(demands.key_algorithm)
-    builder = csr_builder(demands, subject=subject, san=san, challenge="binding")
-    signed = builder.sign(private, signing_hash(private.public_key()))
-    request = parse_csr(signed.public_bytes(Encoding.DER))
+    request = follow(demands, subject, san)
     check_profile(request, wanted)
     check_names(request, rule)
     challenges = read_challenges(read_attributes(request.attributes))
     assert challenges.challenge_password == ("binding" if linked else None)
+
+
+@given(situations(), st.sampled_from(FORMS), st.booleans())
+def test_I16_one_name_is_enough_and_any_where_none_is_demanded(
+    situation: tuple[Profile, Names | None, x509.Name, Any], form: CSRAttrsForm, by_subject: bool
+) -> None:
+    """A client with a common name and a SAN sends only what is demanded, or one of its choice."""
+    wanted, _, _, (rule, san) = situation
+    demands = parse_csrattrs(encode_csrattrs(demands_for(wanted, rule), form))
+    host = next(iter(rule.common_names + rule.dns), "web.test").replace("*", "web")
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+    san = san or x509.SubjectAlternativeName([x509.DNSName(host)])
+    use_subject = bool(demands.subject) or (by_subject and not demands.extensions)
+    request = follow(demands, subject if use_subject else NOBODY, None if use_subject else san)
+    check_profile(request, wanted)
+    check_names(request, rule)
 
 
 def test_I15_a_client_learns_what_it_lacks() -> None:
