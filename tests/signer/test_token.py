@@ -12,12 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-from e2e_stack import make_csr
-from signer_stack import PROFILES
 from softhsm import (
-    ALGORITHMS,
     PIN,
     Faults,
     SoftHSM,
@@ -28,14 +23,9 @@ from softhsm import (
     with_keys,
 )
 
-from ca_signer.keystore import Issuer, load_issuers, tokens_of
+from ca_signer.keystore import load_issuers, tokens_of
 from ca_signer.token.store import TokenKey, opened
-from estcore import ids
-from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError, KeyStoreUnavailable
-from estcore.pki.certificate import CertificateTemplate, assemble
-from estcore.pki.csr import parse_csr
-from estcore.pki.profile import load_profiles
 
 
 @pytest.fixture(scope="module")
@@ -59,34 +49,6 @@ async def refused(key: TokenKey, code: str) -> KeyStoreUnavailable:
         await key.sign(b"to be signed")
     assert caught.value.code == code, caught.value.reason
     return caught.value
-
-
-async def issued(issuer: Issuer) -> bytes:
-    """One certificate, made by the very parts the signer uses."""
-    profile = load_profiles(PROFILES).get("service-mtls")
-    template = CertificateTemplate(profile, issuer.certificate)
-    request = parse_csr(make_csr("token.clinic.example")[1])
-    copy = template.build(request, serial_number=ids.new_serial_number(), now=SystemClock().now())
-    signature = await issuer.keystore.sign(copy.tbs)
-    issuer.check_signature(copy.tbs, signature)
-    return assemble(copy.tbs, copy.signature_algorithm, signature)
-
-
-@pytest.mark.parametrize("key_id", ALGORITHMS, ids=ALGORITHMS.values())
-async def test_openssl_verifies_what_a_token_signed(
-    hsm: SoftHSM, tmp_path: Path, key_id: str
-) -> None:
-    issuers = load_issuers([issuer_settings(hsm, tmp_path, key_id)])
-    async with opened(tokens_of(issuers)):
-        certificate = x509.load_der_x509_certificate(await issued(issuers["issuing"]))
-    leaf = tmp_path / "leaf.pem"
-    leaf.write_bytes(certificate.public_bytes(Encoding.PEM))
-    done = subprocess.run(
-        ["openssl", "verify", "-x509_strict", "-CAfile", tmp_path / "ca" / "root.pem",
-         "-untrusted", tmp_path / "ca" / "issuing.pem", leaf],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
 
 
 async def test_many_are_signed_in_one_go_and_all_verify(hsm: SoftHSM, tmp_path: Path) -> None:
@@ -136,6 +98,40 @@ async def test_a_wrong_pin_reaches_the_token_once(
     assert "1111-is-wrong" not in caplog.text
     (hsm_again := tmp_path / "right").mkdir()
     async with token_key(hsm, hsm_again) as key:  # the token is not locked
+        await key.sign(b"tbs")
+
+
+@pytest.mark.parametrize("error", ["PinLocked", "PinFinalTry", "PinExpired"])
+async def test_a_refused_login_is_not_tried_again(
+    hsm: SoftHSM, faults: Faults, tmp_path: Path, error: str
+) -> None:
+    issuer_settings(hsm, tmp_path)
+    faults.set(f"login:{error}")
+    async with token_key(hsm, tmp_path, command=faults.command) as key:
+        faults.set("")
+        await refused(key, "keystore.pin")
+        assert key.token.starts == 1
+        assert faults.logins() == 0
+
+
+async def test_a_login_that_fails_for_another_reason_is_tried_again(
+    hsm: SoftHSM, faults: Faults, tmp_path: Path
+) -> None:
+    issuer_settings(hsm, tmp_path)
+    faults.set("login:DeviceError")
+    async with token_key(hsm, tmp_path, command=faults.command) as key:
+        faults.set("")
+        await key.sign(b"tbs")
+
+
+async def test_a_worker_that_ends_right_after_it_was_opened_is_replaced(
+    hsm: SoftHSM, faults: Faults, tmp_path: Path
+) -> None:
+    issuer_settings(hsm, tmp_path)
+    faults.set("end-open")
+    async with token_key(hsm, tmp_path, command=faults.command) as key:
+        await until_true(lambda: key.token.pid == 0)
+        faults.set("")
         await key.sign(b"tbs")
 
 

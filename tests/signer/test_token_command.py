@@ -14,10 +14,26 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
-from softhsm import ALGORITHMS, CommandFailed, SoftHSM, ca_signer_token, with_keys
+from e2e_stack import make_csr
+from signer_stack import PROFILES
+from softhsm import (
+    ALGORITHMS,
+    CommandFailed,
+    SoftHSM,
+    ca_signer_token,
+    issuer_settings,
+    with_keys,
+)
 
 from ca_signer import ceremony_command
+from ca_signer.keystore import Issuer, load_issuers, tokens_of
 from ca_signer.token.csr import CA_KEY_USAGE
+from ca_signer.token.store import opened
+from estcore import ids
+from estcore.clock import SystemClock
+from estcore.pki.certificate import CertificateTemplate, assemble
+from estcore.pki.csr import parse_csr
+from estcore.pki.profile import load_profiles
 
 NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)
 
@@ -50,6 +66,35 @@ def test_openssl_verifies_the_request_of_a_key_in_a_token(hsm: SoftHSM, key_id: 
     assert "verify OK" in done.stderr + done.stdout
     assert "CA:TRUE, pathlen:0" in done.stdout
     assert "Certificate Sign, CRL Sign" in done.stdout
+
+
+async def issued(issuer: Issuer) -> bytes:
+    """One certificate, made by the very parts the signer uses."""
+    profile = load_profiles(PROFILES).get("service-mtls")
+    template = CertificateTemplate(profile, issuer.certificate)
+    request = parse_csr(make_csr("token.clinic.example")[1])
+    copy = template.build(request, serial_number=ids.new_serial_number(), now=SystemClock().now())
+    signature = await issuer.keystore.sign(copy.tbs)
+    issuer.check_signature(copy.tbs, signature)
+    return assemble(copy.tbs, copy.signature_algorithm, signature)
+
+
+@pytest.mark.parametrize("key_id", ALGORITHMS, ids=ALGORITHMS.values())
+async def test_openssl_verifies_what_a_token_signed(
+    hsm: SoftHSM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key_id: str
+) -> None:
+    hsm.use(monkeypatch)
+    issuers = load_issuers([issuer_settings(hsm, tmp_path, key_id)])
+    async with opened(tokens_of(issuers)):
+        certificate = x509.load_der_x509_certificate(await issued(issuers["issuing"]))
+    leaf = tmp_path / "leaf.pem"
+    leaf.write_bytes(certificate.public_bytes(Encoding.PEM))
+    done = subprocess.run(
+        ["openssl", "verify", "-x509_strict", "-CAfile", tmp_path / "ca" / "root.pem",
+         "-untrusted", tmp_path / "ca" / "issuing.pem", leaf],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_key_id_is_given_once(hsm: SoftHSM) -> None:

@@ -2,14 +2,17 @@
 
 ``garbage`` flips a bit of the signature, ``slow:0.2`` takes so long, ``hang`` never answers,
 ``refuse`` says CKR_DEVICE_ERROR, ``babble`` writes into the pipe what is no answer, ``print``
-writes to standard output as modules of vendors do, ``hang-open`` hangs while it logs in.
+writes to standard output as modules of vendors do, ``hang-open`` hangs while it logs in,
+``login:PinLocked`` answers the login with CKR_PIN_LOCKED, ``end-open`` ends after finding a key.
 Everything else is the real worker with the real module. Every login is a line in
 ``FOLDER/logins``.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -29,6 +32,9 @@ class FaultySession(TokenSession):
     def __init__(self, request: Open) -> None:
         if mode() == "hang-open":
             time.sleep(3600)
+        name, _, error = mode().partition(":")
+        if name == "login":
+            raise TokenFailed("login", error)
         with (FOLDER / "logins").open("a") as file:
             file.write("login\n")
         super().__init__(request)
@@ -50,6 +56,8 @@ class FaultySession(TokenSession):
 class FaultyServer(worker.Server):
     def answer(self, request: Frame) -> Frame:
         answer = super().answer(request)
+        if mode() == "end-open" and request.kind is Kind.FIND:
+            threading.Timer(0, lambda: os._exit(1)).start()
         if mode() == "babble" and request.kind is Kind.SIGN:
             return Frame(Kind.KEYS, request.number + 7, b"{}")
         return answer

@@ -196,8 +196,8 @@ class Token:
                 log.error("the token gave a wrong signature", extra=fields(token=self.name))
                 link.fail(KeyStoreUnavailable("wrong signature", code="keystore.wrong_signature"))
                 _raise(self._error)
-            except KeyStoreUnavailable as exc:
-                link.fail(exc)
+            except (KeyStoreUnavailable, ConfigurationError) as exc:
+                link.fail(KeyStoreUnavailable(exc.reason, code=exc.code))
                 raise
             signed.append(signature)
         return signed
@@ -234,6 +234,8 @@ class Token:
         except BaseException:
             link.fail(KeyStoreUnavailable("opening it took too long", code="keystore.timeout"))
             raise
+        if link.error is not None:  # it ended right after its last answer
+            _raise(link.error)
         link.timeout_s = self.settings.timeout_s
         return link
 
