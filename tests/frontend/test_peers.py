@@ -18,10 +18,12 @@ from ca_signer import ceremony
 from est_frontend.peers import PeerValidator
 from estcore.clock import SystemClock
 from estcore.errors import NotAuthenticated
+from estcore.policy.labels import Label, Truststore
 from estcore.testing.clock import FakeClock
 
 NOON = dt.datetime(2026, 6, 1, 12, tzinfo=dt.UTC)
 HOUR = dt.timedelta(hours=1)
+LABEL = Label(issuer="issuing", profiles=("service-mtls",))
 Pair = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
 
 
@@ -108,12 +110,12 @@ def test_K7_validity_is_that_of_the_request_not_of_the_first_one(files: Path, an
     for hours, code in ((0, "not_yet_valid"), (2, None), (2, "expired"), (-4, "not_yet_valid")):
         clock.forward(hours=hours)
         if code is None:
-            peer = peers.identify(link.server, "issuing")
+            peer = peers.identify(link.server, LABEL)
             assert peer is not None
             assert peer.subject == "CN=svc"
             continue
         with pytest.raises(NotAuthenticated) as refused:
-            peers.identify(link.server, "issuing")
+            peers.identify(link.server, LABEL)
         assert refused.value.code == f"auth.certificate_{code}"
 
 
@@ -123,16 +125,16 @@ def test_K7_a_chain_that_was_missing_once_may_come_the_next_time(files: Path, an
     between = certificate("between", anchor, ca=True)
     leaf = certificate("svc", between)
     with pytest.raises(NotAuthenticated) as refused:
-        peers.identify(connected(files, leaf).server, "issuing")
+        peers.identify(connected(files, leaf).server, LABEL)
     assert refused.value.code == "auth.certificate_untrusted"
-    assert peers.identify(connected(files, leaf, between).server, "issuing") is not None
+    assert peers.identify(connected(files, leaf, between).server, LABEL) is not None
 
 
 def test_K7_another_ca_of_the_same_name_is_not_trusted(files: Path, anchor: Pair) -> None:
     peers = validator(anchor, FakeClock(NOON))
     impostor = certificate("issuing", ca=True)
     with pytest.raises(NotAuthenticated) as refused:
-        peers.identify(connected(files, certificate("svc", impostor)).server, "issuing")
+        peers.identify(connected(files, certificate("svc", impostor)).server, LABEL)
     assert refused.value.code == "auth.certificate_untrusted"
 
 
@@ -140,5 +142,27 @@ def test_a_server_certificate_does_not_identify_a_client(files: Path, anchor: Pa
     peers = validator(anchor, FakeClock(NOON))
     leaf = certificate("svc", anchor, usage=ExtendedKeyUsageOID.SERVER_AUTH)
     with pytest.raises(NotAuthenticated) as refused:
-        peers.identify(connected(files, leaf).server, "issuing")
+        peers.identify(connected(files, leaf).server, LABEL)
     assert refused.value.code == "auth.certificate_usage"
+
+
+def test_K8_another_makers_certificate_counts_on_labels_that_name_its_truststore(
+    files: Path, anchor: Pair
+) -> None:
+    maker = certificate("maker root", ca=True)
+    peers = validator(anchor, FakeClock(NOON))
+    pem = maker[0].public_bytes(Encoding.PEM).decode()
+    peers.set_truststores({"maker": Truststore(certificates=pem)})
+    devices = LABEL.model_copy(update={"truststores": ("maker",)})
+    server = connected(files, certificate("device", maker)).server
+    peer = peers.identify(server, devices)
+    assert peer is not None
+    assert (peer.issuer_id, peer.third_party) == ("maker", True)
+    with pytest.raises(NotAuthenticated):
+        peers.identify(server, LABEL)
+    ours = peers.identify(connected(files, certificate("svc", anchor)).server, devices)
+    assert ours is not None
+    assert (ours.issuer_id, ours.third_party) == ("issuing", False)
+    peers.set_truststores({})
+    with pytest.raises(NotAuthenticated):
+        peers.identify(server, LABEL)

@@ -31,7 +31,7 @@ from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError, Unavailable
 from estcore.messages import topics
 from estcore.messages.envelope import encode
-from estcore.messages.state import CACertificates, PolicyState
+from estcore.messages.state import CACertificates, PolicyState, ProfilesState
 from estcore.pki.durations import parse_duration
 from estcore.pki.profile import load_profiles
 from estcore.policy.document import load_policy
@@ -189,14 +189,25 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
 
 
 async def publish_state(bus: Bus, database: Database, deciding: Authority) -> None:
-    """Publish CA certificates, secret verifiers and the policy's version."""
+    """Publish CA certificates, profiles, secret verifiers and the policy's version."""
     now = CLOCK.now()
     state = [
         Outgoing(topics.cacerts_topic(issuer.issuer_id), encode(_cacerts(issuer, now)))
         for issuer in deciding.issuers.values()
     ]
     policy = PolicyState(version=deciding.policy.version, updated_at=now)
-    await bus.publish_confirmed([*state, Outgoing(topics.POLICY_TOPIC, encode(policy))])
+    profiles = ProfilesState(
+        version=deciding.profiles.version,
+        updated_at=now,
+        profiles=tuple(deciding.profiles.profiles.values()),
+    )
+    await bus.publish_confirmed(
+        [
+            *state,
+            Outgoing(topics.POLICY_TOPIC, encode(policy)),
+            Outgoing(topics.PROFILES_TOPIC, encode(profiles)),
+        ]
+    )
     await SecretStore(database, bus, CLOCK).publish()
 
 

@@ -6,7 +6,10 @@ errors as one line of text/plain. One place maps errors to HTTP.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from aiohttp import web
+from multidict import CIMultiDict
 
 from estcore.errors import (
     Conflict,
@@ -21,12 +24,13 @@ from estcore.errors import (
     Unavailable,
     WeakKey,
 )
+from estcore.est.keygen_response import CONTENT_TYPE as KEYGEN
 
 CERTS_ONLY = "application/pkcs7-mime; smime-type=certs-only"
 CACERTS = "application/pkcs7-mime"
+CSRATTRS = "application/csrattrs"
 _TEXT = "text/plain; charset=utf-8"
 SERVER = "est"
-CHALLENGE = 'Basic realm="est"'
 
 STATUS: dict[type[ESTSuiteError], int] = {
     RequestRejected: 400,
@@ -50,6 +54,7 @@ SPECIAL = {
     "request.not_implemented": 501,
     "request.timeout": 408,
     "rate.limited": 429,
+    "auth.backoff": 429,
 }
 
 
@@ -71,6 +76,23 @@ def pkcs7(body: bytes, content_type: str, correlation_id: str) -> web.Response:
         headers={
             "Content-Type": content_type,
             "Content-Transfer-Encoding": "base64",
+            "X-Correlation-ID": correlation_id,
+            "Server": SERVER,
+        },
+    )
+
+
+def csrattrs(body: bytes, correlation_id: str) -> web.Response:
+    """Return the attributes a CSR must have (RFC 7030 section 4.5.2)."""
+    return pkcs7(body, CSRATTRS, correlation_id)
+
+
+def generated(body: bytes, correlation_id: str) -> web.Response:
+    """Return a generated key and its certificate (RFC 7030 section 4.4.2)."""
+    return web.Response(
+        body=body,
+        headers={
+            "Content-Type": KEYGEN,
             "X-Correlation-ID": correlation_id,
             "Server": SERVER,
         },
@@ -102,14 +124,16 @@ def failure(
     *,
     retry_after_s: int | None = None,
     allow: str | None = None,
-    challenge: bool = True,
+    challenges: Sequence[str] = (),
 ) -> web.Response:
     """Return an error: one line a person can act on, and its stable code."""
     status = status_of(error)
     text = "internal error" if status == 500 else error.reason  # noqa: PLR2004
-    headers = {"Content-Type": _TEXT, "X-Correlation-ID": correlation_id, "Server": SERVER}
-    if status == 401 and challenge:  # noqa: PLR2004
-        headers["WWW-Authenticate"] = CHALLENGE
+    headers = CIMultiDict(
+        {"Content-Type": _TEXT, "X-Correlation-ID": correlation_id, "Server": SERVER}
+    )
+    for challenge in challenges:
+        headers.add("WWW-Authenticate", challenge)
     if retry_after_s is not None and status in {429, 503}:
         headers["Retry-After"] = str(retry_after_s)
     if allow is not None:

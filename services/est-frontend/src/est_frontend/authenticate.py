@@ -4,81 +4,285 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hmac
 from dataclasses import dataclass
+from hashlib import sha256
 
+from aiohttp import web
+
+from est_frontend.digest import DigestVerifier
+from est_frontend.limits import Backoff
+from est_frontend.live import Live
 from est_frontend.peers import Peer, PeerValidator
 from est_frontend.state import State
 from est_frontend.tls import EngineConnection
+from est_frontend.tokens.dpop import check_proof
+from est_frontend.tokens.validate import AccessToken, TokenValidator
+from est_frontend.users import Users
+from estcore.clock import Clock
 from estcore.errors import NotAuthenticated, NotAuthorized
-from estcore.messages.enrollment import Principal
+from estcore.messages.enrollment import Claim, Principal
 from estcore.policy.labels import Label
 
 _BASIC_LIMIT = 1024
+_HTTP_METHODS = ("secret", "password", "digest", "token")
 
 
 @dataclass(frozen=True)
 class Authenticated:
-    """Who asks, and the validated certificate if one was presented."""
+    """Who asks, the validated certificate if one counts, and what the proof used up."""
 
     principal: Principal
     peer: Peer | None
+    spends: tuple[Claim, ...] = ()
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What one request shows of its sender."""
+
+    connection: EngineConnection
+    source: str
+    method: str
+    url: str
+    path: str
+    authorization: str | None
+    dpop: str | None
+
+    @classmethod
+    def of(cls, request: web.BaseRequest, connection: EngineConnection, source: str) -> Credentials:
+        """Return the credentials of a request."""
+        path = request.raw_path.partition("?")[0]
+        return cls(
+            connection=connection,
+            source=source,
+            method=request.method,
+            url=f"https://{request.host}{path}",
+            path=path,
+            authorization=request.headers.get("Authorization"),
+            dpop=request.headers.get("DPoP"),
+        )
 
 
 class Authenticator:
-    """Checks certificates and enrollment secrets."""
+    """Checks certificates, enrollment secrets, passwords, Digest answers and tokens."""
 
-    def __init__(self, peers: PeerValidator, state: State) -> None:
+    def __init__(
+        self,
+        *,
+        peers: PeerValidator,
+        state: State,
+        users: Users,
+        digest: DigestVerifier,
+        tokens: TokenValidator,
+        live: Live,
+        clock: Clock,
+    ) -> None:
         self._peers = peers
         self._state = state
+        self._users = users
+        self._digest = digest
+        self._tokens = tokens
+        self._live = live
+        self._clock = clock
+        self._by_account = Backoff(free=5, longest_s=300)
+        self._by_source = Backoff(free=50, longest_s=60)
 
-    def certificate(self, connection: EngineConnection, label: Label) -> Authenticated:
-        """Authenticate by the TLS certificate alone (re-enrollment, rotation-ack).
+    async def own_certificate(self, credentials: Credentials, label: Label) -> Authenticated:
+        """Authenticate by a certificate of ours (re-enrollment, rotation-ack).
+
+        A label that knows certificates only together with something else wants that as well.
 
         Raises:
             NotAuthenticated: the certificate proves nothing here.
-            NotAuthorized: there is none, or the label does not take certificates.
+            NotAuthorized: there is none of ours, or the label does not take certificates.
         """
-        if "certificate" not in label.authentication:
+        if not label.offers("certificate"):
             raise NotAuthorized("this label takes no certificates", code="auth.method")
-        peer = self._peers.identify(connection, label.issuer)
+        peer = self._peers.identify(credentials.connection, label)
         if peer is None:
             raise NotAuthenticated(
                 "a client certificate of this CA is needed", code="auth.certificate_required"
             )
-        return Authenticated(_by_certificate(peer), peer)
+        if peer.third_party:
+            raise NotAuthorized(
+                "the certificate is of another CA and cannot be renewed here",
+                code="auth.certificate_foreign",
+            )
+        spends: tuple[Claim, ...] = ()
+        if "certificate" not in label.authentication:
+            spends = (await self._by_header(credentials, label, peer)).spends
+        return Authenticated(_by_certificate(peer), peer, spends)
 
-    def any_of(
-        self, connection: EngineConnection, label: Label, authorization: str | None
-    ) -> Authenticated:
-        """Authenticate by what the label accepts: a secret if one is given, else a certificate.
+    async def any_of(self, credentials: Credentials, label: Label) -> Authenticated:
+        """Authenticate in any way the label accepts.
 
         Raises:
             NotAuthenticated: nothing that proves anything was presented.
+            TooOften: too many failures of this account or source.
         """
-        if authorization is not None and "secret" in label.authentication:
-            name = self._secret(authorization)
-            return Authenticated(Principal(method="secret", name=name), None)
+        if credentials.authorization is not None and any(map(label.offers, _HTTP_METHODS)):
+            return await self._by_header(credentials, label, None)
         if "certificate" in label.authentication:
-            peer = self._peers.identify(connection, label.issuer)
+            peer = self._peers.identify(credentials.connection, label)
             if peer is not None:
                 return Authenticated(_by_certificate(peer), peer)
         raise NotAuthenticated("credentials are needed", code="auth.required")
 
-    def _secret(self, authorization: str) -> str:
-        scheme, _, encoded = authorization.partition(" ")
-        if scheme.lower() != "basic" or len(encoded) > _BASIC_LIMIT:
-            raise NotAuthenticated("only HTTP Basic is accepted here", code="auth.scheme")
-        try:
-            decoded = base64.b64decode(encoded.strip(), validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError) as exc:
+    def challenges(self, label: Label | None) -> list[str]:
+        """Return the values of WWW-Authenticate for a label, Basic first (conformance L2)."""
+        if label is None:
+            return []
+        found = []
+        if label.offers("secret") or label.offers("password"):
+            found.append('Basic realm="est"')
+        if label.offers("digest"):
+            found.append(self._digest.challenge("MD5"))
+        if label.offers("token"):
+            found.append('Bearer realm="est"')
+        return found or ['Basic realm="est"']
+
+    async def _by_header(
+        self, credentials: Credentials, label: Label, peer: Peer | None
+    ) -> Authenticated:
+        scheme, _, value = (credentials.authorization or "").partition(" ")
+        value = value.strip()
+        match scheme.lower():
+            case "basic" if label.offers("secret") or label.offers("password"):
+                found = await self._basic(credentials, label, value)
+            case "digest" if label.offers("digest"):
+                found = self._by_digest(credentials, value)
+            case "bearer" | "dpop" if label.offers("token"):
+                found = await self._token(credentials, scheme.lower(), value)
+            case "":
+                raise NotAuthenticated("credentials are needed", code="auth.required")
+            case _:
+                raise NotAuthenticated("this scheme is not accepted here", code="auth.scheme")
+        if label.accepts(found.principal.method, with_certificate=False):
+            return found
+        peer = peer or self._peers.identify(credentials.connection, label)
+        if peer is None:
             raise NotAuthenticated(
-                "the Basic credentials are malformed", code="auth.basic"
-            ) from exc
-        name, _, secret = decoded.partition(":")
-        if not self._state.secret_matches(name, secret):
-            raise NotAuthenticated("unknown secret id or wrong secret", code="auth.secret")
-        return name
+                "a client certificate is needed as well", code="auth.certificate_required"
+            )
+        principal = found.principal.model_copy(
+            update={"certificate": peer.der, "certificate_issuer": peer.issuer_id}
+        )
+        return Authenticated(principal, peer, found.spends)
+
+    async def _basic(self, credentials: Credentials, label: Label, encoded: str) -> Authenticated:
+        name, secret = _read_basic(encoded)
+        accounts = (f"{name[:64]}@{credentials.source}",)
+        self._by_account.check(*accounts)
+        self._by_source.check(credentials.source)
+        if label.offers("password") and name in self._users:
+            good, method = await self._users.password_matches(name, secret), "password"
+        elif label.offers("secret"):
+            # An empty user name (RFC 7030 section 3.2.3): the secret alone says which one it is.
+            name = name or self._state.secret_id_of(secret) or ""
+            good, method = self._state.secret_matches(name, secret), "secret"
+        else:
+            good, method = await self._users.password_matches(name, secret), "password"
+        if not good:
+            self._by_account.failed(*accounts)
+            self._by_source.failed(credentials.source)
+            raise NotAuthenticated(
+                "unknown name, or wrong secret or password", code=f"auth.{method}"
+            )
+        self._by_account.succeeded(*accounts)
+        principal = Principal.model_validate({"method": method, "name": name})
+        return Authenticated(principal, None)
+
+    def _by_digest(self, credentials: Credentials, value: str) -> Authenticated:
+        self._by_source.check(credentials.source)
+        short = "/.well-known/est/" + credentials.path.rpartition("/")[2]
+        try:
+            use = self._digest.check(
+                # Libest leaves the label out of the URI it signs (conformance L4).
+                value,
+                method=credentials.method,
+                paths=(credentials.path, short),
+            )
+        except NotAuthenticated as exc:
+            if exc.code == "auth.password":
+                self._by_source.failed(credentials.source)
+            raise
+        principal = Principal(method="digest", name=use.user)
+        return Authenticated(principal, None, (Claim(kind="digest", id=use.spent),))
+
+    async def _token(self, credentials: Credentials, scheme: str, value: str) -> Authenticated:
+        self._by_source.check(credentials.source)
+        try:
+            token = await self._tokens.validate(value)
+        except NotAuthenticated:
+            self._by_source.failed(credentials.source)
+            raise
+        spends, binding = self._bound(credentials, scheme, value, token)
+        claims = token.claims(self._live.policy.claims_wanted(token.issuer_id))
+        claims.pop("cnf", None)
+        if binding is not None:
+            claims["cnf"] = binding
+        principal = Principal(
+            method="token", name=f"{token.issuer_id}/{token.subject}", claims=claims
+        )
+        return Authenticated(principal, None, spends)
+
+    def _bound(
+        self, credentials: Credentials, scheme: str, value: str, token: AccessToken
+    ) -> tuple[tuple[Claim, ...], str | None]:
+        """Check what the token is bound to; a binding nobody here knows is never ignored."""
+        if token.key_thumbprint is not None:
+            if scheme != "dpop" or credentials.dpop is None:
+                raise NotAuthenticated("the token needs a DPoP proof", code="auth.dpop")
+            spent = check_proof(
+                credentials.dpop,
+                value,
+                thumbprint=token.key_thumbprint,
+                method=credentials.method,
+                url=credentials.url,
+                clock=self._clock,
+            )
+            return (Claim(kind="dpop", id=spent),), "jkt"
+        if scheme == "dpop":
+            raise NotAuthenticated("the token is not bound to a DPoP key", code="auth.dpop")
+        if token.certificate_thumbprint is not None:
+            presented = credentials.connection.peer()
+            shown = sha256(presented[0]).digest() if presented else b""
+            wanted = token.certificate_thumbprint
+            if not hmac.compare_digest(_base64url(shown), wanted):
+                raise NotAuthenticated(
+                    "the token is bound to another client certificate",
+                    code="auth.token_certificate",
+                )
+            return (), "x5t#S256"
+        if token.bound:
+            raise NotAuthenticated(
+                "the token is bound in a way not known here", code="auth.token_claims"
+            )
+        return (), None
+
+
+def _read_basic(encoded: str) -> tuple[str, str]:
+    if len(encoded) > _BASIC_LIMIT:
+        raise NotAuthenticated("the Basic credentials are too long", code="auth.basic")
+    try:
+        decoded = base64.b64decode(encoded, validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError) as exc:
+        raise NotAuthenticated("the Basic credentials are malformed", code="auth.basic") from exc
+    name, colon, secret = decoded.partition(":")
+    if not colon:
+        raise NotAuthenticated("the Basic credentials are malformed", code="auth.basic")
+    return name, secret
+
+
+def _base64url(octets: bytes) -> str:
+    return base64.urlsafe_b64encode(octets).rstrip(b"=").decode()
 
 
 def _by_certificate(peer: Peer) -> Principal:
-    return Principal(method="certificate", name=peer.principal_name, certificate=peer.der)
+    return Principal(
+        method="certificate",
+        name=peer.principal_name,
+        certificate=peer.der,
+        certificate_issuer=peer.issuer_id,
+    )

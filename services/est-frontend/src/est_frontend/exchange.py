@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from est_frontend.authenticate import Authenticated
+from est_frontend.linking import Linked
 from est_frontend.peers import serial_of
 from est_frontend.tls import EngineConnection
 from estcore.messages.enrollment import Source
@@ -33,6 +34,8 @@ class Exchange:
     csr: CertificationRequest | None = None
     request_id: str | None = None
     traceparent: str | None = None
+    linked: Linked | None = None
+    retry_after_s: int | None = None
 
     @property
     def peer(self) -> str:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import logging
 
 from aiohttp import web
-from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
 
 from est_frontend import answers, metrics
-from est_frontend.authenticate import Authenticated, Authenticator
+from est_frontend.authenticate import Authenticator, Credentials
+from est_frontend.enrolling import Enroller, check_type, read_body
 from est_frontend.exchange import Exchange
-from est_frontend.gateway import Gateway
+from est_frontend.limits import Buckets, TooOften
+from est_frontend.live import Live
 from est_frontend.settings import FrontendSettings
 from est_frontend.state import State
 from est_frontend.tls import EngineConnection
 from est_frontend.trail import Trail
 from estcore import ids
-from estcore.clock import Clock, monotonic_s
+from estcore.clock import monotonic_s
 from estcore.errors import (
     AuditUnavailable,
     BusUnavailable,
@@ -28,19 +28,14 @@ from estcore.errors import (
     Unavailable,
     rejection,
 )
-from estcore.est.certs_only import certs_only
+from estcore.est.csrattrs import CSRAttrsForm, encode_csrattrs
 from estcore.est.paths import Route, parse_path
-from estcore.est.transfer import decode_request, encode_response
-from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested
+from estcore.est.transfer import encode_response
 from estcore.messages.envelope import decode, encode
 from estcore.messages.state import RotationAck, RotationAckAnswered
 from estcore.messages.topics import ack_topic
-from estcore.pki.csr import MAX_CSR_BYTES, parse_csr
-from estcore.pki.profile import Priority
-from estcore.policy.decide import check_names, check_same_identity, grant, label_named
-from estcore.policy.document import PolicyDocument, Rule
-from estcore.policy.labels import Label
-from estcore.policy.identity import enrollment_id
+from estcore.policy.decide import label_named
+from estcore.policy.labels import Label, Operation
 from estcore.runtime.bus import Bus
 from estcore.runtime.logs import fields
 from estcore.runtime.tracing import Tracing
@@ -58,6 +53,8 @@ _METHODS = {
 }
 _JWS_LIMIT = 4096
 _ACK_TIMEOUT_S = 4
+_RETRY_S = 5
+_UNAUTHORIZED, _FORBIDDEN = 401, 403
 
 
 class Handler:
@@ -67,25 +64,25 @@ class Handler:
         self,
         settings: FrontendSettings,
         *,
-        policy: PolicyDocument,
+        live: Live,
         state: State,
         authenticator: Authenticator,
-        gateway: Gateway,
+        enroller: Enroller,
         trail: Trail,
         bus: Bus,
         tracing: Tracing,
-        clock: Clock,
     ) -> None:
         self._settings = settings
-        self._policy = policy
+        self._live = live
         self._state = state
         self._authenticator = authenticator
-        self._gateway = gateway
+        self._enroller = enroller
         self._trail = trail
         self._bus = bus
         self._tracing = tracing
-        self._clock = clock
         self._in_flight = 0
+        rates = settings.rates
+        self._rates = Buckets("address", rate=rates.source_per_s, burst=rates.source_burst)
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; every error becomes one line of text and an audit record."""
@@ -116,11 +113,12 @@ class Handler:
 
     async def _route(self, exchange: Exchange) -> web.Response:
         request = exchange.request
+        self._rates.take(exchange.peer)
         route = parse_path(request.raw_path.partition("?")[0])
         if route is None:
             raise MalformedRequest("there is nothing here", code="request.not_found")
         exchange.operation = route.operation
-        found = label_named(self._policy, route.label)
+        found = label_named(self._live.policy, route.label)
         if found is None:
             raise MalformedRequest("there is no such label", code="request.not_found")
         exchange.label_name, exchange.label = found
@@ -134,8 +132,10 @@ class Handler:
         match route.operation:
             case "cacerts":
                 return self._cacerts(exchange, label)
-            case "simpleenroll" | "simplereenroll":
-                return await self._enroll(exchange, label)
+            case "csrattrs":
+                return await self._csrattrs(exchange, label)
+            case "simpleenroll" | "simplereenroll" | "serverkeygen" as operation:
+                return await self._enroll(exchange, label, operation)
             case "rotation-ack":
                 return await self._rotation_ack(exchange, label)
             case _:
@@ -150,124 +150,47 @@ class Handler:
         body = encode_response(der, label.response_base64)
         return answers.pkcs7(body, answers.CACERTS, exchange.correlation_id)
 
-    async def _enroll(self, exchange: Exchange, label: Label) -> web.Response:
+    async def _csrattrs(self, exchange: Exchange, label: Label) -> web.Response:
+        if label.csrattrs == "none":
+            return answers.empty(exchange.correlation_id)
+        demands = await self._enroller.demands(exchange, label)
+        if demands.empty:
+            return answers.empty(exchange.correlation_id)
+        form: CSRAttrsForm = "legacy" if label.csrattrs == "classic" else label.csrattrs
+        body = encode_response(encode_csrattrs(demands, form), label.response_base64)
+        return answers.csrattrs(body, exchange.correlation_id)
+
+    async def _enroll(self, exchange: Exchange, label: Label, operation: Operation) -> web.Response:
+        if operation not in label.operations:
+            raise MalformedRequest(
+                f"{operation} is not offered here", code="request.not_implemented"
+            )
         if not self._trail.ready:
             raise AuditUnavailable("audit records cannot be kept now", code="audit.spool_full")
         if self._in_flight >= self._settings.limits.max_in_flight:
             raise BusUnavailable("too many enrollments at once", code="frontend.busy")
         self._in_flight += 1
         try:
-            priority = await self._check(exchange, label)
-            answer = await self._submit(exchange, label, priority)
+            if operation == "serverkeygen":
+                response = await self._enroller.generate(exchange, label)
+            else:
+                response = await self._enroller.enroll(exchange, label)
         finally:
             self._in_flight -= 1
-        return self._answered(exchange, label, answer)
-
-    async def _check(self, exchange: Exchange, label: Label) -> Priority:
-        """Authenticate, read the CSR and refuse early what the signer would refuse."""
-        reenroll = exchange.operation == "simplereenroll"
-        if reenroll:
-            who = self._authenticator.certificate(exchange.connection, label)
-        else:
-            authorization = exchange.request.headers.get("Authorization")
-            who = self._authenticator.any_of(exchange.connection, label, authorization)
-        exchange.who = who
-        _check_type(exchange.request, "application/pkcs10")
-        body = await self._body(exchange.request, self._settings.limits.max_body_bytes)
-        exchange.csr = csr = parse_csr(decode_request(body, max_der_bytes=MAX_CSR_BYTES))
-        if reenroll:
-            assert who.peer is not None  # noqa: S101 - authenticated by certificate
-            check_same_identity(csr, who.peer.certificate)
-            return label.priority
-        given = grant(self._policy, self._rule(who), exchange.label_name)
-        check_names(csr, given.rule.names)
-        return given.priority
-
-    def _rule(self, who: Authenticated) -> Rule | None:
-        if who.peer is None:
-            return self._policy.rule_for_secret(who.principal.name)
-        return self._policy.rule_for_certificate(who.peer.issuer_id, who.peer.subject_canonical)
-
-    async def _body(self, request: web.BaseRequest, limit: int) -> bytes:
-        if (request.content_length or 0) > limit:
-            raise MalformedRequest(f"the body has more than {limit} bytes", code="body.too_large")
-        try:
-            async with asyncio.timeout(self._settings.limits.body_timeout_s):
-                return await request.read()
-        except TimeoutError:
-            raise MalformedRequest(
-                "the body did not come in time", code="request.timeout"
-            ) from None
-        except HTTPRequestEntityTooLarge:
-            raise MalformedRequest(
-                f"the body has more than {limit} bytes", code="body.too_large"
-            ) from None
-
-    async def _submit(
-        self, exchange: Exchange, label: Label, priority: Priority
-    ) -> EnrollmentAnswered | None:
-        who, csr = exchange.who, exchange.csr
-        assert who is not None  # noqa: S101 - set by _check
-        assert csr is not None  # noqa: S101 - set by _check
-        key = enrollment_id(
-            csr,
-            operation=exchange.operation,
-            tenant="",
-            label=exchange.label_name,
-            principal=who.principal.key,
-            predecessor=who.peer.fingerprint if who.peer else b"",
-        )
-        reenroll = exchange.operation == "simplereenroll"
-        exchange.request_id = ids.uuid7()
-        message = EnrollmentRequested(
-            id=exchange.request_id,
-            source=f"est-frontend/{self._settings.instance}",
-            time=self._clock.now(),
-            correlation_id=exchange.correlation_id,
-            traceparent=exchange.traceparent,
-            operation="simplereenroll" if reenroll else "simpleenroll",
-            label=exchange.label_name,
-            group=self._settings.group,
-            instance=self._settings.instance,
-            issuer=label.issuer,
-            priority=priority,
-            principal=who.principal,
-            csr=csr.der,
-            origin=exchange.source(),
-            expires_at=self._expiry(label),
-        )
-        return await self._gateway.submit(key, message)
-
-    def _expiry(self, label: Label) -> dt.datetime | None:
-        # Where the client is told 503, nobody comes back for a late certificate.
-        if label.when_slow == "pending":
-            return None
-        return self._clock.now() + dt.timedelta(seconds=self._settings.answer_timeout_s)
-
-    def _answered(
-        self, exchange: Exchange, label: Label, answer: EnrollmentAnswered | None
-    ) -> web.Response:
-        if answer is not None and answer.outcome == "rejected":
-            raise rejection(
-                answer.kind or "", answer.reason or "refused", answer.code or "request.rejected"
-            )
-        if answer is not None and answer.certificate is not None:
-            self._record(exchange, 200)
-            body = encode_response(certs_only([answer.certificate]), label.response_base64)
-            return answers.pkcs7(body, answers.CERTS_ONLY, exchange.correlation_id)
-        if label.when_slow == "unavailable":
-            raise IssuerUnavailable("no answer in time", code="issuer.slow")
-        self._record(exchange, 202)
-        wait = label.retry_after_s
-        if answer is not None and answer.retry_after_s is not None:
-            wait = answer.retry_after_s
-        return answers.pending(wait, exchange.correlation_id)
+        if response is None:
+            wait = exchange.retry_after_s or label.retry_after_s
+            response = answers.pending(wait, exchange.correlation_id)
+        self._record(exchange, response.status)
+        return response
 
     async def _rotation_ack(self, exchange: Exchange, label: Label) -> web.Response:
         """Relay proof that a service uses its new certificate."""
-        who = exchange.who = self._authenticator.certificate(exchange.connection, label)
-        _check_type(exchange.request, "application/jose")
-        body = await self._body(exchange.request, _JWS_LIMIT)
+        credentials = Credentials.of(exchange.request, exchange.connection, exchange.peer)
+        who = exchange.who = await self._authenticator.own_certificate(credentials, label)
+        check_type(exchange.request, "application/jose")
+        body = await read_body(
+            exchange.request, _JWS_LIMIT, timeout_s=self._settings.limits.body_timeout_s
+        )
         try:
             jws = body.decode("ascii").strip()
         except UnicodeDecodeError as exc:
@@ -338,18 +261,31 @@ class Handler:
             details={"status": status},
             **exchange.parts(),
         )
-        label = exchange.label
-        retry = label.retry_after_s if label else 5
         methods = _METHODS.get(exchange.operation, ())
         return answers.failure(
             error,
             exchange.correlation_id,
-            retry_after_s=retry if isinstance(error, Unavailable) else None,
+            retry_after_s=_retry_after_s(error, exchange.label),
             allow=", ".join(methods) if error.code == "request.method" else None,
+            challenges=self._challenges(exchange, error, status),
         )
 
+    def _challenges(self, exchange: Exchange, error: ESTSuiteError, status: int) -> list[str]:
+        if status == _UNAUTHORIZED:
+            found = self._authenticator.challenges(exchange.label)
+            if error.code.startswith("auth.token"):
+                wrong = ', error="invalid_token"'
+                found = [c + wrong if c.startswith("Bearer ") else c for c in found]
+            return found
+        who = exchange.who
+        if status == _FORBIDDEN and who is not None and who.principal.method == "token":
+            return ['Bearer realm="est", error="insufficient_scope"']
+        return []
 
-def _check_type(request: web.BaseRequest, expected: str) -> None:
-    given = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if given != expected:
-        raise MalformedRequest(f"send Content-Type: {expected}", code="request.media_type")
+
+def _retry_after_s(error: ESTSuiteError, label: Label | None) -> int | None:
+    if isinstance(error, TooOften):
+        return error.retry_after_s
+    if isinstance(error, Unavailable):
+        return label.retry_after_s if label else _RETRY_S
+    return None

@@ -11,14 +11,22 @@ from typing import Any
 from aiohttp import web
 
 from est_frontend.authenticate import Authenticator
+from est_frontend.digest import DigestVerifier
+from est_frontend.enrolling import Enroller
 from est_frontend.gateway import Gateway
 from est_frontend.handler import Handler
+from est_frontend.keygen import KeyMaker, load_secrets
+from est_frontend.live import Live, Reloader, Watched
 from est_frontend.peers import PeerValidator
 from est_frontend.server import LimitedServer
 from est_frontend.settings import FrontendSettings
 from est_frontend.state import State
 from est_frontend.tls import EngineContext
+from est_frontend.tokens.jwks import KeySource
+from est_frontend.tokens.settings import TokenIssuerSettings
+from est_frontend.tokens.validate import TokenValidator
 from est_frontend.trail import SERVICE, Trail
+from est_frontend.users import Users
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
 from estcore.policy.document import load_policy
@@ -31,24 +39,30 @@ from estcore.runtime.tracing import Tracing
 log = logging.getLogger(__name__)
 
 CLOCK = SystemClock()
+_DIGEST_KEY_OCTETS = 32
 
 
 def check(settings: FrontendSettings) -> None:
     """Read what the settings name, as ``run`` would."""
     load_policy(settings.policy_file)
     EngineContext(settings.listen.certificate_file, settings.listen.key_file)
+    Users.load(settings.users_file)
+    load_secrets(settings.keygen_secrets_file)
+    _digest_key(settings)
+    _token_sources(settings)
 
 
 async def run(settings: FrontendSettings) -> None:  # noqa: PLR0915 - wiring, told in order
     """Serve until SIGTERM."""
     stop = stop_on_signals()
-    policy = load_policy(settings.policy_file)
+    live = Live(load_policy(settings.policy_file))
     context = EngineContext(settings.listen.certificate_file, settings.listen.key_file)
+    users = Users.load(settings.users_file)
     tracing = Tracing(settings.telemetry, SERVICE, settings.instance)
     peers = PeerValidator(CLOCK)
+    peers.set_truststores(live.policy.truststores)
     state = State(settings.state_folder, peers, CLOCK)
     state.load()
-    issuers = {label.issuer for label in policy.labels.values()}
     bus = _Later(settings)
     trail = Trail(bus.bus, settings.trail, CLOCK, settings.instance)
     await trail.open()
@@ -58,22 +72,50 @@ async def run(settings: FrontendSettings) -> None:  # noqa: PLR0915 - wiring, to
         instance=settings.instance,
         answer_timeout_s=settings.answer_timeout_s,
     )
+    sources = _token_sources(settings)
+    for _, source in sources.values():
+        source.load()
+    authenticator = Authenticator(
+        peers=peers,
+        state=state,
+        users=users,
+        digest=DigestVerifier(users, CLOCK, realm=settings.digest.realm, key=_digest_key(settings)),
+        tokens=TokenValidator(sources, CLOCK),
+        live=live,
+        clock=CLOCK,
+    )
+    enroller = Enroller(
+        settings,
+        live=live,
+        state=state,
+        authenticator=authenticator,
+        gateway=gateway,
+        keys=KeyMaker(
+            secrets=load_secrets(settings.keygen_secrets_file),
+            certificate_file=settings.listen.certificate_file,
+            key_file=settings.listen.key_file,
+        ),
+        clock=CLOCK,
+    )
     handler = Handler(
         settings,
-        policy=policy,
+        live=live,
         state=state,
-        authenticator=Authenticator(peers, state),
-        gateway=gateway,
+        authenticator=authenticator,
+        enroller=enroller,
         trail=trail,
         bus=bus.bus,
         tracing=tracing,
-        clock=CLOCK,
+    )
+    reloader = Reloader(
+        _watched(settings, live, context, users, peers), trail, every_s=settings.reload_every_s
     )
     admin = AdminServer(
         settings.admin,
         {
             "bus": lambda: bus.bus.ready,
-            "cacerts": lambda: state.has(issuers),
+            "cacerts": lambda: state.has({x.issuer for x in live.policy.labels.values()}),
+            "token keys": lambda: all(source.ready for _, source in sources.values()),
             "audit trail": lambda: trail.ready,
         },
     )
@@ -92,7 +134,7 @@ async def run(settings: FrontendSettings) -> None:  # noqa: PLR0915 - wiring, to
         auto_decompress=False,
     )
     listening = await _listen(settings, server, context)
-    trail.event("service.start", policy_version=policy.version)
+    trail.event("service.start", policy_version=live.policy.version)
 
     async def connect(stopping: asyncio.Event) -> None:
         # Serving /cacerts does not wait for the bus.
@@ -116,7 +158,9 @@ async def run(settings: FrontendSettings) -> None:  # noqa: PLR0915 - wiring, to
 
     try:
         await run_jobs(
-            [connect, serve, trail.run], stop=stop, stop_timeout_s=settings.stop_timeout_s
+            [connect, serve, trail.run, reloader.run, *(s.run for _, s in sources.values())],
+            stop=stop,
+            stop_timeout_s=settings.stop_timeout_s,
         )
         trail.event("service.stop")
     finally:
@@ -124,6 +168,58 @@ async def run(settings: FrontendSettings) -> None:  # noqa: PLR0915 - wiring, to
         await bus.bus.close()
         await admin.stop()
         await asyncio.to_thread(tracing.close)
+
+
+def _watched(
+    settings: FrontendSettings,
+    live: Live,
+    context: EngineContext,
+    users: Users,
+    peers: PeerValidator,
+) -> list[Watched]:
+    listen = settings.listen
+
+    def take_policy() -> None:
+        policy = load_policy(settings.policy_file)
+        peers.set_truststores(policy.truststores)
+        live.policy = policy
+
+    watched = [
+        Watched("policy", (settings.policy_file,), take_policy),
+        Watched(
+            "server certificate",
+            (listen.certificate_file, listen.key_file),
+            lambda: context.swap(listen.certificate_file, listen.key_file),
+        ),
+    ]
+    if settings.users_file is not None:
+        file = settings.users_file
+        watched.append(Watched("users", (file,), lambda: users.replace(Users.load(file))))
+    return watched
+
+
+def _token_sources(
+    settings: FrontendSettings,
+) -> dict[str, tuple[TokenIssuerSettings, KeySource]]:
+    found: dict[str, tuple[TokenIssuerSettings, KeySource]] = {}
+    for issuer in settings.token_issuers:
+        if issuer.issuer in found:
+            raise ConfigurationError(f"token issuer {issuer.issuer} stands twice")
+        found[issuer.issuer] = (issuer, KeySource(issuer, settings.state_folder))
+    return found
+
+
+def _digest_key(settings: FrontendSettings) -> bytes | None:
+    file = settings.digest.key_file
+    if file is None:
+        return None
+    try:
+        key = file.read_bytes()
+    except OSError as exc:
+        raise ConfigurationError(f"cannot read {file}: {exc.strerror}") from exc
+    if len(key) < _DIGEST_KEY_OCTETS:
+        raise ConfigurationError(f"{file}: {_DIGEST_KEY_OCTETS} octets or more are needed")
+    return key
 
 
 class _Later:

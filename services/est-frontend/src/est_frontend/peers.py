@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import crypto
 
@@ -23,6 +25,7 @@ from est_frontend.tls import EngineConnection
 from estcore.clock import Clock
 from estcore.errors import NotAuthenticated
 from estcore.pki.names import canonical_name, display_name
+from estcore.policy.labels import Label, Truststore
 
 _CACHE_LIMIT = 20_000
 _NOT_YET_VALID, _EXPIRED = 9, 10  # X509_V_ERR_CERT_NOT_YET_VALID, ..._HAS_EXPIRED
@@ -45,6 +48,7 @@ class Peer:
     certificate: x509.Certificate
     not_before: dt.datetime
     not_after: dt.datetime
+    third_party: bool = False
 
     @property
     def principal_name(self) -> str:
@@ -53,23 +57,40 @@ class Peer:
 
 
 class PeerValidator:
-    """Validates client certificates against the anchors of labels."""
+    """Validates client certificates against the anchors of labels.
+
+    Explicit anchors are our issuers' certificates; truststores hold those of other CAs. They
+    are kept apart: which of them a certificate chains to is part of who its holder is.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._anchors: dict[str, tuple[bytes, crypto.X509]] = {}
+        self._anchors: dict[str, tuple[bytes, list[crypto.X509]]] = {}
+        self._third_party: frozenset[str] = frozenset()
         self._cache: OrderedDict[tuple[bytes, str], Peer] = OrderedDict()
 
     def set_anchor(self, issuer_id: str, certificate: bytes) -> None:
         """Trust this issuer's certificate; a changed one starts a new generation of trust."""
-        if issuer_id in self._anchors and self._anchors[issuer_id][0] == certificate:
+        self._set(issuer_id, [x509.load_der_x509_certificate(certificate)])
+
+    def set_truststores(self, stores: Mapping[str, Truststore]) -> None:
+        """Take these truststores instead of those before."""
+        for gone in self._third_party - stores.keys():
+            del self._anchors[gone]
+            self._cache.clear()
+        self._third_party = frozenset(stores)
+        for name, store in stores.items():
+            self._set(name, store.anchors)
+
+    def _set(self, name: str, certificates: list[x509.Certificate]) -> None:
+        octets = b"".join(c.public_bytes(Encoding.DER) for c in certificates)
+        if name in self._anchors and self._anchors[name][0] == octets:
             return
-        anchor = crypto.X509.from_cryptography(x509.load_der_x509_certificate(certificate))
-        self._anchors[issuer_id] = (certificate, anchor)
+        self._anchors[name] = (octets, [crypto.X509.from_cryptography(c) for c in certificates])
         self._cache.clear()
 
-    def identify(self, connection: EngineConnection, issuer_id: str) -> Peer | None:
-        """Return the peer on a label of that issuer; None when no certificate was presented.
+    def identify(self, connection: EngineConnection, label: Label) -> Peer | None:
+        """Return the peer on a label; None when no certificate was presented.
 
         Raises:
             NotAuthenticated: untrusted, expired, not yet valid, or not for client authentication.
@@ -77,28 +98,46 @@ class PeerValidator:
         presented = connection.peer()
         if presented is None:
             return None
-        key = (sha256(presented[0]).digest(), issuer_id)
-        found = self._cache.get(key)
-        if found is None:
-            found = self._validate(presented[0], connection, issuer_id, key[0])
-            self._cache[key] = found
-            if len(self._cache) > _CACHE_LIMIT:
-                self._cache.popitem(last=False)
-        now = self._clock.now()
-        if now > found.not_after:
-            raise _refused(_EXPIRED)
-        if now < found.not_before:
-            raise _refused(_NOT_YET_VALID)
-        return found
+        fingerprint = sha256(presented[0]).digest()
+        refused: NotAuthenticated | None = None
+        for anchor in (label.issuer, *label.truststores):
+            found = self._cache.get((fingerprint, anchor))
+            try:
+                if found is None:
+                    found = self._validate(presented[0], connection, anchor, fingerprint)
+                    self._remember(found)
+                return self._now_valid(found)
+            except NotAuthenticated as exc:
+                if refused is None or refused.code == "auth.certificate_untrusted":
+                    refused = exc
+        assert refused is not None  # noqa: S101 - a label has an issuer
+        raise refused
 
-    def _store(self, issuer_id: str) -> crypto.X509Store:
+    def _remember(self, peer: Peer) -> None:
+        self._cache[peer.fingerprint, peer.issuer_id] = peer
+        if len(self._cache) > _CACHE_LIMIT:
+            self._cache.popitem(last=False)
+
+    def _now_valid(self, peer: Peer) -> Peer:
+        now = self._clock.now()
+        if now > peer.not_after:
+            raise _refused(_EXPIRED)
+        if now < peer.not_before:
+            raise _refused(_NOT_YET_VALID)
+        return peer
+
+    def _store(self, name: str) -> crypto.X509Store:
         # A new one each time: a store keeps the first time it was given.
-        if issuer_id not in self._anchors:
+        if name not in self._anchors:
             raise NotAuthenticated("no anchors for this label yet", code="auth.no_anchors")
         store = crypto.X509Store()
-        # The issuing CA itself is the anchor: nothing else below the root is accepted.
-        store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN | crypto.X509StoreFlags.X509_STRICT)
-        store.add_cert(self._anchors[issuer_id][1])
+        flags = crypto.X509StoreFlags.PARTIAL_CHAIN
+        if name not in self._third_party:
+            # The issuing CA itself is the anchor: nothing else below the root is accepted.
+            flags |= crypto.X509StoreFlags.X509_STRICT
+        store.set_flags(flags)
+        for anchor in self._anchors[name][1]:
+            store.add_cert(anchor)
         store.set_time(self._clock.now().replace(tzinfo=None))
         return store
 
@@ -132,6 +171,7 @@ class PeerValidator:
             certificate=certificate,
             not_before=certificate.not_valid_before_utc,
             not_after=certificate.not_valid_after_utc,
+            third_party=issuer_id in self._third_party,
         )
 
 

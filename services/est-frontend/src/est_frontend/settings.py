@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from est_frontend.tokens.settings import TokenIssuerSettings
 from estcore.pki.profile import StrictModel, Token
 from estcore.runtime.settings import Port, ServiceSettings
 
@@ -37,6 +38,24 @@ class LimitSettings(StrictModel):
     max_in_flight: int = Field(default=2000, ge=1, le=100_000, description="enrollments at once")
 
 
+class RateSettings(StrictModel):
+    """How often, per front-end process; beyond it 429 (or 503) with Retry-After."""
+
+    source_per_s: float = Field(default=1000, gt=0, description="requests of one address")
+    source_burst: float = Field(default=5000, ge=1)
+    identity_per_s: float = Field(default=200, gt=0, description="enrollments of one principal")
+    identity_burst: float = Field(default=1000, ge=1)
+
+
+class DigestSettings(StrictModel):
+    """HTTP Digest, for labels that offer it."""
+
+    realm: str = Field(default="est", pattern=r"^[A-Za-z0-9 ._-]{1,64}$")
+    key_file: Path | None = Field(
+        default=None, description="32 octets or more, the same on all front ends; else own nonces"
+    )
+
+
 class TrailSettings(StrictModel):
     """The audit trail of operations that have no ledger row."""
 
@@ -54,8 +73,21 @@ class FrontendSettings(ServiceSettings):
     group: Token = Field(default="default", description="front ends with the same caps and rights")
     listen: ListenSettings
     limits: LimitSettings = LimitSettings()
+    rates: RateSettings = RateSettings()
     trail: TrailSettings
     policy_file: Path
+    users_file: Path | None = Field(
+        default=None, description="verifiers of passwords, YAML; see estctl password"
+    )
+    digest: DigestSettings = DigestSettings()
+    token_issuers: tuple[TokenIssuerSettings, ...] = ()
+    keygen_secrets_file: Path | None = Field(
+        default=None,
+        description="YAML: id to base64 of 16, 24 or 32 octets, to seal generated keys",
+    )
+    reload_every_s: float = Field(
+        default=2, ge=0.1, le=3600, description="certificate, policy and user files are looked at"
+    )
     state_folder: Path = Field(description="CA certificates and verifiers outlive outages here")
     answer_timeout_s: float = Field(
         default=5, ge=0.1, le=60, description="then 202 or 503, as the label says"

@@ -23,8 +23,9 @@ from estcore.clock import Clock
 from estcore.errors import BusUnavailable, ConfigurationError, MalformedRequest
 from estcore.est.certs_only import certs_only
 from estcore.messages.envelope import decode
-from estcore.messages.state import CACertificates, SecretShard, SecretVerifier
+from estcore.messages.state import CACertificates, ProfilesState, SecretShard, SecretVerifier
 from estcore.messages.topics import PKI_STATE
+from estcore.pki.profile import Profile
 from estcore.runtime.bus import Bus
 from estcore.runtime.logs import fields
 from estcore.runtime.service import until
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 _CACERTS = "pki.state.cacerts."
 _SECRETS = "pki.state.secrets."
+_PROFILES = "pki.state.profiles."
 _REFRESH_S = 60
 _NOBODY = SecretVerifier(
     secret_id="",
@@ -52,6 +54,8 @@ class State:
         self._bus: Bus | None = None
         self._cacerts: dict[str, bytes] = {}
         self._secrets: dict[str, SecretVerifier] = {}
+        self._profiles: ProfilesState | None = None
+        self._by_verifier: dict[str, str] = {}
         self._by_shard: dict[str, SecretShard] = {}
 
     def load(self) -> None:
@@ -95,6 +99,15 @@ class State:
         equal = hmac.compare_digest(given, bytes.fromhex(verifier.sha256))
         return equal and verifier is not _NOBODY and verifier.not_after > self._clock.now()
 
+    def profile(self, name: str) -> Profile | None:
+        """Return a profile as the signer has it; None before it was ever told."""
+        profiles = self._profiles.profiles if self._profiles else ()
+        return next((p for p in profiles if p.name == name), None)
+
+    def secret_id_of(self, secret: str) -> str | None:
+        """Return which secret this is, for clients that send no name with it."""
+        return self._by_verifier.get(sha256(secret.encode()).hexdigest())
+
     async def _arrived(self, message: Msg) -> None:
         await self._take(message.subject, message.data)
 
@@ -124,6 +137,8 @@ class State:
                 return self._apply_cacerts(decode(CACertificates, payload))
             if topic.startswith(_SECRETS):
                 return self._apply_secrets(decode(SecretShard, payload))
+            if topic.startswith(_PROFILES):
+                return self._apply_profiles(decode(ProfilesState, payload))
         except (MalformedRequest, ValueError) as exc:
             log.error("state message not understood", extra=fields(topic=topic, error=str(exc)))
         return False
@@ -137,13 +152,22 @@ class State:
         log.info("CA certificates updated", extra=fields(issuer=message.issuer_id))
         return True
 
+    def _apply_profiles(self, message: ProfilesState) -> bool:
+        known = self._profiles
+        if known is not None and known.updated_at >= message.updated_at:
+            return False
+        self._profiles = message
+        return known is None or known.version != message.version
+
     def _apply_secrets(self, message: SecretShard) -> bool:
         known = self._by_shard.get(message.shard)
         if known is not None and known.updated_at >= message.updated_at:
             return False
         for old in known.secrets if known else ():
             self._secrets.pop(old.secret_id, None)
+            self._by_verifier.pop(old.sha256, None)
         self._secrets.update({s.secret_id: s for s in message.secrets})
+        self._by_verifier.update({s.sha256: s.secret_id for s in message.secrets})
         self._by_shard[message.shard] = message
         return True
 

@@ -44,6 +44,14 @@ class EngineContext(ssl.SSLContext):
     def __init__(self, certificate_file: Path, key_file: Path) -> None:
         """Everything is done in ``__new__``, as the base class wants it."""
 
+    def swap(self, certificate_file: Path, key_file: Path) -> None:
+        """Serve another certificate from the next handshake on; those under way go on.
+
+        Raises:
+            ConfigurationError: unreadable, or not a pair; the one before stays.
+        """
+        self._engine = _context(certificate_file, key_file)
+
     @override
     def wrap_bio(  # type: ignore[override] # an object of the same behaviour, not the same class
         self,

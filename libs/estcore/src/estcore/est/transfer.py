@@ -14,17 +14,23 @@ SINGLE_LINE_LIMIT = 1000
 _WIDTH = 64
 _SPACE = b" \t\r\n"
 _PEM_BEGIN = b"-----BEGIN"
+_SEQUENCE = b"\x30"
 
 
-def decode_request(body: bytes, *, max_der_bytes: int) -> bytes:
+def decode_request(body: bytes, *, max_der_bytes: int, lenient: bool = False) -> bytes:
     """Return the DER inside an EST request body.
 
     Tolerates white space anywhere in the base64 and whatever Content-Transfer-Encoding said
-    (RFC 8951 section 3.1). Does not look inside the DER.
+    (RFC 8951 section 3.1). ``lenient`` takes PEM and raw DER too, which clients in the field
+    send. Does not look inside the DER.
 
     Raises:
         MalformedRequest: empty, PEM, not base64, or larger than ``max_der_bytes``.
     """
+    if lenient and body[:1] == _SEQUENCE:
+        return _bounded(body, max_der_bytes)
+    if lenient and body.lstrip(_SPACE).startswith(_PEM_BEGIN):
+        body = _armoured(body)
     compact = body.translate(None, _SPACE)
     if not compact:
         raise MalformedRequest("the body is empty", code="body.empty")
@@ -34,9 +40,22 @@ def decode_request(body: bytes, *, max_der_bytes: int) -> bytes:
         der = binascii.a2b_base64(compact, strict_mode=True)
     except binascii.Error as exc:
         raise MalformedRequest("the body is not base64", code="body.not_base64") from exc
-    if len(der) > max_der_bytes:
-        raise MalformedRequest(f"more than {max_der_bytes} bytes of DER", code="body.too_large")
+    return _bounded(der, max_der_bytes)
+
+
+def _bounded(der: bytes, limit: int) -> bytes:
+    if len(der) > limit:
+        raise MalformedRequest(f"more than {limit} bytes of DER", code="body.too_large")
     return der
+
+
+def _armoured(body: bytes) -> bytes:
+    """Return the base64 between the first BEGIN line and its END line (RFC 7468)."""
+    lines = body.strip(_SPACE).replace(b"\r", b"\n").split(b"\n")
+    lines = [line for line in lines if line]
+    if len(lines) < 3 or not lines[-1].startswith(b"-----END"):  # noqa: PLR2004 - begin, text, end
+        raise MalformedRequest("the PEM text is incomplete", code="body.pem")
+    return b"".join(lines[1:-1])
 
 
 def encode_response(der: bytes, form: Base64Form = "auto") -> bytes:

@@ -7,6 +7,7 @@ import datetime as dt
 from pydantic import Field
 
 from estcore.messages.envelope import DER, Part, Token
+from estcore.pki.profile import Profile
 
 
 class CACertificates(Part):
@@ -40,6 +41,18 @@ class PolicyState(Part):
 
     version: str
     updated_at: dt.datetime
+
+
+class ProfilesState(Part):
+    """``pki.state.profiles.current``: the profiles the signer decides with.
+
+    From them front ends answer csrattrs and choose the kind of generated keys, so that what a
+    client is told is what it is held to.
+    """
+
+    version: str
+    updated_at: dt.datetime
+    profiles: tuple[Profile, ...]
 
 
 class RotationAck(Part):

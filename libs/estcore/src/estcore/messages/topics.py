@@ -189,3 +189,4 @@ def secrets_topic(shard: str) -> str:
 
 
 POLICY_TOPIC = "pki.state.policy.current"
+PROFILES_TOPIC = "pki.state.profiles.current"

@@ -75,20 +75,25 @@ class CertificationRequest:
 
     @cached_property
     def requested(self) -> bytes:
-        """Digest of extensions and attributes asked for, without challengePassword.
+        """Digest of extensions and attributes asked for, without what binds to a session.
 
-        A channel-bound CSR changes its challengePassword with each TLS session and still is
-        the same request (RFC 7030 section 4.2.3).
+        A channel-bound CSR changes its challengePassword (or estIdentityLinking, RFC 7894) with
+        each TLS session and still is the same request (RFC 7030 section 4.2.3).
         """
         if not self.attributes:
             return b""
         _, start, end = der_codec.header(self.attributes, 0)
         found = der_codec.elements(self.attributes, start, end)
         values = [self.attributes[a:d] for _, a, _, d in found]
-        return digest(sorted(v for v in values if _CHALLENGE_PREFIX not in v[:16]))
+        return digest(
+            sorted(v for v in values if not any(prefix in v[:18] for prefix in _BINDINGS))
+        )
 
 
-_CHALLENGE_PREFIX = bytes.fromhex("06092a864886f70d010907")
+_BINDINGS = (
+    bytes.fromhex("06092a864886f70d010907"),  # challengePassword
+    bytes.fromhex("060b2a864886f70d010910023a"),  # id-aa-estIdentityLinking
+)
 
 
 def parse_csr(der: bytes) -> CertificationRequest:

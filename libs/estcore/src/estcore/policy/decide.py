@@ -68,7 +68,8 @@ def find_rule(
             rule = policy.rule_for_token(name.partition("/")[0], claims)
         case "certificate" if subject is not None:
             rule = policy.rule_for_certificate(name.partition("/")[0], canonical_name(subject))
-            claims = _subject_claims(subject)
+            if rule is not None and rule.placeholders:
+                claims = _subject_claims(subject)
         case _:
             rule = None
     return None if rule is None else rule.bound(claims)

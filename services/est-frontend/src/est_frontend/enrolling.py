@@ -1,0 +1,295 @@
+"""simpleenroll, simplereenroll, serverkeygen: from the body to what the signer is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+
+from aiohttp import web
+from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
+
+from est_frontend import answers
+from est_frontend.authenticate import Authenticated, Authenticator, Credentials
+from est_frontend.exchange import Exchange
+from est_frontend.gateway import Gateway
+from est_frontend.keygen import KeyMaker
+from est_frontend.limits import Buckets
+from est_frontend.linking import check_linking
+from est_frontend.live import Live
+from est_frontend.settings import FrontendSettings
+from est_frontend.state import State
+from estcore import ids
+from estcore.clock import Clock
+from estcore.errors import (
+    IssuerUnavailable,
+    MalformedRequest,
+    NotAuthorized,
+    RequestRejected,
+    rejection,
+)
+from estcore.est.certs_only import certs_only
+from estcore.est.csr_demands import demands_for
+from estcore.est.csrattrs import CSRDemands
+from estcore.est.serverkeygen import KeygenRequest, read_keygen_request
+from estcore.est.transfer import decode_request, encode_response
+from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested
+from estcore.pki.attributes import read_attributes
+from estcore.pki.csr import MAX_CSR_BYTES, CertificationRequest, parse_csr
+from estcore.pki.profile import Priority
+from estcore.policy.decide import Grant, check_names, check_same_identity, find_rule, grant
+from estcore.policy.document import Rule
+from estcore.policy.identity import enrollment_id
+from estcore.policy.labels import Label, Operation
+
+
+class Enroller:
+    """Authenticates, reads, refuses early, asks the signer, answers."""
+
+    def __init__(
+        self,
+        settings: FrontendSettings,
+        *,
+        live: Live,
+        state: State,
+        authenticator: Authenticator,
+        gateway: Gateway,
+        keys: KeyMaker,
+        clock: Clock,
+    ) -> None:
+        self._settings = settings
+        self._live = live
+        self._state = state
+        self._authenticator = authenticator
+        self._gateway = gateway
+        self._keys = keys
+        self._clock = clock
+        rates = settings.rates
+        self._rates = Buckets("identity", rate=rates.identity_per_s, burst=rates.identity_burst)
+
+    async def enroll(self, exchange: Exchange, label: Label) -> web.Response | None:
+        """Answer simpleenroll or simplereenroll; None when the client is to come again later."""
+        reenroll = exchange.operation == "simplereenroll"
+        who = await self._authenticate(exchange, label, own=reenroll)
+        der = await self._der(exchange, label)
+        exchange.csr = csr = parse_csr(der)
+        self._link(exchange, label, csr.attributes)
+        if reenroll:
+            priority = self._check_renewal(exchange, label, who, csr)
+        else:
+            priority = self._check_first(exchange, who, csr).priority
+        certificate = await self._certificate(exchange, label, priority)
+        if certificate is None:
+            return None
+        body = encode_response(certs_only([certificate]), label.response_base64)
+        return answers.pkcs7(body, answers.CERTS_ONLY, exchange.correlation_id)
+
+    async def demands(self, exchange: Exchange, label: Label) -> CSRDemands:
+        """Return what a CSR on the label must have, for this client if it says who it is.
+
+        Nobody has to (RFC 7030 section 4.5.1); wrong credentials get the answer for anybody.
+
+        Raises:
+            IssuerUnavailable: the label's profiles are not known here yet.
+        """
+        name, names = label.profiles[0], None
+        credentials = Credentials.of(exchange.request, exchange.connection, exchange.peer)
+        try:
+            exchange.who = await self._authenticator.any_of(credentials, label)
+            given = grant(
+                self._live.policy,
+                self._rule(exchange.who),
+                exchange.label_name,
+                claims=exchange.who.principal.claims,
+            )
+            name, names = given.profile, given.rule.names
+        except RequestRejected:
+            exchange.who = None
+        profile = self._state.profile(name)
+        if profile is None:
+            raise IssuerUnavailable("the profile is not here yet", code="profile.not_told")
+        return demands_for(profile, names, linking_required=label.linking == "require")
+
+    async def generate(self, exchange: Exchange, label: Label) -> web.Response | None:
+        """Answer serverkeygen; None when the client is to come again later."""
+        who = await self._authenticate(exchange, label, own=False)
+        request = read_keygen_request(await self._der(exchange, label))
+        self._link_generated(exchange, label, request)
+        given = self._grant(exchange, who)
+        profile = self._state.profile(given.profile)
+        key, csr, protecting = await self._keys.make(request, profile, who.peer)
+        exchange.csr = csr
+        check_names(csr, given.rule.names)
+        certificate = await self._certificate(exchange, label, given.priority)
+        if certificate is None:
+            return None
+        body = self._keys.answer(request, key, protecting, certificate, label.response_base64)
+        return answers.generated(body, exchange.correlation_id)
+
+    async def _authenticate(self, exchange: Exchange, label: Label, *, own: bool) -> Authenticated:
+        credentials = Credentials.of(exchange.request, exchange.connection, exchange.peer)
+        if own:
+            who = await self._authenticator.own_certificate(credentials, label)
+        else:
+            who = await self._authenticator.any_of(credentials, label)
+        exchange.who = who
+        self._rates.take(who.principal.key)
+        return who
+
+    async def _der(self, exchange: Exchange, label: Label) -> bytes:
+        check_type(exchange.request, "application/pkcs10")
+        limits = self._settings.limits
+        body = await read_body(
+            exchange.request, limits.max_body_bytes, timeout_s=limits.body_timeout_s
+        )
+        return decode_request(body, max_der_bytes=MAX_CSR_BYTES, lenient=label.lenient_bodies)
+
+    def _link(self, exchange: Exchange, label: Label, attributes: bytes) -> None:
+        if attributes or label.linking == "require":
+            found = read_attributes(attributes)
+            exchange.linked = check_linking(found, exchange.connection, label)
+
+    def _link_generated(self, exchange: Exchange, label: Label, request: KeygenRequest) -> None:
+        exchange.linked = check_linking(request.attributes, exchange.connection, label)
+
+    def _grant(self, exchange: Exchange, who: Authenticated) -> Grant:
+        return grant(
+            self._live.policy,
+            self._rule(who),
+            exchange.label_name,
+            operation=exchange.operation,
+            claims=who.principal.claims,
+        )
+
+    def _check_first(
+        self, exchange: Exchange, who: Authenticated, csr: CertificationRequest
+    ) -> Grant:
+        given = self._grant(exchange, who)
+        check_names(csr, given.rule.names)
+        return given
+
+    def _check_renewal(
+        self, exchange: Exchange, label: Label, who: Authenticated, csr: CertificationRequest
+    ) -> Priority:
+        peer = who.peer
+        assert peer is not None  # noqa: S101 - authenticated by certificate
+        rule = self._rule(who) if csr.subject_canonical != peer.subject_canonical else None
+        if rule is not None and rule.registrar:
+            # A registration authority renews for others; the signer finds the predecessor.
+            given = grant(self._live.policy, rule, exchange.label_name, operation="simplereenroll")
+            check_names(csr, given.rule.names)
+            return given.priority
+        check_same_identity(csr, peer.certificate)
+        return label.priority
+
+    def _rule(self, who: Authenticated) -> Rule | None:
+        principal = who.principal
+        by_certificate = principal.method == "certificate" and who.peer is not None
+        subject = who.peer.certificate.subject if by_certificate and who.peer else None
+        return find_rule(
+            self._live.policy,
+            method=principal.method,
+            name=principal.name,
+            claims=principal.claims,
+            subject=subject,
+        )
+
+    async def _certificate(
+        self, exchange: Exchange, label: Label, priority: Priority
+    ) -> bytes | None:
+        answer = await self._ask(exchange, label, priority)
+        if answer is not None and answer.outcome == "rejected":
+            raise rejection(
+                answer.kind or "", answer.reason or "refused", answer.code or "request.rejected"
+            )
+        if answer is not None and answer.certificate is not None:
+            return answer.certificate
+        if answer is not None and answer.retry_after_s is not None:
+            exchange.retry_after_s = answer.retry_after_s
+        elif label.when_slow == "unavailable":
+            raise IssuerUnavailable("no answer in time", code="issuer.slow")
+        return None
+
+    async def _ask(
+        self, exchange: Exchange, label: Label, priority: Priority
+    ) -> EnrollmentAnswered | None:
+        who, csr = exchange.who, exchange.csr
+        assert who is not None  # noqa: S101 - authenticated before
+        assert csr is not None  # noqa: S101 - read before
+        exchange.request_id = ids.uuid7()
+        generated = exchange.operation == "serverkeygen"
+        key = enrollment_id(
+            csr,
+            operation=exchange.operation,
+            tenant="",
+            label=exchange.label_name,
+            principal=who.principal.key,
+            # A generated key is known to this request alone: nobody shares its answer.
+            predecessor=exchange.request_id.encode()
+            if generated or who.spends
+            else who.peer.fingerprint
+            if who.peer
+            else b"",
+        )
+        message = EnrollmentRequested(
+            id=exchange.request_id,
+            source=f"est-frontend/{self._settings.instance}",
+            time=self._clock.now(),
+            correlation_id=exchange.correlation_id,
+            traceparent=exchange.traceparent,
+            operation=_operation(exchange.operation),
+            label=exchange.label_name,
+            group=self._settings.group,
+            instance=self._settings.instance,
+            issuer=label.issuer,
+            priority=priority,
+            principal=who.principal,
+            csr=csr.der,
+            claims=who.spends,
+            linked=exchange.linked,
+            origin=exchange.source(),
+            expires_at=self._expiry(label, generated=generated),
+        )
+        return await self._gateway.submit(key, message)
+
+    def _expiry(self, label: Label, *, generated: bool) -> dt.datetime | None:
+        # Where the client is told 503, or its key is gone, a late certificate is of no use.
+        if label.when_slow == "pending" and not generated:
+            return None
+        return self._clock.now() + dt.timedelta(seconds=self._settings.answer_timeout_s)
+
+
+def _operation(name: str) -> Operation:
+    match name:
+        case "simpleenroll" | "simplereenroll" | "serverkeygen":
+            return name
+        case _:
+            raise NotAuthorized(f"{name} enrolls nothing", code="request.not_implemented")
+
+
+def check_type(request: web.BaseRequest, expected: str) -> None:
+    """Check the media type; parameters and case do not count.
+
+    Raises:
+        MalformedRequest: another one, or none.
+    """
+    given = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if given != expected:
+        raise MalformedRequest(f"send Content-Type: {expected}", code="request.media_type")
+
+
+async def read_body(request: web.BaseRequest, limit: int, *, timeout_s: float) -> bytes:
+    """Return the body of a request.
+
+    Raises:
+        MalformedRequest: too large, or not here in time.
+    """
+    too_large = MalformedRequest(f"the body has more than {limit} bytes", code="body.too_large")
+    if (request.content_length or 0) > limit:
+        raise too_large
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await request.read()
+    except TimeoutError:
+        raise MalformedRequest("the body did not come in time", code="request.timeout") from None
+    except HTTPRequestEntityTooLarge:
+        raise too_large from None

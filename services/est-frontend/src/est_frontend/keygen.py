@@ -1,0 +1,141 @@
+"""Keys made by the server: made in memory, given to the client once, known to nobody else.
+
+Plain PKCS#8 inside TLS, or sealed for a key the client names: a shared secret of the
+configuration, or the key of the certificate it presented. A name nobody knows is an error; a key
+is never sent with less protection than was asked for (RFC 7030 section 4.4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from est_frontend.peers import Peer
+from estcore.errors import ConfigurationError, IssuerUnavailable, RequestRejected
+from estcore.est.certs_only import certs_only
+from estcore.est.keygen_response import KeygenResponse, encode_keygen_response
+from estcore.est.sealed import PackageSigner, ProtectingKey, seal
+from estcore.est.serverkeygen import (
+    GeneratedKey,
+    KeygenRequest,
+    KeyProtection,
+    certification_request,
+    generated_kind,
+    new_key,
+    pkcs8,
+)
+from estcore.est.transfer import Base64Form
+from estcore.pki.csr import CertificationRequest, parse_csr
+from estcore.pki.profile import Profile, read_yaml
+
+_SECRET_SIZES = (16, 24, 32)
+
+
+class KeyMaker:
+    """Makes keys and the answers that carry them."""
+
+    def __init__(
+        self, *, secrets: dict[bytes, bytes], certificate_file: Path, key_file: Path
+    ) -> None:
+        """``secrets`` by identifier; the server's TLS certificate signs sealed keys."""
+        self._secrets = secrets
+        self._files = (certificate_file, key_file)
+
+    async def make(
+        self, request: KeygenRequest, profile: Profile | None, peer: Peer | None
+    ) -> tuple[GeneratedKey, CertificationRequest, ProtectingKey | None]:
+        """Return a new key, a CSR by it, and what the key will be sealed for.
+
+        Raises:
+            RequestRejected: protection asked for that cannot be given.
+            IssuerUnavailable: the profile is not known here yet.
+        """
+        protecting = self._protecting(request.protection, peer) if request.protection else None
+        if profile is None:
+            raise IssuerUnavailable("the profile is not here yet", code="profile.not_told")
+        kind = generated_kind(request, profile)
+        slow = kind.startswith("rsa")
+        key = await asyncio.to_thread(new_key, kind) if slow else new_key(kind)
+        return key, parse_csr(certification_request(request, key)), protecting
+
+    def answer(
+        self,
+        request: KeygenRequest,
+        key: GeneratedKey,
+        protecting: ProtectingKey | None,
+        certificate: bytes,
+        form: Base64Form,
+    ) -> bytes:
+        """Return the body with the key and its certificate."""
+        if request.protection is not None and protecting is not None:
+            octets = seal(
+                key, protection=request.protection, protecting_key=protecting, signer=self._signer()
+            )
+        else:
+            octets = pkcs8(key)
+        response = KeygenResponse(octets, protecting is not None, certs_only([certificate]))
+        return encode_keygen_response(response, form)
+
+    def _protecting(self, protection: KeyProtection, peer: Peer | None) -> ProtectingKey:
+        unknown = RequestRejected(
+            "the key to encrypt with is not known here", code="keygen.key_unknown"
+        )
+        if protection.symmetric:
+            secret = self._secrets.get(protection.key_identifier)
+            if secret is None:
+                raise unknown
+            return secret
+        if peer is None or _key_identifier(peer.certificate) != protection.key_identifier:
+            raise unknown
+        key = peer.certificate.public_key()
+        if not isinstance(key, (rsa.RSAPublicKey, ec.EllipticCurvePublicKey)):
+            raise RequestRejected("the key named cannot encrypt", code="keygen.key_unusable")
+        return key
+
+    def _signer(self) -> PackageSigner:
+        certificate_file, key_file = self._files
+        try:
+            certificate = x509.load_pem_x509_certificates(certificate_file.read_bytes())[0]
+            key = load_pem_private_key(key_file.read_bytes(), None)
+        except (OSError, ValueError) as exc:
+            raise ConfigurationError("the server's certificate cannot be read") from exc
+        if not isinstance(key, (ec.EllipticCurvePrivateKey, rsa.RSAPrivateKey)):
+            raise ConfigurationError("the server's key cannot sign sealed keys")
+        return PackageSigner(certificate, key)
+
+
+def load_secrets(path: Path | None) -> dict[bytes, bytes]:
+    """Read shared secrets by identifier.
+
+    Raises:
+        ConfigurationError: not a mapping of id to base64 of 16, 24 or 32 octets.
+    """
+    if path is None:
+        return {}
+    raw = read_yaml(path)
+    if not isinstance(raw, dict):
+        raise ConfigurationError(f"{path}: a mapping of id to base64 is expected")
+    found: dict[bytes, bytes] = {}
+    for name, text in raw.items():
+        try:
+            secret = base64.b64decode(str(text), validate=True)
+        except binascii.Error as exc:
+            raise ConfigurationError(f"{path}: {name}: not base64") from exc
+        if len(secret) not in _SECRET_SIZES:
+            raise ConfigurationError(f"{path}: {name}: 16, 24 or 32 octets are needed")
+        found[str(name).encode()] = secret
+    return found
+
+
+def _key_identifier(certificate: x509.Certificate) -> bytes | None:
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+    except x509.ExtensionNotFound:
+        return None
+    return extension.value.digest

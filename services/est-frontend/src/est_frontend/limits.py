@@ -1,0 +1,111 @@
+"""How often: token buckets per source, identity and label; growing pauses after failures.
+
+All of it is memory of this process. A front end that restarts forgets, several count by
+themselves; what must hold across all of them (quotas, single use) is in the signer's ledger.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from estcore.clock import monotonic_s
+from estcore.errors import RequestRejected
+
+_ENTRIES = 50_000
+
+
+class TooOften(RequestRejected):
+    """Asked too often; ``retry_after_s`` tells when to come again."""
+
+    default_code = "rate.limited"
+
+    def __init__(self, reason: str, retry_after_s: int, *, code: str = "rate.limited") -> None:
+        super().__init__(reason, code=code)
+        self.retry_after_s = retry_after_s
+
+
+@dataclass
+class _Bucket:
+    level: float
+    at: float
+
+
+class Buckets:
+    """Token buckets by name: ``rate`` a second, ``burst`` at once."""
+
+    def __init__(self, what: str, *, rate: float, burst: float) -> None:
+        self._what = what
+        self._rate, self._burst = rate, burst
+        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+
+    def take(self, name: str) -> None:
+        """Count one request.
+
+        Raises:
+            TooOften: the bucket is empty.
+        """
+        now = monotonic_s()
+        bucket = self._buckets.get(name)
+        if bucket is None:
+            bucket = self._buckets[name] = _Bucket(self._burst, now)
+            if len(self._buckets) > _ENTRIES:
+                self._buckets.popitem(last=False)
+        level = min(self._burst, bucket.level + (now - bucket.at) * self._rate)
+        bucket.at = now
+        if level < 1:
+            bucket.level = level
+            wait = max(1, math.ceil((1 - level) / self._rate))
+            raise TooOften(f"too many requests of this {self._what}", wait)
+        bucket.level = level - 1
+
+
+@dataclass
+class _Failures:
+    count: int
+    until: float
+
+
+class Backoff:
+    """Growing pauses after failed authentication, per account and source."""
+
+    def __init__(self, *, free: int, longest_s: float) -> None:
+        self._free, self._longest_s = free, longest_s
+        self._failures: OrderedDict[str, _Failures] = OrderedDict()
+
+    def check(self, *names: str) -> None:
+        """See whether one of the names must pause; before anything costly is looked at.
+
+        Raises:
+            TooOften: come again later.
+        """
+        now = monotonic_s()
+        for name in names:
+            known = self._failures.get(name)
+            if known is not None and known.until > now:
+                raise TooOften(
+                    "too many failed attempts",
+                    max(1, math.ceil(known.until - now)),
+                    code="auth.backoff",
+                )
+
+    def failed(self, *names: str) -> None:
+        """Count a failure: the pause doubles with each one beyond the free ones."""
+        now = monotonic_s()
+        for name in names:
+            known = self._failures.pop(name, None)
+            if known is None or now - known.until > 2 * self._longest_s:
+                known = _Failures(0, now)
+            known.count += 1
+            excess = known.count - self._free
+            pause = 0.0 if excess <= 0 else min(self._longest_s, 2.0 ** min(excess - 1, 30))
+            known.until = now + pause
+            self._failures[name] = known
+            if len(self._failures) > _ENTRIES:
+                self._failures.popitem(last=False)
+
+    def succeeded(self, *names: str) -> None:
+        """Forget failures."""
+        for name in names:
+            self._failures.pop(name, None)

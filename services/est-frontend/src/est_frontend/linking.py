@@ -1,0 +1,62 @@
+"""Is this CSR made in this TLS session? Linking of identity and proof of possession.
+
+RFC 7030 section 3.5: challengePassword holds the base64 of ``tls-unique``. That exists in TLS
+1.2 only; in TLS 1.3 the same attribute, or estIdentityLinking of RFC 7894, holds the base64 of
+``tls-exporter`` (RFC 9266). What is sent is always checked; a label may demand it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+from typing import Literal
+
+from est_frontend.tls import EngineConnection
+from estcore.errors import NotAuthorized
+from estcore.pki.attributes import Attributes, read_challenges
+from estcore.policy.labels import Label
+
+Linked = Literal["tls-unique", "tls-exporter"]
+
+
+def check_linking(
+    attributes: Attributes, connection: EngineConnection, label: Label
+) -> Linked | None:
+    """Return how the CSR is bound to the connection; None where it says nothing.
+
+    Raises:
+        NotAuthorized: bound to another session, or the label demands a binding.
+        InvalidCSR: a challenge that is malformed.
+    """
+    if label.linking == "off":
+        return None
+    challenges = read_challenges(attributes)
+    sent = [c for c in (challenges.challenge_password, challenges.est_identity_linking) if c]
+    if not sent:
+        if label.linking == "require":
+            raise NotAuthorized(
+                "this label needs challengePassword with the binding of the TLS session",
+                code="linking.required",
+            )
+        return None
+    found = [_binding(value, connection) for value in sent]
+    return found[0]
+
+
+def _binding(value: str, connection: EngineConnection) -> Linked:
+    unique = connection.tls_unique()
+    if unique is not None and _equal(value, unique):
+        return "tls-unique"
+    if _equal(value, connection.tls_exporter()):
+        return "tls-exporter"
+    if connection.version() == "TLSv1.3":
+        raise NotAuthorized(
+            "the CSR is not bound to this TLS session: TLS 1.3 has no tls-unique, "
+            "use tls-exporter or TLS 1.2",
+            code="linking.failed",
+        )
+    raise NotAuthorized("the CSR is not bound to this TLS session", code="linking.failed")
+
+
+def _equal(value: str, binding: bytes) -> bool:
+    return hmac.compare_digest(value.encode(), base64.b64encode(binding))
