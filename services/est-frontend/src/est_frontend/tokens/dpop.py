@@ -5,19 +5,20 @@ from __future__ import annotations
 import base64
 import hmac
 import json
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
+from urllib.parse import urlsplit
 
-from joserfc import jws
-from joserfc.errors import JoseError
-
-from est_frontend.tokens.jwks import public_key
-from est_frontend.tokens.validate import CURVES, KEY_KINDS, read_unverified, refuse, unwrapped
+from est_frontend.tokens.compact import KEY_KINDS, CompactJWS, PublicKey, fits, read, refuse
+from est_frontend.tokens.compact import signature_matches as matches
+from est_frontend.tokens.jwks import MEMBERS, public_key
+from est_frontend.tokens.validate import seconds_in
 from estcore.clock import Clock
 
 _LIMIT = 4096
 _SKEW_S = 60
-_ALGORITHMS = ("ES256", "ES384", "PS256", "RS256", "EdDSA")
+_MAX_ID = 255
 
 
 def check_proof(
@@ -25,48 +26,71 @@ def check_proof(
 ) -> str:
     """Check a proof for one request; returns the id under which it is spent (one use only).
 
-    ``thumbprint`` is the token's ``cnf.jkt``, ``url`` the request's without query.
+    ``thumbprint`` is the token's ``cnf.jkt``, ``url`` the request's without query, ``token`` as
+    it stood in the Authorization header.
 
     Raises:
         NotAuthenticated: not a proof for this request, this token, this moment, this key.
     """
     if len(proof) > _LIMIT:
         raise refuse("the DPoP proof is too long", "auth.dpop")
-    header, payload = read_unverified(proof)
-    algorithm, jwk = header.get("alg"), header.get("jwk")
-    if header.get("typ") != "dpop+jwt" or algorithm not in _ALGORITHMS or "crit" in header:
-        raise refuse("the DPoP proof is not one", "auth.dpop")
-    if not isinstance(jwk, dict) or jwk.get("kty") != KEY_KINDS[algorithm]:
-        raise refuse("the DPoP proof has no key of its algorithm", "auth.dpop")
-    if algorithm in CURVES and jwk.get("crv") != CURVES[algorithm]:
-        raise refuse("the DPoP proof has no key of its algorithm", "auth.dpop")
-    if not hmac.compare_digest(_thumbprint(jwk), thumbprint):
-        raise refuse("the DPoP proof is by another key than the token's", "auth.dpop")
-    registry = jws.JWSRegistry(algorithms=[algorithm], strict_check_header=False)
-    try:
-        jws.deserialize_compact(proof, public_key(jwk), algorithms=[algorithm], registry=registry)
-    except (JoseError, ValueError) as exc:
-        raise refuse("the DPoP proof's signature is wrong", "auth.dpop") from exc
-    expected = _base64url(sha256(unwrapped(token).encode()).digest())
-    issued = payload.get("iat")
-    fresh = isinstance(issued, (int, float)) and abs(clock.now().timestamp() - issued) <= _SKEW_S
-    if (payload.get("htm"), payload.get("htu"), payload.get("ath")) != (method, url, expected):
+    found = read(proof, "auth.dpop")
+    key, algorithm = _key(found, thumbprint)
+    if not matches(found, key, algorithm):
+        raise refuse("the DPoP proof's signature is wrong", "auth.dpop")
+    payload = found.payload
+    if payload.get("htm") != method or not _same_url(payload.get("htu"), url):
         raise refuse("the DPoP proof is for another request", "auth.dpop")
-    if not fresh:
+    if payload.get("ath") != _base64url(sha256(token.encode()).digest()):
+        raise refuse("the DPoP proof is for another token", "auth.dpop")
+    issued = seconds_in(payload, "iat")
+    if issued is None or abs(clock.now().timestamp() - issued) > _SKEW_S:
         raise refuse("the DPoP proof is too old or too new", "auth.dpop")
     identifier = payload.get("jti")
-    if not isinstance(identifier, str) or not 1 <= len(identifier) <= 255:  # noqa: PLR2004
+    if not isinstance(identifier, str) or not 1 <= len(identifier) <= _MAX_ID:
         raise refuse("the DPoP proof has no jti", "auth.dpop")
     return sha256(f"{thumbprint}/{identifier}".encode()).hexdigest()
 
 
-def _thumbprint(jwk: dict[str, Any]) -> str:
-    """RFC 7638: base64url of SHA-256 over the required members in order."""
-    members = {"RSA": ("e", "kty", "n"), "EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x")}
+def _key(found: CompactJWS, thumbprint: str) -> tuple[PublicKey, str]:
+    """Return the proof's own key, which counts only because the token names its thumbprint."""
+    header = found.header
+    algorithm, jwk = header.get("alg"), header.get("jwk")
+    if header.get("typ") != "dpop+jwt" or "crit" in header or "b64" in header:
+        raise refuse("the DPoP proof is not one", "auth.dpop")
+    if not isinstance(algorithm, str) or algorithm not in KEY_KINDS or not isinstance(jwk, dict):
+        raise refuse("the DPoP proof has no key of an accepted algorithm", "auth.dpop")
     try:
-        ordered = {name: jwk[name] for name in members[jwk["kty"]]}
-    except KeyError as exc:
-        raise refuse("the DPoP proof's key is incomplete", "auth.dpop") from exc
+        key = public_key(jwk)
+    except ValueError as exc:
+        raise refuse("the DPoP proof's key is not a public key", "auth.dpop") from exc
+    if not fits(key, algorithm):
+        raise refuse("the DPoP proof has no key of an accepted algorithm", "auth.dpop")
+    if not hmac.compare_digest(_thumbprint(jwk).encode(), thumbprint.encode()):
+        raise refuse("the DPoP proof is by another key than the token's", "auth.dpop")
+    return key, algorithm
+
+
+def _same_url(claimed: Any, url: str) -> bool:
+    """RFC 9449 section 4.3: without query and fragment, host and default port normalised."""
+    if not isinstance(claimed, str):
+        return False
+    try:
+        return _normalised(claimed) == _normalised(url)
+    except ValueError:
+        return False
+
+
+def _normalised(url: str) -> tuple[str, str | None, int, str]:
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise ValueError("a user in the URL")
+    return parts.scheme, parts.hostname, parts.port or 443, parts.path
+
+
+def _thumbprint(jwk: Mapping[str, Any]) -> str:
+    """RFC 7638: base64url of SHA-256 over the required members in order."""
+    ordered = {name: jwk[name] for name in MEMBERS[jwk["kty"]]}
     return _base64url(sha256(json.dumps(ordered, separators=(",", ":")).encode()).digest())
 
 

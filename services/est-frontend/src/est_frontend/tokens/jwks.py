@@ -1,41 +1,51 @@
 """The public keys of one token issuer, through rotation, attack and outage.
 
-Fetched in the background; the last good set stays while the issuer is away, on disk too. A key
-id nobody knows causes one fetch for all who wait, at most once per cool-down, so a flood of
-invented ids costs the issuer nothing. Keys that left the set are gone at the next fetch.
+One job fetches, now and then and when it is asked to; requests only ask and wait. The last good
+set stays while the issuer is away, on disk too, until it is too old to be believed. A key id
+nobody knows causes one fetch for all who wait, at most once per cool-down, so a flood of invented
+ids costs the issuer nothing. Keys that left the set are gone at the next fetch.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import contextlib
 import json
 import logging
 import os
 import ssl
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OKPKey, RSAKey, import_key
+from joserfc.util import base64_to_int
 
 from est_frontend import metrics
+from est_frontend.tokens.compact import PublicKey, read_json
 from est_frontend.tokens.settings import TokenIssuerSettings
 from estcore.clock import monotonic_s, unix_ms
 from estcore.errors import ConfigurationError
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
 
 log = logging.getLogger(__name__)
 
-PublicKey = ECKey | OKPKey | RSAKey
+MEMBERS = {"RSA": ("e", "kty", "n"), "EC": ("crv", "kty", "x", "y"), "OKP": ("crv", "kty", "x")}
+_PRIVATE = {"d", "p", "q", "dp", "dq", "qi", "oth", "k"}
 _BODY_LIMIT = 262_144
 _TIMEOUT_S = 3.0
+# A fetch that is under way, and the one that was asked for.
+_PATIENCE_S = 2 * _TIMEOUT_S + 1
+_AGAIN_S = 30.0
+_AGAIN_WITHOUT_KEYS_S = 5.0
+_FUTURE_S = 60
 _MAX_KEYS = 64
 _UNKNOWN_LIMIT = 1024
 _MIN_RSA_BITS = 2048
+_HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
 
 
 class KeySource:
@@ -44,78 +54,95 @@ class KeySource:
     def __init__(self, settings: TokenIssuerSettings, folder: Path) -> None:
         self._settings = settings
         self._file = folder / f"jwks.{settings.id}.json"
-        self._keys: dict[str, PublicKey] = {}
-        self._fetched = 0.0
-        self._tried = -settings.cool_down_s
-        self._unknown: dict[str, float] = {}
-        self._fetching: asyncio.Task[bool] | None = None
         self._tls = _tls(settings.ca_file)
+        self._keys: dict[str, PublicKey] = {}
+        self._fetched_s = 0.0
+        self._unknown: dict[str, float] = {}
+        # Fetches are numbered: those begun, those ended, and the one somebody waits for.
+        self._begun = self._ended = self._wanted = 0
+        self._asked_s = -settings.cool_down_s
+        self._good = False
+        self._wake = asyncio.Event()
+        self._round = asyncio.Event()
 
     @property
     def ready(self) -> bool:
-        """There are keys that may still be believed."""
-        return bool(self._keys) and monotonic_s() - self._fetched < self._settings.keep_s
+        """Keys were fetched once, by this process or an earlier one.
+
+        Says nothing about their age: a long outage of the issuer must not take away the front
+        end, which knows other ways to authenticate.
+        """
+        return bool(self._keys)
+
+    @property
+    def believed(self) -> bool:
+        """There are keys, and they are not too old."""
+        return self.ready and monotonic_s() - self._fetched_s < self._settings.keep_s
 
     def load(self) -> None:
-        """Read what an earlier run kept; a damaged file is as good as none."""
+        """Read what an earlier run kept; a damaged file is as good as none.
+
+        The hash finds damage. Who may write to the folder is trusted, as for all state there.
+        """
         try:
-            kept = json.loads(self._file.read_bytes())
-            body = kept["body"].encode()
-            if hashlib.sha256(body).hexdigest() != kept["sha256"]:
-                raise ValueError("damaged")
-            if kept["issuer"] != self._settings.issuer:
-                raise ValueError("of another issuer")
-            self._keys = _parse(body)
-            age = max(0.0, unix_ms() / 1000 - float(kept["fetched_at"]))
-            self._fetched = monotonic_s() - age
+            self._keys, age_s = _kept(self._file.read_bytes(), self._settings.issuer)
         except FileNotFoundError:
             return
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        except (OSError, ValueError) as exc:
             log.warning(
                 "kept keys not used", extra=fields(issuer=self._settings.id, error=str(exc)[:200])
             )
+            return
+        self._fetched_s = monotonic_s() - age_s
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Fetch now and then until ``stop``."""
-        wait = 0.0
-        while not await until(stop, wait):
-            good = await self._refresh()
-            wait = self._settings.refresh_s if good else min(5.0, self._settings.refresh_s)
+        """Fetch now and then, and when asked, until ``stop``."""
+        while not stop.is_set():
+            self._wake.clear()
+            self._begun += 1
+            self._good = await self._refresh()
+            self._ended = self._begun
+            done, self._round = self._round, asyncio.Event()
+            done.set()
+            again_s = _AGAIN_S if self.believed else _AGAIN_WITHOUT_KEYS_S
+            await _first_of(
+                stop, self._wake, timeout_s=self._settings.refresh_s if self._good
+                else min(again_s, self._settings.refresh_s),
+            )  # fmt: skip
 
     async def key(self, kid: str) -> PublicKey | None:
-        """Return the key with that id; an unknown one is looked for once."""
-        if not self.ready:
-            await self._refresh_once()
-        found = self._keys.get(kid) if self.ready else None
-        if found is not None:
-            return found
+        """Return the key with that id; an unknown one is looked for by one fetch."""
+        found = self._known(kid)
         now = monotonic_s()
-        if self._unknown.get(kid, 0.0) > now:
+        if found is not None or self._unknown.get(kid, 0.0) > now:
+            return found
+        pending = self._ended < self._wanted
+        if not pending and now - self._asked_s >= self._settings.cool_down_s:
+            self._asked_s, self._wanted = now, self._begun + 1
+            self._wake.set()
+        elif not pending:
             return None
-        if now - self._tried >= self._settings.cool_down_s or self._fetching is not None:
-            await self._refresh_once()
-            found = self._keys.get(kid) if self.ready else None
-        if found is None:
-            if len(self._unknown) >= _UNKNOWN_LIMIT:
-                self._unknown.pop(next(iter(self._unknown)))
-            self._unknown[kid] = now + self._settings.cool_down_s
+        wanted = self._wanted
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S):
+                while found is None and self._ended < wanted:
+                    await self._round.wait()
+                    found = self._known(kid)
+        if found is None and self._ended >= wanted and self._good:
+            self._remember_unknown(kid)
         return found
 
-    async def _refresh_once(self) -> None:
-        """Join the fetch under way, or start one unless that was tried just now."""
-        if self._fetching is None:
-            if monotonic_s() - self._tried < min(1.0, self._settings.cool_down_s):
-                return
-            self._fetching = asyncio.ensure_future(self._refresh())
-        task = self._fetching
-        try:
-            await asyncio.shield(task)
-        finally:
-            if task.done():
-                self._fetching = None
+    def _known(self, kid: str) -> PublicKey | None:
+        return self._keys.get(kid) if self.believed else None
+
+    def _remember_unknown(self, kid: str) -> None:
+        # Longer than the cool-down, so that one client with an old token cannot use up every
+        # turn; not much longer, as the issuer may have told of the key a little late.
+        while len(self._unknown) >= _UNKNOWN_LIMIT:
+            del self._unknown[next(iter(self._unknown))]
+        self._unknown[kid] = monotonic_s() + 2 * self._settings.cool_down_s
 
     async def _refresh(self) -> bool:
-        self._tried = monotonic_s()
         try:
             body = await self._fetch()
             keys = _parse(body)
@@ -129,75 +156,31 @@ class KeySource:
         metrics.JWKS_FETCHES.labels(self._settings.id, "good").inc()
         if keys.keys() != self._keys.keys():
             log.info("keys of a token issuer changed", extra=fields(issuer=self._settings.id))
-        self._keys, self._fetched = keys, monotonic_s()
-        self._unknown = {kid: end for kid, end in self._unknown.items() if kid not in keys}
-        await asyncio.to_thread(self._keep, body)
+        self._keys, self._fetched_s = keys, monotonic_s()
+        try:
+            await asyncio.to_thread(_keep, self._file, self._settings.issuer, body)
+        except OSError as exc:
+            log.warning("keys not kept on disk", extra=fields(error=str(exc)))
         return True
 
     async def _fetch(self) -> bytes:
-        timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
         async with (
-            aiohttp.ClientSession(timeout=timeout, trust_env=False) as session,
+            aiohttp.ClientSession(
+                timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
+                headers=_HEADERS,
+                trust_env=False,
+                auto_decompress=False,
+            ) as session,
             session.get(self._settings.jwks_url, ssl=self._tls, allow_redirects=False) as answer,
         ):
             if answer.status != 200:  # noqa: PLR2004
                 raise ValueError(f"HTTP status {answer.status}")
-            body = await answer.content.read(_BODY_LIMIT + 1)
-            if len(body) > _BODY_LIMIT:
-                raise ValueError(f"more than {_BODY_LIMIT} bytes")
-            while not answer.content.at_eof():
-                body += await answer.content.read(_BODY_LIMIT + 1 - len(body))
+            body = bytearray()
+            async for part in answer.content.iter_any():
+                body += part
                 if len(body) > _BODY_LIMIT:
                     raise ValueError(f"more than {_BODY_LIMIT} bytes")
-            return body
-
-    def _keep(self, body: bytes) -> None:
-        kept = {
-            "issuer": self._settings.issuer,
-            "fetched_at": unix_ms() / 1000,
-            "sha256": hashlib.sha256(body).hexdigest(),
-            "body": body.decode(),
-        }
-        temporary = self._file.with_suffix(".tmp")
-        try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(kept, file)
-            temporary.replace(self._file)
-        except OSError as exc:
-            log.warning("keys not kept on disk", extra=fields(error=str(exc)))
-
-
-def _parse(body: bytes) -> dict[str, PublicKey]:
-    """Return the usable keys of a JWK set (RFC 7517); what is not one of ours is left out.
-
-    Raises:
-        ValueError: not a JWK set, or none of its keys can be used.
-    """
-    document = json.loads(body)
-    entries = document.get("keys") if isinstance(document, dict) else None
-    if not isinstance(entries, list) or len(entries) > _MAX_KEYS:
-        raise ValueError("not a JWK set")
-    found: dict[str, PublicKey] = {}
-    for entry in entries:
-        key = _usable(entry)
-        if key is not None:
-            found[str(entry["kid"])] = key
-    if not found:
-        raise ValueError("no usable key in the set")
-    return found
-
-
-def _usable(entry: Any) -> PublicKey | None:
-    if not isinstance(entry, dict) or entry.get("use", "sig") != "sig":
-        return None
-    if entry.get("kty") not in {"RSA", "EC", "OKP"} or not isinstance(entry.get("kid"), str):
-        return None
-    try:
-        key = public_key(entry)
-    except ValueError:
-        return None
-    return key
+            return bytes(body)
 
 
 def public_key(entry: Mapping[str, Any]) -> PublicKey:
@@ -206,24 +189,105 @@ def public_key(entry: Mapping[str, Any]) -> PublicKey:
     Raises:
         ValueError: private, symmetric, malformed, or an RSA key that is too short.
     """
-    if "d" in entry or entry.get("kty") not in {"RSA", "EC", "OKP"}:
+    kty = entry.get("kty")
+    members = MEMBERS.get(kty) if isinstance(kty, str) else None
+    if members is None or _PRIVATE & entry.keys():
         raise ValueError("not a public key")
+    texts: dict[str, str | list[str]] = {}
+    for name in (*members, "alg"):
+        if isinstance(value := entry.get(name), str):
+            texts[name] = value
+        elif name in entry:
+            raise ValueError("not a key")
     try:
-        key = import_key(dict(entry))
-        raw = key.raw_value
-    except (JoseError, ValueError, TypeError, KeyError) as exc:
+        # Asked first: joserfc warns of a short key, and nobody reads the warning.
+        if kty == "RSA" and base64_to_int(str(texts["n"])).bit_length() < _MIN_RSA_BITS:
+            raise ValueError("the RSA key is too short")
+        key = import_key(texts)
+        _ = key.raw_value
+    except (JoseError, TypeError, KeyError) as exc:
         raise ValueError("not a key") from exc
     if not isinstance(key, (ECKey, OKPKey, RSAKey)):
-        raise ValueError("not an asymmetric key")  # noqa: TRY004 - a value of the document
-    if isinstance(key, RSAKey) and getattr(raw, "key_size", 0) < _MIN_RSA_BITS:
-        raise ValueError("the RSA key is too short")
+        raise ValueError("not an asymmetric key")
     return key
+
+
+def _parse(body: bytes) -> dict[str, PublicKey]:
+    """Return the usable keys of a JWK set (RFC 7517); what is not one of ours is left out.
+
+    Raises:
+        ValueError: not a JWK set, or none of its keys can be used.
+    """
+    document = read_json(body)
+    entries = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(entries, list) or len(entries) > _MAX_KEYS:
+        raise ValueError("not a JWK set")
+    found: dict[str, PublicKey] = {}
+    for entry in entries:
+        if _for_signatures(entry):
+            with contextlib.suppress(ValueError):
+                found.setdefault(entry["kid"], public_key(entry))
+    if not found:
+        raise ValueError("no usable key in the set")
+    return found
+
+
+def _for_signatures(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("kid"), str):
+        return False
+    operations = entry.get("key_ops", ["verify"])
+    return (
+        entry.get("use", "sig") == "sig" and isinstance(operations, list) and "verify" in operations
+    )
+
+
+def _kept(octets: bytes, issuer: str) -> tuple[dict[str, PublicKey], float]:
+    """Return keys and their age in seconds from a kept file.
+
+    Raises:
+        ValueError: damaged, or of another issuer, or from the future.
+    """
+    kept = read_json(octets)
+    if not isinstance(kept, dict) or kept.get("sha256") != _checksum(kept):
+        raise ValueError("the file is damaged")
+    if kept.get("issuer") != issuer:
+        raise ValueError("the file is of another issuer")
+    fetched, body = kept.get("fetched_at"), kept.get("body")
+    if not isinstance(fetched, int) or not isinstance(body, str):
+        raise ValueError("the file is damaged")
+    age_s = unix_ms() / 1000 - fetched
+    if age_s < -_FUTURE_S:
+        raise ValueError("the file is from the future")
+    return _parse(body.encode()), max(0.0, age_s)
+
+
+def _keep(path: Path, issuer: str, body: bytes) -> None:
+    kept = {"issuer": issuer, "fetched_at": unix_ms() // 1000, "body": body.decode()}
+    temporary = path.with_name("." + path.name)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(kept | {"sha256": _checksum(kept)}, file)
+    temporary.replace(path)
+
+
+def _checksum(kept: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in kept.items() if name != "sha256"}
+    return sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+async def _first_of(*events: asyncio.Event, timeout_s: float) -> None:
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for one in waiting:
+            one.cancel()
 
 
 def _tls(ca_file: Path | None) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
-    except (OSError, ssl.SSLError) as exc:
+    except OSError as exc:
         raise ConfigurationError(f"cannot read certificates from {ca_file}") from exc
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context

@@ -8,26 +8,27 @@ issuer's set, whatever ``jwk``, ``jku`` or ``x5c`` a token brings along.
 from __future__ import annotations
 
 import base64
-import binascii
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from joserfc import jws
-from joserfc.errors import JoseError
-
-from est_frontend.tokens.jwks import KeySource, PublicKey
+from est_frontend.tokens.compact import fits, read, refuse, signature_matches
+from est_frontend.tokens.jwks import KeySource
 from est_frontend.tokens.settings import TokenIssuerSettings
 from estcore.clock import Clock
-from estcore.errors import NotAuthenticated
+from estcore.errors import ConfigurationError
 from estcore.policy.templates import ClaimValue
 
 MAX_TOKEN_BYTES = 8192
+_MAX_NAME = 255
 _TYPES = {"at+jwt", "application/at+jwt", "jwt"}
-KEY_KINDS = {"RS256": "RSA", "PS256": "RSA", "ES256": "EC", "ES384": "EC", "EdDSA": "OKP"}
-CURVES = {"ES256": "P-256", "ES384": "P-384", "EdDSA": "Ed25519"}
-_PARTS = 3
+# Keycloak says in a claim what it issued: also "ID", "Refresh", "Offline", "Logout".
+_KEYCLOAK_TYPES = ("Bearer", "DPoP")
+# OpenID Connect puts these into ID and logout tokens only.
+_NOT_IN_ACCESS_TOKENS = ("nonce", "at_hash", "c_hash", "s_hash", "events")
+_BINDINGS = ("x5t#S256", "jkt")
+_THUMBPRINT = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
 @dataclass(frozen=True)
@@ -70,32 +71,51 @@ class TokenValidator:
     def __init__(
         self, issuers: Mapping[str, tuple[TokenIssuerSettings, KeySource]], clock: Clock
     ) -> None:
-        """``issuers`` by the exact value of ``iss``."""
+        """``issuers`` by the exact value of ``iss``.
+
+        Raises:
+            ConfigurationError: two issuers have one id, under which policy could mix them up.
+        """
+        ids = [settings.id for settings, _ in issuers.values()]
+        for name in ids:
+            if ids.count(name) > 1:
+                raise ConfigurationError(f"two token issuers have the id {name}")
         self._issuers = issuers
         self._clock = clock
 
     async def validate(self, token: str) -> AccessToken:
         """Return the token's contents.
 
+        Does not check what it is bound to (``cnf``) beyond that the binding is one of those the
+        caller can check.
+
         Raises:
             NotAuthenticated: with one line that says why, and never the token.
         """
+        # 1. Form: one compact JWS of bounded size.
         if len(token) > MAX_TOKEN_BYTES:
             raise refuse("the token is too long", "auth.token_malformed")
-        token = unwrapped(token)
-        header, payload = read_unverified(token)
-        settings, source = self._issuer(payload)
-        algorithm = _checked_header(header, settings)
-        key = await source.key(str(header["kid"]))
+        found = read(_unwrapped(token), "auth.token_malformed")
+        # 2. Whose it claims to be decides which rules and which keys count.
+        settings, source = self._issuer(found.payload)
+        # 3. Algorithm and key, then the signature.
+        algorithm, kid = _checked_header(found.header, settings)
+        key = await source.key(kid)
         if key is None:
-            raise refuse("the token's key is not the issuer's", "auth.token_key")
-        _verify(token, key, algorithm)
-        self._check_times(payload, settings)
-        _check_claims(payload, settings)
-        subject = payload.get("sub") or payload.get("azp") or payload.get("client_id")
-        if not isinstance(subject, str) or not 1 <= len(subject) <= 255:  # noqa: PLR2004
-            raise refuse("the token has no subject", "auth.token_claims")
-        return AccessToken(settings.id, subject, payload)
+            if not source.believed:
+                raise refuse("the issuer's keys are not known now", "auth.token_keys_away")
+            raise refuse("the token's key is not one of the issuer's", "auth.token_key")
+        if not fits(key, algorithm):
+            raise refuse("the token's algorithm is not its key's", "auth.token_algorithm")
+        if not signature_matches(found, key, algorithm):
+            raise refuse("the token's signature is wrong", "auth.token_signature")
+        # 4. When, for whom, what kind, who.
+        _check_times(found.payload, settings, self._clock.now().timestamp())
+        _check_audience(found.payload, settings)
+        if settings.kind == "oauth2":
+            _check_kind(found.payload)
+        _check_binding(found.payload)
+        return AccessToken(settings.id, _subject(found.payload), found.payload)
 
     def _issuer(self, payload: Mapping[str, Any]) -> tuple[TokenIssuerSettings, KeySource]:
         issuer = payload.get("iss")
@@ -103,19 +123,6 @@ class TokenValidator:
         if found is None:
             raise refuse("the token is of another issuer", "auth.token_issuer")
         return found
-
-    def _check_times(self, payload: Mapping[str, Any], settings: TokenIssuerSettings) -> None:
-        now = self._clock.now().timestamp()
-        expires = _time(payload, "exp", required=True)
-        issued = _time(payload, "iat", required=True)
-        not_before = _time(payload, "nbf", required=False)
-        leeway = settings.leeway_s
-        if expires <= now - leeway:
-            raise refuse("the token has expired", "auth.token_expired")
-        if max(issued, not_before) > now + leeway:
-            raise refuse("the token is not yet valid", "auth.token_not_yet_valid")
-        if now - issued > settings.max_age_s + leeway:
-            raise refuse("the token is too old", "auth.token_expired")
 
 
 def claim_at(payload: Any, path: str) -> ClaimValue | None:
@@ -141,89 +148,100 @@ def _texts(value: Any) -> ClaimValue | None:
     return None
 
 
-def refuse(reason: str, code: str) -> NotAuthenticated:
-    return NotAuthenticated(reason, code=code)
-
-
-def unwrapped(token: str) -> str:
-    """Libest sends base64 of the token; a JWS has two dots, base64 has none."""
+def _unwrapped(token: str) -> str:
+    """Libest sends base64 of the token (conformance L11); a JWS has two dots, base64 has none."""
     if "." in token:
         return token
     try:
-        return base64.b64decode(token, validate=True).decode("ascii")
-    except (binascii.Error, ValueError) as exc:
+        octets = base64.b64decode(token, validate=True)
+        if base64.b64encode(octets).decode() != token:
+            raise ValueError("spare bits")
+        return octets.decode("ascii")
+    except ValueError as exc:
         raise refuse("the token is not a JWT", "auth.token_malformed") from exc
 
 
-def read_unverified(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return header and payload, believed not at all yet."""
-    parts = token.split(".")
-    if len(parts) != _PARTS or not all(parts):
-        raise refuse("the token is not a signed JWT", "auth.token_malformed")
-    return _object(parts[0]), _object(parts[1])
-
-
-def _object(part: str) -> dict[str, Any]:
-    try:
-        octets = base64.b64decode(part + "=" * (-len(part) % 4), altchars=b"-_", validate=True)
-        value = json.loads(octets)
-    except (ValueError, RecursionError) as exc:
-        raise refuse("the token is not a JWT", "auth.token_malformed") from exc
-    if not isinstance(value, dict):
-        raise refuse("the token is not a JWT", "auth.token_malformed")
-    return value
-
-
-def _checked_header(header: Mapping[str, Any], settings: TokenIssuerSettings) -> str:
-    algorithm = header.get("alg")
+def _checked_header(header: Mapping[str, Any], settings: TokenIssuerSettings) -> tuple[str, str]:
+    """Return algorithm and key id."""
+    algorithm, kind, kid = header.get("alg"), header.get("typ"), header.get("kid")
     if not isinstance(algorithm, str) or algorithm not in settings.algorithms:
         raise refuse("the token's algorithm is not accepted", "auth.token_algorithm")
-    kind = header.get("typ")
     if kind is None and settings.kind != "kubernetes":
         raise refuse("the token is not an access token", "auth.token_type")
     if kind is not None and (not isinstance(kind, str) or kind.lower() not in _TYPES):
         raise refuse("the token is not an access token", "auth.token_type")
     if "crit" in header or "b64" in header:
         raise refuse("the token demands an extension", "auth.token_malformed")
-    if not isinstance(header.get("kid"), str) or not 1 <= len(header["kid"]) <= 255:  # noqa: PLR2004
+    if not isinstance(kid, str) or not 1 <= len(kid) <= _MAX_NAME:
         raise refuse("the token names no key", "auth.token_key")
-    return algorithm
+    return algorithm, kid
 
 
-def _verify(token: str, key: PublicKey, algorithm: str) -> None:
-    wanted = key.get("alg")
-    fits = key.key_type == KEY_KINDS[algorithm] and wanted in (None, algorithm)
-    curve = CURVES.get(algorithm)
-    if not fits or (curve is not None and key.get("crv") != curve):
-        raise refuse("the token's algorithm is not its key's", "auth.token_algorithm")
-    # What else stands in the header was looked at above or does not matter.
-    registry = jws.JWSRegistry(algorithms=[algorithm], strict_check_header=False)
-    try:
-        jws.deserialize_compact(token, key, algorithms=[algorithm], registry=registry)
-    except (JoseError, ValueError) as exc:
-        raise refuse("the token's signature is wrong", "auth.token_signature") from exc
+def _check_times(payload: Mapping[str, Any], settings: TokenIssuerSettings, now: float) -> None:
+    expires = seconds_in(payload, "exp")
+    issued = seconds_in(payload, "iat")
+    not_before = seconds_in(payload, "nbf") if "nbf" in payload else issued
+    if expires is None or issued is None or not_before is None:
+        raise refuse("the token lacks one of its times", "auth.token_claims")
+    leeway = settings.leeway_s
+    if expires <= now - leeway:
+        raise refuse("the token has expired", "auth.token_expired")
+    if max(issued, not_before) > now + leeway:
+        raise refuse("the token is not yet valid", "auth.token_not_yet_valid")
+    if now - issued > settings.max_age_s + leeway:
+        raise refuse("the token is too old", "auth.token_expired")
 
 
-def _time(payload: Mapping[str, Any], name: str, *, required: bool) -> float:
+def seconds_in(payload: Mapping[str, Any], name: str) -> float | None:
+    """Return a NumericDate (RFC 7519 section 2); None when there is none that can be one."""
     value = payload.get(name)
-    if value is None and not required:
-        return 0
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 2**53:
-        raise refuse(f"the token has no usable {name}", "auth.token_claims")
+        return None
     return float(value)
 
 
-def _check_claims(payload: Mapping[str, Any], settings: TokenIssuerSettings) -> None:
+def _check_audience(payload: Mapping[str, Any], settings: TokenIssuerSettings) -> None:
     audience = payload.get("aud")
-    audiences = [audience] if isinstance(audience, str) else audience
-    if not isinstance(audiences, list) or settings.audience not in audiences:
+    audiences = audience if isinstance(audience, list) else [audience]
+    if settings.audience not in audiences:
         raise refuse("the token is not for this service", "auth.token_audience")
-    if settings.kind == "kubernetes":
-        return
-    # Keycloak says in a claim what it issued: "ID" and "Refresh" are no access tokens.
-    if payload.get("typ", "Bearer") not in {"Bearer", "DPoP"} or "nonce" in payload:
+
+
+def _check_kind(payload: Mapping[str, Any]) -> None:
+    if payload.get("typ", "Bearer") not in _KEYCLOAK_TYPES:
         raise refuse("the token is not an access token", "auth.token_type")
-    if not isinstance(payload.get("azp") or payload.get("client_id"), str):
+    if any(name in payload for name in _NOT_IN_ACCESS_TOKENS):
+        raise refuse("the token is not an access token", "auth.token_type")
+    if _name(payload, "azp") is None and _name(payload, "client_id") is None:
         raise refuse("the token names no client", "auth.token_claims")
-    if not isinstance(payload.get("jti"), str):
+    if _name(payload, "jti") is None:
         raise refuse("the token has no jti", "auth.token_claims")
+
+
+def _check_binding(payload: Mapping[str, Any]) -> None:
+    if "cnf" not in payload:
+        return
+    confirmation = payload["cnf"]
+    # Bound to two things at once would mean that one of them is not looked at.
+    if not isinstance(confirmation, dict) or len(confirmation) != 1:
+        raise refuse("the token is bound in a way not known here", "auth.token_claims")
+    ((way, thumbprint),) = confirmation.items()
+    if way not in _BINDINGS or not isinstance(thumbprint, str):
+        raise refuse("the token is bound in a way not known here", "auth.token_claims")
+    if not _THUMBPRINT.fullmatch(thumbprint):
+        raise refuse("the token's binding is not a SHA-256 thumbprint", "auth.token_claims")
+
+
+def _subject(payload: Mapping[str, Any]) -> str:
+    names = ("sub",) if "sub" in payload else ("azp", "client_id")
+    for name in names:
+        found = _name(payload, name)
+        if found is not None:
+            return found
+    raise refuse("the token has no subject", "auth.token_claims")
+
+
+def _name(payload: Mapping[str, Any], claim: str) -> str | None:
+    value = payload.get(claim)
+    plain = isinstance(value, str) and 1 <= len(value) <= _MAX_NAME and value.isprintable()
+    return value if plain else None
