@@ -39,6 +39,7 @@ class Stack:
     suite: LocalSuite
     folder: Path
     secret: str = ""
+    twice: str = ""
     ports: list[int] = field(default_factory=list)
 
     @property
@@ -147,14 +148,16 @@ def same_key(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> 
     return spki(certificate.public_key()) == spki(key.public_key())
 
 
-async def start_stack(folder: Path, *, overrides: dict[str, Any] | None = None) -> Stack:
+async def start_stack(
+    folder: Path, *, overrides: dict[str, Any] | None = None, policy: Path = POLICY
+) -> Stack:
     ports = Ports.free()
     ports.settle()
     layout = Layout(folder / "suite", ports)
     layout.overrides = overrides or {}
     suite = LocalSuite(layout)
     layout.prepare()
-    shutil.copy(POLICY, layout.config / "policy.yaml")
+    shutil.copy(policy, layout.config / "policy.yaml")
     await suite.start()
     config = str(layout.config_file("ca-signer"))
     secret = await suite.command(

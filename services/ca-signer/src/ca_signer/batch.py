@@ -15,7 +15,7 @@ from ca_signer.context import Intent, Issued, KnownCertificate
 from ca_signer.cycle import Cycle
 from ca_signer.deciding import Authority, Candidate, decide, presented_fingerprint
 from ca_signer.ledger import Ledger
-from ca_signer.repeats import Answer, Leased, Refuse, Repeats, Resume, Stale
+from ca_signer.repeats import Answer, Leased, Refuse, Repeats, Resume, Stale, Undelivered
 from estcore.clock import monotonic_s
 from estcore.errors import (
     InvariantBroken,
@@ -225,6 +225,9 @@ class Batch:
                 await self._refuse(item, error)
             case Stale(intent=intent):
                 await self._cycle.abandon(intent, _STALE)
+                await self._settle(item, candidate)
+            case Undelivered(issued=issued):
+                await self._cycle.supersede(issued)
                 await self._settle(item, candidate)
             case Leased(ours=ours):
                 await self._leased(item, candidate.intent, ours=ours)

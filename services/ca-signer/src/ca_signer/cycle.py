@@ -42,6 +42,10 @@ from estcore.runtime.service import until
 
 log = logging.getLogger(__name__)
 
+_UNDELIVERED = RequestRejected(
+    "the key was asked for again; this one never reached its client", code="keygen.undelivered"
+)
+
 
 class Cycle:
     """Steps 6 to 10 for rows that are ours."""
@@ -122,6 +126,23 @@ class Cycle:
         if await self._ledger.abandon(intent):
             metrics.ABANDONED.labels(why.code).inc()
             log.warning("intent abandoned", extra=fields(code=why.code, reason=why.reason))
+
+    async def supersede(self, issued: Issued) -> None:
+        """Revoke a certificate whose generated key never reached its client.
+
+        Raises:
+            BusUnavailable: not audited, so not revoked either.
+            LedgerUnavailable: audited; it is revoked and audited again later.
+        """
+        record = self._announcer.note(
+            issued.intent,
+            record_id=record_id("superseded", issued.intent.issuance_id),
+            action="certificate.superseded",
+            error=_UNDELIVERED,
+            phase="outcome",
+        )
+        await self._announcer.records([record])
+        await self._ledger.revoke(issued.intent.issuance_id, "superseded")
 
     async def announce(self, issued: Sequence[Issued]) -> None:
         """Step 10: tell the world and remember that it was told.

@@ -95,7 +95,8 @@ where issuance_id in (
   select issuance_id from issuance where state = 'intended' and lease_until < now()
   order by lease_until limit $2 for update skip locked)
 returning {INTENT_COLUMNS}, case
-  when sign_before < now() then 'intent.stale'
+  when sign_before < now() or issuance.context::json->>'operation' = 'serverkeygen'
+    then 'intent.stale'
   when exists (select 1 from issuance p
       where p.certificate_sha256 = decode(issuance.context::json->>'presented_sha256', 'hex')
         and p.certificate is not null and p.revoked_at is not null)
@@ -210,6 +211,18 @@ class Ledger:
             return bool(done)
 
         return await self.database.run(work)
+
+    async def revoke(self, issuance_id: str, reason: str) -> bool:
+        """Revoke a certificate; False when it was revoked before or is none."""
+        async with self.database.connection() as connection:
+            done = await connection.fetchval(
+                "update issuance set revoked_at = now(), revocation_reason = $2 "
+                "where issuance_id = $1 and state = 'issued' and revoked_at is null "
+                "returning true",
+                issuance_id,
+                reason,
+            )
+        return bool(done)
 
     async def release(self, intents: Sequence[Intent]) -> None:
         """End our leases at once, so that a retry need not wait for them."""

@@ -59,7 +59,14 @@ class Stale:
     intent: Intent
 
 
-Settled = Resume | Answer | Refuse | Leased | Stale
+@dataclass(frozen=True)
+class Undelivered:
+    """A generated key was asked for again: the certificate of the one before is of no use."""
+
+    issued: Issued
+
+
+Settled = Resume | Answer | Refuse | Leased | Stale | Undelivered
 
 
 class Repeats:
@@ -135,7 +142,9 @@ class Repeats:
             if not current["lease_over"]:
                 return Leased(ours, intent.enrollment_id)
             taken = await self._take_over(connection, current)
-            return Stale(taken) if current["stale"] else Resume(taken)
+            # A generated key died with the request that made it.
+            over = current["stale"] or taken.context.operation == "serverkeygen"
+            return Stale(taken) if over else Resume(taken)
         if state == "issued" and ours:
             # Stored between our first look and the lock.
             issued = Issued(intent_of(current), current["certificate"], current["issued_at"])
@@ -143,6 +152,10 @@ class Repeats:
         if redelivered:
             raise Conflict("this request was given up; send a new one", code="request.abandoned")
         if state == "issued" and current["revoked_at"] is None and current["in_window"]:
+            if candidate.message.operation == "serverkeygen":
+                return Undelivered(
+                    Issued(intent_of(current), current["certificate"], current["issued_at"])
+                )
             new = await self._note_repeat(connection, intent, current)
             issued = Issued(intent_of(current), current["certificate"], current["issued_at"])
             return Answer(issued, new)

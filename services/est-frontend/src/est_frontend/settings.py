@@ -50,7 +50,9 @@ class RateSettings(StrictModel):
 class DigestSettings(StrictModel):
     """HTTP Digest, for labels that offer it."""
 
-    realm: str = Field(default="est", pattern=r"^[A-Za-z0-9 ._-]{1,64}$")
+    realm: str = Field(
+        default="est", pattern=r"^[A-Za-z0-9 ._-]{1,64}$", description="part of every verifier"
+    )
     key_file: Path | None = Field(
         default=None, description="32 octets or more, the same on all front ends; else own nonces"
     )

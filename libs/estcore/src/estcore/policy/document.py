@@ -115,7 +115,9 @@ class Rule(StrictModel):
     labels: tuple[str, ...] = Field(min_length=1)
     profiles: tuple[Token, ...] = Field(min_length=1, description="the first is the default")
     operations: tuple[Operation, ...] = Field(
-        default=("simpleenroll", "simplereenroll", "serverkeygen"), min_length=1
+        default=("simpleenroll", "simplereenroll", "serverkeygen"),
+        min_length=1,
+        description="of those the label offers",
     )
     names: Names
     priority: Priority | None = Field(default=None, description="default: the label's")

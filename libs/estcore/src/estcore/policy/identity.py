@@ -22,7 +22,7 @@ def enrollment_id(
     """Return the 32 octets that name this enrollment.
 
     ``principal`` is the principal's key; ``predecessor`` the SHA-256 of the certificate being
-    renewed, empty for a first enrollment.
+    renewed, empty for a first enrollment. A key the server makes is no part of the enrollment.
     """
     return digest(
         (
@@ -31,7 +31,7 @@ def enrollment_id(
             label.encode(),
             principal.encode(),
             predecessor,
-            request.spki,
+            b"" if operation == "serverkeygen" else request.spki,
             request.subject_canonical.encode(),
             "\n".join(request.san).encode(),
             request.requested,

@@ -53,7 +53,9 @@ class Label(StrictModel):
         "certificate+token and the like need both",
     )
     operations: tuple[Operation, ...] = Field(
-        default=("simpleenroll", "simplereenroll"), min_length=1
+        default=("simpleenroll", "simplereenroll"),
+        min_length=1,
+        description="what is offered; serverkeygen is off unless it stands here",
     )
     truststores: tuple[Token, ...] = Field(
         default=(), description="other CAs whose certificates identify clients here"
@@ -63,8 +65,10 @@ class Label(StrictModel):
         description="binding of the CSR to the TLS session: off refuses none, verify checks "
         "what is sent, require refuses a CSR without it",
     )
-    csrattrs: Literal["none", "classic", "template", "both"] = "classic"
-    lenient_bodies: bool = Field(default=False, description="take PEM and raw DER bodies too")
+    csrattrs: Literal["none", "classic", "template", "both"] = Field(
+        default="classic", description="form of the answer; template is that of RFC 9908"
+    )
+    lenient_bodies: bool = Field(default=False, description="takes PEM and raw DER bodies too")
     priority: Priority = Priority.NORMAL
     when_slow: Literal["pending", "unavailable"] = Field(
         default="pending", description="no answer in time: 202 (pending) or 503 (unavailable)"

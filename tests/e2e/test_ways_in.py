@@ -1,0 +1,588 @@
+"""Every way in and every operation, over the wire. Numbers are those of the conformance list."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import datetime as dt
+import email
+import hashlib
+import os
+import shutil
+import ssl
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_der_private_key,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import AttributeOID, NameOID
+from e2e_stack import (
+    POLICY,
+    Stack,
+    certificate_in,
+    make_csr,
+    same_key,
+    start_stack,
+    stop_stack,
+    write_key,
+)
+from raw_client import BASE, Client, b64
+
+from est_frontend.digest import verifier
+from est_frontend.users import HASHER
+from estcore.est.csr_demands import csr_builder
+from estcore.est.csrattrs import parse_csrattrs
+from estcore.est.keygen_response import parse_keygen_response
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
+
+PASSWORD = "correct horse battery"
+
+
+def self_signed(name: str) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = dt.datetime.now(dt.UTC)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, SHA256())
+    )
+    return built, key
+
+
+def device(
+    name: str, maker: tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
+) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = dt.datetime.now(dt.UTC)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .issuer_name(maker[0].subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .sign(maker[1], SHA256())
+    )
+    return built, key
+
+
+class World:
+    """A running suite, a maker of devices, a client."""
+
+    def __init__(
+        self,
+        stack: Stack,
+        maker: tuple[x509.Certificate, ec.EllipticCurvePrivateKey],
+        folder: Path,
+    ) -> None:
+        self.stack, self.maker, self.folder = stack, maker, folder
+        self.client = Client(stack)
+        self.basic = self.client.basic
+
+    def write(
+        self, name: str, pair: tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
+    ) -> ssl.SSLContext:
+        file = self.folder / f"{name}.pem"
+        file.write_bytes(pair[0].public_bytes(Encoding.PEM))
+        return self.stack.client_context(file, write_key(self.folder / f"{name}.key", pair[1]))
+
+    async def enrolled(self, name: str) -> ssl.SSLContext:
+        """A client context with a certificate of the suite."""
+        key, csr = make_csr(name)
+        answer = await self.client.enroll(b64(csr))
+        assert answer.status == 200, answer.text
+        return self.write(name, (certificate_in(answer.body), key))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    folder = tmp_path_factory.mktemp("ways")
+    maker = self_signed("maker root")
+    pem = maker[0].public_bytes(Encoding.PEM).decode().strip().replace("\n", "\n      ")
+    policy = folder / "policy.yaml"
+    policy.write_text((POLICY.parent / "ways.yaml").read_text().replace("MAKER", pem))
+    users, kek = folder / "users.yaml", folder / "kek.yaml"
+    digests = {a: verifier("alice", "est", PASSWORD, a) for a in ("MD5", "SHA-256")}
+    users.write_text(
+        f"users:\n  alice:\n    argon2id: '{HASHER.hash(PASSWORD)}'\n    digest: {digests}\n"
+    )
+    secret = base64.b64encode(bytes(range(32))).decode()
+    kek.write_text(f"device-kek: {secret}\n")
+    overrides = {
+        "est-frontend": {
+            "users_file": str(users),
+            "keygen_secrets_file": str(kek),
+            "reload_every_s": 0.2,
+        }
+    }
+    stack = await start_stack(folder / "suite", overrides=overrides, policy=policy)
+    config = str(stack.layout.config_file("ca-signer"))
+    stack.twice = (
+        await stack.suite.command(
+            "ca-signer", "secret", "create", "--id", "twice", "--config", config
+        )
+    ).strip()
+    try:
+        yield World(stack, maker, folder)
+    finally:
+        await stop_stack(stack)
+
+
+def basic(name: str, secret: str) -> str:
+    return "Basic " + base64.b64encode(f"{name}:{secret}".encode()).decode()
+
+
+# HTTP authentication.
+
+
+async def test_L17_a_persons_password_enrolls(world: World) -> None:
+    path = f"{BASE}/people/simpleenroll"
+    answer = await world.client.request(
+        "POST", path, b64(make_csr("dev-alice")[1]), auth=basic("alice", PASSWORD)
+    )
+    assert answer.status == 200, answer.text
+    wrong = await world.client.request(
+        "POST", path, b64(make_csr("dev-alice")[1]), auth=basic("alice", "wrong")
+    )
+    assert wrong.status == 401
+    assert "auth.password" in wrong.text
+    assert wrong.headers["WWW-Authenticate"] == 'Basic realm="est"'
+
+
+async def test_L6_a_secret_without_a_name_is_enough(world: World) -> None:
+    answer = await world.client.request(
+        "POST",
+        f"{BASE}/simpleenroll",
+        b64(make_csr("dev-pin")[1]),
+        auth=basic("", world.stack.secret),
+    )
+    assert answer.status == 200, answer.text
+
+
+async def test_L2_basic_comes_first_and_each_scheme_has_its_line(world: World) -> None:
+    answer = await world.client.request(
+        "POST", f"{BASE}/mixed/simpleenroll", b64(make_csr("dev-x")[1])
+    )
+    assert answer.status == 401
+    lines = [x for x in answer.lines if x.startswith("WWW-Authenticate: ")]
+    assert [line.split(" ")[1] for line in lines] == ["Basic", "Digest"]
+    assert lines[1].endswith('qop="auth", algorithm=MD5, opaque="est"')
+
+
+def curl(world: World, *arguments: str, label: str = "", operation: str = "simpleenroll") -> str:
+    """The status, after the body, of a request by curl."""
+    port = world.stack.layout.ports.est
+    middle = f"/{label}" if label else ""
+    done = subprocess.run(
+        [
+            shutil.which("curl") or "curl",
+            *("-sS", "--cacert", str(world.stack.layout.root_file), "-w", "\n%{http_code}"),
+            *("--resolve", f"localhost:{port}:127.0.0.1"),
+            *arguments,
+            f"https://localhost:{port}{BASE}{middle}/{operation}",
+        ],
+        capture_output=True,
+        timeout=30,
+        check=True,
+    )
+    return done.stdout.decode()
+
+
+async def test_L3_curl_enrolls_with_digest_and_a_nonce_is_good_once(world: World) -> None:
+    body = world.folder / "digest.b64"
+    body.write_bytes(b64(make_csr("dev-digest")[1]))
+    common = ("-H", "Content-Type: application/pkcs10", "--data-binary", f"@{body}")
+    out = await asyncio.to_thread(
+        curl, world, "--digest", "-u", f"alice:{PASSWORD}", *common, label="legacy"
+    )
+    assert out.endswith("\n200"), out
+    wrong = await asyncio.to_thread(
+        curl, world, "--digest", "-u", "alice:wrong", *common, label="legacy"
+    )
+    assert wrong.endswith("\n401"), wrong
+
+
+def digest_answer(challenge: str, path: str, *, password: str = PASSWORD, nc: str = "1") -> str:
+    nonce = challenge.split('nonce="')[1].split('"')[0]
+    ha1 = verifier("alice", "est", password, "MD5")
+    ha2 = hashlib.md5(f"POST:{path}".encode(), usedforsecurity=False).hexdigest()
+    count = nc.zfill(8)
+    text = f"{ha1}:{nonce}:{count}:abc:auth:{ha2}"
+    response = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+    return (
+        f'Digest username="alice", realm="est", nonce="{nonce}", uri="{path}", '
+        f'response="{response}", qop=auth, nc={count}, cnonce="abc", algorithm=MD5'
+    )
+
+
+async def test_L5_a_replayed_digest_answer_is_refused(world: World) -> None:
+    path = f"{BASE}/legacy/simpleenroll"
+    csr = b64(make_csr("dev-replay")[1])
+    first = await world.client.request("POST", path, csr)
+    challenge = first.headers["WWW-Authenticate"]
+    answer = digest_answer(challenge, path)
+    assert (await world.client.request("POST", path, csr, auth=answer)).status == 200
+    again = await world.client.request("POST", path, csr, auth=answer)
+    assert again.status == 401
+    assert "auth.replayed" in again.text
+    counted = digest_answer(challenge, path, nc="2")
+    assert (await world.client.request("POST", path, csr, auth=counted)).status == 200
+
+
+async def test_L4_libest_leaves_the_label_out_of_the_digest_uri(world: World) -> None:
+    path = f"{BASE}/legacy/simpleenroll"
+    csr = b64(make_csr("dev-libest")[1])
+    challenge = (await world.client.request("POST", path, csr)).headers["WWW-Authenticate"]
+    answer = digest_answer(challenge, f"{BASE}/simpleenroll")
+    assert (await world.client.request("POST", path, csr, auth=answer)).status == 200
+    other = digest_answer(challenge, f"{BASE}/simplereenroll", nc="3")
+    assert (await world.client.request("POST", path, csr, auth=other)).status == 401
+
+
+async def test_L9_a_label_can_need_certificate_and_secret(world: World) -> None:
+    path = f"{BASE}/both/simpleenroll"
+    csr = b64(make_csr("dev-both")[1])
+    context = await world.enrolled("dev-both-cert")
+    ask = world.client.request
+    assert (await ask("POST", path, csr, auth=world.basic)).status == 401
+    assert (await ask("POST", path, csr, context=context)).status == 401
+    assert (await ask("POST", path, csr, context=context, auth=world.basic)).status == 200
+
+
+async def test_L7_wrong_passwords_are_slowed_down(world: World) -> None:
+    statuses = []
+    for _ in range(8):
+        answer = await world.client.request(
+            "POST", f"{BASE}/people/simpleenroll", b64(make_csr("dev-x")[1]), auth=basic("eve", "x")
+        )
+        statuses.append(answer.status)
+    assert statuses[:5] == [401] * 5
+    assert 429 in statuses
+    assert int(answer.headers["Retry-After"]) >= 1
+    good = await world.client.request(
+        "POST",
+        f"{BASE}/people/simpleenroll",
+        b64(make_csr("dev-alice2")[1]),
+        auth=basic("alice", PASSWORD),
+    )
+    assert good.status == 200, "another account is not slowed down"
+
+
+# Certificates of other CAs.
+
+
+async def test_K8_a_makers_device_gets_its_own_name_and_no_other(world: World) -> None:
+    context = world.write("pump-1", device("pump-1", world.maker))
+    path = f"{BASE}/devices/simpleenroll"
+    ask = world.client.request
+    answer = await ask("POST", path, b64(make_csr("pump-1")[1]), context=context)
+    assert answer.status == 200, answer.text
+    other = await ask("POST", path, b64(make_csr("pump-2")[1]), context=context)
+    assert (other.status, "policy.subject" in other.text) == (403, True)
+    stranger = world.write("valve-1", device("valve-1", world.maker))
+    refused = await ask("POST", path, b64(make_csr("valve-1")[1]), context=stranger)
+    assert (refused.status, "policy.no_rule" in refused.text) == (403, True)
+    # It does not open other labels, and it cannot be renewed here.
+    elsewhere = await ask("POST", f"{BASE}/simpleenroll", b64(make_csr("x")[1]), context=context)
+    assert elsewhere.status == 401
+    renewal = await ask(
+        "POST", f"{BASE}/devices/simplereenroll", b64(make_csr("pump-1")[1]), context=context
+    )
+    assert (renewal.status, "auth.certificate_foreign" in renewal.text) == (403, True)
+
+
+# Linking.
+
+
+def bound_csr(name: str, challenge: str) -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    return (
+        x509.CertificateSigningRequestBuilder(
+            x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        )
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_attribute(AttributeOID.CHALLENGE_PASSWORD, challenge.encode())
+        .sign(key, SHA256())
+        .public_bytes(Encoding.DER)
+    )
+
+
+async def over_one_connection(world: World, label: str, change: str = "") -> tuple[int, str]:
+    context = world.stack.client_context()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    reader, writer = await world.client.connect(context)
+    binding = writer.get_extra_info("ssl_object").get_channel_binding("tls-unique")
+    challenge = base64.b64encode(binding).decode()
+    body = b64(bound_csr("dev-bound", change or challenge))
+    writer.write(
+        f"POST {BASE}/{label}/simpleenroll HTTP/1.1\r\nHost: localhost\r\n"
+        f"Authorization: {world.basic}\r\nContent-Type: application/pkcs10\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+        + body
+    )
+    async with asyncio.timeout(15):
+        answer = await reader.read()
+    writer.close()
+    head, _, text = answer.partition(b"\r\n\r\n")
+    return int(head.split(b" ")[1]), text.decode()
+
+
+async def test_M1_tls_unique_is_checked_where_it_is_sent(world: World) -> None:
+    for label in ("bound", "lenient"):
+        status, text = await over_one_connection(world, label)
+        assert status == 200, text
+    for wrong in ("A" * 16, "x" * 300, base64.b64encode(os.urandom(12)).decode() + " "):
+        status, text = await over_one_connection(world, "lenient", wrong)
+        assert status in {400, 403}, text
+        assert "linking.failed" in text or "csr.attribute_too_long" in text
+    status, text = await over_one_connection(world, "open", "not a binding")
+    assert status == 200, text
+
+
+async def test_M2_a_label_can_demand_the_binding(world: World) -> None:
+    answer = await world.client.enroll(
+        b64(make_csr("dev-unbound")[1]), path=f"{BASE}/bound/simpleenroll"
+    )
+    assert (answer.status, "linking.required" in answer.text) == (403, True)
+
+
+async def test_M8_tls_13_without_exporter_is_refused_with_advice(world: World) -> None:
+    csr = bound_csr("dev-new", base64.b64encode(os.urandom(36)).decode())
+    answer = await world.client.enroll(b64(csr))
+    assert answer.status == 403
+    assert "tls-exporter" in answer.text
+
+
+# csrattrs.
+
+
+async def test_I4_csrattrs_list_the_challenge_and_are_met_by_a_client(world: World) -> None:
+    answer = await world.client.request("GET", f"{BASE}/bound/csrattrs", auth=world.basic)
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "application/csrattrs"
+    demands = parse_csrattrs(base64.b64decode(answer.body))
+    assert demands.challenge_password
+
+
+async def test_I2_csrattrs_without_anything_to_say_are_204(world: World) -> None:
+    answer = await world.client.request("GET", f"{BASE}/open/csrattrs")
+    assert (answer.status, answer.body) == (204, b"")
+
+
+async def test_I16_a_csr_made_from_csrattrs_is_accepted(world: World) -> None:
+    for label in ("services", "lenient"):
+        answer = await world.client.request("GET", f"{BASE}/{label}/csrattrs", auth=world.basic)
+        assert answer.status == 200
+        demands = parse_csrattrs(base64.b64decode(answer.body))
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"dev-attrs-{label}")])
+        key = ec.generate_private_key(ec.SECP256R1())
+        csr = csr_builder(demands, subject=subject).sign(key, SHA256())
+        made = await world.client.enroll(
+            b64(csr.public_bytes(Encoding.DER)), path=f"{BASE}/{label}/simpleenroll"
+        )
+        assert made.status == 200, made.text
+
+
+# serverkeygen.
+
+
+async def test_H1_serverkeygen_is_off_unless_the_label_offers_it(world: World) -> None:
+    answer = await world.client.enroll(
+        b64(make_csr("dev-x")[1]), path=f"{BASE}/services/serverkeygen"
+    )
+    assert answer.status == 501
+    assert answer.headers["Content-Type"].startswith("text/plain")
+
+
+async def test_H4_a_generated_key_comes_with_its_certificate(world: World) -> None:
+    der = bytearray(make_csr("dev-generated")[1])
+    der[-1] ^= 1  # H3: its signature does not count
+    answer = await world.client.enroll(b64(bytes(der)), path=f"{BASE}/generated/serverkeygen")
+    assert answer.status == 200, answer.text
+    assert int(answer.headers["Content-Length"]) == len(answer.body)
+    message = email.message_from_bytes(
+        f"Content-Type: {answer.headers['Content-Type']}\r\n\r\n".encode() + answer.body
+    )
+    kinds = [part.get_content_type() for part in message.get_payload()]
+    assert kinds == ["application/pkcs8", "application/pkcs7-mime"]
+    found = parse_keygen_response(answer.headers["Content-Type"], answer.body)
+    key = load_der_private_key(found.key, None)
+    certificate = certificate_in(base64.b64encode(found.certificate))
+    assert same_key(certificate, key)
+    # H14: nothing of the key is anywhere in the data folder (database, streams, logs, spool).
+    secret = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())[-40:]
+    for file in world.stack.layout.folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            octets = file.read_bytes()
+            assert secret not in octets
+            assert base64.b64encode(found.key)[:60] not in octets
+
+
+async def test_H16_asking_again_makes_a_new_key_and_supersedes_what_got_lost(
+    world: World,
+) -> None:
+    csr = b64(make_csr("dev-lost")[1])
+    serials = []
+    for _ in range(2):
+        answer = await world.client.enroll(csr, path=f"{BASE}/generated/serverkeygen")
+        assert answer.status == 200, answer.text
+        found = parse_keygen_response(answer.headers["Content-Type"], answer.body)
+        serials.append(certificate_in(base64.b64encode(found.certificate)).serial_number)
+    assert serials[0] != serials[1]
+    ledger = (await world.stack.exports())["ledger"]
+    revoked = {int(row["serial"], 16): row["revoked"] for row in ledger}
+    assert [revoked[serial] for serial in serials] == [True, False]
+
+
+async def test_H11_an_unknown_key_to_encrypt_with_never_falls_back(world: World) -> None:
+    csr = keygen_csr("dev-sealed", b"nobody-knows")
+    answer = await world.client.enroll(b64(csr), path=f"{BASE}/generated/serverkeygen")
+    assert (answer.status, "keygen.key_unknown" in answer.text) == (400, True)
+
+
+async def test_H8_a_key_sealed_for_a_shared_secret_opens_with_openssl(world: World) -> None:
+    answer = await world.client.enroll(
+        b64(keygen_csr("dev-sealed", b"device-kek")), path=f"{BASE}/generated/serverkeygen"
+    )
+    assert answer.status == 200, answer.text
+    found = parse_keygen_response(answer.headers["Content-Type"], answer.body)
+    assert found.sealed
+    sealed = world.folder / "sealed.der"
+    sealed.write_bytes(found.key)
+    secret, identifier = bytes(range(32)).hex(), b"device-kek".hex()
+    opened = await asyncio.to_thread(
+        subprocess.run,
+        [
+            *("openssl", "cms", "-decrypt", "-inform", "DER", "-in", str(sealed)),
+            *("-secretkey", secret, "-secretkeyid", identifier),
+        ],
+        capture_output=True,
+        check=False,
+    )
+    assert opened.returncode == 0, opened.stderr
+
+
+def keygen_csr(name: str, identifier: bytes) -> bytes:
+    """A CSR that wants its generated key sealed: DecryptKeyIdentifier and SMIMECapabilities."""
+    from estcore.pki import der
+    from estcore.pki.attributes import attribute
+
+    parsed = make_csr(name)[1]
+    info, algorithm, signature = der.children(parsed)
+    version, subject, spki, *_ = der.children(info)
+    wraps = ["2.16.840.1.101.3.4.1.45", "2.16.840.1.101.3.4.1.42"]  # AES-256 wrap, AES-256-CBC
+    capabilities = der.tlv(der.SEQUENCE, *(der.tlv(der.SEQUENCE, der.oid(o)) for o in wraps))
+    attributes = der.tlv(
+        0xA0,
+        attribute("1.2.840.113549.1.9.16.2.37", der.tlv(der.OCTET_STRING, identifier)),
+        attribute("1.2.840.113549.1.9.15", capabilities),
+    )
+    body = der.tlv(der.SEQUENCE, version, subject, spki, attributes)
+    return der.tlv(der.SEQUENCE, body, algorithm, signature)
+
+
+# Limits of a rule.
+
+
+async def test_N4_a_rules_quota_and_lifetime_hold(world: World) -> None:
+    auth = basic("twice", world.stack.twice)
+    for n in range(2):
+        answer = await world.client.request(
+            "POST", f"{BASE}/simpleenroll", b64(make_csr(f"dev-q{n}")[1]), auth=auth
+        )
+        assert answer.status == 200, answer.text
+        leaf = certificate_in(answer.body)
+        life = leaf.not_valid_after_utc - dt.datetime.now(dt.UTC)
+        assert dt.timedelta(days=1, hours=23) < life <= dt.timedelta(days=2)
+    third = await world.client.request(
+        "POST", f"{BASE}/simpleenroll", b64(make_csr("dev-q3")[1]), auth=auth
+    )
+    assert (third.status, "policy.quota" in third.text) == (403, True)
+
+
+# Bodies.
+
+
+async def test_B4_a_lenient_label_takes_pem_and_der(world: World) -> None:
+    key, der = make_csr("dev-pem")
+    pem = x509.load_der_x509_csr(der).public_bytes(Encoding.PEM)
+    for body in (pem, der, pem.replace(b"\n", b"\r\n")):
+        answer = await world.client.enroll(body, path=f"{BASE}/lenient/simpleenroll")
+        assert answer.status == 200, answer.text
+        strict = await world.client.enroll(body, path=f"{BASE}/services/simpleenroll")
+        assert strict.status == 400
+    assert key is not None
+
+
+# What changes while it runs.
+
+
+async def test_K13_a_new_server_certificate_is_served_without_a_restart(world: World) -> None:
+    server = world.stack.layout.ca / "server"
+    before = (server / "server.pem").read_bytes()
+    reader, writer = await world.client.connect()
+    layout = world.stack.layout
+    new = world.folder / "new-server"
+    await world.stack.suite.run(
+        *("ca-signer", "ca", "server-certificate", "--folder", str(layout.ca)),
+        *("--passphrase-file", str(layout.secrets / "ca.passphrase")),
+        *("--out", str(new), "--host", "localhost"),
+    )
+    # First the certificate, then its key: in between the pair is bad and refused.
+    (server / "server.pem").write_bytes((new / "server.pem").read_bytes())
+    await asyncio.sleep(0.7)
+    assert (await served(world)) == serial(before)
+    (server / "server.key").write_bytes((new / "server.key").read_bytes())
+    async with asyncio.timeout(5):
+        while await served(world) == serial(before):
+            await asyncio.sleep(0.1)
+    assert await served(world) == serial((new / "server.pem").read_bytes())
+    # The connection from before the change still answers.
+    writer.write(f"GET {BASE}/cacerts HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+    writer.close()
+    assert load_pem_private_key((server / "server.key").read_bytes(), None)
+
+
+def serial(pem: bytes) -> int:
+    return x509.load_pem_x509_certificates(pem)[0].serial_number
+
+
+async def served(world: World) -> int:
+    _, writer = await world.client.connect()
+    der = writer.get_extra_info("ssl_object").getpeercert(True)
+    writer.close()
+    return x509.load_der_x509_certificate(der).serial_number
+
+
+async def test_a_bad_policy_is_refused_and_the_old_one_stays(world: World) -> None:
+    file = world.stack.layout.config / "policy.yaml"
+    good = file.read_text()
+    file.write_text(good + "\nunknown: true\n")
+    await asyncio.sleep(0.7)
+    assert (await world.client.enroll(b64(make_csr("dev-still")[1]))).status == 200
+    file.write_text(good.replace("  people: {", "  renamed: {").replace("[people, ", "[renamed, "))
+    async with asyncio.timeout(5):
+        while (await world.client.request("GET", f"{BASE}/people/csrattrs")).status != 404:
+            await asyncio.sleep(0.1)
+    file.write_text(good)
