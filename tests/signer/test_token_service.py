@@ -105,6 +105,7 @@ async def service(
 
 
 async def test_a_token_signs_what_a_front_end_asks_for(service: Service) -> None:
+    await service.ready()
     messages = [service.frontend.message() for _ in range(30)]
     for message in messages:
         await service.frontend.send(message)
@@ -119,6 +120,7 @@ async def test_a_token_signs_what_a_front_end_asks_for(service: Service) -> None
 
 async def test_while_the_token_is_away_requests_wait_and_none_is_lost(service: Service) -> None:
     """Not ready, nothing fetched for long; when it is back everything is answered once."""
+    await service.ready()
     service.hsm.vanish()
     try:
         message = service.frontend.message()
