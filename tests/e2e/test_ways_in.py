@@ -98,6 +98,7 @@ class World:
         self.stack, self.maker, self.folder = stack, maker, folder
         self.client = Client(stack)
         self.basic = self.client.basic
+        self.secrets: dict[str, str] = {}
 
     def write(
         self, name: str, pair: tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
@@ -137,13 +138,14 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
     }
     stack = await start_stack(folder / "suite", overrides=overrides, policy=policy)
     config = str(stack.layout.config_file("ca-signer"))
-    stack.twice = (
-        await stack.suite.command(
-            "ca-signer", "secret", "create", "--id", "twice", "--config", config
+    world = World(stack, maker, folder)
+    for name in ("twice", "registrar"):
+        made = await stack.suite.command(
+            "ca-signer", "secret", "create", "--id", name, "--config", config
         )
-    ).strip()
+        world.secrets[name] = made.strip()
     try:
-        yield World(stack, maker, folder)
+        yield world
     finally:
         await stop_stack(stack)
 
@@ -309,6 +311,57 @@ async def test_K8_a_makers_device_gets_its_own_name_and_no_other(world: World) -
         "POST", f"{BASE}/devices/simplereenroll", b64(make_csr("pump-1")[1]), context=context
     )
     assert (renewal.status, "auth.certificate_foreign" in renewal.text) == (403, True)
+
+
+# Registration authorities.
+
+
+async def test_M11_a_registrar_enrolls_and_renews_for_others_within_its_scope(
+    world: World,
+) -> None:
+    key, csr = make_csr("registrar")
+    answer = await world.client.request(
+        "POST",
+        f"{BASE}/registrars/simpleenroll",
+        b64(csr),
+        auth=basic("registrar", world.secrets["registrar"]),
+    )
+    assert answer.status == 200, answer.text
+    leaf = certificate_in(answer.body)
+    usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28") in usage
+    context = world.write("registrar", (leaf, key))
+    ask = world.client.request
+    enroll, renew = f"{BASE}/wards/simpleenroll", f"{BASE}/wards/simplereenroll"
+    nothing = await ask("POST", renew, b64(make_csr("bed-1")[1]), context=context)
+    assert (nothing.status, "registrar.nothing" in nothing.text) == (403, True)
+    first = await ask("POST", enroll, b64(make_csr("bed-1")[1]), context=context)
+    assert first.status == 200, first.text
+    # M14: the predecessor is the subject's, not the registrar's own certificate.
+    for _ in range(2):
+        renewed = await ask("POST", renew, b64(make_csr("bed-1")[1]), context=context)
+        assert renewed.status == 200, renewed.text
+    ledger = (await world.stack.exports())["ledger"]
+    slots = [row["slot_id"] for row in ledger if row["service"] == "ward"]
+    assert len(slots) == 3
+    assert len(set(slots)) == 1
+    outside = await ask("POST", enroll, b64(make_csr("dev-other")[1]), context=context)
+    assert (outside.status, "policy.subject" in outside.text) == (403, True)
+    second = await ask("POST", enroll, b64(make_csr("bed-1")[1]), context=context)
+    assert second.status == 200, second.text
+    ambiguous = await ask("POST", renew, b64(make_csr("bed-1")[1]), context=context)
+    assert (ambiguous.status, "registrar.ambiguous" in ambiguous.text) == (409, True)
+
+
+async def test_M12_a_rule_without_a_certificate_of_profile_ra_gives_no_rights(
+    world: World,
+) -> None:
+    context = await world.enrolled("dev-impostor")
+    for operation in ("simpleenroll", "simplereenroll"):
+        answer = await world.client.request(
+            "POST", f"{BASE}/wards/{operation}", b64(make_csr("bed-9")[1]), context=context
+        )
+        assert answer.status == 403, answer.text
 
 
 # Linking.
@@ -505,7 +558,7 @@ def keygen_csr(name: str, identifier: bytes) -> bytes:
 
 
 async def test_N4_a_rules_quota_and_lifetime_hold(world: World) -> None:
-    auth = basic("twice", world.stack.twice)
+    auth = basic("twice", world.secrets["twice"])
     for n in range(2):
         answer = await world.client.request(
             "POST", f"{BASE}/simpleenroll", b64(make_csr(f"dev-q{n}")[1]), auth=auth

@@ -39,7 +39,6 @@ class Stack:
     suite: LocalSuite
     folder: Path
     secret: str = ""
-    twice: str = ""
     ports: list[int] = field(default_factory=list)
 
     @property

@@ -16,10 +16,11 @@ from nats.aio.msg import Msg
 
 from ca_signer import ceremony
 from ca_signer.announcing import Announcer
+from ca_signer.authority import presented_fingerprint
 from ca_signer.batch import Batch
 from ca_signer.context import Intent
 from ca_signer.cycle import Cycle
-from ca_signer.deciding import decide, presented_fingerprint
+from ca_signer.deciding import decide
 from ca_signer.ledger import Ledger
 from ca_signer.main import SCHEMA, SCRIPTS, authority, publish_state
 from ca_signer.repeats import Repeats

@@ -11,10 +11,12 @@ import asyncpg
 
 from ca_signer import metrics
 from ca_signer.announcing import Announcer, issued_answer, rejected_answer
+from ca_signer.authority import Authority, Candidate, presented_fingerprint
 from ca_signer.context import Intent, Issued, KnownCertificate
 from ca_signer.cycle import Cycle
-from ca_signer.deciding import Authority, Candidate, decide, presented_fingerprint
+from ca_signer.deciding import decide
 from ca_signer.ledger import Ledger
+from ca_signer.registrar import renewed_slots
 from ca_signer.repeats import Answer, Leased, Refuse, Repeats, Resume, Stale, Undelivered
 from estcore.clock import monotonic_s
 from estcore.errors import (
@@ -156,7 +158,7 @@ class Batch:
         routed: dict[str, Item] = {}
         for item in items:
             try:
-                candidates.append(self._decide(item))
+                candidates.append(await self._decide(item))
             except RequestRejected as exc:
                 await self._refuse(item, exc)
             except Unavailable as exc:
@@ -180,11 +182,13 @@ class Batch:
         if caps is not None and self._counted[group] > caps.max_per_minute:
             raise Unavailable(f"group {group} asks too often", code="frontend.rate")
 
-    def _decide(self, item: Item) -> Candidate:
+    async def _decide(self, item: Item) -> Candidate:
         self._count(item.message.group)
         fingerprint = presented_fingerprint(item.message)
         known = self._known.get(fingerprint) if fingerprint else None
-        return decide(item.message, item.delivery.topic, self.authority, known)
+        slots = renewed_slots(item.message, self.authority, known)
+        heads = None if slots is None else await self._ledger.heads(slots)
+        return decide(item.message, item.delivery.topic, self.authority, known, heads)
 
     async def _learn(self, fingerprints: Sequence[bytes]) -> None:
         """Fetch ledger facts not yet known. They never change; revocation is checked apart."""

@@ -31,6 +31,7 @@ from ca_signer.ledger import Ledger
 from estcore.errors import (
     BusUnavailable,
     IssuerUnavailable,
+    KeyStoreUnavailable,
     LedgerUnavailable,
     RequestRejected,
 )
@@ -61,6 +62,7 @@ class Cycle:
 
         Raises:
             BusUnavailable: the audit intent was not confirmed; the leases are released.
+            KeyStoreUnavailable: nothing was stored; the leases are released.
             LedgerUnavailable: the certificates may or may not be stored; redelivery finds out.
             TBSMismatch: the key store gave a wrong signature; nothing was stored.
         """
@@ -70,14 +72,11 @@ class Cycle:
         try:
             # 6. Without a PubAck there is no signature.
             await self._announcer.intents(intents)
-        except BusUnavailable:
+            faults.hit("signer.6.audited")
+            signed = await self._sign(intents)
+        except (BusUnavailable, KeyStoreUnavailable):
             await self._release(intents)
             raise
-        faults.hit("signer.6.audited")
-        signed = []
-        for intent in intents:
-            certificate = await self._sign(intent)
-            signed.append((intent, certificate, sha256(certificate).digest()))
         faults.hit("signer.8.signed")
         # 9. The fence decides whose signature counts.
         stored = await self._ledger.store(signed)
@@ -99,14 +98,20 @@ class Cycle:
             )
         return stored
 
-    async def _sign(self, intent: Intent) -> bytes:
-        issuer = self._issuers.get(intent.issuer_id)
-        if issuer is None:
-            raise IssuerUnavailable(f"issuer {intent.issuer_id} is not here")
-        # 7. Sign. 8. Verify over the recorded bytes, which are the linted ones.
-        signature = await issuer.keystore.sign(intent.tbs)
-        issuer.check_signature(intent.tbs, signature)
-        return assemble(intent.tbs, tbs_signature_algorithm(intent.tbs), signature)
+    async def _sign(self, intents: Sequence[Intent]) -> list[tuple[Intent, bytes, bytes]]:
+        signed = []
+        for issuer_id in dict.fromkeys(i.issuer_id for i in intents):
+            issuer = self._issuers.get(issuer_id)
+            if issuer is None:
+                raise IssuerUnavailable(f"issuer {issuer_id} is not here")
+            own = [i for i in intents if i.issuer_id == issuer_id]
+            # 7. Sign. 8. Verify over the recorded bytes, which are the linted ones.
+            signatures = await issuer.keystore.sign_many([i.tbs for i in own])
+            for intent, signature in zip(own, signatures, strict=True):
+                issuer.check_signature(intent.tbs, signature)
+                certificate = assemble(intent.tbs, tbs_signature_algorithm(intent.tbs), signature)
+                signed.append((intent, certificate, sha256(certificate).digest()))
+        return signed
 
     async def abandon(self, intent: Intent, why: RequestRejected) -> None:
         """Give up an intent that is ours; its serial number is never used again.

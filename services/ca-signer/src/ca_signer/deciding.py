@@ -6,32 +6,21 @@ computed again here from the CSR, our own policy and the ledger's facts.
 
 from __future__ import annotations
 
-import datetime as dt
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
-from hashlib import sha256
+from collections.abc import Sequence
 
-from cryptography import x509
-
-from ca_signer.context import Context, Intent, KnownCertificate
+from ca_signer.authority import Authority, Candidate, live_certificate, parsed
+from ca_signer.building import candidate
+from ca_signer.context import Intent, KnownCertificate
 from ca_signer.keystore import Issuer
-from ca_signer.settings import GroupSettings
-from estcore import ids
-from estcore.clock import Clock
+from ca_signer.registrar import only_head
 from estcore.errors import (
     IssuerUnavailable,
-    LintFailed,
-    NotAuthenticated,
     NotAuthorized,
     ProfileViolation,
 )
-from estcore.messages.audit import Origin
 from estcore.messages.enrollment import EnrollmentRequested
-from estcore.pki.certificate import CertificateTemplate
 from estcore.pki.csr import CertificationRequest, parse_csr
-from estcore.pki.lint import lint
-from estcore.pki.profile import Profile, ProfileSet
+from estcore.pki.profile import Profile
 from estcore.policy.decide import (
     Grant,
     check_names,
@@ -41,63 +30,10 @@ from estcore.policy.decide import (
     grant,
     inherited_rule,
 )
-from estcore.policy.document import PolicyDocument, Rule
-from estcore.policy.identity import enrollment_id
+from estcore.policy.document import Rule
 from estcore.policy.labels import Label
 
 _TOPIC_TOKENS = 5
-
-
-@dataclass(frozen=True)
-class Authority:
-    """What the signer decides with: its own policy, profiles, issuers and group caps."""
-
-    policy: PolicyDocument
-    profiles: ProfileSet
-    issuers: Mapping[str, Issuer]
-    groups: Mapping[str, GroupSettings]
-    clock: Clock
-    sign_within: dt.timedelta
-    templates: dict[tuple[str, str, dt.timedelta], CertificateTemplate] = field(
-        default_factory=dict
-    )
-
-    def template(
-        self, issuer: Issuer, profile: Profile, cap: dt.timedelta | None = None
-    ) -> CertificateTemplate:
-        """Return what issuer and profile fix of a certificate; encoded at first use.
-
-        ``cap`` is the longest lifetime a rule allows.
-        """
-        lifetime = profile.lifetime if cap is None else min(cap, profile.lifetime)
-        key = (issuer.issuer_id, profile.name, lifetime)
-        found = self.templates.get(key)
-        if found is None:
-            capped = profile if cap is None else _capped(profile, lifetime)
-            found = self.templates[key] = CertificateTemplate(capped, issuer.certificate)
-        return found
-
-
-def _capped(profile: Profile, lifetime: dt.timedelta) -> Profile:
-    reaction = min(profile.renewal.reaction_time, lifetime / 3)
-    renewal = profile.renewal.model_copy(update={"reaction_time": reaction})
-    return profile.model_copy(update={"lifetime": lifetime, "renewal": renewal})
-
-
-@dataclass
-class Candidate:
-    """A request that passed the decision, with everything the cycle needs."""
-
-    message: EnrollmentRequested
-    intent: Intent
-    issuer: Issuer
-    window: dt.timedelta
-    max_per_day: int | None = None
-
-    @property
-    def careful(self) -> bool:
-        """It spends something or counts: looked at alone, in a transaction of its own."""
-        return bool(self.message.claims) or self.max_per_day is not None
 
 
 def check_route(topic: str, message: EnrollmentRequested, authority: Authority) -> Label:
@@ -136,23 +72,17 @@ def check_route(topic: str, message: EnrollmentRequested, authority: Authority) 
     return label
 
 
-def presented_fingerprint(message: EnrollmentRequested) -> bytes | None:
-    """Return the SHA-256 of the certificate the client presented, if it did."""
-    certificate = message.principal.certificate
-    return None if certificate is None else _fingerprint(certificate)
-
-
-@lru_cache(maxsize=4096)
-def _fingerprint(certificate: bytes) -> bytes:
-    return sha256(certificate).digest()
-
-
 def decide(
-    message: EnrollmentRequested, topic: str, authority: Authority, known: KnownCertificate | None
+    message: EnrollmentRequested,
+    topic: str,
+    authority: Authority,
+    known: KnownCertificate | None,
+    heads: Sequence[KnownCertificate] | None = None,
 ) -> Candidate:
     """Steps 1 to 4: return the candidate with its TBS built and linted.
 
-    ``known`` are the ledger's facts of the presented certificate.
+    ``known`` are the ledger's facts of the presented certificate; ``heads`` the newest live
+    certificates of the subject where a registrar renews for it (``renewed_slots``).
 
     Raises:
         RequestRejected: the client's fault, with code and reason.
@@ -161,8 +91,10 @@ def decide(
     """
     label = check_route(topic, message, authority)
     request = parse_csr(message.csr)
+    predecessor = None
     if message.operation == "simplereenroll":
-        rule, profile_name, owner = _reenrollment(message, request, authority, label, known)
+        predecessor = known if heads is None else only_head(heads)
+        rule, profile_name, owner = _reenrollment(message, request, authority, label, predecessor)
         priority = label.priority
     else:
         given = _enrollment(message, request, authority, known)
@@ -176,9 +108,9 @@ def decide(
         )
     profile = authority.profiles.get(profile_name)
     check_profile(request, profile)
-    _check_key(request, profile, message, known)
+    _check_key(request, profile, message, predecessor)
     issuer = _live_issuer(authority, label)
-    return _candidate(message, request, authority, issuer, profile, rule, owner, known)
+    return candidate(message, request, authority, issuer, profile, rule, owner, known, predecessor)
 
 
 def _enrollment(
@@ -193,14 +125,16 @@ def _enrollment(
         issuer_id = principal.certificate_issuer
         if issuer_id not in policy.labels[message.label].truststores:
             # A certificate of ours counts as the ledger knows it.
-            issuer_id = _live_certificate(known, authority).issuer_id
+            issuer_id = live_certificate(known, authority).issuer_id
         if principal.method == "certificate":
-            subject = _parsed(principal.certificate).subject
+            subject = parsed(principal.certificate).subject
             name = f"{issuer_id}/"
     rule = find_rule(
         policy, method=principal.method, name=name, claims=principal.claims, subject=subject
     )
     given = grant(policy, rule, message.label, operation=message.operation, claims=principal.claims)
+    if given.rule.registrar:
+        check_registrar(known)
     check_names(request, given.rule.names)
     return given
 
@@ -214,12 +148,12 @@ def _reenrollment(
 ) -> tuple[Rule, str, tuple[str, str]]:
     # Owner, issuer and profile come from the predecessor's row, never from the label: a label
     # that disagrees is refused, so no label upgrades a profile.
-    facts = _live_certificate(known, authority)
+    facts = live_certificate(known, authority)
     if facts.issuer_id != label.issuer or facts.profile not in label.profiles:
         raise NotAuthorized(
             f"label {message.label} does not renew profile {facts.profile}", code="reenroll.label"
         )
-    check_same_identity(request, _parsed(facts.certificate))
+    check_same_identity(request, parsed(facts.certificate))
     rule = inherited_rule(
         authority.policy,
         request,
@@ -229,23 +163,6 @@ def _reenrollment(
         label_name=message.label,
     )
     return rule, facts.profile, (facts.tenant, facts.service)
-
-
-def _live_certificate(known: KnownCertificate | None, authority: Authority) -> KnownCertificate:
-    if known is None:
-        raise NotAuthorized(
-            "the presented certificate is not in the ledger", code="auth.certificate_unknown"
-        )
-    if known.not_after < authority.clock.now():
-        raise NotAuthenticated(
-            "the presented certificate has expired", code="auth.certificate_expired"
-        )
-    return known
-
-
-@lru_cache(maxsize=4096)
-def _parsed(certificate: bytes) -> x509.Certificate:
-    return x509.load_der_x509_certificate(certificate)
 
 
 def _check_key(
@@ -268,113 +185,6 @@ def _live_issuer(authority: Authority, label: Label) -> Issuer:
     if issuer.certificate.not_after <= authority.clock.now():
         raise IssuerUnavailable(f"issuer {label.issuer} has expired", code="issuer.expired")
     return issuer
-
-
-def _candidate(  # noqa: PLR0913, PLR0917 - the decision's parts, joined once
-    message: EnrollmentRequested,
-    request: CertificationRequest,
-    authority: Authority,
-    issuer: Issuer,
-    profile: Profile,
-    rule: Rule,
-    owner: tuple[str, str],
-    known: KnownCertificate | None,
-) -> Candidate:
-    now = authority.clock.now()
-    # 3. Build the TBS.
-    template = authority.template(issuer, profile, rule.max_lifetime)
-    copy = template.build(request, serial_number=ids.new_serial_number(), now=now)
-    # 4. Lint it, so that nothing unlinted is ever real.
-    try:
-        lint(copy, request=request, template=template, now=now)
-    except LintFailed as exc:
-        if exc.code == "lint.not_issuers_key":
-            raise ProfileViolation("this key is the issuer's own", code="key.issuers") from exc
-        raise
-    reenroll = message.operation == "simplereenroll"
-    tenant, service = owner
-    predecessor = known if reenroll else None
-    intent = Intent(
-        issuance_id=ids.uuid7(),
-        enrollment_id=enrollment_id(
-            request,
-            operation=message.operation,
-            tenant=tenant,
-            label=message.label,
-            principal=message.principal.key,
-            predecessor=predecessor.fingerprint if predecessor else b"",
-        ),
-        request_id=message.id,
-        issuer_id=issuer.issuer_id,
-        serial_number=copy.certificate.serial_number,
-        tbs=copy.tbs,
-        tenant=tenant,
-        service=service,
-        profile=profile.name,
-        slot_id=ids.slot_id(
-            tenant, service, issuer.issuer_id, profile.name, request.subject_canonical, request.san
-        ),
-        subject=request.subject_text,
-        san=request.san,
-        spki_sha256=request.spki_sha256,
-        not_before=copy.certificate.not_valid_before_utc,
-        not_after=copy.certificate.not_valid_after_utc,
-        predecessor_sha256=predecessor.fingerprint if predecessor else None,
-        presented_sha256=presented_fingerprint(message),
-        secret_id=message.principal.name if message.principal.method == "secret" else None,
-        sign_before=_sign_before(message, now, authority),
-        context=_context(message, request, authority, template.profile, rule, known),
-    )
-    return Candidate(message, intent, issuer, template.profile.window, rule.max_per_day)
-
-
-def _sign_before(
-    message: EnrollmentRequested, now: dt.datetime, authority: Authority
-) -> dt.datetime:
-    limit = now + authority.sign_within
-    return limit if message.expires_at is None else min(limit, message.expires_at)
-
-
-def _context(
-    message: EnrollmentRequested,
-    request: CertificationRequest,
-    authority: Authority,
-    profile: Profile,
-    rule: Rule,
-    known: KnownCertificate | None,
-) -> Context:
-    reenroll = message.operation == "simplereenroll"
-    return Context(
-        correlation_id=message.correlation_id,
-        traceparent=message.traceparent,
-        operation=message.operation,
-        group=message.group,
-        instance=message.instance,
-        label=message.label,
-        principal=message.principal.key,
-        auth_method=message.principal.method,
-        presented_serial=ids.serial_hex(known.serial_number) if known else None,
-        presented_sha256=known.fingerprint.hex() if known else None,
-        rule=rule.name,
-        policy_version=authority.policy.version,
-        profile_version=f"{profile.name}@{profile.version}#{authority.profiles.version}",
-        priority=rule.priority or profile.priority,
-        key_algorithm=request.key_algorithm,
-        csr_sha256=request.sha256.hex(),
-        origin=Origin(
-            peer=message.origin.peer,
-            tls_version=message.origin.tls_version,
-            tls_cipher=message.origin.tls_cipher,
-            user_agent=message.origin.user_agent,
-        ),
-        predecessor_serial=ids.serial_hex(known.serial_number) if known and reenroll else None,
-        predecessor_id=known.issuance_id if known and reenroll else None,
-        same_key=bool(reenroll and known and known.spki_sha256 == request.spki_sha256),
-        mode=profile.renewal.mode,
-        reaction_time_s=int(profile.renewal.reaction_time.total_seconds()),
-        overlap_s=int(profile.renewal.overlap.total_seconds()),
-        spread=profile.renewal.spread,
-    )
 
 
 def still_allowed(intent: Intent, authority: Authority) -> None:

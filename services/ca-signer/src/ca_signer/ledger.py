@@ -113,9 +113,18 @@ order by issued_at limit $2"""
 _IN_WINDOW = f"""select {INTENT_COLUMNS}, certificate, issued_at from issuance
 where state = 'issued' and issued_at >= $1 and issued_at < $2 order by issued_at"""
 
-_KNOWN = """select issuance_id, certificate_sha256, issuer_id, serial_number, tenant, service,
-  profile, slot_id, spki_sha256, not_after, certificate
+_FACTS = """issuance_id, certificate_sha256, issuer_id, serial_number, tenant, service,
+  profile, slot_id, spki_sha256, not_after, certificate"""
+
+_KNOWN = f"""select {_FACTS}
 from issuance where certificate_sha256 = any($1::bytea[]) and certificate is not null"""
+
+_HEADS = f"""select {_FACTS} from issuance i
+where slot_id = any($1::uuid[]) and state = 'issued' and revoked_at is null and not_after > now()
+  and not exists (select 1 from issuance s where s.slot_id = i.slot_id
+    and s.predecessor_sha256 = i.certificate_sha256 and s.state = 'issued'
+    and s.revoked_at is null)
+limit 2"""
 
 
 @dataclass(frozen=True)
@@ -170,22 +179,13 @@ class Ledger:
         """Return the ledger's facts of certificates by SHA-256; unknown ones are left out."""
         async with self.database.connection() as connection:
             rows = await connection.fetch(_KNOWN, list(fingerprints))
-        return [
-            KnownCertificate(
-                issuance_id=str(row["issuance_id"]),
-                fingerprint=row["certificate_sha256"],
-                issuer_id=row["issuer_id"],
-                serial_number=int.from_bytes(row["serial_number"], "big"),
-                tenant=row["tenant"],
-                service=row["service"],
-                profile=row["profile"],
-                slot_id=str(row["slot_id"]),
-                spki_sha256=row["spki_sha256"],
-                not_after=row["not_after"],
-                certificate=row["certificate"],
-            )
-            for row in rows
-        ]
+        return [_facts(row) for row in rows]
+
+    async def heads(self, slots: Sequence[str]) -> list[KnownCertificate]:
+        """Return live certificates of the slots that nothing has succeeded yet; two at most."""
+        async with self.database.connection() as connection:
+            rows = await connection.fetch(_HEADS, list(slots))
+        return [_facts(row) for row in rows]
 
     async def take_over(self, limit: int) -> list[TakenOver]:
         """Take intents whose lease has run out, each under a new fence."""
@@ -283,6 +283,22 @@ async def insert_intents(
             raise SerialNumberReused("a serial number was used before") from exc
         raise
     return {str(row["issuance_id"]) for row in rows}
+
+
+def _facts(row: asyncpg.Record) -> KnownCertificate:
+    return KnownCertificate(
+        issuance_id=str(row["issuance_id"]),
+        fingerprint=row["certificate_sha256"],
+        issuer_id=row["issuer_id"],
+        serial_number=int.from_bytes(row["serial_number"], "big"),
+        tenant=row["tenant"],
+        service=row["service"],
+        profile=row["profile"],
+        slot_id=str(row["slot_id"]),
+        spki_sha256=row["spki_sha256"],
+        not_after=row["not_after"],
+        certificate=row["certificate"],
+    )
 
 
 def _intent_row(intent: Intent) -> tuple[object, ...]:

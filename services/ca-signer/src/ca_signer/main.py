@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca_signer import export
 from ca_signer.announcing import SERVICE, Announcer
+from ca_signer.authority import Authority
 from ca_signer.batch import Batch
 from ca_signer.cycle import Cycle
-from ca_signer.deciding import Authority
 from ca_signer.keystore import Issuer, load_issuers, tokens_of
 from ca_signer.ledger import Ledger
 from ca_signer.repeats import Repeats

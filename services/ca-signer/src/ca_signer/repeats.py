@@ -12,8 +12,8 @@ from uuid import UUID
 import asyncpg
 
 from ca_signer.announcing import Refusal
+from ca_signer.authority import Candidate
 from ca_signer.context import Intent, Issued
-from ca_signer.deciding import Candidate
 from ca_signer.ledger import INTENT_COLUMNS, Ledger, insert_intents, intent_of
 from estcore.errors import Conflict, NotAuthenticated, NotAuthorized, RequestRejected, rejection
 from estcore.messages.envelope import decode, encode

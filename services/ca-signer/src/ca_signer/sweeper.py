@@ -7,9 +7,10 @@ import logging
 
 from ca_signer import metrics
 from ca_signer.announcing import Announcer
+from ca_signer.authority import Authority
 from ca_signer.context import Intent
 from ca_signer.cycle import Cycle
-from ca_signer.deciding import Authority, still_allowed
+from ca_signer.deciding import still_allowed
 from ca_signer.ledger import Ledger, TakenOver
 from ca_signer.repeats import Repeats
 from estcore.clock import monotonic_s

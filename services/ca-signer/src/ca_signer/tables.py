@@ -86,6 +86,7 @@ issuance = Table(
         postgresql_where="state = 'issued' and announced_at is null",
     ),
     Index("issuance_fingerprint", "certificate_sha256", postgresql_where="certificate is not null"),
+    Index("issuance_slot", "slot_id"),
     Index("issuance_owner", "tenant", "service", "created_at"),
     Index("issuance_issued_at", "issued_at", postgresql_using="brin"),
     postgresql_with={"fillfactor": "80"},

@@ -32,6 +32,7 @@ from estcore.pki.profile import Profile
 EKU_OIDS = {
     "server_auth": ExtendedKeyUsageOID.SERVER_AUTH,
     "client_auth": ExtendedKeyUsageOID.CLIENT_AUTH,
+    "cmc_ra": x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28"),
 }
 _CURVE_HASHES: dict[int, type[hashes.SHA256 | hashes.SHA384 | hashes.SHA512]] = {
     256: hashes.SHA256,

@@ -25,7 +25,7 @@ KeyAlgorithm = Literal[
 KeyUsageName = Literal[
     "digital_signature", "key_encipherment", "key_agreement", "content_commitment"
 ]
-ExtendedKeyUsageName = Literal["server_auth", "client_auth"]
+ExtendedKeyUsageName = Literal["server_auth", "client_auth", "cmc_ra"]
 SubjectAttribute = Literal["CN", "O", "OU", "C", "ST", "L", "serialNumber", "DC", "UID"]
 SANKind = Literal["dns", "ip", "uri", "email"]
 

@@ -1,4 +1,4 @@
-"""Issuances by owner, for quotas and for looking them up."""
+"""Issuances by owner, for quotas, and by slot, for registrars; both to look them up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ depends_on = None
 
 def upgrade() -> None:
     op.create_index("issuance_owner", "issuance", ["tenant", "service", "created_at"])
+    op.create_index("issuance_slot", "issuance", ["slot_id"])
 
 
 def downgrade() -> None:
+    op.drop_index("issuance_slot", "issuance")
     op.drop_index("issuance_owner", "issuance")

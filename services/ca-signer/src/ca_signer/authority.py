@@ -1,0 +1,108 @@
+"""What a signer decides with, and what it knows of presented certificates."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import sha256
+
+from cryptography import x509
+
+from ca_signer.context import Intent, KnownCertificate
+from ca_signer.keystore import Issuer
+from ca_signer.settings import GroupSettings
+from estcore.clock import Clock
+from estcore.errors import NotAuthenticated, NotAuthorized
+from estcore.messages.enrollment import EnrollmentRequested
+from estcore.pki.certificate import CertificateTemplate
+from estcore.pki.profile import Profile, ProfileSet
+from estcore.policy.document import PolicyDocument
+
+
+@dataclass(frozen=True)
+class Authority:
+    """What the signer decides with: its own policy, profiles, issuers and group caps."""
+
+    policy: PolicyDocument
+    profiles: ProfileSet
+    issuers: Mapping[str, Issuer]
+    groups: Mapping[str, GroupSettings]
+    clock: Clock
+    sign_within: dt.timedelta
+    templates: dict[tuple[str, str, dt.timedelta], CertificateTemplate] = field(
+        default_factory=dict
+    )
+
+    def template(
+        self, issuer: Issuer, profile: Profile, cap: dt.timedelta | None = None
+    ) -> CertificateTemplate:
+        """Return what issuer and profile fix of a certificate; encoded at first use.
+
+        ``cap`` is the longest lifetime a rule allows.
+        """
+        lifetime = profile.lifetime if cap is None else min(cap, profile.lifetime)
+        key = (issuer.issuer_id, profile.name, lifetime)
+        found = self.templates.get(key)
+        if found is None:
+            capped = profile if cap is None else _capped(profile, lifetime)
+            found = self.templates[key] = CertificateTemplate(capped, issuer.certificate)
+        return found
+
+
+def _capped(profile: Profile, lifetime: dt.timedelta) -> Profile:
+    reaction = min(profile.renewal.reaction_time, lifetime / 3)
+    renewal = profile.renewal.model_copy(update={"reaction_time": reaction})
+    return profile.model_copy(update={"lifetime": lifetime, "renewal": renewal})
+
+
+@dataclass
+class Candidate:
+    """A request that passed the decision, with everything the cycle needs."""
+
+    message: EnrollmentRequested
+    intent: Intent
+    issuer: Issuer
+    window: dt.timedelta
+    max_per_day: int | None = None
+
+    @property
+    def careful(self) -> bool:
+        """It spends something or counts: looked at alone, in a transaction of its own."""
+        return bool(self.message.claims) or self.max_per_day is not None
+
+
+def presented_fingerprint(message: EnrollmentRequested) -> bytes | None:
+    """Return the SHA-256 of the certificate the client presented, if it did."""
+    certificate = message.principal.certificate
+    return None if certificate is None else _fingerprint(certificate)
+
+
+@lru_cache(maxsize=4096)
+def _fingerprint(certificate: bytes) -> bytes:
+    return sha256(certificate).digest()
+
+
+@lru_cache(maxsize=4096)
+def parsed(certificate: bytes) -> x509.Certificate:
+    """Return a certificate of the ledger, parsed once."""
+    return x509.load_der_x509_certificate(certificate)
+
+
+def live_certificate(known: KnownCertificate | None, authority: Authority) -> KnownCertificate:
+    """Return the facts of a presented certificate that may act now.
+
+    Raises:
+        NotAuthorized: the ledger does not know it.
+        NotAuthenticated: it has expired.
+    """
+    if known is None:
+        raise NotAuthorized(
+            "the presented certificate is not in the ledger", code="auth.certificate_unknown"
+        )
+    if known.not_after < authority.clock.now():
+        raise NotAuthenticated(
+            "the presented certificate has expired", code="auth.certificate_expired"
+        )
+    return known
