@@ -12,7 +12,7 @@ from ca_signer.authority import Authority, Candidate, live_certificate, parsed
 from ca_signer.building import candidate
 from ca_signer.context import Intent, KnownCertificate
 from ca_signer.keystore import Issuer
-from ca_signer.registrar import only_head
+from ca_signer.registrar import check_registrar, only_head
 from estcore.errors import (
     IssuerUnavailable,
     NotAuthorized,
