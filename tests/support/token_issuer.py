@@ -12,6 +12,7 @@ import datetime as dt
 import functools
 import ipaddress
 import json
+import os
 import ssl
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -37,6 +38,7 @@ from cryptography.x509.oid import NameOID
 from est_frontend.tokens.jwks import KeySource
 from est_frontend.tokens.settings import TokenIssuerSettings
 from est_frontend.tokens.validate import TokenValidator
+from estcore.clock import Clock
 from estcore.errors import NotAuthenticated
 from estcore.testing.clock import FakeClock
 
@@ -120,7 +122,7 @@ def compact(
     return f"{signed}.{b64(sign(signed.encode()))}"
 
 
-def now_s(clock: FakeClock) -> int:
+def now_s(clock: Clock) -> int:
     return int(clock.now().timestamp())
 
 
@@ -276,3 +278,22 @@ async def until_true(condition: Callable[[], bool], *, timeout_s: float = 10) ->
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+def dpop_proof(
+    key_name: str, token: str | None, url: str, clock: Clock, *, method: str = "POST",
+    header: dict[str, Any] | None = None, **changes: Any,
+) -> str:  # fmt: skip
+    """A proof of RFC 9449 by the key of that name; keyword arguments change one thing."""
+    key = private_key(key_name)
+    algorithm = ALGORITHM_OF[key_name.partition("-")[0]]
+    head = {"typ": "dpop+jwt", "alg": algorithm, "jwk": jwk(key)} | (header or {})
+    claims = {"jti": os.urandom(8).hex(), "htm": method, "htu": url, "iat": now_s(clock)}
+    if token is not None:
+        claims["ath"] = b64(sha256(token.encode()).digest())
+    kept = {k: v for k, v in (claims | changes).items() if v is not None}
+    return compact(
+        {k: v for k, v in head.items() if v is not None},
+        kept,
+        lambda data: signature(key, data, pss=key_name.startswith("pss")),
+    )
