@@ -39,10 +39,12 @@ from e2e_stack import (
 )
 from raw_client import BASE, Client, b64
 
-from est_frontend.digest import verifier
 from est_frontend.users import HASHER
+from estclient.client import ESTClient
+from estcore.errors import ConfigurationError
 from estcore.est.csr_demands import csr_builder
 from estcore.est.csrattrs import parse_csrattrs
+from estcore.est.http_digest import verifier
 from estcore.est.keygen_response import parse_keygen_response
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
@@ -585,6 +587,47 @@ async def test_B4_a_lenient_label_takes_pem_and_der(world: World) -> None:
         strict = await world.client.enroll(body, path=f"{BASE}/services/simpleenroll")
         assert strict.status == 400
     assert key is not None
+
+
+# The first trust.
+
+
+async def test_C10_bootstrap_pins_the_root_after_comparison(world: World) -> None:
+    out = world.folder / "pinned.pem"
+    url = f"https://localhost:{world.stack.layout.ports.est}"
+    root = world.stack.layout.root_file
+    shown = subprocess.run(
+        ["openssl", "x509", "-in", str(root), "-noout", "-fingerprint", "-sha256"],
+        capture_output=True,
+        check=True,
+    )
+    fingerprint = shown.stdout.decode().strip().partition("=")[2]
+    common = ("bootstrap", "--url", url, "--out", str(out), "--fingerprint")
+    wrong = fingerprint.replace(fingerprint[0], "0" if fingerprint[0] != "0" else "1", 1)
+    with pytest.raises(ConfigurationError, match=r"bootstrap\.fingerprint"):
+        await world.stack.suite.run("estctl", *common, wrong)
+    assert not out.exists()
+    told = await world.stack.suite.run("estctl", *common, fingerprint)
+    assert fingerprint in told
+    pinned = x509.load_pem_x509_certificate(out.read_bytes())
+    assert pinned == x509.load_pem_x509_certificate(root.read_bytes())
+
+
+async def test_our_own_client_follows_csrattrs_and_gets_generated_keys(world: World) -> None:
+    url = f"https://localhost:{world.stack.layout.ports.est}"
+    trust = world.stack.layout.root_file
+    secret = ("load", world.stack.secret)
+    client = ESTClient(url, trust=trust, label="services", secret=secret)
+    demands = await client.csrattrs()
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "dev-follows")])
+    enrolled = await client.simpleenroll(csr_builder(demands, subject=subject).sign(key, SHA256()))
+    assert same_key(enrolled.certificate, key)
+    assert (await ESTClient(url, trust=trust, label="open").csrattrs()).empty
+    maker = ESTClient(url, trust=trust, label="generated", secret=secret)
+    made = await maker.serverkeygen(make_csr("dev-ours")[1])
+    generated = load_der_private_key(made.key, None)
+    assert same_key(certificate_in(base64.b64encode(made.certificate)), generated)
 
 
 # What changes while it runs.

@@ -27,10 +27,13 @@ from estclient.errors import AnswerInvalid, ServerAway, ServerRefused, StillPend
 from estcore.clock import Clock, SystemClock, monotonic_s
 from estcore.errors import ConfigurationError, MalformedRequest
 from estcore.est.certs_only import read_certs_only
+from estcore.est.csrattrs import CSRDemands, parse_csrattrs
+from estcore.est.keygen_response import KeygenResponse, parse_keygen_response
 from estcore.est.paths import PREFIX
 from estcore.pki.keys import spki_der
 
 _PKCS10 = "application/pkcs10"
+_NOTHING_DEMANDED = frozenset({404, 501})
 _LATER = frozenset({429, 500, 502, 503, 504})
 _MAX_BODY = 1 << 20
 _TEXT_LIMIT = 500
@@ -67,6 +70,7 @@ class _Answer:
     body: bytes
     retry_after_s: float | None
     correlation_id: str | None
+    content_type: str
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,13 @@ class _Request:
 class ESTClient:
     """Speaks EST to one or more front ends of a suite.
 
-    Authenticates by client certificate (``credential``: chain file and key file) or by HTTP
-    Basic over TLS (``secret``: user and secret). ``trust`` is a PEM file or PEM text with the
-    CA certificates that may vouch for the server; the system's are never used.
+    Authenticates by client certificate (``credential``: chain file and key file), by HTTP Basic
+    over TLS (``secret``: user and secret) or by an access token (``token``). ``trust`` is a PEM
+    file or PEM text with the CA certificates that may vouch for the server; the system's are
+    never used.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one word per way to say who asks
         self,
         base_url: str | Sequence[str],
         *,
@@ -94,6 +99,7 @@ class ESTClient:
         label: str | None = None,
         credential: tuple[Path, Path] | None = None,
         secret: tuple[str, str] | None = None,
+        token: str | None = None,
         limits: Limits | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -101,6 +107,8 @@ class ESTClient:
         self._prefix = f"{PREFIX}/{label}" if label else PREFIX
         self._context = tls_context(trust, credential)
         self._authorization = _basic(*secret) if secret else None
+        if token is not None:
+            self._authorization = f"Bearer {token}"
         self._limits = limits or Limits()
         self._timeout = aiohttp.ClientTimeout(total=self._limits.timeout_s)
         self._clock = clock or SystemClock()
@@ -112,7 +120,7 @@ class ESTClient:
             ServerRefused, ServerAway, AnswerInvalid: see ``estclient.errors``.
         """
         answer = await self._exchange(_Request("cacerts"))
-        return _certificates(answer)
+        return certificates_in(answer.body)
 
     async def simpleenroll(self, csr: bytes | x509.CertificateSigningRequest) -> Enrolled:
         """Return a first certificate for the request (RFC 7030 section 4.2.1).
@@ -130,6 +138,42 @@ class ESTClient:
         """
         return await self._enroll("simplereenroll", csr)
 
+    async def csrattrs(self) -> CSRDemands:
+        """Return what a CSR must have here; nothing in particular where the server says nothing.
+
+        RFC 7030 section 4.5 and RFC 9908; ``estcore.est.csr_demands.csr_builder`` makes the CSR.
+
+        Raises:
+            ServerRefused, ServerAway, AnswerInvalid: see ``estclient.errors``.
+        """
+        try:
+            answer = await self._exchange(_Request("csrattrs", accept="application/csrattrs"))
+        except ServerRefused as exc:
+            if exc.status in _NOTHING_DEMANDED:
+                return CSRDemands()
+            raise
+        if answer.status == 204:  # noqa: PLR2004 - RFC 7030 section 4.5.2
+            return CSRDemands()
+        try:
+            return parse_csrattrs(_decoded(answer.body))
+        except MalformedRequest as exc:
+            raise AnswerInvalid(exc.reason) from exc
+
+    async def serverkeygen(self, csr: bytes | x509.CertificateSigningRequest) -> KeygenResponse:
+        """Return a key made by the server, and its certificate (RFC 7030 section 4.4).
+
+        Raises:
+            ServerRefused, ServerAway, StillPending, AnswerInvalid: see ``estclient.errors``.
+        """
+        der = csr if isinstance(csr, bytes) else csr.public_bytes(Encoding.DER)
+        body = base64.b64encode(der) + b"\n"
+        request = _Request("serverkeygen", "POST", body, _PKCS10, "multipart/mixed")
+        answer = await self._patiently(request)
+        try:
+            return parse_keygen_response(answer.content_type, answer.body)
+        except MalformedRequest as exc:
+            raise AnswerInvalid(exc.reason) from exc
+
     async def rotation_ack(self, jws: str) -> None:
         """Send the proof that the service uses its new certificate.
 
@@ -146,19 +190,23 @@ class ESTClient:
         der = csr if isinstance(csr, bytes) else csr.public_bytes(Encoding.DER)
         key = spki_der(x509.load_der_x509_csr(der).public_key())
         request = _Request(operation, "POST", base64.b64encode(der) + b"\n", _PKCS10)
+        answer = await self._patiently(request)
+        for certificate in certificates_in(answer.body):
+            if spki_der(certificate.public_key()) == key:
+                return Enrolled(certificate, answer.correlation_id)
+        raise AnswerInvalid("no certificate for the requested key", code="client.another_key")
+
+    async def _patiently(self, request: _Request) -> _Answer:
+        """Repeat a request while the server says 202 (RFC 7030 section 4.2.3)."""
         until = monotonic_s() + self._limits.pending_limit_s
         while True:
             answer = await self._exchange(request)
-            if answer.status != 202:  # noqa: PLR2004 - RFC 7030 section 4.2.3
-                break
+            if answer.status != 202:  # noqa: PLR2004
+                return answer
             pause = answer.retry_after_s if answer.retry_after_s is not None else _DEFAULT_RETRY_S
             if monotonic_s() + pause > until:
                 raise StillPending("the request still waits for approval")
             await asyncio.sleep(max(pause, 0.1))
-        for certificate in _certificates(answer):
-            if spki_der(certificate.public_key()) == key:
-                return Enrolled(certificate, answer.correlation_id)
-        raise AnswerInvalid("no certificate for the requested key", code="client.another_key")
 
     async def _exchange(self, request: _Request) -> _Answer:
         """Return the first final answer, trying every URL in turn, several times."""
@@ -203,12 +251,13 @@ class ESTClient:
                 allow_redirects=False,
             ) as response,
         ):
-            body = await response.content.read(_MAX_BODY)
+            body = await read_limited(response, _MAX_BODY)
             return _Answer(
                 response.status,
                 body,
                 self._retry_after(response.headers.get("Retry-After")),
                 response.headers.get("X-Correlation-ID"),
+                response.headers.get("Content-Type", ""),
             )
 
     def _retry_after(self, text: str | None) -> float | None:
@@ -221,6 +270,22 @@ class ESTClient:
         except ValueError:
             return None
         return max((moment - self._clock.now()).total_seconds(), 0)
+
+
+async def read_limited(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """Return the whole body, however it is cut into pieces.
+
+    Raises:
+        AnswerInvalid: more than ``limit`` bytes.
+    """
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise AnswerInvalid(f"the answer has more than {limit} bytes")
+    return b"".join(parts)
 
 
 def tls_context(trust: Path | bytes, credential: tuple[Path, Path] | None) -> ssl.SSLContext:
@@ -257,10 +322,22 @@ def _text(body: bytes) -> str:
     return " ".join(body[:_TEXT_LIMIT].decode("utf-8", "replace").split())
 
 
-def _certificates(answer: _Answer) -> list[x509.Certificate]:
-    """Read base64 or plain DER of certs-only CMS; the content type is not insisted on."""
+def _decoded(body: bytes) -> bytes:
+    """Read base64 or plain DER; the content type is not insisted on."""
     try:
-        der = binascii.a2b_base64(answer.body) if answer.body[:1] != b"\x30" else answer.body
+        return binascii.a2b_base64(body) if body[:1] != b"\x30" else body
+    except binascii.Error as exc:
+        raise AnswerInvalid("the answer is not base64") from exc
+
+
+def certificates_in(body: bytes) -> list[x509.Certificate]:
+    """Return the certificates of a certs-only answer.
+
+    Raises:
+        AnswerInvalid: it is none.
+    """
+    try:
+        der = _decoded(body)
         return [x509.load_der_x509_certificate(c) for c in read_certs_only(der)]
     except (MalformedRequest, ValueError) as exc:
         raise AnswerInvalid("the answer holds no certificates") from exc

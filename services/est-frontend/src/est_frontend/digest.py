@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from est_frontend.users import Users
 from estcore.clock import Clock
 from estcore.errors import NotAuthenticated
+from estcore.est.http_digest import DIGESTS, digest
 
 _NONCE_S = 300
 _NONCE_BYTES = 8 + 8 + 16
-_ALGORITHMS = {"MD5": hashlib.md5, "SHA-256": hashlib.sha256}
 _PARAMETER = re.compile(r'\s*([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",]+))\s*(?:,|$)')
 _LIMIT = 2048
 _NEEDED = ("username", "realm", "nonce", "uri", "response", "qop", "nc", "cnonce")
@@ -68,7 +68,7 @@ class DigestVerifier:
         """
         given = _parameters(credentials)
         name = given.get("algorithm", "MD5")
-        if any(part not in given for part in _NEEDED) or name not in _ALGORITHMS:
+        if any(part not in given for part in _NEEDED) or name not in DIGESTS:
             raise _refused("the Digest credentials are malformed", "auth.digest")
         if (
             given["realm"] != self._realm
@@ -100,19 +100,10 @@ class DigestVerifier:
             raise _refused("the nonce is too old, use the new one", "auth.digest_nonce")
 
 
-def verifier(user: str, realm: str, password: str, algorithm: str) -> str:
-    """Return HA1 (RFC 7616 section 3.4.2) in hexadecimal: as good as the password; keep it so."""
-    return _hash(algorithm, f"{user}:{realm}:{password}")
-
-
 def _response(algorithm: str, verifier_: str, method: str, given: dict[str, str]) -> str:
-    second = _hash(algorithm, f"{method}:{given['uri']}")
+    second = digest(algorithm, f"{method}:{given['uri']}")
     middle = ":".join((given["nonce"], given["nc"], given["cnonce"], "auth"))
-    return _hash(algorithm, f"{verifier_}:{middle}:{second}")
-
-
-def _hash(algorithm: str, text: str) -> str:
-    return _ALGORITHMS[algorithm](text.encode(), usedforsecurity=False).hexdigest()
+    return digest(algorithm, f"{verifier_}:{middle}:{second}")
 
 
 def _parameters(credentials: str) -> dict[str, str]:

@@ -1,0 +1,135 @@
+"""Which rule decides, and why: for operators, never for clients.
+
+Asks the very functions that decide, so the answer cannot differ from the decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cryptography import x509
+
+from estcore.errors import RequestRejected
+from estcore.pki.csr import CertificationRequest
+from estcore.pki.names import canonical_name
+from estcore.pki.profile import ProfileSet
+from estcore.policy.decide import (
+    check_names,
+    check_profile,
+    find_rule,
+    grant,
+    label_named,
+)
+from estcore.policy.document import PolicyDocument, Rule
+from estcore.policy.templates import ClaimValue, claim_matches
+
+
+@dataclass(frozen=True)
+class Question:
+    """Who would ask for what. ``name`` is as in ``find_rule``."""
+
+    method: str
+    name: str
+    label: str | None
+    operation: str = "simpleenroll"
+    claims: Mapping[str, ClaimValue] = field(default_factory=dict)
+    subject: x509.Name | None = None
+    with_certificate: bool = False
+    csr: CertificationRequest | None = None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The decision and the steps that led to it, one line each."""
+
+    allowed: bool
+    steps: tuple[str, ...]
+
+
+def explain(
+    policy: PolicyDocument, question: Question, profiles: ProfileSet | None = None
+) -> Explanation:
+    """Return what would be decided by this policy, and by which rule."""
+    steps = [f"policy {policy.version}"]
+    try:
+        _walk(policy, question, profiles, steps)
+    except RequestRejected as exc:
+        steps.append(f"refused: {exc.reason} [{exc.code}]")
+        return Explanation(allowed=False, steps=tuple(steps))
+    steps.append("allowed")
+    return Explanation(allowed=True, steps=tuple(steps))
+
+
+def _walk(
+    policy: PolicyDocument, question: Question, profiles: ProfileSet | None, steps: list[str]
+) -> None:
+    found = label_named(policy, question.label)
+    if found is None:
+        raise RequestRejected(f"there is no label {question.label}", code="request.not_found")
+    name, label = found
+    steps.append(f"label {name}: issuer {label.issuer}, profiles {', '.join(label.profiles)}")
+    if not label.accepts(question.method, with_certificate=question.with_certificate):
+        raise RequestRejected(
+            f"label {name} accepts {', '.join(label.authentication)}, not {question.method}",
+            code="auth.required",
+        )
+    if question.operation not in label.operations:
+        raise RequestRejected(
+            f"label {name} does not offer {question.operation}", code="request.not_implemented"
+        )
+    steps += _why_not(policy, question)
+    rule = find_rule(
+        policy,
+        method=question.method,
+        name=question.name,
+        claims=question.claims,
+        subject=question.subject,
+    )
+    given = grant(policy, rule, name, operation=question.operation, claims=question.claims)
+    owner = f"{given.rule.owner.tenant}/{given.rule.owner.service}"
+    steps.append(f"rule {given.rule.name}: owner {owner}, profile {given.profile}")
+    steps += _conditions(given.rule)
+    if question.csr is not None:
+        check_names(question.csr, given.rule.names)
+        steps.append(f"names are allowed: {question.csr.subject_text}")
+        if profiles is not None:
+            check_profile(question.csr, profiles.get(given.profile))
+            steps.append(f"profile {given.profile} takes the key and the names")
+
+
+def _conditions(rule: Rule) -> list[str]:
+    found = []
+    if rule.approval:
+        found.append("an operator has to approve")
+    if rule.max_per_day is not None:
+        found.append(f"at most {rule.max_per_day} certificates in 24 hours")
+    if rule.max_lifetime is not None:
+        found.append(f"at most {rule.max_lifetime} valid")
+    if rule.registrar:
+        found.append("may act for others, with a certificate of profile ra")
+    return found
+
+
+def _why_not(policy: PolicyDocument, question: Question) -> list[str]:
+    """Say of rules of the same kind why they do not match; the first that matches ends it."""
+    steps = []
+    for rule in policy.rules:
+        match = rule.principal
+        if question.method == "token" and match.token is not None:
+            if match.token.issuer != question.name.partition("/")[0]:
+                steps.append(f"rule {rule.name}: for tokens of {match.token.issuer}")
+                continue
+            missing = [
+                path
+                for path, wanted in match.token.claims.items()
+                if not claim_matches(question.claims.get(path), wanted)
+            ]
+            if not missing:
+                break
+            steps.append(f"rule {rule.name}: claim {', '.join(missing)} differs")
+        elif question.method == "certificate" and match.certificate_subject is not None:
+            shown = canonical_name(question.subject) if question.subject is not None else ""
+            wanted = f"{match.certificate_issuer}/{match.certificate_subject}"
+            steps.append(f"rule {rule.name}: for {wanted}, asked by {question.name}{shown}")
+    return steps
