@@ -28,6 +28,8 @@ _KEYCLOAK_TYPES = ("Bearer", "DPoP")
 # OpenID Connect puts these into ID and logout tokens only.
 _NOT_IN_ACCESS_TOKENS = ("nonce", "at_hash", "c_hash", "s_hash", "events")
 _BINDINGS = ("x5t#S256", "jkt")
+# What IANA has registered as confirmation methods.
+_CONFIRMATIONS = {"jwk", "jwe", "kid", "jku", "x5t#S256", "osc", "jkt"}
 _THUMBPRINT = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
@@ -222,13 +224,13 @@ def _check_binding(payload: Mapping[str, Any]) -> None:
     if "cnf" not in payload:
         return
     confirmation = payload["cnf"]
-    # Bound to two things at once would mean that one of them is not looked at.
-    if not isinstance(confirmation, dict) or len(confirmation) != 1:
+    # Bound to two things at once would mean that one of them is not looked at. Members that bind
+    # to nothing are ignored (RFC 7800 section 3.1); Keycloak adds "kc-jkt-type".
+    ways = _CONFIRMATIONS & confirmation.keys() if isinstance(confirmation, dict) else set()
+    way = ways.pop() if len(ways) == 1 else None
+    if way not in _BINDINGS or not isinstance(confirmation[way], str):
         raise refuse("the token is bound in a way not known here", "auth.token_claims")
-    ((way, thumbprint),) = confirmation.items()
-    if way not in _BINDINGS or not isinstance(thumbprint, str):
-        raise refuse("the token is bound in a way not known here", "auth.token_claims")
-    if not _THUMBPRINT.fullmatch(thumbprint):
+    if not _THUMBPRINT.fullmatch(confirmation[way]):
         raise refuse("the token's binding is not a SHA-256 thumbprint", "auth.token_claims")
 
 
