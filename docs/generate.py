@@ -31,7 +31,8 @@ from audit.settings import Settings as AuditSettings
 from ca_signer.settings import SignerSettings
 from est_frontend.settings import FrontendSettings
 from estclient.agent_settings import AgentSettings
-from estcore.messages import audit, enrollment, events, permissions, state, topics
+from estclient.operator_settings import OperatorSettings
+from estcore.messages import audit, commands, enrollment, events, permissions, state, topics
 from estcore.messages.envelope import Part
 from estcore.pki.durations import format_duration
 from estcore.pki.profile import Profile
@@ -187,6 +188,7 @@ def settings_page() -> str:
         _settings_table("est-renewal", RenewalSettings, "EST_RENEWAL"),
         _settings_table("est-audit", AuditSettings, "EST_AUDIT"),
         _settings_table("Renewal agent (`estctl agent`)", AgentSettings, "EST_AGENT"),
+        _settings_table("Operators (`estctl cert`, `estctl requests`)", OperatorSettings, "ESTCTL"),
         _settings_table("Policy file", PolicyDocument, None),
         _settings_table("Profiles file", Profile, None, place="profiles[]."),
     ]
@@ -248,7 +250,7 @@ def metrics_page() -> str:
 TOPICS: list[dict[str, str]] = _WRITTEN["topics"]
 """Every topic of the suite: who publishes, who reads, what it carries."""
 
-_MODULES = (enrollment, events, state, audit)
+_MODULES = (enrollment, events, commands, state, audit)
 
 
 def messages() -> list[type[Part]]:
@@ -338,6 +340,7 @@ def _permissions() -> list[str]:
         "est-renewal": permissions.renewal(),
         "est-audit": permissions.audit(),
         "`migrate` of any service": permissions.provisioner(),
+        "operator": permissions.operator(),
         "agent of `demo/web`": permissions.agent("demo", "web"),
     }
     for user, rights in users.items():

@@ -69,6 +69,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
             "ca-signer": permissions.signer(),
             "renewal": permissions.renewal(),
             "audit": permissions.audit(),
+            "operator": permissions.operator(),
             "agent": permissions.agent("demo", "web"),
         },
     )

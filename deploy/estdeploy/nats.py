@@ -16,7 +16,7 @@ from estcore.messages.permissions import Permissions
 def users(
     group: str = "default", agents: tuple[tuple[str, str], ...] = ()
 ) -> dict[str, Permissions]:
-    """Return every NATS user with its permissions: services, ``migrate``, agents.
+    """Return every NATS user with its permissions: services, ``migrate``, operators, agents.
 
     An agent's user is named ``agent-<tenant>-<service>``.
     """
@@ -26,6 +26,7 @@ def users(
         "ca-signer": permissions.signer(),
         "renewal": permissions.renewal(),
         "audit": permissions.audit(),
+        "operator": permissions.operator(),
     }
     for tenant, service in agents:
         found[f"agent-{tenant}-{service}"] = permissions.agent(tenant, service)

@@ -17,8 +17,8 @@ from estcore.errors import ConfigurationError
 AGENT = ("demo", "web")
 
 
-def test_every_service_and_the_migration_have_a_user() -> None:
-    assert set(nats.users()) == {*SERVICES, "migrate"}
+def test_every_service_the_migration_and_operators_have_a_user() -> None:
+    assert set(nats.users()) == {*SERVICES, "migrate", "operator"}
 
 
 def test_the_block_equals_that_of_the_embedded_server(tmp_path: Path) -> None:

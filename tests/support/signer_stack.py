@@ -18,6 +18,7 @@ from ca_signer import ceremony
 from ca_signer.announcing import Announcer
 from ca_signer.authority import presented_fingerprint
 from ca_signer.batch import Batch
+from ca_signer.commands.assembly import Operations, assemble
 from ca_signer.context import Intent
 from ca_signer.cycle import Cycle
 from ca_signer.deciding import decide
@@ -99,6 +100,7 @@ class SignerStack:
     sweeper: Sweeper
     windows: Windows
     secrets: SecretStore
+    operations: Operations
     answers: dict[str, asyncio.Future[EnrollmentAnswered]] = field(default_factory=dict)
     seen: list[EnrollmentAnswered] = field(default_factory=list)
     records_at: list[PullConsumer] = field(default_factory=list)
@@ -235,6 +237,7 @@ async def signer_stack(
         sweeper=Sweeper(ledger, repeats, cycle, announcer, deciding, every_s=0.2),
         windows=Windows(bus, ledger, announcer, clock, window_s=5, settle_s=1),
         secrets=SecretStore(database, bus, clock),
+        operations=assemble(bus, database, announcer, deciding, every_s=0.2),
     )
     auditor = await Bus.connect(platform.bus("audit"), "audit", "test")
     for stream in (topics.AUDIT_ISSUE, topics.AUDIT_REFUSAL):
@@ -247,8 +250,9 @@ async def signer_stack(
         if not await stack.value("select true from secret where secret_id = $1", name):
             await stack.secrets.create(name, lifetime=dt.timedelta(days=1), one_time=False)
     stop = asyncio.Event()
-    jobs = [stack.worker.run, stack.cycle.keep_marking, stack.windows.run] if running else []
-    tasks = [asyncio.ensure_future(job(stop)) for job in jobs]
+    jobs = [stack.operations.listener.run, stack.operations.outbox.run]
+    jobs += [stack.worker.run, stack.cycle.keep_marking, stack.windows.run]
+    tasks = [asyncio.ensure_future(job(stop)) for job in jobs if running]
     try:
         yield stack
     finally:

@@ -1,7 +1,9 @@
 """``estctl``: the suite's command for people.
 
 ``up`` and ``demo`` run everything on this machine; ``agent`` keeps one service's certificate
-fresh; ``audit verify`` checks an export of the audit log offline.
+fresh; ``audit verify`` checks an export of the audit log offline; ``policy explain`` tells which
+rule decides; ``bootstrap`` pins a root; ``password`` makes verifiers; ``cert`` and ``requests``
+give commands to ca-signer, signed by an operator's certificate.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from estclient import operator_command, operator_tools
 from estclient.agent import run_agent
 from estclient.agent_settings import AgentSettings
 from estclient.suite.demo import run_demo
@@ -44,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--keep", type=Path, help="use this folder and leave it there")
     agent = verbs.add_parser("agent", help="keep one service's certificate fresh until SIGTERM")
     agent.add_argument("--config", type=Path, help="YAML settings; or EST_AGENT_CONFIG")
+    operator_tools.add_verbs(verbs)
     audit = verbs.add_parser("audit", help="check exports of the audit log")
     checks = audit.add_subparsers(dest="check", required=True)
     offline = checks.add_parser("verify", help="hash chain, tree, checkpoints, gaps")
@@ -52,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     offline.add_argument("--cross", type=Path, metavar="LEDGER", help="from ca-signer export")
     offline.add_argument("--renewal", type=Path, help="from est-renewal export")
     offline.add_argument("--json", action="store_true", help="print the report as JSON")
+    operator_command.add_verbs(verbs)
     return parser
 
 
@@ -107,6 +112,10 @@ async def _run(arguments: argparse.Namespace) -> None:
             await run_up(arguments.folder, ports)
         case "demo":
             await run_demo(arguments.keep)
+        case "cert" | "requests":
+            await operator_command.run(arguments, _default_folder(), os.environ)
+        case "bootstrap":
+            await operator_tools.run_bootstrap(arguments)
         case _:
             await _agent(arguments.config)
 
@@ -117,6 +126,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if parsed.verb == "audit":
             sys.exit(_verify(parsed))
+        if parsed.verb == "policy":
+            sys.exit(operator_tools.run_explain(parsed))
+        if parsed.verb == "password":
+            operator_tools.run_password(parsed)
+            return
         asyncio.run(_run(parsed))
     except ConfigurationError as exc:
         sys.stderr.write(f"estctl: {exc.reason} [{exc.code}]\n")

@@ -53,7 +53,7 @@ class Announcer:
         self._clock = clock
         self._source = f"{SERVICE}/{instance}"
         self._refusal_topic = topics.audit_refusal_topic(SERVICE, instance)
-        self._producer = {"service": SERVICE, "instance": instance, "boot_id": ids.uuid7()}
+        self.producer = {"service": SERVICE, "instance": instance, "boot_id": ids.uuid7()}
 
     async def intents(self, intents: Sequence[Intent]) -> None:
         """Step 6: publish the intents and await the PubAck; without it nothing is signed.
@@ -94,6 +94,24 @@ class Announcer:
         if records:
             await self._bus.publish_confirmed(self._batches(records))
 
+    async def decided(self, records: Sequence[AuditRecord]) -> None:
+        """Publish records of what operators did.
+
+        Raises:
+            BusUnavailable: not confirmed.
+        """
+        await self.records([r.model_dump(exclude_none=True) for r in records])
+
+    async def denials(self, records: Sequence[AuditRecord]) -> None:
+        """Publish records of refusals that are no enrollments.
+
+        Raises:
+            BusUnavailable: not confirmed.
+        """
+        found = [r.model_dump(exclude_none=True) for r in records]
+        if found:
+            await self._bus.publish_confirmed(self._batches(found, self._refusal_topic))
+
     async def refused(self, refusals: Sequence[Refusal]) -> None:
         """Publish event and audit record of refused requests.
 
@@ -130,7 +148,7 @@ class Announcer:
         record = present(
             record_id=name,
             schema_version=1,
-            producer=self._producer,
+            producer=self.producer,
             occurred_at=self._clock.now(),
             correlation_id=message.correlation_id if message else name,
             causation_id=message.id if message else None,
@@ -161,7 +179,7 @@ class Announcer:
         principal = message.principal
         record = AuditRecord(
             record_id=ids.record_id("rejected", message.id),
-            producer=Producer.model_validate(self._producer),
+            producer=Producer.model_validate(self.producer),
             occurred_at=now,
             correlation_id=message.correlation_id,
             causation_id=message.id,
@@ -245,7 +263,7 @@ class Announcer:
         return present(
             record_id=record_id,
             schema_version=1,
-            producer=self._producer,
+            producer=self.producer,
             occurred_at=self._clock.now(),
             correlation_id=context.correlation_id,
             causation_id=intent.request_id,

@@ -182,9 +182,18 @@ def _live_issuer(authority: Authority, label: Label) -> Issuer:
     issuer = authority.issuers.get(label.issuer)
     if issuer is None:
         raise IssuerUnavailable(f"issuer {label.issuer} is not here", code="issuer.unknown")
-    if issuer.certificate.not_after <= authority.clock.now():
-        raise IssuerUnavailable(f"issuer {label.issuer} has expired", code="issuer.expired")
+    check_issuer_lives(issuer, authority)
     return issuer
+
+
+def check_issuer_lives(issuer: Issuer, authority: Authority) -> None:
+    """Check that the issuer's certificate is not over.
+
+    Raises:
+        IssuerUnavailable: it is.
+    """
+    if issuer.certificate.not_after <= authority.clock.now():
+        raise IssuerUnavailable(f"issuer {issuer.issuer_id} has expired", code="issuer.expired")
 
 
 def still_allowed(intent: Intent, authority: Authority) -> None:

@@ -11,12 +11,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca_signer import export
 from ca_signer.announcing import SERVICE, Announcer
 from ca_signer.authority import Authority
 from ca_signer.batch import Batch
+from ca_signer.commands import enrolling
+from ca_signer.commands.assembly import assemble
 from ca_signer.cycle import Cycle
 from ca_signer.keystore import Issuer, load_issuers, tokens_of
 from ca_signer.ledger import Ledger
@@ -151,6 +154,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         window_s=settings.window_s,
         settle_s=settings.window_settle_s,
     )
+    operations = assemble(bus, database, announcer, deciding, every_s=settings.sweep_every_s)
     await publish_state(bus, database, deciding)
     checks.pop("started")
     checks.update(
@@ -179,6 +183,8 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
             worker.run,
             sweeper.run,
             windows.run,
+            operations.listener.run,
+            operations.outbox.run,
             cycle.keep_marking,
             *(token.watch for token in tokens_of(deciding.issuers)),
         ],
@@ -279,6 +285,21 @@ async def _secret(settings: SignerSettings, arguments: argparse.Namespace) -> No
         sys.stdout.write(secret + "\n")
 
 
+async def _operator(settings: SignerSettings, arguments: argparse.Namespace) -> None:
+    deciding = authority(settings)
+    csr = enrolling.read_request(arguments.csr)
+    found = enrolling.decide_operator(
+        csr, arguments.issuer or settings.issuers[0].issuer_id, deciding
+    )
+    async with opened(tokens_of(deciding.issuers)), connected(settings) as (bus, database):
+        ledger = Ledger(database, lease_s=settings.lease_s)
+        cycle = Cycle(ledger, Announcer(bus, CLOCK, settings.instance), deciding.issuers)
+        certificate = await enrolling.enroll(found, Repeats(ledger), cycle)
+    pem = x509.load_der_x509_certificate(certificate).public_bytes(Encoding.PEM)
+    arguments.out.write_bytes(pem)
+    sys.stdout.write(f"{arguments.out}: certificate of operator {found.intent.service}\n")
+
+
 def main() -> None:
     """Everything but ``ca-signer ca …``."""
     command = ServiceCommand(
@@ -291,4 +312,9 @@ def main() -> None:
     secret.add_argument("--id")
     secret.add_argument("--lifetime", default="30d")
     secret.add_argument("--one-time", action="store_true")
+    operator = command.verb("operator", "issue the certificate of an operator", _operator)
+    operator.add_argument("action", choices=["enroll"])
+    operator.add_argument("--csr", type=Path, required=True, help="PKCS#10, PEM or DER")
+    operator.add_argument("--out", type=Path, required=True, help="where the certificate goes")
+    operator.add_argument("--issuer", help="issuer id; default: the first of the settings")
     sys.exit(command.main())

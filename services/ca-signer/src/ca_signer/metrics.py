@@ -12,6 +12,7 @@ ABANDONED = Counter("ca_signer_abandoned_total", "intents given up, never signed
 DEAD = Counter("ca_signer_dead_letters_total", "messages that were given up", ["code"])
 DELAYED = Counter("ca_signer_delayed_total", "requests put back for later", ["code"])
 REANNOUNCED = Counter("ca_signer_reannounced_total", "announcements repeated", ["to"])
+COMMANDS = Counter("ca_signer_commands_total", "commands of operators answered", ["verb", "code"])
 BATCH = Histogram(
     "ca_signer_batch_size", "requests signed together", buckets=(1, 2, 4, 8, 16, 32, 64, 128)
 )

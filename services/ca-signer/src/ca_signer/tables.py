@@ -162,3 +162,19 @@ window = Table(
     _time("published_at"),
     comment="closed windows already told to the consumers of ledger events",
 )
+
+command = Table(
+    "command",
+    metadata,
+    Column("command_id", UUID, primary_key=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("operator_sha256", LargeBinary, nullable=False),
+    Column("operator", Text, nullable=False),
+    Column("verb", Text, nullable=False),
+    Column("answer", Text, comment="JSON; without the result of verbs that only read"),
+    Column("announcement", Text, comment="JSON: the audit record, until announced"),
+    _now("created_at"),
+    _time("announced_at"),
+    Index("command_unannounced", "created_at", postgresql_where="announced_at is null"),
+    comment="signed commands that were carried out or refused, each once",
+)

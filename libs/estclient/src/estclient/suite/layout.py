@@ -15,6 +15,7 @@ from estclient.suite.nats import EmbeddedNATS
 from estclient.suite.ports import check_free, free_port
 from estclient.suite.postgres import EmbeddedPostgres, Role
 from estcore.messages import permissions
+from estcore.policy.operators import OPERATOR_PROFILE
 
 COMMANDS = {
     "ca-signer": "ca-signer",
@@ -24,6 +25,7 @@ COMMANDS = {
 }
 """Service to command, in the order of starting."""
 WITH_DATABASE = ("ca-signer", "audit", "renewal")
+OWN_PROFILES = {OPERATOR_PROFILE}
 AGENTS = {"agent-web": ("demo", "web"), "agent-rotating": ("demo", "rotating")}
 
 
@@ -139,6 +141,7 @@ def nats_users() -> dict[str, permissions.Permissions]:
         "ca-signer": permissions.signer(),
         "renewal": permissions.renewal(),
         "audit": permissions.audit(),
+        "operator": permissions.operator(),
     }
     for name, (tenant, service) in AGENTS.items():
         users[name] = permissions.agent(tenant, service)
@@ -235,10 +238,15 @@ def _own(layout: Layout, service: str, instance: str) -> dict[str, Any]:
 
 
 def _group(config: Path) -> dict[str, list[str]]:
-    """The one group of a local suite may use everything its policy and profiles name."""
+    """The one group of a local suite may use what its policy and profiles name.
+
+    All but what signs for the suite itself: that is issued beside the ledger only.
+    """
     policy = yaml.safe_load((config / "policy.yaml").read_text(encoding="utf-8"))
     profiles = yaml.safe_load((config / "profiles.yaml").read_text(encoding="utf-8"))
     return {
         "labels": sorted(policy["labels"]),
-        "profiles": sorted(p["name"] for p in profiles["profiles"]),
+        "profiles": sorted(
+            p["name"] for p in profiles["profiles"] if p["name"] not in OWN_PROFILES
+        ),
     }

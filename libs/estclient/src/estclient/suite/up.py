@@ -9,6 +9,7 @@ from pathlib import Path
 
 from estclient.suite.layout import Layout, Ports, keep_secret
 from estclient.suite.local import LocalSuite, log_to
+from estclient.suite.operator import make_operator
 from estclient.suite.story import Story
 from estcore.errors import ConfigurationError
 from estcore.runtime.service import until
@@ -33,6 +34,7 @@ async def run_up(folder: Path, ports: Ports) -> None:
     try:
         await suite.start()
         await _secret(suite)
+        await _operator(suite, story)
         _explain(suite, story)
         await _follow(suite, stop, story)
     finally:
@@ -53,6 +55,14 @@ async def _secret(suite: LocalSuite) -> None:
     keep_secret(path, made.strip())
 
 
+async def _operator(suite: LocalSuite, story: Story) -> None:
+    """Make the operator once; a folder whose policy is from before operators has none."""
+    try:
+        await make_operator(suite)
+    except ConfigurationError as exc:
+        story.step(f"no operator for commands: {exc.reason}")
+
+
 def _explain(suite: LocalSuite, story: Story) -> None:
     layout = suite.layout
     secret = (layout.secrets / f"{SECRET_ID}.txt").read_text().strip()
@@ -70,6 +80,7 @@ def _explain(suite: LocalSuite, story: Story) -> None:
         "health       "
         + "  ".join(f"{n} http://127.0.0.1:{p}/readyz" for n, p in admin.items())
         + f"\npolicy       {layout.config / 'policy.yaml'} (restart after a change)\n"
+        f"operator     estctl cert list --config {layout.config_file('operator')}\n"
         "\nTry, in another terminal:\n\n"
         f"  curl --cacert {root} {url}/cacerts\n\n"
         "  openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout web.key \\\n"

@@ -74,6 +74,7 @@ def signer() -> Permissions:
             "dead.ca-signer.>",
             "_INBOX_renewal.>",
             "_INBOX_audit.>",
+            "_INBOX_operator.>",
         ),
         subscribe=("_INBOX_casigner.>", "pki.command.ca-signer.>"),
     )
@@ -124,6 +125,11 @@ def provisioner() -> Permissions:
         ),
         subscribe=("_INBOX_migrate.>",),
     )
+
+
+def operator() -> Permissions:
+    """An operator: sends signed commands, hears their answers. The right itself is in the JWS."""
+    return Permissions(publish=("pki.command.>",), subscribe=("_INBOX_operator.>",))
 
 
 def agent(tenant: str, service: str) -> Permissions:

@@ -173,6 +173,11 @@ WINDOW_TOPIC = "pki.ca.window"
 REANNOUNCE_TOPIC = "pki.command.ca-signer.reannounce"
 
 
+def command_topic(service: str, verb: str) -> str:
+    """``pki.command.<service>.<verb>``: a signed command, answered."""
+    return f"pki.command.{token(service)}.{token(verb)}"
+
+
 def ack_topic(group: str) -> str:
     """``pki.ack.<group>``."""
     return f"pki.ack.{token(group)}"

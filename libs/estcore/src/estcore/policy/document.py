@@ -20,6 +20,7 @@ from estcore.pki.durations import Duration
 from estcore.pki.names import canonical_name, parse_name
 from estcore.pki.profile import Priority, StrictModel, Token, parse_model, read_yaml
 from estcore.policy.labels import Label, Operation, Truststore
+from estcore.policy.operators import Operator
 from estcore.policy.templates import (
     ClaimValue,
     claim_matches,
@@ -196,12 +197,14 @@ class PolicyDocument(StrictModel):
     truststores: dict[Token, Truststore] = Field(default_factory=dict)
     labels: dict[str, Label] = Field(min_length=1)
     rules: tuple[Rule, ...] = ()
+    operators: tuple[Operator, ...] = ()
     _version: str = PrivateAttr(default="unversioned")
     _by_secret: dict[str, Rule] = PrivateAttr(default_factory=dict)
     _by_user: dict[str, Rule] = PrivateAttr(default_factory=dict)
     _by_certificate: dict[tuple[str, str], Rule] = PrivateAttr(default_factory=dict)
     _by_pattern: list[Rule] = PrivateAttr(default_factory=list)
     _by_token: list[Rule] = PrivateAttr(default_factory=list)
+    _operators: dict[tuple[str, str], Operator] = PrivateAttr(default_factory=dict)
 
     @field_validator("labels")
     @classmethod
@@ -229,6 +232,10 @@ class PolicyDocument(StrictModel):
                 raise ValueError(f"rule {rule.name!r} stands twice")
             seen.add(rule.name)
             self._index(rule)
+        self._operators = {operator.key: operator for operator in self.operators}
+        names = {operator.name for operator in self.operators}
+        if len(self._operators) != len(self.operators) or len(names) != len(self.operators):
+            raise ValueError("two operators have one name or one certificate")
         return self
 
     def _index(self, rule: Rule) -> None:
@@ -300,6 +307,10 @@ class PolicyDocument(StrictModel):
             if match is not None and match.issuer == issuer_id and match.matches(claims):
                 return rule
         return None
+
+    def operator(self, issuer_id: str, subject_canonical: str) -> Operator | None:
+        """Return the operator with that certificate; None when it is nobody's."""
+        return self._operators.get((issuer_id, subject_canonical))
 
     def claims_wanted(self, issuer_id: str) -> frozenset[str]:
         """Return the claim paths that any rule for tokens of the issuer looks at."""

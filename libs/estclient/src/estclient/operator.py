@@ -1,0 +1,105 @@
+"""Sends signed commands to the services and awaits their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+import uuid
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from estclient.errors import BundleInvalid
+from estclient.keys import PrivateKey, load_key
+from estclient.operator_settings import OperatorSettings
+from estcore.clock import Clock
+from estcore.errors import BusUnavailable, ConfigurationError, Unavailable, rejection
+from estcore.messages.commands import LIFETIME, Command, CommandAnswered, sign_command
+from estcore.messages.envelope import decode
+from estcore.messages.topics import command_topic
+from estcore.runtime.bus import Bus
+
+_SENDINGS = 3
+
+
+class Operator:
+    """An operator's certificate and key, and a connection to the bus."""
+
+    def __init__(
+        self, bus: Bus, certificate: bytes, key: PrivateKey, clock: Clock, *, timeout_s: float
+    ) -> None:
+        self._bus = bus
+        self._certificate = certificate
+        self._key = key
+        self._clock = clock
+        self._timeout_s = timeout_s
+
+    async def send(self, service: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Send a command and return the result; sent again under its id when nobody answers.
+
+        Raises:
+            RequestRejected: refused, as the service says.
+            Unavailable: nobody answers, or the service cannot now; nobody knows what happened.
+        """
+        now = int(self._clock.now().timestamp())
+        command = Command(
+            command_id=uuid.uuid4(),
+            service=service,
+            verb=verb,
+            arguments={k: v for k, v in arguments.items() if v is not None},
+            iat=now,
+            exp=now + int(LIFETIME.total_seconds()),
+        )
+        data = sign_command(self._key, self._certificate, command).encode()
+        answer = await self._ask(command_topic(service, verb), data)
+        if answer.outcome == "unavailable":
+            raise Unavailable(answer.reason or "not now", code=answer.code)
+        if answer.outcome == "refused":
+            raise rejection(
+                answer.kind or "", answer.reason or "refused", answer.code or "request.rejected"
+            )
+        return answer.result or {}
+
+    async def _ask(self, topic: str, data: bytes) -> CommandAnswered:
+        each = self._timeout_s / _SENDINGS
+        for last in (False,) * (_SENDINGS - 1) + (True,):
+            try:
+                return decode(CommandAnswered, await self._bus.request(topic, data, timeout_s=each))
+            except BusUnavailable:
+                if last:
+                    raise
+                await asyncio.sleep(0.2)
+        raise BusUnavailable(f"no answer on {topic}")
+
+
+async def connect(settings: OperatorSettings, clock: Clock) -> tuple[Operator, Bus]:
+    """Read the certificate and connect; the caller closes the bus.
+
+    Raises:
+        ConfigurationError: a file cannot be read, or the key is not the certificate's.
+        BusUnavailable: NATS does not answer in time.
+    """
+    certificate, key = _credential(settings.certificate_file, settings.key_file)
+    try:
+        async with asyncio.timeout(settings.timeout_s):
+            bus = await Bus.connect(settings.bus, "operator", "estctl")
+    except TimeoutError as exc:
+        raise BusUnavailable("NATS does not answer") from exc
+    return Operator(bus, certificate, key, clock, timeout_s=settings.timeout_s), bus
+
+
+def _credential(certificate_file: Path, key_file: Path) -> tuple[bytes, PrivateKey]:
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
+        if key_file.stat().st_mode & stat.S_IROTH:
+            raise ConfigurationError(f"the operator's key is readable by everybody: {key_file}")
+        key = load_key(key_file.read_bytes())
+    except (OSError, ValueError, BundleInvalid) as exc:
+        raise ConfigurationError(
+            f"cannot use {certificate_file} and {key_file} as the operator's"
+        ) from exc
+    if key.public_key() != certificate.public_key():
+        raise ConfigurationError(f"{key_file} is not the key of {certificate_file}")
+    return certificate.public_bytes(Encoding.DER), key

@@ -1,0 +1,120 @@
+"""The verbs of ``estctl`` that give commands: what is asked for, and how answers are shown."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from estclient.operator import connect
+from estclient.operator_settings import OperatorSettings
+from estcore.clock import SystemClock
+from estcore.runtime.settings import load_settings
+
+SIGNER = "ca-signer"
+_OWN = {"verb", "action", "config", "json", "command", "nats_url", "nats_seed"} | {
+    "operator_certificate",
+    "operator_key",
+}
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add ``cert`` to the parsers of ``estctl``."""
+    cert = verbs.add_parser("cert", help="look up certificates")
+    actions = cert.add_subparsers(dest="action", required=True)
+    show = _action(actions, "show", "certificate-show", "one certificate of the ledger")
+    _one(show)
+    listing = _action(actions, "list", "certificate-list", "certificates, newest first")
+    listing.add_argument("--tenant")
+    listing.add_argument("--service")
+    listing.add_argument("--subject", help="part of the subject")
+    listing.add_argument("--revoked", action="store_true", default=None, help="only revoked ones")
+    listing.add_argument("--limit", type=int, default=50)
+
+
+def _action(actions: Any, name: str, command: str, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=text)
+    parser.set_defaults(command=command)
+    parser.add_argument("--config", type=Path, help="YAML settings; or ESTCTL_CONFIG")
+    parser.add_argument("--operator-certificate", type=Path, help="instead of certificate_file")
+    parser.add_argument("--operator-key", type=Path, help="instead of key_file")
+    parser.add_argument("--nats-url", help="instead of bus.url")
+    parser.add_argument("--nats-seed", type=Path, help="instead of bus.nkey_seed_file")
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    return parser
+
+
+def _one(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--serial", type=_hex, help="serial number, hexadecimal")
+    which.add_argument("--fingerprint", type=_hex, help="SHA-256 of the certificate, hexadecimal")
+    parser.add_argument("--issuer", help="issuer id, where several have this serial number")
+
+
+def _hex(text: str) -> str:
+    plain = text.replace(":", "").lower()
+    int(plain, 16)
+    return plain
+
+
+async def run(parsed: argparse.Namespace, home: Path, environ: Mapping[str, str]) -> None:
+    """Give the command and print what came of it.
+
+    Raises:
+        ConfigurationError: settings, certificate or key cannot be used.
+        RequestRejected: refused.
+        Unavailable: no answer, or not now.
+    """
+    arguments = {k: v for k, v in vars(parsed).items() if k not in _OWN and v is not None}
+    operator, bus = await connect(_settings(parsed, home, environ), SystemClock())
+    try:
+        result = await operator.send(SIGNER, parsed.command, arguments)
+    finally:
+        await bus.close()
+    sys.stdout.write(json.dumps(result, indent=1) + "\n" if parsed.json else shown(result))
+
+
+def _settings(
+    parsed: argparse.Namespace, home: Path, environ: Mapping[str, str]
+) -> OperatorSettings:
+    local = home / "config" / "operator.yaml"
+    path = parsed.config
+    if path is None and "ESTCTL_CONFIG" not in environ and local.exists():
+        path = local
+    given = {
+        "ESTCTL__BUS__URL": parsed.nats_url,
+        "ESTCTL__BUS__NKEY_SEED_FILE": parsed.nats_seed,
+        "ESTCTL__CERTIFICATE_FILE": parsed.operator_certificate,
+        "ESTCTL__KEY_FILE": parsed.operator_key,
+    }
+    said = {name: json.dumps(str(value)) for name, value in given.items() if value is not None}
+    return load_settings(OperatorSettings, "ESTCTL", path, {**environ, **said})
+
+
+def shown(result: Mapping[str, Any]) -> str:
+    """Return a result as lines for people."""
+    for rows in result.values():
+        if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
+            return "".join(_line(row) for row in rows) or "none\n"
+    lines = []
+    for name, value in result.items():
+        if name == "certificate":
+            der = bytes.fromhex(value)
+            lines.append(x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM).decode())
+        else:
+            lines.append(f"{name:12} {_text(value)}\n")
+    return "".join(lines)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return "  ".join(f"{k}={_text(v)}" for k, v in row.items() if v not in (None, [])) + "\n"
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,34 @@
+"""Joins what serves operators: the verbs, the listener, the outbox."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ca_signer.announcing import Announcer
+from ca_signer.authority import Authority
+from ca_signer.commands import certificates
+from ca_signer.commands.executor import Executor
+from ca_signer.commands.listener import Listener
+from ca_signer.commands.verbs import table
+from ca_signer.outbox import Outbox, command_records
+from estcore.runtime.bus import Bus
+from estcore.runtime.database import Database
+
+
+@dataclass(frozen=True)
+class Operations:
+    """The two jobs that serve operators, and what they share."""
+
+    executor: Executor
+    listener: Listener
+    outbox: Outbox
+
+
+def assemble(
+    bus: Bus, database: Database, announcer: Announcer, authority: Authority, *, every_s: float
+) -> Operations:
+    """Join the parts; the result's ``listener.run`` and ``outbox.run`` are jobs."""
+    outbox = Outbox([command_records(database, announcer)], every_s=every_s)
+    verbs = table(certificates.SHOW, certificates.LIST)
+    executor = Executor(database, announcer, authority, verbs, changed=outbox.changed)
+    return Operations(executor, Listener(bus, executor), outbox)

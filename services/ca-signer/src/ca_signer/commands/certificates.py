@@ -1,0 +1,141 @@
+"""Looking certificates up in the ledger, for operators."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+import asyncpg
+from pydantic import Field, JsonValue, model_validator
+
+from ca_signer.commands.verbs import Caller, Effect, Verb
+from ca_signer.ledger import SERIAL_OCTETS
+from estcore import ids
+from estcore.errors import Conflict
+from estcore.messages.audit import Target
+from estcore.pki.profile import StrictModel, Token
+from estcore.policy.operators import Role
+from estcore.runtime.database import Connection
+
+LOOKING: frozenset[Role] = frozenset({"auditor", "revoker", "approver"})
+COLUMNS = """issuance_id, issuer_id, serial_number, certificate_sha256, tenant, service, profile,
+  subject, san, spki_sha256, not_before, not_after, issued_at, revoked_at, revocation_reason,
+  certificate"""
+Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{2,64}$")]
+
+
+class One(StrictModel):
+    """Names one certificate: by serial number or by fingerprint."""
+
+    serial: Hex | None = None
+    fingerprint: Hex | None = None
+    issuer: Token | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.serial is None) == (self.fingerprint is None):
+            raise ValueError("give serial or fingerprint, exactly one")
+        return self
+
+
+class Listing(StrictModel):
+    """Which certificates to list, newest first."""
+
+    tenant: Token | None = None
+    service: Token | None = None
+    subject: str | None = Field(default=None, max_length=200)
+    revoked: bool | None = None
+    limit: int = Field(default=50, ge=1, le=500)
+
+
+async def find(connection: Connection, one: One, *, lock: bool = False) -> asyncpg.Record:
+    """Return the row of a certificate, locked for an update where ``lock``.
+
+    Raises:
+        Conflict: there is none, or several issuers have this serial number.
+    """
+    serial = None if one.serial is None else _serial_octets(one.serial)
+    fingerprint = None if one.fingerprint is None else _octets(one.fingerprint)
+    rows = await connection.fetch(
+        f"select {COLUMNS} from issuance where state = 'issued' "  # noqa: S608 - our constants
+        "and ($1::bytea is null or serial_number = $1) "
+        "and ($2::bytea is null or certificate_sha256 = $2) "
+        "and ($3::text is null or issuer_id = $3) limit 2" + (" for update" if lock else ""),
+        serial,
+        fingerprint,
+        one.issuer,
+    )
+    if not rows:
+        raise Conflict("the ledger has no such certificate", code="command.unknown")
+    if len(rows) > 1:
+        raise Conflict("several issuers have this serial number", code="command.ambiguous")
+    return rows[0]
+
+
+def _serial_octets(text: str) -> bytes:
+    number = int(text, 16)
+    size = (number.bit_length() + 7) // 8
+    return number.to_bytes(max(size, SERIAL_OCTETS), "big")
+
+
+def _octets(text: str) -> bytes:
+    return bytes.fromhex(text.rjust(len(text) + len(text) % 2, "0"))
+
+
+def facts(row: asyncpg.Record) -> dict[str, JsonValue]:
+    """Return what an operator is told of a certificate."""
+    revoked = row["revoked_at"]
+    return {
+        "issuer": row["issuer_id"],
+        "serial": ids.serial_hex(int.from_bytes(row["serial_number"], "big")),
+        "fingerprint": row["certificate_sha256"].hex(),
+        "subject": row["subject"],
+        "san": list(filter(None, row["san"].split("\n"))),
+        "tenant": row["tenant"],
+        "service": row["service"],
+        "profile": row["profile"],
+        "not_before": row["not_before"].isoformat(),
+        "not_after": row["not_after"].isoformat(),
+        "issued_at": row["issued_at"].isoformat(),
+        "revoked_at": revoked.isoformat() if revoked else None,
+        "reason": row["revocation_reason"],
+    }
+
+
+def target(row: asyncpg.Record) -> Target:
+    """Return how a record names a certificate."""
+    return Target(
+        tenant=row["tenant"],
+        service=row["service"],
+        issuance_id=str(row["issuance_id"]),
+        issuer_id=row["issuer_id"],
+        profile=row["profile"],
+        subject=row["subject"],
+        serial=ids.serial_hex(int.from_bytes(row["serial_number"], "big")),
+        certificate_sha256=row["certificate_sha256"].hex(),
+        not_after=row["not_after"],
+    )
+
+
+async def _show(connection: Connection, one: One, _: Caller) -> Effect:
+    row = await find(connection, one)
+    return Effect({**facts(row), "certificate": row["certificate"].hex()}, target(row))
+
+
+async def _list(connection: Connection, wanted: Listing, _: Caller) -> Effect:
+    rows = await connection.fetch(
+        f"select {COLUMNS} from issuance where state = 'issued' "  # noqa: S608 - our constants
+        "and ($1::text is null or tenant = $1) and ($2::text is null or service = $2) "
+        "and ($3::text is null or strpos(lower(subject), lower($3)) > 0) "
+        "and ($4::boolean is null or (revoked_at is not null) = $4) "
+        "order by issued_at desc limit $5",
+        wanted.tenant,
+        wanted.service,
+        wanted.subject,
+        wanted.revoked,
+        wanted.limit,
+    )
+    return Effect({"certificates": [facts(row) for row in rows]})
+
+
+SHOW = Verb("certificate-show", LOOKING, One, _show, reads=True)
+LIST = Verb("certificate-list", LOOKING, Listing, _list, reads=True)
