@@ -98,7 +98,7 @@ class World:
         folder: Path,
     ) -> None:
         self.stack, self.maker, self.folder = stack, maker, folder
-        self.client = Client(stack)
+        self.client = Client.of(stack)
         self.basic = self.client.basic
         self.secrets: dict[str, str] = {}
 

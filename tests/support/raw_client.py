@@ -28,19 +28,33 @@ class Answer:
 class Client:
     """Raw requests over TLS; reads until the server closes."""
 
-    def __init__(self, stack: Stack) -> None:
-        self.stack = stack
-        self.context = stack.client_context()
-        self.basic = "Basic " + base64.b64encode(f"load:{stack.secret}".encode()).decode()
+    stack: Stack
+
+    def __init__(
+        self, *, host: str, port: int, context: ssl.SSLContext, user: str, password: str
+    ) -> None:
+        self.host, self.port = host, port
+        self.context = context
+        self.basic = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+    @classmethod
+    def of(cls, stack: Stack) -> Client:
+        """A client of a running suite, with the secret ``load``."""
+        client = cls(
+            host="localhost",
+            port=stack.layout.ports.est,
+            context=stack.client_context(),
+            user="load",
+            password=stack.secret,
+        )
+        client.stack = stack
+        return client
 
     async def connect(
         self, context: ssl.SSLContext | None = None
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(
-            "127.0.0.1",
-            self.stack.layout.ports.est,
-            ssl=context or self.context,
-            server_hostname="localhost",
+            self.host, self.port, ssl=context or self.context, server_hostname=self.host
         )
 
     async def raw(self, octets: bytes, context: ssl.SSLContext | None = None) -> bytes:
@@ -62,7 +76,7 @@ class Client:
         auth: str | None = None,
         **headers: str,
     ) -> Answer:
-        fields = {"Host": "localhost", "Connection": "close"}
+        fields = {"Host": self.host, "Connection": "close"}
         if body:
             fields["Content-Type"] = "application/pkcs10"
             fields["Content-Length"] = str(len(body))

@@ -52,6 +52,7 @@ SPECIAL = {
     "request.method": 405,
     "request.not_found": 404,
     "request.not_implemented": 501,
+    "request.expect": 417,
     "request.timeout": 408,
     "rate.limited": 429,
     "auth.backoff": 429,

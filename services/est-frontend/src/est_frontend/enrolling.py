@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
 
 from est_frontend import answers
@@ -286,6 +286,7 @@ async def read_body(request: web.BaseRequest, limit: int, *, timeout_s: float) -
     too_large = MalformedRequest(f"the body has more than {limit} bytes", code="body.too_large")
     if (request.content_length or 0) > limit:
         raise too_large
+    _invite(request)
     try:
         async with asyncio.timeout(timeout_s):
             return await request.read()
@@ -293,3 +294,14 @@ async def read_body(request: web.BaseRequest, limit: int, *, timeout_s: float) -
         raise MalformedRequest("the body did not come in time", code="request.timeout") from None
     except HTTPRequestEntityTooLarge:
         raise too_large from None
+
+
+def _invite(request: web.BaseRequest) -> None:
+    """Tell a client that waits for it to send its body (RFC 9110 section 10.1.1)."""
+    wish = request.headers.get("Expect")
+    if wish is None or request.version < HttpVersion11:
+        return
+    if wish.lower() != "100-continue":
+        raise MalformedRequest("only 100-continue can be expected", code="request.expect")
+    if request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -21,6 +21,7 @@ from estcore.errors import ConfigurationError
 _TLS12_CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 _HTTP_1_1 = b"http/1.1"
 _RECORD_HEADER = 5
+_RECORD_TYPES = range(20, 25)
 _CHUNK = 65_536
 _NO_RENEGOTIATION = 0x40000000  # SSL_OP_NO_RENEGOTIATION; pyOpenSSL has no name for it
 _NO_COMPRESSION = 0x00020000
@@ -308,7 +309,12 @@ class EngineConnection:
 
 
 def _first_record(data: bytes) -> tuple[bytes, bytes]:
-    """Return the first complete TLS record and the rest; b"" when it is not complete."""
+    """Return the first complete TLS record and the rest; b"" when it is not complete.
+
+    What cannot be TLS is returned whole, so that OpenSSL refuses it at once.
+    """
+    if data and (data[0] not in _RECORD_TYPES or data[1:2] not in {b"", b"\x03"}):
+        return data, b""
     if len(data) < _RECORD_HEADER:
         return b"", data
     size = _RECORD_HEADER + int.from_bytes(data[3:5], "big")
