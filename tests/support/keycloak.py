@@ -127,8 +127,10 @@ def _mend_links(root: Path) -> None:
         if path.is_symlink() and path.readlink().is_absolute():
             there = root / path.readlink().relative_to("/")
             if there.exists():
-                path.unlink()
-                path.symlink_to(there)
+                # In one step: another process may be starting the same Java.
+                mended = path.with_name(f".{path.name}.{os.getpid()}")
+                mended.symlink_to(there)
+                mended.replace(path)
 
 
 @dataclass
