@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml tests/*/pyproject.toml)
 PACKAGES := estcore estclient est_frontend ca_signer renewal audit estsuite_faults
 
-.PHONY: help demo up test check fmt lint type imports deploy-check bench clean
+.PHONY: help demo up test conformance check fmt lint type imports deploy-check bench clean
 
 help:           ## show the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -28,6 +28,9 @@ up: $(READY)    ## the whole suite to play with, until Ctrl-C (UP="--est-port 94
 
 test: $(READY)  ## every test, unit to end-to-end, against real servers
 	@$(BIN)/pytest -q -n 2 --dist loadfile
+
+conformance: $(READY) ## EST conformance from outside; any server with TARGET="--target https://... --ca ..."
+	@$(BIN)/python tests/conformance/run.py $(TARGET)
 
 check: $(READY) lint type imports deploy-check ## what CI checks besides the tests
 

@@ -225,7 +225,7 @@ async def test_B1_B2_any_transfer_encoding_and_white_space(target: Target) -> No
         assert answer.status == _OK, value
 
 
-async def test_B3_B13_B15_what_is_not_a_csr_is_refused_in_plain_text(target: Target) -> None:
+async def test_B3_B13_B15_L16_what_is_not_a_csr_is_refused_in_plain_text(target: Target) -> None:
     _, csr = request(target)
     for body in (
         b"not base64!!",
@@ -378,7 +378,7 @@ async def test_E10_serial_numbers_are_long_and_positive(target: Target) -> None:
     assert min(serials).bit_length() >= 64
 
 
-async def test_F1_F3_F13_renewal_keeps_the_identity(target: Target, tmp_path: Path) -> None:
+async def test_F1_F3_F7_F13_renewal_keeps_the_identity(target: Target, tmp_path: Path) -> None:
     context, current = await enrolled(target, tmp_path)
     client = target.client()
     path = target.path("simplereenroll")
@@ -473,7 +473,7 @@ async def test_K1_K2_K6_versions_and_clients_without_certificate(target: Target)
         await client.request("GET", target.path("cacerts"), context=old)
 
 
-async def test_K5_certificates_identify_in_both_versions(target: Target, tmp_path: Path) -> None:
+async def test_K5_L8_certificates_identify_in_both_versions(target: Target, tmp_path: Path) -> None:
     context, _ = await enrolled(target, tmp_path)
     client = target.client()
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):

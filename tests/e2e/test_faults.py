@@ -87,7 +87,7 @@ async def restarted(stack: Stack, doomed: asyncio.subprocess.Process) -> None:
         await asyncio.sleep(0.1)
 
 
-async def test_kill_the_signer_at_every_step_under_load(tmp_path: Path) -> None:
+async def test_N8_kill_the_signer_at_every_step_under_load(tmp_path: Path) -> None:
     stack = await start_stack(tmp_path, overrides=FAST)
     try:
         expected: dict[str, str] = {}

@@ -9,6 +9,8 @@ import email
 import hashlib
 import os
 import shutil
+import signal
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
@@ -37,6 +39,7 @@ from e2e_stack import (
     stop_stack,
     write_key,
 )
+from OpenSSL import SSL
 from raw_client import BASE, Client, b64
 
 from est_frontend.users import HASHER
@@ -212,7 +215,7 @@ def curl(world: World, *arguments: str, label: str = "", operation: str = "simpl
     return done.stdout.decode()
 
 
-async def test_L3_curl_enrolls_with_digest_and_a_nonce_is_good_once(world: World) -> None:
+async def test_L3_K4_curl_enrolls_with_digest_and_a_nonce_is_good_once(world: World) -> None:
     body = world.folder / "digest.b64"
     body.write_bytes(b64(make_csr("dev-digest")[1]))
     common = ("-H", "Content-Type: application/pkcs10", "--data-binary", f"@{body}")
@@ -292,6 +295,20 @@ async def test_L7_wrong_passwords_are_slowed_down(world: World) -> None:
     assert good.status == 200, "another account is not slowed down"
 
 
+async def test_L12_a_bad_token_is_told_so_by_the_challenge(world: World) -> None:
+    path = f"{BASE}/tokens/simpleenroll"
+    csr = b64(make_csr("dev-token")[1])
+    plain = await world.client.request("POST", path, csr)
+    assert (plain.status, plain.headers["WWW-Authenticate"]) == (401, 'Bearer realm="est"')
+    for token in ("nonsense", "a.b.c", base64.b64encode(b"x.y.z").decode()):
+        answer = await world.client.request("POST", path, csr, auth=f"Bearer {token}")
+        assert answer.status == 401
+        assert answer.headers["WWW-Authenticate"] == 'Bearer realm="est", error="invalid_token"'
+        assert token not in answer.text
+    other = await world.client.request("POST", path, csr, auth=world.basic)
+    assert (other.status, "auth.scheme" in other.text) == (401, True)
+
+
 # Certificates of other CAs.
 
 
@@ -318,7 +335,7 @@ async def test_K8_a_makers_device_gets_its_own_name_and_no_other(world: World) -
 # Registration authorities.
 
 
-async def test_M11_a_registrar_enrolls_and_renews_for_others_within_its_scope(
+async def test_M11_M13_M14_F9_a_registrar_enrolls_and_renews_for_others_within_its_scope(
     world: World,
 ) -> None:
     key, csr = make_csr("registrar")
@@ -414,6 +431,85 @@ async def test_M1_tls_unique_is_checked_where_it_is_sent(world: World) -> None:
     assert status == 200, text
 
 
+async def test_M4_M10_the_binding_is_that_of_the_connection_that_carries_it(
+    world: World,
+) -> None:
+    context = world.stack.client_context()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    first_reader, first = await world.client.connect(context)
+    binding = first.get_extra_info("ssl_object").get_channel_binding("tls-unique")
+    body = b64(bound_csr("dev-twice-bound", base64.b64encode(binding).decode()))
+    octets = (
+        f"POST {BASE}/bound/simpleenroll HTTP/1.1\r\nHost: localhost\r\n"
+        f"Authorization: {world.basic}\r\nContent-Type: application/pkcs10\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n".encode()
+        + body
+    )
+    for _ in range(2):  # on the same connection it is good again
+        first.write(octets)
+        head = await asyncio.wait_for(first_reader.readuntil(b"\r\n\r\n"), 10)
+        assert b" 200 " in head.split(b"\r\n")[0]
+        length = int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0])
+        await first_reader.readexactly(length)
+    second_reader, second = await world.client.connect(context)
+    second.write(octets)
+    head = await asyncio.wait_for(second_reader.readuntil(b"\r\n\r\n"), 10)
+    assert b" 403 " in head.split(b"\r\n")[0]
+    first.close()
+    second.close()
+    async with asyncio.timeout(10):
+        while True:
+            leaves = (await world.stack.exports())["audit"]
+            if any('"linked":"tls-unique"' in str(line.get("leaf")) for line in leaves):
+                return
+            await asyncio.sleep(0.3)
+
+
+@pytest.mark.parametrize("operation", ["simpleenroll", "simplereenroll", "serverkeygen"])
+async def test_M3_every_operation_checks_the_binding(world: World, operation: str) -> None:
+    context = await world.enrolled("dev-m3")
+    csr = bound_csr("dev-m3", base64.b64encode(os.urandom(12)).decode())
+    label = "generated" if operation == "serverkeygen" else "services"
+    answer = await world.client.request(
+        "POST", f"{BASE}/{label}/{operation}", b64(csr), context=context, auth=world.basic
+    )
+    assert (answer.status, "linking.failed" in answer.text) == (403, True), answer.text
+
+
+def over_tls_13(world: World) -> tuple[int, str]:
+    """Enroll with a CSR bound by tls-exporter, which needs another TLS client than Python's."""
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.load_verify_locations(str(world.stack.layout.root_file))
+    context.set_verify(SSL.VERIFY_PEER, lambda *seen: bool(seen[-1]))
+    with socket.create_connection(("127.0.0.1", world.stack.layout.ports.est), 10) as plain:
+        plain.settimeout(None)
+        connection = SSL.Connection(context, plain)
+        connection.set_tlsext_host_name(b"localhost")
+        connection.set_connect_state()
+        connection.do_handshake()
+        assert connection.get_protocol_version_name() == "TLSv1.3"
+        binding = connection.export_keying_material(b"EXPORTER-Channel-Binding", 32, b"")
+        body = b64(bound_csr("dev-exporter", base64.b64encode(binding).decode()))
+        connection.sendall(
+            f"POST {BASE}/bound/simpleenroll HTTP/1.1\r\nHost: localhost\r\n"
+            f"Authorization: {world.basic}\r\nContent-Type: application/pkcs10\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+            + body
+        )
+        answer = b""
+        while True:
+            try:
+                answer += connection.recv(65_536)
+            except (SSL.ZeroReturnError, SSL.SysCallError):
+                break
+    return int(answer.split(b" ")[1]), answer.decode()
+
+
+async def test_M7_tls_exporter_binds_in_tls_13(world: World) -> None:
+    status, text = await asyncio.to_thread(over_tls_13, world)
+    assert status == 200, text
+
+
 async def test_M2_a_label_can_demand_the_binding(world: World) -> None:
     answer = await world.client.enroll(
         b64(make_csr("dev-unbound")[1]), path=f"{BASE}/bound/simpleenroll"
@@ -431,7 +527,7 @@ async def test_M8_tls_13_without_exporter_is_refused_with_advice(world: World) -
 # csrattrs.
 
 
-async def test_I4_csrattrs_list_the_challenge_and_are_met_by_a_client(world: World) -> None:
+async def test_I4_B9_csrattrs_list_the_challenge_and_are_met_by_a_client(world: World) -> None:
     answer = await world.client.request("GET", f"{BASE}/bound/csrattrs", auth=world.basic)
     assert answer.status == 200
     assert answer.headers["Content-Type"] == "application/csrattrs"
@@ -458,7 +554,20 @@ async def test_I16_a_csr_made_from_csrattrs_is_accepted(world: World) -> None:
         assert made.status == 200, made.text
 
 
+async def test_I1_csrattrs_ask_nobody_who_they_are(world: World) -> None:
+    for auth in (None, basic("load", "wrong")):
+        answer = await world.client.request("GET", f"{BASE}/services/csrattrs", auth=auth)
+        assert answer.status == 200, answer.text
+
+
 # serverkeygen.
+
+
+async def test_H2_nobody_gets_a_generated_key_without_authentication(world: World) -> None:
+    answer = await world.client.request(
+        "POST", f"{BASE}/generated/serverkeygen", b64(make_csr("dev-x")[1])
+    )
+    assert answer.status == 401
 
 
 async def test_H1_serverkeygen_is_off_unless_the_label_offers_it(world: World) -> None:
@@ -469,7 +578,7 @@ async def test_H1_serverkeygen_is_off_unless_the_label_offers_it(world: World) -
     assert answer.headers["Content-Type"].startswith("text/plain")
 
 
-async def test_H4_a_generated_key_comes_with_its_certificate(world: World) -> None:
+async def test_H4_B10_a_generated_key_comes_with_its_certificate(world: World) -> None:
     der = bytearray(make_csr("dev-generated")[1])
     der[-1] ^= 1  # H3: its signature does not count
     answer = await world.client.enroll(b64(bytes(der)), path=f"{BASE}/generated/serverkeygen")
@@ -554,6 +663,62 @@ def keygen_csr(name: str, identifier: bytes) -> bytes:
     )
     body = der.tlv(der.SEQUENCE, version, subject, spki, attributes)
     return der.tlv(der.SEQUENCE, body, algorithm, signature)
+
+
+# TLS.
+
+
+def s_client(world: World, *arguments: str, send: bytes = b"") -> str:
+    done = subprocess.run(
+        [
+            *("openssl", "s_client", "-connect", f"127.0.0.1:{world.stack.layout.ports.est}"),
+            *("-CAfile", str(world.stack.layout.root_file), "-servername", "localhost"),
+            *arguments,
+        ],
+        input=send,
+        capture_output=True,
+        timeout=20,
+        check=False,
+    )
+    return (done.stdout + done.stderr).decode()
+
+
+async def test_K10_renegotiation_is_refused(world: World) -> None:
+    out = await asyncio.to_thread(s_client, world, "-tls1_2", send=b"R\n")
+    assert "RENEGOTIATING" in out
+    assert "no renegotiation" in out.lower() or "handshake failure" in out.lower(), out[-500:]
+
+
+async def test_K9_K11_K12_no_session_is_resumed_and_no_ca_is_named(world: World) -> None:
+    kept = world.folder / "session.pem"
+    for version in ("-tls1_2", "-tls1_3"):
+        out = await asyncio.to_thread(s_client, world, version, "-sess_out", str(kept))
+        assert "No client certificate CA names sent" in out
+        if kept.exists():
+            again = await asyncio.to_thread(s_client, world, version, "-sess_in", str(kept))
+            assert "Reused, TLS" not in again
+
+
+# Time.
+
+
+async def test_G1_G7_E14_C9_a_slow_signer_is_202_with_seconds_and_text_or_503(world: World) -> None:
+    signer = world.stack.suite.services["ca-signer"].process
+    os.kill(signer.pid, signal.SIGSTOP)
+    try:
+        pending, busy = await asyncio.gather(
+            world.client.enroll(b64(make_csr("dev-slow")[1])),
+            world.client.enroll(b64(make_csr("dev-slow")[1]), path=f"{BASE}/hasty/simpleenroll"),
+        )
+    finally:
+        os.kill(signer.pid, signal.SIGCONT)
+    assert pending.status == 202
+    assert pending.headers["Retry-After"].isdigit()
+    assert pending.text.strip()
+    assert busy.status == 503
+    assert busy.headers["Retry-After"].isdigit()
+    # C9: CA certificates are never "later".
+    assert (await world.client.request("GET", f"{BASE}/cacerts")).status == 200
 
 
 # Limits of a rule.

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import ssl
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from chains import HOUR, NOON, Pair, certificate
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from tls_link import Link
 
 from ca_signer import ceremony
@@ -21,44 +18,7 @@ from estcore.errors import NotAuthenticated
 from estcore.policy.labels import Label, Truststore
 from estcore.testing.clock import FakeClock
 
-NOON = dt.datetime(2026, 6, 1, 12, tzinfo=dt.UTC)
-HOUR = dt.timedelta(hours=1)
 LABEL = Label(issuer="issuing", profiles=("service-mtls",))
-Pair = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
-
-
-def certificate(
-    name: str,
-    issuer: Pair | None = None,
-    *,
-    ca: bool = False,
-    usage: x509.ObjectIdentifier = ExtendedKeyUsageOID.CLIENT_AUTH,
-) -> Pair:
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    parent, parent_key = issuer or (None, key)
-    lasts = dt.timedelta(days=365) if ca else HOUR
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(parent.subject if parent else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(NOON - lasts)
-        .not_valid_after(NOON + lasts)
-        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(parent_key.public_key()),
-            critical=False,
-        )
-        .add_extension(
-            x509.KeyUsage(not ca, False, False, False, False, ca, ca, False, False), critical=True
-        )
-    )
-    if not ca:
-        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-    return builder.sign(parent_key, hashes.SHA256()), key
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +63,9 @@ def validator(anchor: Pair, clock: FakeClock) -> PeerValidator:
     return peers
 
 
-def test_K7_validity_is_that_of_the_request_not_of_the_first_one(files: Path, anchor: Pair) -> None:
+def test_K7_F6_validity_is_that_of_the_request_not_of_the_first_one(
+    files: Path, anchor: Pair
+) -> None:
     clock = FakeClock(NOON - 2 * HOUR)
     peers = validator(anchor, clock)
     link = connected(files, certificate("svc", anchor))

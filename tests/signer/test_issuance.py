@@ -51,7 +51,7 @@ async def test_every_request_delivered_twice_gives_one_certificate(signer: Signe
         assert len(answers) == 1
 
 
-async def test_a_repeat_with_another_request_id_gets_the_stored_certificate(
+async def test_E12_F11_a_repeat_with_another_request_id_gets_the_stored_certificate(
     signer: SignerStack,
 ) -> None:
     _, csr = make_csr("dev-repeat")
@@ -129,7 +129,7 @@ async def test_reenrollment_inherits_the_owner_and_names_its_predecessor(
         ({"revoked": True}, "auth.certificate_revoked"),
     ],
 )
-async def test_reenrollment_is_refused(
+async def test_F5_F8_reenrollment_is_refused(
     signer: SignerStack, change: dict[str, Any], code: str
 ) -> None:
     name = f"dev-own-{ids.uuid7()}"

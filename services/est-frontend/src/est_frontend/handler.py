@@ -31,7 +31,7 @@ from estcore.errors import (
 from estcore.est.csrattrs import CSRAttrsForm, encode_csrattrs
 from estcore.est.paths import Route, parse_path
 from estcore.est.transfer import encode_response
-from estcore.messages.envelope import decode, encode
+from estcore.messages.envelope import decode, encode, present
 from estcore.messages.state import RotationAck, RotationAckAnswered
 from estcore.messages.topics import ack_topic
 from estcore.policy.decide import label_named
@@ -236,7 +236,7 @@ class Handler:
             action=f"est.{exchange.operation}",
             phase="outcome",
             outcome="success",
-            details={"status": status},
+            details=present(status=status, linked=exchange.linked),
             **exchange.parts(),
         )
 
@@ -273,7 +273,7 @@ class Handler:
     def _challenges(self, exchange: Exchange, error: ESTSuiteError, status: int) -> list[str]:
         if status == _UNAUTHORIZED:
             found = self._authenticator.challenges(exchange.label)
-            if error.code.startswith("auth.token"):
+            if error.code.startswith("auth.token_"):
                 wrong = ', error="invalid_token"'
                 found = [c + wrong if c.startswith("Bearer ") else c for c in found]
             return found

@@ -1,0 +1,44 @@
+"""What a front end keeps on disk: each label gets the chain of its own issuer, and nothing else."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+from chains import certificate
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from est_frontend.peers import PeerValidator
+from est_frontend.state import State
+from estcore.clock import SystemClock
+from estcore.est.certs_only import read_certs_only
+from estcore.messages import topics
+from estcore.messages.envelope import encode
+from estcore.messages.state import CACertificates
+
+
+def test_C8_issuers_never_mix(tmp_path: Path) -> None:
+    chains = {}
+    for name in ("alpha", "beta"):
+        root = certificate(f"{name} root", ca=True)
+        chain = [certificate(name, root, ca=True), root]
+        chains[name] = [c.public_bytes(Encoding.DER) for c, _ in chain]
+        message = CACertificates(
+            issuer_id=name, updated_at=dt.datetime.now(dt.UTC), chain=tuple(chains[name])
+        )
+        (tmp_path / topics.cacerts_topic(name)).write_bytes(encode(message))
+    state = State(tmp_path, PeerValidator(SystemClock()), SystemClock())
+    state.load()
+    for name, chain in chains.items():
+        body = state.cacerts(name)
+        assert body is not None
+        assert set(read_certs_only(body)) == set(chain)
+    assert state.cacerts("gamma") is None
+
+
+def test_damaged_files_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / topics.cacerts_topic("alpha")).write_bytes(b"{not json")
+    (tmp_path / topics.secrets_topic("00")).write_bytes(b"\x00\xff")
+    state = State(tmp_path, PeerValidator(SystemClock()), SystemClock())
+    state.load()
+    assert state.cacerts("alpha") is None

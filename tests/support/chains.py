@@ -1,0 +1,48 @@
+"""Certificates of any shape, valid around a noon long past."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+NOON = dt.datetime(2026, 6, 1, 12, tzinfo=dt.UTC)
+HOUR = dt.timedelta(hours=1)
+Pair = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
+
+
+def certificate(
+    name: str,
+    issuer: Pair | None = None,
+    *,
+    ca: bool = False,
+    usage: x509.ObjectIdentifier = ExtendedKeyUsageOID.CLIENT_AUTH,
+) -> Pair:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    parent, parent_key = issuer or (None, key)
+    lasts = dt.timedelta(days=365) if ca else HOUR
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(parent.subject if parent else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(NOON - lasts)
+        .not_valid_after(NOON + lasts)
+        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(parent_key.public_key()),
+            critical=False,
+        )
+        .add_extension(
+            x509.KeyUsage(not ca, False, False, False, False, ca, ca, False, False), critical=True
+        )
+    )
+    if not ca:
+        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+    return builder.sign(parent_key, hashes.SHA256()), key
