@@ -44,7 +44,7 @@ CODE = re.compile(r"[a-z]+\.[a-z0-9_]+")
 NOT_CODES = re.compile(
     r"audit\.(?!unavailable|spool_full|chain_broken).*|service\.(start|stop)|.*\.(pem|yaml|json|der)"
 )
-OTHERS = {"frontend.publish", "ca.passphrase", "service.name", "rotation.proof"}
+OTHERS = {"auth.token_", "frontend.publish", "ca.passphrase", "service.name", "rotation.proof"}
 
 
 def load_script(name: str) -> ModuleType:
