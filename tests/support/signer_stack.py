@@ -23,7 +23,7 @@ from ca_signer.context import Intent
 from ca_signer.cycle import Cycle
 from ca_signer.deciding import decide
 from ca_signer.ledger import Ledger
-from ca_signer.main import SCHEMA, SCRIPTS, authority, publish_state
+from ca_signer.main import SCHEMA, SCRIPTS, authority, publish_state, tickets
 from ca_signer.repeats import Repeats
 from ca_signer.secret_store import SecretStore
 from ca_signer.settings import SignerSettings
@@ -210,7 +210,7 @@ async def signer_stack(
     bus = await Bus.connect(settings.bus, "ca-signer", settings.instance)
     frontend = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "front")
     ledger = Ledger(database, lease_s=settings.lease_s)
-    repeats = Repeats(ledger)
+    repeats = Repeats(ledger, tickets(settings))
     announcer = Announcer(bus, clock, settings.instance)
     cycle = Cycle(ledger, announcer, deciding.issuers)
     batch = Batch(

@@ -25,7 +25,18 @@ _OWN = {"verb", "action", "config", "json", "command", "nats_url", "nats_seed"} 
 
 
 def add_verbs(verbs: Any) -> None:
-    """Add ``cert`` to the parsers of ``estctl``."""
+    """Add ``requests`` and ``cert`` to the parsers of ``estctl``."""
+    requests = verbs.add_parser("requests", help="requests that wait for an operator")
+    actions = requests.add_subparsers(dest="action", required=True)
+    waiting = _action(actions, "list", "request-list", "those that wait, oldest first")
+    waiting.add_argument("--tenant")
+    waiting.add_argument("--service")
+    waiting.add_argument("--all", action="store_true", default=None, help="decided ones as well")
+    waiting.add_argument("--limit", type=int, default=50)
+    for name in ("approve", "reject"):
+        one = _action(actions, name, f"request-{name}", f"{name} one request")
+        one.add_argument("--id", required=True, help="as listed")
+        one.add_argument("--reason", help="for the record; the client reads why it was rejected")
     cert = verbs.add_parser("cert", help="look up certificates")
     actions = cert.add_subparsers(dest="action", required=True)
     show = _action(actions, "show", "certificate-show", "one certificate of the ledger")

@@ -66,11 +66,12 @@ class Candidate:
     issuer: Issuer
     window: dt.timedelta
     max_per_day: int | None = None
+    approval: bool = False
 
     @property
     def careful(self) -> bool:
-        """It spends something or counts: looked at alone, in a transaction of its own."""
-        return bool(self.message.claims) or self.max_per_day is not None
+        """It spends, counts or waits: looked at alone, in a transaction of its own."""
+        return bool(self.message.claims) or self.max_per_day is not None or self.approval
 
 
 def presented_fingerprint(message: EnrollmentRequested) -> bytes | None:

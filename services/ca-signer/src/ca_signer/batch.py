@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import asyncpg
 
 from ca_signer import metrics
 from ca_signer.announcing import Announcer, issued_answer, rejected_answer
+from ca_signer.approvals import Waiting
 from ca_signer.authority import Authority, Candidate, presented_fingerprint
 from ca_signer.context import Intent, Issued, KnownCertificate
 from ca_signer.cycle import Cycle
@@ -42,6 +44,7 @@ log = logging.getLogger(__name__)
 _KNOWN_LIMIT = 20_000
 _RETRY_S = 1.0
 _LEASED_S = 3.0
+_LEASED_RETRY_S = 2
 _REPEATED = RequestRejected(
     "the enrollment was made before; the stored certificate was returned",
     code="enrollment.repeated",
@@ -235,6 +238,8 @@ class Batch:
                 await self._settle(item, candidate)
             case Leased(ours=ours):
                 await self._leased(item, candidate.intent, ours=ours)
+            case Waiting(retry_after_s=retry_after_s):
+                await self._pending(item, candidate.intent, retry_after_s)
 
     async def _resume(self, item: Item, intent: Intent) -> None:
         if intent.fence > 1:
@@ -273,8 +278,11 @@ class Batch:
             await item.delivery.nak(_LEASED_S)
             return
         # Another request for the same enrollment: its client asks again by itself.
+        await self._pending(item, intent, _LEASED_RETRY_S)
+
+    async def _pending(self, item: Item, intent: Intent, retry_after_s: int) -> None:
         message = item.message
-        until = self.authority.clock.now() + self._ledger.lease
+        until = self.authority.clock.now() + dt.timedelta(seconds=retry_after_s)
         event = EnrollmentPending(
             id=f"pending-{message.id}",
             source="ca-signer",
@@ -290,7 +298,9 @@ class Batch:
         await self._announcer.reply(
             message.group,
             message.instance,
-            EnrollmentAnswered(request_id=message.id, outcome="pending", retry_after_s=2),
+            EnrollmentAnswered(
+                request_id=message.id, outcome="pending", retry_after_s=retry_after_s
+            ),
         )
         await item.delivery.ack()
 

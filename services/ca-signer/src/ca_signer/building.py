@@ -78,7 +78,8 @@ def candidate(  # noqa: PLR0913, PLR0917 - the decision's parts, joined once
         sign_before=_sign_before(message, now, authority),
         context=_context(message, request, authority, template.profile, rule, known, predecessor),
     )
-    return Candidate(message, intent, issuer, template.profile.window, rule.max_per_day)
+    window = template.profile.window
+    return Candidate(message, intent, issuer, window, rule.max_per_day, rule.approval)
 
 
 def _sign_before(

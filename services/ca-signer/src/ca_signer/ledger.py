@@ -208,13 +208,15 @@ class Ledger:
                     "delete from claim where enrollment_id = $1 and state = 'reserved'",
                     intent.enrollment_id,
                 )
+                await give_back(connection, intent.issuance_id)
             return bool(done)
 
         return await self.database.run(work)
 
     async def revoke(self, issuance_id: str, reason: str) -> bool:
         """Revoke a certificate; False when it was revoked before or is none."""
-        async with self.database.connection() as connection:
+
+        async def work(connection: Connection) -> bool:
             done = await connection.fetchval(
                 "update issuance set revoked_at = now(), revocation_reason = $2 "
                 "where issuance_id = $1 and state = 'issued' and revoked_at is null "
@@ -222,7 +224,10 @@ class Ledger:
                 issuance_id,
                 reason,
             )
-        return bool(done)
+            await give_back(connection, issuance_id)
+            return bool(done)
+
+        return await self.database.run(work)
 
     async def release(self, intents: Sequence[Intent]) -> None:
         """End our leases at once, so that a retry need not wait for them."""
@@ -265,6 +270,15 @@ class Ledger:
                 sequence,
             )
         return count
+
+
+async def give_back(connection: Connection, issuance_id: str) -> None:
+    """Make an operator's approval usable again: what it was used for came to nothing."""
+    await connection.execute(
+        "update approval set state = 'approved', issuance_id = null "
+        "where issuance_id = $1 and state = 'used' and expires_at > now()",
+        issuance_id,
+    )
 
 
 async def insert_intents(

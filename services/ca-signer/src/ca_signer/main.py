@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca_signer import export
 from ca_signer.announcing import SERVICE, Announcer
+from ca_signer.approvals import Tickets
 from ca_signer.authority import Authority
 from ca_signer.batch import Batch
 from ca_signer.commands import enrolling
@@ -89,6 +90,15 @@ def authority(settings: SignerSettings) -> Authority:
     )
 
 
+def tickets(settings: SignerSettings) -> Tickets:
+    """Return how long requests wait for operators."""
+    return Tickets(
+        lifetime=dt.timedelta(seconds=settings.approval_lifetime_s),
+        retry_after_s=settings.approval_retry_after_s,
+        max_waiting=settings.approval_max_waiting,
+    )
+
+
 def check(settings: SignerSettings) -> None:
     """Read what the settings name, as ``run`` would."""
     authority(settings)
@@ -122,7 +132,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
     stop: asyncio.Event,
 ) -> None:
     ledger = Ledger(database, lease_s=settings.lease_s)
-    repeats = Repeats(ledger)
+    repeats = Repeats(ledger, tickets(settings))
     announcer = Announcer(bus, CLOCK, settings.instance)
     cycle = Cycle(ledger, announcer, deciding.issuers)
     batch = Batch(

@@ -12,9 +12,10 @@ from uuid import UUID
 import asyncpg
 
 from ca_signer.announcing import Refusal
+from ca_signer.approvals import Tickets, Waiting
 from ca_signer.authority import Candidate
 from ca_signer.context import Intent, Issued
-from ca_signer.ledger import INTENT_COLUMNS, Ledger, insert_intents, intent_of
+from ca_signer.ledger import INTENT_COLUMNS, Ledger, give_back, insert_intents, intent_of
 from estcore.errors import Conflict, NotAuthenticated, NotAuthorized, RequestRejected, rejection
 from estcore.messages.envelope import decode, encode
 from estcore.runtime.database import Connection
@@ -66,14 +67,15 @@ class Undelivered:
     issued: Issued
 
 
-Settled = Resume | Answer | Refuse | Leased | Stale | Undelivered
+Settled = Resume | Answer | Refuse | Leased | Stale | Undelivered | Waiting
 
 
 class Repeats:
     """Settles one request at a time against the ledger."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, tickets: Tickets | None = None) -> None:
         self._ledger = ledger
+        self._tickets = tickets or Tickets()
 
     async def settle(self, candidate: Candidate) -> Settled:
         """Find out what this request is and what is to be done.
@@ -164,6 +166,10 @@ class Repeats:
     async def _first(self, connection: Connection, candidate: Candidate) -> Settled:
         intent = candidate.intent
         await self._check_quota(connection, candidate)
+        if candidate.approval:
+            waiting = await self._tickets.admit(connection, intent)
+            if waiting is not None:
+                return waiting
         recorded = await insert_intents(connection, [intent], self._ledger.lease)
         if recorded:
             return Resume(intent)
@@ -173,6 +179,7 @@ class Repeats:
             intent.enrollment_id,
         )
         if raced is not None:
+            await give_back(connection, intent.issuance_id)
             # Another signer recorded the same enrollment between our look and our insert.
             return Leased(str(raced) == intent.request_id, intent.enrollment_id)
         raise await self._why_not(connection, intent)
@@ -302,8 +309,15 @@ class Repeats:
         return bool(done)
 
     async def forget_spent(self) -> None:
-        """Drop proofs that are too old to be accepted by anybody (a day; they live minutes)."""
+        """Drop proofs that are too old to be accepted by anybody (a day; they live minutes).
+
+        And tickets that ended long ago; what became of them is in the log.
+        """
         async with self._ledger.database.connection() as connection:
+            await connection.execute(
+                "delete from approval where expires_at < now() - interval '90 days' "
+                "and announced_at is not null"
+            )
             await connection.execute(
                 "delete from claim where kind in ('dpop', 'digest') "
                 "and created_at < now() - interval '1 day'"

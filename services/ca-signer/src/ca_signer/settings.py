@@ -106,6 +106,21 @@ class SignerSettings(ServiceSettings):
     )
     max_attempts: int = Field(default=20, ge=2, le=1000, description="then it is a dead letter")
     sweep_every_s: float = Field(default=2, ge=0.1, le=60)
+    approval_lifetime_s: int = Field(
+        default=604_800,
+        ge=60,
+        le=7_776_000,
+        description="how long a request waits for an operator, and an approval for its client",
+    )
+    approval_retry_after_s: int = Field(
+        default=10,
+        ge=1,
+        le=3600,
+        description="Retry-After of a new request that waits; it grows with its age to an hour",
+    )
+    approval_max_waiting: int = Field(
+        default=100, ge=1, le=10_000, description="requests of one owner that may wait at once"
+    )
     window_s: int = Field(default=60, ge=5, le=3600, description="length of a closed window")
     window_settle_s: int = Field(
         default=60, ge=1, le=3600, description="wait before a window counts as closed"

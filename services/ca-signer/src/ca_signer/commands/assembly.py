@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ca_signer.announcing import Announcer
+from ca_signer.approvals import approval_records
 from ca_signer.authority import Authority
-from ca_signer.commands import certificates
+from ca_signer.commands import certificates, requests
 from ca_signer.commands.executor import Executor
 from ca_signer.commands.listener import Listener
 from ca_signer.commands.verbs import table
@@ -28,7 +29,8 @@ def assemble(
     bus: Bus, database: Database, announcer: Announcer, authority: Authority, *, every_s: float
 ) -> Operations:
     """Join the parts; the result's ``listener.run`` and ``outbox.run`` are jobs."""
-    outbox = Outbox([command_records(database, announcer)], every_s=every_s)
-    verbs = table(certificates.SHOW, certificates.LIST)
+    parts = [command_records(database, announcer), approval_records(database, announcer)]
+    outbox = Outbox(parts, every_s=every_s)
+    verbs = {**table(certificates.SHOW, certificates.LIST), **requests.verbs()}
     executor = Executor(database, announcer, authority, verbs, changed=outbox.changed)
     return Operations(executor, Listener(bus, executor), outbox)

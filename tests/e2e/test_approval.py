@@ -1,0 +1,166 @@
+"""Manual approval end to end: curl-like clients poll, an operator decides with ``estctl``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from e2e_stack import POLICY, Stack, certificate_in, make_csr, same_key, start_stack, stop_stack
+from raw_client import BASE, Answer, Client, b64
+
+from estclient.suite.operator import make_operator
+from estcore.errors import ConfigurationError
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    folder: Path = tmp_path_factory.mktemp("approval")
+    policy = yaml.safe_load(POLICY.read_text())
+    policy["rules"][0]["approval"] = True
+    policy["labels"]["services"]["operations"] = ["simpleenroll", "serverkeygen"]
+    policy["operators"] = [
+        {
+            "name": "boss",
+            "certificate_issuer": "issuing",
+            "certificate_subject": "CN=boss",
+            "roles": ["approver", "revoker", "auditor"],
+        }
+    ]
+    path = folder / "policy.yaml"
+    path.write_text(yaml.safe_dump(policy))
+    overrides = {"ca-signer": {"approval_retry_after_s": 1}}
+    stack = await start_stack(folder, policy=path, overrides=overrides)
+    try:
+        await stack.suite.start_service("est-frontend", "est-frontend-2", wait=True)
+        await stack.suite.start_service("ca-signer", "ca-signer-2", wait=True)
+        yield stack
+    finally:
+        await stop_stack(stack)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def settings(stack: Stack) -> Path:
+    return await make_operator(stack.suite, "CN=boss")
+
+
+async def estctl(stack: Stack, settings: Path, *arguments: str) -> Any:
+    out = await stack.suite.run("estctl", *arguments, "--config", str(settings), "--json")
+    return json.loads(out)
+
+
+async def waiting(stack: Stack, settings: Path, name: str) -> dict[str, Any]:
+    listed = await estctl(stack, settings, "requests", "list")
+    (one,) = [r for r in listed["requests"] if r["subject"] == f"CN={name}"]
+    return dict(one)
+
+
+async def poll(client: Client, body: bytes, *, path: str = f"{BASE}/simpleenroll") -> Answer:
+    """What a script with curl does: the same request on a new connection until it is not 202."""
+    async with asyncio.timeout(30):
+        while True:
+            answer = await client.enroll(body, path=path)
+            if answer.status != 202:
+                return answer
+            await asyncio.sleep(int(answer.headers["Retry-After"]))
+
+
+async def test_G1_a_request_that_waits_is_202_with_seconds(stack: Stack, settings: Path) -> None:
+    """RFC 7030 4.2.3: "the server MUST include a Retry-After header" """
+    client = Client.of(stack)
+    key, csr = make_csr("dev-polling")
+    first = await client.enroll(b64(csr))
+    assert first.status == 202
+    assert first.headers["Retry-After"].isdigit()
+    polling = asyncio.ensure_future(poll(client, b64(csr)))
+    one = await waiting(stack, settings, "dev-polling")
+    assert (one["principal"], one["key"]) == ("secret:load", "ec-p256")
+    await estctl(stack, settings, "requests", "approve", "--id", one["id"], "--reason", "known")
+    answer = await polling
+    assert answer.status == 200, answer.text
+    assert same_key(certificate_in(answer.body), key)
+    again = await client.enroll(b64(csr))
+    assert certificate_in(again.body) == certificate_in(answer.body)
+
+
+async def test_G3_a_csr_bound_to_another_session_is_the_same_ticket(
+    stack: Stack, settings: Path
+) -> None:
+    client = Client.of(stack)
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "dev-signed-twice")])
+    csrs = [
+        x509.CertificateSigningRequestBuilder(subject)
+        .sign(key, SHA256())
+        .public_bytes(Encoding.DER)
+        for _ in range(2)
+    ]
+    assert csrs[0] != csrs[1]
+    assert (await client.enroll(b64(csrs[0]))).status == 202
+    one = await waiting(stack, settings, "dev-signed-twice")
+    assert (await client.enroll(b64(csrs[1]))).status == 202
+    await estctl(stack, settings, "requests", "approve", "--id", one["id"])
+    assert (await poll(client, b64(csrs[1]))).status == 200
+
+
+async def test_G5_a_rejected_request_is_403_with_the_reason(stack: Stack, settings: Path) -> None:
+    client = Client.of(stack)
+    _, csr = make_csr("dev-rejected")
+    assert (await client.enroll(b64(csr))).status == 202
+    one = await waiting(stack, settings, "dev-rejected")
+    reject = ["requests", "reject", "--id", one["id"], "--reason", "not ours"]
+    await estctl(stack, settings, *reject)
+    answer = await poll(client, b64(csr))
+    assert answer.status == 403
+    assert "not ours" in answer.text
+    assert "[approval.rejected]" in answer.text
+
+
+async def test_G8_a_ticket_survives_restarts_of_everything(stack: Stack, settings: Path) -> None:
+    client = Client.of(stack)
+    _, csr = make_csr("dev-lasting")
+    assert (await client.enroll(b64(csr))).status == 202
+    one = await waiting(stack, settings, "dev-lasting")
+    for name in ("ca-signer", "ca-signer-2"):
+        await stack.suite.stop_service(name, kill=True)
+    await stack.suite.stop_service("est-frontend-2", kill=True)
+    await stack.suite.start_service("ca-signer", "ca-signer", wait=True)
+    await estctl(stack, settings, "requests", "approve", "--id", one["id"])
+    assert (await poll(client, b64(csr))).status == 200
+
+
+async def test_a_generated_key_waits_for_approval_too(stack: Stack, settings: Path) -> None:
+    """Each poll makes a new key; the ticket is about who asks for which name."""
+    client = Client.of(stack)
+    _, csr = make_csr("dev-keyless")
+    path = f"{BASE}/serverkeygen"
+    assert (await client.enroll(b64(csr), path=path)).status == 202
+    one = await waiting(stack, settings, "dev-keyless")
+    assert (one["operation"], one["key_sha256"]) == ("serverkeygen", None)
+    await estctl(stack, settings, "requests", "approve", "--id", one["id"])
+    answer = await poll(client, b64(csr), path=path)
+    assert answer.status == 200, answer.text
+    assert b"application/pkcs8" in answer.body
+
+
+async def test_estctl_prints_lines_for_people_and_says_why_not(
+    stack: Stack, settings: Path
+) -> None:
+    client = Client.of(stack)
+    assert (await client.enroll(b64(make_csr("dev-printed")[1]))).status == 202
+    out = await stack.suite.run("estctl", "requests", "list", "--config", str(settings))
+    assert "subject=CN=dev-printed" in out
+    unknown = "01a20145-3116-73c5-b56a-9d56a820824b"
+    with pytest.raises(ConfigurationError, match=r"command\.unknown"):
+        await estctl(stack, settings, "requests", "approve", "--id", unknown)
