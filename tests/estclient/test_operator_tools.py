@@ -34,6 +34,13 @@ rules:
     labels: [services]
     profiles: [service-mtls, server-only]
     names: {common_names: ["{azp}.example"], dns: ["{azp}.example"]}
+  - name: records
+    principal: {token: {issuer: bound, claims: {azp: "*"}, profiles_by_role: false,
+                sender_constrained: true}}
+    owner: {tenant: clinic, service: records}
+    labels: [services]
+    profiles: [service-mtls]
+    names: {common_names: [web]}
   - name: web
     principal: {secret: web}
     owner: {tenant: clinic, service: web}
@@ -88,6 +95,17 @@ def test_L14_a_token_of_one_service_does_not_get_anothers_name(
     status, steps = explained(files, capsys, *who, "--csr", str(files / "clinic-lab.example.csr"))
     assert status == 1
     assert steps[-1].endswith("[policy.subject]")
+
+
+def test_L13_a_rule_can_demand_a_token_bound_to_a_key(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    who = ("--issuer", "bound", "--csr", str(files / "web.csr"))
+    status, steps = explained(files, capsys, "--claims", str(files / "token.json"), *who)
+    assert (status, steps[-1].endswith("[policy.sender_constraint]")) == (1, True)
+    bound = files / "bound.json"
+    bound.write_text(json.dumps({"azp": "x", "cnf": "jkt"}))
+    assert explained(files, capsys, "--claims", str(bound), *who)[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -305,6 +305,13 @@ async def test_curl_enrolls_with_a_token_of_keycloak(
         _, csr = make_csr("clinic-records.clinic.example")
         status, body = await asyncio.to_thread(curl, tmp_path, root, url, bound, csr)
         assert status in {401, 403, 409}, body
+        # A proof made for another server does not fit here, whatever Host says.
+        elsewhere = url.replace(base, "https://other.example")
+        proof = dpop_proof("ec-agent", token, elsewhere, CLOCK)
+        lines = f'header = "DPoP: {proof}"\nheader = "Host: other.example"\n'
+        lines += f'header = "Authorization: DPoP {token}"\n'
+        status, body = await asyncio.to_thread(curl, tmp_path, root, url, lines, csr)
+        assert (status, b"auth.dpop" in body) == (401, True), body
         stolen = f'oauth2-bearer = "{token}"\n'
         status, body = await asyncio.to_thread(curl, tmp_path, root, url, stolen, csr)
         assert (status, b"auth.dpop" in body) == (401, True), body

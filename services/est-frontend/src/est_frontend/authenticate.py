@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -44,6 +45,7 @@ class Credentials:
     connection: EngineConnection
     source: str
     method: str
+    host: str
     url: str
     path: str
     authorization: str | None
@@ -57,6 +59,7 @@ class Credentials:
             connection=connection,
             source=source,
             method=request.method,
+            host=_host(request.host),
             url=f"https://{request.host}{path}",
             path=path,
             authorization=request.headers.get("Authorization"),
@@ -67,7 +70,7 @@ class Credentials:
 class Authenticator:
     """Checks certificates, enrollment secrets, passwords, Digest answers and tokens."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one argument per kind of credential
         self,
         *,
         peers: PeerValidator,
@@ -77,7 +80,9 @@ class Authenticator:
         tokens: TokenValidator,
         live: Live,
         clock: Clock,
+        names: Callable[[], frozenset[str]],
     ) -> None:
+        """``names`` are the hosts this server is, for proofs that name it."""
         self._peers = peers
         self._state = state
         self._users = users
@@ -85,6 +90,7 @@ class Authenticator:
         self._tokens = tokens
         self._live = live
         self._clock = clock
+        self._names = names
         self._by_account = Backoff(free=5, longest_s=300)
         self._by_source = Backoff(free=50, longest_s=60)
 
@@ -234,6 +240,9 @@ class Authenticator:
         if token.key_thumbprint is not None:
             if scheme != "dpop" or credentials.dpop is None:
                 raise NotAuthenticated("the token needs a DPoP proof", code="auth.dpop")
+            # Only the sender chooses Host: a proof made for another server must not fit here.
+            if credentials.host not in self._names():
+                raise NotAuthenticated("the request is for another host", code="auth.dpop")
             spent = check_proof(
                 credentials.dpop,
                 value,
@@ -260,6 +269,13 @@ class Authenticator:
                 "the token is bound in a way not known here", code="auth.token_claims"
             )
         return (), None
+
+
+def _host(authority: str) -> str:
+    """Return the host of ``host:port`` in lower case, an IPv6 address without brackets."""
+    if authority.startswith("["):
+        return authority[1:].partition("]")[0].lower()
+    return authority.partition(":")[0].lower()
 
 
 def _read_basic(encoded: str) -> tuple[str, str]:

@@ -83,6 +83,7 @@ async def run(settings: FrontendSettings) -> None:  # noqa: PLR0915 - wiring, to
         tokens=TokenValidator(sources, CLOCK),
         live=live,
         clock=CLOCK,
+        names=lambda: context.names,
     )
     enroller = Enroller(
         settings,
@@ -205,6 +206,8 @@ def _token_sources(
     for issuer in settings.token_issuers:
         if issuer.issuer in found:
             raise ConfigurationError(f"token issuer {issuer.issuer} stands twice")
+        if issuer.id in {known.id for known, _ in found.values()}:
+            raise ConfigurationError(f"two token issuers have the id {issuer.id}")
         found[issuer.issuer] = (issuer, KeySource(issuer, settings.state_folder))
     return found
 

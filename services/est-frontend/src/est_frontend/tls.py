@@ -13,6 +13,7 @@ import ssl
 from pathlib import Path
 from typing import Any, cast
 
+from cryptography import x509
 from OpenSSL import SSL, crypto
 from typing_extensions import override
 
@@ -31,6 +32,8 @@ class EngineContext(ssl.SSLContext):
     """A server context whose connections are pyOpenSSL's. Passed wherever an SSLContext fits."""
 
     _engine: SSL.Context
+    names: frozenset[str]
+    """Host names and addresses in the server's certificate, lower case."""
 
     def __new__(cls, certificate_file: Path, key_file: Path) -> EngineContext:
         """Load the server's certificate chain and key.
@@ -39,7 +42,7 @@ class EngineContext(ssl.SSLContext):
             ConfigurationError: unreadable, or not a pair.
         """
         self = super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
-        self._engine = _context(certificate_file, key_file)
+        self.swap(certificate_file, key_file)
         return self
 
     def __init__(self, certificate_file: Path, key_file: Path) -> None:
@@ -52,6 +55,7 @@ class EngineContext(ssl.SSLContext):
             ConfigurationError: unreadable, or not a pair; the one before stays.
         """
         self._engine = _context(certificate_file, key_file)
+        self.names = _names(certificate_file)
 
     @override
     def wrap_bio(  # type: ignore[override] # an object of the same behaviour, not the same class
@@ -88,6 +92,17 @@ def _context(certificate_file: Path, key_file: Path) -> SSL.Context:
             code="tls.certificate",
         ) from exc
     return context
+
+
+def _names(certificate_file: Path) -> frozenset[str]:
+    certificate = x509.load_pem_x509_certificates(certificate_file.read_bytes())[0]
+    try:
+        san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return frozenset()
+    names = san.get_values_for_type(x509.DNSName)
+    addresses = san.get_values_for_type(x509.IPAddress)
+    return frozenset(name.lower() for name in [*names, *map(str, addresses)])
 
 
 def _let_finish(

@@ -110,6 +110,10 @@ def grant(
     label = policy.labels[label_name]
     offered = [p for p in rule.profiles if p in label.profiles]
     token = rule.principal.token
+    if token is not None and token.sender_constrained and "cnf" not in claims:
+        raise NotAuthorized(
+            f"rule {rule.name} takes only tokens bound to a key", code="policy.sender_constraint"
+        )
     if token is not None and token.profiles_by_role:
         offered = [p for p in offered if claim_matches(claims.get(token.role_claim), p)]
         if not offered:

@@ -17,7 +17,7 @@ from est_frontend.tokens.compact import fits, read, refuse, signature_matches
 from est_frontend.tokens.jwks import KeySource
 from est_frontend.tokens.settings import TokenIssuerSettings
 from estcore.clock import Clock
-from estcore.errors import ConfigurationError
+from estcore.errors import ConfigurationError, IssuerUnavailable
 from estcore.policy.templates import ClaimValue
 
 MAX_TOKEN_BYTES = 8192
@@ -105,7 +105,9 @@ class TokenValidator:
         key = await source.key(kid)
         if key is None:
             if not source.believed:
-                raise refuse("the issuer's keys are not known now", "auth.token_keys_away")
+                raise IssuerUnavailable(
+                    "the issuer's keys are not known now", code="auth.token_keys_away"
+                )
             raise refuse("the token's key is not one of the issuer's", "auth.token_key")
         if not fits(key, algorithm):
             raise refuse("the token's algorithm is not its key's", "auth.token_algorithm")
