@@ -135,7 +135,7 @@ class Bench:
         """Return a new certificate; ``after`` makes it a renewal of that one."""
         return issue(slot_id, **changes)
 
-    async def revoke(self, one: Issued) -> None:
+    async def revoke(self, one: Issued, reason: str = "keyCompromise") -> None:
         """Publish as ca-signer that the certificate was revoked."""
         event = CertificateRevoked(
             id=str(uuid.uuid4()),
@@ -147,7 +147,7 @@ class Bench:
             issuer_id=one.event.issuer_id,
             serial=one.event.serial,
             fingerprint_sha256=one.event.fingerprint_sha256,
-            reason="keyCompromise",
+            reason=reason,
             revoked_at=SystemClock().now(),
         )
         topic = certificate_topic("revoked", event.tenant, event.service)

@@ -80,6 +80,21 @@ async def test_a_revocation_known_before_the_certificate_counts(bench: Any) -> N
     assert (await bench.certificate(one))["state"] == "revoked"
 
 
+async def test_a_certificate_that_is_held_and_released_goes_on(bench: Any) -> None:
+    one = bench.issue()
+    async with bench.running():
+        await bench.announce(one)
+        await bench.slot_is(one, "idle")
+        await bench.revoke(one, "certificateHold")
+        await bench.revoke(one, "removeFromCRL")
+        other = bench.issue()
+        await bench.announce(other)
+        await bench.slot_is(other, "idle")
+        row = await bench.slot_is(one, "idle")
+    assert row["active_id"] == one.event.id
+    assert (await bench.certificate(one))["state"] == "active"
+
+
 async def test_an_unreadable_message_is_a_dead_letter_and_harms_nobody(bench: Any) -> None:
     good = bench.issue()
     poison = bench.issue(slot_id="no-uuid")

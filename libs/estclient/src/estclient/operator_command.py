@@ -18,6 +18,14 @@ from estcore.clock import SystemClock
 from estcore.runtime.settings import load_settings
 
 SIGNER = "ca-signer"
+REASONS = (
+    "unspecified",
+    "keyCompromise",
+    "affiliationChanged",
+    "superseded",
+    "cessationOfOperation",
+    "privilegeWithdrawn",
+)
 _OWN = {"verb", "action", "config", "json", "command", "nats_url", "nats_seed"} | {
     "operator_certificate",
     "operator_key",
@@ -37,7 +45,7 @@ def add_verbs(verbs: Any) -> None:
         one = _action(actions, name, f"request-{name}", f"{name} one request")
         one.add_argument("--id", required=True, help="as listed")
         one.add_argument("--reason", help="for the record; the client reads why it was rejected")
-    cert = verbs.add_parser("cert", help="look up certificates")
+    cert = verbs.add_parser("cert", help="look up certificates, revoke and hold them")
     actions = cert.add_subparsers(dest="action", required=True)
     show = _action(actions, "show", "certificate-show", "one certificate of the ledger")
     _one(show)
@@ -47,6 +55,13 @@ def add_verbs(verbs: Any) -> None:
     listing.add_argument("--subject", help="part of the subject")
     listing.add_argument("--revoked", action="store_true", default=None, help="only revoked ones")
     listing.add_argument("--limit", type=int, default=50)
+    revoke = _action(actions, "revoke", "certificate-revoke", "revoke a certificate for good")
+    _one(revoke)
+    revoke.add_argument("--reason", required=True, choices=REASONS)
+    hold = _action(actions, "hold", "certificate-hold", "revoke until released")
+    _one(hold)
+    unhold = _action(actions, "unhold", "certificate-unhold", "release what is held")
+    _one(unhold)
 
 
 def _action(actions: Any, name: str, command: str, text: str) -> argparse.ArgumentParser:

@@ -51,7 +51,7 @@ class Announcer:
     def __init__(self, bus: Bus, clock: Clock, instance: str) -> None:
         self._bus = bus
         self._clock = clock
-        self._source = f"{SERVICE}/{instance}"
+        self.source = f"{SERVICE}/{instance}"
         self._refusal_topic = topics.audit_refusal_topic(SERVICE, instance)
         self.producer = {"service": SERVICE, "instance": instance, "boot_id": ids.uuid7()}
 
@@ -201,7 +201,7 @@ class Announcer:
         )
         event = EnrollmentRejected(
             id=message.id,
-            source=self._source,
+            source=self.source,
             time=now,
             correlation_id=message.correlation_id,
             causation_id=message.id,
@@ -289,7 +289,7 @@ class Announcer:
         predecessor = intent.predecessor_sha256
         event = present(
             id=intent.issuance_id,
-            source=self._source,
+            source=self.source,
             time=issued.issued_at,
             correlation_id=context.correlation_id,
             causation_id=intent.request_id,

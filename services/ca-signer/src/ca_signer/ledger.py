@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from ca_signer import revocation
 from ca_signer.context import Context, Intent, Issued, KnownCertificate
 from estcore.errors import SerialNumberReused
 from estcore.messages.envelope import decode, encode
@@ -46,6 +47,8 @@ allowed as (
     and not exists (select 1 from issuance p
         where p.certificate_sha256 = i.presented_sha256 and p.certificate is not null
           and p.revoked_at is not null)
+    and not exists (select 1 from issuance c
+        where c.spki_sha256 = i.spki_sha256 and c.revocation_reason = 'keyCompromise')
     and (i.secret_id is null or (s.revoked_at is null and s.not_after > now()))),
 bound as (
   insert into key_binding (spki_sha256, tenant, service)
@@ -101,6 +104,9 @@ returning {INTENT_COLUMNS}, case
       where p.certificate_sha256 = decode(issuance.context::json->>'presented_sha256', 'hex')
         and p.certificate is not null and p.revoked_at is not null)
     then 'auth.certificate_revoked'
+  when exists (select 1 from issuance c where c.spki_sha256 = issuance.spki_sha256
+      and c.revocation_reason = 'keyCompromise')
+    then 'key.compromised'
   when issuance.context::json->>'auth_method' = 'secret' and not exists (select 1 from secret s
       where 'secret:' || s.secret_id = issuance.context::json->>'principal'
         and s.revoked_at is null and s.not_after > now())
@@ -217,15 +223,15 @@ class Ledger:
         """Revoke a certificate; False when it was revoked before or is none."""
 
         async def work(connection: Connection) -> bool:
-            done = await connection.fetchval(
-                "update issuance set revoked_at = now(), revocation_reason = $2 "
-                "where issuance_id = $1 and state = 'issued' and revoked_at is null "
-                "returning true",
+            live = await connection.fetchval(
+                "select true from issuance where issuance_id = $1 and state = 'issued' "
+                "and revoked_at is null for update",
                 issuance_id,
-                reason,
             )
+            if live:
+                await revocation.change(connection, issuance_id, reason, None)
             await give_back(connection, issuance_id)
-            return bool(done)
+            return bool(live)
 
         return await self.database.run(work)
 

@@ -25,6 +25,7 @@ from ca_signer.cycle import Cycle
 from ca_signer.keystore import Issuer, load_issuers, tokens_of
 from ca_signer.ledger import Ledger
 from ca_signer.repeats import Repeats
+from ca_signer.revocation import Revocations
 from ca_signer.secret_store import SecretStore
 from ca_signer.settings import SignerSettings
 from ca_signer.sweeper import Sweeper
@@ -205,7 +206,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
 
 
 async def publish_state(bus: Bus, database: Database, deciding: Authority) -> None:
-    """Publish CA certificates, profiles, secret verifiers and the policy's version."""
+    """Publish CA certificates, profiles, verifiers, revoked serials and the policy's version."""
     now = CLOCK.now()
     state = [
         Outgoing(topics.cacerts_topic(issuer.issuer_id), encode(_cacerts(issuer, now)))
@@ -225,6 +226,9 @@ async def publish_state(bus: Bus, database: Database, deciding: Authority) -> No
         ]
     )
     await SecretStore(database, bus, CLOCK).publish()
+    revocations = Revocations(database, bus, SERVICE)
+    for issuer_id in deciding.issuers:
+        await revocations.publish(issuer_id)
 
 
 def _cacerts(issuer: Issuer, now: dt.datetime) -> CACertificates:

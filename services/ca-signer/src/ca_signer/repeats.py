@@ -16,7 +16,14 @@ from ca_signer.approvals import Tickets, Waiting
 from ca_signer.authority import Candidate
 from ca_signer.context import Intent, Issued
 from ca_signer.ledger import INTENT_COLUMNS, Ledger, give_back, insert_intents, intent_of
-from estcore.errors import Conflict, NotAuthenticated, NotAuthorized, RequestRejected, rejection
+from estcore.errors import (
+    Conflict,
+    NotAuthenticated,
+    NotAuthorized,
+    RequestRejected,
+    WeakKey,
+    rejection,
+)
 from estcore.messages.envelope import decode, encode
 from estcore.runtime.database import Connection
 
@@ -290,6 +297,13 @@ class Repeats:
             intent.service,
         ):
             return Conflict("this key belongs to another owner", code="key.bound")
+        lost = await connection.fetchval(
+            "select true from issuance where spki_sha256 = $1 "
+            "and revocation_reason = 'keyCompromise' limit 1",
+            intent.spki_sha256,
+        )
+        if lost:
+            return WeakKey("this key is known to be lost; make a new one", code="key.compromised")
         if intent.secret_id is not None:
             return NotAuthorized("the one-time secret is spent", code="secret.spent")
         return Conflict("the request collides with another one", code="request.conflict")

@@ -24,6 +24,7 @@ _LIMIT = 64
 _OBJECTIONS = {
     "intent.stale": "nobody waits for it any more",
     "auth.certificate_revoked": "the presented certificate is revoked",
+    "key.compromised": "the key is known to be lost",
     "secret.invalid": "the secret is not valid any more",
 }
 _QUIET_S = 5

@@ -69,6 +69,16 @@ issuance = Table(
     _time("announced_at"),
     _time("revoked_at"),
     Column("revocation_reason", Text),
+    Column(
+        "revocation_seq",
+        Integer,
+        nullable=False,
+        server_default="0",
+        comment="how often it was revoked, held or released",
+    ),
+    _time("revocation_changed_at"),
+    _time("revocation_announced_at"),
+    Column("revoked_by", Text),
     CheckConstraint("state in ('intended', 'issued', 'abandoned')", name="issuance_state"),
     CheckConstraint(
         "(state = 'issued') = (certificate is not null)", name="issuance_issued_has_certificate"
@@ -86,6 +96,17 @@ issuance = Table(
         postgresql_where="state = 'issued' and announced_at is null",
     ),
     Index("issuance_fingerprint", "certificate_sha256", postgresql_where="certificate is not null"),
+    Index(
+        "issuance_revocation_unannounced",
+        "revocation_changed_at",
+        postgresql_where="revocation_changed_at is not null and revocation_announced_at is null",
+    ),
+    Index("issuance_revoked", "issuer_id", "not_after", postgresql_where="revoked_at is not null"),
+    Index(
+        "issuance_compromised",
+        "spki_sha256",
+        postgresql_where="revocation_reason = 'keyCompromise'",
+    ),
     Index("issuance_slot", "slot_id"),
     Index("issuance_owner", "tenant", "service", "created_at"),
     Index("issuance_issued_at", "issued_at", postgresql_using="brin"),

@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 _ALONE_FROM = 3
 """From this delivery on a message is processed alone and its failures are counted."""
+# A certificate that is held may come back; until then the signer refuses its renewal.
+_NOT_FOR_GOOD = {"certificateHold", "removeFromCRL"}
 _KIND_AT = 2
 _COUNT_FAILURE = """
 insert into failed_delivery as f (sequence, attempts, error) values ($1, 1, $2)
@@ -140,7 +142,11 @@ class Projector:
         elif kind == "issued":
             batch.issued.append((delivery, decode(CertificateIssued, delivery.data)))
         elif kind == "revoked":
-            batch.revoked.append((delivery, decode(CertificateRevoked, delivery.data)))
+            event = decode(CertificateRevoked, delivery.data)
+            if event.reason in _NOT_FOR_GOOD:
+                batch.other.append(delivery)
+            else:
+                batch.revoked.append((delivery, event))
         else:
             batch.other.append(delivery)
 

@@ -36,6 +36,19 @@ class SecretShard(Part):
     secrets: tuple[SecretVerifier, ...] = ()
 
 
+class RevokedShard(Part):
+    """``pki.state.revoked.<issuer>.<shard>``: serial numbers of revoked certificates.
+
+    Those of one issuer that have not expired and whose last octet modulo 16 is the shard (00 to
+    0f), held ones included. Front ends refuse early by it; the signer's ledger decides.
+    """
+
+    issuer_id: Token
+    shard: str
+    updated_at: dt.datetime
+    serials: tuple[str, ...] = Field(default=(), description="lower-case hexadecimal, sorted")
+
+
 class PolicyState(Part):
     """``pki.state.policy.current``: version of the policy the signer decides with."""
 

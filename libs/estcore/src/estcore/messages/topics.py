@@ -193,5 +193,10 @@ def secrets_topic(shard: str) -> str:
     return f"pki.state.secrets.{token(shard)}"
 
 
+def revoked_topic(issuer: str, shard: str) -> str:
+    """``pki.state.revoked.<issuer>.<shard>``."""
+    return f"pki.state.revoked.{token(issuer)}.{token(shard)}"
+
+
 POLICY_TOPIC = "pki.state.policy.current"
 PROFILES_TOPIC = "pki.state.profiles.current"

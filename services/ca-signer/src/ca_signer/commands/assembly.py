@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from ca_signer.announcing import Announcer
 from ca_signer.approvals import approval_records
 from ca_signer.authority import Authority
-from ca_signer.commands import certificates, requests
+from ca_signer.commands import certificates, requests, revoking
 from ca_signer.commands.executor import Executor
 from ca_signer.commands.listener import Listener
 from ca_signer.commands.verbs import table
 from ca_signer.outbox import Outbox, command_records
+from ca_signer.revocation import Revocations
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
 
@@ -23,14 +24,22 @@ class Operations:
     executor: Executor
     listener: Listener
     outbox: Outbox
+    revocations: Revocations
 
 
 def assemble(
     bus: Bus, database: Database, announcer: Announcer, authority: Authority, *, every_s: float
 ) -> Operations:
     """Join the parts; the result's ``listener.run`` and ``outbox.run`` are jobs."""
-    parts = [command_records(database, announcer), approval_records(database, announcer)]
+    revocations = Revocations(database, bus, announcer.source)
+    # Revocations first: they wait for nobody.
+    parts = [
+        revocations.announce,
+        command_records(database, announcer),
+        approval_records(database, announcer),
+    ]
     outbox = Outbox(parts, every_s=every_s)
-    verbs = {**table(certificates.SHOW, certificates.LIST), **requests.verbs()}
+    looking = table(certificates.SHOW, certificates.LIST)
+    verbs = {**looking, **requests.verbs(), **revoking.verbs()}
     executor = Executor(database, announcer, authority, verbs, changed=outbox.changed)
-    return Operations(executor, Listener(bus, executor), outbox)
+    return Operations(executor, Listener(bus, executor), outbox, revocations)

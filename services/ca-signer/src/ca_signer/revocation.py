@@ -1,0 +1,168 @@
+"""Revoking certificates: the committed row first, then everything that follows from it.
+
+Nothing here waits for audit or bus. The outbox publishes the event, and the serial numbers that
+front ends refuse early, from the rows; ``revocation_seq`` counts the changes of one certificate,
+so that a change during an announcement is announced as well.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import asyncpg
+
+from estcore import ids
+from estcore.messages import topics
+from estcore.messages.envelope import encode
+from estcore.messages.events import CertificateRevoked
+from estcore.messages.state import RevokedShard
+from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.database import Connection, Database
+
+Reason = Literal[
+    "unspecified",
+    "keyCompromise",
+    "affiliationChanged",
+    "superseded",
+    "cessationOfOperation",
+    "privilegeWithdrawn",
+]
+"""Reasons for good, by their names in RFC 5280 section 5.3.1; those of CAs are for no client."""
+HOLD, RELEASED = "certificateHold", "removeFromCRL"
+COMPROMISED = "keyCompromise"
+SHARDS = 16
+_LIMIT = 200
+_ISSUER_LIMIT = 400_000
+
+
+async def change(
+    connection: Connection, issuance_id: str, reason: str | None, by: str | None
+) -> None:
+    """Set why a certificate is revoked, None for not at all; the row is the caller's.
+
+    A certificate that was held keeps the moment since when it has not been good.
+    """
+    await connection.execute(
+        "update issuance set revoked_at = case when $2::text is null then null "
+        "else coalesce(revoked_at, now()) end, revocation_reason = $2, revoked_by = $3, "
+        "revocation_seq = revocation_seq + 1, revocation_changed_at = now(), "
+        "revocation_announced_at = null where issuance_id = $1",
+        issuance_id,
+        reason,
+        by,
+    )
+
+
+def shard_of(serial_number: bytes) -> str:
+    """Return the shard (00 to 0f) that a serial number is told in."""
+    return f"{serial_number[-1] % SHARDS:02x}"
+
+
+class Revocations:
+    """Tells the others what is revoked."""
+
+    def __init__(
+        self,
+        database: Database,
+        bus: Bus,
+        source: str,
+        *,
+        changed: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """``changed`` is called with the id of an issuer whose CRL is not right any more."""
+        self._database = database
+        self._bus = bus
+        self._source = source
+        self._changed = changed
+
+    async def announce(self) -> bool:
+        """Publish events and shards that are due; returns whether there may be more.
+
+        Raises:
+            Unavailable: database or bus is away; announced later.
+        """
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                "select issuance_id, issuer_id, serial_number, certificate_sha256, tenant, "
+                "service, context::json->>'correlation_id' as correlation_id, revoked_at, "
+                "revocation_reason, revocation_seq, revocation_changed_at from issuance "
+                "where revocation_changed_at is not null and revocation_announced_at is null "
+                "order by revocation_changed_at limit $1",
+                _LIMIT,
+            )
+        if not rows:
+            return False
+        for issuer_id in {row["issuer_id"] for row in rows}:
+            self._changed(issuer_id)
+        await self._bus.publish_confirmed([self._event(row) for row in rows])
+        for issuer_id in {row["issuer_id"] for row in rows}:
+            own = {shard_of(r["serial_number"]) for r in rows if r["issuer_id"] == issuer_id}
+            await self.publish(issuer_id, sorted(own))
+        async with self._database.connection() as connection:
+            await connection.execute(
+                "update issuance s set revocation_announced_at = now() "
+                "from unnest($1::uuid[], $2::int[]) as i(id, seq) "
+                "where s.issuance_id = i.id and s.revocation_seq = i.seq",
+                [row["issuance_id"] for row in rows],
+                [row["revocation_seq"] for row in rows],
+            )
+        return len(rows) == _LIMIT
+
+    async def publish(self, issuer_id: str, shards: Sequence[str] = ()) -> None:
+        """Publish the serial numbers of an issuer's revoked certificates; all shards by default.
+
+        Raises:
+            Unavailable: database or bus is away.
+        """
+        async with self._database.connection() as connection:
+            # Before the rows are read: what is revoked meanwhile makes a newer message.
+            now: dt.datetime = await connection.fetchval("select now()")
+            rows = await connection.fetch(
+                "select serial_number from issuance where issuer_id = $1 "
+                "and revoked_at is not null and not_after > now() limit $2",
+                issuer_id,
+                _ISSUER_LIMIT,
+            )
+        found: dict[str, list[str]] = {
+            shard: [] for shard in shards or [f"{n:02x}" for n in range(SHARDS)]
+        }
+        for row in rows:
+            serials = found.get(shard_of(row["serial_number"]))
+            if serials is not None:
+                serials.append(ids.serial_hex(int.from_bytes(row["serial_number"], "big")))
+        await self._bus.publish_confirmed(
+            [
+                Outgoing(
+                    topics.revoked_topic(issuer_id, shard),
+                    encode(
+                        RevokedShard(
+                            issuer_id=issuer_id,
+                            shard=shard,
+                            updated_at=now,
+                            serials=tuple(sorted(serials)),
+                        )
+                    ),
+                )
+                for shard, serials in found.items()
+            ]
+        )
+
+    def _event(self, row: asyncpg.Record) -> Outgoing:
+        name = f"revoked-{row['issuance_id']}-{row['revocation_seq']}"
+        event = CertificateRevoked(
+            id=name,
+            source=self._source,
+            time=row["revocation_changed_at"],
+            correlation_id=row["correlation_id"],
+            tenant=row["tenant"],
+            service=row["service"],
+            issuer_id=row["issuer_id"],
+            serial=ids.serial_hex(int.from_bytes(row["serial_number"], "big")),
+            fingerprint_sha256=row["certificate_sha256"].hex(),
+            reason=row["revocation_reason"] or RELEASED,
+            revoked_at=row["revoked_at"] or row["revocation_changed_at"],
+        )
+        topic = topics.certificate_topic("revoked", row["tenant"], row["service"])
+        return Outgoing(topic, encode(event), name)
