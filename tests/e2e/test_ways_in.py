@@ -139,7 +139,8 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
             "users_file": str(users),
             "keygen_secrets_file": str(kek),
             "reload_every_s": 0.2,
-        }
+        },
+        "ca-signer": {"reload_every_s": 0.2},
     }
     stack = await start_stack(folder / "suite", overrides=overrides, policy=policy)
     config = str(stack.layout.config_file("ca-signer"))
@@ -836,14 +837,47 @@ async def served(world: World) -> int:
     return x509.load_der_x509_certificate(der).serial_number
 
 
-async def test_a_bad_policy_is_refused_and_the_old_one_stays(world: World) -> None:
+async def test_a_bad_policy_is_refused_and_a_good_one_taken_by_front_end_and_signer(
+    world: World,
+) -> None:
     file = world.stack.layout.config / "policy.yaml"
     good = file.read_text()
     file.write_text(good + "\nunknown: true\n")
     await asyncio.sleep(0.7)
     assert (await world.client.enroll(b64(make_csr("dev-still")[1]))).status == 200
-    file.write_text(good.replace("  people: {", "  renamed: {").replace("[people, ", "[renamed, "))
-    async with asyncio.timeout(5):
-        while (await world.client.request("GET", f"{BASE}/people/csrattrs")).status != 404:
-            await asyncio.sleep(0.1)
-    file.write_text(good)
+    # Another name for the same secret: both have to know it before it is given.
+    file.write_text(good.replace('["dev-*"], dns: ["dev-*"]', '["new-*"], dns: ["new-*"]'))
+    try:
+        async with asyncio.timeout(15):
+            while (await world.client.enroll(b64(make_csr("new-name")[1]))).status != 200:
+                await asyncio.sleep(0.2)
+        refused = await world.client.enroll(b64(make_csr("dev-name")[1]))
+        assert (refused.status, "policy.subject" in refused.text) == (403, True)
+    finally:
+        file.write_text(good)
+    async with asyncio.timeout(15):
+        while (await world.client.enroll(b64(make_csr("dev-name")[1]))).status != 200:
+            await asyncio.sleep(0.2)
+
+
+async def test_a_changed_profile_is_signed_by_and_told_in_csrattrs(world: World) -> None:
+    file = world.stack.layout.config / "profiles.yaml"
+    good = file.read_text()
+    first = "key_algorithms: [ec-p256, ec-p384, rsa-2048, rsa-3072, ed25519]"
+    assert first in good
+    file.write_text(good.replace(first, "key_algorithms: [ed25519]", 1))
+    try:
+        async with asyncio.timeout(15):
+            while True:
+                answer = await world.client.request("GET", f"{BASE}/services/csrattrs")
+                demands = parse_csrattrs(base64.b64decode(answer.body))
+                if demands.key_algorithm == "ed25519":
+                    break
+                await asyncio.sleep(0.2)
+        refused = await world.client.enroll(b64(make_csr("dev-p256")[1]))
+        assert (refused.status, "profile.key_algorithm" in refused.text) == (400, True)
+    finally:
+        file.write_text(good)
+    async with asyncio.timeout(15):
+        while (await world.client.enroll(b64(make_csr("dev-p256")[1]))).status != 200:
+            await asyncio.sleep(0.2)

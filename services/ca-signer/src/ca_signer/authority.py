@@ -21,9 +21,12 @@ from estcore.pki.profile import Profile, ProfileSet
 from estcore.policy.document import PolicyDocument
 
 
-@dataclass(frozen=True)
+@dataclass
 class Authority:
-    """What the signer decides with: its own policy, profiles, issuers and group caps."""
+    """What the signer decides with: its own policy, profiles, issuers and group caps.
+
+    Policy and profiles may be others at the next request; a decision is made in one go.
+    """
 
     policy: PolicyDocument
     profiles: ProfileSet
@@ -34,6 +37,11 @@ class Authority:
     templates: dict[tuple[str, str, dt.timedelta], CertificateTemplate] = field(
         default_factory=dict
     )
+
+    def take(self, policy: PolicyDocument, profiles: ProfileSet) -> None:
+        """Decide by these from now on."""
+        self.policy, self.profiles = policy, profiles
+        self.templates.clear()
 
     def template(
         self, issuer: Issuer, profile: Profile, cap: dt.timedelta | None = None

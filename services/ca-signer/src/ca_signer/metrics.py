@@ -38,3 +38,4 @@ TOKEN_RESTARTS = Counter(
 TOKEN_FAILURES = Counter(
     "ca_signer_token_failures_total", "worker processes given up", ["token", "code"]
 )
+RELOADS = Counter("ca_signer_reloads_total", "files taken over while running", ["what", "result"])

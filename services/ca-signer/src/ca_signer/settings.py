@@ -105,6 +105,9 @@ class SignerSettings(ServiceSettings):
         default=600, ge=10, le=86_400, description="an older intent is abandoned, not signed"
     )
     max_attempts: int = Field(default=20, ge=2, le=1000, description="then it is a dead letter")
+    reload_every_s: float = Field(
+        default=2, ge=0.1, le=3600, description="policy and profiles files are looked at"
+    )
     sweep_every_s: float = Field(default=2, ge=0.1, le=60)
     approval_lifetime_s: int = Field(
         default=604_800,

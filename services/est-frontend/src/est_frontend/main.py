@@ -10,13 +10,14 @@ from typing import Any
 
 from aiohttp import web
 
+from est_frontend import metrics
 from est_frontend.authenticate import Authenticator
 from est_frontend.digest import DigestVerifier
 from est_frontend.enrolling import Enroller
 from est_frontend.gateway import Gateway
 from est_frontend.handler import Handler
 from est_frontend.keygen import KeyMaker, load_secrets
-from est_frontend.live import Live, Reloader, Watched
+from est_frontend.live import Live
 from est_frontend.peers import PeerValidator
 from est_frontend.server import LimitedServer
 from est_frontend.settings import FrontendSettings
@@ -33,6 +34,7 @@ from estcore.policy.document import load_policy
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus
 from estcore.runtime.logs import fields
+from estcore.runtime.reload import Reloader, Watched
 from estcore.runtime.service import ServiceCommand, run_jobs, stop_on_signals
 from estcore.runtime.tracing import Tracing
 
@@ -108,8 +110,15 @@ async def run(settings: FrontendSettings) -> None:  # noqa: PLR0915 - wiring, to
         bus=bus.bus,
         tracing=tracing,
     )
+
+    async def report(action: str, details: dict[str, str]) -> None:
+        trail.event(action, **details)
+
     reloader = Reloader(
-        _watched(settings, live, context, users, peers), trail, every_s=settings.reload_every_s
+        _watched(settings, live, context, users, peers),
+        report,
+        metrics.RELOADS,
+        every_s=settings.reload_every_s,
     )
     admin = AdminServer(
         settings.admin,
