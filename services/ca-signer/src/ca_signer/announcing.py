@@ -7,6 +7,7 @@ stream or a request of another service repeats the same facts under the same ids
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -30,7 +31,10 @@ from estcore.messages.envelope import Part, encode, encode_mapping, present
 from estcore.messages.events import EnrollmentRejected
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.consume import Delivery
+from estcore.runtime.logs import fields
 from estcore.runtime.tracing import trace_id
+
+log = logging.getLogger(__name__)
 
 SERVICE = "ca-signer"
 Record = dict[str, Any]
@@ -163,6 +167,27 @@ class Announcer:
             details={"topic": delivery.topic, "sequence": delivery.sequence},
         )
         await self._bus.publish_confirmed(self._batches([record], self._refusal_topic))
+
+    async def event(self, action: str, details: dict[str, str]) -> None:
+        """Record something the service did by itself; without the bus it is in the log alone."""
+        name = ids.uuid7()
+        record = present(
+            record_id=name,
+            schema_version=1,
+            producer=self.producer,
+            occurred_at=self._clock.now(),
+            correlation_id=name,
+            action=action,
+            phase="outcome",
+            outcome="failure" if action.endswith("refused") else "success",
+            severity="notice",
+            actor={"type": "system", "subject": SERVICE},
+            details=details,
+        )
+        try:
+            await self._bus.publish_confirmed(self._batches([record], self._refusal_topic))
+        except BusUnavailable:
+            log.warning("a record was not sent", extra=fields(action=action, **details))
 
     async def reply(self, group: str, instance: str, answer: EnrollmentAnswered) -> None:
         """Answer the front end that asked. A lost answer is repeated at the client's retry."""

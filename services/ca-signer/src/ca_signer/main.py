@@ -7,14 +7,14 @@ import asyncio
 import datetime as dt
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ca_signer import export
+from ca_signer import export, metrics
 from ca_signer.announcing import SERVICE, Announcer
 from ca_signer.approvals import Tickets
 from ca_signer.authority import Authority
@@ -38,13 +38,14 @@ from estcore.messages import topics
 from estcore.messages.envelope import encode
 from estcore.messages.state import CACertificates, PolicyState, ProfilesState
 from estcore.pki.durations import parse_duration
-from estcore.pki.profile import load_profiles
-from estcore.policy.document import load_policy
+from estcore.pki.profile import ProfileSet, load_profiles
+from estcore.policy.document import PolicyDocument, load_policy
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
 from estcore.runtime.migrations import migrate as migrate_schema
+from estcore.runtime.reload import Reloader, Watched
 from estcore.runtime.service import ServiceCommand, run_jobs, stop_on_signals, until
 from estcore.runtime.settings import read_secret
 from estcore.runtime.topology import declare
@@ -69,9 +70,28 @@ def authority(settings: SignerSettings) -> Authority:
             "keys in files are refused; set software_keys: allow to accept the risk",
             code="keystore.software_refused",
         )
+    issuers = load_issuers(settings.issuers)
+    policy, profiles = rules(settings, issuers)
+    return Authority(
+        policy=policy,
+        profiles=profiles,
+        issuers=issuers,
+        groups=settings.groups,
+        clock=CLOCK,
+        sign_within=dt.timedelta(seconds=settings.sign_within_s),
+    )
+
+
+def rules(
+    settings: SignerSettings, issuers: Mapping[str, Issuer]
+) -> tuple[PolicyDocument, ProfileSet]:
+    """Read policy and profiles, which must fit together and to the issuers.
+
+    Raises:
+        ConfigurationError: anything unreadable or inconsistent.
+    """
     policy = load_policy(settings.policy_file)
     profiles = load_profiles(settings.profiles_file)
-    issuers = load_issuers(settings.issuers)
     for name, label in policy.labels.items():
         if label.issuer not in issuers:
             raise ConfigurationError(f"label {name!r} names the unknown issuer {label.issuer!r}")
@@ -81,14 +101,7 @@ def authority(settings: SignerSettings) -> Authority:
         unknown = set(caps.labels) - set(policy.labels)
         if unknown:
             raise ConfigurationError(f"group {group!r} names unknown labels {sorted(unknown)}")
-    return Authority(
-        policy=policy,
-        profiles=profiles,
-        issuers=issuers,
-        groups=settings.groups,
-        clock=CLOCK,
-        sign_within=dt.timedelta(seconds=settings.sign_within_s),
-    )
+    return policy, profiles
 
 
 def tickets(settings: SignerSettings) -> Tickets:
@@ -165,7 +178,14 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         window_s=settings.window_s,
         settle_s=settings.window_settle_s,
     )
-    operations = assemble(bus, database, announcer, deciding, every_s=settings.sweep_every_s)
+    operations = assemble(
+        bus,
+        database,
+        announcer,
+        deciding,
+        every_s=settings.sweep_every_s,
+        crl_lifetime_s=settings.crl_lifetime_s,
+    )
     await publish_state(bus, database, deciding)
     checks.pop("started")
     checks.update(
@@ -175,13 +195,29 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         keystores=lambda: all(i.keystore.ready for i in deciding.issuers.values()),
     )
 
+    changed = asyncio.Event()
+
+    def take_rules() -> None:
+        deciding.take(*rules(settings, deciding.issuers))
+        changed.set()
+
+    reloader = Reloader(
+        [Watched("rules", (settings.policy_file, settings.profiles_file), take_rules)],
+        announcer.event,
+        metrics.RELOADS,
+        every_s=settings.reload_every_s,
+    )
+
+    async def publish_changes(stopping: asyncio.Event) -> None:
+        while not await until(stopping, settings.reload_every_s):
+            if changed.is_set():
+                changed.clear()
+                await _publish_again(bus, database, deciding)
+
     async def keep_published(stopping: asyncio.Event) -> None:
         # The stream may have been lost or restored; front ends ignore what they know already.
         while not await until(stopping, _STATE_EVERY_S):
-            try:
-                await publish_state(bus, database, deciding)
-            except Unavailable as exc:
-                log.warning("state not published", extra=fields(code=exc.code))
+            await _publish_again(bus, database, deciding)
 
     async def fail_readiness(stopping: asyncio.Event) -> None:
         await stopping.wait()
@@ -191,11 +227,14 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         [
             fail_readiness,
             keep_published,
+            publish_changes,
+            reloader.run,
             worker.run,
             sweeper.run,
             windows.run,
             operations.listener.run,
             operations.outbox.run,
+            operations.lists.run,
             cycle.keep_marking,
             *(token.watch for token in tokens_of(deciding.issuers)),
         ],
@@ -203,6 +242,13 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         stop_timeout_s=settings.stop_timeout_s,
     )
     await cycle.mark()
+
+
+async def _publish_again(bus: Bus, database: Database, deciding: Authority) -> None:
+    try:
+        await publish_state(bus, database, deciding)
+    except Unavailable as exc:
+        log.warning("state not published", extra=fields(code=exc.code))
 
 
 async def publish_state(bus: Bus, database: Database, deciding: Authority) -> None:
