@@ -14,7 +14,7 @@ from estcore.clock import SystemClock
 from estcore.est.certs_only import read_certs_only
 from estcore.messages import topics
 from estcore.messages.envelope import encode
-from estcore.messages.state import CACertificates
+from estcore.messages.state import CACertificates, RevokedShard
 
 
 def test_C8_issuers_never_mix(tmp_path: Path) -> None:
@@ -42,3 +42,27 @@ def test_damaged_files_are_passed_over(tmp_path: Path) -> None:
     state = State(tmp_path, PeerValidator(SystemClock()), SystemClock())
     state.load()
     assert state.cacerts("alpha") is None
+
+
+def test_K17_revoked_serials_are_known_by_issuer_and_the_newest_word_counts(
+    tmp_path: Path,
+) -> None:
+    now = dt.datetime.now(dt.UTC)
+    state = State(tmp_path, PeerValidator(SystemClock()), SystemClock())
+
+    def told(age_s: int, *serials: str) -> None:
+        message = RevokedShard(
+            issuer_id="alpha",
+            shard="0a",
+            updated_at=now - dt.timedelta(seconds=age_s),
+            serials=serials,
+        )
+        state.apply(topics.revoked_topic("alpha", "0a"), encode(message))
+
+    told(10, "0100aa", "0100ba")
+    assert state.is_revoked("alpha", 0x0100AA)
+    assert not state.is_revoked("beta", 0x0100AA)
+    told(20)  # an older word that comes late
+    assert state.is_revoked("alpha", 0x0100BA)
+    told(0, "0100ba")  # a hold was ended
+    assert not state.is_revoked("alpha", 0x0100AA)

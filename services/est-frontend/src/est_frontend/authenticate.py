@@ -105,7 +105,7 @@ class Authenticator:
         """
         if not label.offers("certificate"):
             raise NotAuthorized("this label takes no certificates", code="auth.method")
-        peer = self._peers.identify(credentials.connection, label)
+        peer = self._identify(credentials, label)
         if peer is None:
             raise NotAuthenticated(
                 "a client certificate of this CA is needed", code="auth.certificate_required"
@@ -130,7 +130,7 @@ class Authenticator:
         if credentials.authorization is not None and any(map(label.offers, _HTTP_METHODS)):
             return await self._by_header(credentials, label, None)
         if "certificate" in label.authentication:
-            peer = self._peers.identify(credentials.connection, label)
+            peer = self._identify(credentials, label)
             if peer is not None:
                 return Authenticated(_by_certificate(peer), peer)
         raise NotAuthenticated("credentials are needed", code="auth.required")
@@ -147,6 +147,17 @@ class Authenticator:
         if label.offers("token"):
             found.append('Bearer realm="est"')
         return found or ['Basic realm="est"']
+
+    def _identify(self, credentials: Credentials, label: Label) -> Peer | None:
+        peer = self._peers.identify(credentials.connection, label)
+        if peer is None or peer.third_party:
+            return peer
+        # Early and cheap; what the bus has not told yet is found in the signer's ledger.
+        if self._state.is_revoked(peer.issuer_id, peer.serial_number):
+            raise NotAuthenticated(
+                "the presented certificate is revoked", code="auth.certificate_revoked"
+            )
+        return peer
 
     async def _by_header(
         self, credentials: Credentials, label: Label, peer: Peer | None
@@ -166,7 +177,7 @@ class Authenticator:
                 raise NotAuthenticated("this scheme is not accepted here", code="auth.scheme")
         if label.accepts(found.principal.method, with_certificate=False):
             return found
-        peer = peer or self._peers.identify(credentials.connection, label)
+        peer = peer or self._identify(credentials, label)
         if peer is None:
             raise NotAuthenticated(
                 "a client certificate is needed as well", code="auth.certificate_required"

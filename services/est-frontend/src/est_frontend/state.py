@@ -23,7 +23,13 @@ from estcore.clock import Clock
 from estcore.errors import BusUnavailable, ConfigurationError, MalformedRequest
 from estcore.est.certs_only import certs_only
 from estcore.messages.envelope import decode
-from estcore.messages.state import CACertificates, ProfilesState, SecretShard, SecretVerifier
+from estcore.messages.state import (
+    CACertificates,
+    ProfilesState,
+    RevokedShard,
+    SecretShard,
+    SecretVerifier,
+)
 from estcore.messages.topics import PKI_STATE
 from estcore.pki.profile import Profile
 from estcore.runtime.bus import Bus
@@ -35,6 +41,7 @@ log = logging.getLogger(__name__)
 _CACERTS = "pki.state.cacerts."
 _SECRETS = "pki.state.secrets."
 _PROFILES = "pki.state.profiles."
+_REVOKED = "pki.state.revoked."
 _REFRESH_S = 60
 _NOBODY = SecretVerifier(
     secret_id="",
@@ -55,6 +62,7 @@ class State:
         self._cacerts: dict[str, bytes] = {}
         self._secrets: dict[str, SecretVerifier] = {}
         self._profiles: ProfilesState | None = None
+        self._revoked: dict[tuple[str, str], tuple[dt.datetime, frozenset[int]]] = {}
         self._by_verifier: dict[str, str] = {}
         self._by_shard: dict[str, SecretShard] = {}
 
@@ -70,7 +78,7 @@ class State:
         except OSError as exc:
             raise ConfigurationError(f"cannot use the state folder {self._folder}") from exc
         for path in files:
-            self._apply(path.name, path.read_bytes())
+            self.apply(path.name, path.read_bytes())
 
     async def follow(self, bus: Bus) -> None:
         """Apply everything from the bus from now on."""
@@ -104,6 +112,11 @@ class State:
         profiles = self._profiles.profiles if self._profiles else ()
         return next((p for p in profiles if p.name == name), None)
 
+    def is_revoked(self, issuer_id: str, serial_number: int) -> bool:
+        """Tell whether a certificate is known to be revoked; the signer's ledger decides."""
+        known = self._revoked.get((issuer_id, f"{serial_number % 16:02x}"))
+        return known is not None and serial_number in known[1]
+
     def secret_id_of(self, secret: str) -> str | None:
         """Return which secret this is, for clients that send no name with it."""
         return self._by_verifier.get(sha256(secret.encode()).hexdigest())
@@ -124,19 +137,21 @@ class State:
 
     async def _take(self, topic: str, payload: bytes) -> None:
         path = self._folder / topic
-        if not self._apply(topic, payload):
+        if not self.apply(topic, payload):
             return
         metrics.STATE_UPDATES.inc()
         with contextlib.suppress(OSError):
             await asyncio.to_thread(_write, path, payload)
 
-    def _apply(self, topic: str, payload: bytes) -> bool:
+    def apply(self, topic: str, payload: bytes) -> bool:
         """Apply one message; True when it changed anything."""
         try:
             if topic.startswith(_CACERTS):
                 return self._apply_cacerts(decode(CACertificates, payload))
             if topic.startswith(_SECRETS):
                 return self._apply_secrets(decode(SecretShard, payload))
+            if topic.startswith(_REVOKED):
+                return self._apply_revoked(decode(RevokedShard, payload))
             if topic.startswith(_PROFILES):
                 return self._apply_profiles(decode(ProfilesState, payload))
         except (MalformedRequest, ValueError) as exc:
@@ -158,6 +173,14 @@ class State:
             return False
         self._profiles = message
         return known is None or known.version != message.version
+
+    def _apply_revoked(self, message: RevokedShard) -> bool:
+        key = (message.issuer_id, message.shard)
+        known = self._revoked.get(key)
+        if known is not None and known[0] >= message.updated_at:
+            return False
+        self._revoked[key] = (message.updated_at, frozenset(int(s, 16) for s in message.serials))
+        return True
 
     def _apply_secrets(self, message: SecretShard) -> bool:
         known = self._by_shard.get(message.shard)
