@@ -33,6 +33,7 @@ from estcore import ids
 from estcore.clock import Clock
 from estcore.errors import ConfigurationError, WeakKey
 from estcore.pki.keys import key_algorithm
+from estcore.pki.weak_keys import check_strength
 from estcore.runtime.settings import read_secret
 
 ROOT_YEARS, ISSUING_YEARS = 20, 10
@@ -94,6 +95,7 @@ def requested_key(path: Path) -> CertificatePublicKeyTypes:
             raise ConfigurationError(f"the signature of the request in {path} is wrong")
         key = request.public_key()
         key_algorithm(key)
+        check_strength(key)
     except (OSError, ValueError, UnsupportedAlgorithm, WeakKey) as exc:
         raise ConfigurationError(f"cannot use the request in {path}") from exc
     return key

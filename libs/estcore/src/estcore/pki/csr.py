@@ -22,6 +22,7 @@ from estcore.ids import digest
 from estcore.pki import der as der_codec
 from estcore.pki.keys import key_algorithm, spki_der
 from estcore.pki.names import canonical_name, display_name, san_entries
+from estcore.pki.weak_keys import check_strength
 
 MAX_CSR_BYTES = 32_768
 MAX_SAN_ENTRIES = 100
@@ -102,7 +103,7 @@ def parse_csr(der: bytes) -> CertificationRequest:
     Raises:
         MalformedRequest: not one DER CertificationRequest, or too large.
         InvalidCSR: the signature does not verify, or a hash nobody should rely on.
-        WeakKey: key kind, size or encoding not accepted.
+        WeakKey: key kind, size or encoding not accepted, or a key that can be broken.
     """
     if len(der) > MAX_CSR_BYTES:
         raise MalformedRequest(f"CSR is larger than {MAX_CSR_BYTES} bytes", code="csr.too_large")
@@ -118,6 +119,7 @@ def parse_csr(der: bytes) -> CertificationRequest:
     except (ValueError, TypeError, x509.DuplicateExtension, x509.InvalidVersion) as exc:
         raise MalformedRequest("not a PKCS#10 certification request", code="csr.malformed") from exc
     algorithm = key_algorithm(public_key)
+    check_strength(public_key)
     subject_der, spki, attributes = _certified_parts(der, public_key, subject)
     _prove_possession(parsed, public_key)
     san = san_entries(san_extension)
