@@ -237,7 +237,14 @@ async def signer_stack(
         sweeper=Sweeper(ledger, repeats, cycle, announcer, deciding, every_s=0.2),
         windows=Windows(bus, ledger, announcer, clock, window_s=5, settle_s=1),
         secrets=SecretStore(database, bus, clock),
-        operations=assemble(bus, database, announcer, deciding, every_s=0.2),
+        operations=assemble(
+            bus,
+            database,
+            announcer,
+            deciding,
+            every_s=0.2,
+            crl_lifetime_s=settings.crl_lifetime_s,
+        ),
     )
     auditor = await Bus.connect(platform.bus("audit"), "audit", "test")
     for stream in (topics.AUDIT_ISSUE, topics.AUDIT_REFUSAL):

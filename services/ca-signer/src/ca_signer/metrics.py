@@ -13,6 +13,10 @@ DEAD = Counter("ca_signer_dead_letters_total", "messages that were given up", ["
 DELAYED = Counter("ca_signer_delayed_total", "requests put back for later", ["code"])
 REANNOUNCED = Counter("ca_signer_reannounced_total", "announcements repeated", ["to"])
 COMMANDS = Counter("ca_signer_commands_total", "commands of operators answered", ["verb", "code"])
+CRL_MADE = Counter("ca_signer_crl_made_total", "revocation lists made", ["issuer"])
+CRL_NEXT_UPDATE = Gauge(
+    "ca_signer_crl_next_update_seconds", "end of the newest list, Unix time", ["issuer"]
+)
 BATCH = Histogram(
     "ca_signer_batch_size", "requests signed together", buckets=(1, 2, 4, 8, 16, 32, 64, 128)
 )

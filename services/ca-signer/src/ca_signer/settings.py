@@ -124,6 +124,12 @@ class SignerSettings(ServiceSettings):
     approval_max_waiting: int = Field(
         default=100, ge=1, le=10_000, description="requests of one owner that may wait at once"
     )
+    crl_lifetime_s: int = Field(
+        default=86_400,
+        ge=60,
+        le=2_592_000,
+        description="from thisUpdate to nextUpdate; a new list is made after half of it at last",
+    )
     window_s: int = Field(default=60, ge=5, le=3600, description="length of a closed window")
     window_settle_s: int = Field(
         default=60, ge=1, le=3600, description="wait before a window counts as closed"

@@ -234,3 +234,16 @@ approval = Table(
     Index("approval_unannounced", "requested_at", postgresql_where="announced_at is null"),
     comment="requests under a rule with approval: who asked for what, and the decision",
 )
+
+crl = Table(
+    "crl",
+    metadata,
+    Column("issuer_id", Text, primary_key=True),
+    Column("last_number", BigInteger, nullable=False, comment="given out, each to one signer"),
+    Column("number", BigInteger, comment="of the list stored here"),
+    Column("crl", LargeBinary),
+    _time("this_update"),
+    _time("next_update"),
+    _time("published_at"),
+    comment="the newest revocation list of each issuer",
+)

@@ -49,6 +49,16 @@ class RevokedShard(Part):
     serials: tuple[str, ...] = Field(default=(), description="lower-case hexadecimal, sorted")
 
 
+class RevocationList(Part):
+    """``pki.state.crl.<issuer>``: the issuer's newest full CRL (RFC 5280 section 5)."""
+
+    issuer_id: Token
+    number: int
+    this_update: dt.datetime
+    next_update: dt.datetime
+    crl: DER
+
+
 class PolicyState(Part):
     """``pki.state.policy.current``: version of the policy the signer decides with."""
 

@@ -198,5 +198,10 @@ def revoked_topic(issuer: str, shard: str) -> str:
     return f"pki.state.revoked.{token(issuer)}.{token(shard)}"
 
 
+def crl_topic(issuer: str) -> str:
+    """``pki.state.crl.<issuer>``."""
+    return f"pki.state.crl.{token(issuer)}"
+
+
 POLICY_TOPIC = "pki.state.policy.current"
 PROFILES_TOPIC = "pki.state.profiles.current"

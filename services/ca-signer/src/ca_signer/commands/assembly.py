@@ -11,6 +11,7 @@ from ca_signer.commands import certificates, requests, revoking
 from ca_signer.commands.executor import Executor
 from ca_signer.commands.listener import Listener
 from ca_signer.commands.verbs import table
+from ca_signer.crl import RevocationLists
 from ca_signer.outbox import Outbox, command_records
 from ca_signer.revocation import Revocations
 from estcore.runtime.bus import Bus
@@ -19,19 +20,27 @@ from estcore.runtime.database import Database
 
 @dataclass(frozen=True)
 class Operations:
-    """The two jobs that serve operators, and what they share."""
+    """The jobs that serve operators, and what they share."""
 
     executor: Executor
     listener: Listener
     outbox: Outbox
     revocations: Revocations
+    lists: RevocationLists
 
 
 def assemble(
-    bus: Bus, database: Database, announcer: Announcer, authority: Authority, *, every_s: float
+    bus: Bus,
+    database: Database,
+    announcer: Announcer,
+    authority: Authority,
+    *,
+    every_s: float,
+    crl_lifetime_s: int,
 ) -> Operations:
-    """Join the parts; the result's ``listener.run`` and ``outbox.run`` are jobs."""
-    revocations = Revocations(database, bus, announcer.source)
+    """Join the parts; the result's ``listener``, ``outbox`` and ``lists`` have jobs."""
+    lists = RevocationLists(database, bus, authority.issuers, lifetime_s=crl_lifetime_s)
+    revocations = Revocations(database, bus, announcer.source, changed=lists.changed)
     # Revocations first: they wait for nobody.
     parts = [
         revocations.announce,
@@ -42,4 +51,4 @@ def assemble(
     looking = table(certificates.SHOW, certificates.LIST)
     verbs = {**looking, **requests.verbs(), **revoking.verbs()}
     executor = Executor(database, announcer, authority, verbs, changed=outbox.changed)
-    return Operations(executor, Listener(bus, executor), outbox, revocations)
+    return Operations(executor, Listener(bus, executor), outbox, revocations, lists)
