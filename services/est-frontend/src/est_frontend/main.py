@@ -12,6 +12,7 @@ from aiohttp import web
 
 from est_frontend import metrics
 from est_frontend.authenticate import Authenticator
+from est_frontend.crl_server import CRLServer
 from est_frontend.digest import DigestVerifier
 from est_frontend.enrolling import Enroller
 from est_frontend.gateway import Gateway
@@ -130,6 +131,9 @@ async def run(settings: FrontendSettings) -> None:  # noqa: PLR0915 - wiring, to
         },
     )
     await admin.start()
+    crls = CRLServer(settings.crl_listen, state, CLOCK) if settings.crl_listen else None
+    if crls is not None:
+        await crls.start()
     server = LimitedServer(
         handler,
         max_connections=settings.listen.max_connections,
@@ -177,6 +181,8 @@ async def run(settings: FrontendSettings) -> None:  # noqa: PLR0915 - wiring, to
         await trail.close()
         await bus.bus.close()
         await admin.stop()
+        if crls is not None:
+            await crls.stop()
         await asyncio.to_thread(tracing.close)
 
 

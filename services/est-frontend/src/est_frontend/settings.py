@@ -26,6 +26,13 @@ class ListenSettings(StrictModel):
     max_connections: int = Field(default=10_000, ge=10, le=1_000_000)
 
 
+class CRLListenSettings(StrictModel):
+    """Where revocation lists are served: plain HTTP, for everybody (RFC 5280 section 8)."""
+
+    host: str = "127.0.0.1"
+    port: Port = Field(default=8080, description="GET /crl/<issuer>.crl")
+
+
 class LimitSettings(StrictModel):
     """What a request may be."""
 
@@ -74,6 +81,7 @@ class FrontendSettings(ServiceSettings):
 
     group: Token = Field(default="default", description="front ends with the same caps and rights")
     listen: ListenSettings
+    crl_listen: CRLListenSettings | None = Field(default=None, description="off unless given")
     limits: LimitSettings = LimitSettings()
     rates: RateSettings = RateSettings()
     trail: TrailSettings

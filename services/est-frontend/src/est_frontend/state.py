@@ -26,6 +26,7 @@ from estcore.messages.envelope import decode
 from estcore.messages.state import (
     CACertificates,
     ProfilesState,
+    RevocationList,
     RevokedShard,
     SecretShard,
     SecretVerifier,
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 _CACERTS = "pki.state.cacerts."
 _SECRETS = "pki.state.secrets."
 _PROFILES = "pki.state.profiles."
+_CRL = "pki.state.crl."
 _REVOKED = "pki.state.revoked."
 _REFRESH_S = 60
 _NOBODY = SecretVerifier(
@@ -63,6 +65,7 @@ class State:
         self._secrets: dict[str, SecretVerifier] = {}
         self._profiles: ProfilesState | None = None
         self._revoked: dict[tuple[str, str], tuple[dt.datetime, frozenset[int]]] = {}
+        self._lists: dict[str, RevocationList] = {}
         self._by_verifier: dict[str, str] = {}
         self._by_shard: dict[str, SecretShard] = {}
 
@@ -117,6 +120,10 @@ class State:
         known = self._revoked.get((issuer_id, f"{serial_number % 16:02x}"))
         return known is not None and serial_number in known[1]
 
+    def crl(self, issuer_id: str) -> RevocationList | None:
+        """Return the newest CRL of an issuer; None before one was ever told."""
+        return self._lists.get(issuer_id)
+
     def secret_id_of(self, secret: str) -> str | None:
         """Return which secret this is, for clients that send no name with it."""
         return self._by_verifier.get(sha256(secret.encode()).hexdigest())
@@ -152,6 +159,8 @@ class State:
                 return self._apply_secrets(decode(SecretShard, payload))
             if topic.startswith(_REVOKED):
                 return self._apply_revoked(decode(RevokedShard, payload))
+            if topic.startswith(_CRL):
+                return self._apply_crl(decode(RevocationList, payload))
             if topic.startswith(_PROFILES):
                 return self._apply_profiles(decode(ProfilesState, payload))
         except (MalformedRequest, ValueError) as exc:
@@ -180,6 +189,14 @@ class State:
         if known is not None and known[0] >= message.updated_at:
             return False
         self._revoked[key] = (message.updated_at, frozenset(int(s, 16) for s in message.serials))
+        return True
+
+    def _apply_crl(self, message: RevocationList) -> bool:
+        known = self._lists.get(message.issuer_id)
+        order = (message.this_update, message.number)
+        if known is not None and (known.this_update, known.number) >= order:
+            return False
+        self._lists[message.issuer_id] = message
         return True
 
     def _apply_secrets(self, message: SecretShard) -> bool:

@@ -1,0 +1,100 @@
+"""Revocation lists over plain HTTP, on a listener of their own: ``GET /crl/<issuer>.crl``.
+
+A client that fetches a list over TLS would have to check the server's certificate first, for
+which it wants the list (RFC 5280 section 8). The list is signed; nothing here is secret, nobody
+is authenticated, and bodies are not read. It is served from memory and outlives every outage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from email.utils import format_datetime
+
+from est_frontend.settings import CRLListenSettings
+from est_frontend.state import State
+from estcore.clock import Clock
+from estcore.errors import ConfigurationError
+
+_HEAD_LIMIT = 8192
+_DEADLINE_S = 10
+_MOST = 500
+_LONGEST_CACHE_S = 3600
+_PATH = re.compile(rb"/crl/([a-z0-9-]{1,63})\.crl")
+_ETAG = re.compile(rb"\r\nif-none-match:[ \t]*([^\r\n]*)", re.IGNORECASE)
+
+
+class CRLServer:
+    """The listener of one process."""
+
+    def __init__(self, settings: CRLListenSettings, state: State, clock: Clock) -> None:
+        self._settings = settings
+        self._state = state
+        self._clock = clock
+        self._server: asyncio.Server | None = None
+        self._open = 0
+
+    async def start(self) -> int:
+        """Listen; returns the port.
+
+        Raises:
+            ConfigurationError: the port is taken.
+        """
+        host, port = self._settings.host, self._settings.port
+        try:
+            self._server = await asyncio.start_server(
+                self._serve, host, port, limit=_HEAD_LIMIT, reuse_port=True
+            )
+        except OSError as exc:
+            raise ConfigurationError(f"CRL port {host}:{port} is taken", code="port.taken") from exc
+        bound: int = self._server.sockets[0].getsockname()[1]
+        return bound
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._server is not None:
+            self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open += 1
+        try:
+            if self._open <= _MOST:
+                async with asyncio.timeout(_DEADLINE_S):
+                    request = await reader.readuntil(b"\r\n\r\n")
+                    writer.write(self.answer(request))
+                    await writer.drain()
+        except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # who does not speak HTTP gets no answer
+        finally:
+            self._open -= 1
+            writer.close()
+
+    def answer(self, request: bytes) -> bytes:
+        """Return the response to the head of a request."""
+        method, _, rest = request.partition(b" ")
+        if method not in {b"GET", b"HEAD"}:
+            return _response("405 Method Not Allowed", {"Allow": "GET, HEAD"})
+        match = _PATH.fullmatch(rest.partition(b" ")[0].partition(b"?")[0])
+        found = self._state.crl(match[1].decode()) if match else None
+        if found is None:
+            return _response("404 Not Found", {})
+        left = int((found.next_update - self._clock.now()).total_seconds())
+        tag = f'"{found.number}"'
+        headers = {
+            "Content-Type": "application/pkix-crl",
+            "Cache-Control": f"public, max-age={max(0, min(left, _LONGEST_CACHE_S))}",
+            "Last-Modified": format_datetime(found.this_update, usegmt=True),
+            "ETag": tag,
+        }
+        known = _ETAG.search(request)
+        if known is not None and tag.encode() in known[1]:
+            return _response("304 Not Modified", headers)
+        return _response("200 OK", headers, found.crl, head=method == b"HEAD")
+
+
+def _response(
+    status: str, headers: dict[str, str], body: bytes = b"", *, head: bool = False
+) -> bytes:
+    said = {**headers, "Content-Length": str(len(body)), "Connection": "close"}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in said.items())
+    return f"HTTP/1.1 {status}\r\n{lines}\r\n".encode() + (b"" if head else body)
