@@ -9,6 +9,7 @@ import pytest
 
 from estcore.errors import BusUnavailable
 from estcore.messages import topics
+from estcore.pki.profile import Priority
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.consume import Delivery, PullConsumer
 from estcore.runtime.settings import read_secret
@@ -162,3 +163,51 @@ async def test_both_forms_of_ack_topics_are_read(reply: str, attempt: int, seque
     message.reply = reply
     delivery = Delivery(Bus.unconnected("x"), message)
     assert (delivery.attempt, delivery.sequence) == (attempt, sequence)
+
+
+RIGHTS = {
+    "est-frontend": [
+        topics.request_topic("default", "issuing", Priority.NORMAL),
+        topics.audit_refusal_topic("est-frontend", "test"),
+    ],
+    "ca-signer": [
+        topics.audit_issue_topic("ca-signer"),
+        topics.audit_refusal_topic("ca-signer", "test"),
+        topics.certificate_topic("issued", "a", "b"),
+        topics.cacerts_topic("issuing"),
+    ],
+    "renewal": [topics.audit_issue_topic("renewal"), topics.rotation_topic("due", "a", "b")],
+    "audit": [topics.audit_issue_topic("audit")],
+}
+
+
+@pytest.mark.parametrize("user", RIGHTS)
+async def test_rights_are_tried_without_storing_anything(platform: Any, user: str) -> None:
+    await declared(platform)
+    bus = await Bus.connect(platform.bus(user), user, "test")
+    seed_file = platform.bus("ca-signer").migration_nkey_seed_file
+    migrate = await Bus.connect(
+        platform.bus("ca-signer"), "migrate", "test", seed=read_secret(seed_file, "seed")
+    )
+    try:
+        before = await stored(migrate)
+        await bus.try_rights(RIGHTS[user])
+        await bus.client.flush()
+        assert bus.ready
+        assert await stored(migrate) == before
+        await bus.try_rights([*RIGHTS[user], "pki.nobody.may.this"])
+        await bus.client.flush()
+        await asyncio.sleep(0.1)
+        assert not bus.ready
+    finally:
+        await bus.close()
+        await migrate.close()
+
+
+async def stored(bus: Bus) -> dict[str, int]:
+    """How many messages each stream ever took."""
+    manager = bus.client.jsm()
+    found = {}
+    for stream in topics.STREAMS:
+        found[stream.name] = (await manager.stream_info(stream.name)).state.last_seq
+    return found

@@ -24,7 +24,7 @@ from audit.windows import Windows
 from audit.writer import Writer
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError, ESTSuiteError
-from estcore.messages.topics import AUDIT_CONSUMERS, owned_by
+from estcore.messages.topics import AUDIT_CONSUMERS, audit_issue_topic, owned_by
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
@@ -63,7 +63,9 @@ async def run(
         started(port)
     tracing = Tracing(settings.telemetry, SERVICE, settings.instance)
     try:
-        bus = await _or_stop(Bus.connect(settings.bus, SERVICE, settings.instance), stop)
+        rights = [audit_issue_topic(SERVICE)]
+        connecting = Bus.connect(settings.bus, SERVICE, settings.instance, rights=rights)
+        bus = await _or_stop(connecting, stop)
         if bus is None:
             return
         database = await _or_stop(Database.connect(settings.database, SERVICE, SCHEMA), stop)

@@ -290,7 +290,13 @@ def _cacerts(issuer: Issuer, now: dt.datetime) -> CACertificates:
 async def connected(settings: SignerSettings) -> AsyncIterator[tuple[Bus, Database]]:
     """Bus and database for as long as the context lasts."""
     database = await Database.connect(settings.database, SERVICE, SCHEMA)
-    bus = await Bus.connect(settings.bus, SERVICE, settings.instance)
+    rights = [
+        topics.audit_issue_topic(SERVICE),
+        topics.audit_refusal_topic(SERVICE, settings.instance),
+        topics.certificate_topic("issued", "any", "any"),
+        *(topics.cacerts_topic(issuer.issuer_id) for issuer in settings.issuers),
+    ]
+    bus = await Bus.connect(settings.bus, SERVICE, settings.instance, rights=rights)
     try:
         yield bus, database
     finally:

@@ -31,6 +31,8 @@ from est_frontend.trail import SERVICE, Trail
 from est_frontend.users import Users
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
+from estcore.messages.topics import audit_refusal_topic, request_topic
+from estcore.pki.profile import Priority
 from estcore.policy.document import load_policy
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus
@@ -248,7 +250,13 @@ class _Later:
         self.bus = Bus.unconnected(SERVICE)
 
     async def connect(self) -> None:
-        await self.bus.open(self._settings.bus, SERVICE, self._settings.instance)
+        settings = self._settings
+        issuers = {label.issuer for label in load_policy(settings.policy_file).labels.values()}
+        rights = [
+            audit_refusal_topic(SERVICE, settings.instance),
+            *(request_topic(settings.group, i, Priority.NORMAL) for i in sorted(issuers)),
+        ]
+        await self.bus.open(settings.bus, SERVICE, settings.instance, rights=rights)
 
 
 def _request_factory(max_body_bytes: int) -> Any:

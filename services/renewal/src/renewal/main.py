@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
-from estcore.messages.topics import RENEWAL_CONSUMERS, owned_by
+from estcore.messages.topics import RENEWAL_CONSUMERS, audit_issue_topic, owned_by, rotation_topic
 from estcore.runtime import migrations, topology
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus
@@ -65,7 +65,9 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
     log.info("est-renewal starts", extra=fields(admin_port=port))
     try:
         database = await _unless(stop, Database.connect(settings.database, SERVICE, SCHEMA))
-        bus = await _unless(stop, Bus.connect(settings.bus, SERVICE, settings.instance))
+        rights = [audit_issue_topic(SERVICE), rotation_topic("due", "any", "any")]
+        connecting = Bus.connect(settings.bus, SERVICE, settings.instance, rights=rights)
+        bus = await _unless(stop, connecting)
         if database is None or bus is None:
             return
         teller = Teller(settings.instance, SystemClock())

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 _OUTBOUND_BYTES = 32 * 1024 * 1024
 _MSG_ID = "Nats-Msg-Id"
+_EXPECTED_STREAM = "Nats-Expected-Stream"
+_NO_STREAM = "NO_SUCH_STREAM"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Bus:
         self._js = client.jetstream(timeout=5, publish_async_max_pending=4096)
         self.violation: str | None = None
         self._closing = False
+        self._rights: tuple[str, ...] = ()
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
 
     @classmethod
@@ -59,20 +62,34 @@ class Bus:
 
     @classmethod
     async def connect(
-        cls, settings: BusSettings, service: str, instance: str, *, seed: str | None = None
+        cls,
+        settings: BusSettings,
+        service: str,
+        instance: str,
+        *,
+        seed: str | None = None,
+        rights: Sequence[str] = (),
     ) -> Bus:
         """Connect, retrying until it works or the caller's deadline ends it.
 
-        ``seed`` replaces the service's own NKey seed (used by ``migrate``).
+        ``seed`` replaces the service's own NKey seed (used by ``migrate``); ``rights`` are topics
+        tried at every connection (``try_rights``).
         """
         bus = cls.unconnected(service)
-        await bus.open(settings, service, instance, seed=seed)
+        await bus.open(settings, service, instance, seed=seed, rights=rights)
         return bus
 
     async def open(
-        self, settings: BusSettings, service: str, instance: str, *, seed: str | None = None
+        self,
+        settings: BusSettings,
+        service: str,
+        instance: str,
+        *,
+        seed: str | None = None,
+        rights: Sequence[str] = (),
     ) -> None:
         """Connect, retrying until it works or the caller's deadline ends it."""
+        self._rights = tuple(rights)
         secret = seed or read_secret(settings.nkey_seed_file, "the NKey seed")
         while True:
             try:
@@ -95,6 +112,7 @@ class Bus:
                 log.warning("bus not reached, will retry", extra=fields(error=str(exc)))
                 await asyncio.sleep(0.5)
                 continue
+            await self.try_rights(self._rights)
             return
 
     async def _error(self, error: Exception) -> None:
@@ -113,6 +131,7 @@ class Bus:
     async def _reconnected(self) -> None:
         log.info("bus connection is back")
         self.violation = None  # rights may have been given meanwhile; a refusal sets it again
+        await self.try_rights(self._rights)
         for callback in self._on_reconnect:
             await callback()
 
@@ -178,6 +197,19 @@ class Bus:
     async def _send(self, message: Outgoing) -> asyncio.Future[Any]:
         headers = {_MSG_ID: message.message_id} if message.message_id else None
         return await self._js.publish_async(message.topic, message.payload, headers=headers)
+
+    async def try_rights(self, topics: Sequence[str]) -> None:
+        """Show at start, not at the first request, that these topics may be published on.
+
+        Each gets a message that no stream takes (it expects a stream that does not exist), so
+        nothing is stored; where the right is missing the server says so, and the bus is unready.
+        """
+        for topic in topics:
+            try:
+                await self.client.publish(topic, b"", headers={_EXPECTED_STREAM: _NO_STREAM})
+            except (nats.errors.Error, OSError):
+                log.debug("the connection broke while rights were tried")
+                return
 
     async def hint(self, topic: str, payload: bytes, *, reply: str = "") -> None:
         """Publish on core NATS; nobody promises that it arrives.
