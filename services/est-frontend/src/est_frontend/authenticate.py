@@ -11,12 +11,12 @@ from hashlib import sha256
 
 from aiohttp import web
 
+from est_frontend.connections import ClientConnection
 from est_frontend.digest import DigestVerifier
 from est_frontend.limits import Backoff
 from est_frontend.live import Live
 from est_frontend.peers import Peer, PeerValidator
 from est_frontend.state import State
-from est_frontend.tls import EngineConnection
 from est_frontend.tokens.dpop import check_proof
 from est_frontend.tokens.validate import AccessToken, TokenValidator
 from est_frontend.users import Users
@@ -42,7 +42,7 @@ class Authenticated:
 class Credentials:
     """What one request shows of its sender."""
 
-    connection: EngineConnection
+    connection: ClientConnection
     source: str
     method: str
     host: str
@@ -52,7 +52,7 @@ class Credentials:
     dpop: str | None
 
     @classmethod
-    def of(cls, request: web.BaseRequest, connection: EngineConnection, source: str) -> Credentials:
+    def of(cls, request: web.BaseRequest, connection: ClientConnection, source: str) -> Credentials:
         """Return the credentials of a request."""
         path = request.raw_path.partition("?")[0]
         return cls(

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from est_frontend.authenticate import Authenticated
+from est_frontend.connections import ClientConnection
 from est_frontend.linking import Linked
 from est_frontend.peers import serial_of
-from est_frontend.tls import EngineConnection
 from estcore.messages.enrollment import Source
 from estcore.messages.envelope import present
 from estcore.pki.csr import CertificationRequest
@@ -26,7 +26,7 @@ class Exchange:
 
     request: web.BaseRequest
     correlation_id: str
-    connection: EngineConnection
+    connection: ClientConnection
     operation: str = "none"
     label_name: str = "none"
     label: Label | None = None

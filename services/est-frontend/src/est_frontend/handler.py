@@ -9,13 +9,13 @@ from aiohttp import web
 
 from est_frontend import answers, metrics
 from est_frontend.authenticate import Authenticator, Credentials
+from est_frontend.connections import ClientConnection
 from est_frontend.enrolling import Enroller, check_type, read_body
 from est_frontend.exchange import Exchange
 from est_frontend.limits import Buckets, TooOften
 from est_frontend.live import Live
 from est_frontend.settings import FrontendSettings
 from est_frontend.state import State
-from est_frontend.tls import EngineConnection
 from est_frontend.trail import Trail
 from estcore import ids
 from estcore.clock import monotonic_s
@@ -90,7 +90,7 @@ class Handler:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError
-        connection: EngineConnection = transport.get_extra_info("ssl_object")
+        connection: ClientConnection = transport.get_extra_info("ssl_object")
         exchange = Exchange(request, ids.uuid7(), connection)
         with self._tracing.root("est request", path=request.path[:200]) as traceparent:
             exchange.traceparent = traceparent

@@ -11,7 +11,7 @@ import base64
 import hmac
 from typing import Literal
 
-from est_frontend.tls import EngineConnection
+from est_frontend.connections import ClientConnection
 from estcore.errors import NotAuthorized
 from estcore.pki.attributes import Attributes, read_challenges
 from estcore.policy.labels import Label
@@ -20,7 +20,7 @@ Linked = Literal["tls-unique", "tls-exporter"]
 
 
 def check_linking(
-    attributes: Attributes, connection: EngineConnection, label: Label
+    attributes: Attributes, connection: ClientConnection, label: Label
 ) -> Linked | None:
     """Return how the CSR is bound to the connection; None where it says nothing.
 
@@ -43,11 +43,12 @@ def check_linking(
     return found[0]
 
 
-def _binding(value: str, connection: EngineConnection) -> Linked:
+def _binding(value: str, connection: ClientConnection) -> Linked:
     unique = connection.tls_unique()
     if unique is not None and _equal(value, unique):
         return "tls-unique"
-    if _equal(value, connection.tls_exporter()):
+    exporter = connection.tls_exporter()
+    if exporter is not None and _equal(value, exporter):
         return "tls-exporter"
     if connection.version() == "TLSv1.3":
         raise NotAuthorized(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import sys
 from typing import Any
 
@@ -14,6 +13,7 @@ from est_frontend import metrics
 from est_frontend.authenticate import Authenticator
 from est_frontend.crl_server import CRLServer
 from est_frontend.digest import DigestVerifier
+from est_frontend.door import Door, TLSDoor
 from est_frontend.enrolling import Enroller
 from est_frontend.gateway import Gateway
 from est_frontend.handler import Handler
@@ -23,7 +23,6 @@ from est_frontend.peers import PeerValidator
 from est_frontend.server import LimitedServer
 from est_frontend.settings import FrontendSettings
 from est_frontend.state import State
-from est_frontend.tls import EngineContext
 from est_frontend.tokens.jwks import KeySource
 from est_frontend.tokens.settings import TokenIssuerSettings
 from est_frontend.tokens.validate import TokenValidator
@@ -50,18 +49,24 @@ _DIGEST_KEY_OCTETS = 32
 def check(settings: FrontendSettings) -> None:
     """Read what the settings name, as ``run`` would."""
     load_policy(settings.policy_file)
-    EngineContext(settings.listen.certificate_file, settings.listen.key_file)
+    TLSDoor(settings.listen)
     Users.load(settings.users_file)
     load_secrets(settings.keygen_secrets_file)
     _digest_key(settings)
     _token_sources(settings)
 
 
-async def run(settings: FrontendSettings) -> None:  # noqa: PLR0915 - wiring, told in order
+async def run(settings: FrontendSettings) -> None:
     """Serve until SIGTERM."""
+    await serve(settings, TLSDoor(settings.listen))
+
+
+async def serve(  # noqa: PLR0915 - wiring, told in order
+    settings: FrontendSettings, door: Door
+) -> None:
+    """Serve what comes in by the door until SIGTERM."""
     stop = stop_on_signals()
     live = Live(load_policy(settings.policy_file))
-    context = EngineContext(settings.listen.certificate_file, settings.listen.key_file)
     users = Users.load(settings.users_file)
     tracing = Tracing(settings.telemetry, SERVICE, settings.instance)
     peers = PeerValidator(CLOCK)
@@ -88,7 +93,7 @@ async def run(settings: FrontendSettings) -> None:  # noqa: PLR0915 - wiring, to
         tokens=TokenValidator(sources, CLOCK),
         live=live,
         clock=CLOCK,
-        names=lambda: context.names,
+        names=lambda: door.names,
     )
     enroller = Enroller(
         settings,
@@ -118,7 +123,7 @@ async def run(settings: FrontendSettings) -> None:  # noqa: PLR0915 - wiring, to
         trail.event(action, **details)
 
     reloader = Reloader(
-        _watched(settings, live, context, users, peers),
+        _watched(settings, live, door, users, peers),
         report,
         metrics.RELOADS,
         every_s=settings.reload_every_s,
@@ -149,7 +154,7 @@ async def run(settings: FrontendSettings) -> None:  # noqa: PLR0915 - wiring, to
         lingering_time=2,
         auto_decompress=False,
     )
-    listening = await _listen(settings, server, context)
+    listening = await door.open(server, trail)
     trail.event("service.start", policy_version=live.policy.version)
 
     async def connect(stopping: asyncio.Event) -> None:
@@ -166,7 +171,7 @@ async def run(settings: FrontendSettings) -> None:  # noqa: PLR0915 - wiring, to
         await state.follow(bus.bus)
         await state.run(stopping)
 
-    async def serve(stopping: asyncio.Event) -> None:
+    async def listen(stopping: asyncio.Event) -> None:
         await stopping.wait()
         admin.stopping = True
         listening.close()
@@ -174,7 +179,14 @@ async def run(settings: FrontendSettings) -> None:  # noqa: PLR0915 - wiring, to
 
     try:
         await run_jobs(
-            [connect, serve, trail.run, reloader.run, *(s.run for _, s in sources.values())],
+            [
+                connect,
+                listen,
+                trail.run,
+                reloader.run,
+                *door.jobs,
+                *(s.run for _, s in sources.values()),
+            ],
             stop=stop,
             stop_timeout_s=settings.stop_timeout_s,
         )
@@ -191,25 +203,16 @@ async def run(settings: FrontendSettings) -> None:  # noqa: PLR0915 - wiring, to
 def _watched(
     settings: FrontendSettings,
     live: Live,
-    context: EngineContext,
+    door: Door,
     users: Users,
     peers: PeerValidator,
 ) -> list[Watched]:
-    listen = settings.listen
-
     def take_policy() -> None:
         policy = load_policy(settings.policy_file)
         peers.set_truststores(policy.truststores)
         live.policy = policy
 
-    watched = [
-        Watched("policy", (settings.policy_file,), take_policy),
-        Watched(
-            "server certificate",
-            (listen.certificate_file, listen.key_file),
-            lambda: context.swap(listen.certificate_file, listen.key_file),
-        ),
-    ]
+    watched = [Watched("policy", (settings.policy_file,), take_policy), *door.watched]
     if settings.users_file is not None:
         file = settings.users_file
         watched.append(Watched("users", (file,), lambda: users.replace(Users.load(file))))
@@ -269,27 +272,6 @@ def _request_factory(max_body_bytes: int) -> Any:
         )
 
     return make
-
-
-async def _listen(
-    settings: FrontendSettings, server: web.Server, context: EngineContext
-) -> asyncio.Server:
-    listen = settings.listen
-    try:
-        return await asyncio.get_running_loop().create_server(
-            server,
-            listen.host,
-            listen.port,
-            ssl=context,
-            backlog=listen.backlog,
-            reuse_port=hasattr(socket, "SO_REUSEPORT"),
-            ssl_handshake_timeout=listen.handshake_timeout_s,
-            ssl_shutdown_timeout=2,
-        )
-    except OSError as exc:
-        raise ConfigurationError(
-            f"cannot listen on {listen.host}:{listen.port}: {exc.strerror}", code="port.taken"
-        ) from exc
 
 
 async def migrate(settings: FrontendSettings) -> None:

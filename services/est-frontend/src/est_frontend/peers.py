@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import crypto
 
-from est_frontend.tls import EngineConnection
+from est_frontend.connections import ClientConnection
 from estcore.clock import Clock
 from estcore.errors import NotAuthenticated
 from estcore.pki.names import canonical_name, display_name
@@ -89,7 +89,7 @@ class PeerValidator:
         self._anchors[name] = (octets, [crypto.X509.from_cryptography(c) for c in certificates])
         self._cache.clear()
 
-    def identify(self, connection: EngineConnection, label: Label) -> Peer | None:
+    def identify(self, connection: ClientConnection, label: Label) -> Peer | None:
         """Return the peer on a label; None when no certificate was presented.
 
         Raises:
@@ -142,7 +142,7 @@ class PeerValidator:
         return store
 
     def _validate(
-        self, der: bytes, connection: EngineConnection, issuer_id: str, fingerprint: bytes
+        self, der: bytes, connection: ClientConnection, issuer_id: str, fingerprint: bytes
     ) -> Peer:
         store = self._store(issuer_id)
         try:

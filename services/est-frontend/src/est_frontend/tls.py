@@ -123,6 +123,8 @@ class EngineConnection:
 
     server_side = True
     server_hostname: str | None = None
+    srp_user: str | None = None
+    """Nobody: TLS-SRP is another process's (``est_frontend.srp``)."""
 
     def __init__(
         self, context: SSL.Context, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO

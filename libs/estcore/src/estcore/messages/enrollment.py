@@ -11,14 +11,14 @@ from estcore.messages.envelope import DER, Message, Part, Token
 from estcore.pki.profile import Priority
 
 Operation = Literal["simpleenroll", "simplereenroll", "serverkeygen"]
-Method = Literal["certificate", "secret", "password", "digest", "token"]
+Method = Literal["certificate", "secret", "password", "digest", "token", "srp"]
 
 
 class Principal(Part):
     """Who was authenticated, and how.
 
-    ``name`` is the secret's id for ``secret``, the user for ``password`` and ``digest``, token
-    issuer and subject for ``token``, the presented certificate's issuer and subject for
+    ``name`` is the secret's id for ``secret``, the user for ``password``, ``digest`` and ``srp``,
+    token issuer and subject for ``token``, the presented certificate's issuer and subject for
     ``certificate``. ``certificate`` is the presented certificate where it was part of the
     authentication, ``certificate_issuer`` the issuer or truststore it chains to, ``claims``
     what the policy looks at in a token; never the token.

@@ -62,7 +62,7 @@ def find_rule(
     match method:
         case "secret":
             rule = policy.rule_for_secret(name)
-        case "password" | "digest":
+        case "password" | "digest" | "srp":
             rule = policy.rule_for_user(name)
         case "token":
             rule = policy.rule_for_token(name.partition("/")[0], claims)

@@ -12,7 +12,7 @@ from estcore.pki.profile import Priority, StrictModel, Token
 
 Way = Annotated[
     str,
-    Field(pattern=r"^(certificate|(certificate\+)?(secret|password|digest|token))$"),
+    Field(pattern=r"^(certificate|srp|(certificate\+)?(secret|password|digest|token))$"),
 ]
 Operation = Literal["simpleenroll", "simplereenroll", "serverkeygen"]
 Linking = Literal["off", "verify", "require"]
@@ -49,7 +49,7 @@ class Label(StrictModel):
     authentication: tuple[Way, ...] = Field(
         default=("certificate", "secret"),
         min_length=1,
-        description="any one suffices: certificate, secret, password, digest, token; "
+        description="any one suffices: certificate, secret, password, digest, token, srp; "
         "certificate+token and the like need both",
     )
     operations: tuple[Operation, ...] = Field(
