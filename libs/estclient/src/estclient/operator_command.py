@@ -125,9 +125,9 @@ def _settings(
 
 def shown(result: Mapping[str, Any]) -> str:
     """Return a result as lines for people."""
-    for rows in result.values():
-        if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
-            return "".join(_line(row) for row in rows) or "none\n"
+    for name in ("requests", "certificates"):
+        if name in result:
+            return "".join(_line(row) for row in result[name]) or "none\n"
     lines = []
     for name, value in result.items():
         if name == "certificate":

@@ -1,0 +1,89 @@
+"""What ``estctl`` shows operators, and where it takes their settings from."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from estclient import operator_command
+from estcore.clock import SystemClock
+from estcore.errors import ConfigurationError
+
+
+def parsed(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    operator_command.add_verbs(parser.add_subparsers(dest="verb", required=True))
+    return parser.parse_args(arguments)
+
+
+def settings_file(path: Path, **changes: Any) -> Path:
+    raw = {
+        "bus": {"url": "nats://from-file:4222", "nkey_seed_file": "seed"},
+        "certificate_file": "me.pem",
+        "key_file": "me.key",
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(raw | changes))
+    return path
+
+
+def test_a_certificate_is_shown_with_its_pem() -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "web")])
+    now = SystemClock().now()
+    made = x509.CertificateBuilder(name, name, key.public_key(), 7, now, now).sign(key, SHA256())
+    der = made.public_bytes(Encoding.DER)
+    text = operator_command.shown({"subject": "CN=web", "san": [], "certificate": der.hex()})
+    assert "subject      CN=web\n" in text
+    assert x509.load_pem_x509_certificate(text.encode()) == made
+
+
+def test_lists_are_one_line_each_and_say_none() -> None:
+    rows = [{"id": "1", "san": ["dns:a", "dns:b"], "reason": None}, {"id": "2", "san": []}]
+    assert operator_command.shown({"requests": rows}) == "id=1  san=dns:a,dns:b\nid=2\n"
+    assert operator_command.shown({"certificates": []}) == "none\n"
+
+
+def test_a_serial_number_may_be_written_as_openssl_does() -> None:
+    assert parsed("cert", "show", "--serial", "01:AB:0F").serial == "01ab0f"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("cert", "revoke", "--serial", "01"),
+        ("cert", "revoke", "--serial", "01", "--reason", "certificateHold"),
+        ("cert", "hold"),
+        ("cert", "show", "--serial", "01", "--fingerprint", "02"),
+        ("cert", "show", "--serial", "xyz"),
+        ("requests", "approve"),
+    ],
+)
+def test_incomplete_commands_are_not_sent(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit):
+        parsed(*arguments)
+
+
+def test_settings_come_from_file_variable_and_option_the_last_counts(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    settings_file(home / "config" / "operator.yaml")
+    line = parsed("cert", "list", "--nats-url", "nats://option:1")
+    found = operator_command._settings(line, home, {"ESTCTL__KEY_FILE": "variable.key"})
+    assert found.bus.url == "nats://option:1"
+    assert (str(found.key_file), str(found.certificate_file)) == ("variable.key", "me.pem")
+    other = settings_file(tmp_path / "other.yaml", certificate_file="other.pem")
+    found = operator_command._settings(parsed("cert", "list"), home, {"ESTCTL_CONFIG": str(other)})
+    assert str(found.certificate_file) == "other.pem"
+
+
+def test_without_settings_one_line_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="bus"):
+        operator_command._settings(parsed("requests", "list"), tmp_path, {})
