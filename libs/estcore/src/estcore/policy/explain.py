@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from cryptography import x509
 
-from estcore.errors import RequestRejected
+from estcore.errors import MalformedRequest, NotAuthenticated, RequestRejected
 from estcore.pki.csr import CertificationRequest
 from estcore.pki.names import canonical_name
 from estcore.pki.profile import ProfileSet
@@ -66,16 +66,16 @@ def _walk(
 ) -> None:
     found = label_named(policy, question.label)
     if found is None:
-        raise RequestRejected(f"there is no label {question.label}", code="request.not_found")
+        raise MalformedRequest(f"there is no label {question.label}", code="request.not_found")
     name, label = found
     steps.append(f"label {name}: issuer {label.issuer}, profiles {', '.join(label.profiles)}")
     if not label.accepts(question.method, with_certificate=question.with_certificate):
-        raise RequestRejected(
+        raise NotAuthenticated(
             f"label {name} accepts {', '.join(label.authentication)}, not {question.method}",
             code="auth.required",
         )
     if question.operation not in label.operations:
-        raise RequestRejected(
+        raise MalformedRequest(
             f"label {name} does not offer {question.operation}", code="request.not_implemented"
         )
     steps += _why_not(policy, question)
