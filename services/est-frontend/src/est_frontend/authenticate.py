@@ -129,6 +129,9 @@ class Authenticator:
         """
         if credentials.authorization is not None and any(map(label.offers, _HTTP_METHODS)):
             return await self._by_header(credentials, label, None)
+        user = credentials.connection.srp_user
+        if user is not None and "srp" in label.authentication:
+            return Authenticated(Principal(method="srp", name=user), None)
         if "certificate" in label.authentication:
             peer = self._identify(credentials, label)
             if peer is not None:
