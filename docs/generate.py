@@ -30,6 +30,7 @@ from pydantic_core import PydanticUndefined
 from audit.settings import Settings as AuditSettings
 from ca_signer.settings import SignerSettings
 from est_frontend.settings import FrontendSettings
+from est_frontend.srp.settings import SRPSettings
 from estclient.agent_settings import AgentSettings
 from estclient.operator_settings import OperatorSettings
 from estcore.messages import audit, commands, enrollment, events, permissions, state, topics
@@ -184,6 +185,12 @@ def settings_page() -> str:
     """Return the generated part of settings.md."""
     parts = [
         _settings_table("est-frontend", FrontendSettings, "EST_FRONTEND"),
+        _settings_table(
+            "est-frontend-srp (beside all of est-frontend)",
+            SRPSettings,
+            "EST_FRONTEND_SRP",
+            place="srp.",
+        ),
         _settings_table("ca-signer", SignerSettings, "CA_SIGNER"),
         _settings_table("est-renewal", RenewalSettings, "EST_RENEWAL"),
         _settings_table("est-audit", AuditSettings, "EST_AUDIT"),

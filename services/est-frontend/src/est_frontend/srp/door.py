@@ -1,0 +1,176 @@
+"""Accepts connections, does TLS-SRP handshakes, hands them to the server.
+
+A handshake that fails, for whatever reason after a user was named, counts as a wrong password
+for that user and source; so does one for a user who does not exist. Pauses grow with each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
+
+from typing_extensions import override
+
+from est_frontend import metrics
+from est_frontend.door import taken
+from est_frontend.limits import Backoff, TooOften
+from est_frontend.server import LimitedServer
+from est_frontend.srp.connection import Attempt, SRPContext
+from est_frontend.srp.settings import SRPFrontendSettings
+from est_frontend.srp.verifiers import Verifiers
+from est_frontend.trail import Trail
+from estcore import ids
+from estcore.runtime.logs import fields
+from estcore.runtime.reload import Watched
+from estcore.runtime.service import Job
+
+log = logging.getLogger(__name__)
+
+
+class SRPDoor:
+    """TLS-SRP, by ``est_frontend.srp.connection``."""
+
+    names: frozenset[str] = frozenset()
+    """No certificate, so no proof can name this server."""
+
+    def __init__(self, settings: SRPFrontendSettings) -> None:
+        self._settings = settings
+        self._verifiers = Verifiers.load(settings.srp.verifiers_file)
+        self._by_account = Backoff(free=5, longest_s=300)
+        self._by_source = Backoff(free=50, longest_s=60)
+        self._handshakes: set[asyncio.Transport] = set()
+        self._group: asyncio.TaskGroup | None = None
+        self._server: LimitedServer | None = None
+        self._trail: Trail | None = None
+
+    @property
+    def watched(self) -> Sequence[Watched]:
+        """The verifiers."""
+        file = self._settings.srp.verifiers_file
+        return [
+            Watched("srp users", (file,), lambda: self._verifiers.replace(Verifiers.load(file)))
+        ]
+
+    @property
+    def jobs(self) -> Sequence[Job]:
+        """The handshakes."""
+        return [self._run]
+
+    async def open(self, server: LimitedServer, trail: Trail) -> asyncio.Server:
+        """Begin to listen."""
+        self._server, self._trail = server, trail
+        listen = self._settings.listen
+        try:
+            return await asyncio.get_running_loop().create_server(
+                lambda: _Arriving(self),
+                listen.host,
+                listen.port,
+                backlog=listen.backlog,
+                reuse_port=hasattr(socket, "SO_REUSEPORT"),
+            )
+        except OSError as exc:
+            raise taken(listen, exc) from exc
+
+    async def _run(self, stop: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            await stop.wait()
+            self._group = None
+            for transport in self._handshakes:
+                transport.abort()
+
+    def arrived(self, transport: asyncio.Transport, early: bytearray) -> None:
+        """Begin the handshake of a new connection, or end it when there are too many."""
+        source = _source(transport)
+        try:
+            self._by_source.check(source)
+        except TooOften:
+            _cut(transport, "backoff")
+            return
+        count = len(self._handshakes) + len(self._server.connections if self._server else ())
+        if self._group is None or count >= self._settings.srp.max_connections:
+            _cut(transport, "too_many")
+            return
+        self._handshakes.add(transport)
+        self._group.create_task(self._shake(transport, source, early))
+
+    async def _shake(self, transport: asyncio.Transport, source: str, early: bytearray) -> None:
+        loop = asyncio.get_running_loop()
+        attempt = Attempt(self._verifiers, self._by_account, source)
+        # Later, so that the alert is on its way before.
+        context = SRPContext(attempt, partial(loop.call_soon, transport.close), early)
+        assert self._server is not None  # noqa: S101 - connections come after ``open``
+        handler = self._server()
+        secured = None
+        # What is not a success is told by ``proved``: an end that is in order raises nothing.
+        with contextlib.suppress(OSError):  # ssl.SSLError and TimeoutError are among them
+            secured = await loop.start_tls(
+                transport,
+                handler,
+                context,
+                server_side=True,
+                ssl_handshake_timeout=self._settings.listen.handshake_timeout_s,
+                ssl_shutdown_timeout=2,
+            )
+        self._handshakes.discard(transport)
+        if not attempt.proved:
+            transport.abort()
+            self._failed(attempt, source)
+            return
+        self._by_account.succeeded(attempt.account)
+        # The client had to wait for our Finished: nothing can have come for the handler yet.
+        if secured is not None and not secured.is_closing():
+            handler.connection_made(secured)
+
+    def _failed(self, attempt: Attempt, source: str) -> None:
+        log.info("srp handshake failed", extra=fields(peer=source, named=attempt.name is not None))
+        if attempt.name is None:
+            return
+        metrics.REFUSED.labels("auth.srp").inc()
+        self._by_account.failed(attempt.account)
+        self._by_source.failed(source)
+        assert self._trail is not None  # noqa: S101 - connections come after ``open``
+        # Not the name: what is typed as a name is now and then a password.
+        self._trail.refused(
+            source,
+            "auth.srp",
+            correlation_id=ids.uuid7(),
+            reason="no such user, wrong password, or the handshake was broken off",
+            action="est.none",
+            actor={"type": "service", "auth_method": "srp"},
+            origin={"peer": source, "tls_version": "TLSv1.2"},
+        )
+
+
+class _Arriving(asyncio.Protocol):
+    """A connection before its handshake."""
+
+    def __init__(self, door: SRPDoor) -> None:
+        self._door = door
+        self._early = bytearray()
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Tell the door."""
+        # uvloop's transports are of no class of asyncio.
+        self._door.arrived(cast("asyncio.Transport", transport), self._early)
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        """Keep what comes before the TLS protocol is there."""
+        self._early += data
+
+
+def _source(transport: asyncio.Transport) -> str:
+    address: Any = transport.get_extra_info("peername")
+    return str(address[0]) if address else "unknown"
+
+
+def _cut(transport: asyncio.Transport, why: str) -> None:
+    metrics.CUT.labels(why).inc()
+    transport.abort()
