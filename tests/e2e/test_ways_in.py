@@ -741,6 +741,16 @@ async def test_N4_a_rules_quota_and_lifetime_hold(world: World) -> None:
     assert (third.status, "policy.quota" in third.text) == (403, True)
 
 
+async def test_N4_a_label_has_a_rate_of_its_own(world: World) -> None:
+    path = f"{BASE}/narrow/cacerts"
+    answers = [await world.client.request("GET", path) for _ in range(5)]
+    limited = [a for a in answers if a.status == 429]
+    assert limited, [a.status for a in answers]
+    assert int(limited[0].headers["Retry-After"]) >= 1
+    assert "rate.limited" in limited[0].text
+    assert (await world.client.request("GET", f"{BASE}/cacerts")).status == 200
+
+
 # Bodies.
 
 
@@ -810,6 +820,17 @@ async def test_K13_a_new_server_certificate_is_served_without_a_restart(world: W
         *("--passphrase-file", str(layout.secrets / "ca.passphrase")),
         *("--out", str(new), "--host", "localhost"),
     )
+    stop = asyncio.Event()
+
+    async def keep_connecting() -> int:
+        count = 0
+        while not stop.is_set():
+            _, connected = await world.client.connect()  # a failed handshake fails the test
+            connected.close()
+            count += 1
+        return count
+
+    connecting = asyncio.ensure_future(keep_connecting())
     # First the certificate, then its key: in between the pair is bad and refused.
     (server / "server.pem").write_bytes((new / "server.pem").read_bytes())
     await asyncio.sleep(0.7)
@@ -819,6 +840,8 @@ async def test_K13_a_new_server_certificate_is_served_without_a_restart(world: W
         while await served(world) == serial(before):
             await asyncio.sleep(0.1)
     assert await served(world) == serial((new / "server.pem").read_bytes())
+    stop.set()
+    assert await connecting > 10
     # The connection from before the change still answers.
     writer.write(f"GET {BASE}/cacerts HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     assert (await reader.readline()).startswith(b"HTTP/1.1 200")

@@ -82,6 +82,7 @@ class Handler:
         self._tracing = tracing
         self._in_flight = 0
         rates = settings.rates
+        self._label_rates = Buckets("label")
         self._rates = Buckets("address", rate=rates.source_per_s, burst=rates.source_burst)
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -122,6 +123,8 @@ class Handler:
         if found is None:
             raise MalformedRequest("there is no such label", code="request.not_found")
         exchange.label_name, exchange.label = found
+        if exchange.label.max_per_s is not None:
+            self._label_rates.take(exchange.label_name, exchange.label.max_per_s)
         if request.method not in _METHODS[route.operation]:
             raise MalformedRequest(
                 f"{route.operation} takes {_METHODS[route.operation][0]}", code="request.method"

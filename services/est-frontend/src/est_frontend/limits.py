@@ -35,28 +35,30 @@ class _Bucket:
 class Buckets:
     """Token buckets by name: ``rate`` a second, ``burst`` at once."""
 
-    def __init__(self, what: str, *, rate: float, burst: float) -> None:
+    def __init__(self, what: str, *, rate: float = 1, burst: float = 1) -> None:
         self._what = what
         self._rate, self._burst = rate, burst
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
-    def take(self, name: str) -> None:
-        """Count one request.
+    def take(self, name: str, rate: float | None = None) -> None:
+        """Count one request; ``rate`` is that of this name, with two seconds' worth at once.
 
         Raises:
             TooOften: the bucket is empty.
         """
         now = monotonic_s()
+        burst = self._burst if rate is None else max(1.0, 2 * rate)
+        rate = rate or self._rate
         bucket = self._buckets.get(name)
         if bucket is None:
-            bucket = self._buckets[name] = _Bucket(self._burst, now)
+            bucket = self._buckets[name] = _Bucket(burst, now)
             if len(self._buckets) > _ENTRIES:
                 self._buckets.popitem(last=False)
-        level = min(self._burst, bucket.level + (now - bucket.at) * self._rate)
+        level = min(burst, bucket.level + (now - bucket.at) * rate)
         bucket.at = now
         if level < 1:
             bucket.level = level
-            wait = max(1, math.ceil((1 - level) / self._rate))
+            wait = max(1, math.ceil((1 - level) / rate))
             raise TooOften(f"too many requests of this {self._what}", wait)
         bucket.level = level - 1
 

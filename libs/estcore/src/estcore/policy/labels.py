@@ -68,6 +68,9 @@ class Label(StrictModel):
     csrattrs: Literal["none", "classic", "template", "both"] = Field(
         default="classic", description="form of the answer; template is that of RFC 9908"
     )
+    max_per_s: float | None = Field(
+        default=None, gt=0, description="requests on the label per front end; then 429"
+    )
     lenient_bodies: bool = Field(default=False, description="takes PEM and raw DER bodies too")
     priority: Priority = Priority.NORMAL
     when_slow: Literal["pending", "unavailable"] = Field(
