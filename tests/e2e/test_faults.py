@@ -93,7 +93,8 @@ async def restarted(
 ) -> None:
     """Wait until another process has taken the place of the dead one."""
     for _ in range(200):
-        if stack.suite.services[service].process is not doomed:
+        found = stack.suite.services.get(service)  # absent while it is being replaced
+        if found is not None and found.process is not doomed:
             return
         await asyncio.sleep(0.1)
 
