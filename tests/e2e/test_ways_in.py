@@ -146,9 +146,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
     config = str(stack.layout.config_file("ca-signer"))
     world = World(stack, maker, folder)
     for name in ("twice", "registrar"):
-        made = await stack.suite.command(
-            "ca-signer", "secret", "create", "--id", name, "--config", config
-        )
+        made = await stack.suite.run("estctl", "secret", "create", "--id", name, "--config", config)
         world.secrets[name] = made.strip()
     try:
         yield world

@@ -128,6 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(_verify(parsed))
         if parsed.verb == "policy":
             sys.exit(operator_tools.run_explain(parsed))
+        if parsed.verb == "secret":
+            operator_tools.run_secret(parsed)
         if parsed.verb == "password":
             operator_tools.run_password(parsed)
             return

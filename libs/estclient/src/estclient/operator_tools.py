@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estclient.bootstrap import Found, fetch, pin
+from estclient.suite.local import executable
 from estcore.errors import ConfigurationError
 from estcore.est.http_digest import DIGESTS, verifier
 from estcore.pki.csr import parse_csr
@@ -51,11 +53,25 @@ def add_verbs(verbs: Verbs) -> None:
     who.add_argument("--certificate", type=Path, help="PEM; with --issuer")
     who.add_argument("--claims", type=Path, help="payload of a token, JSON; with --issuer")
     asked.add_argument("--issuer", help="id of the issuer, truststore or token issuer")
+    secret = verbs.add_parser(
+        "secret", help="enrollment secrets, beside the ledger: ca-signer secret", add_help=False
+    )
+    secret.add_argument("rest", nargs=argparse.REMAINDER)
     first = verbs.add_parser("bootstrap", help="fetch and pin a root nobody knows here yet")
     first.add_argument("--url", required=True, help="https://host[:port]")
     first.add_argument("--label")
     first.add_argument("--out", type=Path, required=True, help="where the root is pinned, PEM")
     first.add_argument("--fingerprint", help="SHA-256 of the root, by another way than this one")
+
+
+def run_secret(arguments: argparse.Namespace) -> None:
+    """Become ``ca-signer secret``: a secret never travels, so it is made where the ledger is.
+
+    Raises:
+        ConfigurationError: ca-signer is not installed here.
+    """
+    command = executable("ca-signer")
+    os.execv(command, [command, "secret", *arguments.rest])  # noqa: S606 - no shell
 
 
 def run_password(arguments: argparse.Namespace) -> None:
