@@ -98,7 +98,7 @@ where issuance_id in (
   select issuance_id from issuance where state = 'intended' and lease_until < now()
   order by lease_until limit $2 for update skip locked)
 returning {INTENT_COLUMNS}, case
-  when sign_before < now() or issuance.context::json->>'operation' = 'serverkeygen'
+  when sign_before < now() or issuance.context::json->>'operation' in ('serverkeygen', 'ocsp')
     then 'intent.stale'
   when exists (select 1 from issuance p
       where p.certificate_sha256 = decode(issuance.context::json->>'presented_sha256', 'hex')

@@ -24,6 +24,7 @@ from ca_signer.commands.assembly import assemble
 from ca_signer.cycle import Cycle
 from ca_signer.keystore import Issuer, load_issuers, tokens_of
 from ca_signer.ledger import Ledger
+from ca_signer.ocsp import Responder
 from ca_signer.repeats import Repeats
 from ca_signer.revocation import Revocations
 from ca_signer.secret_store import SecretStore
@@ -186,6 +187,9 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         every_s=settings.sweep_every_s,
         crl_lifetime_s=settings.crl_lifetime_s,
     )
+    answering = settings.ocsp and Responder(
+        bus, database, deciding, repeats=repeats, cycle=cycle, settings=settings.ocsp
+    )
     await publish_state(bus, database, deciding)
     checks.pop("started")
     checks.update(
@@ -235,6 +239,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
             operations.listener.run,
             operations.outbox.run,
             operations.lists.run,
+            *([answering.run] if answering else []),
             cycle.keep_marking,
             *(token.watch for token in tokens_of(deciding.issuers)),
         ],

@@ -17,6 +17,7 @@ CRL_MADE = Counter("ca_signer_crl_made_total", "revocation lists made", ["issuer
 CRL_NEXT_UPDATE = Gauge(
     "ca_signer_crl_next_update_seconds", "end of the newest list, Unix time", ["issuer"]
 )
+OCSP = Counter("ca_signer_ocsp_total", "OCSP requests answered", ["issuer", "status"])
 BATCH = Histogram(
     "ca_signer_batch_size", "requests signed together", buckets=(1, 2, 4, 8, 16, 32, 64, 128)
 )

@@ -82,6 +82,20 @@ class GroupSettings(StrictModel):
     max_per_minute: int = Field(default=60_000, ge=1, description="requests per signer process")
 
 
+class OCSPSettings(StrictModel):
+    """How this signer answers OCSP requests that front ends relay (RFC 6960)."""
+
+    answer_lifetime_s: int = Field(
+        default=3600, ge=60, le=604_800, description="from thisUpdate to nextUpdate"
+    )
+    certificate_lifetime_s: int = Field(
+        default=604_800,
+        ge=3600,
+        le=2_592_000,
+        description="of the responder's certificate; a new key and certificate after half of it",
+    )
+
+
 class SignerSettings(ServiceSettings):
     """All settings of ca-signer."""
 
@@ -130,6 +144,7 @@ class SignerSettings(ServiceSettings):
         le=2_592_000,
         description="from thisUpdate to nextUpdate; a new list is made after half of it at last",
     )
+    ocsp: OCSPSettings | None = Field(default=None, description="off unless given")
     window_s: int = Field(default=60, ge=5, le=3600, description="length of a closed window")
     window_settle_s: int = Field(
         default=60, ge=1, le=3600, description="wait before a window counts as closed"

@@ -1,8 +1,10 @@
-"""Revocation lists over plain HTTP, on a listener of their own: ``GET /crl/<issuer>.crl``.
+"""Revocation over plain HTTP, on a listener of its own: ``GET /crl/<issuer>.crl``.
+
+Where it is switched on, OCSP too (``est_frontend.ocsp``).
 
 A client that fetches a list over TLS would have to check the server's certificate first, for
 which it wants the list (RFC 5280 section 8). The list is signed; nothing here is secret, nobody
-is authenticated, and bodies are not read. It is served from memory and outlives every outage.
+is authenticated, and only OCSP has bodies. It is served from memory and outlives every outage.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import asyncio
 import re
 from email.utils import format_datetime
 
+from est_frontend.ocsp import OCSPRelay, response
 from est_frontend.settings import CRLListenSettings
 from est_frontend.state import State
 from estcore.clock import Clock
@@ -27,10 +30,18 @@ _ETAG = re.compile(rb"\r\nif-none-match:[ \t]*([^\r\n]*)", re.IGNORECASE)
 class CRLServer:
     """The listener of one process."""
 
-    def __init__(self, settings: CRLListenSettings, state: State, clock: Clock) -> None:
+    def __init__(
+        self,
+        settings: CRLListenSettings,
+        state: State,
+        clock: Clock,
+        *,
+        ocsp: OCSPRelay | None = None,
+    ) -> None:
         self._settings = settings
         self._state = state
         self._clock = clock
+        self._ocsp = ocsp
         self._server: asyncio.Server | None = None
         self._open = 0
 
@@ -61,7 +72,10 @@ class CRLServer:
             if self._open <= _MOST:
                 async with asyncio.timeout(_DEADLINE_S):
                     request = await reader.readuntil(b"\r\n\r\n")
-                    writer.write(self.answer(request))
+                    if self._ocsp is not None and self._ocsp.is_for(request):
+                        writer.write(await self._ocsp.answer(request, reader))
+                    else:
+                        writer.write(self.answer(request))
                     await writer.drain()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # who does not speak HTTP gets no answer
@@ -73,11 +87,11 @@ class CRLServer:
         """Return the response to the head of a request."""
         method, _, rest = request.partition(b" ")
         if method not in {b"GET", b"HEAD"}:
-            return _response("405 Method Not Allowed", {"Allow": "GET, HEAD"})
+            return response("405 Method Not Allowed", {"Allow": "GET, HEAD"})
         match = _PATH.fullmatch(rest.partition(b" ")[0].partition(b"?")[0])
         found = self._state.crl(match[1].decode()) if match else None
         if found is None:
-            return _response("404 Not Found", {})
+            return response("404 Not Found", {})
         left = int((found.next_update - self._clock.now()).total_seconds())
         tag = f'"{found.number}"'
         headers = {
@@ -88,13 +102,5 @@ class CRLServer:
         }
         known = _ETAG.search(request)
         if known is not None and tag.encode() in known[1]:
-            return _response("304 Not Modified", headers)
-        return _response("200 OK", headers, found.crl, head=method == b"HEAD")
-
-
-def _response(
-    status: str, headers: dict[str, str], body: bytes = b"", *, head: bool = False
-) -> bytes:
-    said = {**headers, "Content-Length": str(len(body)), "Connection": "close"}
-    lines = "".join(f"{name}: {value}\r\n" for name, value in said.items())
-    return f"HTTP/1.1 {status}\r\n{lines}\r\n".encode() + (b"" if head else body)
+            return response("304 Not Modified", headers)
+        return response("200 OK", headers, found.crl, head=method == b"HEAD")

@@ -19,6 +19,7 @@ from est_frontend.gateway import Gateway
 from est_frontend.handler import Handler
 from est_frontend.keygen import KeyMaker, load_secrets
 from est_frontend.live import Live
+from est_frontend.ocsp import OCSPRelay
 from est_frontend.peers import PeerValidator
 from est_frontend.server import LimitedServer
 from est_frontend.settings import FrontendSettings
@@ -30,7 +31,7 @@ from est_frontend.trail import SERVICE, Trail
 from est_frontend.users import Users
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
-from estcore.messages.topics import audit_refusal_topic, request_topic
+from estcore.messages.topics import audit_refusal_topic, ocsp_topic, request_topic
 from estcore.pki.profile import Priority
 from estcore.policy.document import load_policy
 from estcore.runtime.admin import AdminServer
@@ -138,7 +139,7 @@ async def serve(  # noqa: PLR0915 - wiring, told in order
         },
     )
     await admin.start()
-    crls = CRLServer(settings.crl_listen, state, CLOCK) if settings.crl_listen else None
+    crls = _crl_server(settings, state, bus.bus)
     if crls is not None:
         await crls.start()
     server = LimitedServer(
@@ -200,6 +201,14 @@ async def serve(  # noqa: PLR0915 - wiring, told in order
         await asyncio.to_thread(tracing.close)
 
 
+def _crl_server(settings: FrontendSettings, state: State, bus: Bus) -> CRLServer | None:
+    listen = settings.crl_listen
+    if listen is None:
+        return None
+    relay = OCSPRelay(bus, state, CLOCK) if listen.ocsp else None
+    return CRLServer(listen, state, CLOCK, ocsp=relay)
+
+
 def _watched(
     settings: FrontendSettings,
     live: Live,
@@ -259,6 +268,8 @@ class _Later:
             audit_refusal_topic(SERVICE, settings.instance),
             *(request_topic(settings.group, i, Priority.NORMAL) for i in sorted(issuers)),
         ]
+        if settings.crl_listen is not None and settings.crl_listen.ocsp:
+            rights += [ocsp_topic(i) for i in sorted(issuers)]
         await self.bus.open(settings.bus, SERVICE, settings.instance, rights=rights)
 
 

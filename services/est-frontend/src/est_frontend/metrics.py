@@ -19,6 +19,11 @@ STATE_UPDATES = Counter("est_frontend_state_updates_total", "state messages appl
 JWKS_FETCHES = Counter(
     "est_frontend_jwks_fetches_total", "key sets of token issuers fetched", ["issuer", "result"]
 )
+OCSP = Counter(
+    "est_frontend_ocsp_total",
+    "OCSP requests: asked, kept, outlived (kept, and nobody answered), try_later, malformed",
+    ["source"],
+)
 RELOADS = Counter(
     "est_frontend_reloads_total", "files taken over while running", ["what", "result"]
 )

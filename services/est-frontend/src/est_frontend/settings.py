@@ -27,10 +27,13 @@ class ListenSettings(StrictModel):
 
 
 class CRLListenSettings(StrictModel):
-    """Where revocation lists are served: plain HTTP, for everybody (RFC 5280 section 8)."""
+    """Where revocation is told: plain HTTP, for everybody (RFC 5280 section 8, RFC 6960)."""
 
     host: str = "127.0.0.1"
     port: Port = Field(default=8080, description="GET /crl/<issuer>.crl")
+    ocsp: bool = Field(
+        default=False, description="also GET and POST /ocsp/<issuer>; ca-signer needs `ocsp`"
+    )
 
 
 class LimitSettings(StrictModel):

@@ -46,6 +46,7 @@ def frontend(group: str) -> Permissions:
             f"est.request.{token(group)}.>",
             "audit.refusal.est-frontend.*",
             f"pki.ack.{group}",
+            "pki.ocsp.*",
             f"$JS.API.DIRECT.GET.{PKI_STATE}",
         ),
         subscribe=(
@@ -75,8 +76,9 @@ def signer() -> Permissions:
             "_INBOX_renewal.>",
             "_INBOX_audit.>",
             "_INBOX_operator.>",
+            "_INBOX_estfrontend.>",
         ),
-        subscribe=("_INBOX_casigner.>", "pki.command.ca-signer.>"),
+        subscribe=("_INBOX_casigner.>", "pki.command.ca-signer.>", "pki.ocsp.*"),
     )
 
 

@@ -178,6 +178,11 @@ def command_topic(service: str, verb: str) -> str:
     return f"pki.command.{token(service)}.{token(verb)}"
 
 
+def ocsp_topic(issuer: str) -> str:
+    """``pki.ocsp.<issuer>``: an OCSP request in DER, answered with the response."""
+    return f"pki.ocsp.{token(issuer)}"
+
+
 def ack_topic(group: str) -> str:
     """``pki.ack.<group>``."""
     return f"pki.ack.{token(group)}"

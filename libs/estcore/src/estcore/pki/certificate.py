@@ -33,7 +33,10 @@ EKU_OIDS = {
     "server_auth": ExtendedKeyUsageOID.SERVER_AUTH,
     "client_auth": ExtendedKeyUsageOID.CLIENT_AUTH,
     "cmc_ra": x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28"),
+    "ocsp_signing": ExtendedKeyUsageOID.OCSP_SIGNING,
 }
+OCSP_SIGNING = "ocsp_signing"
+"""For ca-signer's own responders alone: no profiles file can say it."""
 _CURVE_HASHES: dict[int, type[hashes.SHA256 | hashes.SHA384 | hashes.SHA512]] = {
     256: hashes.SHA256,
     384: hashes.SHA384,
@@ -154,6 +157,9 @@ class CertificateTemplate:
         access = _information_access(profile)
         if access is not None:
             self._after_san.append((access, False))
+        if OCSP_SIGNING in profile.extended_key_usage:
+            # RFC 6960 section 4.2.2.2.1: nobody has to ask about the responder itself.
+            self._after_san.append((x509.OCSPNoCheck(), False))
         self._head = b"".join(_extension(e, critical=c) for e, c in self._before_ski)
         self._aki = _extension(issuer.key_identifier, critical=False)
         self._tail = b"".join(_extension(e, critical=c) for e, c in self._after_san)

@@ -1,0 +1,171 @@
+"""OCSP over plain HTTP (RFC 6960 appendix A), relayed to ca-signer, which alone can answer.
+
+Answers without nonce are kept until their nextUpdate. One that fits what is known of revoked
+serial numbers is sent at once; any other is asked for again. While nobody answers, what is kept
+is sent, also to who sent a nonce: the client decides whether that is enough (RFC 9654 section
+2.1). A good answer about a certificate known to be revoked is never sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from base64 import b64decode
+from binascii import Error as Base64Error
+from collections import OrderedDict
+from email.utils import format_datetime
+from hashlib import sha256
+from urllib.parse import unquote_to_bytes
+
+from est_frontend import metrics
+from est_frontend.state import State
+from estcore.clock import Clock
+from estcore.errors import BusUnavailable, MalformedRequest
+from estcore.messages.topics import ocsp_topic
+from estcore.pki.ocsp import (
+    MALFORMED,
+    MOST_OCTETS,
+    TRY_LATER,
+    Answer,
+    Question,
+    read_answer,
+    read_question,
+)
+from estcore.runtime.bus import Bus
+
+_PREFIX = b"/ocsp/"
+_PATH = re.compile(rb"/ocsp/([a-z0-9-]{1,63})(?:/(.*))?")
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r\n", re.IGNORECASE)
+_TYPE = re.compile(rb"\r\ncontent-type:[ \t]*application/ocsp-request[ \t;\r]", re.IGNORECASE)
+_NOT_STORED = {"Cache-Control": "no-store"}
+_ANSWER_WITHIN_S = 3
+_KEPT = 20_000
+
+Key = tuple[str, tuple[str, bytes, bytes, int]]
+
+
+class OCSPRelay:
+    """Answers of one process."""
+
+    def __init__(self, bus: Bus, state: State, clock: Clock, *, kept: int = _KEPT) -> None:
+        self._bus = bus
+        self._state = state
+        self._clock = clock
+        self._most = kept
+        self._kept: OrderedDict[Key, Answer] = OrderedDict()
+
+    @staticmethod
+    def is_for(head: bytes) -> bool:
+        """Tell whether the head of a request asks for something here."""
+        return head.partition(b" ")[2].startswith(_PREFIX)
+
+    async def answer(self, head: bytes, reader: asyncio.StreamReader) -> bytes:
+        """Return the HTTP response; the body of a POST is read from ``reader``."""
+        method, _, rest = head.partition(b" ")
+        match = _PATH.fullmatch(rest.partition(b" ")[0])
+        issuer_id = match[1].decode() if match else ""
+        if match is None or not self._state.has({issuer_id}):
+            return response("404 Not Found", {})
+        if method == b"GET":
+            return _sent(*await self._ask(issuer_id, _in_path(match[2] or b"")), self._clock)
+        if method != b"POST":
+            return response("405 Method Not Allowed", {"Allow": "GET, POST"})
+        length = _LENGTH.search(head)
+        refused = _refused_body(head, length)
+        if length is None or refused is not None:
+            return response(refused or "411 Length Required", {})
+        octets, _ = await self._ask(issuer_id, await reader.readexactly(int(length[1])))
+        return _sent(octets, None, self._clock)
+
+    async def _ask(self, issuer_id: str, request: bytes) -> tuple[bytes, Answer | None]:
+        """Return the response, and the same read where HTTP caches may keep it."""
+        try:
+            question = read_question(request)
+        except MalformedRequest:
+            return _counted("malformed", MALFORMED), None
+        key = (issuer_id, question.certificate_id)
+        known = self._fresh(key)
+        agreed = known is not None and known.revoked == self._is_revoked(issuer_id, question)
+        if known is not None and agreed and question.nonce is None:
+            return _counted("kept", known.octets), known
+        octets = await self._relay(issuer_id, request)
+        if octets == TRY_LATER and known is not None and (agreed or known.revoked):
+            return _counted("outlived", known.octets), None if question.nonce else known
+        found = read_answer(octets)
+        if found is None or found.nonce or found.unknown:
+            # What nobody has issued must not push out what somebody has.
+            return _counted("try_later" if octets == TRY_LATER else "asked", octets), None
+        self._keep(key, found)
+        return _counted("asked", octets), found
+
+    async def _relay(self, issuer_id: str, request: bytes) -> bytes:
+        if not self._bus.connected:
+            return TRY_LATER
+        try:
+            return await self._bus.request(
+                ocsp_topic(issuer_id), request, timeout_s=_ANSWER_WITHIN_S
+            )
+        except BusUnavailable:
+            return TRY_LATER
+
+    def _is_revoked(self, issuer_id: str, question: Question) -> bool:
+        return self._state.is_revoked(issuer_id, question.serial_number)
+
+    def _fresh(self, key: Key) -> Answer | None:
+        known = self._kept.get(key)
+        if known is None:
+            return None
+        if known.next_update <= self._clock.now():
+            del self._kept[key]
+            return None
+        self._kept.move_to_end(key)
+        return known
+
+    def _keep(self, key: Key, answer: Answer) -> None:
+        self._kept[key] = answer
+        self._kept.move_to_end(key)
+        while len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+
+
+def _refused_body(head: bytes, length: re.Match[bytes] | None) -> str | None:
+    if _TYPE.search(head) is None:
+        return "415 Unsupported Media Type"
+    too_long = length is not None and int(length[1]) > MOST_OCTETS
+    return "413 Content Too Large" if too_long else None
+
+
+def _in_path(text: bytes) -> bytes:
+    try:
+        return b64decode(unquote_to_bytes(text), validate=True)
+    except (Base64Error, ValueError):
+        return b""  # no request, which is malformed
+
+
+def _counted(source: str, octets: bytes) -> bytes:
+    metrics.OCSP.labels(source).inc()
+    return octets
+
+
+def _sent(octets: bytes, cacheable: Answer | None, clock: Clock) -> bytes:
+    headers = {"Content-Type": "application/ocsp-response"}
+    if cacheable is None:
+        return response("200 OK", headers | _NOT_STORED, octets)
+    left = int((cacheable.next_update - clock.now()).total_seconds())
+    headers |= {
+        # RFC 5019 section 6.2.
+        "Cache-Control": f"max-age={max(0, left)}, public, no-transform, must-revalidate",
+        "Last-Modified": format_datetime(cacheable.this_update, usegmt=True),
+        "Expires": format_datetime(cacheable.next_update, usegmt=True),
+        "ETag": f'"{sha256(octets).hexdigest()}"',
+    }
+    return response("200 OK", headers, octets)
+
+
+def response(
+    status: str, headers: dict[str, str], body: bytes = b"", *, head: bool = False
+) -> bytes:
+    """Return a whole HTTP response after which the connection ends."""
+    said = {**headers, "Content-Length": str(len(body)), "Connection": "close"}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in said.items())
+    return f"HTTP/1.1 {status}\r\n{lines}\r\n".encode() + (b"" if head else body)
