@@ -76,7 +76,7 @@ async def poll(client: Client, body: bytes, *, path: str = f"{BASE}/simpleenroll
             await asyncio.sleep(int(answer.headers["Retry-After"]))
 
 
-async def test_G1_a_request_that_waits_is_202_with_seconds(stack: Stack, settings: Path) -> None:
+async def test_G1_E13_a_request_that_waits_is_202_with_seconds(stack: Stack, settings: Path) -> None:
     """RFC 7030 4.2.3: "the server MUST include a Retry-After header" """
     client = Client.of(stack)
     key, csr = make_csr("dev-polling")
@@ -140,7 +140,7 @@ async def test_G8_a_ticket_survives_restarts_of_everything(stack: Stack, setting
     assert (await poll(client, b64(csr))).status == 200
 
 
-async def test_a_generated_key_waits_for_approval_too(stack: Stack, settings: Path) -> None:
+async def test_H18_a_generated_key_waits_for_approval_too(stack: Stack, settings: Path) -> None:
     """Each poll makes a new key; the ticket is about who asks for which name."""
     client = Client.of(stack)
     _, csr = make_csr("dev-keyless")

@@ -249,7 +249,7 @@ async def test_an_owner_has_a_number_of_requests_waiting_at_most(signer: SignerS
     assert (answer.outcome, answer.code) == ("rejected", "approval.too_many")
 
 
-async def test_the_pause_grows_with_the_age_and_has_an_end() -> None:
+async def test_G6_the_pause_grows_with_the_age_and_has_an_end() -> None:
     """G6: bounded; libest takes 48 hours at most."""
     tickets = Tickets(retry_after_s=10)
     pauses = [tickets._pause(age) for age in (0, 100, 1000, 10_000, 1e9)]
