@@ -76,7 +76,9 @@ async def poll(client: Client, body: bytes, *, path: str = f"{BASE}/simpleenroll
             await asyncio.sleep(int(answer.headers["Retry-After"]))
 
 
-async def test_G1_E13_a_request_that_waits_is_202_with_seconds(stack: Stack, settings: Path) -> None:
+async def test_G1_E13_a_request_that_waits_is_202_with_seconds(
+    stack: Stack, settings: Path
+) -> None:
     """RFC 7030 4.2.3: "the server MUST include a Retry-After header" """
     client = Client.of(stack)
     key, csr = make_csr("dev-polling")
