@@ -27,7 +27,7 @@ up: $(READY)    ## the whole suite to play with, until Ctrl-C (UP="--est-port 94
 	@$(BIN)/estctl up $(UP)
 
 test: $(READY)  ## every test, unit to end-to-end, against real servers
-	@$(BIN)/pytest -q -n 2 --dist loadfile
+	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 conformance: $(READY) ## EST conformance from outside; any server with TARGET="--target https://... --ca ..."
 	@$(BIN)/python tests/conformance/run.py $(TARGET)
