@@ -273,6 +273,11 @@ async def test_L9_a_label_can_need_certificate_and_secret(world: World) -> None:
     assert (await ask("POST", path, csr, auth=world.basic)).status == 401
     assert (await ask("POST", path, csr, context=context)).status == 401
     assert (await ask("POST", path, csr, context=context, auth=world.basic)).status == 200
+    # Renewal wants both as well.
+    renew, own = f"{BASE}/both/simplereenroll", b64(make_csr("dev-both-cert")[1])
+    assert (await ask("POST", renew, own, context=context)).status == 401
+    renewed = await ask("POST", renew, own, context=context, auth=world.basic)
+    assert renewed.status == 200, renewed.text
 
 
 async def test_L7_wrong_passwords_are_slowed_down(world: World) -> None:

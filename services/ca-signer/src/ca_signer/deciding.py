@@ -55,7 +55,11 @@ def check_route(topic: str, message: EnrollmentRequested, authority: Authority) 
     if label is None or label.issuer != message.issuer:
         raise NotAuthorized("the label has another issuer", code="frontend.issuer")
     principal = message.principal
-    if not label.accepts(principal.method, with_certificate=principal.certificate is not None):
+    accepted = label.accepts(principal.method, with_certificate=principal.certificate is not None)
+    if message.operation == "simplereenroll" and principal.method == "certificate":
+        # Renewal is by the certificate; what a label wants besides, the front end has checked.
+        accepted = label.offers("certificate")
+    if not accepted:
         raise NotAuthorized(
             f"label {message.label} does not accept {principal.method}",
             code="frontend.authentication",

@@ -97,7 +97,7 @@ class Link(asyncio.Protocol):
             link.fail(KeyStoreUnavailable("cannot start the worker", code="keystore.worker"))
             ours.close()
             raise KeyStoreUnavailable("cannot start the worker", code="keystore.worker") from exc
-        except BaseException:
+        except BaseException:  # cancelled or timed out: the worker must not stay behind
             link.fail(KeyStoreUnavailable("the start was cut short", code="keystore.timeout"))
             ours.close()
             raise
