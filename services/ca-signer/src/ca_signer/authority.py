@@ -11,7 +11,7 @@ from hashlib import sha256
 from cryptography import x509
 
 from ca_signer.context import Intent, KnownCertificate
-from ca_signer.keystore import Issuer
+from ca_signer.issuer import KnownIssuer
 from ca_signer.settings import GroupSettings
 from estcore.clock import Clock
 from estcore.errors import NotAuthenticated, NotAuthorized
@@ -30,7 +30,7 @@ class Authority:
 
     policy: PolicyDocument
     profiles: ProfileSet
-    issuers: Mapping[str, Issuer]
+    issuers: Mapping[str, KnownIssuer]
     groups: Mapping[str, GroupSettings]
     clock: Clock
     sign_within: dt.timedelta
@@ -44,7 +44,7 @@ class Authority:
         self.templates.clear()
 
     def template(
-        self, issuer: Issuer, profile: Profile, cap: dt.timedelta | None = None
+        self, issuer: KnownIssuer, profile: Profile, cap: dt.timedelta | None = None
     ) -> CertificateTemplate:
         """Return what issuer and profile fix of a certificate; encoded at first use.
 
@@ -71,7 +71,7 @@ class Candidate:
 
     message: EnrollmentRequested
     intent: Intent
-    issuer: Issuer
+    issuer: KnownIssuer
     window: dt.timedelta
     max_per_day: int | None = None
     approval: bool = False

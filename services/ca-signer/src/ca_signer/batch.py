@@ -2,67 +2,33 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import logging
-from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import asyncpg
+from typing_extensions import override
 
 from ca_signer import metrics
-from ca_signer.announcing import Announcer, issued_answer, rejected_answer
+from ca_signer.announcing import Announcer, issued_answer
 from ca_signer.approvals import Waiting
-from ca_signer.authority import Authority, Candidate, presented_fingerprint
-from ca_signer.context import Intent, Issued, KnownCertificate
+from ca_signer.authority import Authority, Candidate
+from ca_signer.context import Intent, Issued
 from ca_signer.cycle import Cycle
-from ca_signer.deciding import decide
+from ca_signer.intake import LEASED_S, Intake, Item
 from ca_signer.ledger import Ledger
-from ca_signer.registrar import renewed_slots
 from ca_signer.repeats import Answer, Leased, Refuse, Repeats, Resume, Stale, Undelivered
-from estcore.clock import monotonic_s
-from estcore.errors import (
-    InvariantBroken,
-    MalformedRequest,
-    NotAuthorized,
-    RequestRejected,
-    Unavailable,
-)
-from estcore.ids import record_id
-from estcore.messages import topics
-from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested
-from estcore.messages.envelope import decode, encode
-from estcore.messages.events import EnrollmentPending
+from estcore.errors import NotAuthorized, RequestRejected, Unavailable
 from estcore.runtime import faults
-from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.bus import Bus
 from estcore.runtime.consume import Delivery
-from estcore.runtime.logs import fields
 from estcore.runtime.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
-_KNOWN_LIMIT = 20_000
-_RETRY_S = 1.0
-_LEASED_S = 3.0
-_LEASED_RETRY_S = 2
-_REPEATED = RequestRejected(
-    "the enrollment was made before; the stored certificate was returned",
-    code="enrollment.repeated",
-)
-
-_STALE = NotAuthorized("nobody waits for it any more", code="intent.stale")
+STALE = NotAuthorized("nobody waits for it any more", code="intent.stale")
 
 
-@dataclass
-class Item:
-    """A delivery and the request in it."""
-
-    delivery: Delivery
-    message: EnrollmentRequested
-
-
-class Batch:
-    """Processes deliveries; one instance serves all batches of a process."""
+class Batch(Intake):
+    """Takes deliveries through the cycle together; one instance serves a whole process."""
 
     def __init__(  # noqa: PLR0913 - the parts of the signer, joined in main
         self,
@@ -76,17 +42,18 @@ class Batch:
         tracing: Tracing,
         max_attempts: int,
     ) -> None:
-        self._bus = bus
-        self._ledger = ledger
-        self._repeats = repeats
+        super().__init__(
+            bus=bus,
+            ledger=ledger,
+            repeats=repeats,
+            announcer=announcer,
+            authority=authority,
+            max_attempts=max_attempts,
+        )
         self._cycle = cycle
-        self._announcer = announcer
-        self.authority = authority
         self._tracing = tracing
-        self._max_attempts = max_attempts
-        self._known: OrderedDict[bytes, KnownCertificate] = OrderedDict()
-        self._minute, self._counted = 0, Counter[str]()
 
+    @override
     async def process(self, deliveries: Sequence[Delivery]) -> None:
         """End every delivery with exactly one of ack, nak, term."""
         fresh: list[Item] = []
@@ -110,20 +77,6 @@ class Batch:
             log.warning("batch failed, taking its requests one by one", exc_info=exc)
             for item in fresh:
                 await self._alone(item)
-
-    async def _read(self, delivery: Delivery) -> Item | None:
-        try:
-            if delivery.attempt > 1:
-                attempts = await self._ledger.count_attempt(delivery.sequence)
-                if attempts >= self._max_attempts:
-                    await self._dead(delivery, "request.too_many_attempts", "given up")
-                    return None
-            return Item(delivery, decode(EnrollmentRequested, delivery.data))
-        except MalformedRequest as exc:
-            await self._dead(delivery, exc.code, exc.reason)
-        except Unavailable as exc:
-            await self._later([delivery], exc.code)
-        return None
 
     async def _together(self, items: Sequence[Item]) -> None:
         candidates, routed = await self._decide_all(items)
@@ -155,68 +108,7 @@ class Batch:
         with self._tracing.span("issue certificates", traced, batch=len(intents)):
             return await self._cycle.finish(intents)
 
-    async def _decide_all(self, items: Sequence[Item]) -> tuple[list[Candidate], dict[str, Item]]:
-        await self._learn([f for i in items if (f := presented_fingerprint(i.message))])
-        candidates = []
-        routed: dict[str, Item] = {}
-        for item in items:
-            try:
-                candidates.append(await self._decide(item))
-            except RequestRejected as exc:
-                await self._refuse(item, exc)
-            except Unavailable as exc:
-                await self._later([item.delivery], exc.code)
-            else:
-                routed[item.message.id] = item
-        return candidates, routed
-
-    def _count(self, group: str) -> None:
-        """Count a request of a group of front ends against its cap per minute.
-
-        Raises:
-            Unavailable: over the cap; the request waits.
-        """
-        minute = int(monotonic_s() // 60)
-        if minute != self._minute:
-            self._minute = minute
-            self._counted.clear()
-        self._counted[group] += 1
-        caps = self.authority.groups.get(group)
-        if caps is not None and self._counted[group] > caps.max_per_minute:
-            raise Unavailable(f"group {group} asks too often", code="frontend.rate")
-
-    async def _decide(self, item: Item) -> Candidate:
-        self._count(item.message.group)
-        fingerprint = presented_fingerprint(item.message)
-        known = self._known.get(fingerprint) if fingerprint else None
-        slots = renewed_slots(item.message, self.authority, known)
-        heads = None if slots is None else await self._ledger.heads(slots)
-        return decide(item.message, item.delivery.topic, self.authority, known, heads)
-
-    async def _learn(self, fingerprints: Sequence[bytes]) -> None:
-        """Fetch ledger facts not yet known. They never change; revocation is checked apart."""
-        missing = list({f for f in fingerprints if f not in self._known})
-        if missing:
-            for found in await self._ledger.known_certificates(missing):
-                self._known[found.fingerprint] = found
-            while len(self._known) > _KNOWN_LIMIT:
-                self._known.popitem(last=False)
-
-    async def _alone(self, item: Item) -> None:
-        try:
-            candidates, _ = await self._decide_all([item])
-            for candidate in candidates:
-                await self._settle(item, candidate)
-        except Unavailable as exc:
-            await self._later([item.delivery], exc.code)
-        except InvariantBroken as exc:
-            log.error("nothing was signed", extra=fields(code=exc.code, reason=exc.reason))
-            await self._dead(item.delivery, exc.code, exc.reason, item.message)
-        except Exception as exc:  # Bulkhead: it comes again, is counted, and ends a dead letter.
-            log.error("a request failed", exc_info=exc)
-            code = "ledger.refused" if isinstance(exc, asyncpg.PostgresError) else "internal"
-            await self._later([item.delivery], code)
-
+    @override
     async def _settle(self, item: Item, candidate: Candidate) -> None:
         try:
             settled = await self._repeats.settle(candidate)
@@ -231,7 +123,7 @@ class Batch:
             case Refuse(error=error):
                 await self._refuse(item, error)
             case Stale(intent=intent):
-                await self._cycle.abandon(intent, _STALE)
+                await self._cycle.abandon(intent, STALE)
                 await self._settle(item, candidate)
             case Undelivered(issued=issued):
                 await self._cycle.supersede(issued)
@@ -246,7 +138,7 @@ class Batch:
             metrics.RESUMED.inc()
         stored = await self._finish([intent])
         if not stored:
-            await item.delivery.nak(_LEASED_S)
+            await item.delivery.nak(LEASED_S)
             return
         await self._cycle.announce(stored)
         message = item.message
@@ -255,95 +147,3 @@ class Batch:
             answer = issued_answer(message.id, stored[0].certificate)
             await self._announcer.reply(message.group, message.instance, answer)
         await item.delivery.ack()
-
-    async def _answer(self, item: Item, issued: Issued, *, new: bool) -> None:
-        message = item.message
-        if new:
-            metrics.REPEATED.inc()
-            record = self._announcer.note(
-                issued.intent,
-                record_id=record_id("repeated", message.id),
-                action="certificate.returned",
-                error=_REPEATED,
-                phase="outcome",
-            )
-            own = {"correlation_id": message.correlation_id, "causation_id": message.id}
-            await self._announcer.records([record | own])
-        answer = issued_answer(message.id, issued.certificate)
-        await self._announcer.reply(message.group, message.instance, answer)
-        await item.delivery.ack()
-
-    async def _leased(self, item: Item, intent: Intent, *, ours: bool) -> None:
-        if ours or item.delivery.attempt > 1:
-            await item.delivery.nak(_LEASED_S)
-            return
-        # Another request for the same enrollment: its client asks again by itself.
-        await self._pending(item, intent, _LEASED_RETRY_S)
-
-    async def _pending(self, item: Item, intent: Intent, retry_after_s: int) -> None:
-        message = item.message
-        until = self.authority.clock.now() + dt.timedelta(seconds=retry_after_s)
-        event = EnrollmentPending(
-            id=f"pending-{message.id}",
-            source="ca-signer",
-            time=self.authority.clock.now(),
-            correlation_id=message.correlation_id,
-            tenant=intent.tenant,
-            service=intent.service,
-            enrollment_id=intent.enrollment_id.hex(),
-            until=until,
-        )
-        topic = topics.certificate_topic("pending", intent.tenant, intent.service)
-        await self._bus.publish_confirmed([Outgoing(topic, encode(event), event.id)])
-        await self._announcer.reply(
-            message.group,
-            message.instance,
-            EnrollmentAnswered(
-                request_id=message.id, outcome="pending", retry_after_s=retry_after_s
-            ),
-        )
-        await item.delivery.ack()
-
-    async def _refuse(self, item: Item, error: RequestRejected) -> None:
-        message = item.message
-        refusal = self._announcer.refusal(message, error)
-        if await self._repeats.remember_refusal(refusal, error):
-            metrics.REJECTED.labels(error.code).inc()
-            log.info(
-                "request refused",
-                extra=fields(
-                    correlation_id=message.correlation_id, code=error.code, reason=error.reason
-                ),
-            )
-        await self._announcer.refused([refusal])
-        await self._repeats.refusals_announced([message.id])
-        await self._announcer.reply(
-            message.group, message.instance, rejected_answer(message.id, error)
-        )
-        await item.delivery.ack()
-
-    async def _later(self, deliveries: Sequence[Delivery], code: str) -> None:
-        metrics.DELAYED.labels(code).inc(len(deliveries))
-        log.warning("requests put back", extra=fields(code=code, count=len(deliveries)))
-        for delivery in deliveries:
-            await delivery.nak(_RETRY_S)
-
-    async def _dead(
-        self,
-        delivery: Delivery,
-        code: str,
-        reason: str,
-        message: EnrollmentRequested | None = None,
-    ) -> None:
-        """Put a message aside for an operator: kept, audited, never delivered again."""
-        metrics.DEAD.labels(code).inc()
-        log.error("message given up", extra=fields(code=code, reason=reason, topic=delivery.topic))
-        topic = "dead.ca-signer." + code.replace(".", "-").replace("_", "-")
-        try:
-            message_id = f"dead-{delivery.sequence}"
-            await self._bus.publish_confirmed([Outgoing(topic, delivery.data, message_id)])
-            await self._announcer.given_up(delivery, code, reason, message)
-        except Unavailable as exc:
-            await self._later([delivery], exc.code)
-            return
-        await delivery.term()

@@ -6,7 +6,7 @@ import datetime as dt
 
 from ca_signer.authority import Authority, Candidate, presented_fingerprint
 from ca_signer.context import Context, Intent, KnownCertificate
-from ca_signer.keystore import Issuer
+from ca_signer.issuer import KnownIssuer
 from estcore import ids
 from estcore.errors import LintFailed, ProfileViolation
 from estcore.messages.audit import Origin
@@ -22,7 +22,7 @@ def candidate(  # noqa: PLR0913, PLR0917 - the decision's parts, joined once
     message: EnrollmentRequested,
     request: CertificationRequest,
     authority: Authority,
-    issuer: Issuer,
+    issuer: KnownIssuer,
     profile: Profile,
     rule: Rule,
     owner: tuple[str, str],

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ca_signer.authority import Authority, Candidate, live_certificate, parsed
 from ca_signer.building import candidate
 from ca_signer.context import Intent, KnownCertificate
-from ca_signer.keystore import Issuer
+from ca_signer.issuer import KnownIssuer
 from ca_signer.registrar import check_registrar, only_head
 from estcore.errors import (
     IssuerUnavailable,
@@ -182,7 +182,7 @@ def _check_key(
         )
 
 
-def _live_issuer(authority: Authority, label: Label) -> Issuer:
+def _live_issuer(authority: Authority, label: Label) -> KnownIssuer:
     issuer = authority.issuers.get(label.issuer)
     if issuer is None:
         raise IssuerUnavailable(f"issuer {label.issuer} is not here", code="issuer.unknown")
@@ -190,7 +190,7 @@ def _live_issuer(authority: Authority, label: Label) -> Issuer:
     return issuer
 
 
-def check_issuer_lives(issuer: Issuer, authority: Authority) -> None:
+def check_issuer_lives(issuer: KnownIssuer, authority: Authority) -> None:
     """Check that the issuer's certificate is not over.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from estcore import ids
 from estcore.runtime.database import Database
 
 _ROWS = """select issuance_id, request_id, enrollment_id, state, serial_number, tenant, service,
@@ -27,7 +28,7 @@ async def export(database: Database, out: Path) -> int:
                     "request_id": str(row["request_id"]),
                     "enrollment_id": row["enrollment_id"].hex(),
                     "state": row["state"],
-                    "serial": row["serial_number"].hex(),
+                    "serial": ids.serial_hex(int.from_bytes(row["serial_number"], "big")),
                     "tenant": row["tenant"],
                     "service": row["service"],
                     "profile": row["profile"],

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca_signer.ceremony import requested_key
-from ca_signer.keystore import check_chain, read_certificates
+from ca_signer.issuer import check_chain, read_certificates
 from estcore.clock import Clock
 from estcore.errors import ConfigurationError
 from estcore.pki.keys import spki_der

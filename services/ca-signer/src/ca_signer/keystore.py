@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPri
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from ca_signer import signatures
+from ca_signer.authority import Authority
+from ca_signer.issuer import KnownIssuer, check_authority, check_chain, read_certificates
 from ca_signer.settings import IssuerSettings, TokenSettings
 from ca_signer.token.store import Token, TokenKey
 from estcore.errors import ConfigurationError, TBSMismatch
@@ -71,20 +74,14 @@ class SoftwareKey:
         return [await self.sign(one) for one in tbs]
 
 
-class Issuer:
+class Issuer(KnownIssuer):
     """An issuer ready to sign: certificate, chain, key store."""
 
     def __init__(
         self, certificate: IssuerCertificate, chain: list[x509.Certificate], keystore: KeyStore
     ) -> None:
-        self.certificate = certificate
-        self.chain = chain
+        super().__init__(certificate, chain)
         self.keystore = keystore
-
-    @property
-    def issuer_id(self) -> str:
-        """The issuer's name in policy, topics and records."""
-        return self.certificate.issuer_id
 
     def check_signature(self, tbs: bytes, signature: bytes) -> None:
         """Step 8: the signature must verify over exactly these bytes with the issuer's key.
@@ -96,6 +93,13 @@ class Issuer:
             signatures.verify(self.certificate.public_key, tbs, signature)
         except InvalidSignature as exc:
             raise TBSMismatch("the key store's signature is wrong", code="tbs.signature") from exc
+
+
+@dataclass
+class SigningAuthority(Authority):
+    """An authority whose issuers' keys are here."""
+
+    issuers: Mapping[str, Issuer]
 
 
 def load_issuers(settings: Sequence[IssuerSettings]) -> dict[str, Issuer]:
@@ -146,9 +150,7 @@ def load_issuer(settings: IssuerSettings, token: Token | None = None) -> Issuer:
     else:
         keystore = SoftwareKey(_private_key(settings, certificate))
     check_chain(certificate, chain, f"{settings.chain_file}: the chain of {settings.issuer_id}")
-    constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
-    if not constraints.value.ca:
-        raise ConfigurationError(f"{settings.certificate_file} is not a CA certificate")
+    check_authority(certificate, settings.certificate_file)
     return Issuer(IssuerCertificate(settings.issuer_id, certificate), chain, keystore)
 
 
@@ -166,37 +168,6 @@ def check_token(settings: TokenSettings) -> None:
     if not settings.module.is_file():
         raise ConfigurationError(f"there is no PKCS#11 module {settings.module}")
     read_secret(settings.pin_file, "the PIN of the token")
-
-
-def check_chain(
-    certificate: x509.Certificate, chain: Sequence[x509.Certificate], name: str
-) -> None:
-    """Check that each certificate is issued by the next, the last by itself.
-
-    Raises:
-        ConfigurationError: it is not; the line begins with ``name``.
-    """
-    child = certificate
-    for parent in [*chain, chain[-1]]:
-        try:
-            child.verify_directly_issued_by(parent)
-        except (ValueError, TypeError, InvalidSignature) as exc:
-            if child is parent:
-                raise ConfigurationError(f"{name} does not end in a root") from exc
-            raise ConfigurationError(f"{name} breaks at {parent.subject.rfc4514_string()}") from exc
-        child = parent
-
-
-def read_certificates(path: Path) -> list[x509.Certificate]:
-    """Return the certificates in a PEM file, at least one.
-
-    Raises:
-        ConfigurationError: unreadable, or none in it.
-    """
-    try:
-        return x509.load_pem_x509_certificates(path.read_bytes())
-    except (OSError, ValueError) as exc:
-        raise ConfigurationError(f"cannot read certificates from {path}") from exc
 
 
 def _private_key(

@@ -36,9 +36,9 @@ _INPUT = """input as (
     sign_before, context)
   order by enrollment_id)"""
 
-# Nothing in this statement trusts what was read before it: single use, revocation, key binding
+# Nothing in this part trusts what was read before it: single use, revocation, key binding
 # and repetition are decided by unique indexes and by rows as they are now.
-_INTEND = f"""with {_INPUT},
+CHECKED = f"""with {_INPUT},
 allowed as (
   select i.*, coalesce(s.one_time, 0) as one_time
   from input i left join secret s using (secret_id)
@@ -69,7 +69,9 @@ fresh as (
   select enrollment_id, issuance_id from owned o
   where one_time = 0 or exists (select 1 from claimed c
       where c.enrollment_id = o.enrollment_id)
-  on conflict do nothing returning issuance_id)
+  on conflict do nothing returning issuance_id)"""
+
+_INTEND = f"""{CHECKED}
 insert into issuance (issuance_id, enrollment_id, request_id, issuer_id, serial_number, state,
   lease_until, sign_before, tbs, tenant, service, profile, slot_id, subject, san, spki_sha256,
   not_before, not_after, predecessor_sha256, context)
@@ -295,7 +297,7 @@ async def insert_intents(
     Raises:
         SerialNumberReused: the unique index refused a serial number.
     """
-    columns = list(zip(*(_intent_row(intent) for intent in intents), strict=True))
+    columns = list(zip(*(intent_row(intent) for intent in intents), strict=True))
     try:
         rows = await connection.fetch(_INTEND, *columns, lease)
     except asyncpg.UniqueViolationError as exc:
@@ -321,13 +323,19 @@ def _facts(row: asyncpg.Record) -> KnownCertificate:
     )
 
 
-def _intent_row(intent: Intent) -> tuple[object, ...]:
+def serial_octets(number: int) -> bytes:
+    """Return a serial number as the ledger keeps it: as many octets as ours have, or more."""
+    return number.to_bytes(max((number.bit_length() + 7) // 8, SERIAL_OCTETS), "big")
+
+
+def intent_row(intent: Intent) -> tuple[object, ...]:
+    """Return an intent as the values of ``CHECKED``, in order."""
     return (
         intent.issuance_id,
         intent.enrollment_id,
         intent.request_id,
         intent.issuer_id,
-        intent.serial_number.to_bytes(SERIAL_OCTETS, "big"),
+        serial_octets(intent.serial_number),
         intent.tbs,
         intent.tenant,
         intent.service,

@@ -17,16 +17,16 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from ca_signer import export, metrics
 from ca_signer.announcing import SERVICE, Announcer
 from ca_signer.approvals import Tickets
-from ca_signer.authority import Authority
 from ca_signer.batch import Batch
 from ca_signer.commands import enrolling
 from ca_signer.commands.assembly import assemble
 from ca_signer.cycle import Cycle
-from ca_signer.keystore import Issuer, load_issuers, tokens_of
+from ca_signer.keystore import Issuer, SigningAuthority, load_issuers, tokens_of
 from ca_signer.ledger import Ledger
 from ca_signer.ocsp import Responder
 from ca_signer.repeats import Repeats
 from ca_signer.revocation import Revocations
+from ca_signer.rules import read_rules
 from ca_signer.secret_store import SecretStore
 from ca_signer.settings import SignerSettings
 from ca_signer.sweeper import Sweeper
@@ -39,8 +39,8 @@ from estcore.messages import topics
 from estcore.messages.envelope import encode
 from estcore.messages.state import CACertificates, PolicyState, ProfilesState
 from estcore.pki.durations import parse_duration
-from estcore.pki.profile import ProfileSet, load_profiles
-from estcore.policy.document import PolicyDocument, load_policy
+from estcore.pki.profile import ProfileSet
+from estcore.policy.document import PolicyDocument
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.database import Database
@@ -60,7 +60,7 @@ _STATE_EVERY_S = 300
 log = logging.getLogger(__name__)
 
 
-def authority(settings: SignerSettings) -> Authority:
+def authority(settings: SignerSettings) -> SigningAuthority:
     """Read everything the signer decides and signs with.
 
     Raises:
@@ -73,7 +73,7 @@ def authority(settings: SignerSettings) -> Authority:
         )
     issuers = load_issuers(settings.issuers)
     policy, profiles = rules(settings, issuers)
-    return Authority(
+    return SigningAuthority(
         policy=policy,
         profiles=profiles,
         issuers=issuers,
@@ -91,18 +91,12 @@ def rules(
     Raises:
         ConfigurationError: anything unreadable or inconsistent.
     """
-    policy = load_policy(settings.policy_file)
-    profiles = load_profiles(settings.profiles_file)
-    for name, label in policy.labels.items():
-        if label.issuer not in issuers:
-            raise ConfigurationError(f"label {name!r} names the unknown issuer {label.issuer!r}")
-        for profile in label.profiles:
-            profiles.get(profile)
-    for group, caps in settings.groups.items():
-        unknown = set(caps.labels) - set(policy.labels)
-        if unknown:
-            raise ConfigurationError(f"group {group!r} names unknown labels {sorted(unknown)}")
-    return policy, profiles
+    return read_rules(
+        settings.policy_file,
+        settings.profiles_file,
+        issuers=[*issuers, *settings.issuers_elsewhere],
+        groups=settings.groups,
+    )
 
 
 def tickets(settings: SignerSettings) -> Tickets:
@@ -138,7 +132,7 @@ async def run(settings: SignerSettings) -> None:
 
 async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
     settings: SignerSettings,
-    deciding: Authority,
+    deciding: SigningAuthority,
     tracing: Tracing,
     bus: Bus,
     database: Database,
@@ -249,14 +243,14 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
     await cycle.mark()
 
 
-async def _publish_again(bus: Bus, database: Database, deciding: Authority) -> None:
+async def _publish_again(bus: Bus, database: Database, deciding: SigningAuthority) -> None:
     try:
         await publish_state(bus, database, deciding)
     except Unavailable as exc:
         log.warning("state not published", extra=fields(code=exc.code))
 
 
-async def publish_state(bus: Bus, database: Database, deciding: Authority) -> None:
+async def publish_state(bus: Bus, database: Database, deciding: SigningAuthority) -> None:
     """Publish CA certificates, profiles, verifiers, revoked serials and the policy's version."""
     now = CLOCK.now()
     state = [

@@ -23,12 +23,12 @@ from nats.aio.msg import Msg
 
 from ca_signer import metrics
 from ca_signer.announcing import SERVICE
-from ca_signer.authority import Authority, Candidate
+from ca_signer.authority import Candidate
 from ca_signer.building import candidate
 from ca_signer.commands.enrolling import enroll
 from ca_signer.cycle import Cycle
 from ca_signer.deciding import check_issuer_lives
-from ca_signer.keystore import Issuer
+from ca_signer.keystore import Issuer, SigningAuthority
 from ca_signer.ledger import SERIAL_OCTETS
 from ca_signer.repeats import Repeats
 from ca_signer.settings import OCSPSettings
@@ -75,7 +75,7 @@ class Responder:
         self,
         bus: Bus,
         database: Database,
-        authority: Authority,
+        authority: SigningAuthority,
         *,
         repeats: Repeats,
         cycle: Cycle,
@@ -211,7 +211,10 @@ def responder_profile(lifetime: dt.timedelta) -> Profile:
 
 
 def responder_candidate(
-    key: ec.EllipticCurvePrivateKey, issuer: Issuer, authority: Authority, lifetime: dt.timedelta
+    key: ec.EllipticCurvePrivateKey,
+    issuer: Issuer,
+    authority: SigningAuthority,
+    lifetime: dt.timedelta,
 ) -> Candidate:
     """Return the candidate for a responder's certificate."""
     subject = x509.Name(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -133,7 +134,7 @@ class Repeats:
             candidate.window,
         )
         if current is None:
-            raise Conflict("the enrollment points nowhere", code="ledger.inconsistent")
+            return await self._without_row(connection, candidate, str(locked["issuance_id"]))
         return await self._known(connection, candidate, current, redelivered=own is not None)
 
     async def _known(
@@ -160,7 +161,8 @@ class Repeats:
             return Answer(issued, new=False)
         if redelivered:
             raise Conflict("this request was given up; send a new one", code="request.abandoned")
-        if state == "issued" and current["revoked_at"] is None and current["in_window"]:
+        live = state == "issued" and current["revoked_at"] is None
+        if live and (current["in_window"] or await self._late(connection, current)):
             if candidate.message.operation == "serverkeygen":
                 return Undelivered(
                     Issued(intent_of(current), current["certificate"], current["issued_at"])
@@ -177,19 +179,37 @@ class Repeats:
             waiting = await self._tickets.admit(connection, intent)
             if waiting is not None:
                 return waiting
-        recorded = await insert_intents(connection, [intent], self._ledger.lease)
-        if recorded:
+        if await self._record(connection, intent):
             return Resume(intent)
-        raced = await connection.fetchval(
-            "select i.request_id from enrollment join issuance i using (issuance_id) "
-            "where enrollment.enrollment_id = $1",
-            intent.enrollment_id,
-        )
+        raced = await self._raced(connection, intent)
         if raced is not None:
             await give_back(connection, intent.issuance_id)
             # Another signer recorded the same enrollment between our look and our insert.
             return Leased(str(raced) == intent.request_id, intent.enrollment_id)
         raise await self._why_not(connection, intent)
+
+    # What issuers elsewhere do another way (``ca_signer.upstream.repeats``).
+
+    async def _record(self, connection: Connection, intent: Intent) -> bool:
+        """Step 5; False where something is in the way."""
+        return bool(await insert_intents(connection, [intent], self._ledger.lease))
+
+    async def _raced(self, connection: Connection, intent: Intent) -> Any:
+        return await connection.fetchval(
+            "select i.request_id from enrollment join issuance i using (issuance_id) "
+            "where enrollment.enrollment_id = $1",
+            intent.enrollment_id,
+        )
+
+    async def _without_row(
+        self, connection: Connection, candidate: Candidate, issuance_id: str
+    ) -> Settled:
+        """Settle an enrollment whose issuance has no row."""
+        raise Conflict("the enrollment points nowhere", code="ledger.inconsistent")
+
+    async def _late(self, connection: Connection, current: asyncpg.Record) -> bool:
+        """Whether a certificate out of its window is returned all the same."""
+        return False
 
     async def _next_generation(self, connection: Connection, candidate: Candidate) -> Settled:
         intent = candidate.intent

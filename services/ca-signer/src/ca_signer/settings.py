@@ -103,6 +103,9 @@ class SignerSettings(ServiceSettings):
     policy_file: Path
     profiles_file: Path
     issuers: tuple[IssuerSettings, ...] = Field(min_length=1)
+    issuers_elsewhere: tuple[Token, ...] = Field(
+        default=(), description="issuers of the policy that another process serves"
+    )
     groups: dict[Token, GroupSettings] = Field(min_length=1)
     software_keys: Literal["allow", "refuse"] = Field(
         default="refuse", description="allow keys in files; refused unless said, as in production"

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from ca_signer import metrics
-from ca_signer.batch import Batch
+from ca_signer.intake import Intake
 from estcore.clock import monotonic_s
 from estcore.errors import BusUnavailable
 from estcore.messages.topics import EST_REQUESTS, signer_consumer
@@ -34,7 +34,7 @@ class Worker:
         self,
         bus: Bus,
         database: Database,
-        batch: Batch,
+        batch: Intake,
         *,
         issuers: Sequence[str],
         batch_size: int,

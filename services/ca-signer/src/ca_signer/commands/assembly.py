@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from ca_signer.announcing import Announcer
 from ca_signer.approvals import approval_records
-from ca_signer.authority import Authority
 from ca_signer.commands import certificates, requests, revoking
 from ca_signer.commands.executor import Executor
 from ca_signer.commands.listener import Listener
 from ca_signer.commands.verbs import table
 from ca_signer.crl import RevocationLists
+from ca_signer.keystore import SigningAuthority
 from ca_signer.outbox import Outbox, command_records
 from ca_signer.revocation import Revocations
 from estcore.runtime.bus import Bus
@@ -33,7 +33,7 @@ def assemble(
     bus: Bus,
     database: Database,
     announcer: Announcer,
-    authority: Authority,
+    authority: SigningAuthority,
     *,
     every_s: float,
     crl_lifetime_s: int,

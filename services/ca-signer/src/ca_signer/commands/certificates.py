@@ -8,7 +8,7 @@ import asyncpg
 from pydantic import Field, JsonValue, model_validator
 
 from ca_signer.commands.verbs import Caller, Effect, Verb
-from ca_signer.ledger import SERIAL_OCTETS
+from ca_signer.ledger import serial_octets
 from estcore import ids
 from estcore.errors import Conflict
 from estcore.messages.audit import Target
@@ -53,7 +53,7 @@ async def find(connection: Connection, one: One, *, lock: bool = False) -> async
     Raises:
         Conflict: there is none, or several issuers have this serial number.
     """
-    serial = None if one.serial is None else _serial_octets(one.serial)
+    serial = None if one.serial is None else serial_octets(int(one.serial, 16))
     fingerprint = None if one.fingerprint is None else _octets(one.fingerprint)
     rows = await connection.fetch(
         f"select {COLUMNS} from issuance where state = 'issued' "  # noqa: S608 - our constants
@@ -69,12 +69,6 @@ async def find(connection: Connection, one: One, *, lock: bool = False) -> async
     if len(rows) > 1:
         raise Conflict("several issuers have this serial number", code="command.ambiguous")
     return rows[0]
-
-
-def _serial_octets(text: str) -> bytes:
-    number = int(text, 16)
-    size = (number.bit_length() + 7) // 8
-    return number.to_bytes(max(size, SERIAL_OCTETS), "big")
 
 
 def _octets(text: str) -> bytes:

@@ -1,0 +1,70 @@
+"""An issuer as decisions know it: its certificate and the chain above. Nothing here has a key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
+from estcore.errors import ConfigurationError
+from estcore.pki.certificate import IssuerCertificate
+
+
+class KnownIssuer:
+    """An issuer's certificate and the certificates above it up to the root."""
+
+    def __init__(self, certificate: IssuerCertificate, chain: list[x509.Certificate]) -> None:
+        self.certificate = certificate
+        self.chain = chain
+
+    @property
+    def issuer_id(self) -> str:
+        """The issuer's name in policy, topics and records."""
+        return self.certificate.issuer_id
+
+
+def check_authority(certificate: x509.Certificate, path: Path) -> None:
+    """Check that a certificate is that of a CA.
+
+    Raises:
+        ConfigurationError: it is not; the line begins with ``path``.
+    """
+    try:
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+    except (x509.ExtensionNotFound, ValueError) as exc:
+        raise ConfigurationError(f"{path} is not a CA certificate") from exc
+    if not constraints.value.ca:
+        raise ConfigurationError(f"{path} is not a CA certificate")
+
+
+def check_chain(
+    certificate: x509.Certificate, chain: Sequence[x509.Certificate], name: str
+) -> None:
+    """Check that each certificate is issued by the next, the last by itself.
+
+    Raises:
+        ConfigurationError: it is not; the line begins with ``name``.
+    """
+    child = certificate
+    for parent in [*chain, chain[-1]]:
+        try:
+            child.verify_directly_issued_by(parent)
+        except (ValueError, TypeError, InvalidSignature) as exc:
+            if child is parent:
+                raise ConfigurationError(f"{name} does not end in a root") from exc
+            raise ConfigurationError(f"{name} breaks at {parent.subject.rfc4514_string()}") from exc
+        child = parent
+
+
+def read_certificates(path: Path) -> list[x509.Certificate]:
+    """Return the certificates in a PEM file, at least one.
+
+    Raises:
+        ConfigurationError: unreadable, or none in it.
+    """
+    try:
+        return x509.load_pem_x509_certificates(path.read_bytes())
+    except (OSError, ValueError) as exc:
+        raise ConfigurationError(f"cannot read certificates from {path}") from exc

@@ -1,0 +1,37 @@
+"""Policy and profiles as a signer reads them: they must fit together and to what it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from ca_signer.settings import GroupSettings
+from estcore.errors import ConfigurationError
+from estcore.pki.profile import ProfileSet, load_profiles
+from estcore.policy.document import PolicyDocument, load_policy
+
+
+def read_rules(
+    policy_file: Path,
+    profiles_file: Path,
+    *,
+    issuers: Collection[str],
+    groups: Mapping[str, GroupSettings],
+) -> tuple[PolicyDocument, ProfileSet]:
+    """Read policy and profiles; ``issuers`` are all that the policy may name.
+
+    Raises:
+        ConfigurationError: anything unreadable or inconsistent.
+    """
+    policy = load_policy(policy_file)
+    profiles = load_profiles(profiles_file)
+    for name, label in policy.labels.items():
+        if label.issuer not in issuers:
+            raise ConfigurationError(f"label {name!r} names the unknown issuer {label.issuer!r}")
+        for profile in label.profiles:
+            profiles.get(profile)
+    for group, caps in groups.items():
+        unknown = set(caps.labels) - set(policy.labels)
+        if unknown:
+            raise ConfigurationError(f"group {group!r} names unknown labels {sorted(unknown)}")
+    return policy, profiles
