@@ -44,6 +44,7 @@ from estcore.pki.csr import CHALLENGE_PASSWORD_OID, parse_csr
 from estcore.pki.profile import KeyAlgorithm, Profile
 from estcore.policy.decide import check_names, check_profile
 from estcore.policy.document import Names
+from estcore.policy.granting import granted_request
 
 FORMS: tuple[CSRAttrsForm, ...] = ("legacy", "template", "both")
 ALGORITHMS = ("ec-p256", "ec-p384", "ec-p521", "rsa-2048", "rsa-3072", "rsa-4096", "ed25519")
@@ -291,7 +292,7 @@ def test_I16_whoever_follows_csrattrs_passes_the_checks(
         encode_csrattrs(demands_for(wanted, told, linking_required=linked), form)
     )
     request = follow(demands, subject, san)
-    check_profile(request, wanted)
+    check_profile(granted_request(request, wanted, "test", "web"), wanted)
     check_names(request, rule)
     challenges = read_challenges(read_attributes(request.attributes))
     assert challenges.challenge_password == ("binding" if linked else None)
@@ -309,7 +310,7 @@ def test_I16_one_name_is_enough_and_any_where_none_is_demanded(
     san = san or x509.SubjectAlternativeName([x509.DNSName(host)])
     use_subject = bool(demands.subject) or (by_subject and not demands.extensions)
     request = follow(demands, subject if use_subject else NOBODY, None if use_subject else san)
-    check_profile(request, wanted)
+    check_profile(granted_request(request, wanted, "test", "web"), wanted)
     check_names(request, rule)
 
 

@@ -74,13 +74,15 @@ def self_signed(name: str) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey
 
 
 def device(
-    name: str, maker: tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
+    name: str,
+    maker: tuple[x509.Certificate, ec.EllipticCurvePrivateKey],
+    attribute: x509.ObjectIdentifier = NameOID.COMMON_NAME,
 ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     key = ec.generate_private_key(ec.SECP256R1())
     now = dt.datetime.now(dt.UTC)
     built = (
         x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .subject_name(x509.Name([x509.NameAttribute(attribute, name)]))
         .issuer_name(maker[0].subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
@@ -327,13 +329,63 @@ async def test_K8_a_makers_device_gets_its_own_name_and_no_other(world: World) -
     stranger = world.write("valve-1", device("valve-1", world.maker))
     refused = await ask("POST", path, b64(make_csr("valve-1")[1]), context=stranger)
     assert (refused.status, "policy.no_rule" in refused.text) == (403, True)
-    # It does not open other labels, and it cannot be renewed here.
+    # Its new certificate renews itself, with the name it has and no other.
+    key, csr = make_csr("pump-1")
+    first = await ask("POST", path, b64(csr), context=context)
+    ours = world.write("pump-1-ours", (certificate_in(first.body), key))
+    for name, status in (("pump-1", 200), ("pump-2", 403)):
+        again = await ask(
+            "POST", f"{BASE}/devices/simplereenroll", b64(make_csr(name)[1]), context=ours
+        )
+        assert again.status == status, again.text
+    # The maker's does not open other labels, and it cannot be renewed here.
     elsewhere = await ask("POST", f"{BASE}/simpleenroll", b64(make_csr("x")[1]), context=context)
     assert elsewhere.status == 401
     renewal = await ask(
         "POST", f"{BASE}/devices/simplereenroll", b64(make_csr("pump-1")[1]), context=context
     )
     assert (renewal.status, "auth.certificate_foreign" in renewal.text) == (403, True)
+
+
+async def test_N2_a_makers_identity_becomes_one_of_ours_and_is_renewed_with_it(
+    world: World,
+) -> None:
+    """IDevID to LDevID: the profile makes the names, the maker's certificate says which."""
+    ask, path = world.client.request, f"{BASE}/identities"
+    theirs = world.write("idevid", device("4711", world.maker, NameOID.SERIAL_NUMBER))
+    key = ec.generate_private_key(ec.SECP256R1())
+    csr = x509.CertificateSigningRequestBuilder(
+        x509.Name(
+            [
+                x509.NameAttribute(NameOID.SERIAL_NUMBER, "4711"),
+                x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Whatever the factory wrote"),
+            ]
+        )
+    ).sign(key, SHA256())
+    answer = await ask("POST", f"{path}/simpleenroll", b64(csr.public_bytes(Encoding.DER)),
+                       context=theirs)  # fmt: skip
+    assert answer.status == 200, answer.text
+    ours = certificate_in(answer.body)
+    assert ours.subject.rfc4514_string() == "2.5.4.5=4711,OU=pumps,O=Clinic"
+    san = ours.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    assert [name.value for name in san.value] == ["urn:device:4711"]
+    again = x509.CertificateSigningRequestBuilder(ours.subject).add_extension(
+        san.value, critical=False
+    )
+    renewed = await ask(
+        "POST",
+        f"{path}/simplereenroll",
+        b64(again.sign(key, SHA256()).public_bytes(Encoding.DER)),
+        context=world.write("ldevid", (ours, key)),
+    )
+    assert renewed.status == 200, renewed.text
+    assert certificate_in(renewed.body).subject == ours.subject
+    other = x509.CertificateSigningRequestBuilder(
+        x509.Name([x509.NameAttribute(NameOID.SERIAL_NUMBER, "4712")])
+    ).sign(key, SHA256())
+    refused = await ask("POST", f"{path}/simpleenroll", b64(other.public_bytes(Encoding.DER)),
+                        context=theirs)  # fmt: skip
+    assert (refused.status, "policy.subject" in refused.text) == (403, True)
 
 
 # Registration authorities.

@@ -34,7 +34,7 @@ class Authority:
     groups: Mapping[str, GroupSettings]
     clock: Clock
     sign_within: dt.timedelta
-    templates: dict[tuple[str, str, dt.timedelta], CertificateTemplate] = field(
+    templates: dict[tuple[str, str, dt.timedelta, tuple[str, ...]], CertificateTemplate] = field(
         default_factory=dict
     )
 
@@ -51,7 +51,8 @@ class Authority:
         ``cap`` is the longest lifetime a rule allows.
         """
         lifetime = profile.lifetime if cap is None else min(cap, profile.lifetime)
-        key = (issuer.issuer_id, profile.name, lifetime)
+        usages = (*profile.key_usage, *profile.extended_key_usage)
+        key = (issuer.issuer_id, profile.name, lifetime, usages)
         found = self.templates.get(key)
         if found is None:
             capped = profile if cap is None else _capped(profile, lifetime)
@@ -74,12 +75,14 @@ class Candidate:
     issuer: KnownIssuer
     window: dt.timedelta
     max_per_day: int | None = None
+    max_active: int | None = None
     approval: bool = False
 
     @property
     def careful(self) -> bool:
         """It spends, counts or waits: looked at alone, in a transaction of its own."""
-        return bool(self.message.claims) or self.max_per_day is not None or self.approval
+        counted = self.max_per_day is not None or self.max_active is not None
+        return bool(self.message.claims) or counted or self.approval
 
 
 def presented_fingerprint(message: EnrollmentRequested) -> bytes | None:

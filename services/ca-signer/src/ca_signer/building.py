@@ -13,8 +13,10 @@ from estcore.messages.audit import Origin
 from estcore.messages.enrollment import EnrollmentRequested
 from estcore.pki.csr import CertificationRequest
 from estcore.pki.lint import lint
+from estcore.pki.name_limits import check_name_constraints
 from estcore.pki.profile import Profile
 from estcore.policy.document import Rule
+from estcore.policy.granting import granted_usages
 from estcore.policy.identity import enrollment_id
 
 
@@ -28,20 +30,27 @@ def candidate(  # noqa: PLR0913, PLR0917 - the decision's parts, joined once
     owner: tuple[str, str],
     known: KnownCertificate | None,
     predecessor: KnownCertificate | None,
+    granted: CertificationRequest | None = None,
 ) -> Candidate:
     """Build the TBS, lint it and return what the cycle needs (steps 3 and 4).
 
+    ``granted`` is the request with the names that templates give the certificate.
+
     Raises:
-        ProfileViolation: the key is the issuer's own.
+        ProfileViolation: the key is the issuer's own, a usage may not be asked for, or a CA
+            above may not certify a name.
         LintFailed: our own builder made something that is not what was decided.
     """
     now = authority.clock.now()
+    named = granted or request
+    if issuer.name_constraints:
+        check_name_constraints(named.subject, named.san_extension or (), issuer.name_constraints)
     # 3. Build the TBS.
-    template = authority.template(issuer, profile, rule.max_lifetime)
-    copy = template.build(request, serial_number=ids.new_serial_number(), now=now)
+    template = authority.template(issuer, with_usages(request, profile), rule.max_lifetime)
+    copy = template.build(named, serial_number=ids.new_serial_number(), now=now)
     # 4. Lint it, so that nothing unlinted is ever real.
     try:
-        lint(copy, request=request, template=template, now=now)
+        lint(copy, request=named, template=template, now=now)
     except LintFailed as exc:
         if exc.code == "lint.not_issuers_key":
             raise ProfileViolation("this key is the issuer's own", code="key.issuers") from exc
@@ -64,11 +73,14 @@ def candidate(  # noqa: PLR0913, PLR0917 - the decision's parts, joined once
         tenant=tenant,
         service=service,
         profile=profile.name,
-        slot_id=ids.slot_id(
-            tenant, service, issuer.issuer_id, profile.name, request.subject_canonical, request.san
+        # A renewal stays in its slot, whatever made that.
+        slot_id=predecessor.slot_id
+        if predecessor
+        else ids.slot_id(
+            tenant, service, issuer.issuer_id, profile.name, named.subject_canonical, named.san
         ),
-        subject=request.subject_text,
-        san=request.san,
+        subject=named.subject_text,
+        san=named.san,
         spki_sha256=request.spki_sha256,
         not_before=copy.certificate.not_valid_before_utc,
         not_after=copy.certificate.not_valid_after_utc,
@@ -78,8 +90,33 @@ def candidate(  # noqa: PLR0913, PLR0917 - the decision's parts, joined once
         sign_before=_sign_before(message, now, authority),
         context=_context(message, request, authority, template.profile, rule, known, predecessor),
     )
-    window = template.profile.window
-    return Candidate(message, intent, issuer, window, rule.max_per_day, rule.approval)
+    return Candidate(
+        message,
+        intent,
+        issuer,
+        window=template.profile.window,
+        max_per_day=rule.max_per_day,
+        max_active=profile.max_active,
+        approval=rule.approval or profile.approval,
+    )
+
+
+def with_usages(request: CertificationRequest, profile: Profile) -> Profile:
+    """Return the profile with the usages that this request gets of it.
+
+    Raises:
+        ProfileViolation: the request asks for what the profile refuses.
+    """
+    usages = granted_usages(request, profile)
+    own = (profile.key_usage, profile.extended_key_usage)
+    if (usages.key_usage, usages.extended_key_usage) == own:
+        return profile
+    return profile.model_copy(
+        update={
+            "key_usage": usages.key_usage,
+            "extended_key_usage": usages.extended_key_usage,
+        }
+    )
 
 
 def _sign_before(

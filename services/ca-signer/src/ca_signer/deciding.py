@@ -31,6 +31,7 @@ from estcore.policy.decide import (
     inherited_rule,
 )
 from estcore.policy.document import Rule
+from estcore.policy.granting import granted_request
 from estcore.policy.labels import Label
 
 _TOPIC_TOKENS = 5
@@ -111,10 +112,13 @@ def decide(
             f"group {message.group} may not ask for profile {profile_name}", code="frontend.profile"
         )
     profile = authority.profiles.get(profile_name)
-    check_profile(request, profile)
+    granted = request if predecessor else granted_request(request, profile, *owner)
+    check_profile(granted, profile)
     _check_key(request, profile, message, predecessor)
     issuer = _live_issuer(authority, label)
-    return candidate(message, request, authority, issuer, profile, rule, owner, known, predecessor)
+    return candidate(
+        message, request, authority, issuer, profile, rule, owner, known, predecessor, granted
+    )
 
 
 def _enrollment(
@@ -139,7 +143,9 @@ def _enrollment(
     given = grant(policy, rule, message.label, operation=message.operation, claims=principal.claims)
     if given.rule.registrar:
         check_registrar(known)
-    check_names(request, given.rule.names)
+    owner = given.rule.owner
+    profile = authority.profiles.get(given.profile)
+    check_names(request, given.rule.names, profile, (owner.tenant, owner.service))
     return given
 
 
@@ -163,7 +169,7 @@ def _reenrollment(
         request,
         tenant=facts.tenant,
         service=facts.service,
-        profile=facts.profile,
+        profile=authority.profiles.get(facts.profile),
         label_name=message.label,
     )
     return rule, facts.profile, (facts.tenant, facts.service)

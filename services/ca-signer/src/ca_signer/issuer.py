@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -18,11 +18,20 @@ class KnownIssuer:
     def __init__(self, certificate: IssuerCertificate, chain: list[x509.Certificate]) -> None:
         self.certificate = certificate
         self.chain = chain
+        self.name_constraints = tuple(_name_constraints([certificate.certificate, *chain]))
 
     @property
     def issuer_id(self) -> str:
         """The issuer's name in policy, topics and records."""
         return self.certificate.issuer_id
+
+
+def _name_constraints(chain: Sequence[x509.Certificate]) -> Iterator[x509.NameConstraints]:
+    for certificate in chain:
+        try:
+            yield certificate.extensions.get_extension_for_class(x509.NameConstraints).value
+        except x509.ExtensionNotFound:
+            continue
 
 
 def check_authority(certificate: x509.Certificate, path: Path) -> None:

@@ -36,7 +36,6 @@ from estcore import ids
 from estcore.errors import ESTSuiteError, MalformedRequest, Unavailable
 from estcore.messages import topics
 from estcore.messages.enrollment import EnrollmentRequested, Principal
-from estcore.pki.certificate import OCSP_SIGNING
 from estcore.pki.csr import parse_csr
 from estcore.pki.ocsp import (
     MALFORMED,
@@ -48,6 +47,7 @@ from estcore.pki.ocsp import (
     sign_answer,
 )
 from estcore.pki.profile import Priority, Profile, RenewalRules
+from estcore.pki.usages import OCSP_SIGNING
 from estcore.policy.document import Names, Owner, PrincipalMatch, Rule
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database

@@ -9,9 +9,11 @@ from ca_signer.context import KnownCertificate
 from estcore import ids
 from estcore.errors import Conflict, NotAuthorized
 from estcore.messages.enrollment import EnrollmentRequested
-from estcore.pki.csr import parse_csr
+from estcore.pki.csr import CertificationRequest, parse_csr
 from estcore.pki.names import canonical_name
+from estcore.pki.profile import Profile
 from estcore.policy.decide import check_names, find_rule, grant
+from estcore.policy.document import Rule
 
 REGISTRAR = "ra"
 """The profile whose certificates may act for others, where a rule says so."""
@@ -40,19 +42,27 @@ def renewed_slots(
         return None
     live_certificate(known, authority)
     given = grant(authority.policy, rule, message.label, operation=message.operation)
-    check_names(request, rule.names)
+    owner = (rule.owner.tenant, rule.owner.service)
+    profiles = [p for p in rule.profiles if p in given.label.profiles]
+    _check_some(request, rule, [authority.profiles.get(p) for p in profiles])
     return [
-        ids.slot_id(
-            rule.owner.tenant,
-            rule.owner.service,
-            message.issuer,
-            profile,
-            request.subject_canonical,
-            request.san,
-        )
-        for profile in rule.profiles
-        if profile in given.label.profiles
+        ids.slot_id(*owner, message.issuer, profile, request.subject_canonical, request.san)
+        for profile in profiles
     ]
+
+
+def _check_some(request: CertificationRequest, rule: Rule, profiles: Sequence[Profile]) -> None:
+    """Check that the rule allows the names under one of the profiles at least."""
+    refused = None
+    for profile in profiles:
+        try:
+            check_names(request, rule.names, profile, (rule.owner.tenant, rule.owner.service))
+        except NotAuthorized as exc:
+            refused = exc
+        else:
+            return
+    if refused is not None:
+        raise refused
 
 
 def only_head(heads: Sequence[KnownCertificate]) -> KnownCertificate:

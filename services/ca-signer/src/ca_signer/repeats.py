@@ -175,6 +175,7 @@ class Repeats:
     async def _first(self, connection: Connection, candidate: Candidate) -> Settled:
         intent = candidate.intent
         await self._check_quota(connection, candidate)
+        await self._check_active(connection, candidate)
         if candidate.approval:
             waiting = await self._tickets.admit(connection, intent)
             if waiting is not None:
@@ -259,6 +260,25 @@ class Repeats:
             raise NotAuthorized(
                 f"{intent.tenant}/{intent.service} had its {limit} certificates of 24 hours",
                 code="policy.quota",
+            )
+
+    async def _check_active(self, connection: Connection, candidate: Candidate) -> None:
+        intent, limit = candidate.intent, candidate.max_active
+        if limit is None:
+            return
+        await connection.execute(
+            "select pg_advisory_xact_lock(hashtextextended($1, 0))", f"active/{intent.slot_id}"
+        )
+        count = await connection.fetchval(
+            "select count(*) from issuance where slot_id = $1 and state <> 'abandoned' "
+            "and revoked_at is null and not_after > now()",
+            intent.slot_id,
+        )
+        if count >= limit:
+            raise NotAuthorized(
+                f"this identity has {count} certificates that are good, the most of profile "
+                f"{intent.profile}; revoke one or wait",
+                code="profile.max_active",
             )
 
     async def _take_over(self, connection: Connection, current: asyncpg.Record) -> Intent:

@@ -118,7 +118,7 @@ class Enroller:
         profile = self._state.profile(given.profile)
         key, csr, protecting = await self._keys.make(request, profile, who.peer)
         exchange.csr = csr
-        check_names(csr, given.rule.names)
+        self._check_names(csr, given)
         certificate = await self._certificate(exchange, label, given.priority)
         if certificate is None:
             return None
@@ -164,8 +164,13 @@ class Enroller:
         self, exchange: Exchange, who: Authenticated, csr: CertificationRequest
     ) -> Grant:
         given = self._grant(exchange, who)
-        check_names(csr, given.rule.names)
+        self._check_names(csr, given)
         return given
+
+    def _check_names(self, csr: CertificationRequest, given: Grant) -> None:
+        owner = given.rule.owner
+        profile = self._state.profile(given.profile)
+        check_names(csr, given.rule.names, profile, (owner.tenant, owner.service))
 
     def _check_renewal(
         self, exchange: Exchange, label: Label, who: Authenticated, csr: CertificationRequest
@@ -176,7 +181,7 @@ class Enroller:
         if rule is not None and rule.registrar:
             # A registration authority renews for others; the signer finds the predecessor.
             given = grant(self._live.policy, rule, exchange.label_name, operation="simplereenroll")
-            check_names(csr, given.rule.names)
+            self._check_names(csr, given)
             return given.priority
         check_same_identity(csr, peer.certificate)
         return label.priority

@@ -24,7 +24,8 @@ from estcore.est.csrattrs import (
     fixed_san,
 )
 from estcore.pki.csr import CHALLENGE_PASSWORD_OID
-from estcore.pki.names import SHORT_NAMES
+from estcore.pki.name_templates import placeholders
+from estcore.pki.names import LONG_NAMES, SHORT_NAMES
 from estcore.pki.profile import Profile
 
 _CN = NameOID.COMMON_NAME.dotted_string
@@ -58,6 +59,10 @@ class NamesRule(Protocol):
     def emails(self) -> tuple[str, ...]:
         """Mail addresses."""
 
+    @property
+    def other_names(self) -> tuple[str, ...]:
+        """Types of otherName, with or without a pattern."""
+
 
 def demands_for(
     profile: Profile, names: NamesRule | None = None, *, linking_required: bool = False
@@ -88,6 +93,10 @@ def _name_demands(
     A request must name somebody; csrattrs cannot say "one or the other", so where both would
     do nothing is demanded but a name that is the only one.
     """
+    if profile.subject_template is not None or profile.san_templates:
+        return _demands_of_templates(profile)
+    if profile.extensions.subject_alternative_name != "append":
+        return (RDNDemand(_CN, _only_common_name(names)),), ()
     kinds: set[str] = {k for k in profile.san_kinds if names is None or _allowed(k, names)}
     only = None if names is None else _only_san(kinds, names)
     if only is not None:
@@ -98,6 +107,15 @@ def _name_demands(
     if not kinds:
         return (RDNDemand(_CN, _only_common_name(names)),), ()
     return (), ()
+
+
+def _demands_of_templates(
+    profile: Profile,
+) -> tuple[tuple[RDNDemand, ...], tuple[ExtensionDemand, ...]]:
+    """Only what fills the templates; the rest of the names is the profile's."""
+    texts = [profile.subject_template or "", *profile.san_templates]
+    own = {n.removeprefix("csr.") for text in texts for n in placeholders(text) if "csr." in n}
+    return tuple(RDNDemand(LONG_NAMES[short].dotted_string, None) for short in sorted(own)), ()
 
 
 def _common_name_possible(profile: Profile, names: NamesRule | None) -> bool:
@@ -112,6 +130,7 @@ def _allowed(kind: str, names: NamesRule) -> bool:
         "ip": names.ips,
         "uri": names.uri_prefixes,
         "email": names.emails,
+        "other": names.other_names,
     }
     return bool(by_kind[kind])
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_serializer
 
 from estcore.messages.envelope import DER, Part, Token
 from estcore.pki.profile import Profile
@@ -76,6 +77,11 @@ class ProfilesState(Part):
     version: str
     updated_at: dt.datetime
     profiles: tuple[Profile, ...]
+
+    @field_serializer("profiles")
+    def _as_written(self, profiles: tuple[Profile, ...]) -> list[dict[str, Any]]:
+        # Without defaults: a front end of an older version reads profiles that use nothing new.
+        return [p.model_dump(mode="json", exclude_defaults=True) for p in profiles]
 
 
 class RotationAck(Part):

@@ -21,22 +21,14 @@ from cryptography.hazmat.primitives.asymmetric.types import (
     CertificatePublicKeyTypes,
 )
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
+from cryptography.x509.oid import AuthorityInformationAccessOID
 
 from estcore.pki import der as der_codec
 from estcore.pki.csr import CertificationRequest
 from estcore.pki.keys import spki_der
-from estcore.pki.names import common_names
 from estcore.pki.profile import Profile
+from estcore.pki.usages import OCSP_SIGNING, usage_oid
 
-EKU_OIDS = {
-    "server_auth": ExtendedKeyUsageOID.SERVER_AUTH,
-    "client_auth": ExtendedKeyUsageOID.CLIENT_AUTH,
-    "cmc_ra": x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28"),
-    "ocsp_signing": ExtendedKeyUsageOID.OCSP_SIGNING,
-}
-OCSP_SIGNING = "ocsp_signing"
-"""For ca-signer's own responders alone: no profiles file can say it."""
 _CURVE_HASHES: dict[int, type[hashes.SHA256 | hashes.SHA384 | hashes.SHA512]] = {
     256: hashes.SHA256,
     384: hashes.SHA384,
@@ -119,18 +111,6 @@ def throw_away_key(public_key: CertificatePublicKeyTypes) -> CertificateIssuerPr
     raise TypeError(f"no issuer has a key like {type(public_key).__name__}")
 
 
-def granted_san(
-    request: CertificationRequest, profile: Profile
-) -> x509.SubjectAlternativeName | None:
-    """Return the SAN the certificate will carry: the CSR's, or the CN where the profile says so."""
-    if request.san_extension is not None:
-        return request.san_extension
-    names = common_names(request.subject)
-    if profile.common_name_to_dns_san and names:
-        return x509.SubjectAlternativeName([x509.DNSName(names[0])])
-    return None
-
-
 class CertificateTemplate:
     """Everything of a certificate that one profile and one issuer fix, encoded once.
 
@@ -149,7 +129,7 @@ class CertificateTemplate:
         self._before_ski: list[tuple[x509.ExtensionType, bool]] = [
             (_BASIC_CONSTRAINTS, True),
             (key_usage(profile), True),
-            (x509.ExtendedKeyUsage([EKU_OIDS[n] for n in profile.extended_key_usage]), False),
+            (x509.ExtendedKeyUsage([usage_oid(n) for n in profile.extended_key_usage]), False),
         ]
         self._after_san: list[tuple[x509.ExtensionType, bool]] = []
         if profile.crl_url:
@@ -160,11 +140,12 @@ class CertificateTemplate:
         if OCSP_SIGNING in profile.extended_key_usage:
             # RFC 6960 section 4.2.2.2.1: nobody has to ask about the responder itself.
             self._after_san.append((x509.OCSPNoCheck(), False))
+        self._after_san += _further(profile)
         self._head = b"".join(_extension(e, critical=c) for e, c in self._before_ski)
         self._aki = _extension(issuer.key_identifier, critical=False)
         self._tail = b"".join(_extension(e, critical=c) for e, c in self._after_san)
         fixed = [*self._before_ski, (issuer.key_identifier, False), *self._after_san]
-        self._fixed = {type(e): ((e, c), _extension(e, critical=c)) for e, c in fixed}
+        self._fixed = {e.oid: ((e, c), _extension(e, critical=c)) for e, c in fixed}
 
     def validity(self, now: dt.datetime) -> tuple[dt.datetime, dt.datetime]:
         """Return (notBefore, notAfter): the lifetime counts from ``now``, capped by the issuer."""
@@ -177,7 +158,7 @@ class CertificateTemplate:
     ) -> LintCopy:
         """Return the lint copy for ``request`` (RFC 5280 section 4)."""
         before, after = self.validity(now)
-        san = granted_san(request, self.profile)
+        san = request.san_extension
         # RFC 5280 section 4.2.1.6: critical when the subject is empty.
         names = _extension(san, critical=not request.subject.rdns) if san else b""
         extensions = der_codec.tlv(
@@ -209,7 +190,7 @@ class CertificateTemplate:
             (x509.SubjectKeyIdentifier(key_identifier(request.spki)), False),
             (self.issuer.key_identifier, False),
         ]
-        san = granted_san(request, self.profile)
+        san = request.san_extension
         if san is not None:
             found.append((san, not request.subject.rdns))
         return [*found, *self._after_san]
@@ -223,7 +204,7 @@ class CertificateTemplate:
         return der_codec.tlv(0xA3, der_codec.tlv(der_codec.SEQUENCE, *encoded))
 
     def _encoded(self, extension: x509.ExtensionType, critical: bool) -> bytes:
-        fixed = self._fixed.get(type(extension))
+        fixed = self._fixed.get(extension.oid)
         if fixed is not None and fixed[0] == (extension, critical):
             return fixed[1]
         return _extension(extension, critical=critical)
@@ -291,7 +272,7 @@ def key_usage(profile: Profile) -> x509.KeyUsage:
         content_commitment="content_commitment" in names,
         key_encipherment="key_encipherment" in names,
         key_agreement="key_agreement" in names,
-        data_encipherment=False,
+        data_encipherment="data_encipherment" in names,
         key_cert_sign=False,
         crl_sign=False,
         encipher_only=False,
@@ -323,6 +304,23 @@ def _information_access(profile: Profile) -> x509.AuthorityInformationAccess | N
         if url
     ]
     return x509.AuthorityInformationAccess(found) if found else None
+
+
+def _further(profile: Profile) -> list[tuple[x509.ExtensionType, bool]]:
+    found: list[tuple[x509.ExtensionType, bool]] = []
+    if profile.certificate_policies:
+        policies = [
+            x509.PolicyInformation(x509.ObjectIdentifier(oid), None)
+            for oid in profile.certificate_policies
+        ]
+        found.append((x509.CertificatePolicies(policies), False))
+    if profile.must_staple:
+        found.append((x509.TLSFeature([x509.TLSFeatureType.status_request]), False))
+    for one in profile.fixed_extensions:
+        oid = x509.ObjectIdentifier(one.oid)
+        value = x509.UnrecognizedExtension(oid, bytes.fromhex(one.value))
+        found.append((value, one.critical))
+    return found
 
 
 def assemble(tbs: bytes, signature_algorithm: bytes, signature: bytes) -> bytes:

@@ -7,15 +7,27 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import ipaddress
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from estcore.errors import ConfigurationError
+from estcore.errors import ConfigurationError, MalformedRequest
+from estcore.pki.der import header
 from estcore.pki.durations import Duration
+from estcore.pki.name_templates import (
+    PLACEHOLDER,
+    check_template,
+    general_name,
+    placeholders,
+    subject_parts,
+)
+from estcore.pki.names import LONG_NAMES
+from estcore.pki.usages import ExtendedKeyUsageName
 
 M = TypeVar("M", bound=BaseModel)
 Token = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,63}$")]
@@ -23,11 +35,15 @@ KeyAlgorithm = Literal[
     "ec-p256", "ec-p384", "ec-p521", "rsa-2048", "rsa-3072", "rsa-4096", "ed25519"
 ]
 KeyUsageName = Literal[
-    "digital_signature", "key_encipherment", "key_agreement", "content_commitment"
+    "digital_signature",
+    "key_encipherment",
+    "key_agreement",
+    "content_commitment",
+    "data_encipherment",
 ]
-ExtendedKeyUsageName = Literal["server_auth", "client_auth", "cmc_ra"]
 SubjectAttribute = Literal["CN", "O", "OU", "C", "ST", "L", "serialNumber", "DC", "UID"]
-SANKind = Literal["dns", "ip", "uri", "email"]
+SANKind = Literal["dns", "ip", "uri", "email", "other"]
+OID = Annotated[str, Field(pattern=r"^[0-2](\.(0|[1-9][0-9]{0,18})){1,30}$")]
 
 BACKDATE_CAP = dt.timedelta(hours=1)
 BACKDATE_SHARE = 20
@@ -68,6 +84,86 @@ class RenewalRules(StrictModel):
     mode: Literal["agent", "poll"] = "agent"
 
 
+class ExtensionPolicy(StrictModel):
+    """What becomes of extensions that a request asks for.
+
+    ``override``: the profile's own count, whatever was asked. ``append``: what was asked is
+    added, as far as the profile lets it be asked. ``deny``: a request that asks is refused.
+    """
+
+    subject_alternative_name: Literal["override", "append", "deny"] = Field(
+        default="append", description="the request's SAN and the profile's san_templates"
+    )
+    key_usage: Literal["override", "append", "deny"] = "override"
+    extended_key_usage: Literal["override", "append", "deny"] = "override"
+    other: Literal["override", "deny"] = Field(
+        default="override", description="all other extensions; they are never copied"
+    )
+    requestable_key_usage: tuple[KeyUsageName, ...] = Field(
+        default=(), description="with append: what a request may add"
+    )
+    requestable_extended_key_usage: tuple[ExtendedKeyUsageName, ...] = Field(
+        default=(), description="with append: what a request may add"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        pairs = (
+            ("key_usage", self.key_usage, self.requestable_key_usage),
+            ("extended_key_usage", self.extended_key_usage, self.requestable_extended_key_usage),
+        )
+        for name, policy, requestable in pairs:
+            if (policy == "append") != bool(requestable):
+                raise ValueError(f"requestable_{name} goes with {name}: append, and only with it")
+        return self
+
+    @property
+    def reads_request(self) -> bool:
+        """Whether a request's KeyUsage, ExtendedKeyUsage and other extensions matter at all."""
+        return {self.key_usage, self.extended_key_usage, self.other} != {"override"}
+
+
+class NameLimits(StrictModel):
+    """Names outside of which nobody gets this profile, whatever a rule allows. Empty: no limit."""
+
+    dns_suffixes: tuple[str, ...] = Field(default=(), description="domains, names under them")
+    ips: tuple[str, ...] = Field(default=(), description="addresses or networks in CIDR form")
+    uri_prefixes: tuple[str, ...] = Field(default=(), description="as spiffe://clinic.example/")
+    email_domains: tuple[str, ...] = ()
+    other_names: tuple[OID, ...] = Field(default=(), description="types of otherName")
+
+    @field_validator("ips")
+    @classmethod
+    def _networks(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            ipaddress.ip_network(text)
+        return texts
+
+
+class FixedExtension(StrictModel):
+    """An extension that every certificate of a profile carries, as it stands here."""
+
+    oid: OID
+    value: Annotated[str, Field(pattern=r"^([0-9a-f]{2})+$", max_length=4096)] = Field(
+        description="DER in lower-case hexadecimal"
+    )
+    critical: bool = False
+
+    @model_validator(mode="after")
+    def _nobodys(self) -> Self:
+        known = ("2.5.29.", "1.3.6.1.5.5.7.1.", "1.3.6.1.5.5.7.48.1.5", "1.3.6.1.4.1.11129.2.4.")
+        if self.oid.startswith(known):
+            raise ValueError(f"extension {self.oid} is for the settings made for it")
+        octets = bytes.fromhex(self.value)
+        try:
+            whole = header(octets, 0)[2] == len(octets)
+        except MalformedRequest:
+            whole = False
+        if not whole:
+            raise ValueError(f"the value of extension {self.oid} is not one DER element")
+        return self
+
+
 class Profile(StrictModel):
     """One certificate profile."""
 
@@ -84,8 +180,23 @@ class Profile(StrictModel):
     common_name_to_dns_san: bool = Field(
         default=False, description="add the CN as a DNS name when the request has no SAN"
     )
-    key_usage: tuple[KeyUsageName, ...] = ("digital_signature",)
-    extended_key_usage: tuple[ExtendedKeyUsageName, ...] = ("client_auth",)
+    subject_template: str | None = Field(
+        default=None,
+        max_length=500,
+        description="the subject of every certificate, as CN={csr.CN},O=Clinic",
+    )
+    san_templates: tuple[str, ...] = Field(
+        default=(), max_length=20, description="SAN entries, as uri:spiffe://clinic/{service}"
+    )
+    limits: NameLimits = NameLimits()
+    extensions: ExtensionPolicy = ExtensionPolicy()
+    key_usage: tuple[KeyUsageName, ...] = Field(default=("digital_signature",), min_length=1)
+    extended_key_usage: tuple[ExtendedKeyUsageName, ...] = Field(
+        default=("client_auth",), min_length=1
+    )
+    certificate_policies: tuple[OID, ...] = ()
+    must_staple: bool = Field(default=False, description="TLS feature status_request (RFC 7633)")
+    fixed_extensions: tuple[FixedExtension, ...] = ()
     crl_url: str | None = None
     ocsp_url: str | None = None
     issuer_url: str | None = None
@@ -96,6 +207,13 @@ class Profile(StrictModel):
         default=dt.timedelta(minutes=10),
         description="how long a repeated enrollment gets the stored certificate",
     )
+    max_active: int | None = Field(
+        default=None,
+        ge=1,
+        description="certificates of one identity that are good at the same time; "
+        "a rotation has two",
+    )
+    approval: bool = Field(default=False, description="an operator approves each enrollment")
     priority: Priority = Priority.NORMAL
     renewal: RenewalRules = RenewalRules()
 
@@ -107,7 +225,41 @@ class Profile(StrictModel):
             raise ValueError("renewal.reaction_time must be shorter than lifetime")
         if self.common_name_to_dns_san and "dns" not in self.san_kinds:
             raise ValueError("common_name_to_dns_san needs dns among san_kinds")
+        self._check_templates()
+        oids = [one.oid for one in self.fixed_extensions]
+        if len(set(oids)) != len(oids):
+            raise ValueError("two fixed_extensions have one oid")
+        if self.max_active == 1 and self.renewal.overlap:
+            raise ValueError("a rotation has two certificates: max_active 1 needs overlap 0s")
         return self
+
+    def _check_templates(self) -> None:
+        """Check what can be checked of templates before a request is there.
+
+        Raises:
+            ValueError: with a sentence for the operator.
+        """
+        attributes = frozenset[str](LONG_NAMES)
+        if self.subject_template is not None:
+            check_template(self.subject_template, attributes=attributes)
+            for short, _ in subject_parts(self.subject_template):
+                if short not in self.subject_attributes:
+                    raise ValueError(f"subject_template needs {short} among subject_attributes")
+        for template in self.san_templates:
+            check_template(template, attributes=attributes)
+            kind = template.partition(":")[0]
+            if kind not in self.san_kinds:
+                raise ValueError(f"{template!r} needs {kind!r} among san_kinds")
+            # With something in the braces it must be an entry of its kind.
+            general_name(PLACEHOLDER.sub("x", template))
+
+    @cached_property
+    def own_subject_attributes(self) -> frozenset[str] | None:
+        """The subject attributes a request fills in; None where the whole subject is its own."""
+        if self.subject_template is None:
+            return None
+        names = placeholders(self.subject_template)
+        return frozenset(n.removeprefix("csr.") for n in names if n.startswith("csr."))
 
     @property
     def backdating(self) -> dt.timedelta:

@@ -15,11 +15,13 @@ from cryptography import x509
 
 from estcore.errors import IdentityMismatch, NotAuthorized, ProfileViolation
 from estcore.pki.csr import CertificationRequest
+from estcore.pki.name_limits import utf8_text, within_limits
 from estcore.pki.names import SHORT_NAMES, canonical_name, san_entries
 from estcore.pki.profile import Priority, Profile
 from estcore.policy.document import Names, PolicyDocument, Rule
+from estcore.policy.granting import own_names
 from estcore.policy.labels import Label
-from estcore.policy.templates import ClaimValue, claim_matches
+from estcore.policy.templates import ClaimValue, claim_matches, star_matches
 
 NO_CLAIMS: Mapping[str, ClaimValue] = MappingProxyType({})
 
@@ -130,7 +132,7 @@ def inherited_rule(
     *,
     tenant: str,
     service: str,
-    profile: str,
+    profile: Profile,
     label_name: str,
 ) -> Rule:
     """Return the rule under which an owner may still renew a profile on a label.
@@ -142,16 +144,16 @@ def inherited_rule(
         NotAuthorized: no rule of the owner covers all of it.
     """
     refused = NotAuthorized(
-        f"policy no longer gives {tenant}/{service} profile {profile} on label {label_name}",
+        f"policy no longer gives {tenant}/{service} profile {profile.name} on label {label_name}",
         code="policy.renewal_withdrawn",
     )
     for rule in policy.rules_of_owner(tenant, service):
-        if profile not in rule.profiles or label_name not in rule.labels:
+        if profile.name not in rule.profiles or label_name not in rule.labels:
             continue
         if "simplereenroll" not in rule.operations:
             continue
         try:
-            check_names(request, rule.names)
+            check_names(request, rule.names, profile, (tenant, service))
         except NotAuthorized as exc:
             refused = exc
             continue
@@ -159,23 +161,30 @@ def inherited_rule(
     raise refused
 
 
-def check_names(request: CertificationRequest, names: Names) -> None:
-    """Check every name in the request against what the rule allows.
+def check_names(
+    request: CertificationRequest,
+    names: Names,
+    profile: Profile | None = None,
+    owner: tuple[str, str] = ("", ""),
+) -> None:
+    """Check every name the request chose against what the rule allows.
+
+    What the templates of ``profile`` make for ``owner`` (tenant and service) is no choice of
+    the request; without a profile all its names are.
 
     Raises:
         NotAuthorized: naming the first name that is not allowed.
     """
-    for attribute in request.subject:
-        short = SHORT_NAMES.get(attribute.oid, attribute.oid.dotted_string)
-        value = attribute.value if isinstance(attribute.value, str) else ""
+    own = own_names(request, profile, *owner)
+    for short, value in own.subject:
         if not _subject_value_allowed(short, value, names):
             raise NotAuthorized(f"subject {short}={value!r} is not allowed", code="policy.subject")
-    for entry in request.san:
+    for entry in own.san:
         kind, _, value = entry.partition(":")
         check = _SAN_CHECKS.get(kind)
         if check is None or not check(value, names):
             raise NotAuthorized(f"SAN {entry} is not allowed", code="policy.san")
-    if not request.san and not request.subject.rdns:
+    if own.nobody:
         raise NotAuthorized("the request names nobody", code="policy.subject")
 
 
@@ -185,14 +194,24 @@ def _subject_value_allowed(short: str, value: str, names: Names) -> bool:
     match short:
         case "CN":
             return _any_pattern(value, names.common_names) or _dns_allowed(value, names)
-        case "O":
-            return value in names.organizations
-        case "OU":
-            return value in names.organizational_units
-        case "C":
-            return value in names.countries
+        case "serialNumber":
+            return _any_pattern(value, names.serial_numbers)
+        case "UID":
+            return _any_pattern(value, names.user_ids)
         case _:
-            return False
+            return value in _fixed_values(short, names)
+
+
+def _fixed_values(short: str, names: Names) -> tuple[str, ...]:
+    by_attribute = {
+        "O": names.organizations,
+        "OU": names.organizational_units,
+        "C": names.countries,
+        "ST": names.states,
+        "L": names.localities,
+        "DC": names.domain_components,
+    }
+    return by_attribute.get(short, ())
 
 
 def _any_pattern(value: str, patterns: Iterable[str]) -> bool:
@@ -244,16 +263,29 @@ def _email_allowed(value: str, names: Names) -> bool:
     return value in names.emails
 
 
+def _other_name_allowed(value: str, names: Names) -> bool:
+    oid, _, octets = value.partition(":")
+    text = utf8_text(octets)
+    for allowed in names.other_names:
+        allowed_oid, limited, pattern = allowed.partition("=")
+        if oid == allowed_oid and (not limited or (text and star_matches(text, pattern))):
+            return True
+    return False
+
+
 _SAN_CHECKS: dict[str, Callable[[str, Names], bool]] = {
     "dns": _dns_allowed,
     "ip": _ip_allowed,
     "uri": _uri_allowed,
     "email": _email_allowed,
+    "other": _other_name_allowed,
 }
 
 
 def check_profile(request: CertificationRequest, profile: Profile) -> None:
-    """Check key kind, subject attributes and SAN kinds against the profile.
+    """Check key kind, subject attributes and SAN against the profile.
+
+    ``request`` has the names the certificate will have (``granted_request``).
 
     Raises:
         ProfileViolation: naming what the profile does not allow.
@@ -272,12 +304,16 @@ def check_profile(request: CertificationRequest, profile: Profile) -> None:
                 code="profile.subject_attribute",
             )
     for entry in request.san:
-        kind = entry.partition(":")[0]
+        kind, _, value = entry.partition(":")
         if kind not in profile.san_kinds:
             raise ProfileViolation(
                 f"profile {profile.name} has no SAN of kind {kind}", code="profile.san_kind"
             )
-    if profile.san_required and not request.san and not profile.common_name_to_dns_san:
+        if not within_limits(kind, value, profile.limits):
+            raise ProfileViolation(
+                f"profile {profile.name} is not for SAN {entry}", code="profile.limits"
+            )
+    if profile.san_required and not request.san:
         raise ProfileViolation(f"profile {profile.name} needs a SAN", code="profile.san_missing")
 
 

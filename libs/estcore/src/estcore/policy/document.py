@@ -7,7 +7,7 @@ unknown stops the start: a policy that is half understood is not a policy.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -17,6 +17,7 @@ from estcore.errors import ConfigurationError, NotAuthorized
 from estcore.est.paths import is_label
 from estcore.ids import is_token
 from estcore.pki.durations import Duration
+from estcore.pki.name_templates import PLACEHOLDER, placeholders
 from estcore.pki.names import canonical_name, parse_name
 from estcore.pki.profile import Priority, StrictModel, Token, parse_model, read_yaml
 from estcore.policy.labels import Label, Operation, Truststore
@@ -25,13 +26,13 @@ from estcore.policy.templates import (
     ClaimValue,
     claim_matches,
     fill,
-    placeholders,
     star_matches,
     unify,
 )
 
 SecretId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 DNSPattern = Annotated[str, Field(pattern=r"^[A-Za-z0-9*._{}-]{1,253}$")]
+OtherNamePattern = Annotated[str, Field(pattern=r"^[0-2](\.[0-9]{1,19}){1,30}(=[^*]*\*?[^*]*)?$")]
 OwnerToken = Annotated[str, Field(pattern=r"^(?:[a-z0-9-]|\{[A-Za-z0-9_.]+\}){1,63}$")]
 ClaimPath = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")]
 
@@ -45,9 +46,20 @@ class Names(StrictModel):
     ips: tuple[str, ...] = Field(default=(), description="addresses or networks in CIDR form")
     uri_prefixes: tuple[str, ...] = ()
     emails: tuple[str, ...] = ()
+    other_names: tuple[OtherNamePattern, ...] = Field(
+        default=(),
+        description="otherName entries as OID=text with at most one *; an OID alone allows any",
+    )
     organizations: tuple[str, ...] = Field(default=(), description="allowed values of O")
     organizational_units: tuple[str, ...] = ()
     countries: tuple[str, ...] = ()
+    states: tuple[str, ...] = Field(default=(), description="allowed values of ST")
+    localities: tuple[str, ...] = Field(default=(), description="allowed values of L")
+    serial_numbers: tuple[DNSPattern, ...] = Field(
+        default=(), description="allowed serialNumber patterns"
+    )
+    user_ids: tuple[DNSPattern, ...] = Field(default=(), description="allowed UID patterns")
+    domain_components: tuple[str, ...] = Field(default=(), description="allowed values of DC")
 
 
 class Owner(StrictModel):
@@ -170,7 +182,9 @@ class Rule(StrictModel):
     def bound_to_owner(self, tenant: str, service: str) -> Rule | None:
         """Return the rule as it is for an owner; None when it can never be that owner.
 
-        Names that need a claim the owner does not tell are left out.
+        For renewals, which keep the names of their certificate: a claim that the owner does not
+        tell stands for any plain value in a pattern; where there are no patterns such a name is
+        left out.
         """
         claims: dict[str, str] = {}
         for template, value in ((self.owner.tenant, tenant), (self.owner.service, service)):
@@ -181,13 +195,26 @@ class Rule(StrictModel):
         if not self.placeholders:
             return self
         names = {
-            kind: tuple(
-                fill(text, claims) for text in texts if set(placeholders(text)) <= claims.keys()
-            )
+            kind: tuple(_filled_or_open(kind, texts, claims))
             for kind, texts in self.names.model_dump().items()
         }
         owner = Owner(tenant=tenant, service=service)
         return self.model_copy(update={"owner": owner, "names": Names(**names)})
+
+
+_PATTERNS = frozenset({"common_names", "dns", "serial_numbers", "user_ids"})
+
+
+def _filled_or_open(
+    kind: str, texts: tuple[str, ...], claims: Mapping[str, ClaimValue]
+) -> Iterator[str]:
+    for text in texts:
+        if set(placeholders(text)) <= claims.keys():
+            yield fill(text, claims)
+        elif kind in _PATTERNS:
+            opened = PLACEHOLDER.sub(lambda m: str(claims.get(m[1], "*")), text)
+            if opened.count("*") == 1:
+                yield opened
 
 
 class PolicyDocument(StrictModel):

@@ -15,6 +15,7 @@ from estcore.pki.csr import CertificationRequest
 from estcore.pki.names import canonical_name
 from estcore.pki.profile import ProfileSet
 from estcore.policy.decide import (
+    Grant,
     check_names,
     check_profile,
     find_rule,
@@ -22,6 +23,7 @@ from estcore.policy.decide import (
     label_named,
 )
 from estcore.policy.document import PolicyDocument, Rule
+from estcore.policy.granting import granted_request, granted_usages
 from estcore.policy.templates import ClaimValue, claim_matches
 
 
@@ -91,11 +93,28 @@ def _walk(
     steps.append(f"rule {given.rule.name}: owner {owner}, profile {given.profile}")
     steps += _conditions(given.rule)
     if question.csr is not None:
-        check_names(question.csr, given.rule.names)
-        steps.append(f"names are allowed: {question.csr.subject_text}")
-        if profiles is not None:
-            check_profile(question.csr, profiles.get(given.profile))
-            steps.append(f"profile {given.profile} takes the key and the names")
+        _walk_names(question.csr, given, profiles, steps)
+
+
+def _walk_names(
+    csr: CertificationRequest, given: Grant, profiles: ProfileSet | None, steps: list[str]
+) -> None:
+    owner = (given.rule.owner.tenant, given.rule.owner.service)
+    profile = None if profiles is None else profiles.get(given.profile)
+    check_names(csr, given.rule.names, profile, owner)
+    steps.append(f"names are allowed: {csr.subject_text}")
+    if profile is None:
+        return
+    granted = granted_request(csr, profile, *owner)
+    check_profile(granted, profile)
+    granted_usages(csr, profile)
+    if (granted.subject_text, granted.san) != (csr.subject_text, csr.san):
+        steps.append(f"the certificate will say {granted.subject_text} {' '.join(granted.san)}")
+    steps.append(f"profile {given.profile} takes the key and the names")
+    if profile.approval:
+        steps.append("an operator has to approve")
+    if profile.max_active is not None:
+        steps.append(f"at most {profile.max_active} good certificates of one identity")
 
 
 def _conditions(rule: Rule) -> list[str]:

@@ -6,17 +6,12 @@ import re
 from collections.abc import Mapping
 
 from estcore.errors import NotAuthorized
+from estcore.pki.name_templates import PLACEHOLDER
 
 ClaimValue = str | tuple[str, ...]
 """A claim as policy sees it: one text, or several."""
 
-_PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_.-]+)\}")
 _PLAIN = re.compile(r"[A-Za-z0-9._-]{1,253}")
-
-
-def placeholders(template: str) -> list[str]:
-    """Return the claim paths that stand in braces."""
-    return _PLACEHOLDER.findall(template)
 
 
 def fill(template: str, claims: Mapping[str, ClaimValue]) -> str:
@@ -36,13 +31,13 @@ def fill(template: str, claims: Mapping[str, ClaimValue]) -> str:
             )
         return found
 
-    return _PLACEHOLDER.sub(value, template)
+    return PLACEHOLDER.sub(value, template)
 
 
 def unify(template: str, value: str) -> dict[str, str] | None:
     """Return the claims that make ``value`` of ``template``; None when nothing does."""
     pattern, place, names = "", 0, []
-    for found in _PLACEHOLDER.finditer(template):
+    for found in PLACEHOLDER.finditer(template):
         pattern += re.escape(template[place : found.start()]) + "([a-z0-9-]+)"
         names.append(found.group(1))
         place = found.end()
