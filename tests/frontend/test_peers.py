@@ -59,7 +59,7 @@ def connected(files: Path, leaf: Pair, *chain: Pair) -> Link:
 
 def validator(anchor: Pair, clock: FakeClock) -> PeerValidator:
     peers = PeerValidator(clock)
-    peers.set_anchor("issuing", anchor[0].public_bytes(Encoding.DER))
+    peers.set_anchors("issuing", [anchor[0].public_bytes(Encoding.DER)])
     return peers
 
 

@@ -17,7 +17,7 @@ from estcore.clock import SystemClock
 from estcore.messages.commands import Command, CommandAnswered, sign_command
 
 OPERATORS = (
-    ("boss", "CN=boss", ("approver", "revoker", "auditor")),
+    ("boss", "CN=boss", ("approver", "revoker", "auditor", "ca")),
     ("approver", "CN=approver", ("approver",)),
     ("revoker", "CN=revoker", ("revoker",)),
     ("auditor", "CN=auditor", ("auditor",)),

@@ -23,7 +23,8 @@ from ca_signer.context import Intent
 from ca_signer.cycle import Cycle
 from ca_signer.deciding import decide
 from ca_signer.ledger import Ledger
-from ca_signer.main import SCHEMA, SCRIPTS, authority, publish_state, tickets
+from ca_signer.main import SCHEMA, SCRIPTS, authority, tickets
+from ca_signer.publishing import StatePublisher
 from ca_signer.repeats import Repeats
 from ca_signer.secret_store import SecretStore
 from ca_signer.settings import SignerSettings
@@ -101,6 +102,7 @@ class SignerStack:
     windows: Windows
     secrets: SecretStore
     operations: Operations
+    state: StatePublisher
     answers: dict[str, asyncio.Future[EnrollmentAnswered]] = field(default_factory=dict)
     seen: list[EnrollmentAnswered] = field(default_factory=list)
     records_at: list[PullConsumer] = field(default_factory=list)
@@ -245,6 +247,7 @@ async def signer_stack(
             every_s=0.2,
             crl_lifetime_s=settings.crl_lifetime_s,
         ),
+        state=StatePublisher(bus, database, deciding, look_every_s=0.1),
     )
     auditor = await Bus.connect(platform.bus("audit"), "audit", "test")
     for stream in (topics.AUDIT_ISSUE, topics.AUDIT_REFUSAL):
@@ -252,13 +255,13 @@ async def signer_stack(
         await consumer.start()
         stack.records_at.append(consumer)
     await frontend.subscribe("est.reply.default.front.*", stack.answered)
-    await publish_state(bus, database, deciding)
+    await stack.state.publish()
     for name in ("load", "other"):
         if not await stack.value("select true from secret where secret_id = $1", name):
             await stack.secrets.create(name, lifetime=dt.timedelta(days=1), one_time=False)
     stop = asyncio.Event()
     jobs = [stack.operations.listener.run, stack.operations.outbox.run]
-    jobs += [stack.worker.run, stack.cycle.keep_marking, stack.windows.run]
+    jobs += [stack.worker.run, stack.cycle.keep_marking, stack.windows.run, stack.state.run]
     tasks = [asyncio.ensure_future(job(stop)) for job in jobs if running]
     try:
         yield stack

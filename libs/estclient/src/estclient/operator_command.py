@@ -26,14 +26,14 @@ REASONS = (
     "cessationOfOperation",
     "privilegeWithdrawn",
 )
-_OWN = {"verb", "action", "config", "json", "command", "nats_url", "nats_seed"} | {
+_OWN = {"verb", "kind", "action", "config", "json", "command", "nats_url", "nats_seed"} | {
     "operator_certificate",
     "operator_key",
 }
 
 
 def add_verbs(verbs: Any) -> None:
-    """Add ``requests`` and ``cert`` to the parsers of ``estctl``."""
+    """Add ``requests``, ``cert`` and ``ca`` to the parsers of ``estctl``."""
     requests = verbs.add_parser("requests", help="requests that wait for an operator")
     actions = requests.add_subparsers(dest="action", required=True)
     waiting = _action(actions, "list", "request-list", "those that wait, oldest first")
@@ -62,6 +62,44 @@ def add_verbs(verbs: Any) -> None:
     _one(hold)
     unhold = _action(actions, "unhold", "certificate-unhold", "release what is held")
     _one(unhold)
+    _add_rollover(verbs)
+
+
+def _add_rollover(verbs: Any) -> None:
+    kinds = verbs.add_parser("ca", help="certification authorities").add_subparsers(
+        dest="kind", required=True
+    )
+    rollover = kinds.add_parser("rollover", help="from one generation of an issuer to the next")
+    actions = rollover.add_subparsers(dest="action", required=True)
+    texts = {
+        "plan": "name the generation that is to sign",
+        "publish": "show its chain in /cacerts",
+        "sign": "let it sign",
+        "retire": "end the overlap with the old one",
+        "rollback": "give up what does not sign yet",
+        "status": "where it is, and who has fetched the new trust",
+    }
+    made = {}
+    for name, text in texts.items():
+        made[name] = _action(actions, name, f"rollover-{name}", text)
+        made[name].add_argument("--issuer", required=True, help="the issuer that labels name")
+    made["plan"].add_argument("--to", required=True, help="id of the new generation")
+    made["sign"].add_argument(
+        "--min-fetched",
+        type=int,
+        metavar="PERCENT",
+        help="of the slots must have fetched the new trust; default all",
+    )
+    made["retire"].add_argument(
+        "--left-behind",
+        type=int,
+        metavar="N",
+        help="slots that may have nothing but certificates of the old one; default none",
+    )
+    status = made["status"]
+    status.add_argument("--lacking", action="store_true", default=None, help="who has not fetched")
+    status.add_argument("--after", help="the next page, as the last one said")
+    status.add_argument("--limit", type=int, default=50)
 
 
 def _action(actions: Any, name: str, command: str, text: str) -> argparse.ArgumentParser:
@@ -130,7 +168,9 @@ def shown(result: Mapping[str, Any]) -> str:
             return "".join(_line(row) for row in result[name]) or "none\n"
     lines = []
     for name, value in result.items():
-        if name == "certificate":
+        if name in {"rollovers", "generations", "lacking"}:
+            lines += [f"{name}:\n", *(f"  {_line(row)}" for row in value)]
+        elif name == "certificate":
             der = bytes.fromhex(value)
             lines.append(x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM).decode())
         else:

@@ -11,10 +11,11 @@ from hashlib import sha256
 from cryptography import x509
 
 from ca_signer.context import Intent, KnownCertificate
+from ca_signer.generations import ACCEPTED, Generations
 from ca_signer.issuer import KnownIssuer
 from ca_signer.settings import GroupSettings
 from estcore.clock import Clock
-from estcore.errors import NotAuthenticated, NotAuthorized
+from estcore.errors import IssuerUnavailable, NotAuthenticated, NotAuthorized
 from estcore.messages.enrollment import EnrollmentRequested
 from estcore.pki.certificate import CertificateTemplate
 from estcore.pki.profile import Profile, ProfileSet
@@ -25,7 +26,8 @@ from estcore.policy.document import PolicyDocument
 class Authority:
     """What the signer decides with: its own policy, profiles, issuers and group caps.
 
-    Policy and profiles may be others at the next request; a decision is made in one go.
+    Policy, profiles and generations may be others at the next request; a decision is made in one
+    go.
     """
 
     policy: PolicyDocument
@@ -34,6 +36,7 @@ class Authority:
     groups: Mapping[str, GroupSettings]
     clock: Clock
     sign_within: dt.timedelta
+    generations: Generations = field(default_factory=Generations)
     templates: dict[tuple[str, str, dt.timedelta, tuple[str, ...]], CertificateTemplate] = field(
         default_factory=dict
     )
@@ -42,6 +45,45 @@ class Authority:
         """Decide by these from now on."""
         self.policy, self.profiles = policy, profiles
         self.templates.clear()
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """What labels may name: issuers, each once for all its generations."""
+        return tuple(dict.fromkeys(issuer.family for issuer in self.issuers.values()))
+
+    def family(self, issuer_id: str) -> str:
+        """Return the issuer that labels name, for one of its generations."""
+        found = self.generations.known.get(issuer_id)
+        if found is not None:
+            return found.family
+        issuer = self.issuers.get(issuer_id)
+        return issuer.family if issuer else issuer_id
+
+    def accepts(self, issuer_id: str) -> bool:
+        """Tell whether certificates of this generation still identify their holders."""
+        state = self.generations.state(issuer_id)
+        return state in ACCEPTED if state else self.family(issuer_id) == issuer_id
+
+    def signing(self, family: str) -> KnownIssuer:
+        """Return the generation that signs for an issuer.
+
+        Raises:
+            IssuerUnavailable: it is not configured here, or its certificate is over.
+        """
+        issuer = self.issuers.get(self.generations.signing(family))
+        if issuer is None or issuer.family != family:
+            raise IssuerUnavailable(f"issuer {family} is not here", code="issuer.unknown")
+        self.check_lives(issuer)
+        return issuer
+
+    def check_lives(self, issuer: KnownIssuer) -> None:
+        """Check that the issuer's certificate is not over.
+
+        Raises:
+            IssuerUnavailable: it is.
+        """
+        if issuer.certificate.not_after <= self.clock.now():
+            raise IssuerUnavailable(f"issuer {issuer.issuer_id} has expired", code="issuer.expired")
 
     def template(
         self, issuer: KnownIssuer, profile: Profile, cap: dt.timedelta | None = None
@@ -56,8 +98,17 @@ class Authority:
         found = self.templates.get(key)
         if found is None:
             capped = profile if cap is None else _capped(profile, lifetime)
-            found = self.templates[key] = CertificateTemplate(capped, issuer.certificate)
+            placed = _placed(capped, issuer.issuer_id)
+            found = self.templates[key] = CertificateTemplate(placed, issuer.certificate)
         return found
+
+
+def _placed(profile: Profile, issuer_id: str) -> Profile:
+    """Return the profile with the issuer's id in its URLs: each generation has its own lists."""
+    urls = {name: getattr(profile, name) for name in ("crl_url", "ocsp_url", "issuer_url")}
+    return profile.model_copy(
+        update={n: url.replace("{issuer}", issuer_id) for n, url in urls.items() if url}
+    )
 
 
 def _capped(profile: Profile, lifetime: dt.timedelta) -> Profile:
@@ -116,5 +167,9 @@ def live_certificate(known: KnownCertificate | None, authority: Authority) -> Kn
     if known.not_after < authority.clock.now():
         raise NotAuthenticated(
             "the presented certificate has expired", code="auth.certificate_expired"
+        )
+    if not authority.accepts(known.issuer_id):
+        raise NotAuthenticated(
+            "the issuer of the presented certificate is retired", code="auth.certificate_retired"
         )
     return known

@@ -101,7 +101,11 @@ class Batch(Intake):
         faults.hit("signer.11.acked")
         rest = [c for c in (*fresh.values(), *doubled) if c.message.id in waiting]
         for candidate in rest:
-            await self._settle(routed[candidate.message.id], candidate)
+            item = routed[candidate.message.id]
+            try:
+                await self._settle(item, candidate)
+            except Unavailable as exc:
+                await self._later([item.delivery], exc.code)
 
     async def _finish(self, intents: Sequence[Intent]) -> list[Issued]:
         traced = next((i.context.traceparent for i in intents if i.context.traceparent), None)

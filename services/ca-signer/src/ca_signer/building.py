@@ -73,11 +73,12 @@ def candidate(  # noqa: PLR0913, PLR0917 - the decision's parts, joined once
         tenant=tenant,
         service=service,
         profile=profile.name,
-        # A renewal stays in its slot, whatever made that.
+        # A renewal stays in its slot, whatever made that; a slot goes through the generations of
+        # its issuer.
         slot_id=predecessor.slot_id
         if predecessor
         else ids.slot_id(
-            tenant, service, issuer.issuer_id, profile.name, named.subject_canonical, named.san
+            tenant, service, issuer.family, profile.name, named.subject_canonical, named.san
         ),
         subject=named.subject_text,
         san=named.san,

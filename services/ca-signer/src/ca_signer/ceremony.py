@@ -41,7 +41,9 @@ _YEAR = dt.timedelta(days=365)
 
 
 @dataclass(frozen=True)
-class _Authority:
+class OfflineCA:
+    """A CA certificate and its key, in memory for the length of a ceremony."""
+
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
 
@@ -53,10 +55,12 @@ def init(
     passphrase_file: Path,
     clock: Clock,
     issuing_csr: Path | None = None,
+    generation: int = 1,
 ) -> None:
     """Make root, issuing and infrastructure CA in ``folder``.
 
     ``issuing_csr`` is a request of whoever holds the issuing key; only its public key is used.
+    ``generation`` goes into the names, so that no two CAs of an organization share one.
 
     Raises:
         ConfigurationError: the folder holds a CA already, or the request does not verify.
@@ -67,20 +71,24 @@ def init(
     theirs = requested_key(issuing_csr) if issuing_csr else None
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     now = clock.now().replace(microsecond=0)
-    root = _root(f"{name} Root CA", name, now)
+    later = f" {generation}" if generation > 1 else ""
+    root = _root(f"{name} Root CA{later}", name, now)
     keys: dict[str, ec.EllipticCurvePrivateKey] = {"root": root.key}
     certificates = {"root": root.certificate}
-    for stem, common_name in (("issuing", "Issuing CA 1"), ("infrastructure", "Infrastructure CA")):
+    for stem, common_name in (
+        ("issuing", f"Issuing CA {generation}"),
+        ("infrastructure", f"Infrastructure CA{later}"),
+    ):
         public_key = theirs if stem == "issuing" else None
         if public_key is None:
             keys[stem] = ec.generate_private_key(ec.SECP256R1())
             public_key = keys[stem].public_key()
-        certificates[stem] = _intermediate(f"{name} {common_name}", name, root, now, public_key)
+        certificates[stem] = intermediate(f"{name} {common_name}", name, root, now, public_key)
     for stem, key in keys.items():
-        _write_key(folder / f"{stem}.key", key, passphrase)
+        write_key(folder / f"{stem}.key", key, passphrase)
     for stem, certificate in certificates.items():
-        (folder / f"{stem}.pem").write_bytes(_pem(certificate))
-    (folder / "chain.pem").write_bytes(_pem(root.certificate))
+        (folder / f"{stem}.pem").write_bytes(pem(certificate))
+    (folder / "chain.pem").write_bytes(pem(root.certificate))
 
 
 def requested_key(path: Path) -> CertificatePublicKeyTypes:
@@ -115,11 +123,11 @@ def server_certificate(
     Writes ``server.pem`` (leaf, then infrastructure CA) and ``server.key`` into ``out``.
     """
     passphrase = read_secret(passphrase_file, "the passphrase").encode()
-    authority = _load(folder, "infrastructure", passphrase)
+    authority = open_ca(folder, "infrastructure", passphrase)
     key = ec.generate_private_key(ec.SECP256R1())
     now = clock.now().replace(microsecond=0)
     builder = (
-        _builder(
+        new_certificate(
             x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])]), key.public_key(), now
         )
         .issuer_name(authority.certificate.subject)
@@ -127,16 +135,16 @@ def server_certificate(
             min(now + dt.timedelta(days=days), authority.certificate.not_valid_after_utc)
         )
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(leaf=True), critical=True)
+        .add_extension(key_usage(leaf=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(_aki(authority.certificate), critical=False)
+        .add_extension(issued_by(authority.certificate), critical=False)
         .add_extension(
             x509.SubjectAlternativeName([_general_name(n) for n in names]), critical=False
         )
     )
     certificate = builder.sign(authority.key, SHA256())
     out.mkdir(parents=True, exist_ok=True, mode=0o700)
-    (out / "server.pem").write_bytes(_pem(certificate) + _pem(authority.certificate))
+    (out / "server.pem").write_bytes(pem(certificate) + pem(authority.certificate))
     _private_file(
         out / "server.key",
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
@@ -150,40 +158,42 @@ def _general_name(text: str) -> x509.GeneralName:
         return x509.DNSName(text)
 
 
-def _root(common_name: str, organization: str, now: dt.datetime) -> _Authority:
+def _root(common_name: str, organization: str, now: dt.datetime) -> OfflineCA:
     key = ec.generate_private_key(ec.SECP384R1())
     subject = _name(common_name, organization)
     builder = (
-        _builder(subject, key.public_key(), now)
+        new_certificate(subject, key.public_key(), now)
         .issuer_name(subject)
         .not_valid_after(now + ROOT_YEARS * _YEAR)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(_usage(leaf=False), critical=True)
+        .add_extension(key_usage(leaf=False), critical=True)
     )
-    return _Authority(builder.sign(key, SHA384()), key)
+    return OfflineCA(builder.sign(key, SHA384()), key)
 
 
-def _intermediate(
+def intermediate(
     common_name: str,
     organization: str,
-    root: _Authority,
+    root: OfflineCA,
     now: dt.datetime,
     key: CertificatePublicKeyTypes,
 ) -> x509.Certificate:
+    """Return the certificate of a CA under the root that issues to no other CA."""
     builder = (
-        _builder(_name(common_name, organization), key, now)
+        new_certificate(_name(common_name, organization), key, now)
         .issuer_name(root.certificate.subject)
         .not_valid_after(now + ISSUING_YEARS * _YEAR)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(leaf=False), critical=True)
-        .add_extension(_aki(root.certificate), critical=False)
+        .add_extension(key_usage(leaf=False), critical=True)
+        .add_extension(issued_by(root.certificate), critical=False)
     )
     return builder.sign(root.key, SHA384())
 
 
-def _builder(
+def new_certificate(
     subject: x509.Name, key: CertificatePublicKeyTypes, now: dt.datetime
 ) -> x509.CertificateBuilder:
+    """Return the beginning of a certificate: whose, a serial number, from when on."""
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -203,7 +213,8 @@ def _name(common_name: str, organization: str) -> x509.Name:
     )
 
 
-def _usage(*, leaf: bool) -> x509.KeyUsage:
+def key_usage(*, leaf: bool) -> x509.KeyUsage:
+    """Return what a CA's key is for, or that of its servers."""
     return x509.KeyUsage(
         digital_signature=leaf,
         key_cert_sign=not leaf,
@@ -217,12 +228,18 @@ def _usage(*, leaf: bool) -> x509.KeyUsage:
     )
 
 
-def _aki(certificate: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+def issued_by(certificate: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    """Return the AKI of what the CA with this certificate signs."""
     ski = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski.value)
 
 
-def _load(folder: Path, stem: str, passphrase: bytes) -> _Authority:
+def open_ca(folder: Path, stem: str, passphrase: bytes) -> OfflineCA:
+    """Return a CA of a folder.
+
+    Raises:
+        ConfigurationError: its files cannot be read or opened.
+    """
     try:
         certificate = x509.load_pem_x509_certificate((folder / f"{stem}.pem").read_bytes())
         key = load_pem_private_key((folder / f"{stem}.key").read_bytes(), passphrase)
@@ -230,10 +247,11 @@ def _load(folder: Path, stem: str, passphrase: bytes) -> _Authority:
         raise ConfigurationError(f"cannot open {stem} in {folder}") from exc
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigurationError(f"{stem}.key is not an EC key")
-    return _Authority(certificate, key)
+    return OfflineCA(certificate, key)
 
 
-def _write_key(path: Path, key: ec.EllipticCurvePrivateKey, passphrase: bytes) -> None:
+def write_key(path: Path, key: ec.EllipticCurvePrivateKey, passphrase: bytes) -> None:
+    """Write a key, encrypted, readable by its owner only."""
     _private_file(
         path,
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(passphrase)),
@@ -246,5 +264,6 @@ def _private_file(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def _pem(certificate: x509.Certificate) -> bytes:
+def pem(certificate: x509.Certificate) -> bytes:
+    """Return the certificate as PEM."""
     return certificate.public_bytes(Encoding.PEM)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ca_signer import ceremony
+from ca_signer import ceremony, ceremony_rollover
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
 
@@ -20,8 +20,20 @@ def main(arguments: Sequence[str]) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     first = verbs.add_parser("init", help="make root, issuing and infrastructure CA")
     first.add_argument("--name", required=True, help="organization")
-    first.add_argument(
-        "--issuing-csr", type=Path, help="request of an issuing key that was made elsewhere"
+    second = verbs.add_parser("issuing", help="make a further issuing CA under the same root")
+    second.add_argument("--name", required=True, help="organization")
+    second.add_argument("--out", type=Path, required=True, help="folder of the new one")
+    for one, default in ((first, 1), (second, 2)):
+        one.add_argument(
+            "--issuing-csr", type=Path, help="request of an issuing key that was made elsewhere"
+        )
+        one.add_argument("--generation", type=int, default=default, help="goes into the names")
+    cross = verbs.add_parser("cross", help="make OldWithNew and NewWithOld of two roots")
+    cross.add_argument("--old", type=Path, required=True, help="folder of the old root")
+    cross.add_argument("--new", type=Path, required=True, help="folder of the new root")
+    cross.add_argument("--out", type=Path, required=True, help="PEM file, for cross_file")
+    cross.add_argument(
+        "--new-passphrase-file", type=Path, help="default: the same as the old one's"
     )
     server = verbs.add_parser("server-certificate", help="TLS certificate for est-frontend")
     server.add_argument("--out", type=Path, required=True)
@@ -31,9 +43,9 @@ def main(arguments: Sequence[str]) -> int:
     other.add_argument("--certificate", type=Path, required=True)
     other.add_argument("--chain", type=Path, required=True, help="above it, up to the root")
     other.add_argument("--csr", type=Path, required=True, help="the request it answers")
-    for one in (first, server, other):
+    for one in (first, second, server, other):
         one.add_argument("--folder", type=Path, required=True)
-    for one in (first, server):
+    for one in (first, second, server, cross):
         one.add_argument("--passphrase-file", type=Path, required=True)
     parsed = parser.parse_args(arguments)
     try:
@@ -44,6 +56,25 @@ def main(arguments: Sequence[str]) -> int:
                 passphrase_file=parsed.passphrase_file,
                 clock=CLOCK,
                 issuing_csr=parsed.issuing_csr,
+                generation=parsed.generation,
+            )
+        elif parsed.verb == "issuing":
+            ceremony_rollover.issuing(
+                parsed.folder,
+                out=parsed.out,
+                name=parsed.name,
+                passphrase_file=parsed.passphrase_file,
+                clock=CLOCK,
+                issuing_csr=parsed.issuing_csr,
+                generation=parsed.generation,
+            )
+        elif parsed.verb == "cross":
+            ceremony_rollover.cross(
+                parsed.old,
+                parsed.new,
+                out=parsed.out,
+                passphrase_file=parsed.passphrase_file,
+                new_passphrase_file=parsed.new_passphrase_file,
             )
         elif parsed.verb == "import":
             # Reading key stores needs more than a ceremony does.

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from ca_signer.authority import Authority, Candidate, live_certificate, parsed
 from ca_signer.building import candidate
 from ca_signer.context import Intent, KnownCertificate
-from ca_signer.issuer import KnownIssuer
 from ca_signer.registrar import check_registrar, only_head
 from estcore.errors import (
-    IssuerUnavailable,
     NotAuthorized,
     ProfileViolation,
 )
@@ -115,7 +113,7 @@ def decide(
     granted = request if predecessor else granted_request(request, profile, *owner)
     check_profile(granted, profile)
     _check_key(request, profile, message, predecessor)
-    issuer = _live_issuer(authority, label)
+    issuer = authority.signing(label.issuer)
     return candidate(
         message, request, authority, issuer, profile, rule, owner, known, predecessor, granted
     )
@@ -133,7 +131,7 @@ def _enrollment(
         issuer_id = principal.certificate_issuer
         if issuer_id not in policy.labels[message.label].truststores:
             # A certificate of ours counts as the ledger knows it.
-            issuer_id = live_certificate(known, authority).issuer_id
+            issuer_id = authority.family(live_certificate(known, authority).issuer_id)
         if principal.method == "certificate":
             subject = parsed(principal.certificate).subject
             name = f"{issuer_id}/"
@@ -159,7 +157,7 @@ def _reenrollment(
     # Owner, issuer and profile come from the predecessor's row, never from the label: a label
     # that disagrees is refused, so no label upgrades a profile.
     facts = live_certificate(known, authority)
-    if facts.issuer_id != label.issuer or facts.profile not in label.profiles:
+    if authority.family(facts.issuer_id) != label.issuer or facts.profile not in label.profiles:
         raise NotAuthorized(
             f"label {message.label} does not renew profile {facts.profile}", code="reenroll.label"
         )
@@ -186,24 +184,6 @@ def _check_key(
         raise ProfileViolation(
             f"profile {profile.name} needs a new key at re-enrollment", code="profile.same_key"
         )
-
-
-def _live_issuer(authority: Authority, label: Label) -> KnownIssuer:
-    issuer = authority.issuers.get(label.issuer)
-    if issuer is None:
-        raise IssuerUnavailable(f"issuer {label.issuer} is not here", code="issuer.unknown")
-    check_issuer_lives(issuer, authority)
-    return issuer
-
-
-def check_issuer_lives(issuer: KnownIssuer, authority: Authority) -> None:
-    """Check that the issuer's certificate is not over.
-
-    Raises:
-        IssuerUnavailable: it is.
-    """
-    if issuer.certificate.not_after <= authority.clock.now():
-        raise IssuerUnavailable(f"issuer {issuer.issuer_id} has expired", code="issuer.expired")
 
 
 def still_allowed(intent: Intent, authority: Authority) -> None:

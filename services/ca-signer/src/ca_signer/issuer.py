@@ -15,15 +15,30 @@ from estcore.pki.certificate import IssuerCertificate
 class KnownIssuer:
     """An issuer's certificate and the certificates above it up to the root."""
 
-    def __init__(self, certificate: IssuerCertificate, chain: list[x509.Certificate]) -> None:
+    def __init__(
+        self,
+        certificate: IssuerCertificate,
+        chain: list[x509.Certificate],
+        *,
+        family: str | None = None,
+        cross: Sequence[x509.Certificate] = (),
+    ) -> None:
+        """``family`` is the issuer this is a generation of; ``cross`` links their roots."""
         self.certificate = certificate
         self.chain = chain
         self.name_constraints = tuple(_name_constraints([certificate.certificate, *chain]))
+        self.family = family or certificate.issuer_id
+        self.cross = tuple(cross)
 
     @property
     def issuer_id(self) -> str:
         """The issuer's name in policy, topics and records."""
         return self.certificate.issuer_id
+
+    @property
+    def root(self) -> x509.Certificate:
+        """The end of the chain."""
+        return self.chain[-1]
 
 
 def _name_constraints(chain: Sequence[x509.Certificate]) -> Iterator[x509.NameConstraints]:

@@ -78,9 +78,16 @@ class Issuer(KnownIssuer):
     """An issuer ready to sign: certificate, chain, key store."""
 
     def __init__(
-        self, certificate: IssuerCertificate, chain: list[x509.Certificate], keystore: KeyStore
+        self,
+        certificate: IssuerCertificate,
+        chain: list[x509.Certificate],
+        keystore: KeyStore,
+        *,
+        family: str | None = None,
+        cross: Sequence[x509.Certificate] = (),
     ) -> None:
-        super().__init__(certificate, chain)
+        """``family`` is the issuer this is a generation of; ``cross`` links their roots."""
+        super().__init__(certificate, chain, family=family, cross=cross)
         self.keystore = keystore
 
     def check_signature(self, tbs: bytes, signature: bytes) -> None:
@@ -100,6 +107,11 @@ class SigningAuthority(Authority):
     """An authority whose issuers' keys are here."""
 
     issuers: Mapping[str, Issuer]
+
+    def can_sign(self, family: str) -> bool:
+        """Tell whether a signature for an issuer may be asked for now."""
+        issuer = self.issuers.get(self.generations.signing(family))
+        return issuer is not None and issuer.keystore.ready
 
 
 def load_issuers(settings: Sequence[IssuerSettings]) -> dict[str, Issuer]:
@@ -151,7 +163,13 @@ def load_issuer(settings: IssuerSettings, token: Token | None = None) -> Issuer:
         keystore = SoftwareKey(_private_key(settings, certificate))
     check_chain(certificate, chain, f"{settings.chain_file}: the chain of {settings.issuer_id}")
     check_authority(certificate, settings.certificate_file)
-    return Issuer(IssuerCertificate(settings.issuer_id, certificate), chain, keystore)
+    return Issuer(
+        IssuerCertificate(settings.issuer_id, certificate),
+        chain,
+        keystore,
+        family=settings.generation_of,
+        cross=read_certificates(settings.cross_file) if settings.cross_file else (),
+    )
 
 
 def check_token(settings: TokenSettings) -> None:

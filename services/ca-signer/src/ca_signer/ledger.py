@@ -49,6 +49,9 @@ allowed as (
           and p.revoked_at is not null)
     and not exists (select 1 from issuance c
         where c.spki_sha256 = i.spki_sha256 and c.revocation_reason = 'keyCompromise')
+    and not exists (select 1 from generation g
+        where g.issuer_id = i.issuer_id and g.state <> 'signing'
+          and i.context::json->>'operation' <> 'ocsp')
     and (i.secret_id is null or (s.revoked_at is null and s.not_after > now()))),
 bound as (
   insert into key_binding (spki_sha256, tenant, service)

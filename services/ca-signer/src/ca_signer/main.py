@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import datetime as dt
-import logging
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -21,33 +20,32 @@ from ca_signer.batch import Batch
 from ca_signer.commands import enrolling
 from ca_signer.commands.assembly import assemble
 from ca_signer.cycle import Cycle
+from ca_signer.generations import read_generations
 from ca_signer.keystore import Issuer, SigningAuthority, load_issuers, tokens_of
 from ca_signer.ledger import Ledger
 from ca_signer.ocsp import Responder
+from ca_signer.publishing import StatePublisher
 from ca_signer.repeats import Repeats
-from ca_signer.revocation import Revocations
 from ca_signer.rules import read_rules
 from ca_signer.secret_store import SecretStore
 from ca_signer.settings import SignerSettings
 from ca_signer.sweeper import Sweeper
 from ca_signer.token.store import opened
+from ca_signer.trust import check_cross
 from ca_signer.windows import Windows
 from ca_signer.worker import Worker
 from estcore.clock import SystemClock
-from estcore.errors import ConfigurationError, Unavailable
+from estcore.errors import ConfigurationError
 from estcore.messages import topics
-from estcore.messages.envelope import encode
-from estcore.messages.state import CACertificates, PolicyState, ProfilesState
 from estcore.pki.durations import parse_duration
 from estcore.pki.profile import ProfileSet
 from estcore.policy.document import PolicyDocument
 from estcore.runtime.admin import AdminServer
-from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
-from estcore.runtime.logs import fields
 from estcore.runtime.migrations import migrate as migrate_schema
 from estcore.runtime.reload import Reloader, Watched
-from estcore.runtime.service import ServiceCommand, run_jobs, stop_on_signals, until
+from estcore.runtime.service import ServiceCommand, run_jobs, stop_on_signals
 from estcore.runtime.settings import read_secret
 from estcore.runtime.topology import declare
 from estcore.runtime.tracing import Tracing
@@ -55,9 +53,6 @@ from estcore.runtime.tracing import Tracing
 SCHEMA = "ca_signer"
 SCRIPTS = Path(__file__).parent / "migrations"
 CLOCK = SystemClock()
-_STATE_EVERY_S = 300
-
-log = logging.getLogger(__name__)
 
 
 def authority(settings: SignerSettings) -> SigningAuthority:
@@ -72,6 +67,7 @@ def authority(settings: SignerSettings) -> SigningAuthority:
             code="keystore.software_refused",
         )
     issuers = load_issuers(settings.issuers)
+    check_cross(issuers)
     policy, profiles = rules(settings, issuers)
     return SigningAuthority(
         policy=policy,
@@ -91,10 +87,11 @@ def rules(
     Raises:
         ConfigurationError: anything unreadable or inconsistent.
     """
+    families = {issuer.family for issuer in issuers.values()}
     return read_rules(
         settings.policy_file,
         settings.profiles_file,
-        issuers=[*issuers, *settings.issuers_elsewhere],
+        issuers=[*families, *settings.issuers_elsewhere],
         groups=settings.groups,
     )
 
@@ -158,11 +155,11 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         bus,
         database,
         batch,
-        issuers=list(deciding.issuers),
+        issuers=deciding.families,
         batch_size=settings.batch_size,
         in_flight=settings.batches_in_flight,
         linger_s=settings.linger_ms / 1000,
-        usable=lambda issuer: deciding.issuers[issuer].keystore.ready,
+        usable=deciding.can_sign,
     )
     sweeper = Sweeper(ledger, repeats, cycle, announcer, deciding, every_s=settings.sweep_every_s)
     windows = Windows(
@@ -184,7 +181,8 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
     answering = settings.ocsp and Responder(
         bus, database, deciding, repeats=repeats, cycle=cycle, settings=settings.ocsp
     )
-    await publish_state(bus, database, deciding)
+    state = StatePublisher(bus, database, deciding, look_every_s=settings.reload_every_s)
+    await state.publish()
     checks.pop("started")
     checks.update(
         bus=lambda: bus.ready,
@@ -193,11 +191,9 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         keystores=lambda: all(i.keystore.ready for i in deciding.issuers.values()),
     )
 
-    changed = asyncio.Event()
-
     def take_rules() -> None:
         deciding.take(*rules(settings, deciding.issuers))
-        changed.set()
+        state.changed()
 
     reloader = Reloader(
         [Watched("rules", (settings.policy_file, settings.profiles_file), take_rules)],
@@ -206,17 +202,6 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         every_s=settings.reload_every_s,
     )
 
-    async def publish_changes(stopping: asyncio.Event) -> None:
-        while not await until(stopping, settings.reload_every_s):
-            if changed.is_set():
-                changed.clear()
-                await _publish_again(bus, database, deciding)
-
-    async def keep_published(stopping: asyncio.Event) -> None:
-        # The stream may have been lost or restored; front ends ignore what they know already.
-        while not await until(stopping, _STATE_EVERY_S):
-            await _publish_again(bus, database, deciding)
-
     async def fail_readiness(stopping: asyncio.Event) -> None:
         await stopping.wait()
         admin.stopping = True
@@ -224,8 +209,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
     await run_jobs(
         [
             fail_readiness,
-            keep_published,
-            publish_changes,
+            state.run,
             reloader.run,
             worker.run,
             sweeper.run,
@@ -241,48 +225,6 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         stop_timeout_s=settings.stop_timeout_s,
     )
     await cycle.mark()
-
-
-async def _publish_again(bus: Bus, database: Database, deciding: SigningAuthority) -> None:
-    try:
-        await publish_state(bus, database, deciding)
-    except Unavailable as exc:
-        log.warning("state not published", extra=fields(code=exc.code))
-
-
-async def publish_state(bus: Bus, database: Database, deciding: SigningAuthority) -> None:
-    """Publish CA certificates, profiles, verifiers, revoked serials and the policy's version."""
-    now = CLOCK.now()
-    state = [
-        Outgoing(topics.cacerts_topic(issuer.issuer_id), encode(_cacerts(issuer, now)))
-        for issuer in deciding.issuers.values()
-    ]
-    policy = PolicyState(version=deciding.policy.version, updated_at=now)
-    profiles = ProfilesState(
-        version=deciding.profiles.version,
-        updated_at=now,
-        profiles=tuple(deciding.profiles.profiles.values()),
-    )
-    await bus.publish_confirmed(
-        [
-            *state,
-            Outgoing(topics.POLICY_TOPIC, encode(policy)),
-            Outgoing(topics.PROFILES_TOPIC, encode(profiles)),
-        ]
-    )
-    await SecretStore(database, bus, CLOCK).publish()
-    revocations = Revocations(database, bus, SERVICE)
-    for issuer_id in deciding.issuers:
-        await revocations.publish(issuer_id)
-
-
-def _cacerts(issuer: Issuer, now: dt.datetime) -> CACertificates:
-    chain = [issuer.certificate.certificate, *issuer.chain]
-    return CACertificates(
-        issuer_id=issuer.issuer_id,
-        updated_at=now,
-        chain=tuple(c.public_bytes(Encoding.DER) for c in chain),
-    )
 
 
 @asynccontextmanager
@@ -312,7 +254,8 @@ async def migrate(settings: SignerSettings) -> None:
     seed = read_secret(seed_file, "the NKey seed for migrations")
     bus = await Bus.connect(settings.bus, "migrate", settings.instance, seed=seed)
     try:
-        consumers = [c for i in settings.issuers for c in topics.signer_consumers(i.issuer_id)]
+        families = dict.fromkeys(i.generation_of or i.issuer_id for i in settings.issuers)
+        consumers = [c for family in families for c in topics.signer_consumers(family)]
         await declare(bus, topics.owned_by(SERVICE), consumers, replicas=settings.bus.replicas)
     finally:
         await bus.close()
@@ -353,10 +296,9 @@ async def _secret(settings: SignerSettings, arguments: argparse.Namespace) -> No
 async def _operator(settings: SignerSettings, arguments: argparse.Namespace) -> None:
     deciding = authority(settings)
     csr = enrolling.read_request(arguments.csr)
-    found = enrolling.decide_operator(
-        csr, arguments.issuer or settings.issuers[0].issuer_id, deciding
-    )
     async with opened(tokens_of(deciding.issuers)), connected(settings) as (bus, database):
+        deciding.generations = await read_generations(database)
+        found = enrolling.decide_operator(csr, arguments.issuer or deciding.families[0], deciding)
         ledger = Ledger(database, lease_s=settings.lease_s)
         cycle = Cycle(ledger, Announcer(bus, CLOCK, settings.instance), deciding.issuers)
         certificate = await enrolling.enroll(found, Repeats(ledger), cycle)

@@ -43,4 +43,7 @@ TOKEN_RESTARTS = Counter(
 TOKEN_FAILURES = Counter(
     "ca_signer_token_failures_total", "worker processes given up", ["token", "code"]
 )
+GENERATION = Gauge(
+    "ca_signer_generation_signing", "1 for the issuer that signs", ["family", "issuer"]
+)
 RELOADS = Counter("ca_signer_reloads_total", "files taken over while running", ["what", "result"])

@@ -27,7 +27,6 @@ from ca_signer.authority import Candidate
 from ca_signer.building import candidate
 from ca_signer.commands.enrolling import enroll
 from ca_signer.cycle import Cycle
-from ca_signer.deciding import check_issuer_lives
 from ca_signer.keystore import Issuer, SigningAuthority
 from ca_signer.ledger import SERIAL_OCTETS
 from ca_signer.repeats import Repeats
@@ -117,7 +116,7 @@ class Responder:
         return known.certificate.not_valid_after_utc - self._authority.clock.now() < half
 
     async def _enroll(self, issuer: Issuer) -> None:
-        check_issuer_lives(issuer, self._authority)
+        self._authority.check_lives(issuer)
         key = ec.generate_private_key(ec.SECP256R1())
         lifetime = dt.timedelta(seconds=self._settings.certificate_lifetime_s)
         found = responder_candidate(key, issuer, self._authority, lifetime)

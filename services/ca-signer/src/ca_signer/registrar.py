@@ -32,9 +32,8 @@ def renewed_slots(
     if message.operation != "simplereenroll" or known is None or known.profile != REGISTRAR:
         return None
     presented = parsed(known.certificate).subject
-    rule = find_rule(
-        authority.policy, method="certificate", name=f"{known.issuer_id}/", subject=presented
-    )
+    issuer = authority.family(known.issuer_id)
+    rule = find_rule(authority.policy, method="certificate", name=f"{issuer}/", subject=presented)
     request = parse_csr(message.csr)
     if rule is None or not rule.registrar:
         return None

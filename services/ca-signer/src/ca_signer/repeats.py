@@ -19,6 +19,7 @@ from ca_signer.context import Intent, Issued
 from ca_signer.ledger import INTENT_COLUMNS, Ledger, give_back, insert_intents, intent_of
 from estcore.errors import (
     Conflict,
+    IssuerUnavailable,
     NotAuthenticated,
     NotAuthorized,
     RequestRejected,
@@ -328,7 +329,17 @@ class Repeats:
         if not live:
             raise NotAuthenticated("the secret is not valid any more", code="secret.invalid")
 
-    async def _why_not(self, connection: Connection, intent: Intent) -> RequestRejected:
+    async def _why_not(
+        self, connection: Connection, intent: Intent
+    ) -> RequestRejected | IssuerUnavailable:
+        state = await connection.fetchval(
+            "select state from generation where issuer_id = $1", intent.issuer_id
+        )
+        if state not in {None, "signing"} and intent.context.operation != "ocsp":
+            # Decided a moment before or after a switch: decided again, by who signs now.
+            return IssuerUnavailable(
+                f"issuer {intent.issuer_id} does not sign now", code="issuer.generation"
+            )
         owner = await connection.fetchrow(
             "select tenant, service from key_binding where spki_sha256 = $1", intent.spki_sha256
         )

@@ -64,6 +64,13 @@ class IssuerSettings(StrictModel):
     )
     passphrase_file: Path | None = Field(default=None, description="file with its passphrase")
     token: TokenSettings | None = None
+    generation_of: Token | None = Field(
+        default=None,
+        description="the issuer that labels name and that rollovers lead to this one",
+    )
+    cross_file: Path | None = Field(
+        default=None, description="OldWithNew and NewWithOld where the root changes, PEM"
+    )
 
     @model_validator(mode="after")
     def _one_key(self) -> Self:

@@ -247,3 +247,56 @@ crl = Table(
     _time("published_at"),
     comment="the newest revocation list of each issuer",
 )
+
+generation = Table(
+    "generation",
+    metadata,
+    Column("issuer_id", Text, primary_key=True),
+    Column("family", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    _now("changed_at"),
+    CheckConstraint(
+        "state in ('planned', 'published', 'signing', 'accepted', 'retired', 'withdrawn')",
+        name="generation_state",
+    ),
+    Index("generation_signing", "family", unique=True, postgresql_where="state = 'signing'"),
+    comment="issuers that rollovers named; who is signing may be in an intent",
+)
+
+rollover = Table(
+    "rollover",
+    metadata,
+    Column("rollover_id", UUID, primary_key=True),
+    Column("family", Text, nullable=False),
+    Column("from_issuer", Text, nullable=False),
+    Column("to_issuer", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    _now("planned_at"),
+    _time("published_at"),
+    _time("signing_at"),
+    _time("ended_at"),
+    Column("changed_by", Text, nullable=False),
+    Column("fleet", Integer, comment="slots when signing was switched"),
+    Column("fetched", Integer, comment="of them, those that had the trust"),
+    CheckConstraint(
+        "state in ('planned', 'published', 'signing', 'retired', 'rolled_back', 'reversed')",
+        name="rollover_state",
+    ),
+    Index(
+        "rollover_open",
+        "family",
+        unique=True,
+        postgresql_where="state in ('planned', 'published')",
+    ),
+    Index("rollover_overlap", "family", unique=True, postgresql_where="state in ('signing')"),
+    comment="from one generation of an issuer to the next",
+)
+
+trust_seen = Table(
+    "trust_seen",
+    metadata,
+    Column("rollover_id", UUID, primary_key=True),
+    Column("slot_id", UUID, primary_key=True),
+    _now("seen_at"),
+    comment="slots that fetched /cacerts with a certificate since a rollover was published",
+)

@@ -156,7 +156,7 @@ class Authenticator:
         if peer is None or peer.third_party:
             return peer
         # Early and cheap; what the bus has not told yet is found in the signer's ledger.
-        if self._state.is_revoked(peer.issuer_id, peer.serial_number):
+        if self._state.is_peer_revoked(peer.issuer_id, peer.serial_number):
             raise NotAuthenticated(
                 "the presented certificate is revoked", code="auth.certificate_revoked"
             )

@@ -1,17 +1,17 @@
 """Who the TLS peer is: our own path validation, per label, cached, never OpenSSL's word.
 
-A label's anchors are its issuers' certificates. A peer is identified by the label it asks for,
-known only after the request line. A success is cached by (leaf, issuer) until the trust changes,
-and its validity is looked at on every request; a failure is never cached, because it can depend
-on the chain that was sent and on the time. Revocation is checked against the ledger by the
-signer.
+A label's anchors are its issuer's certificates, one for each generation that is accepted. A peer
+is identified by the label it asks for, known only after the request line. A success is cached by
+(leaf, issuer) until the trust changes, and its validity is looked at on every request; a failure
+is never cached, because it can depend on the chain that was sent and on the time. Revocation is
+checked against the ledger by the signer.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -69,9 +69,9 @@ class PeerValidator:
         self._third_party: frozenset[str] = frozenset()
         self._cache: OrderedDict[tuple[bytes, str], Peer] = OrderedDict()
 
-    def set_anchor(self, issuer_id: str, certificate: bytes) -> None:
-        """Trust this issuer's certificate; a changed one starts a new generation of trust."""
-        self._set(issuer_id, [x509.load_der_x509_certificate(certificate)])
+    def set_anchors(self, issuer_id: str, certificates: Sequence[bytes]) -> None:
+        """Trust the certificates of this issuer's generations instead of those before."""
+        self._set(issuer_id, [x509.load_der_x509_certificate(c) for c in certificates])
 
     def set_truststores(self, stores: Mapping[str, Truststore]) -> None:
         """Take these truststores instead of those before."""

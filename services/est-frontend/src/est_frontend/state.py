@@ -61,6 +61,7 @@ class State:
         self._peers = peers
         self._clock = clock
         self._bus: Bus | None = None
+        self._trust: dict[str, CACertificates] = {}
         self._cacerts: dict[str, bytes] = {}
         self._secrets: dict[str, SecretVerifier] = {}
         self._profiles: ProfilesState | None = None
@@ -120,6 +121,12 @@ class State:
         known = self._revoked.get((issuer_id, f"{serial_number % 16:02x}"))
         return known is not None and serial_number in known[1]
 
+    def is_peer_revoked(self, issuer_id: str, serial_number: int) -> bool:
+        """Tell whether a certificate by any generation of an issuer is known to be revoked."""
+        trust = self._trust.get(issuer_id)
+        generations = [g.issuer_id for g in trust.accepted] if trust else []
+        return any(self.is_revoked(i, serial_number) for i in generations or [issuer_id])
+
     def crl(self, issuer_id: str) -> RevocationList | None:
         """Return the newest CRL of an issuer; None before one was ever told."""
         return self._lists.get(issuer_id)
@@ -168,11 +175,16 @@ class State:
         return False
 
     def _apply_cacerts(self, message: CACertificates) -> bool:
-        body = certs_only([*message.chain, *message.extra])
-        if self._cacerts.get(message.issuer_id) == body:
+        known = self._trust.get(message.issuer_id)
+        # A signer that has not heard of a change yet must not take it back.
+        if known is not None and known.updated_at >= message.updated_at:
             return False
-        self._peers.set_anchor(message.issuer_id, message.chain[0])
-        self._cacerts[message.issuer_id] = body
+        self._trust[message.issuer_id] = message
+        if known is not None and _same_trust(known, message):
+            return False
+        anchors = [g.certificate for g in message.accepted] or [message.chain[0]]
+        self._peers.set_anchors(message.issuer_id, anchors)
+        self._cacerts[message.issuer_id] = certs_only([*message.chain, *message.extra])
         log.info("CA certificates updated", extra=fields(issuer=message.issuer_id))
         return True
 
@@ -210,6 +222,10 @@ class State:
         self._by_verifier.update({s.sha256: s.secret_id for s in message.secrets})
         self._by_shard[message.shard] = message
         return True
+
+
+def _same_trust(one: CACertificates, other: CACertificates) -> bool:
+    return one.model_copy(update={"updated_at": other.updated_at}) == other
 
 
 def _write(path: Path, payload: bytes) -> None:

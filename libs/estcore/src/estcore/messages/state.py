@@ -11,13 +11,28 @@ from estcore.messages.envelope import DER, Part, Token
 from estcore.pki.profile import Profile
 
 
+class AcceptedIssuer(Part):
+    """One generation of an issuer whose certificates identify clients."""
+
+    issuer_id: Token
+    certificate: DER
+
+
 class CACertificates(Part):
-    """``pki.state.cacerts.<issuer>``: the chain of one issuer, issuing CA first, root last."""
+    """``pki.state.cacerts.<issuer>``: the chain of one issuer, issuing CA first, root last.
+
+    The newest by ``updated_at`` counts. Without ``accepted`` certificates of the first of
+    ``chain`` are accepted; with a ``rollover`` it is told who has fetched all this.
+    """
 
     issuer_id: Token
     updated_at: dt.datetime
     chain: tuple[DER, ...] = Field(min_length=1)
     extra: tuple[DER, ...] = Field(default=(), description="rollover certificates")
+    accepted: tuple[AcceptedIssuer, ...] = Field(
+        default=(), description="generations whose certificates clients may present"
+    )
+    rollover: str | None = Field(default=None, description="id of one that is under way")
 
 
 class SecretVerifier(Part):

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from estcore.pki.names import canonical_name, parse_name
 from estcore.pki.profile import StrictModel, Token
 
-Role = Literal["approver", "revoker", "auditor"]
+Role = Literal["approver", "revoker", "auditor", "ca"]
 OPERATOR_PROFILE = "operator"
 """The profile whose certificates sign commands. No group of front ends should have it."""
 
@@ -22,7 +22,8 @@ class Operator(StrictModel):
     certificate_subject: str = Field(description="its subject, as CN=…,O=…; no * is possible")
     roles: tuple[Role, ...] = Field(
         min_length=1,
-        description="approver: requests that wait; revoker: revoke and hold; auditor: look",
+        description="approver: requests that wait; revoker: revoke and hold; auditor: look; "
+        "ca: roll over issuers",
     )
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from ca_signer.approvals import approval_records
 from ca_signer.commands import certificates, requests, revoking
 from ca_signer.commands.executor import Executor
 from ca_signer.commands.listener import Listener
+from ca_signer.commands.rolling import Rolling
 from ca_signer.commands.verbs import table
 from ca_signer.crl import RevocationLists
 from ca_signer.keystore import SigningAuthority
@@ -49,6 +50,7 @@ def assemble(
     ]
     outbox = Outbox(parts, every_s=every_s)
     looking = table(certificates.SHOW, certificates.LIST)
-    verbs = {**looking, **requests.verbs(), **revoking.verbs()}
+    rolling = Rolling(authority).verbs()
+    verbs = {**looking, **requests.verbs(), **revoking.verbs(), **rolling}
     executor = Executor(database, announcer, authority, verbs, changed=outbox.changed)
     return Operations(executor, Listener(bus, executor), outbox, revocations, lists)

@@ -18,7 +18,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from ca_signer.authority import Authority, Candidate
 from ca_signer.building import candidate
 from ca_signer.cycle import Cycle
-from ca_signer.deciding import check_issuer_lives
 from ca_signer.repeats import Answer, Leased, Repeats, Resume, Stale
 from estcore import ids
 from estcore.errors import ConfigurationError, IssuerUnavailable, NotAuthorized
@@ -57,10 +56,7 @@ def decide_operator(csr: bytes, issuer_id: str, authority: Authority) -> Candida
         IssuerUnavailable: the issuer is not here or has expired.
     """
     request = parse_csr(csr)
-    issuer = authority.issuers.get(issuer_id)
-    if issuer is None:
-        raise IssuerUnavailable(f"issuer {issuer_id} is not here", code="issuer.unknown")
-    check_issuer_lives(issuer, authority)
+    issuer = authority.signing(issuer_id)
     operator = authority.policy.operator(issuer_id, request.subject_canonical)
     if operator is None:
         raise NotAuthorized(

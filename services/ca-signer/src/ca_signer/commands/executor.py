@@ -141,12 +141,17 @@ class Executor:
         if row["revoked_at"] is not None or row["over"]:
             raise NotAuthenticated("the operator's certificate is over", code="command.operator")
         subject = canonical_name(parsed(row["certificate"]).subject)
-        operator = self._authority.policy.operator(row["issuer_id"], subject)
+        if not self._authority.accepts(row["issuer_id"]):
+            raise NotAuthenticated(
+                "the issuer of the operator's certificate is retired", code="command.operator"
+            )
+        issuer = self._authority.family(row["issuer_id"])
+        operator = self._authority.policy.operator(issuer, subject)
         if operator is None:
             raise NotAuthorized("the policy knows no such operator", code="command.operator")
         return Caller(
             name=operator.name,
-            principal=f"certificate:{row['issuer_id']}/{subject}",
+            principal=f"certificate:{issuer}/{subject}",
             roles=frozenset(operator.roles),
             serial=ids.serial_hex(int.from_bytes(row["serial_number"], "big")),
             fingerprint=signed.fingerprint,
