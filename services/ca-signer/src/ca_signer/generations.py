@@ -14,6 +14,7 @@ import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+from uuid import UUID
 
 from estcore.runtime.database import Database
 
@@ -45,7 +46,7 @@ class Generations:
     """
 
     known: Mapping[str, Generation] = field(default_factory=dict)
-    watched: Mapping[str, str] = field(default_factory=dict)
+    watched: Mapping[str, UUID] = field(default_factory=dict)
     as_of: dt.datetime | None = None
 
     def state(self, issuer_id: str) -> GenerationState | None:
@@ -81,4 +82,5 @@ async def read_generations(database: Database) -> Generations:
         # One statement, one snapshot: both tables are as one command left them.
         row = (await connection.fetch(_READ))[0]
     known = {one[0]: Generation(*one) for one in row["known"]}
-    return Generations(known, dict(row["watched"]), row["now"])
+    watched = {family: UUID(rollover_id) for family, rollover_id in row["watched"]}
+    return Generations(known, watched, row["now"])

@@ -217,6 +217,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
             operations.listener.run,
             operations.outbox.run,
             operations.lists.run,
+            operations.fetches.run,
             *([answering.run] if answering else []),
             cycle.keep_marking,
             *(token.watch for token in tokens_of(deciding.issuers)),

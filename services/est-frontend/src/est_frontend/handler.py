@@ -12,6 +12,7 @@ from est_frontend.authenticate import Authenticator, Credentials
 from est_frontend.connections import ClientConnection
 from est_frontend.enrolling import Enroller, check_type, read_body
 from est_frontend.exchange import Exchange
+from est_frontend.fetches import TrustFetches
 from est_frontend.limits import Buckets, TooOften
 from est_frontend.live import Live
 from est_frontend.settings import FrontendSettings
@@ -68,6 +69,7 @@ class Handler:
         state: State,
         authenticator: Authenticator,
         enroller: Enroller,
+        fetches: TrustFetches,
         trail: Trail,
         bus: Bus,
         tracing: Tracing,
@@ -77,6 +79,7 @@ class Handler:
         self._state = state
         self._authenticator = authenticator
         self._enroller = enroller
+        self._fetches = fetches
         self._trail = trail
         self._bus = bus
         self._tracing = tracing
@@ -150,6 +153,8 @@ class Handler:
         der = self._state.cacerts(label.issuer)
         if der is None:
             raise IssuerUnavailable("the CA certificates are not here yet", code="cacerts.unknown")
+        if exchange.request.method == "GET":
+            self._fetches.note(exchange.connection, label)
         body = encode_response(der, label.response_base64)
         return answers.pkcs7(body, answers.CACERTS, exchange.correlation_id)
 

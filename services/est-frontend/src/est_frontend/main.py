@@ -15,6 +15,7 @@ from est_frontend.crl_server import CRLServer
 from est_frontend.digest import DigestVerifier
 from est_frontend.door import Door, TLSDoor
 from est_frontend.enrolling import Enroller
+from est_frontend.fetches import TrustFetches
 from est_frontend.gateway import Gateway
 from est_frontend.handler import Handler
 from est_frontend.keygen import KeyMaker, load_secrets
@@ -109,12 +110,14 @@ async def serve(  # noqa: PLR0915 - wiring, told in order
         ),
         clock=CLOCK,
     )
+    fetches = TrustFetches(bus.bus, state, peers)
     handler = Handler(
         settings,
         live=live,
         state=state,
         authenticator=authenticator,
         enroller=enroller,
+        fetches=fetches,
         trail=trail,
         bus=bus.bus,
         tracing=tracing,
@@ -184,6 +187,7 @@ async def serve(  # noqa: PLR0915 - wiring, told in order
                 connect,
                 listen,
                 trail.run,
+                fetches.run,
                 reloader.run,
                 *door.jobs,
                 *(s.run for _, s in sources.values()),

@@ -24,6 +24,9 @@ OCSP = Counter(
     "OCSP requests: asked, kept, outlived (kept, and nobody answered), try_later, malformed",
     ["source"],
 )
+TRUST_FETCHES = Counter(
+    "est_frontend_trust_fetches_total", "clients told of that fetched the trust of a rollover"
+)
 RELOADS = Counter(
     "est_frontend_reloads_total", "files taken over while running", ["what", "result"]
 )

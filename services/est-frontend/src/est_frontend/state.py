@@ -14,6 +14,7 @@ import logging
 import os
 from hashlib import sha256
 from pathlib import Path
+from uuid import UUID
 
 from nats.aio.msg import Msg
 
@@ -126,6 +127,11 @@ class State:
         trust = self._trust.get(issuer_id)
         generations = [g.issuer_id for g in trust.accepted] if trust else []
         return any(self.is_revoked(i, serial_number) for i in generations or [issuer_id])
+
+    def rollover(self, issuer_id: str) -> UUID | None:
+        """Return the rollover that wants to know who fetched what ``cacerts`` returns."""
+        trust = self._trust.get(issuer_id)
+        return trust.rollover if trust else None
 
     def crl(self, issuer_id: str) -> RevocationList | None:
         """Return the newest CRL of an issuer; None before one was ever told."""

@@ -13,6 +13,7 @@ from estcore.messages.topics import (
     AUDIT_ISSUE,
     AUDIT_REFUSAL,
     EST_REQUESTS,
+    FETCHED_TOPIC,
     PKI_EVENTS,
     PKI_STATE,
     RENEWAL_CONSUMER,
@@ -47,6 +48,7 @@ def frontend(group: str) -> Permissions:
             "audit.refusal.est-frontend.*",
             f"pki.ack.{group}",
             "pki.ocsp.*",
+            FETCHED_TOPIC,
             f"$JS.API.DIRECT.GET.{PKI_STATE}",
         ),
         subscribe=(

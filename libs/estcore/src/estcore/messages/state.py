@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any
+from typing import Annotated, Any
+from uuid import UUID
 
 from pydantic import Field, field_serializer
 
 from estcore.messages.envelope import DER, Part, Token
 from estcore.pki.profile import Profile
+
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class AcceptedIssuer(Part):
@@ -32,7 +35,28 @@ class CACertificates(Part):
     accepted: tuple[AcceptedIssuer, ...] = Field(
         default=(), description="generations whose certificates clients may present"
     )
-    rollover: str | None = Field(default=None, description="id of one that is under way")
+    rollover: UUID | None = Field(default=None, description="id of one that is under way")
+
+
+MOST_FETCHED = 500
+
+
+class TrustFetched(Part):
+    """Core request ``pki.command.ca-signer.fetched``: clients that got the trust of a rollover.
+
+    Known by the certificates they presented; unsigned, and good for nothing but counting.
+    """
+
+    rollover: UUID
+    fingerprints: tuple[Fingerprint, ...] = Field(
+        max_length=MOST_FETCHED, description="SHA-256 of their certificates, hexadecimal"
+    )
+
+
+class TrustFetchCounted(Part):
+    """ca-signer's answer: it is recorded; ``new`` slots had not been seen before."""
+
+    new: int
 
 
 class SecretVerifier(Part):

@@ -171,6 +171,7 @@ def audit_refusal_topic(service: str, instance: str) -> str:
 
 WINDOW_TOPIC = "pki.ca.window"
 REANNOUNCE_TOPIC = "pki.command.ca-signer.reannounce"
+FETCHED_TOPIC = "pki.command.ca-signer.fetched"
 
 
 def command_topic(service: str, verb: str) -> str:

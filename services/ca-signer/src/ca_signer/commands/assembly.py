@@ -12,6 +12,7 @@ from ca_signer.commands.listener import Listener
 from ca_signer.commands.rolling import Rolling
 from ca_signer.commands.verbs import table
 from ca_signer.crl import RevocationLists
+from ca_signer.fetched import FetchCounter
 from ca_signer.keystore import SigningAuthority
 from ca_signer.outbox import Outbox, command_records
 from ca_signer.revocation import Revocations
@@ -28,6 +29,7 @@ class Operations:
     outbox: Outbox
     revocations: Revocations
     lists: RevocationLists
+    fetches: FetchCounter
 
 
 def assemble(
@@ -53,4 +55,5 @@ def assemble(
     rolling = Rolling(authority).verbs()
     verbs = {**looking, **requests.verbs(), **revoking.verbs(), **rolling}
     executor = Executor(database, announcer, authority, verbs, changed=outbox.changed)
-    return Operations(executor, Listener(bus, executor), outbox, revocations, lists)
+    fetches = FetchCounter(bus, database)
+    return Operations(executor, Listener(bus, executor), outbox, revocations, lists, fetches)

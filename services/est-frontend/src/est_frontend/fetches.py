@@ -1,0 +1,88 @@
+"""Tells ca-signer which clients have fetched the trust of a rollover (conformance D8).
+
+Whoever gets ``/cacerts`` over a connection with a certificate of the label is known. Each is told
+once, many in a message, beside the requests: nothing waits for it. What was not confirmed stays
+and is told again; what does not fit any more is seen at the client's next fetch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from uuid import UUID
+
+from est_frontend import metrics
+from est_frontend.connections import ClientConnection
+from est_frontend.peers import PeerValidator
+from est_frontend.state import State
+from estcore.errors import BusUnavailable, MalformedRequest, NotAuthenticated
+from estcore.messages.envelope import decode, encode
+from estcore.messages.state import MOST_FETCHED, TrustFetchCounted, TrustFetched
+from estcore.messages.topics import FETCHED_TOPIC
+from estcore.policy.labels import Label
+from estcore.runtime.bus import Bus
+from estcore.runtime.logs import fields
+from estcore.runtime.service import until
+
+log = logging.getLogger(__name__)
+
+_EVERY_S = 2.0
+_WAITING = 50_000
+_REMEMBERED = 200_000
+
+Fetch = tuple[UUID, str]
+"""Rollover and SHA-256 of the client's certificate."""
+
+
+class TrustFetches:
+    """What one process has seen and not told yet."""
+
+    def __init__(
+        self, bus: Bus, state: State, peers: PeerValidator, *, every_s: float = _EVERY_S
+    ) -> None:
+        self._bus = bus
+        self._state = state
+        self._peers = peers
+        self._every_s = every_s
+        self._waiting: dict[Fetch, None] = {}
+        self._told: OrderedDict[Fetch, None] = OrderedDict()
+
+    def note(self, connection: ClientConnection, label: Label) -> None:
+        """Remember who got the CA certificates of a label, where a rollover wants to know."""
+        rollover = self._state.rollover(label.issuer)
+        if rollover is None or len(self._waiting) >= _WAITING:
+            return
+        try:
+            peer = self._peers.identify(connection, label)
+        except NotAuthenticated:
+            return
+        if peer is None or peer.third_party:
+            return
+        fetch = (rollover, peer.fingerprint.hex())
+        if fetch not in self._told:
+            self._waiting[fetch] = None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Tell until ``stop``."""
+        while not await until(stop, self._every_s):
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Tell everything that waits, as far as the bus lets us."""
+        while self._waiting:
+            rollover = next(iter(self._waiting))[0]
+            piece = [f for f in self._waiting if f[0] == rollover][:MOST_FETCHED]
+            message = TrustFetched(rollover=rollover, fingerprints=tuple(f[1] for f in piece))
+            try:
+                answer = await self._bus.request(FETCHED_TOPIC, encode(message))
+                decode(TrustFetchCounted, answer)
+            except (BusUnavailable, MalformedRequest) as exc:
+                log.warning("fetches not told", extra=fields(code=exc.code, waiting=len(piece)))
+                return
+            for fetch in piece:
+                del self._waiting[fetch]
+                self._told[fetch] = None
+            while len(self._told) > _REMEMBERED:
+                self._told.popitem(last=False)
+            metrics.TRUST_FETCHES.inc(len(piece))
