@@ -276,7 +276,7 @@ async def test_commands_over_the_bus_are_answered(
     key: Any = boss.key
     client = Operator(bus, boss.certificate, key, SystemClock(), timeout_s=10)
     try:
-        listed = await client.send("ca-signer", "certificate-list", {"subject": "boss"})
+        listed = await client.send("ca-signer", "certificate-list", {"name": "boss"})
         serial = listed["certificates"][0]["serial"]
         shown = await client.send("ca-signer", "certificate-show", {"serial": serial})
         assert shown["subject"] == "CN=boss"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import json
 import sys
 from collections.abc import Mapping
@@ -12,9 +13,10 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estclient.operator import connect
+from estclient.operator import Operator, connect
 from estclient.operator_settings import OperatorSettings
 from estcore.clock import SystemClock
+from estcore.pki.durations import parse_duration
 from estcore.runtime.settings import load_settings
 
 SIGNER = "ca-signer"
@@ -26,7 +28,11 @@ REASONS = (
     "cessationOfOperation",
     "privilegeWithdrawn",
 )
+_PAGE = 200
+"""Certificates an answer carries: with some 2 kB each it stays below the bus's 1 MiB."""
 _OWN = {"verb", "kind", "action", "config", "json", "command", "nats_url", "nats_seed"} | {
+    "out",
+    "form",
     "operator_certificate",
     "operator_key",
 }
@@ -50,11 +56,13 @@ def add_verbs(verbs: Any) -> None:
     show = _action(actions, "show", "certificate-show", "one certificate of the ledger")
     _one(show)
     listing = _action(actions, "list", "certificate-list", "certificates, newest first")
-    listing.add_argument("--tenant")
-    listing.add_argument("--service")
-    listing.add_argument("--subject", help="part of the subject")
-    listing.add_argument("--revoked", action="store_true", default=None, help="only revoked ones")
+    _conditions(listing)
+    listing.add_argument("--after", help="next of the page before")
     listing.add_argument("--limit", type=int, default=50)
+    export = _action(actions, "export", "certificate-list", "all that a list would show, to a file")
+    _conditions(export)
+    export.add_argument("--out", type=Path, required=True)
+    export.add_argument("--form", choices=("jsonl", "pem"), default="jsonl")
     revoke = _action(actions, "revoke", "certificate-revoke", "revoke a certificate for good")
     _one(revoke)
     revoke.add_argument("--reason", required=True, choices=REASONS)
@@ -121,6 +129,26 @@ def _one(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--issuer", help="issuer id, where several have this serial number")
 
 
+def _conditions(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", help="SAN entry or subject value; one * first or last")
+    parser.add_argument("--serial", type=_hex, help="serial number, hexadecimal")
+    for name in ("issuer", "profile", "tenant", "service", "team", "cluster"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--state", choices=("good", "expired", "revoked", "held"))
+    parser.add_argument("--expires-within", type=_within, help="as 30d; good ones, by expiry")
+    parser.add_argument("--expires-before", type=_moment, help="ISO 8601; by expiry")
+    parser.add_argument("--expires-after", type=_moment, help="ISO 8601; by expiry")
+
+
+def _moment(text: str) -> str:
+    moment = dt.datetime.fromisoformat(text)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).isoformat()
+
+
+def _within(text: str) -> dt.timedelta:
+    return parse_duration(text)
+
+
 def _hex(text: str) -> str:
     plain = text.replace(":", "").lower()
     int(plain, 16)
@@ -136,12 +164,40 @@ async def run(parsed: argparse.Namespace, home: Path, environ: Mapping[str, str]
         Unavailable: no answer, or not now.
     """
     arguments = {k: v for k, v in vars(parsed).items() if k not in _OWN and v is not None}
+    _soon(arguments, SystemClock().now())
     operator, bus = await connect(_settings(parsed, home, environ), SystemClock())
     try:
+        if parsed.action == "export":
+            await _export(operator, arguments, parsed.out, parsed.form)
+            return
         result = await operator.send(SIGNER, parsed.command, arguments)
     finally:
         await bus.close()
     sys.stdout.write(json.dumps(result, indent=1) + "\n" if parsed.json else shown(result))
+
+
+def _soon(arguments: dict[str, Any], now: dt.datetime) -> None:
+    within = arguments.pop("expires_within", None)
+    if within is not None:
+        arguments |= {"expires_after": now.isoformat(), "state": "good"}
+        arguments["expires_before"] = (now + within).isoformat()
+
+
+async def _export(operator: Operator, arguments: dict[str, Any], out: Path, form: str) -> None:
+    """Write every page; a file that is not whole is not left behind."""
+    partial, count = out.with_name(out.name + ".partial"), 0
+    asked = {**arguments, "limit": _PAGE, "with_certificate": form == "pem"}
+    with partial.open("w", encoding="utf-8") as file:
+        while True:
+            page = await operator.send(SIGNER, "certificate-list", asked)
+            for row in page["certificates"]:
+                file.write(_pem(row["certificate"]) if form == "pem" else json.dumps(row) + "\n")
+            count += len(page["certificates"])
+            if page["next"] is None:
+                break
+            asked["after"] = page["next"]
+    partial.replace(out)
+    sys.stdout.write(f"{count} certificates in {out}\n")
 
 
 def _settings(
@@ -165,17 +221,22 @@ def shown(result: Mapping[str, Any]) -> str:
     """Return a result as lines for people."""
     for name in ("requests", "certificates"):
         if name in result:
-            return "".join(_line(row) for row in result[name]) or "none\n"
+            more = f"next page: --after {result['next']}\n" if result.get("next") else ""
+            return ("".join(_line(row) for row in result[name]) or "none\n") + more
     lines = []
     for name, value in result.items():
         if name in {"rollovers", "generations", "lacking"}:
             lines += [f"{name}:\n", *(f"  {_line(row)}" for row in value)]
         elif name == "certificate":
-            der = bytes.fromhex(value)
-            lines.append(x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM).decode())
+            lines.append(_pem(value))
         else:
             lines.append(f"{name:12} {_text(value)}\n")
     return "".join(lines)
+
+
+def _pem(der_hex: str) -> str:
+    der = bytes.fromhex(der_hex)
+    return x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM).decode()
 
 
 def _line(row: Mapping[str, Any]) -> str:

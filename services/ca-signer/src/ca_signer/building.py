@@ -166,4 +166,6 @@ def _context(
         reaction_time_s=int(profile.renewal.reaction_time.total_seconds()),
         overlap_s=int(profile.renewal.overlap.total_seconds()),
         spread=profile.renewal.spread,
+        team=predecessor.team if predecessor else rule.owner.team,
+        cluster=predecessor.cluster if predecessor else rule.owner.cluster,
     )

@@ -41,6 +41,8 @@ class Context(Part):
     reaction_time_s: int
     overlap_s: int
     spread: float
+    team: str | None = None
+    cluster: str | None = None
 
 
 @dataclass
@@ -104,3 +106,5 @@ class KnownCertificate:
     spki_sha256: bytes
     not_after: dt.datetime
     certificate: bytes
+    team: str | None = None
+    cluster: str | None = None

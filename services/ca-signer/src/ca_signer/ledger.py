@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from ca_signer import revocation
+from ca_signer import directory, revocation
 from ca_signer.context import Context, Intent, Issued, KnownCertificate
 from estcore.errors import SerialNumberReused
 from estcore.messages.envelope import decode, encode
@@ -125,7 +125,8 @@ _IN_WINDOW = f"""select {INTENT_COLUMNS}, certificate, issued_at from issuance
 where state = 'issued' and issued_at >= $1 and issued_at < $2 order by issued_at"""
 
 _FACTS = """issuance_id, certificate_sha256, issuer_id, serial_number, tenant, service,
-  profile, slot_id, spki_sha256, not_after, certificate"""
+  profile, slot_id, spki_sha256, not_after, certificate, context::json->>'team' as team,
+  context::json->>'cluster' as cluster"""
 
 _KNOWN = f"""select {_FACTS}
 from issuance where certificate_sha256 = any($1::bytea[]) and certificate is not null"""
@@ -264,12 +265,9 @@ class Ledger:
         return [Issued(intent_of(r), r["certificate"], r["issued_at"]) for r in rows]
 
     async def mark_announced(self, issuance_ids: Sequence[str]) -> None:
-        """Record that event and audit outcome have their PubAcks."""
+        """Record that event and audit outcome have their PubAcks; they can be searched then."""
         async with self.database.connection() as connection:
-            await connection.execute(
-                "update issuance set announced_at = now() where issuance_id = any($1::uuid[])",
-                list(issuance_ids),
-            )
+            await directory.enter(connection, list(issuance_ids))
 
     async def count_attempt(self, sequence: int) -> int:
         """Count one more delivery of a message, before it is read; returns how many."""
@@ -323,6 +321,8 @@ def _facts(row: asyncpg.Record) -> KnownCertificate:
         spki_sha256=row["spki_sha256"],
         not_after=row["not_after"],
         certificate=row["certificate"],
+        team=row["team"],
+        cluster=row["cluster"],
     )
 
 

@@ -21,6 +21,7 @@ from ca_signer.commands import enrolling
 from ca_signer.commands.assembly import assemble
 from ca_signer.cycle import Cycle
 from ca_signer.generations import read_generations
+from ca_signer.gauges import Gauges
 from ca_signer.keystore import Issuer, SigningAuthority, load_issuers, tokens_of
 from ca_signer.ledger import Ledger
 from ca_signer.ocsp import Responder
@@ -214,6 +215,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
             worker.run,
             sweeper.run,
             windows.run,
+            Gauges(database, every_s=settings.count_every_s).run,
             operations.listener.run,
             operations.outbox.run,
             operations.lists.run,

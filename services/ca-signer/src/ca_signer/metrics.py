@@ -47,3 +47,13 @@ GENERATION = Gauge(
     "ca_signer_generation_signing", "1 for the issuer that signs", ["family", "issuer"]
 )
 RELOADS = Counter("ca_signer_reloads_total", "files taken over while running", ["what", "result"])
+CERTIFICATES = Gauge(
+    "ca_signer_certificates",
+    "certificates in the ledger: good, expired or revoked",
+    ["issuer", "profile", "state"],
+)
+EXPIRING = Gauge(
+    "ca_signer_certificates_expiring",
+    "good certificates that expire within 1d, 7d, 30d and that nothing has succeeded",
+    ["issuer", "profile", "within"],
+)

@@ -13,6 +13,7 @@ from typing import Literal
 
 import asyncpg
 
+from ca_signer import directory
 from estcore import ids
 from estcore.messages import topics
 from estcore.messages.envelope import encode
@@ -53,6 +54,7 @@ async def change(
         reason,
         by,
     )
+    await directory.note_revocation(connection, issuance_id, revoked=reason is not None)
 
 
 def shard_of(serial_number: bytes) -> str:

@@ -133,6 +133,9 @@ class SignerSettings(ServiceSettings):
         default=2, ge=0.1, le=3600, description="policy and profiles files are looked at"
     )
     sweep_every_s: float = Field(default=2, ge=0.1, le=60)
+    count_every_s: float = Field(
+        default=300, ge=10, le=86_400, description="certificates are counted for the gauges"
+    )
     approval_lifetime_s: int = Field(
         default=604_800,
         ge=60,

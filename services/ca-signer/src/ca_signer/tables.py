@@ -7,6 +7,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     DateTime,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     func,
+    text,
 )
 from sqlalchemy.dialects.postgresql import UUID
 
@@ -84,7 +86,7 @@ issuance = Table(
         "(state = 'issued') = (certificate is not null)", name="issuance_issued_has_certificate"
     ),
     UniqueConstraint("request_id", name="issuance_request"),
-    UniqueConstraint("issuer_id", "serial_number", name="issuance_serial"),
+    UniqueConstraint("serial_number", "issuer_id", name="issuance_serial"),
     Index(
         "issuance_intended",
         "lease_until",
@@ -299,4 +301,38 @@ trust_seen = Table(
     Column("slot_id", UUID, primary_key=True),
     _now("seen_at"),
     comment="slots that fetched /cacerts with a certificate since a rollover was published",
+)
+
+certificate = Table(
+    "certificate",
+    metadata,
+    Column("no", BigInteger, Identity(always=True), primary_key=True),
+    Column("issuance_id", UUID, nullable=False),
+    Column("issuer_id", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("service", Text, nullable=False),
+    Column("team", Text),
+    Column("cluster", Text),
+    Column("profile", Text, nullable=False),
+    Column("slot_id", UUID, nullable=False),
+    _time("not_after", nullable=False),
+    _time("revoked_at"),
+    UniqueConstraint("issuance_id", name="certificate_issuance"),
+    Index("certificate_owner", "tenant", "service", "no"),
+    Index("certificate_profile", "profile", "no"),
+    Index("certificate_expiry", "not_after", "no"),
+    Index("certificate_slot", "slot_id", "no"),
+    Index("certificate_revoked", "no", postgresql_where="revoked_at is not null"),
+    Index("certificate_team", "team", "no", postgresql_where="team is not null"),
+    Index("certificate_cluster", "cluster", "no", postgresql_where="cluster is not null"),
+    comment="what certificates are searched by; entered when their announcement is confirmed",
+)
+
+certificate_name = Table(
+    "certificate_name",
+    metadata,
+    Column("name", Text(collation="C"), primary_key=True, comment="lower case"),
+    Column("no", BigInteger, primary_key=True),
+    Index("certificate_name_reversed", text("reverse(name)"), "no"),
+    comment="SAN entries without their kind, and values of the subject",
 )

@@ -67,6 +67,8 @@ class Owner(StrictModel):
 
     tenant: OwnerToken
     service: OwnerToken
+    team: OwnerToken | None = Field(default=None, description="who to call; from claims as well")
+    cluster: OwnerToken | None = Field(default=None, description="where it runs")
 
 
 class TokenMatch(StrictModel):
@@ -153,7 +155,7 @@ class Rule(StrictModel):
     @property
     def placeholders(self) -> frozenset[str]:
         """Claims that stand in braces in owner and names."""
-        texts = [self.owner.tenant, self.owner.service]
+        texts = [text for text in self.owner.model_dump().values() if text is not None]
         for patterns in self.names.model_dump().values():
             texts.extend(patterns)
         return frozenset(name for text in texts for name in placeholders(text))
@@ -166,13 +168,16 @@ class Rule(StrictModel):
         """
         if not self.placeholders:
             return self
-        owner = Owner(
-            tenant=fill(self.owner.tenant, claims), service=fill(self.owner.service, claims)
-        )
-        if not (is_token(owner.tenant) and is_token(owner.service)):
+        said = {
+            name: fill(text, claims)
+            for name, text in self.owner.model_dump().items()
+            if text is not None
+        }
+        if not all(map(is_token, said.values())):
             raise NotAuthorized(
-                f"{owner.tenant}/{owner.service} cannot be an owner", code="policy.claim"
+                f"{'/'.join(said.values())} cannot be an owner", code="policy.claim"
             )
+        owner = Owner(**said)
         names = {
             kind: tuple(fill(text, claims) for text in texts)
             for kind, texts in self.names.model_dump().items()

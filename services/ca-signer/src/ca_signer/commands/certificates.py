@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Self
 
 import asyncpg
-from pydantic import Field, JsonValue, model_validator
+from pydantic import AwareDatetime, Field, JsonValue, model_validator
 
 from ca_signer.commands.verbs import Caller, Effect, Verb
+from ca_signer.directory import Query, State, search
 from ca_signer.ledger import serial_octets
 from estcore import ids
 from estcore.errors import Conflict
@@ -38,13 +39,27 @@ class One(StrictModel):
 
 
 class Listing(StrictModel):
-    """Which certificates to list, newest first."""
+    """Which certificates to list: all conditions together; newest first unless said below."""
 
+    name: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=300,
+        description="a SAN entry or subject value, exactly, or with one * first or last; by name",
+    )
+    serial: Hex | None = None
+    issuer: Token | None = None
+    profile: Token | None = None
     tenant: Token | None = None
     service: Token | None = None
-    subject: str | None = Field(default=None, max_length=200)
-    revoked: bool | None = None
+    team: Token | None = None
+    cluster: Token | None = None
+    state: State | None = None
+    expires_after: AwareDatetime | None = Field(default=None, description="by expiry")
+    expires_before: AwareDatetime | None = Field(default=None, description="by expiry")
+    after: str | None = Field(default=None, max_length=1000, description="next of the page before")
     limit: int = Field(default=50, ge=1, le=500)
+    with_certificate: bool = Field(default=False, description="the certificates themselves too")
 
 
 async def find(connection: Connection, one: One, *, lock: bool = False) -> asyncpg.Record:
@@ -116,19 +131,25 @@ async def _show(connection: Connection, one: One, _: Caller) -> Effect:
 
 
 async def _list(connection: Connection, wanted: Listing, _: Caller) -> Effect:
-    rows = await connection.fetch(
-        f"select {COLUMNS} from issuance where state = 'issued' "  # noqa: S608 - our constants
-        "and ($1::text is null or tenant = $1) and ($2::text is null or service = $2) "
-        "and ($3::text is null or strpos(lower(subject), lower($3)) > 0) "
-        "and ($4::boolean is null or (revoked_at is not null) = $4) "
-        "order by issued_at desc limit $5",
-        wanted.tenant,
-        wanted.service,
-        wanted.subject,
-        wanted.revoked,
-        wanted.limit,
+    query = Query(
+        serial_number=None if wanted.serial is None else serial_octets(int(wanted.serial, 16)),
+        issuer_id=wanted.issuer,
+        **wanted.model_dump(exclude={"serial", "issuer", "with_certificate"}),
     )
-    return Effect({"certificates": [facts(row) for row in rows]})
+    try:
+        rows, following = await search(connection, query, COLUMNS)
+    except asyncpg.QueryCanceledError as exc:
+        raise Conflict(
+            "too many certificates to look through; add an owner, a profile or a narrower name",
+            code="command.search_wide",
+        ) from exc
+    found: list[JsonValue] = [
+        {**facts(row), "certificate": row["certificate"].hex()}
+        if wanted.with_certificate
+        else facts(row)
+        for row in rows
+    ]
+    return Effect({"certificates": found, "next": following})
 
 
 SHOW = Verb("certificate-show", LOOKING, One, _show, reads=True)
