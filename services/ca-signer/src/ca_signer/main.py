@@ -20,8 +20,8 @@ from ca_signer.batch import Batch
 from ca_signer.commands import enrolling
 from ca_signer.commands.assembly import assemble
 from ca_signer.cycle import Cycle
-from ca_signer.generations import read_generations
 from ca_signer.gauges import Gauges
+from ca_signer.generations import read_generations
 from ca_signer.keystore import Issuer, SigningAuthority, load_issuers, tokens_of
 from ca_signer.ledger import Ledger
 from ca_signer.ocsp import Responder
