@@ -47,8 +47,16 @@ class CA:
             self._builder(subject, name("root"), public_key, dt.timedelta(days=30))
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.root_key.public_key()),
+                critical=False,
+            )
             .sign(self.root_key, hashes.SHA256())
         )
+
+    def cross(self, other: CA) -> x509.Certificate:
+        """Return a certificate of the other root's key (and the same name), signed by this root."""
+        return self._authority(name("root"), other.root_key.public_key())
 
     def _builder(
         self, subject: x509.Name, issuer: x509.Name, key: Any, life: dt.timedelta
@@ -110,6 +118,7 @@ class Server:
     seen: list[Seen] = field(default_factory=list)
     life: dt.timedelta = dt.timedelta(days=1)
     wrong_key: bool = False
+    extra: tuple[x509.Certificate, ...] = ()
     port: int = 0
     _runner: Any = None
 
@@ -164,7 +173,7 @@ class Server:
 
     def _answer(self, operation: str, body: bytes) -> web.Response:
         if operation == "cacerts":
-            return self._certificates(self.ca.root, self.ca.issuer)
+            return self._certificates(self.ca.root, self.ca.issuer, *self.extra)
         if operation == "rotation-ack":
             return web.Response(status=204)
         csr = x509.load_der_x509_csr(base64.b64decode(body))

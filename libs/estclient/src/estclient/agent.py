@@ -11,6 +11,7 @@ One rotation:
 6. The service is seen to present the new certificate.
 7. /rotation-ack over mutual TLS with the *new* certificate: a JWS by the new key.
 
+Beside it ``/cacerts`` is asked at intervals; other CA certificates make the service reload too.
 How far it has come stands in the bundle, so an agent that was killed goes on where it was.
 Hearing the same event twice changes nothing: after step 4 it names a certificate of the past.
 """
@@ -30,11 +31,12 @@ from nats.aio.msg import Msg
 from estclient.ack import sign_ack
 from estclient.agent_settings import AgentSettings
 from estclient.client import ESTClient, Limits
-from estclient.errors import ESTClientError, ServerRefused
+from estclient.errors import ServerRefused
 from estclient.hook import run_hook
 from estclient.keys import csr_like, make_csr, make_key
 from estclient.presence import wait_presented
 from estclient.store import Bundle, CredentialStore, Pending
+from estclient.trust_keeper import TrustKeeper
 from estcore.clock import Clock, SystemClock, monotonic_s
 from estcore.errors import ConfigurationError, ESTSuiteError, MalformedRequest
 from estcore.messages.envelope import decode
@@ -101,6 +103,7 @@ class Agent:
         self._on_step, self._hook = on_step, hook
         self._clock = clock or SystemClock()
         self.store = CredentialStore(settings.store)
+        self._trust = TrustKeeper(settings, self.store, self._clock)
         self._wake = asyncio.Event()
         self._due: RotationEvent | None = None
         self._named: dict[str, str] = {}
@@ -144,6 +147,8 @@ class Agent:
         bundle = self.store.load()
         if bundle is None or self._expired(bundle):
             bundle = await self._first(bundle)
+        held = bundle
+        bundle = await self._trust.refreshed(held, lambda: self._client(credential=held.files))
         unfinished: Exception | None = None
         try:
             bundle = await self._finish(bundle)
@@ -158,7 +163,7 @@ class Agent:
             raise unfinished
         self._due = None if self._due is event else self._due
         bundle = self.store.load() or bundle
-        return max(self._seconds_to_renewal(bundle), 0)
+        return max(min(self._seconds_to_renewal(bundle), self._trust.seconds_left), 0)
 
     async def hear(self, event: RotationEvent) -> None:
         """Take in one rotation event; events of other slots and repeated ones change nothing."""
@@ -213,7 +218,7 @@ class Agent:
         bundle = Bundle(
             certificate=enrolled.certificate,
             key=pending.key,
-            authorities=await self._authorities(client, current),
+            authorities=await self._trust.renewed(client, current),
             rotation_id=event.rotation_id if event else None,
             in_use=False,
             proven=False,
@@ -239,7 +244,7 @@ class Agent:
         bundle = Bundle(
             certificate=enrolled.certificate,
             key=pending.key,
-            authorities=tuple(await client.cacerts()),
+            authorities=await self._trust.first(client),
             in_use=False,
             proven=False,
         )
@@ -256,13 +261,6 @@ class Agent:
             correlation_id=correlation_id,
         )
         return await self._finish(stored)
-
-    async def _authorities(self, client: ESTClient, current: Bundle) -> tuple[Any, ...]:
-        try:
-            return tuple(await client.cacerts())
-        except ESTClientError as exc:
-            log.warning("the old CA certificates are kept", extra=fields(error=exc.reason))
-            return current.authorities
 
     # 5. to 7.
 
@@ -333,7 +331,7 @@ class Agent:
         limits = Limits(timeout_s=server.timeout_s, pending_limit_s=server.pending_limit_s)
         return ESTClient(
             server.urls,
-            trust=server.trust_file,
+            trust=self._trust.for_server(),
             label=server.label,
             credential=credential,
             secret=secret,

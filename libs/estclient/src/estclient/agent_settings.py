@@ -76,6 +76,12 @@ class AgentSettings(StrictModel):
     renew_at: float = Field(
         default=0.85, ge=0.5, le=0.95, description="share of the lifetime to renew at unasked"
     )
+    cacerts_every_s: float = Field(
+        default=3600,
+        ge=0.1,
+        le=604_800,
+        description="/cacerts is asked for new CA certificates, at half of it at the earliest",
+    )
     retry_s: float = Field(default=5, ge=0.1, le=3600, description="first pause after a failure")
     longest_retry_s: float = Field(default=300, ge=0.1, le=86_400)
     ack_timeout_s: float = Field(

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from estclient.client import ESTClient, certificates_in, read_limited
 from estclient.errors import AnswerInvalid, ServerAway, ServerRefused
+from estclient.trust import is_root
 from estcore.errors import ConfigurationError
 from estcore.est.paths import PREFIX
 
@@ -46,8 +47,10 @@ class Found:
         return _fingerprint(self.root)
 
 
-async def fetch(url: str, label: str | None) -> Found:
+async def fetch(url: str, label: str | None, fingerprint: str | None = None) -> Found:
     """Return what the server shows, believed not at all.
+
+    During a rollover it shows two roots: the one with this fingerprint is meant, or the first.
 
     Raises:
         ConfigurationError: not an https URL.
@@ -66,10 +69,11 @@ async def fetch(url: str, label: str | None) -> Found:
             body = await _body(url.rstrip("/") + path, blind)
     except (TimeoutError, OSError, aiohttp.ClientError) as exc:
         raise ServerAway(f"no answer from {url}") from exc
-    roots = [c for c in certificates_in(body) if c.subject == c.issuer]
+    roots = [c for c in certificates_in(body) if is_root(c)]
     if not roots:
         raise AnswerInvalid("/cacerts has no root")
-    return Found(server, roots[-1])
+    meant = [root for root in roots if _fingerprint(root) == fingerprint]
+    return Found(server, (meant or roots)[0])
 
 
 async def pin(found: Found, url: str, label: str | None, out: Path) -> None:

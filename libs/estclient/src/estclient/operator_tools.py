@@ -185,11 +185,12 @@ async def run_bootstrap(arguments: argparse.Namespace) -> None:
     Raises:
         ConfigurationError: not the fingerprint given, or a person said no.
     """
-    found = await fetch(arguments.url, arguments.label)
+    wanted = None if arguments.fingerprint is None else _plain(arguments.fingerprint)
+    found = await fetch(arguments.url, arguments.label, wanted)
     _show(found)
-    if arguments.fingerprint is None:
+    if wanted is None:
         _ask()
-    elif _plain(arguments.fingerprint) != found.root_fingerprint:
+    elif wanted != found.root_fingerprint:
         raise ConfigurationError(
             "the root is not the one with this fingerprint", code="bootstrap.fingerprint"
         )

@@ -3,8 +3,10 @@
     <folder>/current -> generations/0002-1f3a…
     <folder>/generations/0002-1f3a…/{cert.pem,key.pem,ca.pem,bundle.json}
     <folder>/pending/{key.pem,csr.der,bundle.json}
+    <folder>/server-roots.pem
 
-``cert.pem`` holds the certificate and its intermediates, ``ca.pem`` every CA certificate.
+``cert.pem`` holds the certificate, its intermediates and, during a rollover, what links its root
+to another one; ``ca.pem`` every CA certificate. They change without a new generation when those do.
 A generation is written beside, verified, flushed to disk, and only then does ``current`` move,
 atomically; a reader sees the old or the new bundle, never half of one. ``pending`` keeps the
 key of a request under way, so that a repeated request is the same request.
@@ -17,16 +19,16 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estclient.errors import BundleInvalid
 from estclient.keys import PrivateKey, key_pem, load_key
+from estclient.trust import is_issued_by, is_of_key, is_root, is_valid
 from estcore.ids import serial_hex
 from estcore.pki.keys import spki_der
 
@@ -92,26 +94,34 @@ def verify_bundle(bundle: Bundle, *, now: dt.datetime) -> list[x509.Certificate]
     chain = [bundle.certificate]
     while True:
         last = chain[-1]
-        if not last.not_valid_before_utc <= now < last.not_valid_after_utc:
+        if not is_valid(last, now):
             raise BundleInvalid(f"{last.subject.rfc4514_string()} is not valid now")
-        if last.issuer == last.subject:
+        if is_root(last):
             return chain
         if len(chain) == _LONGEST_CHAIN:
             raise BundleInvalid("the chain is too long", code="bundle.chain")
-        chain.append(_issuer(last, bundle.authorities))
+        chain.append(_issuer(last, bundle.authorities, chain, now))
 
 
 def _issuer(
-    certificate: x509.Certificate, authorities: Sequence[x509.Certificate]
+    certificate: x509.Certificate,
+    authorities: Sequence[x509.Certificate],
+    below: Sequence[x509.Certificate],
+    now: dt.datetime,
 ) -> x509.Certificate:
-    for candidate in authorities:
-        try:
-            certificate.verify_directly_issued_by(candidate)
-        except (ValueError, TypeError, InvalidSignature):
-            continue
-        return candidate
-    name = certificate.issuer.rfc4514_string()
-    raise BundleInvalid(f"no certificate of the issuer {name}", code="bundle.chain")
+    """Return who issued it: of now rather than not, a root rather than what links to another."""
+    found = [c for c in authorities if c not in below and is_issued_by(certificate, c)]
+    if not found:
+        name = certificate.issuer.rfc4514_string()
+        raise BundleInvalid(f"no certificate of the issuer {name}", code="bundle.chain")
+    return min(found, key=lambda c: (not is_valid(c, now), not is_root(c)))
+
+
+def _served(chain: Sequence[x509.Certificate], bundle: Bundle) -> list[x509.Certificate]:
+    """Return what the service sends: no root, but what links it to another root."""
+    root = chain[-1]
+    cross = [c for c in bundle.authorities if is_of_key(c, root) and not is_root(c)]
+    return [*chain[:-1], *cross] if len(chain) > 1 else [*chain, *cross]
 
 
 class CredentialStore:
@@ -121,6 +131,7 @@ class CredentialStore:
         self._folder = folder
         self._generations = folder / "generations"
         self._pending = folder / "pending"
+        self._server_roots = folder / "server-roots.pem"
         self.current = folder / "current"
 
     def load(self) -> Bundle | None:
@@ -161,8 +172,7 @@ class CredentialStore:
         made = self._generations / f".{name}"
         shutil.rmtree(made, ignore_errors=True)
         made.mkdir(mode=0o700, parents=True)
-        served = [c for c in chain if c is bundle.certificate or c.issuer != c.subject]
-        _write(made / "cert.pem", _pem(served), 0o644)
+        _write(made / "cert.pem", _pem(_served(chain, bundle)), 0o644)
         _write(made / "ca.pem", _pem(bundle.authorities), 0o644)
         _write(made / "key.pem", key_pem(bundle.key), 0o600)
         _write(made / "bundle.json", _facts(bundle), 0o600)
@@ -174,6 +184,47 @@ class CredentialStore:
         stored = self.load()
         assert stored is not None  # noqa: S101 - just written
         return stored
+
+    def replace_authorities(
+        self, bundle: Bundle, authorities: Sequence[x509.Certificate], *, now: dt.datetime
+    ) -> Bundle:
+        """Put other CA certificates beside a stored certificate; returns the bundle, not in use.
+
+        Raises:
+            BundleInvalid: the certificate does not chain to them; nothing changed.
+        """
+        changed = replace(bundle, authorities=tuple(authorities), in_use=False)
+        chain = verify_bundle(changed, now=now)
+        # First what makes the service reload: a crash in between may only reload in vain.
+        self.note(changed)
+        folder = changed.folder or self.current
+        for name, certificates in (("cert", _served(chain, changed)), ("ca", authorities)):
+            _write(folder / f".{name}.pem", _pem(certificates), 0o644)
+            (folder / f".{name}.pem").replace(folder / f"{name}.pem")
+        _flush(folder)
+        return changed
+
+    def server_roots(self) -> tuple[x509.Certificate, ...]:
+        """Return roots that lead on from those given for the server.
+
+        Raises:
+            BundleInvalid: the file cannot be read.
+        """
+        try:
+            octets = self._server_roots.read_bytes()
+            return tuple(x509.load_pem_x509_certificates(octets))
+        except FileNotFoundError:
+            return ()
+        except (OSError, ValueError) as exc:
+            raise BundleInvalid(f"{self._server_roots} cannot be read") from exc
+
+    def keep_server_roots(self, roots: Sequence[x509.Certificate]) -> None:
+        """Keep these roots, and no others."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made = self._server_roots.with_name(".server-roots.pem")
+        _write(made, _pem(roots), 0o644)
+        made.replace(self._server_roots)
+        _flush(self._folder)
 
     def note(self, bundle: Bundle) -> None:
         """Write down how far the bundle's rotation has come.

@@ -1,0 +1,97 @@
+"""Which CA certificates of a new ``/cacerts`` answer are trusted, given those of before (pure).
+
+A root is trusted that was trusted before, or that a trusted root vouches for: by NewWithOld, a
+certificate of the new root's name and key, signed by the old one (RFC 4210 section 4.4). Names may
+be the same on both sides, so what is self-signed is told by its signature. Nothing else becomes a
+root, whoever sent it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+
+from estclient.errors import AnswerInvalid
+from estcore.pki.keys import spki_der
+
+Certificates = tuple[x509.Certificate, ...]
+
+
+def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Tell whether names and signature fit; not whether the issuer may sign, nor the time."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def is_root(certificate: x509.Certificate) -> bool:
+    """Tell whether a certificate is signed by its own key."""
+    return certificate.issuer == certificate.subject and is_issued_by(certificate, certificate)
+
+
+def is_of_key(certificate: x509.Certificate, root: x509.Certificate) -> bool:
+    """Tell whether a certificate is another one of the root's name and key."""
+    same_name = certificate.subject == root.subject
+    return same_name and spki_der(certificate.public_key()) == spki_der(root.public_key())
+
+
+def is_valid(certificate: x509.Certificate, now: dt.datetime) -> bool:
+    """Tell whether a certificate is of now."""
+    return certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc
+
+
+def trusted_roots(
+    known: Sequence[x509.Certificate], received: Sequence[x509.Certificate], *, now: dt.datetime
+) -> Certificates:
+    """Return the roots among ``received`` that are known, or that a known root leads to."""
+    trusted = [c for c in known if is_root(c)]
+    waiting = [c for c in received if is_root(c) and c not in trusted]
+    cross = [c for c in received if not is_root(c) and _may_sign(c) and is_valid(c, now)]
+    found = True
+    while found:
+        found = False
+        for root in list(waiting):
+            links = [c for c in cross if is_of_key(c, root)]
+            if any(is_issued_by(c, above) for c in links for above in trusted):
+                trusted.append(root)
+                waiting.remove(root)
+                found = True
+    return tuple(c for c in dict.fromkeys(received) if c in trusted)
+
+
+def take_up(
+    known: Sequence[x509.Certificate], received: Sequence[x509.Certificate], *, now: dt.datetime
+) -> Certificates:
+    """Return what of ``received`` takes the place of ``known``: trusted roots, and CAs under them.
+
+    Raises:
+        AnswerInvalid: no root in it is trusted.
+    """
+    roots = trusted_roots(known, received, now=now)
+    if not roots:
+        raise AnswerInvalid(
+            "no root the server names is one of ours, or vouched for by one", code="client.trust"
+        )
+    taken = list(roots)
+    found = True
+    while found:
+        found = False
+        for one in received:
+            above = [c for c in taken if is_issued_by(one, c)]
+            if one not in taken and above and not is_root(one) and _may_sign(one):
+                taken.append(one)
+                found = True
+    return tuple(c for c in dict.fromkeys(received) if c in taken)
+
+
+def _may_sign(certificate: x509.Certificate) -> bool:
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+    except (x509.ExtensionNotFound, ValueError):
+        return False
+    return found.value.ca

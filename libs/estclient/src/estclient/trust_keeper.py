@@ -1,0 +1,113 @@
+"""Keeps the CA certificates of an agent's credential fresh, so that a new root is there in time.
+
+``/cacerts`` is asked at intervals, with the credential, which is how the operator of a rollover
+knows that this service has the new trust. What comes is taken up only as far as the trust of
+before vouches for it (``estclient.trust``).
+
+Who may vouch for the *server* is told by ``trust_file``; roots that lead on from one in that file
+count as well, and are kept, since what links them leaves ``/cacerts`` when the old root does.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from estclient.agent_settings import AgentSettings
+from estclient.client import ESTClient
+from estclient.errors import ESTClientError
+from estclient.store import Bundle, CredentialStore
+from estclient.trust import Certificates, take_up, trusted_roots
+from estcore.clock import Clock, monotonic_s
+from estcore.errors import ConfigurationError
+from estcore.runtime.logs import fields
+
+log = logging.getLogger(__name__)
+
+
+class TrustKeeper:
+    """The trust of one agent."""
+
+    def __init__(self, settings: AgentSettings, store: CredentialStore, clock: Clock) -> None:
+        self._file = settings.server.trust_file
+        self._every_s = settings.cacerts_every_s
+        self._store = store
+        self._clock = clock
+        self._due_at = self._later()
+
+    @property
+    def seconds_left(self) -> float:
+        """How long until the next fetch."""
+        return max(self._due_at - monotonic_s(), 0)
+
+    def for_server(self) -> bytes:
+        """Return the certificates that may vouch for the server, PEM.
+
+        Raises:
+            ConfigurationError: the trust file cannot be read.
+        """
+        certificates = dict.fromkeys((*self._given(), *self._store.server_roots()))
+        return b"".join(c.public_bytes(Encoding.PEM) for c in certificates)
+
+    async def first(self, client: ESTClient) -> Certificates:
+        """Return what a server shows to a client that has no credential yet.
+
+        Over TLS that the trust file vouches for; nothing of before could say more.
+        """
+        received = await client.cacerts()
+        self._keep_server_roots(received)
+        return tuple(received)
+
+    async def renewed(self, client: ESTClient, current: Bundle) -> Certificates:
+        """Return the CA certificates for a renewed credential; those of before if none come."""
+        try:
+            return await self._fetch(client, current)
+        except ESTClientError as exc:
+            log.warning("the old CA certificates are kept", extra=fields(error=exc.reason))
+            return current.authorities
+
+    async def refreshed(self, bundle: Bundle, client: Callable[[], ESTClient]) -> Bundle:
+        """Return the bundle with the CA certificates of now, where it is time to look."""
+        if self.seconds_left > 0:
+            return bundle
+        self._due_at = self._later()
+        try:
+            authorities = await self._fetch(client(), bundle)
+            if set(authorities) == set(bundle.authorities):
+                return bundle
+            changed = self._store.replace_authorities(bundle, authorities, now=self._clock.now())
+        except ESTClientError as exc:
+            log.warning("the old CA certificates are kept", extra=fields(error=exc.reason))
+            return bundle
+        log.info("CA certificates changed", extra=fields(certificates=len(authorities)))
+        return changed
+
+    async def _fetch(self, client: ESTClient, current: Bundle) -> Certificates:
+        received = await client.cacerts()
+        taken = take_up(current.authorities, received, now=self._clock.now())
+        if len(taken) < len(set(received)):
+            left = len(set(received)) - len(taken)
+            log.warning("CA certificates nobody vouches for", extra=fields(certificates=left))
+        self._keep_server_roots(received)
+        return taken
+
+    def _keep_server_roots(self, received: list[x509.Certificate]) -> None:
+        given, kept = self._given(), self._store.server_roots()
+        roots = trusted_roots((*given, *kept), received, now=self._clock.now())
+        new = [root for root in roots if root not in given and root not in kept]
+        if new:
+            self._store.keep_server_roots((*kept, *new))
+
+    def _given(self) -> Certificates:
+        try:
+            return tuple(x509.load_pem_x509_certificates(self._file.read_bytes()))
+        except (OSError, ValueError) as exc:
+            raise ConfigurationError(f"cannot read certificates from {self._file}") from exc
+
+    def _later(self) -> float:
+        # Spread, so that a fleet started together does not ask together.
+        return monotonic_s() + self._every_s * random.uniform(0.5, 1)  # noqa: S311 - spreading
