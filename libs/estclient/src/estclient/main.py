@@ -112,7 +112,7 @@ async def _run(arguments: argparse.Namespace) -> None:
             await run_up(arguments.folder, ports)
         case "demo":
             await run_demo(arguments.keep)
-        case "cert" | "requests" | "ca":
+        case "cert" | "requests" | "incident" | "ca":
             await operator_command.run(arguments, _default_folder(), os.environ)
         case "bootstrap":
             await operator_tools.run_bootstrap(arguments)

@@ -39,7 +39,7 @@ _OWN = {"verb", "kind", "action", "config", "json", "command", "nats_url", "nats
 
 
 def add_verbs(verbs: Any) -> None:
-    """Add ``requests``, ``cert`` and ``ca`` to the parsers of ``estctl``."""
+    """Add ``requests``, ``incident``, ``cert`` and ``ca`` to the parsers of ``estctl``."""
     requests = verbs.add_parser("requests", help="requests that wait for an operator")
     actions = requests.add_subparsers(dest="action", required=True)
     waiting = _action(actions, "list", "request-list", "those that wait, oldest first")
@@ -51,6 +51,7 @@ def add_verbs(verbs: Any) -> None:
         one = _action(actions, name, f"request-{name}", f"{name} one request")
         one.add_argument("--id", required=True, help="as listed")
         one.add_argument("--reason", help="for the record; the client reads why it was rejected")
+    _incidents(verbs)
     cert = verbs.add_parser("cert", help="look up certificates, revoke and hold them")
     actions = cert.add_subparsers(dest="action", required=True)
     show = _action(actions, "show", "certificate-show", "one certificate of the ledger")
@@ -108,6 +109,29 @@ def _add_rollover(verbs: Any) -> None:
     status.add_argument("--lacking", action="store_true", default=None, help="who has not fetched")
     status.add_argument("--after", help="the next page, as the last one said")
     status.add_argument("--limit", type=int, default=50)
+
+
+def _incidents(verbs: Any) -> None:
+    parser = verbs.add_parser("incident", help="revoke many certificates, by two operators")
+    actions = parser.add_subparsers(dest="action", required=True)
+    propose = _action(actions, "propose", "incident-propose", "select; nothing is revoked yet")
+    for name in ("issuer", "profile", "tenant", "service", "team", "cluster"):
+        propose.add_argument(f"--{name}")
+    propose.add_argument("--name", help="a SAN entry or subject value, exactly")
+    propose.add_argument("--key-sha256", type=_hex, help="SHA-256 of the public key")
+    propose.add_argument("--key-algorithm", help="as ec-p256, rsa-2048")
+    propose.add_argument("--issued-before", type=_moment, help="ISO 8601")
+    propose.add_argument("--issued-after", type=_moment, help="ISO 8601")
+    propose.add_argument("--reason", required=True, choices=REASONS)
+    propose.add_argument("--per-minute", type=int, help="pace; default 600")
+    show = _action(actions, "show", "incident-show", "who is concerned, and how far it is")
+    confirm = _action(actions, "confirm", "incident-confirm", "by another operator: revoke them")
+    confirm.add_argument("--count", type=int, required=True, help="of certificates, as shown")
+    stop = _action(actions, "stop", "incident-stop", "revoke no more of them")
+    for one in (show, confirm, stop):
+        one.add_argument("--id", required=True)
+    listing = _action(actions, "list", "incident-list", "incidents, newest first")
+    listing.add_argument("--limit", type=int, default=20)
 
 
 def _action(actions: Any, name: str, command: str, text: str) -> argparse.ArgumentParser:
@@ -219,13 +243,13 @@ def _settings(
 
 def shown(result: Mapping[str, Any]) -> str:
     """Return a result as lines for people."""
-    for name in ("requests", "certificates"):
+    for name in ("requests", "certificates", "incidents"):
         if name in result:
             more = f"next page: --after {result['next']}\n" if result.get("next") else ""
             return ("".join(_line(row) for row in result[name]) or "none\n") + more
     lines = []
     for name, value in result.items():
-        if name in {"rollovers", "generations", "lacking"}:
+        if name in {"rollovers", "generations", "lacking", "owners", "some"}:
             lines += [f"{name}:\n", *(f"  {_line(row)}" for row in value)]
         elif name == "certificate":
             lines.append(_pem(value))

@@ -1,6 +1,7 @@
 """The directory: what certificates are searched by, apart from the rows that issue them.
 
-Called by: ca_signer.ledger, ca_signer.revocation, ca_signer.commands.certificates
+Called by: ca_signer.ledger, ca_signer.revocation, ca_signer.incidents,
+ca_signer.commands.certificates
 The issuance rows are wide, updated three times, and have the indexes of the issuance cycle; a
 search wants others. So a narrow row per certificate, and one per name, are entered together with
 ``announced_at``: in groups, off the way of the request, and exactly once, as the sweeper repeats
@@ -65,6 +66,15 @@ async def note_revocation(connection: Connection, issuance_id: str, *, revoked: 
     )
 
 
+async def note_revocations(connection: Connection, issuance_ids: list[Any]) -> None:
+    """Follow revocations, in the transaction of the rows."""
+    await connection.execute(
+        "update certificate set revoked_at = coalesce(revoked_at, now()) "
+        "where issuance_id = any($1::uuid[])",
+        issuance_ids,
+    )
+
+
 @dataclass(frozen=True)
 class Query:
     """What to look for; all conditions hold together. Times are aware."""
@@ -111,7 +121,7 @@ async def search(
     sql, values, order = statement(query, columns)
     await connection.execute(f"set local statement_timeout = {TIMEOUT_MS}")
     rows = await connection.fetch(sql, *values)
-    await connection.execute("set local statement_timeout = 0")
+    await connection.execute("set local statement_timeout to default")
     if len(rows) <= query.limit:
         return rows, None
     last = rows[query.limit - 1]

@@ -219,6 +219,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
             operations.listener.run,
             operations.outbox.run,
             operations.lists.run,
+            operations.incidents.run,
             operations.fetches.run,
             *([answering.run] if answering else []),
             cycle.keep_marking,

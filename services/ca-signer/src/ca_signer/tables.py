@@ -336,3 +336,58 @@ certificate_name = Table(
     Index("certificate_name_reversed", text("reverse(name)"), "no"),
     comment="SAN entries without their kind, and values of the subject",
 )
+
+incident = Table(
+    "incident",
+    metadata,
+    Column("incident_id", UUID, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("selector", Text, nullable=False, comment="JSON: which certificates"),
+    Column("reason", Text, nullable=False),
+    Column("per_minute", Integer, nullable=False),
+    Column("proposed_by", Text, nullable=False),
+    _now("proposed_at"),
+    Column("confirmed_by", Text),
+    Column("paced_at", DateTime(timezone=True), comment="when the last ones were revoked"),
+    Column("stopped_by", Text),
+    _time("ended_at"),
+    Column("members", Integer, comment="certificates selected; none before that"),
+    Column("revoked", Integer, nullable=False, server_default="0"),
+    Column("skipped", Integer, nullable=False, server_default="0"),
+    _time("announced_at"),
+    CheckConstraint(
+        "state in ('selecting', 'proposed', 'running', 'done', 'stopped', 'expired')",
+        name="incident_state",
+    ),
+    Index(
+        "incident_open",
+        "proposed_at",
+        postgresql_where="state in ('selecting', 'proposed', 'running')",
+    ),
+    comment="proposals to revoke many certificates, and what came of them",
+)
+
+incident_member = Table(
+    "incident_member",
+    metadata,
+    Column("incident_id", UUID, primary_key=True),
+    Column("issuance_id", UUID, primary_key=True),
+    _time("revoked_at"),
+    Column(
+        "skipped_at",
+        DateTime(timezone=True),
+        comment="was not good any more when its turn came",
+    ),
+    _time("announced_at"),
+    Index(
+        "incident_member_waiting",
+        "incident_id",
+        postgresql_where="revoked_at is null and skipped_at is null",
+    ),
+    Index(
+        "incident_member_unannounced",
+        "revoked_at",
+        postgresql_where="revoked_at is not null and announced_at is null",
+    ),
+    comment="the certificates of an incident, as selected when it was proposed",
+)

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from ca_signer.announcing import Announcer
 from ca_signer.approvals import approval_records
-from ca_signer.commands import certificates, requests, revoking
+from ca_signer.commands import certificates, incidents, requests, revoking
 from ca_signer.commands.executor import Executor
 from ca_signer.commands.listener import Listener
 from ca_signer.commands.rolling import Rolling
 from ca_signer.commands.verbs import table
 from ca_signer.crl import RevocationLists
 from ca_signer.fetched import FetchCounter
+from ca_signer.incidents import Incidents, incident_records
 from ca_signer.keystore import SigningAuthority
 from ca_signer.outbox import Outbox, command_records
 from ca_signer.revocation import Revocations
@@ -29,6 +30,7 @@ class Operations:
     outbox: Outbox
     revocations: Revocations
     lists: RevocationLists
+    incidents: Incidents
     fetches: FetchCounter
 
 
@@ -49,11 +51,26 @@ def assemble(
         revocations.announce,
         command_records(database, announcer),
         approval_records(database, announcer),
+        incident_records(database, announcer),
     ]
     outbox = Outbox(parts, every_s=every_s)
     looking = table(certificates.SHOW, certificates.LIST)
     rolling = Rolling(authority).verbs()
-    verbs = {**looking, **requests.verbs(), **revoking.verbs(), **rolling}
+    verbs = {
+        **looking,
+        **requests.verbs(),
+        **revoking.verbs(),
+        **incidents.verbs(),
+        **rolling,
+    }
     executor = Executor(database, announcer, authority, verbs, changed=outbox.changed)
     fetches = FetchCounter(bus, database)
-    return Operations(executor, Listener(bus, executor), outbox, revocations, lists, fetches)
+    return Operations(
+        executor=executor,
+        listener=Listener(bus, executor),
+        outbox=outbox,
+        revocations=revocations,
+        lists=lists,
+        fetches=fetches,
+        incidents=Incidents(database, changed=outbox.changed),
+    )
