@@ -29,6 +29,9 @@ from pydantic_core import PydanticUndefined
 
 from audit.settings import Settings as AuditSettings
 from ca_signer.settings import SignerSettings
+from ca_signer.upstream.est import ESTOptions
+from ca_signer.upstream.settings import UpstreamSettings
+from ca_signer.upstream.vault import VaultOptions
 from est_frontend.settings import FrontendSettings
 from est_frontend.srp.settings import SRPSettings
 from estclient.agent_settings import AgentSettings
@@ -192,6 +195,9 @@ def settings_page() -> str:
             place="srp.",
         ),
         _settings_table("ca-signer", SignerSettings, "CA_SIGNER"),
+        _settings_table("ca-signer-upstream", UpstreamSettings, "CA_SIGNER_UPSTREAM"),
+        _settings_table("Options of the plug-in `est`", ESTOptions, None, place="options."),
+        _settings_table("Options of the plug-in `vault`", VaultOptions, None, place="options."),
         _settings_table("est-renewal", RenewalSettings, "EST_RENEWAL"),
         _settings_table("est-audit", AuditSettings, "EST_AUDIT"),
         _settings_table("Renewal agent (`estctl agent`)", AgentSettings, "EST_AGENT"),
@@ -224,6 +230,7 @@ def _settings_table(
 METRICS = {
     "est-frontend": "est_frontend.metrics",
     "ca-signer": "ca_signer.metrics",
+    "ca-signer-upstream": "ca_signer.upstream.metrics",
     "est-renewal": "renewal.metrics",
     "est-audit": "audit.metrics",
 }
@@ -327,7 +334,7 @@ def _consumers() -> list[str]:
     lines.append("|---|---|---|---|")
     lines.append(
         "| `signer-<issuer>-<priority>` | `EST_REQUESTS` | `est.request.*.<issuer>.<priority>` "
-        "| ca-signer |"
+        "| ca-signer, or ca-signer-upstream for its issuers |"
     )
     for reader, consumers in (
         ("renewal", topics.RENEWAL_CONSUMERS),
@@ -344,6 +351,7 @@ def _permissions() -> list[str]:
     users = {
         "est-frontend of group `default`": permissions.frontend("default"),
         "ca-signer": permissions.signer(),
+        "ca-signer-upstream for the issuer `corporate`": permissions.upstream(["corporate"]),
         "est-renewal": permissions.renewal(),
         "est-audit": permissions.audit(),
         "`migrate` of any service": permissions.provisioner(),

@@ -67,6 +67,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
             "migrate": permissions.provisioner(),
             "est-frontend": permissions.frontend("default"),
             "ca-signer": permissions.signer(),
+            "ca-signer-upstream": permissions.upstream(["corporate"]),
             "renewal": permissions.renewal(),
             "audit": permissions.audit(),
             "operator": permissions.operator(),

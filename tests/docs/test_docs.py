@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from ca_signer.settings import SignerSettings
+from ca_signer.upstream.settings import UpstreamSettings
 from est_frontend.answers import SPECIAL, status_of
 from est_frontend.settings import FrontendSettings
 from estclient.agent_settings import AgentSettings
@@ -299,6 +300,15 @@ def test_example_settings_are_settings(service: str, model: type) -> None:
     parse_model(model, raw, path)
     # The file says that its numbers are the defaults.
     defaults = {row.name: row.default for row in generate.settings_of(model, "X")}
+    for name, value in numbers(raw):
+        assert name == "admin.port" or defaults[name] == f"`{value}`", name
+
+
+def test_the_example_settings_for_other_cas_are_settings() -> None:
+    path = ROOT / "services" / "ca-signer" / "config.upstream.example.yaml"
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    parse_model(UpstreamSettings, raw, path)
+    defaults = {row.name: row.default for row in generate.settings_of(UpstreamSettings, "X")}
     for name, value in numbers(raw):
         assert name == "admin.port" or defaults[name] == f"`{value}`", name
 

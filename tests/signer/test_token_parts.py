@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ca_signer import keystore, signatures
+from ca_signer.breaker import Breaker
 from ca_signer.settings import IssuerSettings, SignerSettings, TokenSettings
-from ca_signer.token.breaker import Breaker
 from ca_signer.token.protocol import (
     MAX_FRAME,
     Failed,

@@ -2,8 +2,8 @@
 
 ``up`` and ``demo`` run everything on this machine; ``agent`` keeps one service's certificate
 fresh; ``audit verify`` checks an export of the audit log offline; ``policy explain`` tells which
-rule decides; ``bootstrap`` pins a root; ``password`` makes verifiers; ``cert``, ``requests`` and
-``ca`` give commands to ca-signer, signed by an operator's certificate.
+rule decides; ``bootstrap`` pins a root; ``password`` makes verifiers; ``cert``, ``requests``,
+``submissions`` and ``ca`` give commands to ca-signer, signed by an operator's certificate.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ async def _run(arguments: argparse.Namespace) -> None:
             await run_up(arguments.folder, ports)
         case "demo":
             await run_demo(arguments.keep)
-        case "cert" | "requests" | "incident" | "ca":
+        case "cert" | "requests" | "incident" | "ca" | "submissions":
             await operator_command.run(arguments, _default_folder(), os.environ)
         case "bootstrap":
             await operator_tools.run_bootstrap(arguments)

@@ -72,6 +72,7 @@ def add_verbs(verbs: Any) -> None:
     unhold = _action(actions, "unhold", "certificate-unhold", "release what is held")
     _one(unhold)
     _add_rollover(verbs)
+    _add_submissions(verbs)
 
 
 def _add_rollover(verbs: Any) -> None:
@@ -132,6 +133,37 @@ def _incidents(verbs: Any) -> None:
         one.add_argument("--id", required=True)
     listing = _action(actions, "list", "incident-list", "incidents, newest first")
     listing.add_argument("--limit", type=int, default=20)
+
+
+def _add_submissions(verbs: Any) -> None:
+    parser = verbs.add_parser("submissions", help="what another CA was asked and nobody knows")
+    actions = parser.add_subparsers(dest="action", required=True)
+    listing = _action(actions, "list", "submission-list", "those that wait for a person")
+    listing.add_argument("--issuer", help="issuer id")
+    listing.add_argument("--state", help="instead of unknown: pending, quarantined, …")
+    listing.add_argument("--limit", type=int, default=50)
+    for name, text in (
+        ("retry", "nothing was issued: send it again when the client comes back"),
+        ("adopt", "this certificate was issued for it"),
+        ("abandon", "nobody wants it any more"),
+    ):
+        one = _action(actions, name, f"submission-{name}", text)
+        one.add_argument("--id", required=True, help="as listed")
+        one.add_argument("--reason", help="for the record")
+        if name == "adopt":
+            one.add_argument(
+                "--certificate",
+                type=_certificate,
+                required=True,
+                help="the certificate, PEM or DER",
+            )
+
+
+def _certificate(text: str) -> str:
+    octets = Path(text).read_bytes()
+    if octets.lstrip().startswith(b"-----BEGIN"):
+        octets = x509.load_pem_x509_certificate(octets).public_bytes(Encoding.DER)
+    return octets.hex()
 
 
 def _action(actions: Any, name: str, command: str, text: str) -> argparse.ArgumentParser:
@@ -243,7 +275,7 @@ def _settings(
 
 def shown(result: Mapping[str, Any]) -> str:
     """Return a result as lines for people."""
-    for name in ("requests", "certificates", "incidents"):
+    for name in ("requests", "certificates", "incidents", "submissions"):
         if name in result:
             more = f"next page: --after {result['next']}\n" if result.get("next") else ""
             return ("".join(_line(row) for row in result[name]) or "none\n") + more

@@ -265,7 +265,8 @@ class Announcer:
         # One record per attempt: a resumed intent shows both.
         record_id = ids.record_id("intent", intent.issuance_id, str(intent.fence))
         record = self._record(intent, record_id, "intent")
-        record["target"]["tbs_sha256"] = sha256(intent.tbs).hexdigest()
+        if intent.serial_number:
+            record["target"]["tbs_sha256"] = sha256(intent.tbs).hexdigest()
         return record
 
     def _intent_again(self, issued: Issued) -> Record:
@@ -368,7 +369,7 @@ def _target(intent: Intent, context: Context) -> dict[str, Any]:
         csr_sha256=context.csr_sha256,
         spki_sha256=intent.spki_sha256.hex(),
         key_algorithm=context.key_algorithm,
-        serial=ids.serial_hex(intent.serial_number),
+        serial=ids.serial_hex(intent.serial_number) if intent.serial_number else None,
         not_before=intent.not_before,
         not_after=intent.not_after,
         predecessor_serial=context.predecessor_serial,

@@ -47,7 +47,10 @@ class Context(Part):
 
 @dataclass
 class Intent:
-    """An issuance on its way: the row of step 5, held by us under ``fence``."""
+    """An issuance on its way: the row of step 5, held by us under ``fence``.
+
+    ``serial_number`` is 0 as long as another CA has not chosen it.
+    """
 
     issuance_id: str
     enrollment_id: bytes

@@ -126,17 +126,22 @@ class Repeats:
         )
         if locked is None:
             return await self._first(connection, candidate)
-        current = await connection.fetchrow(
+        current = await self._current(connection, candidate, locked["issuance_id"])
+        if current is None:
+            return await self._without_row(connection, candidate, str(locked["issuance_id"]))
+        return await self._known(connection, candidate, current, redelivered=own is not None)
+
+    async def _current(
+        self, connection: Connection, candidate: Candidate, issuance_id: object
+    ) -> asyncpg.Record | None:
+        return await connection.fetchrow(
             f"select {INTENT_COLUMNS}, certificate, issued_at, state, revoked_at, "  # noqa: S608
             "lease_until < now() as lease_over, sign_before < now() as stale, "
             "issued_at + $2::interval > now() as in_window "
             "from issuance where issuance_id = $1 for update",
-            locked["issuance_id"],
+            issuance_id,
             candidate.window,
         )
-        if current is None:
-            return await self._without_row(connection, candidate, str(locked["issuance_id"]))
-        return await self._known(connection, candidate, current, redelivered=own is not None)
 
     async def _known(
         self,
@@ -181,7 +186,7 @@ class Repeats:
             waiting = await self._tickets.admit(connection, intent)
             if waiting is not None:
                 return waiting
-        if await self._record(connection, intent):
+        if await self._record(connection, candidate):
             return Resume(intent)
         raced = await self._raced(connection, intent)
         if raced is not None:
@@ -192,9 +197,9 @@ class Repeats:
 
     # What issuers elsewhere do another way (``ca_signer.upstream.repeats``).
 
-    async def _record(self, connection: Connection, intent: Intent) -> bool:
+    async def _record(self, connection: Connection, candidate: Candidate) -> bool:
         """Step 5; False where something is in the way."""
-        return bool(await insert_intents(connection, [intent], self._ledger.lease))
+        return bool(await insert_intents(connection, [candidate.intent], self._ledger.lease))
 
     async def _raced(self, connection: Connection, intent: Intent) -> Any:
         return await connection.fetchval(
@@ -252,8 +257,10 @@ class Repeats:
             f"quota/{intent.tenant}/{intent.service}",
         )
         count = await connection.fetchval(
-            "select count(*) from issuance where tenant = $1 and service = $2 "
-            "and state <> 'abandoned' and created_at > now() - interval '1 day'",
+            "select (select count(*) from issuance where tenant = $1 and service = $2 "
+            "and state <> 'abandoned' and created_at > now() - interval '1 day') "
+            "+ (select count(*) from submission where tenant = $1 and service = $2 "
+            "and state in ('recorded', 'submitted', 'pending', 'unknown'))",
             intent.tenant,
             intent.service,
         )
@@ -271,8 +278,10 @@ class Repeats:
             "select pg_advisory_xact_lock(hashtextextended($1, 0))", f"active/{intent.slot_id}"
         )
         count = await connection.fetchval(
-            "select count(*) from issuance where slot_id = $1 and state <> 'abandoned' "
-            "and revoked_at is null and not_after > now()",
+            "select (select count(*) from issuance where slot_id = $1 and state <> 'abandoned' "
+            "and revoked_at is null and not_after > now()) "
+            "+ (select count(*) from submission where slot_id = $1 "
+            "and state in ('recorded', 'submitted', 'pending', 'unknown'))",
             intent.slot_id,
         )
         if count >= limit:

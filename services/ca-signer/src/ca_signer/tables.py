@@ -237,6 +237,99 @@ approval = Table(
     comment="requests under a rule with approval: who asked for what, and the decision",
 )
 
+submission = Table(
+    "submission",
+    metadata,
+    Column("issuance_id", UUID, primary_key=True),
+    Column("enrollment_id", LargeBinary, nullable=False),
+    Column("request_id", UUID, nullable=False),
+    Column("issuer_id", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("fence", Integer, nullable=False, server_default="1"),
+    _time("lease_until", nullable=False),
+    _time("sign_before", nullable=False),
+    Column("csr", LargeBinary, nullable=False, comment="as the client signed it"),
+    Column("csr_sha256", LargeBinary, nullable=False),
+    Column("pattern", LargeBinary, nullable=False, comment="TBS of what was decided, linted"),
+    Column("tenant", Text, nullable=False),
+    Column("service", Text, nullable=False),
+    Column("profile", Text, nullable=False),
+    Column("slot_id", UUID, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("san", Text, nullable=False, comment="one entry a line"),
+    Column("spki_sha256", LargeBinary, nullable=False),
+    _time("not_before", nullable=False),
+    _time("not_after", nullable=False),
+    Column("predecessor_sha256", LargeBinary),
+    Column("context", Text, nullable=False, comment="JSON: as of an issuance"),
+    Column("sendings", Integer, nullable=False, server_default="0"),
+    _time("submitted_at"),
+    _time("retry_at"),
+    Column("reference", Text, comment="what the other CA calls it"),
+    Column("code", Text),
+    Column("reason", Text),
+    _now("created_at"),
+    _now("changed_at"),
+    _time("answered_at"),
+    Column("decided_by", Text),
+    _time("announced_at"),
+    CheckConstraint(
+        "state in ('recorded', 'submitted', 'pending', 'unknown', 'issued', 'refused', "
+        "'quarantined', 'abandoned')",
+        name="submission_state",
+    ),
+    UniqueConstraint("request_id", name="submission_request"),
+    Index(
+        "submission_open",
+        "issuer_id",
+        "state",
+        postgresql_where="state in ('recorded', 'submitted', 'pending', 'unknown')",
+    ),
+    Index(
+        "submission_untold",
+        "changed_at",
+        postgresql_where="announced_at is null "
+        "and state in ('unknown', 'quarantined', 'abandoned')",
+    ),
+    comment="certificates on their way at another CA; what is issued is a row of issuance too",
+)
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("quarantine_id", UUID, primary_key=True),
+    Column("issuance_id", UUID, nullable=False),
+    Column("issuer_id", Text, nullable=False),
+    Column("certificate", LargeBinary, nullable=False, comment="the octets that came"),
+    Column("check_failed", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    _now("created_at"),
+    Index("quarantine_issuance", "issuance_id"),
+    comment="what another CA sent and nobody may use",
+)
+
+upstream_revocation = Table(
+    "upstream_revocation",
+    metadata,
+    Column("certificate_sha256", LargeBinary, primary_key=True),
+    Column("issuance_id", UUID, nullable=False),
+    Column("issuer_id", Text, nullable=False),
+    Column("certificate", LargeBinary, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("state", Text, nullable=False, server_default="due"),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    _now("next_at"),
+    Column("code", Text),
+    _now("created_at"),
+    _time("ended_at"),
+    _time("announced_at"),
+    CheckConstraint(
+        "state in ('due', 'done', 'refused', 'impossible')", name="upstream_revocation_state"
+    ),
+    Index("upstream_revocation_due", "issuer_id", "next_at", postgresql_where="state = 'due'"),
+    comment="certificates that another CA must revoke, and whether it has",
+)
+
 crl = Table(
     "crl",
     metadata,

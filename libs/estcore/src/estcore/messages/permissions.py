@@ -6,6 +6,7 @@ manifests, so what is tested is what is deployed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from estcore.messages.topics import (
@@ -17,6 +18,8 @@ from estcore.messages.topics import (
     PKI_EVENTS,
     PKI_STATE,
     RENEWAL_CONSUMER,
+    SUBMISSION_VERBS,
+    signer_consumers,
     token,
 )
 
@@ -81,6 +84,37 @@ def signer() -> Permissions:
             "_INBOX_estfrontend.>",
         ),
         subscribe=("_INBOX_casigner.>", "pki.command.ca-signer.>", "pki.ocsp.*"),
+    )
+
+
+def upstream(issuers: Sequence[str]) -> Permissions:
+    """ca-signer-upstream: as ca-signer, for its own issuers and the submissions' verbs only."""
+    consumers = [c.name for issuer in issuers for c in signer_consumers(issuer)]
+    return Permissions(
+        publish=(
+            *(right for name in consumers for right in _consume_only(EST_REQUESTS, name)),
+            "pki.certificate.>",
+            *(f"pki.state.cacerts.{token(issuer)}" for issuer in issuers),
+            *(f"pki.state.revoked.{token(issuer)}.*" for issuer in issuers),
+            "audit.issue.ca-signer",
+            "audit.refusal.ca-signer.*",
+            "est.reply.>",
+            "dead.ca-signer.>",
+            "_INBOX_operator.>",
+        ),
+        subscribe=(
+            "_INBOX_casignerupstream.>",
+            *(f"pki.command.ca-signer.{verb}" for verb in SUBMISSION_VERBS),
+        ),
+    )
+
+
+def _consume_only(stream: str, consumer: str) -> tuple[str, ...]:
+    """As ``_consume``, where other users read other consumers of the stream."""
+    return (
+        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}",
+        f"{_ACK}.{stream}.{consumer}.>",
+        f"{_ACK}.*.*.{stream}.{consumer}.>",
     )
 
 

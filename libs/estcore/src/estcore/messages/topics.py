@@ -172,6 +172,13 @@ def audit_refusal_topic(service: str, instance: str) -> str:
 WINDOW_TOPIC = "pki.ca.window"
 REANNOUNCE_TOPIC = "pki.command.ca-signer.reannounce"
 FETCHED_TOPIC = "pki.command.ca-signer.fetched"
+SUBMISSION_VERBS = (
+    "submission-list",
+    "submission-retry",
+    "submission-adopt",
+    "submission-abandon",
+)
+"""Commands that ca-signer-upstream takes, and no ca-signer."""
 
 
 def command_topic(service: str, verb: str) -> str:

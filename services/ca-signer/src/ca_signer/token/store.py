@@ -22,8 +22,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 from ca_signer import metrics, signatures
+from ca_signer.breaker import Breaker
 from ca_signer.settings import TokenSettings
-from ca_signer.token.breaker import Breaker
 from ca_signer.token.link import (
     MISCONFIGURED,
     PIN_REFUSED,

@@ -1,0 +1,348 @@
+"""The cycle of an issuer elsewhere. Nothing is sent that is not first recorded and audited.
+
+1. Find profile and issuer.            ca_signer.deciding
+2. Decide.                             ca_signer.deciding
+3. Build what a local issuer would have signed: the pattern.
+4. Lint it.                            ca_signer.building
+5. Commit the submission's row, state ``recorded``, with the CSR and its hash, lease and fence.
+6. Publish the audit intent and await its PubAck.
+7. Commit ``submitted``; then send.
+8. Lint what comes back against the pattern.
+9. Commit the certificate, state ``issued``, if the row is still ours; or set it aside and have it
+   revoked.
+10. Publish outcome event and audit result, reply with the stored bytes.
+11. Ack.
+
+A crash before 7 has sent nothing. After 7 nobody knows, so nobody sends again: a person finds
+out (``ca_signer.upstream.verbs``), unless the other CA answers the same request with the same
+certificate (``repeatable_s``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from cryptography import x509
+
+from ca_signer import metrics as signer_metrics
+from ca_signer.announcing import Announcer, issued_answer
+from ca_signer.context import Issued
+from ca_signer.ledger import Ledger
+from ca_signer.upstream import metrics
+from ca_signer.upstream.contract import (
+    Pending,
+    Refused,
+    Retryable,
+    Submitted,
+    Unknown,
+    Wanted,
+)
+from ca_signer.upstream.issuer import UpstreamIssuer
+from ca_signer.upstream.judge import Terms, WrongCertificate, judge, pattern_of
+from ca_signer.upstream.repeats import wrong_certificate
+from ca_signer.upstream.submissions import Submission, Submissions
+from estcore.clock import Clock, monotonic_s
+from estcore.errors import (
+    BusUnavailable,
+    Conflict,
+    IssuerUnavailable,
+    LedgerUnavailable,
+    NotAuthorized,
+    RequestRejected,
+    SerialNumberReused,
+)
+from estcore.ids import record_id, serial_hex
+from estcore.runtime import faults
+from estcore.runtime.logs import fields
+
+log = logging.getLogger(__name__)
+
+_REPEATED = "upstream.repeated"
+_UNDELIVERED = RequestRejected(
+    "the key was asked for again; this one never reached its client", code="keygen.undelivered"
+)
+
+
+@dataclass(frozen=True)
+class Waits:
+    """The client asks again after so many seconds."""
+
+    retry_after_s: int
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Somebody else holds the row; whatever came of it is in there."""
+
+
+Outcome = Issued | RequestRejected | Waits | Lost
+
+
+class UpstreamCycle:
+    """Steps 6 to 10 for one row that is ours."""
+
+    def __init__(
+        self,
+        submissions: Submissions,
+        ledger: Ledger,
+        announcer: Announcer,
+        issuers: Mapping[str, UpstreamIssuer],
+        clock: Clock,
+        *,
+        unknown_retry_after_s: int,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``changed`` is called when a row has something to tell that no message says."""
+        self._submissions = submissions
+        self._ledger = ledger
+        self._announcer = announcer
+        self._issuers = issuers
+        self._clock = clock
+        self._unknown_retry_after_s = unknown_retry_after_s
+        self._changed = changed
+
+    async def finish(self, one: Submission) -> Outcome:
+        """Take a recorded submission through steps 6 to 9 and answer.
+
+        Raises:
+            BusUnavailable: the audit intent was not confirmed; nothing was sent.
+            IssuerUnavailable: nothing was issued; the request comes again.
+            LedgerUnavailable: the row says how far it came; redelivery goes on from there.
+        """
+        faults.hit("upstream.5.recorded")
+        issuer = self._issuers.get(one.issuer_id)
+        if issuer is None or not issuer.admit():
+            await self._release(one)
+            raise IssuerUnavailable(f"issuer {one.issuer_id} is left alone", code="upstream.paused")
+        try:
+            # 6. Without a PubAck nothing is sent.
+            await self._announcer.intents([one])
+        except BusUnavailable:
+            await self._release(one)
+            raise
+        faults.hit("upstream.6.audited")
+        # 7. Say so before it is done.
+        if not await self._submissions.begin(one):
+            return Lost()
+        faults.hit("upstream.7.submitted")
+        try:
+            submitted = await self._send(issuer, one)
+        except Refused as exc:
+            await self._submissions.refuse(one, exc.code, exc.reason)
+            return NotAuthorized(exc.reason, code=exc.code)
+        except Pending as exc:
+            return await self._pending(one, exc)
+        except Retryable as exc:
+            await self._submissions.put_back(one, exc.code, exc.reason)
+            raise IssuerUnavailable(exc.reason, code=exc.code) from exc
+        except Unknown as exc:
+            return await self._unknown(issuer, one, exc)
+        faults.hit("upstream.7.answered")
+        return await self._take(issuer, one, submitted)
+
+    async def _send(self, issuer: UpstreamIssuer, one: Submission) -> Submitted:
+        """Ask the other CA, within its deadline; whatever is not said clearly is ``Unknown``."""
+        left = issuer.certificate.not_after - self._clock.now()
+        wanted = Wanted(
+            submission_id=one.issuance_id,
+            csr=one.csr,
+            pattern=pattern_of(one.tbs),
+            lifetime=min(one.lifetime, left),
+            sending=one.sendings,
+        )
+        started = monotonic_s()
+        outcome = "unknown"
+        try:
+            async with asyncio.timeout(issuer.settings.timeout_s):
+                submitted = await issuer.plugin.submit(wanted)
+            outcome = "issued"
+        except (Refused, Pending) as exc:
+            outcome = "refused" if isinstance(exc, Refused) else "pending"
+            issuer.succeeded()
+            raise
+        except Retryable:
+            outcome = "retryable"
+            issuer.failed()
+            raise
+        except Unknown:
+            issuer.failed()
+            raise
+        except TimeoutError as exc:
+            issuer.failed()
+            raise Unknown("no answer in time", code="upstream.timeout") from exc
+        except Exception as exc:  # Bulkhead: a plug-in's mistake, perhaps after it has sent.
+            issuer.failed()
+            log.error("a plug-in failed", exc_info=exc)
+            raise Unknown("the plug-in failed; see the log", code="upstream.plugin_failed") from exc
+        finally:
+            metrics.CALLS.labels(one.issuer_id, outcome).inc()
+            metrics.SECONDS.labels(one.issuer_id).observe(monotonic_s() - started)
+        return submitted
+
+    async def _take(self, issuer: UpstreamIssuer, one: Submission, submitted: Submitted) -> Outcome:
+        der = submitted.certificate
+        if await self._submissions.known(der):
+            # Its own earlier answer to the same CSR: good, in use, and no new one.
+            return await self._repeated(one)
+        # 8. Lint.
+        try:
+            certificate = self.judged(issuer, one, der)
+            # 9. The fence decides.
+            stored = await self._submissions.store(
+                one, certificate, der, reference=submitted.reference
+            )
+        except WrongCertificate as exc:
+            issuer.failed()
+            return await self._quarantine(one, der, exc, revoke=exc.check != "issuer")
+        except SerialNumberReused as exc:
+            issuer.failed()
+            # Revoking it would revoke the other one.
+            wrong = WrongCertificate("serial_reused", exc.reason)
+            return await self._quarantine(one, der, wrong, revoke=False)
+        issuer.succeeded()
+        if stored is None:
+            return await self._stray(one, der)
+        faults.hit("upstream.9.stored")
+        await self._answer(stored)
+        return stored
+
+    def judged(self, issuer: UpstreamIssuer, one: Submission, der: bytes) -> x509.Certificate:
+        """Step 8: return the certificate if it is what was decided.
+
+        Raises:
+            WrongCertificate: it is not.
+        """
+        terms = Terms(
+            pattern=pattern_of(one.tbs),
+            issuer=issuer.certificate.certificate,
+            lifetime=one.lifetime,
+            asked_at=one.asked_at,
+            backdating=dt.timedelta(seconds=issuer.settings.backdating_s),
+        )
+        return judge(der, terms, now=self._clock.now())
+
+    async def _answer(self, issued: Issued) -> None:
+        intent = issued.intent
+        context = intent.context
+        answer = issued_answer(intent.request_id, issued.certificate)
+        await self._announcer.reply(context.group, context.instance, answer)
+        signer_metrics.ISSUED.labels(intent.issuer_id, intent.profile).inc()
+        log.info(
+            "certificate issued",
+            extra=fields(
+                correlation_id=context.correlation_id,
+                serial=serial_hex(intent.serial_number),
+                issuer=intent.issuer_id,
+                profile=intent.profile,
+                tenant=intent.tenant,
+                owner=intent.service,
+            ),
+        )
+
+    async def announce(self, issued: Issued) -> None:
+        """Step 10: tell the world and remember that it was told.
+
+        Raises:
+            BusUnavailable: not confirmed; a sweeper announces again.
+        """
+        await self._announcer.issued([issued])
+        faults.hit("upstream.10.announced")
+        try:
+            await self._ledger.mark_announced([issued.intent.issuance_id])
+        except LedgerUnavailable:
+            log.warning("not marked as announced; it is announced once more")
+
+    async def _pending(self, one: Submission, said: Pending) -> Outcome:
+        if one.generated:
+            reason = "the other CA takes its time, and a key made here cannot wait"
+            await self._submissions.refuse(one, "upstream.pending_keygen", reason)
+            return Conflict(reason, code="upstream.pending_keygen")
+        await self._submissions.wait(one, said.retry_after_s)
+        log.info(
+            "another CA takes its time",
+            extra=fields(correlation_id=one.context.correlation_id, issuer=one.issuer_id),
+        )
+        return Waits(said.retry_after_s)
+
+    async def _unknown(self, issuer: UpstreamIssuer, one: Submission, said: Unknown) -> Outcome:
+        if issuer.plugin.repeatable_s > 0:
+            # It stays ``submitted``, held by nobody: the next delivery asks again, as long as
+            # that gets the same certificate (``SubmissionRepeats``).
+            one.came_from = "submitted"
+            await self._submissions.put_back(one, said.code, said.reason)
+            raise IssuerUnavailable(said.reason, code=said.code) from said
+        await self._submissions.unknown(one, said.code, said.reason)
+        self._changed()
+        log.error(
+            "nobody knows whether another CA issued; an operator must find out",
+            extra=fields(
+                correlation_id=one.context.correlation_id,
+                submission=one.issuance_id,
+                issuer=one.issuer_id,
+                code=said.code,
+                reason=said.reason,
+            ),
+        )
+        return Waits(self._unknown_retry_after_s)
+
+    async def _repeated(self, one: Submission) -> Outcome:
+        reason = "the other CA repeated a certificate that the ledger has already"
+        await self._submissions.refuse(one, _REPEATED, reason)
+        return Conflict(f"{reason}; use another key, or come later", code=_REPEATED)
+
+    async def _quarantine(
+        self, one: Submission, der: bytes, wrong: WrongCertificate, *, revoke: bool
+    ) -> Outcome:
+        await self._submissions.quarantine(one, der, wrong.check, wrong.reason, revoke=revoke)
+        self._changed()
+        metrics.QUARANTINED.labels(one.issuer_id, wrong.check).inc()
+        log.error(
+            "a certificate of another CA was set aside",
+            extra=fields(
+                correlation_id=one.context.correlation_id,
+                submission=one.issuance_id,
+                issuer=one.issuer_id,
+                check=wrong.check,
+                reason=wrong.reason,
+            ),
+        )
+        return wrong_certificate()
+
+    async def _stray(self, one: Submission, der: bytes) -> Outcome:
+        """An answer to a row that went on without it: nobody will ever use this certificate."""
+        if not await self._submissions.known(der):
+            late = WrongCertificate("late", "the answer came when the row had another holder")
+            await self._quarantine(one, der, late, revoke=True)
+        return Lost()
+
+    async def abandon(self, one: Submission, why: RequestRejected) -> None:
+        """Give up a submission that is ours and was never sent, or never fetched."""
+        if await self._submissions.abandon(one, why.code, why.reason):
+            signer_metrics.ABANDONED.labels(why.code).inc()
+            log.warning("submission abandoned", extra=fields(code=why.code, reason=why.reason))
+
+    async def supersede(self, issued: Issued) -> None:
+        """Revoke a certificate whose generated key never reached its client.
+
+        Raises:
+            BusUnavailable: not audited, so not revoked either.
+        """
+        record = self._announcer.note(
+            issued.intent,
+            record_id=record_id("superseded", issued.intent.issuance_id),
+            action="certificate.superseded",
+            error=_UNDELIVERED,
+            phase="outcome",
+        )
+        await self._announcer.records([record])
+        await self._ledger.revoke(issued.intent.issuance_id, "superseded")
+
+    async def _release(self, one: Submission) -> None:
+        try:
+            await self._submissions.release(one)
+        except LedgerUnavailable:
+            log.warning("a lease could not be released; it runs out by itself")

@@ -1,0 +1,237 @@
+"""Lint what another CA sent (pure): is it the certificate that was decided, and of that CA?
+
+The pattern is the certificate a local issuer would have signed, so decision and lint cannot
+drift apart. Narrower than decided is good (fewer usages, a shorter life); anything wider, other
+or unreadable is wrong.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtensionOID
+
+from estcore.errors import ESTSuiteError, MalformedRequest, ProfileViolation, WeakKey
+from estcore.pki import der as der_codec
+from estcore.pki.keys import spki_der
+from estcore.pki.names import canonical_name, common_names, san_entries
+
+SKEW = dt.timedelta(seconds=60)
+_SERIAL_BITS = 159
+_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+_CRITICAL = {
+    ExtensionOID.BASIC_CONSTRAINTS,
+    ExtensionOID.KEY_USAGE,
+    ExtensionOID.EXTENDED_KEY_USAGE,
+    ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
+}
+_USAGES = (
+    "digital_signature",
+    "content_commitment",
+    "key_encipherment",
+    "data_encipherment",
+    "key_agreement",
+    "key_cert_sign",
+    "crl_sign",
+)
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+    MalformedRequest,
+    WeakKey,
+)
+
+
+class WrongCertificate(ESTSuiteError):
+    """Another CA sent a certificate that is not what was asked for."""
+
+    default_code = "upstream.wrong_certificate"
+
+    def __init__(self, check: str, reason: str) -> None:
+        super().__init__(reason)
+        self.check = check
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the certificate must be, and when that was asked for."""
+
+    pattern: x509.Certificate
+    issuer: x509.Certificate
+    lifetime: dt.timedelta
+    asked_at: dt.datetime
+    backdating: dt.timedelta
+
+
+def judge(der: bytes, terms: Terms, *, now: dt.datetime) -> x509.Certificate:
+    """Return the certificate in ``der`` if it is what was decided.
+
+    Does not look for the serial number in the ledger; its unique index does. That the chain
+    above the issuer is good was checked when the settings were read.
+
+    Raises:
+        WrongCertificate: with the name of the first check that failed.
+    """
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        if certificate.public_bytes(Encoding.DER) != der:
+            raise WrongCertificate("der", "the certificate is followed by something else")
+        for check, reason in (
+            *_origin(certificate, terms),
+            *_identity(certificate, terms),
+            *_life(certificate, terms, now),
+            *_extensions(certificate, terms),
+        ):
+            raise WrongCertificate(check, reason)
+    except _UNREADABLE as exc:
+        raise WrongCertificate("unreadable", "the certificate cannot be read") from exc
+    return certificate
+
+
+Found = list[tuple[str, str]]
+
+
+def _origin(certificate: x509.Certificate, terms: Terms) -> Found:
+    try:
+        certificate.verify_directly_issued_by(terms.issuer)
+    except (InvalidSignature, ValueError, TypeError):
+        return [("issuer", "it is not signed by the configured issuer")]
+    algorithm = certificate.signature_hash_algorithm
+    if algorithm is not None and not isinstance(algorithm, _HASHES):
+        return [("hash", f"it is signed over {algorithm.name}")]
+    # RFC 5280 section 4.1.2.2: positive, 20 octets at most.
+    if not 0 < certificate.serial_number < 2 ** (_SERIAL_BITS + 1):
+        return [("serial", "its serial number is not allowed")]
+    if certificate.version is not x509.Version.v3:
+        return [("version", "it is not of version 3")]
+    return []
+
+
+def _identity(certificate: x509.Certificate, terms: Terms) -> Found:
+    pattern = terms.pattern
+    if _spki(certificate) != _spki(pattern):
+        return [("key", "it is for another key")]
+    if canonical_name(certificate.subject) != canonical_name(pattern.subject):
+        return [("subject", "it has another subject than was decided")]
+    if set(san_entries(_san(certificate))) != set(san_entries(_san(pattern))):
+        return [("san", "it has other alternative names than were decided")]
+    return []
+
+
+def _spki(certificate: x509.Certificate) -> bytes:
+    return spki_der(certificate.public_key())
+
+
+def _life(certificate: x509.Certificate, terms: Terms, now: dt.datetime) -> Found:
+    before, after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if after > now + terms.lifetime + SKEW:
+        return [("lifetime", "it lives longer than was decided")]
+    if after > terms.issuer.not_valid_after_utc:
+        return [("lifetime", "it outlives its issuer")]
+    if after <= now:
+        return [("lifetime", "it is over")]
+    if before > now + SKEW:
+        return [("not_before", "it begins in the future")]
+    if before < terms.asked_at - terms.backdating - SKEW:
+        return [("not_before", "it was made before it was asked for")]
+    return []
+
+
+def _extensions(certificate: x509.Certificate, terms: Terms) -> Found:
+    found: Found = []
+    for extension in certificate.extensions:
+        if extension.critical and extension.oid not in _CRITICAL:
+            found.append(("critical", f"extension {extension.oid.dotted_string} is critical"))
+    found += _constraints(certificate)
+    found += _key_usage(certificate, terms.pattern)
+    found += _purposes(certificate, terms.pattern)
+    found += _key_identifiers(certificate, terms.issuer)
+    return found
+
+
+def _constraints(certificate: x509.Certificate) -> Found:
+    try:
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except x509.ExtensionNotFound:
+        return []  # RFC 5280 section 4.2.1.9: then it is no CA
+    return [("ca", "it is a CA certificate")] if constraints.ca else []
+
+
+def _key_usage(certificate: x509.Certificate, pattern: x509.Certificate) -> Found:
+    try:
+        theirs = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        return [("key_usage", "without keyUsage its key is good for everything")]
+    ours = pattern.extensions.get_extension_for_class(x509.KeyUsage).value
+    wider = [name for name in _USAGES if getattr(theirs, name) and not getattr(ours, name)]
+    return [("key_usage", f"its keyUsage has {', '.join(wider)}")] if wider else []
+
+
+def _purposes(certificate: x509.Certificate, pattern: x509.Certificate) -> Found:
+    try:
+        theirs = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return [("extended_key_usage", "without extendedKeyUsage it is good for everything")]
+    ours = set(pattern.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+    wider = [oid.dotted_string for oid in theirs if oid not in ours]
+    return [("extended_key_usage", f"its extendedKeyUsage has {', '.join(wider)}")] if wider else []
+
+
+def _key_identifiers(certificate: x509.Certificate, issuer: x509.Certificate) -> Found:
+    """RFC 5280 section 4.2.1.1: it names the key that signed it."""
+    try:
+        theirs = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+        ours = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        return []
+    if theirs.key_identifier is not None and theirs.key_identifier != ours.digest:
+        return [("authority_key_identifier", "it names another issuer's key")]
+    return []
+
+
+def _san(certificate: x509.Certificate) -> x509.SubjectAlternativeName | None:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return None
+
+
+def check_asked(csr: x509.CertificateSigningRequest, pattern: x509.Certificate) -> None:
+    """Check that a CA which follows the CSR can make what was decided.
+
+    The CSR goes on as the client signed it. The CN as a DNS name, where there is no SAN, is what
+    other CAs know too.
+
+    Raises:
+        ProfileViolation: the profile gives names that the CSR does not have.
+    """
+    try:
+        asked = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        asked = None
+    wanted, has = set(san_entries(_san(pattern))), set(san_entries(asked))
+    if not has:
+        has = {f"dns:{n.lower()}" for n in common_names(csr.subject)} & wanted
+    if wanted != has or canonical_name(csr.subject) != canonical_name(pattern.subject):
+        raise ProfileViolation(
+            "the profile gives names that the request lacks; another CA signs it, so ask for them",
+            code="upstream.names",
+        )
+
+
+def pattern_of(tbs: bytes) -> x509.Certificate:
+    """Return linted TBS bytes as a certificate to read; its signature is nothing."""
+    algorithm = der_codec.children(tbs)[2]
+    nothing = der_codec.tlv(der_codec.BIT_STRING, b"\x00")
+    return x509.load_der_x509_certificate(
+        der_codec.tlv(der_codec.SEQUENCE, tbs, algorithm, nothing)
+    )

@@ -1,0 +1,412 @@
+"""Joins ca-signer-upstream by hand and gives it a command line.
+
+The same service and ledger as ca-signer, another process: it knows no CA key and speaks HTTP, so
+it is not allowed near one. A ca-signer always runs beside it, for everything that is not its own
+issuers': secrets, profiles, windows, approvals, announcing revocations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime as dt
+import logging
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from ca_signer import metrics
+from ca_signer.announcing import SERVICE, Announcer
+from ca_signer.approvals import Tickets
+from ca_signer.authority import Authority
+from ca_signer.commands.executor import Executor
+from ca_signer.commands.listener import Listener
+from ca_signer.ledger import Ledger
+from ca_signer.outbox import Outbox, command_records
+from ca_signer.revocation import Revocations
+from ca_signer.rules import read_rules
+from ca_signer.upstream import verbs
+from ca_signer.upstream.contract import Retryable, Unknown
+from ca_signer.upstream.cycle import UpstreamCycle
+from ca_signer.upstream.desk import Desk
+from ca_signer.upstream.issuer import UpstreamIssuer, load_upstreams, opened
+from ca_signer.upstream.repeats import SubmissionRepeats
+from ca_signer.upstream.revoking import UpstreamRevocations
+from ca_signer.upstream.settings import UpstreamSettings
+from ca_signer.upstream.submissions import Submission, Submissions
+from ca_signer.upstream.sweeper import UpstreamSweeper
+from ca_signer.upstream.telling import revocation_records, submission_records
+from ca_signer.worker import Worker
+from estcore.clock import SystemClock
+from estcore.errors import ConfigurationError, Conflict, IssuerUnavailable, Unavailable
+from estcore.messages import topics
+from estcore.messages.envelope import encode
+from estcore.messages.state import CACertificates
+from estcore.pki.profile import ProfileSet
+from estcore.policy.document import PolicyDocument
+from estcore.runtime.admin import AdminServer
+from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.database import Database
+from estcore.runtime.logs import fields
+from estcore.runtime.migrations import migrate as migrate_schema
+from estcore.runtime.reload import Reloader, Watched
+from estcore.runtime.service import ServiceCommand, run_jobs, stop_on_signals, until
+from estcore.runtime.settings import read_secret
+from estcore.runtime.topology import declare
+from estcore.runtime.tracing import Tracing
+
+COMMAND = "ca-signer-upstream"
+SCHEMA = "ca_signer"
+SCRIPTS = Path(__file__).parents[1] / "migrations"
+CLOCK = SystemClock()
+_STATE_EVERY_S = 300
+_BATCH = 16
+
+log = logging.getLogger(__name__)
+Issuers = dict[str, UpstreamIssuer]
+
+
+def authority(settings: UpstreamSettings, issuers: Issuers) -> Authority:
+    """Read everything requests are decided with.
+
+    Raises:
+        ConfigurationError: anything unreadable, inconsistent or not allowed.
+    """
+    policy, profiles = _rules(settings, issuers)
+    return Authority(
+        policy=policy,
+        profiles=profiles,
+        issuers=issuers,
+        groups=settings.groups,
+        clock=CLOCK,
+        sign_within=dt.timedelta(seconds=settings.sign_within_s),
+    )
+
+
+def _rules(settings: UpstreamSettings, issuers: Issuers) -> tuple[PolicyDocument, ProfileSet]:
+    return read_rules(
+        settings.policy_file,
+        settings.profiles_file,
+        issuers=[*issuers, *settings.issuers_elsewhere],
+        groups=settings.groups,
+    )
+
+
+def check(settings: UpstreamSettings) -> None:
+    """Read what the settings name, as ``run`` would; nobody is asked."""
+    authority(settings, load_upstreams(settings.issuers))
+
+
+async def run(settings: UpstreamSettings) -> None:
+    """Serve until SIGTERM."""
+    stop = stop_on_signals()
+    issuers = load_upstreams(settings.issuers)
+    deciding = authority(settings, issuers)
+    tracing = Tracing(settings.telemetry, SERVICE, settings.instance)
+    checks: dict[str, Callable[[], bool]] = {"started": lambda: False}
+    admin = AdminServer(settings.admin, checks)
+    await admin.start()
+    try:
+        async with opened(issuers), connected(settings) as (bus, database):
+            parts = assemble(settings, bus, database, issuers, deciding)
+            await publish_state(bus, database, issuers)
+            checks.pop("started")
+            checks.update(
+                bus=lambda: bus.ready,
+                ledger=lambda: database.ready,
+                consumers=lambda: parts.worker.ready,
+                upstreams=lambda: all(issuer.usable for issuer in issuers.values()),
+            )
+            await _serve(settings, parts, bus, database, admin, stop)
+    finally:
+        await admin.stop()
+        await asyncio.to_thread(tracing.close)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a process is made of."""
+
+    issuers: Issuers
+    authority: Authority
+    announcer: Announcer
+    submissions: Submissions
+    repeats: SubmissionRepeats
+    cycle: UpstreamCycle
+    desk: Desk
+    worker: Worker
+    outbox: Outbox
+    executor: Executor
+    revocations: UpstreamRevocations
+    sweeper: UpstreamSweeper
+
+
+def assemble(
+    settings: UpstreamSettings,
+    bus: Bus,
+    database: Database,
+    issuers: Issuers,
+    deciding: Authority,
+) -> Parts:
+    """Join the parts."""
+    ledger = Ledger(database, lease_s=settings.lease_s)
+    submissions = Submissions(database, lease_s=settings.lease_s)
+    announcer = Announcer(bus, CLOCK, settings.instance)
+    outbox = Outbox(
+        [
+            command_records(database, announcer),
+            submission_records(database, announcer),
+            revocation_records(database, announcer),
+        ],
+        every_s=settings.sweep_every_s,
+    )
+    pending_for = dt.timedelta(seconds=settings.pending_lifetime_s)
+    repeats = SubmissionRepeats(
+        ledger,
+        Tickets(
+            lifetime=dt.timedelta(seconds=settings.approval_lifetime_s),
+            retry_after_s=settings.approval_retry_after_s,
+            max_waiting=settings.approval_max_waiting,
+        ),
+        repeatable_s=lambda issuer: issuers[issuer].plugin.repeatable_s,
+        unknown_retry_after_s=settings.unknown_retry_after_s,
+    )
+    cycle = UpstreamCycle(
+        submissions,
+        ledger,
+        announcer,
+        issuers,
+        CLOCK,
+        unknown_retry_after_s=settings.unknown_retry_after_s,
+        changed=outbox.changed,
+    )
+    desk = Desk(
+        cycle=cycle,
+        issuers=issuers,
+        bus=bus,
+        ledger=ledger,
+        repeats=repeats,
+        announcer=announcer,
+        authority=deciding,
+        max_attempts=settings.max_attempts,
+    )
+    places = sum(issuer.settings.concurrency for issuer in issuers.values())
+    worker = Worker(
+        bus,
+        database,
+        desk,
+        issuers=list(issuers),
+        batch_size=_BATCH,
+        in_flight=max(4, -(-2 * places // _BATCH)),
+        usable=lambda issuer: issuers[issuer].usable,
+    )
+    revocations = UpstreamRevocations(
+        database, issuers, lease_s=settings.lease_s, changed=outbox.changed
+    )
+    sweeper = UpstreamSweeper(
+        submissions,
+        cycle,
+        revocations,
+        issuers,
+        pending_for=pending_for,
+        every_s=settings.sweep_every_s,
+        changed=outbox.changed,
+    )
+
+    def judge(one: Submission, der: bytes) -> x509.Certificate:
+        issuer = issuers.get(one.issuer_id)
+        if issuer is None:
+            raise Conflict("another process serves its issuer", code="submission.elsewhere")
+        return cycle.judged(issuer, one, der)
+
+    executor = Executor(
+        database,
+        announcer,
+        deciding,
+        verbs.verbs(judge, retry_within=pending_for),
+        changed=outbox.changed,
+    )
+    return Parts(
+        issuers,
+        deciding,
+        announcer,
+        submissions,
+        repeats,
+        cycle,
+        desk,
+        worker,
+        outbox,
+        executor,
+        revocations,
+        sweeper,
+    )
+
+
+async def _serve(
+    settings: UpstreamSettings,
+    parts: Parts,
+    bus: Bus,
+    database: Database,
+    admin: AdminServer,
+    stop: asyncio.Event,
+) -> None:
+    changed = asyncio.Event()
+    reloader = Reloader(
+        _watched(settings, parts, changed),
+        parts.announcer.event,
+        metrics.RELOADS,
+        every_s=settings.reload_every_s,
+    )
+
+    async def keep_published(stopping: asyncio.Event) -> None:
+        # The stream may have been lost or restored; front ends ignore what they know already.
+        waited = 0.0
+        while not await until(stopping, settings.reload_every_s):
+            waited += settings.reload_every_s
+            if not changed.is_set() and waited < _STATE_EVERY_S:
+                continue
+            changed.clear()
+            waited = 0.0
+            try:
+                await publish_state(bus, database, parts.issuers)
+            except Unavailable as exc:
+                log.warning("state not published", extra=fields(code=exc.code))
+
+    async def fail_readiness(stopping: asyncio.Event) -> None:
+        await stopping.wait()
+        admin.stopping = True
+
+    await run_jobs(
+        [
+            fail_readiness,
+            keep_published,
+            reloader.run,
+            parts.worker.run,
+            parts.desk.attend,
+            parts.sweeper.run,
+            parts.outbox.run,
+            Listener(bus, parts.executor).run,
+        ],
+        stop=stop,
+        stop_timeout_s=settings.stop_timeout_s,
+    )
+
+
+def _watched(settings: UpstreamSettings, parts: Parts, changed: asyncio.Event) -> list[Watched]:
+    """What may change while running: rules, the other CAs' certificates, files of plug-ins."""
+
+    def take_rules() -> None:
+        parts.authority.take(*_rules(settings, parts.issuers))
+
+    found = [Watched("rules", (settings.policy_file, settings.profiles_file), take_rules)]
+    for issuer in parts.issuers.values():
+        own = issuer.settings
+
+        def take(issuer: UpstreamIssuer = issuer) -> None:
+            issuer.take_certificates()
+            parts.authority.templates.clear()
+            changed.set()
+
+        found.append(
+            Watched(f"issuer {own.issuer_id}", (own.certificate_file, own.chain_file), take)
+        )
+        if issuer.plugin.files:
+            files = tuple(issuer.plugin.files)
+            found.append(Watched(f"TLS of {own.issuer_id}", files, issuer.plugin.reload))
+    return found
+
+
+async def publish_state(bus: Bus, database: Database, issuers: Issuers) -> None:
+    """Publish the CA certificates and revoked serial numbers of our issuers."""
+    now = CLOCK.now()
+    await bus.publish_confirmed(
+        [
+            Outgoing(
+                topics.cacerts_topic(issuer.issuer_id),
+                encode(
+                    CACertificates(
+                        issuer_id=issuer.issuer_id,
+                        updated_at=now,
+                        chain=tuple(
+                            c.public_bytes(Encoding.DER)
+                            for c in (issuer.certificate.certificate, *issuer.chain)
+                        ),
+                    )
+                ),
+            )
+            for issuer in issuers.values()
+        ]
+    )
+    revocations = Revocations(database, bus, SERVICE)
+    for issuer_id in issuers:
+        await revocations.publish(issuer_id)
+
+
+@asynccontextmanager
+async def connected(settings: UpstreamSettings) -> AsyncIterator[tuple[Bus, Database]]:
+    """Bus and database for as long as the context lasts."""
+    database = await Database.connect(settings.database, COMMAND, SCHEMA)
+    rights = [
+        topics.audit_issue_topic(SERVICE),
+        topics.audit_refusal_topic(SERVICE, settings.instance),
+        topics.certificate_topic("issued", "any", "any"),
+        *(topics.cacerts_topic(issuer.issuer_id) for issuer in settings.issuers),
+    ]
+    bus = await Bus.connect(settings.bus, COMMAND, settings.instance, rights=rights)
+    try:
+        yield bus, database
+    finally:
+        await bus.close()
+        await database.close()
+
+
+async def migrate(settings: UpstreamSettings) -> None:
+    """Bring the ledger's schema to this version, and make the consumers of our issuers."""
+    await migrate_schema(settings.database, schema=SCHEMA, scripts=SCRIPTS)
+    seed_file = settings.bus.migration_nkey_seed_file
+    if seed_file is None:
+        raise ConfigurationError("bus.migration_nkey_seed_file is needed to migrate")
+    seed = read_secret(seed_file, "the NKey seed for migrations")
+    bus = await Bus.connect(settings.bus, "migrate", settings.instance, seed=seed)
+    try:
+        consumers = [c for i in settings.issuers for c in topics.signer_consumers(i.issuer_id)]
+        await declare(bus, topics.owned_by(SERVICE), consumers, replicas=settings.bus.replicas)
+    finally:
+        await bus.close()
+
+
+async def _probe(settings: UpstreamSettings, _: argparse.Namespace) -> None:
+    """Ask each other CA for its certificates; nothing is issued."""
+    issuers = load_upstreams(settings.issuers)
+    async with opened(issuers):
+        for issuer in issuers.values():
+            try:
+                same = await issuer.shows_itself()
+            except (Retryable, Unknown) as exc:
+                raise IssuerUnavailable(f"{issuer.issuer_id}: {exc.reason}", code=exc.code) from exc
+            said = "shows the issuer that is configured" if same else "shows ANOTHER issuer"
+            sys.stdout.write(f"{issuer.issuer_id}: {said}\n")
+            if not same:
+                raise ConfigurationError(
+                    f"{issuer.issuer_id}: certificate_file is not what the other CA shows",
+                    code="upstream.issuer_differs",
+                )
+
+
+def main() -> None:
+    """The command line."""
+    command = ServiceCommand(
+        COMMAND,
+        prefix="CA_SIGNER_UPSTREAM",
+        settings=UpstreamSettings,
+        run=run,
+        migrate=migrate,
+        check=check,
+    )
+    command.verb("probe", "ask the other CAs who they are; nothing is issued", _probe)
+    sys.exit(command.main())

@@ -1,0 +1,358 @@
+"""The rows of certificates on their way at another CA: every statement of the cycle.
+
+    recorded ──► submitted ──► issued (a row of ``issuance`` as well)
+      ▲ │           │ ├──────► refused
+      │ │           │ ├──────► quarantined
+      │ │           │ └──────► pending ──► submitted …
+      │ └► abandoned└──────► unknown ──┬─► issued (adopted by an operator, or a late answer)
+      └────────── retried by an operator ┴─► abandoned by one
+
+``submitted`` is committed before anything is sent. Nobody but its holder, under a live lease and
+the fence, takes a row out of it; when the lease ran out the outcome is unknown.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from hashlib import sha256
+
+import asyncpg
+from cryptography import x509
+
+from ca_signer.context import Intent, Issued
+from ca_signer.ledger import CHECKED, give_back, intent_of, intent_row, serial_octets
+from estcore import ids
+from estcore.errors import SerialNumberReused
+from estcore.runtime.database import Connection, Database
+
+COLUMNS = """issuance_id, enrollment_id, request_id, issuer_id, ''::bytea as serial_number, fence,
+  pattern as tbs, tenant, service, profile, slot_id, subject, san, spki_sha256, not_before,
+  not_after, predecessor_sha256, sign_before, context, csr, state, sendings, submitted_at,
+  created_at"""
+OPEN = ("recorded", "submitted", "pending", "unknown")
+
+_RECORD = f"""{CHECKED}
+insert into submission (issuance_id, enrollment_id, request_id, issuer_id, state, lease_until,
+  sign_before, csr, csr_sha256, pattern, tenant, service, profile, slot_id, subject, san,
+  spki_sha256, not_before, not_after, predecessor_sha256, context)
+select issuance_id, enrollment_id, request_id, issuer_id, 'recorded', now() + $21::interval,
+  sign_before, $22, $23, tbs, tenant, service, profile, slot_id, subject, san, spki_sha256,
+  not_before, not_after, predecessor_sha256, context
+from owned join fresh using (issuance_id)
+returning issuance_id"""
+
+# A poll is a request of its own: what may be repeated counts from it.
+_BEGIN = """update submission set state = 'submitted', sendings = sendings + 1,
+  submitted_at = case when state = 'pending' then now() else coalesce(submitted_at, now()) end,
+  lease_until = now() + $3::interval,
+  changed_at = now()
+where issuance_id = $1 and fence = $2 and state = $4 returning sendings"""
+
+# A late answer resolves an unknown outcome: nobody holds that row, and a certificate is a fact.
+_STORE = """with done as (
+  update submission set state = 'issued', changed_at = now(), reference = $3, code = null,
+    reason = null, answered_at = case when $10 then now() end, decided_by = $11
+  where issuance_id = $1 and ((state = 'submitted' and fence = $2) or state = 'unknown')
+  returning *),
+consumed as (
+  update claim set state = 'consumed' from done
+  where claim.enrollment_id = done.enrollment_id and claim.state = 'reserved')
+insert into issuance (issuance_id, enrollment_id, request_id, issuer_id, serial_number, state,
+  fence, lease_until, sign_before, certificate, certificate_sha256, tenant, service, profile,
+  slot_id, subject, san, spki_sha256, not_before, not_after, predecessor_sha256, context,
+  created_at, issued_at)
+select issuance_id, enrollment_id, request_id, issuer_id, $4, 'issued', fence, lease_until,
+  sign_before, $5, $6, tenant, service, profile, slot_id, $9, san, spki_sha256, $7, $8,
+  predecessor_sha256, context, created_at, now()
+from done returning certificate, issued_at"""
+
+
+@dataclass
+class Submission(Intent):
+    """A certificate on its way at another CA, held by us under ``fence``.
+
+    ``tbs`` is what a local issuer would have signed; ``came_from`` the state it was taken from.
+    """
+
+    csr: bytes = b""
+    came_from: str = "recorded"
+    sendings: int = 0
+    asked_at: dt.datetime = field(default=dt.datetime.max.replace(tzinfo=dt.UTC))
+
+    @property
+    def lifetime(self) -> dt.timedelta:
+        """How long the certificate may live, from when it is made."""
+        return self.not_after - self.asked_at
+
+    @property
+    def generated(self) -> bool:
+        """Its key was made by a front end for this one request."""
+        return self.context.operation == "serverkeygen"
+
+
+def submission(intent: Intent, csr: bytes, now: dt.datetime) -> Submission:
+    """Return what was decided as what another CA is asked for."""
+    said = {one.name: getattr(intent, one.name) for one in fields(Intent)}
+    return Submission(**said | {"serial_number": 0}, csr=csr, asked_at=now)
+
+
+def submission_of(row: asyncpg.Record) -> Submission:
+    """Return the submission in a row with COLUMNS."""
+    found = submission(intent_of(row), row["csr"], row["created_at"])
+    found.came_from, found.sendings = row["state"], row["sendings"]
+    return found
+
+
+async def record(connection: Connection, one: Submission, lease: dt.timedelta) -> bool:
+    """Step 5: record it if nothing is in the way."""
+    columns = [[value] for value in intent_row(one)]
+    done = await connection.fetch(_RECORD, *columns, lease, one.csr, sha256(one.csr).digest())
+    return bool(done)
+
+
+async def store(
+    connection: Connection,
+    one: Submission,
+    certificate: x509.Certificate,
+    der: bytes,
+    *,
+    reference: str | None = None,
+    answered: bool = True,
+    by: str | None = None,
+) -> Issued | None:
+    """Step 9: store the certificate if the row is still ours, or nobody's; None if it is not.
+
+    Raises:
+        SerialNumberReused: the ledger has a certificate with this serial number.
+    """
+    before, after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    try:
+        async with connection.transaction():
+            row = await connection.fetchrow(
+                _STORE,
+                one.issuance_id,
+                one.fence,
+                reference,
+                serial_octets(certificate.serial_number),
+                der,
+                sha256(der).digest(),
+                before,
+                after,
+                one.subject,
+                answered,
+                by,
+            )
+    except asyncpg.UniqueViolationError as exc:
+        raise SerialNumberReused("the other CA used a serial number twice") from exc
+    if row is None:
+        return None
+    one.serial_number = certificate.serial_number
+    one.not_before, one.not_after = before, after
+    return Issued(one, row["certificate"], row["issued_at"])
+
+
+class Submissions:
+    """Statements on one database, each a transaction of its own."""
+
+    def __init__(self, database: Database, *, lease_s: int) -> None:
+        self.database = database
+        self.lease = dt.timedelta(seconds=lease_s)
+
+    async def begin(self, one: Submission) -> bool:
+        """Step 7: say that it is being sent, before it is; False when it is not ours any more."""
+        async with self.database.connection() as connection:
+            sendings = await connection.fetchval(
+                _BEGIN, one.issuance_id, one.fence, self.lease, one.came_from
+            )
+        if sendings is not None:
+            one.sendings = sendings
+        return sendings is not None
+
+    async def release(self, one: Submission) -> None:
+        """End our lease on a row that was not sent."""
+        await self._change(one, one.came_from, where=one.came_from)
+
+    async def put_back(self, one: Submission, code: str, reason: str) -> None:
+        """Nothing was issued by this sending: as before it, for whoever comes next."""
+        await self._change(one, one.came_from, code=code, reason=reason)
+
+    async def wait(self, one: Submission, seconds: int) -> None:
+        """The other CA takes its time."""
+        await self._change(one, "pending", retry_s=seconds)
+
+    async def unknown(self, one: Submission, code: str, reason: str) -> None:
+        """A person must find out."""
+        await self._change(one, "unknown", code=code, reason=reason)
+
+    async def refuse(self, one: Submission, code: str, reason: str) -> None:
+        """The other CA said no: release what was reserved."""
+
+        async def work(connection: Connection) -> None:
+            if await _change(connection, one, "refused", code=code, reason=reason):
+                await let_go(connection, one)
+
+        await self.database.run(work)
+
+    async def abandon(self, one: Submission, code: str, reason: str) -> bool:
+        """Give up what was never sent, or never fetched."""
+
+        async def work(connection: Connection) -> bool:
+            done = await _change(
+                connection, one, "abandoned", where=one.came_from, code=code, reason=reason
+            )
+            if done:
+                await let_go(connection, one)
+            return done
+
+        return await self.database.run(work)
+
+    async def store(
+        self, one: Submission, certificate: x509.Certificate, der: bytes, *, reference: str | None
+    ) -> Issued | None:
+        """Step 9, see ``store``."""
+
+        async def work(connection: Connection) -> Issued | None:
+            return await store(connection, one, certificate, der, reference=reference)
+
+        return await self.database.run(work)
+
+    async def quarantine(
+        self, one: Submission, der: bytes, check: str, reason: str, *, revoke: bool
+    ) -> None:
+        """Keep what came where nobody uses it, and have it revoked where it came from."""
+
+        async def work(connection: Connection) -> None:
+            if await _change(
+                connection, one, "quarantined", code="upstream.wrong_certificate", reason=reason
+            ):
+                await let_go(connection, one)
+            await connection.execute(
+                "insert into quarantine (quarantine_id, issuance_id, issuer_id, certificate, "
+                "check_failed, reason) values ($1, $2, $3, $4, $5, $6)",
+                ids.uuid7(),
+                one.issuance_id,
+                one.issuer_id,
+                der,
+                check,
+                reason,
+            )
+            if revoke:
+                await connection.execute(
+                    "insert into upstream_revocation (certificate_sha256, issuance_id, issuer_id, "
+                    "certificate, reason) values ($1, $2, $3, $4, 'unspecified') "
+                    "on conflict do nothing",
+                    sha256(der).digest(),
+                    one.issuance_id,
+                    one.issuer_id,
+                    der,
+                )
+
+        await self.database.run(work)
+
+    async def known(self, der: bytes) -> bool:
+        """Tell whether the ledger has exactly this certificate."""
+        async with self.database.connection() as connection:
+            found = await connection.fetchval(
+                "select true from issuance where certificate_sha256 = $1 "
+                "and certificate is not null",
+                sha256(der).digest(),
+            )
+        return bool(found)
+
+    async def lapsed(self, issuers: Sequence[str], limit: int) -> list[Submission]:
+        """Return what was being sent by somebody whose lease ran out a while ago; now ours."""
+        async with self.database.connection() as connection:
+            rows = await connection.fetch(
+                "update submission set fence = fence + 1, lease_until = now() + $1::interval "
+                "where issuance_id in (select issuance_id from submission "
+                "where state = 'submitted' and issuer_id = any($2::text[]) "
+                "and lease_until < now() - $3::interval limit $4 for update skip locked) "
+                f"returning {COLUMNS}",
+                self.lease,
+                list(issuers),
+                self.lease,
+                limit,
+            )
+        return [submission_of(row) for row in rows]
+
+    async def stale(
+        self, issuers: Sequence[str], pending_for: dt.timedelta, limit: int
+    ) -> list[Submission]:
+        """Return what nobody comes back for: recorded and too old, or pending for too long."""
+        async with self.database.connection() as connection:
+            rows = await connection.fetch(
+                "update submission set fence = fence + 1, lease_until = now() + $1::interval "
+                "where issuance_id in (select issuance_id from submission "
+                "where issuer_id = any($2::text[]) and lease_until < now() "
+                "and ((state = 'recorded' and sign_before < now()) "
+                "or (state = 'pending' and created_at < now() - $3::interval)) "
+                f"limit $4 for update skip locked) returning {COLUMNS}",
+                self.lease,
+                list(issuers),
+                pending_for,
+                limit,
+            )
+        return [submission_of(row) for row in rows]
+
+    async def counts(self, issuers: Sequence[str]) -> dict[tuple[str, str], int]:
+        """Return how many are in each open state, by issuer and state."""
+        async with self.database.connection() as connection:
+            rows = await connection.fetch(
+                "select issuer_id, state, count(*) as count from submission "
+                "where issuer_id = any($1::text[]) and state = any($2::text[]) "
+                "group by issuer_id, state",
+                list(issuers),
+                list(OPEN),
+            )
+        return {(row["issuer_id"], row["state"]): row["count"] for row in rows}
+
+    async def _change(
+        self,
+        one: Submission,
+        state: str,
+        *,
+        where: str = "submitted",
+        code: str | None = None,
+        reason: str | None = None,
+        retry_s: int = 0,
+    ) -> None:
+        async with self.database.connection() as connection:
+            await _change(
+                connection, one, state, where=where, code=code, reason=reason, retry_s=retry_s
+            )
+
+
+async def _change(
+    connection: Connection,
+    one: Submission,
+    state: str,
+    *,
+    where: str = "submitted",
+    code: str | None = None,
+    reason: str | None = None,
+    retry_s: int = 0,
+) -> bool:
+    """Take a row that is ours from one state to another and end the lease."""
+    done = await connection.fetchval(
+        "update submission set state = $4, code = $5, reason = $6, lease_until = now(), "
+        "retry_at = now() + $7::interval, changed_at = now(), announced_at = null "
+        "where issuance_id = $1 and fence = $2 and state = $3 returning true",
+        one.issuance_id,
+        one.fence,
+        where,
+        state,
+        code,
+        reason,
+        dt.timedelta(seconds=retry_s),
+    )
+    return bool(done)
+
+
+async def let_go(connection: Connection, one: Intent) -> None:
+    """Give back what an enrollment had reserved: its secret, its approval."""
+    await connection.execute(
+        "delete from claim where enrollment_id = $1 and state = 'reserved'", one.enrollment_id
+    )
+    await give_back(connection, one.issuance_id)

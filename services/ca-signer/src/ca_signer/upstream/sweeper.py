@@ -1,0 +1,102 @@
+"""Finishes what nobody holds: lapsed leases, what nobody waits for, revocations, the gauges."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+from collections.abc import Callable, Mapping
+
+from ca_signer.upstream import metrics
+from ca_signer.upstream.contract import Retryable, Unknown
+from ca_signer.upstream.cycle import UpstreamCycle
+from ca_signer.upstream.issuer import UpstreamIssuer
+from ca_signer.upstream.repeats import RESTARTED
+from ca_signer.upstream.revoking import UpstreamRevocations
+from ca_signer.upstream.submissions import OPEN, Submissions
+from estcore.clock import monotonic_s
+from estcore.errors import NotAuthorized, Unavailable
+from estcore.runtime.logs import fields
+from estcore.runtime.service import until
+
+log = logging.getLogger(__name__)
+
+_LIMIT = 64
+_LOOK_EVERY_S = 300.0
+_STALE = NotAuthorized("nobody waits for it any more", code="intent.stale")
+
+
+class UpstreamSweeper:
+    """Runs beside the desk in every process; any number may run."""
+
+    def __init__(
+        self,
+        submissions: Submissions,
+        cycle: UpstreamCycle,
+        revocations: UpstreamRevocations,
+        issuers: Mapping[str, UpstreamIssuer],
+        *,
+        pending_for: dt.timedelta,
+        every_s: float,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._submissions = submissions
+        self._cycle = cycle
+        self._revocations = revocations
+        self._issuers = issuers
+        self._pending_for = pending_for
+        self._every_s = every_s
+        self._changed = changed
+        self._look_at = 0.0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Sweep until ``stop``."""
+        while not await until(stop, self._every_s):
+            try:
+                await self.sweep()
+            except Unavailable as exc:
+                log.warning("sweep put off", extra=fields(code=exc.code, reason=exc.reason))
+
+    async def sweep(self) -> None:
+        """Do everything that is due once.
+
+        Raises:
+            Unavailable: database or bus is away; the next sweep goes on.
+        """
+        issuers = list(self._issuers)
+        for one in await self._submissions.lapsed(issuers, _LIMIT):
+            # Nobody came back for it within a lease: its message is gone, or its process is.
+            await self._submissions.unknown(
+                one, RESTARTED, "whoever sent it did not live to see the answer"
+            )
+        for one in await self._submissions.stale(issuers, self._pending_for, _LIMIT):
+            await self._cycle.abandon(one, _STALE)
+        counts = await self._submissions.counts(issuers)
+        for issuer_id in issuers:
+            for state in OPEN:
+                metrics.OPEN.labels(issuer_id, state).set(counts.get((issuer_id, state), 0))
+        self._changed()
+        await self._revocations.sweep()
+        if monotonic_s() >= self._look_at:
+            self._look_at = monotonic_s() + _LOOK_EVERY_S
+            await self._compare()
+
+    async def _compare(self) -> None:
+        """Whether the other CAs are still who is configured; a rollover there is told here."""
+        for issuer in self._issuers.values():
+            if not issuer.usable:
+                continue
+            try:
+                shown = await issuer.shows_itself()
+            except (Retryable, Unknown) as exc:
+                log.warning(
+                    "another CA does not show its certificates",
+                    extra=fields(issuer=issuer.issuer_id, code=exc.code, reason=exc.reason),
+                )
+                continue
+            metrics.CHAIN_DIFFERS.labels(issuer.issuer_id).set(0 if shown else 1)
+            if not shown:
+                log.error(
+                    "another CA does not show the issuer that is configured here",
+                    extra=fields(issuer=issuer.issuer_id),
+                )
