@@ -282,6 +282,13 @@ class Announcer:
             certificate_sha256=issued.fingerprint,
             certificate=base64.b64encode(issued.certificate).decode(),
         )
+        # With these a ledger restored from a backup can be completed (ca_signer.reconciling).
+        predecessor = intent.predecessor_sha256
+        record["details"] = present(
+            enrollment_id=intent.enrollment_id.hex(),
+            operation=intent.context.operation,
+            predecessor_sha256=predecessor.hex() if predecessor else None,
+        )
         return record
 
     def _record(self, intent: Intent, record_id: str, phase: Phase) -> Record:

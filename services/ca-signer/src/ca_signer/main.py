@@ -13,12 +13,13 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ca_signer import export, metrics
+from ca_signer import export, metrics, reconcile_command
 from ca_signer.announcing import SERVICE, Announcer
 from ca_signer.approvals import Tickets
 from ca_signer.batch import Batch
 from ca_signer.commands import enrolling
 from ca_signer.commands.assembly import assemble
+from ca_signer.completeness import Completeness
 from ca_signer.cycle import Cycle
 from ca_signer.gauges import Gauges
 from ca_signer.generations import read_generations
@@ -183,6 +184,10 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         bus, database, deciding, repeats=repeats, cycle=cycle, settings=settings.ocsp
     )
     state = StatePublisher(bus, database, deciding, look_every_s=settings.reload_every_s)
+    completeness = Completeness(bus, database)
+    checks["ledger_complete"] = lambda: completeness.complete
+    if not await completeness.hold(announcer, stop):
+        return
     await state.publish()
     checks.pop("started")
     checks.update(
@@ -210,6 +215,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
     await run_jobs(
         [
             fail_readiness,
+            completeness.watch,
             state.run,
             reloader.run,
             worker.run,
@@ -301,6 +307,7 @@ async def _operator(settings: SignerSettings, arguments: argparse.Namespace) -> 
     deciding = authority(settings)
     csr = enrolling.read_request(arguments.csr)
     async with opened(tokens_of(deciding.issuers)), connected(settings) as (bus, database):
+        await Completeness(bus, database).require()
         deciding.generations = await read_generations(database)
         found = enrolling.decide_operator(csr, arguments.issuer or deciding.families[0], deciding)
         ledger = Ledger(database, lease_s=settings.lease_s)
@@ -309,6 +316,21 @@ async def _operator(settings: SignerSettings, arguments: argparse.Namespace) -> 
     pem = x509.load_der_x509_certificate(certificate).public_bytes(Encoding.PEM)
     arguments.out.write_bytes(pem)
     sys.stdout.write(f"{arguments.out}: certificate of operator {found.intent.service}\n")
+
+
+async def _reconcile(settings: SignerSettings, arguments: argparse.Namespace) -> None:
+    deciding = authority(settings)
+    async with connected(settings) as (bus, database):
+        announcer = Announcer(bus, CLOCK, settings.instance)
+        await reconcile_command.reconcile(
+            bus,
+            database,
+            deciding,
+            announcer,
+            export=arguments.export,
+            vkey=arguments.vkey,
+            others=arguments.issuer,
+        )
 
 
 def main() -> None:
@@ -323,6 +345,16 @@ def main() -> None:
     secret.add_argument("--id")
     secret.add_argument("--lifetime", default="30d")
     secret.add_argument("--one-time", action="store_true")
+    lost = command.verb("reconcile", "complete a restored ledger from the audit log", _reconcile)
+    lost.add_argument("--export", type=Path, required=True, help="from est-audit export")
+    lost.add_argument("--vkey", required=True, help="verifier key of the log, or a file with it")
+    lost.add_argument(
+        "--issuer",
+        action="append",
+        default=[],
+        metavar="ID=FILE",
+        help="certificate of an issuer that is not configured here, PEM",
+    )
     operator = command.verb("operator", "issue the certificate of an operator", _operator)
     operator.add_argument("action", choices=["enroll"])
     operator.add_argument("--csr", type=Path, required=True, help="PKCS#10, PEM or DER")

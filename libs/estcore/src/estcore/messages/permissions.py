@@ -78,6 +78,8 @@ def signer() -> Permissions:
             "audit.refusal.ca-signer.*",
             "est.reply.>",
             "dead.ca-signer.>",
+            f"$JS.API.DIRECT.GET.{PKI_EVENTS}",
+            f"$JS.API.DIRECT.GET.{PKI_STATE}",
             "_INBOX_renewal.>",
             "_INBOX_audit.>",
             "_INBOX_operator.>",
@@ -100,6 +102,7 @@ def upstream(issuers: Sequence[str]) -> Permissions:
             "audit.refusal.ca-signer.*",
             "est.reply.>",
             "dead.ca-signer.>",
+            f"$JS.API.DIRECT.GET.{PKI_EVENTS}",
             "_INBOX_operator.>",
         ),
         subscribe=(

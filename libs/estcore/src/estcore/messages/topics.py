@@ -40,6 +40,7 @@ class Stream:
     max_bytes: int = -1
     max_age_s: int = 0
     last_per_topic: bool = False
+    direct: bool = False
     duplicate_window_s: int = 120
 
 
@@ -71,6 +72,7 @@ STREAMS = (
         owner="ca-signer",
         max_bytes=2048 * _MIB,
         max_age_s=14 * _DAY,
+        direct=True,
     ),
     Stream(PKI_STATE, ("pki.state.>",), owner="ca-signer", last_per_topic=True),
     Stream(DEAD_LETTERS, ("dead.>",), owner="ca-signer", max_bytes=256 * _MIB, max_age_s=90 * _DAY),

@@ -32,6 +32,7 @@ _OUTBOUND_BYTES = 32 * 1024 * 1024
 _MSG_ID = "Nats-Msg-Id"
 _EXPECTED_STREAM = "Nats-Expected-Stream"
 _NO_STREAM = "NO_SUCH_STREAM"
+_BATCH = 1024
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,15 @@ class Outgoing:
     topic: str
     payload: bytes
     message_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One message as a stream keeps it."""
+
+    sequence: int
+    topic: str
+    payload: bytes
 
 
 class Bus:
@@ -250,11 +260,36 @@ class Bus:
         Raises:
             BusUnavailable: no complete answer in time.
         """
+        asked = {"multi_last": [topics], "batch": _BATCH}
+        found = await self._stored(stream, asked, timeout_s)
+        return [(one.topic, one.payload) for one in found]
+
+    async def last_sequence(self, stream: str, topics: str, *, timeout_s: float = 5) -> int:
+        """Return the sequence of the newest message on ``topics``; 0 where there is none.
+
+        Raises:
+            BusUnavailable: no answer in time.
+        """
+        found = await self._stored(stream, {"last_by_subj": topics}, timeout_s)
+        return found[0].sequence if found else 0
+
+    async def stored_from(
+        self, stream: str, topics: str, sequence: int, *, timeout_s: float = 5
+    ) -> list[Stored]:
+        """Return stored messages on ``topics`` from a sequence on, oldest first, a batch at most.
+
+        Raises:
+            BusUnavailable: no complete answer in time.
+        """
+        asked = {"seq": max(sequence, 1), "next_by_subj": topics, "batch": _BATCH}
+        return await self._stored(stream, asked, timeout_s)
+
+    async def _stored(self, stream: str, asked: dict[str, Any], timeout_s: float) -> list[Stored]:
         queue: asyncio.Queue[Msg] = asyncio.Queue()
         inbox = self.client.new_inbox()
         subscription = await self.client.subscribe(inbox, cb=queue.put)
-        body = json.dumps({"multi_last": [topics], "batch": 1024}).encode()
-        found: list[tuple[str, bytes]] = []
+        body = json.dumps(asked).encode()
+        found: list[Stored] = []
         try:
             async with asyncio.timeout(timeout_s):
                 await self.client.publish(f"$JS.API.DIRECT.GET.{stream}", body, reply=inbox)
@@ -266,7 +301,10 @@ class Bus:
                         return found
                     if status is not None:
                         raise BusUnavailable(f"stream {stream} answers {status}")
-                    found.append((headers["Nats-Subject"], bytes(message.data)))
+                    sequence = int(headers["Nats-Sequence"])
+                    found.append(Stored(sequence, headers["Nats-Subject"], bytes(message.data)))
+                    if "batch" not in asked:
+                        return found
         except (TimeoutError, nats.errors.Error, OSError) as exc:
             raise BusUnavailable(f"no answer from stream {stream}") from exc
         finally:

@@ -58,7 +58,7 @@ def _stream(stream: Stream, replicas: int) -> api.StreamConfig:
         max_bytes=stream.max_bytes,
         max_age=stream.max_age_s,
         max_msgs_per_subject=1 if stream.last_per_topic else -1,
-        allow_direct=stream.last_per_topic,
+        allow_direct=stream.last_per_topic or stream.direct,
         duplicate_window=stream.duplicate_window_s,
         num_replicas=replicas,
     )

@@ -12,7 +12,7 @@ import asyncio
 import datetime as dt
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from ca_signer.approvals import Tickets
 from ca_signer.authority import Authority
 from ca_signer.commands.executor import Executor
 from ca_signer.commands.listener import Listener
+from ca_signer.completeness import Completeness
 from ca_signer.ledger import Ledger
 from ca_signer.outbox import Outbox, command_records
 from ca_signer.revocation import Revocations
@@ -114,6 +115,10 @@ async def run(settings: UpstreamSettings) -> None:
     try:
         async with opened(issuers), connected(settings) as (bus, database):
             parts = assemble(settings, bus, database, issuers, deciding)
+            completeness = Completeness(bus, database)
+            checks["ledger_complete"] = lambda: completeness.complete
+            if not await completeness.hold(parts.announcer, stop):
+                return
             await publish_state(bus, database, issuers)
             checks.pop("started")
             checks.update(
@@ -122,7 +127,7 @@ async def run(settings: UpstreamSettings) -> None:
                 consumers=lambda: parts.worker.ready,
                 upstreams=lambda: all(issuer.usable for issuer in issuers.values()),
             )
-            await _serve(settings, parts, bus, database, admin, stop)
+            await _serve(settings, parts, bus, database, admin, stop, completeness.watch)
     finally:
         await admin.stop()
         await asyncio.to_thread(tracing.close)
@@ -254,6 +259,7 @@ async def _serve(
     database: Database,
     admin: AdminServer,
     stop: asyncio.Event,
+    watch: Callable[[asyncio.Event], Awaitable[None]],
 ) -> None:
     changed = asyncio.Event()
     reloader = Reloader(
@@ -284,6 +290,7 @@ async def _serve(
     await run_jobs(
         [
             fail_readiness,
+            watch,
             keep_published,
             reloader.run,
             parts.worker.run,

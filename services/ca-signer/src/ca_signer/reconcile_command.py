@@ -1,0 +1,101 @@
+"""``ca-signer reconcile``: complete a restored ledger from an export of the audit log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ca_signer.announcing import Announcer
+from ca_signer.completeness import Completeness
+from ca_signer.issuer import KnownIssuer, read_certificates
+from ca_signer.keystore import SigningAuthority
+from ca_signer.reconciling import check_issued, read_export
+from ca_signer.restoring import Restored, Restorer
+from estcore.errors import ConfigurationError, ESTSuiteError
+from estcore.ids import is_token
+from estcore.pki.certificate import IssuerCertificate
+from estcore.runtime.bus import Bus
+from estcore.runtime.database import Database
+from estcore.tlog.checkpoint import VerifierKey
+
+
+async def reconcile(
+    bus: Bus,
+    database: Database,
+    authority: SigningAuthority,
+    announcer: Announcer,
+    *,
+    export: Path,
+    vkey: str,
+    others: Sequence[str] = (),
+) -> None:
+    """Verify the export, check every certificate in it, put back what the ledger lacks.
+
+    Nothing is written before everything was checked. ``others`` are issuers that are not configured
+    here, as ``ID=FILE``.
+
+    Raises:
+        ConfigurationError: the export cannot be read, does not verify, or is not complete.
+        RequestRejected: a record or certificate is not right.
+        Unavailable: bus or database is away; repeat it.
+    """
+    key = VerifierKey.parse(_text(vkey))
+    issuers = {**authority.issuers, **dict(_other(text) for text in others)}
+    try:
+        with export.open("rb") as lines:
+            found = read_export(lines, key, authority.profiles, authority.clock.now())
+    except OSError as exc:
+        raise ConfigurationError(f"cannot read {export}: {exc.strerror}") from exc
+    try:
+        for issued in found.issued.values():
+            check_issued(issued, issuers)
+        done = await Restorer(bus, database).restore(found)
+    except ESTSuiteError as exc:
+        details = {"reason": exc.code, "export": export.name}
+        await announcer.event("ledger.reconcile_refused", details)
+        raise
+    counts = {
+        "issued": str(done.issued),
+        "given_up": str(done.given_up),
+        "revocations": str(done.revocations),
+        "forgotten_commands": str(len(done.forgotten)),
+    }
+    await announcer.event("ledger.reconciled", {**counts, "export": export.name})
+    _tell(done)
+    missing = await Completeness(bus, database).missing()
+    if missing:
+        raise ConfigurationError(
+            f"the bus knows {len(missing)} certificates or revocations that the export does not: "
+            "wait until audit has caught up, and export again",
+            code="ledger.behind",
+        )
+    sys.stdout.write("the ledger is complete; signers go on\n")
+
+
+def _other(text: str) -> tuple[str, KnownIssuer]:
+    issuer_id, found, file = text.partition("=")
+    if not found or not is_token(issuer_id):
+        raise ConfigurationError(f"--issuer {text}: ID=FILE is meant")
+    certificate = read_certificates(Path(file))[0]
+    return issuer_id, KnownIssuer(IssuerCertificate(issuer_id, certificate), [certificate])
+
+
+def _text(vkey: str) -> str:
+    path = Path(vkey)
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else vkey
+
+
+def _tell(done: Restored) -> None:
+    sys.stdout.write(
+        f"put back: {done.issued} certificates, {done.given_up} serial numbers never delivered, "
+        f"{done.revocations} revocations\n"
+    )
+    if done.elsewhere:
+        sys.stdout.write("asked of another CA, with an outcome nobody knows; look there:\n")
+    for line in done.elsewhere:
+        sys.stdout.write(f"  issuance {line}\n")
+    if done.forgotten:
+        sys.stdout.write("commands that the ledger has forgotten; give again what is needed:\n")
+    for line in done.forgotten:
+        sys.stdout.write(f"  {line}\n")
