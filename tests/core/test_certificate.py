@@ -39,7 +39,7 @@ CA_KEYS = {
 LEAF_KEY = ec.generate_private_key(ec.SECP256R1())
 
 
-def issuer(kind: str = "p256", years: int = 10) -> IssuerCertificate:
+def issuer(kind: str = "p256", years: int = 10, partitions: int = 1) -> IssuerCertificate:
     key = CA_KEYS[kind]
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Test CA")])
     certificate = (
@@ -50,7 +50,7 @@ def issuer(kind: str = "p256", years: int = 10) -> IssuerCertificate:
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, signing_hash(key.public_key()))
     )
-    return IssuerCertificate("issuing", certificate)
+    return IssuerCertificate("issuing", certificate, partitions)
 
 
 def profile(**changes: object) -> Profile:
@@ -80,7 +80,7 @@ def reference(
     builder = x509.CertificateBuilder(
         template.issuer.subject, request.subject, request.public_key, serial, before, after
     )
-    for extension, critical in template.extensions(request):
+    for extension, critical in template.extensions(request, serial):
         builder = builder.add_extension(extension, critical)
     key = CA_KEYS[kind]
     return builder.sign(key, signing_hash(key.public_key())).tbs_certificate_bytes
@@ -91,27 +91,33 @@ def reference(
     san=st.lists(st.from_regex(r"[a-z]{1,20}\.test", fullmatch=True), max_size=5, unique=True),
     kind=st.sampled_from(sorted(CA_KEYS)),
     days=st.integers(1, 3650),
-    urls=st.booleans(),
+    urls=st.sampled_from(["none", "plain", "parts"]),
     backdate=st.sampled_from(["auto", "none"]),
 )
 def test_template_gives_the_octets_of_pycas_builder(
-    name: str, san: list[str], kind: str, days: int, urls: bool, backdate: str
+    name: str, san: list[str], kind: str, days: int, urls: str, backdate: str
 ) -> None:
     if not name and not san:
         name = "x"
-    more = {"crl_url": "http://c/1", "ocsp_url": "http://o/", "issuer_url": "http://i/"}
+    more = {"ocsp_url": "http://o/{issuer}", "issuer_url": "http://i/"}
+    more["crl_url"] = "http://c/{issuer}" + ("/{partition}" if urls == "parts" else "")
     chosen = profile(
         lifetime=f"{days}d",
         backdate=backdate,
         renewal={"reaction_time": "1h"},
-        **(more if urls else {}),
+        **(more if urls != "none" else {}),
     )
-    template = CertificateTemplate(chosen, issuer(kind, years=40))
+    template = CertificateTemplate(chosen, issuer(kind, years=40, partitions=16))
     serial = ids.new_serial_number()
     csr = request(name, san)
     copy = template.build(csr, serial_number=serial, now=NOW)
     lint(copy, request=csr, template=template, now=NOW)
     assert copy.tbs == reference(csr, template, serial, kind)
+    if urls != "none":
+        point = copy.certificate.extensions.get_extension_for_class(x509.CRLDistributionPoints)
+        (name_of,) = point.value[0].full_name or ()
+        part = f"/16-{serial % 16}" if urls == "parts" else ""
+        assert name_of.value == f"http://c/issuing{part}"
     assert tbs_signature_algorithm(copy.tbs) == copy.signature_algorithm
 
 

@@ -22,6 +22,7 @@ from estcore.pki.crl import (
     read_crl,
     signature_algorithm,
 )
+from estcore.pki.partitions import COUNTS, all_of, partition_of, read_partition
 
 NOW = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
 NAME = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "CA")])
@@ -69,18 +70,43 @@ ENTRIES = st.frozensets(
 )
 
 
-@given(entries=ENTRIES, number=st.integers(1, 2**63 - 1), index=st.integers(0, len(KEYS) - 1))
+@given(
+    entries=ENTRIES,
+    number=st.integers(1, 2**63 - 1),
+    index=st.integers(0, len(KEYS) - 1),
+    urls=st.lists(st.from_regex(r"http://crl\.test/[a-z]{1,30}\.crl", fullmatch=True), max_size=3),
+)
 def test_what_is_built_is_read_back(
-    entries: frozenset[RevokedEntry], number: int, index: int
+    entries: frozenset[RevokedEntry], number: int, index: int, urls: list[str]
 ) -> None:
     key, later = KEYS[index], NOW + dt.timedelta(days=1)
     issuer = issuer_of(key)
-    tbs = build_crl(issuer, entries, number=number, this_update=NOW, next_update=later)
+    tbs = build_crl(issuer, entries, number=number, this_update=NOW, next_update=later, urls=urls)
     crl = signed(key, tbs)
-    check_crl(crl, issuer, entries, number=number, next_update=later)
+    check_crl(crl, issuer, entries, number=number, next_update=later, urls=urls)
+    other = [*urls, "http://crl.test/other.crl"]
+    with pytest.raises(LintFailed):
+        check_crl(crl, issuer, entries, number=number, next_update=later, urls=other)
     parsed, found = read_crl(crl)
     assert found == plain_entries(entries)
     assert parsed.tbs_certlist_bytes == tbs
+
+
+@given(serial=st.integers(1, 2**159 - 1), count=st.sampled_from(COUNTS))
+def test_every_certificate_is_in_one_part(serial: int, count: int) -> None:
+    holding = [part for part in all_of(count) if part.holds(serial)]
+    assert holding == [partition_of(serial, count)]
+    assert read_partition(holding[0].name) == holding[0]
+
+
+@given(st.text("0123456789-x", max_size=9))
+def test_any_text_is_the_name_of_one_part_or_none(text: str) -> None:
+    try:
+        part = read_partition(text)
+    except ValueError:
+        return
+    assert part.name == text
+    assert part in all_of(part.count)
 
 
 @pytest.mark.parametrize("change", ["number", "entries", "next_update", "issuer", "octet"])

@@ -85,6 +85,11 @@ class Authority:
         if issuer.certificate.not_after <= self.clock.now():
             raise IssuerUnavailable(f"issuer {issuer.issuer_id} has expired", code="issuer.expired")
 
+    def crl_urls(self) -> list[str]:
+        """Return the CRL URLs of today's profiles, as written there."""
+        urls = (profile.crl_url for profile in self.profiles.profiles.values())
+        return [url for url in urls if url]
+
     def template(
         self, issuer: KnownIssuer, profile: Profile, cap: dt.timedelta | None = None
     ) -> CertificateTemplate:

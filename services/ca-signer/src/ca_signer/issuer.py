@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -10,6 +11,23 @@ from cryptography.exceptions import InvalidSignature
 
 from estcore.errors import ConfigurationError
 from estcore.pki.certificate import IssuerCertificate
+from estcore.pki.partitions import PLACEHOLDER, Partition, filled
+
+
+@dataclass(frozen=True)
+class CRLParts:
+    """In which parts the revocation list of an issuer is made besides the full one."""
+
+    issuer_id: str
+    counts: tuple[int, ...] = ()
+    urls: tuple[str, ...] = ()
+
+    def urls_of(self, part: Partition | None, templates: Sequence[str]) -> list[str]:
+        """Return what certificates call a part; nothing for the full list."""
+        if part is None:
+            return []
+        named = (t for t in (*templates, *self.urls) if PLACEHOLDER in t)
+        return list(dict.fromkeys(filled(t, self.issuer_id, part) for t in named))
 
 
 class KnownIssuer:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from ca_signer import signatures
 from ca_signer.authority import Authority
-from ca_signer.issuer import KnownIssuer, check_authority, check_chain, read_certificates
+from ca_signer.issuer import CRLParts, KnownIssuer, check_authority, check_chain, read_certificates
 from ca_signer.settings import IssuerSettings, TokenSettings
 from ca_signer.token.store import Token, TokenKey
 from estcore.errors import ConfigurationError, TBSMismatch
@@ -85,10 +85,12 @@ class Issuer(KnownIssuer):
         *,
         family: str | None = None,
         cross: Sequence[x509.Certificate] = (),
+        crl: CRLParts | None = None,
     ) -> None:
         """``family`` is the issuer this is a generation of; ``cross`` links their roots."""
         super().__init__(certificate, chain, family=family, cross=cross)
         self.keystore = keystore
+        self.crl = crl or CRLParts(certificate.issuer_id)
 
     def check_signature(self, tbs: bytes, signature: bytes) -> None:
         """Step 8: the signature must verify over exactly these bytes with the issuer's key.
@@ -164,9 +166,10 @@ def load_issuer(settings: IssuerSettings, token: Token | None = None) -> Issuer:
     check_chain(certificate, chain, f"{settings.chain_file}: the chain of {settings.issuer_id}")
     check_authority(certificate, settings.certificate_file)
     return Issuer(
-        IssuerCertificate(settings.issuer_id, certificate),
+        IssuerCertificate(settings.issuer_id, certificate, (settings.crl_partitions or (1,))[0]),
         chain,
         keystore,
+        crl=CRLParts(settings.issuer_id, settings.crl_partitions, settings.crl_urls),
         family=settings.generation_of,
         cross=read_certificates(settings.cross_file) if settings.cross_file else (),
     )

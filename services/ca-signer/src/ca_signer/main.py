@@ -95,6 +95,7 @@ def rules(
         settings.profiles_file,
         issuers=[*families, *settings.issuers_elsewhere],
         groups=settings.groups,
+        unparted=[i.issuer_id for i in settings.issuers if not i.crl_partitions],
     )
 
 

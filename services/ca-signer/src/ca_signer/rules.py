@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ca_signer.settings import GroupSettings
 from estcore.errors import ConfigurationError
+from estcore.pki.partitions import PLACEHOLDER
 from estcore.pki.profile import ProfileSet, load_profiles
 from estcore.policy.document import PolicyDocument, load_policy
 
@@ -17,8 +18,11 @@ def read_rules(
     *,
     issuers: Collection[str],
     groups: Mapping[str, GroupSettings],
+    unparted: Collection[str] = (),
 ) -> tuple[PolicyDocument, ProfileSet]:
-    """Read policy and profiles; ``issuers`` are all that the policy may name.
+    """Read policy and profiles.
+
+    ``issuers`` are all that the policy may name; those of ``unparted`` have no CRL in parts.
 
     Raises:
         ConfigurationError: anything unreadable or inconsistent.
@@ -29,7 +33,12 @@ def read_rules(
         if label.issuer not in issuers:
             raise ConfigurationError(f"label {name!r} names the unknown issuer {label.issuer!r}")
         for profile in label.profiles:
-            profiles.get(profile)
+            url = profiles.get(profile).crl_url or ""
+            if PLACEHOLDER in url and label.issuer in unparted:
+                raise ConfigurationError(
+                    f"profile {profile!r} has {PLACEHOLDER} in crl_url, but issuer "
+                    f"{label.issuer!r} has no crl_partitions"
+                )
     for group, caps in groups.items():
         unknown = set(caps.labels) - set(policy.labels)
         if unknown:

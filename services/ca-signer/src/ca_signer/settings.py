@@ -71,6 +71,15 @@ class IssuerSettings(StrictModel):
     cross_file: Path | None = Field(
         default=None, description="OldWithNew and NewWithOld where the root changes, PEM"
     )
+    crl_partitions: tuple[Literal[2, 4, 8, 16, 32, 64, 128, 256], ...] = Field(
+        default=(),
+        description="in how many parts its CRL is for certificates of profiles with {partition} "
+        "in crl_url; the first counts for new ones, the others for those issued before",
+    )
+    crl_urls: tuple[str, ...] = Field(
+        default=(),
+        description="with {partition}: what live certificates name besides today's crl_url",
+    )
 
     @model_validator(mode="after")
     def _one_key(self) -> Self:

@@ -334,6 +334,13 @@ crl = Table(
     "crl",
     metadata,
     Column("issuer_id", Text, primary_key=True),
+    Column(
+        "partition",
+        Text,
+        primary_key=True,
+        server_default="",
+        comment="as 16-3; empty for the full list",
+    ),
     Column("last_number", BigInteger, nullable=False, comment="given out, each to one signer"),
     Column("number", BigInteger, comment="of the list stored here"),
     Column("crl", LargeBinary),

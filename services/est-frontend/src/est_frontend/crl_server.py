@@ -1,5 +1,7 @@
 """Revocation over plain HTTP, on a listener of its own: ``GET /crl/<issuer>.crl``.
 
+``GET /crl/<issuer>/<partition>.crl`` is a part of the list.
+
 Where it is switched on, OCSP too (``est_frontend.ocsp``).
 
 A client that fetches a list over TLS would have to check the server's certificate first, for
@@ -23,7 +25,7 @@ _HEAD_LIMIT = 8192
 _DEADLINE_S = 10
 _MOST = 500
 _LONGEST_CACHE_S = 3600
-_PATH = re.compile(rb"/crl/([a-z0-9-]{1,63})\.crl")
+_PATH = re.compile(rb"/crl/([a-z0-9-]{1,63})(?:/([0-9]{1,3}-[0-9]{1,3}))?\.crl")
 _ETAG = re.compile(rb"\r\nif-none-match:[ \t]*([^\r\n]*)", re.IGNORECASE)
 
 
@@ -89,7 +91,8 @@ class CRLServer:
         if method not in {b"GET", b"HEAD"}:
             return response("405 Method Not Allowed", {"Allow": "GET, HEAD"})
         match = _PATH.fullmatch(rest.partition(b" ")[0].partition(b"?")[0])
-        found = self._state.crl(match[1].decode()) if match else None
+        part = match[2].decode() if match and match[2] else None
+        found = self._state.crl(match[1].decode(), part) if match else None
         if found is None:
             return response("404 Not Found", {})
         left = int((found.next_update - self._clock.now()).total_seconds())

@@ -16,6 +16,9 @@ IN_FLIGHT = Gauge("est_frontend_in_flight", "enrollments waiting for their answe
 SPOOLED = Gauge("est_frontend_spooled_records", "audit records waiting on disk")
 CUT = Counter("est_frontend_connections_cut_total", "connections ended by a limit", ["why"])
 STATE_UPDATES = Counter("est_frontend_state_updates_total", "state messages applied")
+CRL_MISSING = Gauge(
+    "est_frontend_crl_missing", "parts of revocation lists told of that are not here"
+)
 JWKS_FETCHES = Counter(
     "est_frontend_jwks_fetches_total", "key sets of token issuers fetched", ["issuer", "result"]
 )

@@ -28,11 +28,12 @@ from estcore.messages.state import (
     CACertificates,
     ProfilesState,
     RevocationList,
+    RevocationManifest,
     RevokedShard,
     SecretShard,
     SecretVerifier,
 )
-from estcore.messages.topics import PKI_STATE
+from estcore.messages.topics import CRL_MANIFEST, PKI_STATE
 from estcore.pki.profile import Profile
 from estcore.runtime.bus import Bus
 from estcore.runtime.logs import fields
@@ -44,6 +45,7 @@ _CACERTS = "pki.state.cacerts."
 _SECRETS = "pki.state.secrets."
 _PROFILES = "pki.state.profiles."
 _CRL = "pki.state.crl."
+_MANIFEST = f".{CRL_MANIFEST}"
 _REVOKED = "pki.state.revoked."
 _REFRESH_S = 60
 _NOBODY = SecretVerifier(
@@ -67,7 +69,8 @@ class State:
         self._secrets: dict[str, SecretVerifier] = {}
         self._profiles: ProfilesState | None = None
         self._revoked: dict[tuple[str, str], tuple[dt.datetime, frozenset[int]]] = {}
-        self._lists: dict[str, RevocationList] = {}
+        self._lists: dict[tuple[str, str | None], RevocationList] = {}
+        self._manifests: dict[str, RevocationManifest] = {}
         self._by_verifier: dict[str, str] = {}
         self._by_shard: dict[str, SecretShard] = {}
 
@@ -133,9 +136,17 @@ class State:
         trust = self._trust.get(issuer_id)
         return trust.rollover if trust else None
 
-    def crl(self, issuer_id: str) -> RevocationList | None:
-        """Return the newest CRL of an issuer; None before one was ever told."""
-        return self._lists.get(issuer_id)
+    def crl(self, issuer_id: str, partition: str | None = None) -> RevocationList | None:
+        """Return the newest CRL of an issuer, or of a part; None before one was ever told."""
+        return self._lists.get((issuer_id, partition))
+
+    def missing_lists(self) -> int:
+        """Return how many lists the signer has told of that are not here."""
+        return sum(
+            (manifest.issuer_id, partition) not in self._lists
+            for manifest in self._manifests.values()
+            for partition in manifest.partitions
+        )
 
     def secret_id_of(self, secret: str) -> str | None:
         """Return which secret this is, for clients that send no name with it."""
@@ -166,19 +177,26 @@ class State:
     def apply(self, topic: str, payload: bytes) -> bool:
         """Apply one message; True when it changed anything."""
         try:
-            if topic.startswith(_CACERTS):
-                return self._apply_cacerts(decode(CACertificates, payload))
-            if topic.startswith(_SECRETS):
-                return self._apply_secrets(decode(SecretShard, payload))
-            if topic.startswith(_REVOKED):
-                return self._apply_revoked(decode(RevokedShard, payload))
-            if topic.startswith(_CRL):
-                return self._apply_crl(decode(RevocationList, payload))
-            if topic.startswith(_PROFILES):
-                return self._apply_profiles(decode(ProfilesState, payload))
+            return self._apply(topic, payload)
         except (MalformedRequest, ValueError) as exc:
             log.error("state message not understood", extra=fields(topic=topic, error=str(exc)))
         return False
+
+    def _apply(self, topic: str, payload: bytes) -> bool:
+        changed = False
+        if topic.startswith(_CACERTS):
+            changed = self._apply_cacerts(decode(CACertificates, payload))
+        elif topic.startswith(_SECRETS):
+            changed = self._apply_secrets(decode(SecretShard, payload))
+        elif topic.startswith(_REVOKED):
+            changed = self._apply_revoked(decode(RevokedShard, payload))
+        elif topic.startswith(_CRL) and topic.endswith(_MANIFEST):
+            changed = self._apply_manifest(decode(RevocationManifest, payload))
+        elif topic.startswith(_CRL):
+            changed = self._apply_crl(decode(RevocationList, payload))
+        elif topic.startswith(_PROFILES):
+            changed = self._apply_profiles(decode(ProfilesState, payload))
+        return changed
 
     def _apply_cacerts(self, message: CACertificates) -> bool:
         known = self._trust.get(message.issuer_id)
@@ -210,12 +228,22 @@ class State:
         return True
 
     def _apply_crl(self, message: RevocationList) -> bool:
-        known = self._lists.get(message.issuer_id)
+        key = (message.issuer_id, message.partition)
+        known = self._lists.get(key)
         order = (message.this_update, message.number)
         if known is not None and (known.this_update, known.number) >= order:
             return False
-        self._lists[message.issuer_id] = message
+        self._lists[key] = message
+        metrics.CRL_MISSING.set(self.missing_lists())
         return True
+
+    def _apply_manifest(self, message: RevocationManifest) -> bool:
+        known = self._manifests.get(message.issuer_id)
+        if known is not None and known.updated_at >= message.updated_at:
+            return False
+        self._manifests[message.issuer_id] = message
+        metrics.CRL_MISSING.set(self.missing_lists())
+        return known is None or known.partitions != message.partitions
 
     def _apply_secrets(self, message: SecretShard) -> bool:
         known = self._by_shard.get(message.shard)

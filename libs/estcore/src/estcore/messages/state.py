@@ -90,13 +90,25 @@ class RevokedShard(Part):
 
 
 class RevocationList(Part):
-    """``pki.state.crl.<issuer>``: the issuer's newest full CRL (RFC 5280 section 5)."""
+    """A newest CRL of an issuer (RFC 5280 section 5).
+
+    ``pki.state.crl.<issuer>`` is the full one, ``pki.state.crl.<issuer>.<partition>`` a part.
+    """
 
     issuer_id: Token
+    partition: str | None = Field(default=None, description="as 16-3; none for the full list")
     number: int
     this_update: dt.datetime
     next_update: dt.datetime
     crl: DER
+
+
+class RevocationManifest(Part):
+    """``pki.state.crl.<issuer>.manifest``: which lists there are; others are over."""
+
+    issuer_id: Token
+    updated_at: dt.datetime
+    partitions: tuple[str, ...] = Field(description="sorted; the full list is always one more")
 
 
 class PolicyState(Part):

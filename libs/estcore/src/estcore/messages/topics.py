@@ -213,9 +213,13 @@ def revoked_topic(issuer: str, shard: str) -> str:
     return f"pki.state.revoked.{token(issuer)}.{token(shard)}"
 
 
-def crl_topic(issuer: str) -> str:
-    """``pki.state.crl.<issuer>``."""
-    return f"pki.state.crl.{token(issuer)}"
+def crl_topic(issuer: str, partition: str | None = None) -> str:
+    """``pki.state.crl.<issuer>``, of a part ``pki.state.crl.<issuer>.<partition>``."""
+    topic = f"pki.state.crl.{token(issuer)}"
+    return topic if partition is None else f"{topic}.{token(partition)}"
+
+
+CRL_MANIFEST = "manifest"
 
 
 POLICY_TOPIC = "pki.state.policy.current"

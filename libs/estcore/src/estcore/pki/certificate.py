@@ -24,8 +24,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AuthorityInformationAccessOID
 
 from estcore.pki import der as der_codec
+from estcore.pki import partitions
 from estcore.pki.csr import CertificationRequest
 from estcore.pki.keys import spki_der
+from estcore.pki.partitions import Partition, partition_of
 from estcore.pki.profile import Profile
 from estcore.pki.usages import OCSP_SIGNING, usage_oid
 
@@ -44,6 +46,8 @@ class IssuerCertificate:
 
     issuer_id: str
     certificate: x509.Certificate
+    crl_partitions: int = 1
+    """In how many parts its revocation list is told to new certificates; 1 for not at all."""
 
     @cached_property
     def subject(self) -> x509.Name:
@@ -132,9 +136,12 @@ class CertificateTemplate:
             (x509.ExtendedKeyUsage([usage_oid(n) for n in profile.extended_key_usage]), False),
         ]
         self._after_san: list[tuple[x509.ExtensionType, bool]] = []
-        if profile.crl_url:
-            self._after_san.append((_crl_distribution(profile.crl_url), False))
-        access = _information_access(profile)
+        self._in_parts = partitions.PLACEHOLDER in (profile.crl_url or "")
+        self._tails: dict[Partition, bytes] = {}
+        if profile.crl_url and not self._in_parts:
+            url = partitions.filled(profile.crl_url, issuer.issuer_id)
+            self._after_san.append((_crl_distribution(url), False))
+        access = _information_access(profile, issuer.issuer_id)
         if access is not None:
             self._after_san.append((access, False))
         if OCSP_SIGNING in profile.extended_key_usage:
@@ -167,7 +174,7 @@ class CertificateTemplate:
             _octets_extension(_SKI_OID, der_codec.tlv(0x04, key_identifier(request.spki))),
             self._aki,
             names,
-            self._tail,
+            self._tail_of(serial_number),
         )
         tbs = der_codec.tlv(
             der_codec.SEQUENCE,
@@ -183,7 +190,23 @@ class CertificateTemplate:
         der = der_codec.tlv(der_codec.SEQUENCE, tbs, self.signature_algorithm, self._signature)
         return LintCopy(x509.load_der_x509_certificate(der), tbs, self.signature_algorithm)
 
-    def extensions(self, request: CertificationRequest) -> list[tuple[x509.ExtensionType, bool]]:
+    def _tail_of(self, serial_number: int) -> bytes:
+        if not self._in_parts:
+            return self._tail
+        part = partition_of(serial_number, self.issuer.crl_partitions)
+        found = self._tails.get(part)
+        if found is None:
+            point = _extension(self._point(part), critical=False)
+            found = self._tails[part] = point + self._tail
+        return found
+
+    def _point(self, part: Partition) -> x509.CRLDistributionPoints:
+        url = partitions.filled(self.profile.crl_url or "", self.issuer.issuer_id, part)
+        return _crl_distribution(url)
+
+    def extensions(
+        self, request: CertificationRequest, serial_number: int
+    ) -> list[tuple[x509.ExtensionType, bool]]:
         """Return the exact extensions a certificate must have, in order, with criticality."""
         found = [
             *self._before_ski,
@@ -193,6 +216,9 @@ class CertificateTemplate:
         san = request.san_extension
         if san is not None:
             found.append((san, not request.subject.rdns))
+        if self._in_parts:
+            part = partition_of(serial_number, self.issuer.crl_partitions)
+            found.append((self._point(part), False))
         return [*found, *self._after_san]
 
     def encode_extensions(self, found: list[tuple[x509.ExtensionType, bool]]) -> bytes:
@@ -293,13 +319,15 @@ def _crl_distribution(url: str) -> x509.CRLDistributionPoints:
     return x509.CRLDistributionPoints([point])
 
 
-def _information_access(profile: Profile) -> x509.AuthorityInformationAccess | None:
+def _information_access(profile: Profile, issuer_id: str) -> x509.AuthorityInformationAccess | None:
     places = (
         (AuthorityInformationAccessOID.OCSP, profile.ocsp_url),
         (AuthorityInformationAccessOID.CA_ISSUERS, profile.issuer_url),
     )
     found = [
-        x509.AccessDescription(method, x509.UniformResourceIdentifier(url))
+        x509.AccessDescription(
+            method, x509.UniformResourceIdentifier(partitions.filled(url, issuer_id))
+        )
         for method, url in places
         if url
     ]

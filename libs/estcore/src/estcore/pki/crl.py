@@ -1,12 +1,13 @@
 """Certificate revocation lists (RFC 5280 section 5), written as DER and read back to be sure.
 
-Full lists of version 2: no deltas, no indirect entries. Nothing here holds a key.
+Full lists of version 2, or the parts of one: no deltas, no indirect entries. Nothing here holds
+a key.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -30,6 +31,8 @@ REASON_CODES = {
 """RFC 5280 section 5.3.1; ``unspecified`` is said by leaving the extension out."""
 _ENUMERATED, _EXPLICIT_0 = 0x0A, 0xA0
 _CRL_NUMBER, _AKI, _REASON = der.oid("2.5.29.20"), der.oid("2.5.29.35"), der.oid("2.5.29.21")
+_DISTRIBUTION_POINT = der.oid("2.5.29.28")
+_TRUE = b"\x01\x01\xff"
 _ECDSA = {256: "1.2.840.10045.4.3.2", 384: "1.2.840.10045.4.3.3", 521: "1.2.840.10045.4.3.4"}
 
 
@@ -64,13 +67,27 @@ def build_crl(
     number: int,
     this_update: dt.datetime,
     next_update: dt.datetime,
+    urls: Sequence[str] = (),
 ) -> bytes:
-    """Return the TBSCertList, entries by serial number; times in whole seconds."""
+    """Return the TBSCertList, entries by serial number; times in whole seconds.
+
+    ``urls`` are the distribution points of a list that is not for all certificates of the
+    issuer, as those it is for name them (RFC 5280 section 5.2.5).
+    """
     listed = b"".join(_entry(one) for one in sorted(entries))
-    extensions = (
+    extensions = [
         _extension(_AKI, issuer.key_identifier.public_bytes()),
         _extension(_CRL_NUMBER, der.integer(number)),
-    )
+    ]
+    if urls:
+        extensions.append(
+            der.tlv(
+                der.SEQUENCE,
+                _DISTRIBUTION_POINT,
+                _TRUE,
+                der.tlv(der.OCTET_STRING, _point(urls).public_bytes()),
+            )
+        )
     return der.tlv(
         der.SEQUENCE,
         der.integer(1),
@@ -81,6 +98,18 @@ def build_crl(
         # RFC 5280 section 5.1.2.6: without revoked certificates the list MUST be absent.
         der.tlv(der.SEQUENCE, listed) if listed else b"",
         der.tlv(_EXPLICIT_0, der.tlv(der.SEQUENCE, *extensions)),
+    )
+
+
+def _point(urls: Sequence[str]) -> x509.IssuingDistributionPoint:
+    return x509.IssuingDistributionPoint(
+        full_name=[x509.UniformResourceIdentifier(url) for url in urls],
+        relative_name=None,
+        only_contains_user_certs=False,
+        only_contains_ca_certs=False,
+        only_some_reasons=None,
+        indirect_crl=False,
+        only_contains_attribute_certs=False,
     )
 
 
@@ -108,6 +137,7 @@ def check_crl(
     *,
     number: int,
     next_update: dt.datetime,
+    urls: Sequence[str] = (),
 ) -> None:
     """Read our own CRL back before anybody sees it: what was decided, signed by the issuer.
 
@@ -123,11 +153,22 @@ def check_crl(
             and said == number
             and crl.next_update_utc == next_update
             and found == {_plain(one) for one in entries}
+            and _points(crl) == ((_point(urls), True) if urls else None)
         )
     except (ValueError, x509.ExtensionNotFound) as exc:
         raise LintFailed("our own CRL cannot be read back", code="lint.crl") from exc
     if not good:
         raise LintFailed("our own CRL is not what was decided", code="lint.crl")
+
+
+def _points(
+    crl: x509.CertificateRevocationList,
+) -> tuple[x509.IssuingDistributionPoint, bool] | None:
+    try:
+        found = crl.extensions.get_extension_for_class(x509.IssuingDistributionPoint)
+    except x509.ExtensionNotFound:
+        return None
+    return found.value, found.critical
 
 
 def _plain(entry: RevokedEntry) -> RevokedEntry:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import ipaddress
+import re
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,8 @@ from estcore.pki.name_templates import (
     subject_parts,
 )
 from estcore.pki.names import LONG_NAMES
+from estcore.pki.partitions import ISSUER_PLACEHOLDER
+from estcore.pki.partitions import PLACEHOLDER as PARTITION_PLACEHOLDER
 from estcore.pki.usages import ExtendedKeyUsageName
 
 M = TypeVar("M", bound=BaseModel)
@@ -197,9 +200,14 @@ class Profile(StrictModel):
     certificate_policies: tuple[OID, ...] = ()
     must_staple: bool = Field(default=False, description="TLS feature status_request (RFC 7633)")
     fixed_extensions: tuple[FixedExtension, ...] = ()
-    crl_url: str | None = None
-    ocsp_url: str | None = None
-    issuer_url: str | None = None
+    crl_url: str | None = Field(
+        default=None,
+        description="CRL distribution point; {issuer} and {partition} are put in",
+    )
+    ocsp_url: str | None = Field(default=None, description="OCSP responder; {issuer} is put in")
+    issuer_url: str | None = Field(
+        default=None, description="where the issuer's certificate is; {issuer} is put in"
+    )
     same_key: Literal["allow", "deny"] = Field(
         default="allow", description="may a re-enrollment keep the key of its predecessor?"
     )
@@ -226,6 +234,13 @@ class Profile(StrictModel):
         if self.common_name_to_dns_san and "dns" not in self.san_kinds:
             raise ValueError("common_name_to_dns_san needs dns among san_kinds")
         self._check_templates()
+        for url, known in (
+            (self.crl_url, {ISSUER_PLACEHOLDER, PARTITION_PLACEHOLDER}),
+            (self.ocsp_url, {ISSUER_PLACEHOLDER}),
+            (self.issuer_url, {ISSUER_PLACEHOLDER}),
+        ):
+            if set(re.findall(r"\{[^}]*\}?", url or "")) - known:
+                raise ValueError(f"{url!r} has other braces than {' and '.join(sorted(known))}")
         oids = [one.oid for one in self.fixed_extensions]
         if len(set(oids)) != len(oids):
             raise ValueError("two fixed_extensions have one oid")

@@ -44,7 +44,9 @@ def assemble(
     crl_lifetime_s: int,
 ) -> Operations:
     """Join the parts; the result's ``listener``, ``outbox`` and ``lists`` have jobs."""
-    lists = RevocationLists(database, bus, authority.issuers, lifetime_s=crl_lifetime_s)
+    lists = RevocationLists(
+        database, bus, authority.issuers, lifetime_s=crl_lifetime_s, urls=authority.crl_urls
+    )
     revocations = Revocations(database, bus, announcer.source, changed=lists.changed)
     # Revocations first: they wait for nobody.
     parts = [
