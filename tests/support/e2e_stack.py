@@ -25,8 +25,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from estclient.suite.layout import Layout, Ports
+from estclient.suite.layout import Layout, Ports, nats_users
 from estclient.suite.local import LocalSuite
+from estclient.suite.nats import EmbeddedNATS
+from estcore.messages.permissions import Permissions
 
 POLICY = Path(__file__).parent.parent / "e2e" / "policy.yaml"
 ENROLL = "/.well-known/est/simpleenroll"
@@ -148,12 +150,19 @@ def same_key(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> 
 
 
 async def start_stack(
-    folder: Path, *, overrides: dict[str, Any] | None = None, policy: Path = POLICY
+    folder: Path,
+    *,
+    overrides: dict[str, Any] | None = None,
+    policy: Path = POLICY,
+    users: dict[str, Permissions] | None = None,
 ) -> Stack:
+    """Start a suite; ``users`` are NATS users besides those every suite has."""
     ports = Ports.free()
     ports.settle()
     layout = Layout(folder / "suite", ports)
     layout.overrides = overrides or {}
+    if users:
+        layout.nats = EmbeddedNATS(layout.folder, ports.nats, {**nats_users(), **users})
     suite = LocalSuite(layout)
     layout.prepare()
     shutil.copy(policy, layout.config / "policy.yaml")

@@ -1,4 +1,8 @@
-"""``ca-signer export``: the ledger as JSON lines, for ``estctl audit verify --cross``."""
+"""``ca-signer export``: the ledger as JSON lines, for ``estctl audit verify --cross``.
+
+What another CA was asked for and has not given is in it too, without a serial number: its intent
+is on record.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,14 @@ from estcore.runtime.database import Database
 
 _ROWS = """select issuance_id, request_id, enrollment_id, state, serial_number, tenant, service,
   profile, slot_id, not_after, certificate_sha256, issued_at, announced_at, revoked_at
-from issuance order by created_at, issuance_id"""
+from issuance
+union all
+select issuance_id, request_id, enrollment_id,
+  case when state in ('recorded', 'submitted', 'pending', 'unknown') then 'intended'
+    else 'abandoned' end,
+  null, tenant, service, profile, slot_id, not_after, null, null, announced_at, null
+from submission where state <> 'issued'
+order by 1"""
 
 
 async def export(database: Database, out: Path) -> int:
@@ -23,12 +34,13 @@ async def export(database: Database, out: Path) -> int:
     with out.open("w", encoding="utf-8") as file:
         async with database.connection() as connection, connection.transaction():
             async for row in connection.cursor(_ROWS, prefetch=1000):
+                serial = row["serial_number"]
                 line = {
                     "issuance_id": str(row["issuance_id"]),
                     "request_id": str(row["request_id"]),
                     "enrollment_id": row["enrollment_id"].hex(),
                     "state": row["state"],
-                    "serial": ids.serial_hex(int.from_bytes(row["serial_number"], "big")),
+                    "serial": ids.serial_hex(int.from_bytes(serial, "big")) if serial else None,
                     "tenant": row["tenant"],
                     "service": row["service"],
                     "profile": row["profile"],
