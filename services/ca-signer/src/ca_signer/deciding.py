@@ -51,7 +51,7 @@ def check_route(topic: str, message: EnrollmentRequested, authority: Authority) 
             f"group {message.group} may not use label {message.label}", code="frontend.label"
         )
     label = authority.policy.labels.get(message.label)
-    if label is None or label.issuer != message.issuer:
+    if label is None or message.issuer not in label.issuers:
         raise NotAuthorized("the label has another issuer", code="frontend.issuer")
     principal = message.principal
     accepted = label.accepts(principal.method, with_certificate=principal.certificate is not None)
@@ -109,11 +109,15 @@ def decide(
         raise NotAuthorized(
             f"group {message.group} may not ask for profile {profile_name}", code="frontend.profile"
         )
+    if predecessor is None and message.issuer != label.issuer_for(
+        profile_name, request.key_algorithm
+    ):
+        raise NotAuthorized("the label has another issuer for this", code="frontend.issuer")
     profile = authority.profiles.get(profile_name)
     granted = request if predecessor else granted_request(request, profile, *owner)
     check_profile(granted, profile)
     _check_key(request, profile, message, predecessor)
-    issuer = authority.signing(label.issuer)
+    issuer = authority.signing(message.issuer)
     return candidate(
         message, request, authority, issuer, profile, rule, owner, known, predecessor, granted
     )
@@ -157,7 +161,8 @@ def _reenrollment(
     # Owner, issuer and profile come from the predecessor's row, never from the label: a label
     # that disagrees is refused, so no label upgrades a profile.
     facts = live_certificate(known, authority)
-    if authority.family(facts.issuer_id) != label.issuer or facts.profile not in label.profiles:
+    family = authority.family(facts.issuer_id)
+    if family != message.issuer or facts.profile not in label.profiles:
         raise NotAuthorized(
             f"label {message.label} does not renew profile {facts.profile}", code="reenroll.label"
         )

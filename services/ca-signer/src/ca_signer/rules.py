@@ -30,14 +30,16 @@ def read_rules(
     policy = load_policy(policy_file)
     profiles = load_profiles(profiles_file)
     for name, label in policy.labels.items():
-        if label.issuer not in issuers:
-            raise ConfigurationError(f"label {name!r} names the unknown issuer {label.issuer!r}")
+        for issuer in label.issuers:
+            if issuer not in issuers:
+                raise ConfigurationError(f"label {name!r} names the unknown issuer {issuer!r}")
         for profile in label.profiles:
             url = profiles.get(profile).crl_url or ""
-            if PLACEHOLDER in url and label.issuer in unparted:
+            whole = [issuer for issuer in label.issuers if issuer in unparted]
+            if PLACEHOLDER in url and whole:
                 raise ConfigurationError(
                     f"profile {profile!r} has {PLACEHOLDER} in crl_url, but issuer "
-                    f"{label.issuer!r} has no crl_partitions"
+                    f"{whole[0]!r} has no crl_partitions"
                 )
     for group, caps in groups.items():
         unknown = set(caps.labels) - set(policy.labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+from dataclasses import dataclass
 
 from aiohttp import HttpVersion11, web
 from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
@@ -42,6 +43,18 @@ from estcore.policy.identity import enrollment_id
 from estcore.policy.labels import Label, Operation
 
 
+@dataclass(frozen=True)
+class Route:
+    """Where a request goes."""
+
+    issuer: str
+    priority: Priority
+
+
+def _route(given: Grant, csr: CertificationRequest) -> Route:
+    return Route(given.label.issuer_for(given.profile, csr.key_algorithm), given.priority)
+
+
 class Enroller:
     """Authenticates, reads, refuses early, asks the signer, answers."""
 
@@ -74,10 +87,10 @@ class Enroller:
         exchange.csr = csr = parse_csr(der)
         self._link(exchange, label, csr.attributes)
         if reenroll:
-            priority = self._check_renewal(exchange, label, who, csr)
+            route = self._check_renewal(exchange, label, who, csr)
         else:
-            priority = self._check_first(exchange, who, csr).priority
-        certificate = await self._certificate(exchange, label, priority)
+            route = _route(self._check_first(exchange, who, csr), csr)
+        certificate = await self._certificate(exchange, label, route)
         if certificate is None:
             return None
         body = encode_response(certs_only([certificate]), label.response_base64)
@@ -119,7 +132,7 @@ class Enroller:
         key, csr, protecting = await self._keys.make(request, profile, who.peer)
         exchange.csr = csr
         self._check_names(csr, given)
-        certificate = await self._certificate(exchange, label, given.priority)
+        certificate = await self._certificate(exchange, label, _route(given, csr))
         if certificate is None:
             return None
         body = self._keys.answer(request, key, protecting, certificate, label.response_base64)
@@ -174,7 +187,7 @@ class Enroller:
 
     def _check_renewal(
         self, exchange: Exchange, label: Label, who: Authenticated, csr: CertificationRequest
-    ) -> Priority:
+    ) -> Route:
         peer = who.peer
         assert peer is not None  # noqa: S101 - authenticated by certificate
         rule = self._rule(who) if csr.subject_canonical != peer.subject_canonical else None
@@ -182,9 +195,10 @@ class Enroller:
             # A registration authority renews for others; the signer finds the predecessor.
             given = grant(self._live.policy, rule, exchange.label_name, operation="simplereenroll")
             self._check_names(csr, given)
-            return given.priority
+            return _route(given, csr)
         check_same_identity(csr, peer.certificate)
-        return label.priority
+        # Who signed the certificate signs its renewal.
+        return Route(peer.issuer_id, label.priority)
 
     def _rule(self, who: Authenticated) -> Rule | None:
         principal = who.principal
@@ -198,10 +212,8 @@ class Enroller:
             subject=subject,
         )
 
-    async def _certificate(
-        self, exchange: Exchange, label: Label, priority: Priority
-    ) -> bytes | None:
-        answer = await self._ask(exchange, label, priority)
+    async def _certificate(self, exchange: Exchange, label: Label, route: Route) -> bytes | None:
+        answer = await self._ask(exchange, label, route)
         if answer is not None and answer.outcome == "rejected":
             raise rejection(
                 answer.kind or "", answer.reason or "refused", answer.code or "request.rejected"
@@ -215,7 +227,7 @@ class Enroller:
         return None
 
     async def _ask(
-        self, exchange: Exchange, label: Label, priority: Priority
+        self, exchange: Exchange, label: Label, route: Route
     ) -> EnrollmentAnswered | None:
         who, csr = exchange.who, exchange.csr
         assert who is not None  # noqa: S101 - authenticated before
@@ -245,8 +257,8 @@ class Enroller:
             label=exchange.label_name,
             group=self._settings.group,
             instance=self._settings.instance,
-            issuer=label.issuer,
-            priority=priority,
+            issuer=route.issuer,
+            priority=route.priority,
             principal=who.principal,
             csr=csr.der,
             claims=who.spends,

@@ -50,14 +50,17 @@ class TrustFetches:
 
     def note(self, connection: ClientConnection, label: Label) -> None:
         """Remember who got the CA certificates of a label, where a rollover wants to know."""
-        rollover = self._state.rollover(label.issuer)
-        if rollover is None or len(self._waiting) >= _WAITING:
+        rollovers = {i: r for i in label.issuers if (r := self._state.rollover(i)) is not None}
+        if not rollovers or len(self._waiting) >= _WAITING:
             return
         try:
             peer = self._peers.identify(connection, label)
         except NotAuthenticated:
             return
         if peer is None or peer.third_party:
+            return
+        rollover = rollovers.get(peer.issuer_id)
+        if rollover is None:
             return
         fetch = (rollover, peer.fingerprint.hex())
         if fetch not in self._told:

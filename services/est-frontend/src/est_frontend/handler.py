@@ -150,7 +150,7 @@ class Handler:
                 )
 
     def _cacerts(self, exchange: Exchange, label: Label) -> web.Response:
-        der = self._state.cacerts(label.issuer)
+        der = self._state.cacerts(*label.issuers)
         if der is None:
             raise IssuerUnavailable("the CA certificates are not here yet", code="cacerts.unknown")
         if exchange.request.method == "GET":

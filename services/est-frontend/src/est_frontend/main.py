@@ -136,7 +136,9 @@ async def serve(  # noqa: PLR0915 - wiring, told in order
         settings.admin,
         {
             "bus": lambda: bus.bus.ready,
-            "cacerts": lambda: state.has({x.issuer for x in live.policy.labels.values()}),
+            "cacerts": lambda: state.has(
+                {issuer for label in live.policy.labels.values() for issuer in label.issuers}
+            ),
             "token keys": lambda: all(source.ready for _, source in sources.values()),
             "audit trail": lambda: trail.ready,
         },
@@ -267,7 +269,8 @@ class _Later:
 
     async def connect(self) -> None:
         settings = self._settings
-        issuers = {label.issuer for label in load_policy(settings.policy_file).labels.values()}
+        labels = load_policy(settings.policy_file).labels.values()
+        issuers = {issuer for label in labels for issuer in label.issuers}
         rights = [
             audit_refusal_topic(SERVICE, settings.instance),
             *(request_topic(settings.group, i, Priority.NORMAL) for i in sorted(issuers)),

@@ -100,7 +100,7 @@ class PeerValidator:
             return None
         fingerprint = sha256(presented[0]).digest()
         refused: NotAuthenticated | None = None
-        for anchor in (label.issuer, *label.truststores):
+        for anchor in (*label.issuers, *label.truststores):
             found = self._cache.get((fingerprint, anchor))
             try:
                 if found is None:

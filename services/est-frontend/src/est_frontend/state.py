@@ -65,7 +65,7 @@ class State:
         self._clock = clock
         self._bus: Bus | None = None
         self._trust: dict[str, CACertificates] = {}
-        self._cacerts: dict[str, bytes] = {}
+        self._cacerts: dict[tuple[str, ...], bytes] = {}
         self._secrets: dict[str, SecretVerifier] = {}
         self._profiles: ProfilesState | None = None
         self._revoked: dict[tuple[str, str], tuple[dt.datetime, frozenset[int]]] = {}
@@ -100,13 +100,18 @@ class State:
         while not await until(stop, _REFRESH_S):
             await self._refresh()
 
-    def cacerts(self, issuer_id: str) -> bytes | None:
-        """Return the certs-only message (DER) for an issuer; None before it was ever seen."""
-        return self._cacerts.get(issuer_id)
+    def cacerts(self, *issuers: str) -> bytes | None:
+        """Return the certs-only message (DER) for issuers; None before all were ever seen."""
+        found = self._cacerts.get(issuers)
+        if found is None and all(issuer in self._trust for issuer in issuers):
+            trusts = [self._trust[issuer] for issuer in issuers]
+            every = [c for trust in trusts for c in (*trust.chain, *trust.extra)]
+            found = self._cacerts[issuers] = certs_only(list(dict.fromkeys(every)))
+        return found
 
     def has(self, issuers: set[str]) -> bool:
         """Tell whether the CA certificates of all these issuers are known."""
-        return issuers <= self._cacerts.keys()
+        return issuers <= self._trust.keys()
 
     def secret_matches(self, secret_id: str, secret: str) -> bool:
         """Compare a secret with its verifier in constant time; unknown ids take as long."""
@@ -208,7 +213,7 @@ class State:
             return False
         anchors = [g.certificate for g in message.accepted] or [message.chain[0]]
         self._peers.set_anchors(message.issuer_id, anchors)
-        self._cacerts[message.issuer_id] = certs_only([*message.chain, *message.extra])
+        self._cacerts.clear()
         log.info("CA certificates updated", extra=fields(issuer=message.issuer_id))
         return True
 

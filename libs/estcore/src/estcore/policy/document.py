@@ -253,11 +253,7 @@ class PolicyDocument(StrictModel):
         if self.default_label not in self.labels:
             raise ValueError(f"default_label {self.default_label!r} is not among labels")
         for name, label in self.labels.items():
-            for store in label.truststores:
-                if store not in self.truststores:
-                    raise ValueError(f"label {name!r} names the unknown truststore {store!r}")
-            if label.issuer in self.truststores:
-                raise ValueError(f"{label.issuer!r} is an issuer and a truststore")
+            self._check_label(name, label)
         seen: set[str] = set()
         for rule in self.rules:
             if rule.name in seen:
@@ -269,6 +265,17 @@ class PolicyDocument(StrictModel):
         if len(self._operators) != len(self.operators) or len(names) != len(self.operators):
             raise ValueError("two operators have one name or one certificate")
         return self
+
+    def _check_label(self, name: str, label: Label) -> None:
+        for store in label.truststores:
+            if store not in self.truststores:
+                raise ValueError(f"label {name!r} names the unknown truststore {store!r}")
+        for issuer in label.issuers:
+            if issuer in self.truststores:
+                raise ValueError(f"{issuer!r} is an issuer and a truststore")
+        for choice in label.other_issuers:
+            if not set(choice.profiles) <= set(label.profiles):
+                raise ValueError(f"label {name!r} does not have all profiles of its issuers")
 
     def _index(self, rule: Rule) -> None:
         for label in rule.labels:

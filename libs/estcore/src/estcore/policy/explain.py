@@ -70,7 +70,8 @@ def _walk(
     if found is None:
         raise MalformedRequest(f"there is no label {question.label}", code="request.not_found")
     name, label = found
-    steps.append(f"label {name}: issuer {label.issuer}, profiles {', '.join(label.profiles)}")
+    issuers = ", ".join(label.issuers)
+    steps.append(f"label {name}: issuer {issuers}, profiles {', '.join(label.profiles)}")
     if not label.accepts(question.method, with_certificate=question.with_certificate):
         raise NotAuthenticated(
             f"label {name} accepts {', '.join(label.authentication)}, not {question.method}",
@@ -108,6 +109,8 @@ def _walk_names(
     granted = granted_request(csr, profile, *owner)
     check_profile(granted, profile)
     granted_usages(csr, profile)
+    issuer = given.label.issuer_for(given.profile, csr.key_algorithm)
+    steps.append(f"issuer {issuer} signs")
     if (granted.subject_text, granted.san) != (csr.subject_text, csr.san):
         steps.append(f"the certificate will say {granted.subject_text} {' '.join(granted.san)}")
     steps.append(f"profile {given.profile} takes the key and the names")

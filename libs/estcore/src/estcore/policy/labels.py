@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from cryptography import x509
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from estcore.est.transfer import Base64Form
 from estcore.pki.profile import Priority, StrictModel, Token
@@ -41,10 +41,36 @@ class Truststore(StrictModel):
         return x509.load_pem_x509_certificates(self.certificates.encode())
 
 
+class IssuerChoice(StrictModel):
+    """An issuer that signs some of a label's certificates; both conditions hold together."""
+
+    issuer: Token = Field(description="who signs")
+    profiles: tuple[Token, ...] = Field(default=(), description="for these profiles; none: for all")
+    keys: tuple[Literal["ec", "rsa", "ed25519"], ...] = Field(
+        default=(), description="for keys of these kinds; none: for all"
+    )
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not self.profiles and not self.keys:
+            raise ValueError("say for which profiles or keys; for all is the label's issuer")
+        return self
+
+    def fits(self, profile: str, key_algorithm: str) -> bool:
+        """Tell whether this issuer signs for the profile and a key of that algorithm."""
+        kind = key_algorithm.partition("-")[0]
+        return (not self.profiles or profile in self.profiles) and (
+            not self.keys or kind in self.keys
+        )
+
+
 class Label(StrictModel):
     """One EST label: picks issuer, profiles, accepted authentication and wire habits."""
 
     issuer: Token
+    other_issuers: tuple[IssuerChoice, ...] = Field(
+        default=(), description="the first that fits signs instead of `issuer`"
+    )
     profiles: tuple[Token, ...] = Field(min_length=1, description="the first is the default")
     authentication: tuple[Way, ...] = Field(
         default=("certificate", "secret"),
@@ -78,6 +104,16 @@ class Label(StrictModel):
     )
     retry_after_s: int = Field(default=5, ge=1, le=172_800)
     response_base64: Base64Form = "auto"
+
+    @property
+    def issuers(self) -> tuple[str, ...]:
+        """Every issuer whose certificates are of this label, its own first."""
+        return tuple(dict.fromkeys((self.issuer, *(o.issuer for o in self.other_issuers))))
+
+    def issuer_for(self, profile: str, key_algorithm: str) -> str:
+        """Return who signs a first certificate of the profile for a key of that algorithm."""
+        fitting = (o.issuer for o in self.other_issuers if o.fits(profile, key_algorithm))
+        return next(fitting, self.issuer)
 
     def accepts(self, method: str, *, with_certificate: bool) -> bool:
         """Tell whether a principal of that method, with or without a certificate, suffices."""
