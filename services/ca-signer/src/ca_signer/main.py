@@ -13,7 +13,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ca_signer import export, metrics, reconcile_command
+from ca_signer import export, metrics, reconcile_command, store_command
 from ca_signer.announcing import SERVICE, Announcer
 from ca_signer.approvals import Tickets
 from ca_signer.batch import Batch
@@ -356,6 +356,7 @@ def main() -> None:
         metavar="ID=FILE",
         help="certificate of an issuer that is not configured here, PEM",
     )
+    store_command.add(command, connected, CLOCK)
     operator = command.verb("operator", "issue the certificate of an operator", _operator)
     operator.add_argument("action", choices=["enroll"])
     operator.add_argument("--csr", type=Path, required=True, help="PKCS#10, PEM or DER")
