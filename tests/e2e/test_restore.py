@@ -211,11 +211,17 @@ async def test_a_restored_ledger_signs_only_after_it_was_completed(story: Story)
 
     # 4. The right one does; the waiting signer goes on.
     told = await story.reconcile(export)
-    assert "put back: 4 certificates, 0 serial numbers never delivered, 1 revocations" in told
+    assert (
+        "put back: 4 certificates, 0 serial numbers never delivered, 1 revocations, 0 rollovers"
+        in told
+    )
     assert "boss certificate-revoke" in told
     await suite.wait_ready(waiting)
     again = await story.reconcile(export)
-    assert "put back: 0 certificates, 0 serial numbers never delivered, 0 revocations" in again
+    assert (
+        "put back: 0 certificates, 0 serial numbers never delivered, 0 revocations, 0 rollovers"
+        in again
+    )
 
     # 5. The same enrollments are answered with the same certificates.
     assert certificate_in((await story.enroll(kept_csr)).body) == kept

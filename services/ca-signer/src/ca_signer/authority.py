@@ -76,6 +76,13 @@ class Authority:
         self.check_lives(issuer)
         return issuer
 
+    @property
+    def lacking(self) -> list[str]:
+        """Generations that ``/cacerts`` shows and that are not configured here."""
+        families = {issuer.family for issuer in self.issuers.values()}
+        shown = (i for family in families for i in self.generations.shown(family))
+        return [issuer_id for issuer_id in shown if issuer_id not in self.issuers]
+
     def check_lives(self, issuer: KnownIssuer) -> None:
         """Check that the issuer's certificate is not over.
 
@@ -103,17 +110,8 @@ class Authority:
         found = self.templates.get(key)
         if found is None:
             capped = profile if cap is None else _capped(profile, lifetime)
-            placed = _placed(capped, issuer.issuer_id)
-            found = self.templates[key] = CertificateTemplate(placed, issuer.certificate)
+            found = self.templates[key] = CertificateTemplate(capped, issuer.certificate)
         return found
-
-
-def _placed(profile: Profile, issuer_id: str) -> Profile:
-    """Return the profile with the issuer's id in its URLs: each generation has its own lists."""
-    urls = {name: getattr(profile, name) for name in ("crl_url", "ocsp_url", "issuer_url")}
-    return profile.model_copy(
-        update={n: url.replace("{issuer}", issuer_id) for n, url in urls.items() if url}
-    )
 
 
 def _capped(profile: Profile, lifetime: dt.timedelta) -> Profile:

@@ -195,6 +195,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         bus=lambda: bus.ready,
         ledger=lambda: database.ready,
         consumers=lambda: worker.ready,
+        generations=lambda: not deciding.lacking,
         keystores=lambda: all(i.keystore.ready for i in deciding.issuers.values()),
     )
 

@@ -59,6 +59,7 @@ async def reconcile(
         "issued": str(done.issued),
         "given_up": str(done.given_up),
         "revocations": str(done.revocations),
+        "rollovers": str(done.rollovers),
         "forgotten_commands": str(len(done.forgotten)),
     }
     await announcer.event("ledger.reconciled", {**counts, "export": export.name})
@@ -89,7 +90,7 @@ def _text(vkey: str) -> str:
 def _tell(done: Restored) -> None:
     sys.stdout.write(
         f"put back: {done.issued} certificates, {done.given_up} serial numbers never delivered, "
-        f"{done.revocations} revocations\n"
+        f"{done.revocations} revocations, {done.rollovers} rollovers\n"
     )
     if done.elsewhere:
         sys.stdout.write("asked of another CA, with an outcome nobody knows; look there:\n")

@@ -5,7 +5,8 @@ Called by: ca_signer.reconcile_command, ca_signer.restoring
 2. Outcomes of issuing become rows with their certificates; intents without an outcome become
    rows that were given up, so that their serial numbers are not used again.
 3. Every certificate must be what its record says, signed by an issuer that is configured here.
-4. Revocations, holds and releases of operators are followed in the order of the log.
+4. Revocations, holds and releases of operators are followed in the order of the log, and so are
+   rollovers: which generation signs must not go back.
 
 Older outcome records do not say which enrollment they are of. Their certificates come back as
 well; only the same request made again then leads to a new one.
@@ -24,11 +25,12 @@ from typing import Any
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from ca_signer import signatures
 from ca_signer.context import Context, Intent, Issued
 from ca_signer.issuer import KnownIssuer
+from ca_signer.replaying import Move
 from ca_signer.revocation import HOLD
 from estcore.errors import ConfigurationError, MalformedRequest
 from estcore.messages.audit import AuditRecord
@@ -41,7 +43,9 @@ BAD = "reconcile.record"
 _HARMLESS = {"intent.open", "sequence.gap"}
 """Findings that tell of what is missing, not of a log that was changed."""
 _RESTORED = "restored"
+_MOVE: TypeAdapter[Move] = TypeAdapter(Move)
 _REVOKED = "operator.certificate-revoke"
+_ROLLOVER = "operator.rollover-"
 _CHANGES = {_REVOKED, "operator.certificate-hold", "operator.certificate-unhold"}
 
 
@@ -67,6 +71,7 @@ class Outcomes:
     elsewhere: set[str] = field(default_factory=set)
     changes: dict[str, Change] = field(default_factory=dict)
     commands: list[AuditRecord] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
 
 
 def read_export(
@@ -106,6 +111,9 @@ def read_records(records: Iterable[Mapping[str, Any]], profiles: ProfileSet) -> 
             _change(found, _record(raw), "superseded")
         elif str(action).startswith("operator.") and phase == "outcome":
             record = _record(raw)
+            if str(action).startswith(_ROLLOVER):
+                _move(found, record)
+                continue
             found.commands.append(record)
             if action in _CHANGES and (record.details or {}).get("changed") is True:
                 _change(found, record, _reason(record))
@@ -215,6 +223,31 @@ def _context(record: AuditRecord, profiles: ProfileSet) -> Context:
         overlap_s=int(renewal.overlap.total_seconds()) if renewal else 0,
         spread=renewal.spread if renewal else 0,
     )
+
+
+def _move(found: Outcomes, record: AuditRecord) -> None:
+    said = record.details or {}
+    if said.get("changed") is not True:
+        return
+    try:
+        move = _MOVE.validate_python(
+            {
+                "rollover_id": said["rollover_id"],
+                "family": record.target.issuer_id,
+                "from_issuer": said["from"],
+                "to_issuer": said["to"],
+                "state": said["state"],
+                "at": record.occurred_at,
+                "by": record.actor.rule,
+                "fleet": said.get("fleet"),
+                "fetched": said.get("fetched"),
+            }
+        )
+    except (KeyError, ValidationError) as exc:
+        raise MalformedRequest(
+            f"record {record.record_id} does not say all of a rollover", code=BAD
+        ) from exc
+    found.moves.append(move)
 
 
 def _reason(record: AuditRecord) -> str | None:

@@ -20,6 +20,7 @@ from ca_signer.completeness import REVOKED, read_told
 from ca_signer.context import Intent, Issued
 from ca_signer.ledger import serial_octets
 from ca_signer.reconciling import Change, Outcomes
+from ca_signer.replaying import Replayed, replay
 from ca_signer.revocation import RELEASED
 from estcore.errors import Conflict, MalformedRequest
 from estcore.messages import topics
@@ -31,6 +32,8 @@ from estcore.runtime.bus import Bus
 from estcore.runtime.database import Connection, Database
 
 _PIECE = 500
+_CLOCKS = dt.timedelta(seconds=5)
+"""A record is dated by the signer, its row by the database; less than that is one moment."""
 
 _ROW = """insert into issuance as known (issuance_id, enrollment_id, request_id, issuer_id,
   serial_number, state, lease_until, sign_before, certificate, certificate_sha256, tenant, service,
@@ -64,8 +67,20 @@ _CHANGE = """update issuance set revoked_at = case when $2::text is null then nu
   revocation_announced_at = null
 where issuance_id = $1 and state = 'issued' and revocation_reason is distinct from $2
   and coalesce(revocation_changed_at, '-infinity') < $3 returning true"""
-_NUMBER = """insert into crl (issuer_id, last_number) values ($1, $2)
-on conflict (issuer_id) do update set last_number = greatest(crl.last_number, $2)"""
+_ROLLOVER = """insert into rollover as known (rollover_id, family, from_issuer, to_issuer, state,
+  planned_at, published_at, signing_at, ended_at, changed_by, fleet, fetched)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+on conflict (rollover_id) do update set state = excluded.state,
+  published_at = coalesce(known.published_at, excluded.published_at),
+  signing_at = coalesce(known.signing_at, excluded.signing_at),
+  ended_at = coalesce(known.ended_at, excluded.ended_at), changed_by = excluded.changed_by,
+  fleet = excluded.fleet, fetched = excluded.fetched"""
+_GENERATION = """insert into generation as known (issuer_id, family, state) values ($1, $2, $3)
+on conflict (issuer_id) do update set state = excluded.state, changed_at = now()
+where known.state <> excluded.state"""
+_NUMBER = """insert into crl (issuer_id, partition, last_number) values ($1, $2, $3)
+on conflict (issuer_id, partition) do update
+set last_number = greatest(crl.last_number, excluded.last_number)"""
 
 
 @dataclass
@@ -78,6 +93,7 @@ class Restored:
     issued: int = 0
     given_up: int = 0
     revocations: int = 0
+    rollovers: int = 0
     elsewhere: list[str] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
 
@@ -106,6 +122,8 @@ class Restorer:
         for changed in _pieces(list(changes.items())):
             done.revocations += await self._database.run(partial(_put_changes, piece=changed))
         await self._raise_crl_numbers()
+        played = replay(found.moves)
+        done.rollovers = await self._database.run(partial(_put_rollovers, played=played))
         done.elsewhere = await self._unknown(found)
         done.forgotten = await self._forgotten(found)
         return done
@@ -133,9 +151,14 @@ class Restorer:
 
     async def _raise_crl_numbers(self) -> None:
         values = await self._bus.last_values(topics.PKI_STATE, "pki.state.crl.>")
-        lists = [decode(RevocationList, payload) for _, payload in values]
+        lists = [
+            decode(RevocationList, payload)
+            for topic, payload in values
+            if not topic.endswith(f".{topics.CRL_MANIFEST}")
+        ]
+        numbers = [(one.issuer_id, one.partition or "", one.number) for one in lists]
         async with self._database.connection() as connection:
-            await connection.executemany(_NUMBER, [(one.issuer_id, one.number) for one in lists])
+            await connection.executemany(_NUMBER, numbers)
 
     async def _unknown(self, found: Outcomes) -> list[str]:
         async with self._database.connection() as connection:
@@ -247,3 +270,34 @@ async def _put_changes(connection: Connection, piece: Sequence[tuple[str, Change
         values = (change.reason, change.at, change.by, change.count)
         count += bool(await connection.fetchval(_CHANGE, issuance_id, *values))
     return count
+
+
+async def _put_rollovers(connection: Connection, played: Replayed) -> int:
+    """Bring both tables to where the log has them, unless the ledger is at least as far."""
+    here = await connection.fetchval(
+        "select max(greatest(planned_at, published_at, signing_at, ended_at)) from rollover"
+    )
+    if played.last_at is None or (here is not None and here >= played.last_at - _CLOCKS):
+        return 0
+    # Ended ones first: of the others there is one of a kind in a family.
+    rows = sorted(played.rollovers.items(), key=lambda item: item[1].ended_at is None)
+    for rollover_id, one in rows:
+        await connection.execute(
+            _ROLLOVER,
+            rollover_id,
+            one.first.family,
+            one.first.from_issuer,
+            one.first.to_issuer,
+            one.state,
+            one.times["planned"],
+            one.times.get("published"),
+            one.times.get("signing"),
+            one.ended_at,
+            one.by,
+            one.fleet,
+            one.fetched,
+        )
+    signing_last = sorted(played.generations.items(), key=lambda item: item[1][1] == "signing")
+    for issuer_id, (family, state) in signing_last:
+        await connection.execute(_GENERATION, issuer_id, family, state)
+    return len(rows)
