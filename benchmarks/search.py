@@ -139,6 +139,7 @@ async def run(folder: Path, rows: int) -> None:
         await migrate(settings, schema=SCHEMA, scripts=SCRIPTS)
         database = await Database.connect(settings, "ca-signer", SCHEMA)
         entering = await fill(database, rows)
+        print(f"{rows} serial numbers by the signer's generator, none refused by the unique index")
         print(f"{rows} certificates; entering one in groups of 500: {entering:.0f} us")
         admin = await postgres.superuser()
         await admin.execute("vacuum analyze")
