@@ -115,6 +115,20 @@ def dockerfile_findings(service: str, text: str) -> list[str]:
     return findings + [f"{service}: a shell runs {line[4:]!r}" for line in shell]
 
 
+def check_store_findings(text: str) -> list[str]:
+    """Return what is wrong with the image of ``check-store``: ca-signer's with pkilint."""
+    lines = [line.strip() for line in text.replace("\\\n", " ").splitlines()]
+    wanted = {
+        'RUN ["uv", "sync", "--frozen", "--no-dev", "--no-editable", "--package", '
+        '"estsuite-signer", "--extra", "lint"]': "the locked installation with pkilint",
+        f"USER {USER_ID}:{USER_ID}": "a numeric user",
+        'ENTRYPOINT ["ca-signer"]': "its command without a shell",
+    }
+    findings = [f"check-store: no {what}" for line, what in wanted.items() if line not in lines]
+    shell = [line for line in lines if line.startswith("RUN ") and not line.startswith("RUN [")]
+    return findings + [f"check-store: a shell runs {line[4:]!r}" for line in shell]
+
+
 def load(path: Path) -> dict[str, Any]:
     """Return docker-compose.yml as data, anchors and merges resolved."""
     document: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))

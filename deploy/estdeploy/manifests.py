@@ -15,7 +15,7 @@ import yaml
 from estcore.errors import ConfigurationError
 
 Document = dict[str, Any]
-WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job")
+WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,10 @@ def pods(documents: list[Document], *kinds: str) -> list[Pod]:
     """Return the pods of all workloads, or of these kinds."""
     found = []
     for document in of_kind(documents, *(kinds or WORKLOADS)):
-        template = document["spec"]["template"]
+        spec = document["spec"]
+        template = (
+            spec["jobTemplate"]["spec"]["template"] if "jobTemplate" in spec else spec["template"]
+        )
         found.append(
             Pod(
                 kind=document["kind"],

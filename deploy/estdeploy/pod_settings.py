@@ -32,6 +32,11 @@ SECRETS: Mapping[str, frozenset[str]] = {
     "audit-migrate": frozenset({"nats.seed", "database.password"}),
 }
 """Secrets that come from outside, with their keys (deploy/README.md lists them)."""
+IMAGES: Mapping[str, str] = {"ca-signer-check-store": "ca-signer"}
+"""Images that hold a service's package under another name, for one verb."""
+_WITHOUT_KEYS = ("check-store",)
+"""Verbs that read certificates only: what they run in has no key to lose."""
+_KEYS = (".key_file", ".passphrase_file")
 _REFERENCE = re.compile(r"\$\(([A-Z_][A-Z0-9_]*)\)")
 
 
@@ -48,7 +53,8 @@ def settings_can_be_loaded(documents: list[Document]) -> list[str]:
 
 
 def _container(pod: Pod, container: Document, documents: list[Document]) -> Iterator[str]:
-    service = SERVICES.get(re.split("[:@]", container["image"].rpartition("/")[2])[0])
+    image = re.split("[:@]", container["image"].rpartition("/")[2])[0]
+    service = SERVICES.get(IMAGES.get(image, image))
     if service is None:
         yield f"image {container['image']} is none of the suite's"
         return
@@ -60,7 +66,12 @@ def _container(pod: Pod, container: Document, documents: list[Document]) -> Iter
         for m in container.get("volumeMounts", [])
         if "emptyDir" in pod.volume(m["name"])
     ]
+    keyless = container.get("args", [""])[0] in _WITHOUT_KEYS
     for key, path in _paths(settings):
+        if keyless and key.endswith(_KEYS):
+            if path in known:
+                yield f"{key} is mounted, and nothing here needs a key"
+            continue
         inside = any(PurePosixPath(path).is_relative_to(folder) for folder in folders)
         if path not in known and not inside:
             yield f"{key} is {path}, which nothing mounts"
@@ -81,7 +92,8 @@ def load(
         ConfigurationError: as the command would.
     """
     arguments = container.get("args", [])
-    if len(arguments) != 3 or arguments[1] != "--config":  # noqa: PLR2004 - verb, option, file
+    plain = len(arguments) == 3  # noqa: PLR2004 - verb, option, file
+    if arguments[1:2] != ["--config"] or not (plain or arguments[0] in _WITHOUT_KEYS):
         raise ConfigurationError(f"args are {arguments}, not a verb, --config and a file")
     text = files.get(arguments[2])
     if text is None:
@@ -136,12 +148,16 @@ def _files(pod: Pod, container: Document, documents: list[Document]) -> Iterator
 
 def _secret_paths(pod: Pod, container: Document) -> Iterator[str]:
     for mount in container.get("volumeMounts", []):
-        name = pod.volume(mount["name"]).get("secret", {}).get("secretName")
+        secret = pod.volume(mount["name"]).get("secret", {})
+        name = secret.get("secretName")
         if name is None:
             continue
         if name not in SECRETS:
             raise ConfigurationError(f"Secret {name} is not in the list of Secrets")
-        for key in SECRETS[name]:
+        items = {item["key"] for item in secret["items"]} if "items" in secret else SECRETS[name]
+        if unknown := items - SECRETS[name]:
+            raise ConfigurationError(f"Secret {name} has no {', '.join(sorted(unknown))}")
+        for key in items:
             yield f"{mount['mountPath']}/{key}"
 
 

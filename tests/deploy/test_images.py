@@ -97,3 +97,38 @@ def test_an_image_holds_its_service_and_nothing_else(
             check=False,
         )
         assert answer.returncode == 0, answer.stderr
+
+
+@pytest.mark.slow
+def test_the_image_of_the_nightly_check_has_the_judge_and_no_http(
+    root: Path, context: Path, tmp_path: Path
+) -> None:
+    text = (root / "services" / "ca-signer" / "Dockerfile.check-store").read_text(encoding="utf-8")
+    line = next(li for li in text.splitlines() if li.startswith('RUN ["uv", "sync"'))
+    home = tmp_path / "opt"
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("UV_", "VIRTUAL_ENV")) or key == "UV_CACHE_DIR"
+    }
+    environment |= {
+        "UV_PROJECT_ENVIRONMENT": str(home),
+        "UV_PYTHON": getattr(sys, "_base_executable", sys.executable),
+        "UV_PYTHON_DOWNLOADS": "never",
+    }
+    command = [UV, *json.loads(line.removeprefix("RUN "))[1:]]
+    done = subprocess.run(
+        command, cwd=context, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    asked = "import ca_signer.store_judge as j; j.judges('warning')"
+    for arguments in (["-c", asked], ["-c", "import aiohttp"]):
+        answer = subprocess.run(
+            [home / "bin" / "python", *arguments],
+            cwd=tmp_path,
+            env={"PATH": f"{home}/bin"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (answer.returncode == 0) == (arguments[1] == asked), answer.stderr

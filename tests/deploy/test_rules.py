@@ -306,3 +306,37 @@ def test_a_dockerfile_rule_notices_a_shell_and_root(root: Path, service: str) ->
     assert compose_rules.dockerfile_findings(service, text) == []
     broken = text.replace("USER 10001:10001", "USER root").replace('RUN ["pip"', 'RUN pip ["')
     assert len(compose_rules.dockerfile_findings(service, broken)) == 2
+
+
+def nightly(root: Path) -> Documents:
+    return manifests.render(root / "deploy" / "k8s" / "overlays" / "prod")
+
+
+def test_the_nightly_check_runs_without_a_key_and_that_is_looked_at(root: Path) -> None:
+    documents = nightly(root)
+    assert pod_settings.settings_can_be_loaded(documents) == []
+    spec = find(documents, "CronJob", "check-store")["spec"]["jobTemplate"]["spec"]["template"]
+    (issuers,) = [v for v in spec["spec"]["volumes"] if v["name"] == "issuers"]
+    del issuers["secret"]["items"]
+    found = pod_settings.settings_can_be_loaded(documents)
+    assert found == [
+        "CronJob check-store, container check-store: "
+        f"issuers.{name}_file is mounted, and nothing here needs a key"
+        for name in ("key", "passphrase")
+    ]
+
+
+def test_a_cron_jobs_pod_is_held_to_the_rules_of_pods(root: Path) -> None:
+    documents = nightly(root)
+    spec = find(documents, "CronJob", "check-store")["spec"]["jobTemplate"]["spec"]["template"]
+    spec["spec"]["enableServiceLinks"] = True
+    assert pod_rules.pods_are_restricted(documents) == ["CronJob check-store: enableServiceLinks"]
+
+
+def test_the_image_of_the_nightly_check_is_read(root: Path) -> None:
+    path = root / "services" / "ca-signer" / "Dockerfile.check-store"
+    text = path.read_text(encoding="utf-8")
+    assert compose_rules.check_store_findings(text) == []
+    assert compose_rules.check_store_findings(text.replace("10001:10001", "0:0")) == [
+        "check-store: no a numeric user"
+    ]
