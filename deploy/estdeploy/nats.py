@@ -14,11 +14,14 @@ from estcore.messages.permissions import Permissions
 
 
 def users(
-    group: str = "default", agents: tuple[tuple[str, str], ...] = ()
+    group: str = "default",
+    agents: tuple[tuple[str, str], ...] = (),
+    upstreams: tuple[str, ...] = (),
 ) -> dict[str, Permissions]:
     """Return every NATS user with its permissions: services, ``migrate``, operators, agents.
 
-    An agent's user is named ``agent-<tenant>-<service>``.
+    An agent's user is named ``agent-<tenant>-<service>``. ``upstreams`` are the issuers that
+    ca-signer-upstream serves; without any it has no user.
     """
     found = {
         "migrate": permissions.provisioner(),
@@ -28,6 +31,8 @@ def users(
         "audit": permissions.audit(),
         "operator": permissions.operator(),
     }
+    if upstreams:
+        found["ca-signer-upstream"] = permissions.upstream(upstreams)
     for tenant, service in agents:
         found[f"agent-{tenant}-{service}"] = permissions.agent(tenant, service)
     return found

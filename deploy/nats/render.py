@@ -31,9 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--agent", action="append", default=[], type=_owner, metavar="TENANT/SERVICE"
     )
+    parser.add_argument(
+        "--upstream", action="append", default=[], metavar="ISSUER", help="of ca-signer-upstream"
+    )
     parsed = parser.parse_args(arguments)
-    names = nats.users(parsed.group, tuple(parsed.agent))
     try:
+        names = nats.users(parsed.group, tuple(parsed.agent), tuple(parsed.upstream))
         if parsed.seeds is not None:
             parsed.seeds.mkdir(parents=True, exist_ok=True, mode=0o700)
             given = nats.public_keys(parsed.seeds, names)

@@ -58,6 +58,28 @@ def test_public_keys_can_be_given(root: Path) -> None:
     assert [user["nkey"] for user in block["users"]] == [keys[name] for name in nats.users()]
 
 
+def test_another_cas_process_has_rights_for_its_issuers_only(root: Path) -> None:
+    names = nats.users(upstreams=("corporate",))
+    keys = {name: public_nkey(new_user_seed()) for name in names}
+    arguments = [f"--user={name}={key}" for name, key in keys.items()]
+    script = root / "deploy" / "nats" / "render.py"
+    done = subprocess.run(
+        [sys.executable, script, "--upstream", "corporate", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    block = json.loads(done.stdout.removeprefix("authorization: "))
+    (mine,) = [u for u in block["users"] if u["nkey"] == keys["ca-signer-upstream"]]
+    publish = mine["permissions"]["publish"]
+    allowed = publish["allow"] if isinstance(publish, dict) else publish
+    assert "pki.state.cacerts.corporate" in allowed
+    fetching = [topic for topic in allowed if "CONSUMER.MSG.NEXT" in topic]
+    assert len(fetching) == 4
+    assert all(".signer-corporate-" in topic for topic in fetching)
+    assert not [topic for topic in allowed if topic.startswith(("pki.state.crl", "pki.ca"))]
+
+
 def test_a_user_without_key_and_a_key_for_two_are_refused() -> None:
     names = nats.users()
     same = dict.fromkeys(names, public_nkey(new_user_seed()))

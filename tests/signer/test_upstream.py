@@ -24,8 +24,11 @@ from operators import TestOperator, operator
 from other_ca import DAY, OtherCA, named, new_key, usage
 from upstream_stack import ISSUER, UpstreamStack, upstream_stack
 
+from estclient.operator import Operator
 from estcore import ids
+from estcore.clock import SystemClock
 from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested, Principal
+from estcore.runtime.bus import Bus
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -494,6 +497,49 @@ async def test_what_an_operator_abandons_makes_room_for_a_new_request(
     row = await stack.row(message.id)
     assert (row["state"], row["decided_by"]) == ("abandoned", "approver")
     assert (await stack.ask(stack.message(message.csr))).outcome == "issued"
+
+
+async def test_commands_about_submissions_go_to_the_process_that_can(
+    stack: UpstreamStack, other: OtherCA, approver: TestOperator, platform: Any
+) -> None:
+    """Over the bus, as ``estctl submissions`` sends them: the rights on it are enough."""
+    message = await lost_answer(stack, other)
+    submission = str((await stack.row(message.id))["issuance_id"])
+    bus = await Bus.connect(platform.bus("operator"), "operator", "test")
+    try:
+        sender = Operator(bus, approver.certificate, approver.key, SystemClock(), timeout_s=6)
+        listed = await sender.send("ca-signer", "submission-list", {"issuer": ISSUER})
+        assert submission in [one["id"] for one in listed["submissions"]]
+        told = await sender.send("ca-signer", "submission-abandon", {"id": submission})
+        assert told["state"] == "abandoned"
+    finally:
+        await bus.close()
+
+
+async def test_a_plug_ins_mistake_counts_as_sent(stack: UpstreamStack, other: OtherCA) -> None:
+    """Nobody knows how far it came, so nobody asks again."""
+    issuer = stack.parts.issuers[ISSUER]
+    honest = issuer.plugin
+
+    class Broken:
+        repeatable_s, can_revoke, files = 0.0, True, ()
+
+        async def submit(self, wanted: Any) -> Any:
+            raise RuntimeError("a bug")
+
+        async def revoke(self, certificate: bytes, reason: str) -> None:
+            raise RuntimeError("a bug")
+
+    issuer.plugin = Broken()  # type: ignore[assignment]
+    message = stack.message()
+    try:
+        answer = await stack.ask(message)
+    finally:
+        issuer.plugin = honest
+        await rested(stack)
+    assert answer.outcome == "pending"
+    row = await stack.row(message.id)
+    assert (row["state"], row["code"]) == ("unknown", "upstream.plugin_failed")
 
 
 async def test_only_approvers_settle_submissions(

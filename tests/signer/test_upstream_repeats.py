@@ -34,7 +34,7 @@ async def stack(
     issuer = {"options": est_options(other, repeatable_s=600), "failures": 3, "longest_pause_s": 1}
     async with (
         other.running(),
-        upstream_stack(platform, folder, other, issuer=issuer, max_attempts=100) as found,
+        upstream_stack(platform, folder, other, issuer=issuer, max_attempts=5) as found,
     ):
         yield found
 
@@ -129,9 +129,9 @@ async def test_after_failures_in_a_row_nobody_knocks_and_no_request_is_lost(
         while stack.parts.issuers[ISSUER].usable:
             await asyncio.sleep(0.02)
     knocked = len(other.seen)
-    await asyncio.sleep(2)
-    # Only single probes, after growing pauses.
-    assert len(other.seen) - knocked <= 8
+    await asyncio.sleep(6)
+    # Only single probes, after growing pauses; waiting for them costs a request no delivery.
+    assert 1 <= len(other.seen) - knocked <= 12
     other.behaviour = honest
     for message in messages:
         async with asyncio.timeout(30):

@@ -114,10 +114,7 @@ class UpstreamCycle:
             LedgerUnavailable: the row says how far it came; redelivery goes on from there.
         """
         faults.hit("upstream.5.recorded")
-        issuer = self._issuers.get(one.issuer_id)
-        if issuer is None or not issuer.admit():
-            await self._release(one)
-            raise IssuerUnavailable(f"issuer {one.issuer_id} is left alone", code="upstream.paused")
+        issuer = self._issuers[one.issuer_id]
         try:
             # 6. Without a PubAck nothing is sent.
             await self._announcer.intents([one])

@@ -20,12 +20,13 @@ from ca_signer.upstream.cycle import Lost, UpstreamCycle, Waits
 from ca_signer.upstream.issuer import UpstreamIssuer
 from ca_signer.upstream.judge import check_asked, pattern_of
 from ca_signer.upstream.submissions import Submission, submission
-from estcore.errors import NotAuthorized, RequestRejected
+from estcore.errors import IssuerUnavailable, NotAuthorized, RequestRejected
 from estcore.runtime import faults
 from estcore.runtime.consume import Delivery
 from estcore.runtime.service import until
 
 _WORKING_EVERY_S = 4.0
+_TURN_EVERY_S = 0.2
 _STALE = NotAuthorized("nobody waits for it any more", code="intent.stale")
 
 
@@ -40,9 +41,11 @@ class Desk(Intake):
         self._cycle = cycle
         self._issuers = issuers
         self._in_hand: set[Delivery] = set()
+        self._stop = asyncio.Event()
 
     async def attend(self, stop: asyncio.Event) -> None:
         """Keep the server from delivering again what is in hand: other CAs are slow."""
+        self._stop = stop
         while not await until(stop, _WORKING_EVERY_S):
             for delivery in list(self._in_hand):
                 await delivery.working()
@@ -101,8 +104,9 @@ class Desk(Intake):
         assert isinstance(intent, Submission)  # noqa: S101 - rows of this process
         if intent.fence > 1:
             metrics.RESUMED.inc()
-        places = self._issuers[intent.issuer_id].places
-        async with places:
+        issuer = self._issuers[intent.issuer_id]
+        async with issuer.places:
+            await self._turn(issuer)
             outcome = await self._cycle.finish(intent)
         match outcome:
             case Issued() as issued:
@@ -113,6 +117,21 @@ class Desk(Intake):
                 await self._pending(item, intent, retry_after_s)
             case Lost():
                 await item.delivery.nak(LEASED_S)
+
+    async def _turn(self, issuer: UpstreamIssuer) -> None:
+        """Wait until the other CA may be asked.
+
+        Putting the request back would count a delivery each time, and an outage longer than
+        ``max_attempts`` of them would make it a dead letter.
+
+        Raises:
+            IssuerUnavailable: the process stops first.
+        """
+        while not issuer.admit():
+            if await until(self._stop, _TURN_EVERY_S):
+                raise IssuerUnavailable(
+                    f"issuer {issuer.issuer_id} is left alone", code="upstream.paused"
+                )
 
     async def _deliver(self, item: Item, issued: Issued) -> None:
         message = item.message
