@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from e2e_stack import make_csr
 from operators import TestOperator, operator, policy_with_operators
 from signer_stack import SignerStack, signer_stack
 
+from ca_signer.announced import announced
 from ca_signer.reconciling import Outcomes, check_issued, read_records
 from ca_signer.restoring import Restored, Restorer
 from estcore.errors import Conflict, MalformedRequest
@@ -260,3 +262,28 @@ async def test_a_record_that_lacks_something_stops_everything(
     with pytest.raises(MalformedRequest) as refused:
         read(signer, found)
     assert refused.value.code == "reconcile.record"
+
+
+async def test_the_bus_tells_of_certificates_that_the_log_has_lost_too(
+    signer: SignerStack, platform: Any
+) -> None:
+    message, certificate = await issued(signer, "dev-both")
+    name = await signer.value("select issuance_id from issuance where subject = 'CN=dev-both'")
+    sql = "select {} from issuance where subject = 'CN=dev-both'"
+    columns = "tenant, service, slot_id, profile, certificate, issued_at, request_id, san"
+    before = await signer.rows(sql.format(columns))
+    async with asyncio.timeout(10):
+        while not (
+            found := [i for i in await announced(signer.bus, ()) if i.certificate == certificate]
+        ):
+            await asyncio.sleep(0.1)
+    assert str(name) not in {i.intent.issuance_id for i in await announced(signer.bus, {str(name)})}
+    for one in found:
+        check_issued(one, signer.batch.authority.issuers)
+    await forget(platform, "dev-both")
+    lost = Outcomes(issued={str(name): found[0]})
+    assert (await restored(signer, lost)).issued == 1
+    assert await signer.rows(sql.format(columns)) == before
+    # It does not know which request it was for: that one gets another certificate.
+    again = await signer.ask(signer.message(message.csr))
+    assert again.certificate not in {None, certificate}

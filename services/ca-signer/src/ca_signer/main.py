@@ -324,15 +324,10 @@ async def _reconcile(settings: SignerSettings, arguments: argparse.Namespace) ->
     deciding = authority(settings)
     async with connected(settings) as (bus, database):
         announcer = Announcer(bus, CLOCK, settings.instance)
-        await reconcile_command.reconcile(
-            bus,
-            database,
-            deciding,
-            announcer,
-            export=arguments.export,
-            vkey=arguments.vkey,
-            others=arguments.issuer,
+        sources = reconcile_command.Sources(
+            arguments.export, arguments.vkey, arguments.issuer, arguments.events
         )
+        await reconcile_command.reconcile(bus, database, deciding, announcer, sources)
 
 
 def main() -> None:
@@ -356,6 +351,11 @@ def main() -> None:
         default=[],
         metavar="ID=FILE",
         help="certificate of an issuer that is not configured here, PEM",
+    )
+    lost.add_argument(
+        "--events",
+        action="store_true",
+        help="believe the events on the bus where the log was lost too",
     )
     store_command.add(command, connected, CLOCK)
     operator = command.verb("operator", "issue the certificate of an operator", _operator)

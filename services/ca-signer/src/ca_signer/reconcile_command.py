@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from ca_signer.announced import announced
 from ca_signer.announcing import Announcer
 from ca_signer.completeness import Completeness
 from ca_signer.issuer import KnownIssuer, read_certificates
 from ca_signer.keystore import SigningAuthority
-from ca_signer.reconciling import check_issued, read_export
+from ca_signer.reconciling import Outcomes, check_issued, read_export
 from ca_signer.restoring import Restored, Restorer
 from estcore.errors import ConfigurationError, ESTSuiteError
 from estcore.ids import is_token
@@ -20,39 +22,48 @@ from estcore.runtime.database import Database
 from estcore.tlog.checkpoint import VerifierKey
 
 
+@dataclass(frozen=True)
+class Sources:
+    """What is believed: an export and its key; ``events`` of the bus for what it does not have.
+
+    ``others`` are issuers that are not configured here, as ``ID=FILE``.
+    """
+
+    export: Path
+    vkey: str
+    others: Sequence[str] = ()
+    events: bool = False
+
+
 async def reconcile(
     bus: Bus,
     database: Database,
     authority: SigningAuthority,
     announcer: Announcer,
-    *,
-    export: Path,
-    vkey: str,
-    others: Sequence[str] = (),
+    sources: Sources,
 ) -> None:
     """Verify the export, check every certificate in it, put back what the ledger lacks.
 
-    Nothing is written before everything was checked. ``others`` are issuers that are not configured
-    here, as ``ID=FILE``.
+    Nothing is written before everything was checked.
 
     Raises:
         ConfigurationError: the export cannot be read, does not verify, or is not complete.
         RequestRejected: a record or certificate is not right.
         Unavailable: bus or database is away; repeat it.
     """
-    key = VerifierKey.parse(_text(vkey))
-    issuers = {**authority.issuers, **dict(_other(text) for text in others)}
     try:
-        with export.open("rb") as lines:
-            found = read_export(lines, key, authority.profiles, authority.clock.now())
-    except OSError as exc:
-        raise ConfigurationError(f"cannot read {export}: {exc.strerror}") from exc
-    try:
+        found = _read(authority, sources)
+        if sources.events:
+            more = await announced(bus, found.issued.keys())
+            found.issued |= {one.intent.issuance_id: one for one in more}
+            for one in more:
+                found.given_up.pop(one.intent.issuance_id, None)
+        issuers = {**authority.issuers, **dict(_other(text) for text in sources.others)}
         for issued in found.issued.values():
             check_issued(issued, issuers)
         done = await Restorer(bus, database).restore(found)
     except ESTSuiteError as exc:
-        details = {"reason": exc.code, "export": export.name}
+        details = {"reason": exc.code, "export": sources.export.name}
         await announcer.event("ledger.reconcile_refused", details)
         raise
     counts = {
@@ -61,17 +72,27 @@ async def reconcile(
         "revocations": str(done.revocations),
         "rollovers": str(done.rollovers),
         "forgotten_commands": str(len(done.forgotten)),
+        "events": "believed" if sources.events else "not asked",
     }
-    await announcer.event("ledger.reconciled", {**counts, "export": export.name})
+    await announcer.event("ledger.reconciled", {**counts, "export": sources.export.name})
     _tell(done)
     missing = await Completeness(bus, database).missing()
     if missing:
         raise ConfigurationError(
             f"the bus knows {len(missing)} certificates or revocations that the export does not: "
-            "wait until audit has caught up, and export again",
+            "wait until audit has caught up, and export again; if audit lost them too: --events",
             code="ledger.behind",
         )
     sys.stdout.write("the ledger is complete; signers go on\n")
+
+
+def _read(authority: SigningAuthority, sources: Sources) -> Outcomes:
+    key = VerifierKey.parse(_text(sources.vkey))
+    try:
+        with sources.export.open("rb") as lines:
+            return read_export(lines, key, authority.profiles, authority.clock.now())
+    except OSError as exc:
+        raise ConfigurationError(f"cannot read {sources.export}: {exc.strerror}") from exc
 
 
 def _other(text: str) -> tuple[str, KnownIssuer]:
