@@ -52,6 +52,25 @@ def test_lists_are_one_line_each_and_say_none() -> None:
     assert operator_command.shown({"certificates": []}) == "none\n"
 
 
+def test_a_rollover_is_shown_with_its_generations_and_who_lacks_the_trust() -> None:
+    rows = [{"issuer": "issuing", "state": "accepted"}, {"issuer": "issuing-2", "state": "signing"}]
+    text = operator_command.shown({"issuer": "issuing", "fetched": 3, "generations": rows})
+    assert text.splitlines() == [
+        "issuer       issuing",
+        "fetched      3",
+        "generations:",
+        "  issuer=issuing  state=accepted",
+        "  issuer=issuing-2  state=signing",
+    ]
+    assert operator_command.shown({"lacking": []}) == "lacking:\n"
+
+
+def test_a_rollover_command_says_what_is_not_the_default() -> None:
+    line = parsed("ca", "rollover", "sign", "--issuer", "issuing", "--min-fetched", "95")
+    assert (line.command, line.issuer, line.min_fetched) == ("rollover-sign", "issuing", 95)
+    assert parsed("ca", "rollover", "sign", "--issuer", "issuing").min_fetched is None
+
+
 def test_a_serial_number_may_be_written_as_openssl_does() -> None:
     assert parsed("cert", "show", "--serial", "01:AB:0F").serial == "01ab0f"
 
@@ -65,6 +84,8 @@ def test_a_serial_number_may_be_written_as_openssl_does() -> None:
         ("cert", "show", "--serial", "01", "--fingerprint", "02"),
         ("cert", "show", "--serial", "xyz"),
         ("requests", "approve"),
+        ("ca", "rollover", "sign"),
+        ("ca", "rollover", "plan", "--issuer", "issuing"),
     ],
 )
 def test_incomplete_commands_are_not_sent(arguments: tuple[str, ...]) -> None:
