@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import pytest
 import pytest_asyncio
 from cryptography import x509
 from e2e_stack import make_csr
-from signer_stack import SignerStack, signer_stack
+from pydantic import ValidationError
+from signer_stack import SignerStack, signer_settings, signer_stack
 
 from ca_signer.deciding import decide
 from estcore import ids
@@ -69,6 +70,45 @@ async def test_the_fence_throws_a_late_signature_away(signer: SignerStack) -> No
     assert await signer.cycle.finish([intent]) == []  # fence 1: too late
     stored = await signer.cycle.finish(ours)
     assert [i.intent.issuance_id for i in stored] == [intent.issuance_id]
+
+
+async def test_a_lease_is_kept_as_long_as_a_slow_key_store_works(signer: SignerStack) -> None:
+    """Else another signer takes over what is about to be signed, again and again."""
+    keystore = signer.batch.authority.issuers["issuing"].keystore  # type: ignore[attr-defined]
+    kept = keystore.sign_many
+
+    async def slow(tbs: Sequence[bytes]) -> list[bytes]:
+        signatures: list[bytes] = await kept(tbs)
+        await asyncio.sleep(2 * LEASE_OVER_S)
+        return signatures
+
+    _, intent = await signer.leave_intent()
+    stop = asyncio.Event()
+    keeping = asyncio.ensure_future(signer.cycle.keep_leases(stop))
+    keystore.sign_many = slow
+    try:
+        work = asyncio.ensure_future(signer.cycle.finish([intent]))
+        for _ in range(4):
+            await asyncio.sleep(LEASE_OVER_S / 2)
+            taken = await signer.ledger.take_over(10)
+            assert intent.issuance_id not in {t.intent.issuance_id for t in taken}
+        assert [i.intent.issuance_id for i in await work] == [intent.issuance_id]
+    finally:
+        keystore.sign_many = kept
+        stop.set()
+        await keeping
+    assert (await signer.row_of(intent))["fence"] == 1
+    # Once nobody works on it, it can be taken over again.
+    _, other = await signer.leave_intent()
+    await asyncio.sleep(LEASE_OVER_S)
+    taken = await signer.ledger.take_over(10)
+    assert other.issuance_id in {t.intent.issuance_id for t in taken}
+
+
+async def test_no_group_of_front_ends_may_ask_for_operators(platform: Any, tmp_path: Path) -> None:
+    groups = {"default": {"labels": ["services"], "profiles": ["operator"]}}
+    with pytest.raises(ValidationError, match="no front end asks for profile operator"):
+        signer_settings(platform, tmp_path, groups=groups)
 
 
 async def test_a_stale_intent_is_abandoned_and_its_serial_never_used(signer: SignerStack) -> None:

@@ -261,7 +261,13 @@ async def signer_stack(
             await stack.secrets.create(name, lifetime=dt.timedelta(days=1), one_time=False)
     stop = asyncio.Event()
     jobs = [stack.operations.listener.run, stack.operations.outbox.run]
-    jobs += [stack.worker.run, stack.cycle.keep_marking, stack.windows.run, stack.state.run]
+    jobs += [
+        stack.worker.run,
+        stack.cycle.keep_leases,
+        stack.cycle.keep_marking,
+        stack.windows.run,
+        stack.state.run,
+    ]
     tasks = [asyncio.ensure_future(job(stop)) for job in jobs if running]
     try:
         yield stack

@@ -56,6 +56,7 @@ class Cycle:
         self._announcer = announcer
         self._issuers = issuers
         self._announced: list[str] = []
+        self._held: dict[str, int] = {}
 
     async def finish(self, intents: Sequence[Intent]) -> list[Issued]:
         """Take recorded intents through steps 6 to 9 and answer; returns what was stored.
@@ -69,6 +70,7 @@ class Cycle:
         if not intents:
             return []
         faults.hit("signer.5.recorded")
+        self._held.update((i.issuance_id, i.fence) for i in intents)
         try:
             # 6. Without a PubAck there is no signature.
             await self._announcer.intents(intents)
@@ -77,6 +79,9 @@ class Cycle:
         except (BusUnavailable, KeyStoreUnavailable):
             await self._release(intents)
             raise
+        finally:
+            for intent in intents:
+                self._held.pop(intent.issuance_id, None)
         faults.hit("signer.8.signed")
         # 9. The fence decides whose signature counts.
         stored = await self._ledger.store(signed)
@@ -160,6 +165,17 @@ class Cycle:
         # Marked in groups by ``keep_marking``: if we die first, the sweeper announces the same
         # facts under the same ids once more.
         self._announced.extend(i.intent.issuance_id for i in issued)
+
+    async def keep_leases(self, stop: asyncio.Event) -> None:
+        """Hold on to intents whose signatures a slow key store is still working on."""
+        while not await until(stop, self._ledger.lease.total_seconds() / 3):
+            held = dict(self._held)
+            if not held:
+                continue
+            try:
+                await self._ledger.extend(held)
+            except LedgerUnavailable:
+                log.warning("leases could not be extended", extra=fields(count=len(held)))
 
     async def keep_marking(self, stop: asyncio.Event) -> None:
         """Write ``announced`` for what was announced, every second."""

@@ -8,7 +8,7 @@ the certificates (step 9); each commits by itself. Whatever is not fresh goes th
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import asyncpg
@@ -250,6 +250,18 @@ class Ledger:
                 "and s.state = 'intended'",
                 [i.issuance_id for i in intents],
                 [i.fence for i in intents],
+            )
+
+    async def extend(self, held: Mapping[str, int]) -> None:
+        """Lengthen leases that are still ours: fences by issuance id."""
+        async with self.database.connection() as connection:
+            await connection.execute(
+                "update issuance s set lease_until = now() + $3::interval "
+                "from unnest($1::uuid[], $2::int[]) as i(id, fence) "
+                "where s.issuance_id = i.id and s.fence = i.fence and s.state = 'intended'",
+                list(held),
+                list(held.values()),
+                self.lease,
             )
 
     async def unannounced(self, *, older_than_s: float, limit: int) -> list[Issued]:

@@ -230,6 +230,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
             operations.incidents.run,
             operations.fetches.run,
             *([answering.run] if answering else []),
+            cycle.keep_leases,
             cycle.keep_marking,
             *(token.watch for token in tokens_of(deciding.issuers)),
         ],

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from estcore.pki.profile import StrictModel, Token
+from estcore.policy.operators import OPERATOR_PROFILE
 from estcore.runtime.settings import DatabaseSettings, ServiceSettings
 
 
@@ -94,8 +95,18 @@ class GroupSettings(StrictModel):
     """What one group of front ends may ask for, whoever it says was authenticated."""
 
     labels: tuple[str, ...] = Field(min_length=1)
-    profiles: tuple[Token, ...] = Field(min_length=1)
+    profiles: tuple[Token, ...] = Field(
+        min_length=1, description="`operator` never; `ra` only where registrars bootstrap"
+    )
     max_per_minute: int = Field(default=60_000, ge=1, description="requests per signer process")
+
+    @model_validator(mode="after")
+    def _no_operators(self) -> Self:
+        if OPERATOR_PROFILE in self.profiles:
+            raise ValueError(
+                f"no front end asks for profile {OPERATOR_PROFILE}; see ca-signer operator enroll"
+            )
+        return self
 
 
 class OCSPSettings(StrictModel):
