@@ -138,7 +138,7 @@ async def test_the_last_of_hold_and_release_counts(
 async def test_a_revocation_that_was_only_announced_comes_back_too(
     signer: SignerStack, platform: Any, boss: TestOperator
 ) -> None:
-    """As those of an incident, which have no record each."""
+    """Where the audit log lost or never had the record."""
     _, certificate = await issued(signer, "dev-incident")
     arguments = {"fingerprint": sha256(certificate).hexdigest(), "reason": "keyCompromise"}
     await boss.give(signer, "certificate-revoke", arguments)
@@ -149,6 +149,44 @@ async def test_a_revocation_that_was_only_announced_comes_back_too(
     assert (await restored(signer, found)).revocations == 1
     sql = "select revocation_reason from issuance where subject = 'CN=dev-incident'"
     assert await signer.value(sql) == "keyCompromise"
+
+
+async def test_what_an_incident_revoked_comes_back(
+    signer: SignerStack, platform: Any, boss: TestOperator
+) -> None:
+    _, certificate = await issued(signer, "dev-incident-member")
+    revoker = await operator(signer, "CN=revoker")
+    sql = "select encode(spki_sha256, 'hex') from issuance where subject = 'CN=dev-incident-member'"
+    wanted = {"key_sha256": await signer.value(sql), "reason": "keyCompromise"}
+    proposed = await boss.give(signer, "incident-propose", wanted)
+    assert proposed.result is not None
+    await signer.operations.incidents.step()
+    confirm = {"id": proposed.result["id"], "count": 1}
+    assert (await revoker.give(signer, "incident-confirm", confirm)).outcome == "done"
+    await asyncio.sleep(0.3)
+    await signer.operations.incidents.step()
+    await signer.operations.outbox.flush()
+    await asyncio.sleep(0.5)
+    found = read(signer, await records(signer, "dev-incident-member"))
+    assert [c.reason for c in found.changes.values()] == ["keyCompromise"]
+    # A ledger that has the certificate and forgot that it was revoked.
+    connection = await platform.postgres.superuser()
+    for sql in (
+        "update ca_signer.issuance set revoked_at = null, revocation_reason = null, "
+        "revocation_changed_at = null, revocation_announced_at = null "
+        "where certificate_sha256 = $1",
+        "update ca_signer.certificate set revoked_at = null where issuance_id = "
+        "(select issuance_id from ca_signer.issuance where certificate_sha256 = $1)",
+    ):
+        await connection.execute(sql, sha256(certificate).digest())
+    await connection.close()
+    assert (await restored(signer, found)).revocations == 1
+    sql = (
+        "select i.revocation_reason, i.revoked_by, c.revoked_at is not null as listed "
+        "from issuance i join certificate c using (issuance_id) where certificate_sha256 = $1"
+    )
+    (row,) = await signer.rows(sql, sha256(certificate).digest())
+    assert tuple(row) == ("keyCompromise", f"incident:{confirm['id']}", True)
 
 
 async def test_an_intent_without_outcome_keeps_its_serial_number_until_the_outcome_comes(

@@ -109,6 +109,10 @@ def read_records(records: Iterable[Mapping[str, Any]], profiles: ProfileSet) -> 
             _issuing(found, _record(raw), profiles)
         elif action == "certificate.superseded" and phase == "outcome":
             _change(found, _record(raw), "superseded")
+        elif action == "certificate.revoked" and phase == "outcome":
+            # By an incident, each of its certificates.
+            record = _record(raw)
+            _change(found, record, str((record.details or {})["reason"]))
         elif str(action).startswith("operator.") and phase == "outcome":
             record = _record(raw)
             if str(action).startswith(_ROLLOVER):
@@ -262,7 +266,8 @@ def _change(found: Outcomes, record: AuditRecord, reason: str | None) -> None:
         return
     before = found.changes.get(issuance_id)
     count = before.count + 1 if before else 1
-    found.changes[issuance_id] = Change(reason, record.occurred_at, record.actor.rule, count)
+    by = record.actor.rule or record.actor.subject
+    found.changes[issuance_id] = Change(reason, record.occurred_at, by, count)
 
 
 def check_issued(issued: Issued, issuers: Mapping[str, KnownIssuer]) -> None:

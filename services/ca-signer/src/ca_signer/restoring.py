@@ -16,6 +16,7 @@ from typing import Any
 
 import asyncpg
 
+from ca_signer import directory
 from ca_signer.completeness import REVOKED, read_told
 from ca_signer.context import Intent, Issued
 from ca_signer.ledger import serial_octets
@@ -129,7 +130,7 @@ class Restorer:
         return done
 
     async def _with_announced(self, changes: dict[str, Change]) -> dict[str, Change]:
-        """Add revocations that were announced and have no record of their own, as of incidents.
+        """Add revocations that were announced and are not on record yet.
 
         Only revocations: that one was ended is believed of the log alone.
         """
@@ -268,7 +269,11 @@ async def _put_changes(connection: Connection, piece: Sequence[tuple[str, Change
     count = 0
     for issuance_id, change in piece:
         values = (change.reason, change.at, change.by, change.count)
-        count += bool(await connection.fetchval(_CHANGE, issuance_id, *values))
+        if await connection.fetchval(_CHANGE, issuance_id, *values):
+            count += 1
+            await directory.note_revocation(
+                connection, issuance_id, revoked=change.reason is not None
+            )
     return count
 
 
