@@ -338,7 +338,7 @@ async def test_what_was_not_done_is_asked_again_without_anybody(
 async def test_202_is_passed_on_and_the_same_request_asks_again(
     stack: UpstreamStack, other: OtherCA
 ) -> None:
-    other.behaviour = other.answering(202, Retry_After="1")
+    other.behaviour = other.answering(202, retry_after="1")
     message = stack.message()
     answer = await stack.ask(message)
     assert (answer.outcome, answer.retry_after_s) == ("pending", 1)

@@ -101,6 +101,76 @@ async def test_what_was_being_sent_at_a_crash_is_asked_for_again(
     assert len(other.issued) == 1
 
 
+async def test_two_holders_of_one_request_get_one_certificate_and_both_are_right(
+    stack: UpstreamStack, other: OtherCA
+) -> None:
+    """One was thought dead and answers late: the same certificate, neither wrong nor new."""
+    honest, gate, entered = other.behaviour, asyncio.Event(), asyncio.Event()
+    assert honest is not None
+
+    async def hold_the_first(request: web.Request, octets: bytes) -> web.StreamResponse:
+        if not entered.is_set():
+            entered.set()
+            await gate.wait()
+        return await honest(request, octets)
+
+    other.behaviour = hold_the_first
+    message = stack.message()
+    await stack.signer.send(message)
+    await asyncio.wait_for(entered.wait(), 5)
+    await stack.lapse(message)
+    answer = await stack.ask(stack.message(message.csr))
+    assert answer.outcome == "issued"
+    gate.set()
+    async with asyncio.timeout(15):
+        first = await stack.signer.answers[message.id]
+    assert (first.outcome, first.certificate) == ("issued", answer.certificate)
+    assert len(other.issued) == 1
+    row = await stack.row(message.id)
+    for table in ("quarantine", "upstream_revocation"):
+        sql = f"select count(*) from {table} where issuance_id = $1"
+        assert await stack.signer.value(sql, row["issuance_id"]) == 0
+
+
+async def test_the_first_of_two_holders_stores_what_both_get(
+    stack: UpstreamStack, other: OtherCA
+) -> None:
+    """The late one is the faster: its certificate counts, though its fence is old."""
+    message = stack.message()
+    late: Any = await stack.settle(message)
+    assert await stack.parts.submissions.begin(late)
+    await stack.lapse(message)
+    await stack.signer.value(
+        "update submission set fence = fence + 1, lease_until = now() + interval '8 seconds' "
+        "where request_id = $1",
+        message.id,
+    )
+    csr = x509.load_der_x509_csr(message.csr)
+    made = other.sign(csr)
+    der = made.public_bytes(Encoding.DER)
+    kept = await stack.parts.submissions.store(late, made, der, reference=None, shared=True)
+    assert kept is not None
+    assert (await stack.ask(stack.message(message.csr))).certificate == der
+
+
+async def test_while_it_may_be_repeated_the_sweeper_asks_no_person(
+    stack: UpstreamStack, other: OtherCA
+) -> None:
+    message = stack.message()
+    held: Any = await stack.settle(message)
+    assert await stack.parts.submissions.begin(held)
+    await stack.lapse(message)
+    await asyncio.sleep(0.7)  # three sweeps
+    assert (await stack.row(message.id))["state"] == "submitted"
+    await stack.signer.value(
+        "update submission set submitted_at = now() - interval '11 minutes' where request_id = $1",
+        message.id,
+    )
+    async with asyncio.timeout(5):
+        while (await stack.row(message.id))["state"] != "unknown":
+            await asyncio.sleep(0.1)
+
+
 async def test_after_its_window_a_lost_answer_waits_for_a_person(
     stack: UpstreamStack, other: OtherCA
 ) -> None:

@@ -324,3 +324,38 @@ async def test_each_answer_says_whether_it_may_be_asked_again(
     assert caught.value.code == code
     assert asked == ["s.token-of-a-test"]
     assert "s.token-of-a-test" not in caught.value.reason
+
+
+async def test_a_login_nobody_answers_has_asked_for_nothing(
+    stack: UpstreamStack, tmp_path: Path
+) -> None:
+    """A time-out of the login is no unknown outcome: nothing was sent to be signed."""
+    sick = OtherCA(tmp_path / "sick")
+
+    async def hang(_: web.Request) -> web.Response:
+        await asyncio.sleep(3)
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/v1/auth/approle/login", hang)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(sick.path("server.pem"), sick.path("server.key"))
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, "localhost", sick.port, ssl_context=context).start()
+    secret = tmp_path / "secret-id"
+    secret.touch(mode=0o600)
+    secret.write_text("secret")
+    options = {
+        "url": sick.url,
+        "ca_file": str(sick.path("root.pem")),
+        "role": "services",
+        "auth": {"approle": {"role_id": "x", "secret_id_file": str(secret)}},
+    }
+    try:
+        async with make(options, timeout_s=1.5) as plugin:
+            with pytest.raises(Retryable) as caught:
+                await asyncio.wait_for(plugin.submit(wanted(stack)), 1.5)
+    finally:
+        await runner.cleanup()
+    assert caught.value.code == "upstream.unreachable"

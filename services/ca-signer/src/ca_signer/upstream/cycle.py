@@ -182,7 +182,10 @@ class UpstreamCycle:
 
     async def _take(self, issuer: UpstreamIssuer, one: Submission, submitted: Submitted) -> Outcome:
         der = submitted.certificate
-        if await self._submissions.known(der):
+        known = await self._submissions.known(der)
+        if known == one.issuance_id:
+            return Lost()  # another holder was faster, with the same answer
+        if known is not None:
             # Its own earlier answer to the same CSR: good, in use, and no new one.
             return await self._repeated(one)
         # 8. Lint.
@@ -190,7 +193,11 @@ class UpstreamCycle:
             certificate = self.judged(issuer, one, der)
             # 9. The fence decides.
             stored = await self._submissions.store(
-                one, certificate, der, reference=submitted.reference
+                one,
+                certificate,
+                der,
+                reference=submitted.reference,
+                shared=issuer.plugin.repeatable_s > 0,
             )
         except WrongCertificate as exc:
             issuer.failed()
@@ -311,7 +318,7 @@ class UpstreamCycle:
 
     async def _stray(self, one: Submission, der: bytes) -> Outcome:
         """An answer to a row that went on without it: nobody will ever use this certificate."""
-        if not await self._submissions.known(der):
+        if await self._submissions.known(der) is None:
             late = WrongCertificate("late", "the answer came when the row had another holder")
             await self._quarantine(one, der, late, revoke=True)
         return Lost()

@@ -14,7 +14,7 @@ the fence, takes a row out of it; when the lease ran out the outcome is unknown.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
 
@@ -53,8 +53,10 @@ where issuance_id = $1 and fence = $2 and state = $4 returning sendings"""
 # A late answer resolves an unknown outcome: nobody holds that row, and a certificate is a fact.
 _STORE = """with done as (
   update submission set state = 'issued', changed_at = now(), reference = $3, code = null,
-    reason = null, answered_at = case when $10 then now() end, decided_by = $11
-  where issuance_id = $1 and ((state = 'submitted' and fence = $2) or state = 'unknown')
+    reason = null, decided_by = $11,
+    answered_at = case when $10 and state = 'submitted' then now() end
+  where issuance_id = $1
+    and ((state = 'submitted' and (fence = $2 or $12)) or state = 'unknown')
   returning *),
 consumed as (
   update claim set state = 'consumed' from done
@@ -112,7 +114,7 @@ async def record(connection: Connection, one: Submission, lease: dt.timedelta) -
     return bool(done)
 
 
-async def store(
+async def store(  # noqa: PLR0913 - what is known of a certificate
     connection: Connection,
     one: Submission,
     certificate: x509.Certificate,
@@ -121,8 +123,11 @@ async def store(
     reference: str | None = None,
     answered: bool = True,
     by: str | None = None,
+    shared: bool = False,
 ) -> Issued | None:
     """Step 9: store the certificate if the row is still ours, or nobody's; None if it is not.
+
+    ``shared`` says that every holder gets the same certificate, so the first one stores it.
 
     Raises:
         SerialNumberReused: the ledger has a certificate with this serial number.
@@ -143,6 +148,7 @@ async def store(
                 one.subject,
                 answered,
                 by,
+                shared,
             )
     except asyncpg.UniqueViolationError as exc:
         raise SerialNumberReused("the other CA used a serial number twice") from exc
@@ -209,12 +215,20 @@ class Submissions:
         return await self.database.run(work)
 
     async def store(
-        self, one: Submission, certificate: x509.Certificate, der: bytes, *, reference: str | None
+        self,
+        one: Submission,
+        certificate: x509.Certificate,
+        der: bytes,
+        *,
+        reference: str | None,
+        shared: bool,
     ) -> Issued | None:
         """Step 9, see ``store``."""
 
         async def work(connection: Connection) -> Issued | None:
-            return await store(connection, one, certificate, der, reference=reference)
+            return await store(
+                connection, one, certificate, der, reference=reference, shared=shared
+            )
 
         return await self.database.run(work)
 
@@ -251,28 +265,34 @@ class Submissions:
 
         await self.database.run(work)
 
-    async def known(self, der: bytes) -> bool:
-        """Tell whether the ledger has exactly this certificate."""
+    async def known(self, der: bytes) -> str | None:
+        """Return the issuance of exactly this certificate, if the ledger has it."""
         async with self.database.connection() as connection:
             found = await connection.fetchval(
-                "select true from issuance where certificate_sha256 = $1 "
+                "select issuance_id from issuance where certificate_sha256 = $1 "
                 "and certificate is not null",
                 sha256(der).digest(),
             )
-        return bool(found)
+        return None if found is None else str(found)
 
-    async def lapsed(self, issuers: Sequence[str], limit: int) -> list[Submission]:
-        """Return what was being sent by somebody whose lease ran out a while ago; now ours."""
+    async def lapsed(self, repeatable_s: Mapping[str, float], limit: int) -> list[Submission]:
+        """Return what was being sent by somebody whose lease ran out a while ago; now ours.
+
+        ``repeatable_s`` says of each issuer for how long a sending may be repeated: until then
+        whoever comes back for it may ask again.
+        """
         async with self.database.connection() as connection:
             rows = await connection.fetch(
                 "update submission set fence = fence + 1, lease_until = now() + $1::interval "
                 "where issuance_id in (select issuance_id from submission "
-                "where state = 'submitted' and issuer_id = any($2::text[]) "
-                "and lease_until < now() - $3::interval limit $4 for update skip locked) "
-                f"returning {COLUMNS}",
+                "join unnest($2::text[], $3::float8[]) as r(issuer_id, repeatable_s) "
+                "using (issuer_id) where state = 'submitted' "
+                "and lease_until < now() - $1::interval "
+                "and submitted_at + r.repeatable_s * interval '1 second' <= now() "
+                f"limit $4 for update of submission skip locked) returning {COLUMNS}",
                 self.lease,
-                list(issuers),
-                self.lease,
+                list(repeatable_s),
+                list(repeatable_s.values()),
                 limit,
             )
         return [submission_of(row) for row in rows]

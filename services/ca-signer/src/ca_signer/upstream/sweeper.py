@@ -64,7 +64,8 @@ class UpstreamSweeper:
             Unavailable: database or bus is away; the next sweep goes on.
         """
         issuers = list(self._issuers)
-        for one in await self._submissions.lapsed(issuers, _LIMIT):
+        repeatable = {name: issuer.plugin.repeatable_s for name, issuer in self._issuers.items()}
+        for one in await self._submissions.lapsed(repeatable, _LIMIT):
             # Nobody came back for it within a lease: its message is gone, or its process is.
             await self._submissions.unknown(
                 one, RESTARTED, "whoever sent it did not live to see the answer"

@@ -143,7 +143,7 @@ class Transport:
                 allow_redirects=False,
                 trace_request_ctx=sending,
             ) as response:
-                return Answer(response.status, dict(response.headers), await self._read(response))
+                return Answer(response.status, response.headers, await self._read(response))
         except (aiohttp.ClientError, OSError, ssl.SSLError) as exc:
             # TimeoutError is an OSError.
             if not sending.connected:

@@ -92,7 +92,7 @@ class VaultUpstream:
             self._headers["X-Vault-Namespace"] = options.namespace
         read_secret(options.auth.secret_file, "the secret for Vault")
         self._transport = Transport(options, timeout_s=timeout_s, fresh=True)
-        self._login = Login(options.auth, self._transport, self._headers)
+        self._login = Login(options.auth, self._transport, self._headers, timeout_s=timeout_s / 3)
         issuer = f"/issuer/{options.issuer_ref}" if options.issuer_ref else ""
         verb = "sign-verbatim" if options.verbatim else "sign"
         self._sign = f"/v1/{options.mount}{issuer}/{verb}/{options.role}"

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from ca_signer.upstream.contract import Retryable
+from ca_signer.upstream.contract import Retryable, Unknown
 from ca_signer.upstream.transport import Transport, plain
 from estcore.clock import monotonic_s
 from estcore.errors import ConfigurationError
@@ -69,8 +69,12 @@ class VaultAuth(StrictModel):
 class Login:
     """Keeps a token good; calls may run at the same time."""
 
-    def __init__(self, auth: VaultAuth, transport: Transport, headers: dict[str, str]) -> None:
+    def __init__(
+        self, auth: VaultAuth, transport: Transport, headers: dict[str, str], *, timeout_s: float
+    ) -> None:
+        """``timeout_s`` is for one login: whatever happens to it, nothing was asked for yet."""
         self._auth = auth
+        self._timeout_s = timeout_s
         self._transport = transport
         self._headers = headers
         self._lock = asyncio.Lock()
@@ -99,9 +103,15 @@ class Login:
             self._token, self._until = secret, monotonic_s() + 60
             return
         path, body = self._question(secret)
-        answer = await self._transport.call(
-            "POST", path, body=json.dumps(body).encode(), headers=self._headers
-        )
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answer = await self._transport.call(
+                    "POST", path, body=json.dumps(body).encode(), headers=self._headers
+                )
+        except TimeoutError as exc:
+            raise Retryable("Vault does not answer a login", code="upstream.unreachable") from exc
+        except Unknown as exc:
+            raise Retryable(exc.reason, code="upstream.unreachable") from exc
         if answer.status != _OK:
             said = f"Vault does not let us in: {answer.status} {errors_in(answer.body)}"
             code = DENIED if answer.status in range(400, 500) else "upstream.unavailable"
