@@ -57,9 +57,13 @@ def _images() -> Iterator[Result]:
     for name in SERVICES:
         path = ROOT / "services" / name / "Dockerfile"
         findings += compose_rules.dockerfile_findings(name, path.read_text(encoding="utf-8"))
-    path = ROOT / "services" / "ca-signer" / "Dockerfile.check-store"
-    findings += compose_rules.check_store_findings(path.read_text(encoding="utf-8"))
-    yield f"Dockerfiles: {len(SERVICES) + 1} read by our rules", findings
+    for file in compose_rules.EXTRA_IMAGES:
+        text = (ROOT / "services" / "ca-signer" / file).read_text(encoding="utf-8")
+        findings += compose_rules.extra_image_findings(file, text)
+    yield (
+        f"Dockerfiles: {len(SERVICES) + len(compose_rules.EXTRA_IMAGES)} read by our rules",
+        findings,
+    )
 
 
 def _compose() -> Iterator[Result]:

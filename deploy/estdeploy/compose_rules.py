@@ -115,18 +115,26 @@ def dockerfile_findings(service: str, text: str) -> list[str]:
     return findings + [f"{service}: a shell runs {line[4:]!r}" for line in shell]
 
 
-def check_store_findings(text: str) -> list[str]:
-    """Return what is wrong with the image of ``check-store``: ca-signer's with pkilint."""
+EXTRA_IMAGES = {
+    "Dockerfile.check-store": ("lint", "ca-signer"),
+    "Dockerfile.upstream": ("upstream", "ca-signer-upstream"),
+}
+"""More images of ca-signer's package: file to the extra in it and the command it runs."""
+
+
+def extra_image_findings(file: str, text: str) -> list[str]:
+    """Return what is wrong with one of the ``EXTRA_IMAGES``."""
+    extra, command = EXTRA_IMAGES[file]
     lines = [line.strip() for line in text.replace("\\\n", " ").splitlines()]
     wanted = {
         'RUN ["uv", "sync", "--frozen", "--no-dev", "--no-editable", "--package", '
-        '"estsuite-signer", "--extra", "lint"]': "the locked installation with pkilint",
+        f'"estsuite-signer", "--extra", "{extra}"]': f"the locked installation with {extra}",
         f"USER {USER_ID}:{USER_ID}": "a numeric user",
-        'ENTRYPOINT ["ca-signer"]': "its command without a shell",
+        f'ENTRYPOINT ["{command}"]': "its command without a shell",
     }
-    findings = [f"check-store: no {what}" for line, what in wanted.items() if line not in lines]
+    findings = [f"{file}: no {what}" for line, what in wanted.items() if line not in lines]
     shell = [line for line in lines if line.startswith("RUN ") and not line.startswith("RUN [")]
-    return findings + [f"check-store: a shell runs {line[4:]!r}" for line in shell]
+    return findings + [f"{file}: a shell runs {line[4:]!r}" for line in shell]
 
 
 def load(path: Path) -> dict[str, Any]:

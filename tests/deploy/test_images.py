@@ -99,11 +99,26 @@ def test_an_image_holds_its_service_and_nothing_else(
         assert answer.returncode == 0, answer.stderr
 
 
+PROBES = {
+    "Dockerfile.check-store": {
+        "import ca_signer.store_judge as j; j.judges('warning')": True,
+        "import aiohttp": False,
+    },
+    "Dockerfile.upstream": {
+        "import ca_signer.upstream.vault, ca_signer.upstream.est, ca_signer.upstream.main": True,
+        "import pkilint": False,
+        "import pkcs11": False,
+    },
+}
+"""Images of the signer's package with an extra: what works there, and what must not."""
+
+
 @pytest.mark.slow
-def test_the_image_of_the_nightly_check_has_the_judge_and_no_http(
-    root: Path, context: Path, tmp_path: Path
+@pytest.mark.parametrize("file", PROBES)
+def test_more_images_of_the_signer_hold_their_extra_alone(
+    root: Path, context: Path, tmp_path: Path, file: str
 ) -> None:
-    text = (root / "services" / "ca-signer" / "Dockerfile.check-store").read_text(encoding="utf-8")
+    text = (root / "services" / "ca-signer" / file).read_text(encoding="utf-8")
     line = next(li for li in text.splitlines() if li.startswith('RUN ["uv", "sync"'))
     home = tmp_path / "opt"
     environment = {
@@ -121,14 +136,13 @@ def test_the_image_of_the_nightly_check_has_the_judge_and_no_http(
         command, cwd=context, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    asked = "import ca_signer.store_judge as j; j.judges('warning')"
-    for arguments in (["-c", asked], ["-c", "import aiohttp"]):
+    for code, works in PROBES[file].items():
         answer = subprocess.run(
-            [home / "bin" / "python", *arguments],
+            [home / "bin" / "python", "-c", code],
             cwd=tmp_path,
             env={"PATH": f"{home}/bin"},
             capture_output=True,
             text=True,
             check=False,
         )
-        assert (answer.returncode == 0) == (arguments[1] == asked), answer.stderr
+        assert (answer.returncode == 0) == works, (code, answer.stderr)

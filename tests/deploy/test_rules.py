@@ -333,10 +333,10 @@ def test_a_cron_jobs_pod_is_held_to_the_rules_of_pods(root: Path) -> None:
     assert pod_rules.pods_are_restricted(documents) == ["CronJob check-store: enableServiceLinks"]
 
 
-def test_the_image_of_the_nightly_check_is_read(root: Path) -> None:
-    path = root / "services" / "ca-signer" / "Dockerfile.check-store"
-    text = path.read_text(encoding="utf-8")
-    assert compose_rules.check_store_findings(text) == []
-    assert compose_rules.check_store_findings(text.replace("10001:10001", "0:0")) == [
-        "check-store: no a numeric user"
+@pytest.mark.parametrize("file", compose_rules.EXTRA_IMAGES)
+def test_more_images_of_the_signer_are_read(root: Path, file: str) -> None:
+    text = (root / "services" / "ca-signer" / file).read_text(encoding="utf-8")
+    assert compose_rules.extra_image_findings(file, text) == []
+    assert compose_rules.extra_image_findings(file, text.replace("10001:10001", "0:0")) == [
+        f"{file}: no a numeric user"
     ]

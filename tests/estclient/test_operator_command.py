@@ -108,3 +108,16 @@ def test_settings_come_from_file_variable_and_option_the_last_counts(tmp_path: P
 def test_without_settings_one_line_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="bus"):
         operator_command._settings(parsed("requests", "list"), tmp_path, {})
+
+
+def test_a_certificate_to_adopt_may_be_pem_or_der(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "web")])
+    now = SystemClock().now()
+    made = x509.CertificateBuilder(name, name, key.public_key(), 7, now, now).sign(key, SHA256())
+    der = made.public_bytes(Encoding.DER)
+    for encoding in (Encoding.PEM, Encoding.DER):
+        file = tmp_path / "found"
+        file.write_bytes(made.public_bytes(encoding))
+        given = parsed("submissions", "adopt", "--id", "1", "--certificate", str(file))
+        assert (given.command, given.certificate) == ("submission-adopt", der.hex())

@@ -620,7 +620,14 @@ async def test_what_was_being_sent_at_a_crash_is_unknown(
 async def test_the_sweeper_finds_what_nobody_came_back_for(
     stack: UpstreamStack, other: OtherCA
 ) -> None:
-    sent, unsent = stack.message(), stack.message()
+    sent, unsent, forgotten = stack.message(), stack.message(), stack.message()
+    other.behaviour = other.answering(202, retry_after="1")
+    assert (await stack.ask(forgotten)).outcome == "pending"
+    other.seen.clear()
+    await stack.signer.value(
+        "update submission set created_at = created_at - interval '8 days' where request_id = $1",
+        forgotten.id,
+    )
     held: Any = await stack.settle(sent)
     assert await stack.parts.submissions.begin(held)
     await stack.settle(unsent)
@@ -632,8 +639,9 @@ async def test_the_sweeper_finds_what_nobody_came_back_for(
     async with asyncio.timeout(5):
         while (await stack.row(sent.id))["state"] != "unknown":
             await asyncio.sleep(0.1)
-        while (await stack.row(unsent.id))["state"] != "abandoned":
-            await asyncio.sleep(0.1)
+        for message in (unsent, forgotten):
+            while (await stack.row(message.id))["state"] != "abandoned":
+                await asyncio.sleep(0.1)
     assert other.seen == []
 
 

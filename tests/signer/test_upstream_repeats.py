@@ -209,6 +209,29 @@ async def test_after_failures_in_a_row_nobody_knocks_and_no_request_is_lost(
     assert len(other.issued) == len(messages)
 
 
+async def test_an_outage_is_probed_without_asking_for_a_certificate(
+    stack: UpstreamStack, other: OtherCA
+) -> None:
+    """Each probe by a CSR could be one more certificate that a person must look for."""
+    honest, other.behaviour, other.away = other.behaviour, other.answering(503), True
+    messages = [stack.message() for _ in range(3)]
+    for message in messages:
+        await stack.signer.send(message)
+    try:
+        async with asyncio.timeout(10):
+            while stack.parts.issuers[ISSUER].usable:
+                await asyncio.sleep(0.02)
+        await asyncio.sleep(0.3)
+        sent = len(other.seen)
+        await asyncio.sleep(3)
+        assert len(other.seen) == sent
+    finally:
+        other.behaviour, other.away = honest, False
+    for message in messages:
+        async with asyncio.timeout(30):
+            assert (await stack.signer.answers[message.id]).outcome == "issued"
+
+
 async def test_our_tls_certificate_is_taken_over_while_running(
     stack: UpstreamStack, other: OtherCA
 ) -> None:

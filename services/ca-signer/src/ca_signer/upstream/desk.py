@@ -127,7 +127,7 @@ class Desk(Intake):
         Raises:
             IssuerUnavailable: the process stops first.
         """
-        while not issuer.admit():
+        while not await issuer.admit():
             if await until(self._stop, _TURN_EVERY_S):
                 raise IssuerUnavailable(
                     f"issuer {issuer.issuer_id} is left alone", code="upstream.paused"

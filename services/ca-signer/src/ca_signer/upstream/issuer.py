@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from ca_signer.breaker import Breaker
 from ca_signer.issuer import KnownIssuer, check_authority, check_chain, read_certificates
 from ca_signer.upstream import metrics
-from ca_signer.upstream.contract import GROUP, Factory, Upstream
+from ca_signer.upstream.contract import GROUP, Factory, Retryable, Unknown, Upstream
 from ca_signer.upstream.settings import UpstreamIssuerSettings
 from estcore.clock import monotonic_s
 from estcore.errors import ConfigurationError
@@ -53,9 +53,28 @@ class UpstreamIssuer(KnownIssuer):
         """Whether asking makes sense now."""
         return self._breaker.due(monotonic_s())
 
-    def admit(self) -> bool:
-        """Whether to ask; while the breaker is not closed a True makes the caller the probe."""
-        return self._tell(self._breaker.admit(monotonic_s()))
+    async def admit(self) -> bool:
+        """Whether to ask for a certificate now.
+
+        While the breaker is not closed, one caller at a time tries a question that changes
+        nothing: a certificate nobody answers for would be one more that a person must look for.
+        """
+        if not self._tell(self._breaker.admit(monotonic_s())):
+            return False
+        return self._breaker.state == "closed" or await self._answers()
+
+    async def _answers(self) -> bool:
+        try:
+            async with asyncio.timeout(self.settings.timeout_s):
+                await self.plugin.authorities()
+        except (Retryable, Unknown, TimeoutError) as exc:
+            log.warning(
+                "another CA is still away",
+                extra=fields(issuer=self.issuer_id, error=type(exc).__name__),
+            )
+            self.failed()
+            return False
+        return True
 
     def succeeded(self) -> None:
         """It answers, whatever it says."""
