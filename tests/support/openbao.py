@@ -119,8 +119,10 @@ class OpenBao:
         return bool(found["data"]["revocation_time"])
 
     async def certificates(self) -> list[str]:
-        found = await self.call("LIST", "pki/certs")
-        return list(found["data"]["keys"])
+        async with self.session.request("LIST", f"{self.url}/v1/pki/certs") as response:
+            if response.status == 404:  # there is none
+                return []
+            return list((await response.json())["data"]["keys"])
 
 
 @contextlib.asynccontextmanager
