@@ -31,7 +31,7 @@ from estcore.pki.name_templates import general_name
 from estcore.pki.names import parse_name, san_entry
 from estcore.pki.profile import Profile
 from estcore.policy.decide import check_names, check_profile
-from estcore.policy.document import Names
+from estcore.policy.document import Names, Rule
 from estcore.policy.granting import granted_request, granted_usages
 
 KEY = ec.generate_private_key(ec.SECP256R1())
@@ -198,6 +198,37 @@ def test_granting_twice_changes_nothing(subject: str, named: bool) -> None:
     once = granted(request(subject, ("dns:b.test",) if named else ()), wanted)
     twice = granted(once, wanted)
     assert (twice.subject_canonical, twice.san) == (once.subject_canonical, once.san)
+
+
+def test_team_and_cluster_come_from_claims_like_the_owner() -> None:
+    raw = {
+        "name": "pods",
+        "principal": {"token": {"issuer": "east", "claims": {"sub": "*"}}},
+        "owner": {"tenant": "{ns}", "service": "{sa}", "team": "{team}", "cluster": "east"},
+        "labels": ["services"],
+        "profiles": ["p"],
+        "names": {"serial_numbers": ["{ns}-{id}"], "organizations": ["{id}"]},
+    }
+    rule = Rule.model_validate(raw)
+    claims = {"ns": "clinic", "sa": "billing", "team": "cardiology", "id": "7"}
+    owner = rule.bound(claims).owner
+    assert (owner.tenant, owner.service, owner.team, owner.cluster) == (
+        "clinic", "billing", "cardiology", "east",
+    )  # fmt: skip
+    with pytest.raises(NotAuthorized):
+        rule.bound({**claims, "team": "not a token"})
+    with pytest.raises(NotAuthorized):
+        rule.bound({k: v for k, v in claims.items() if k != "team"})
+    # At a renewal only the owner is known: a pattern stands open, anything else is left out.
+    renewing = rule.bound_to_owner("clinic", "billing")
+    assert renewing is not None
+    assert renewing.names.serial_numbers == ("clinic-*",)
+    assert renewing.names.organizations == ()
+    # A second star would be a wider pattern than the policy wrote.
+    wide = raw | {"names": {"serial_numbers": ["{id}-*"]}}
+    again = Rule.model_validate(wide).bound_to_owner("clinic", "billing")
+    assert again is not None
+    assert again.names.serial_numbers == ()
 
 
 @pytest.mark.parametrize(
