@@ -22,6 +22,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from e2e_stack import POLICY, Stack, certificate_in, make_csr, start_stack, stop_stack, write_key
 from raw_client import BASE, Answer, Client, b64
 
+from estclient.agent import Agent
+from estclient.agent_settings import AgentSettings
 from estclient.suite.operator import make_operator
 from estclient.suite.ports import free_port
 from estcore.errors import ConfigurationError
@@ -174,9 +176,13 @@ async def make_new_ca(story: Story) -> None:
 
 
 def verifies(root: Path, certificates: list[x509.Certificate], leaf: Path, folder: Path) -> bool:
-    """Let openssl judge with one root alone and what /cacerts had, roots left out."""
+    """Let openssl judge with one root alone and what /cacerts had, roots left out.
+
+    And with what stands behind the leaf in its file, as a service sends it.
+    """
     sent = folder / "sent.pem"
     pems = [c.public_bytes(Encoding.PEM) for c in certificates if c.subject != c.issuer]
+    pems += leaf.read_bytes().partition(b"-----END CERTIFICATE-----\n")[2:]
     sent.write_bytes(b"".join(pems))
     command = ["openssl", "verify", "-x509_strict", "-no-CApath", "-no-CAstore"]
     command += ["-CAfile", str(root), "-untrusted", str(sent), str(leaf)]
@@ -192,11 +198,38 @@ def serves(story: Story, root: Path) -> bool:
     return done.returncode == 0
 
 
+def agent_settings(story: Story) -> AgentSettings:
+    """An agent whose trust file has the old root alone."""
+    trust, secret = story.folder / "trust.pem", story.folder / "load.secret"
+    trust.write_bytes(story.stack.layout.root_file.read_bytes())
+    secret.write_text(story.stack.secret)
+    secret.chmod(0o600)
+    bootstrap = {"subject": "CN=dev-agent", "user": "load", "secret_file": secret}
+    values = {
+        "server": {
+            "urls": [f"https://localhost:{story.stack.layout.ports.est}"],
+            "trust_file": trust,
+        },
+        "store": story.folder / "agent",
+        "bootstrap": bootstrap,
+        "cacerts_every_s": 1,
+        "retry_s": 0.5,
+    }
+    return AgentSettings.model_validate(values)
+
+
+async def has_trust(agent: Agent, number: int) -> bool:
+    """Tell whether an agent's service has so many CA certificates."""
+    return (agent.store.current / "ca.pem").read_text().count("BEGIN") == number
+
+
 async def test_C5_D1_D3_D4_D6_D8_a_root_is_rolled_over_while_a_fleet_renews(story: Story) -> None:
     stack, suite = story.stack, story.stack.suite
-    # 1. A fleet of two under the old root; then the new CA, made offline, on both signers.
+    # 1. A fleet of three, one of them an agent, under the old root; then the new CA, made offline, on both signers.
     story.operator = await make_operator(suite, "CN=boss")
     first, second = await story.enroll("dev-client"), await story.enroll("dev-second")
+    agent = Agent(agent_settings(story))
+    await agent.advance()
     await make_new_ca(story)
     assert len(await story.cacerts()) == 2
 
@@ -212,22 +245,25 @@ async def test_C5_D1_D3_D4_D6_D8_a_root_is_rolled_over_while_a_fleet_renews(stor
     assert len(set(shown)) == 6
 
     # 3. Nobody has fetched it with a certificate, so it does not sign.
-    assert "0 of 2" in await story.refused("sign")
+    assert "0 of 3" in await story.refused("sign")
     await story.cacerts(stack.client_context(first.pem, first.key))
+    # An agent asks by itself, and takes the new root up.
+    asking = asyncio.ensure_future(agent.work(stop := asyncio.Event()))
 
-    async def one_has() -> bool:
-        return (await story.give("status"))["fetched"] == 1
+    async def two_have() -> bool:
+        return (await story.give("status"))["fetched"] == 2
 
-    await story.settle(one_has)
+    await story.settle(two_have)
+    await story.settle(lambda: has_trust(agent, 6))
     lacking = (await story.give("status", "--lacking"))["lacking"]
     assert [slot["subject"] for slot in lacking] == ["CN=dev-second"]
-    assert "1 of 2" in await story.refused("sign")
+    assert "2 of 3" in await story.refused("sign")
     assert (await story.give("status"))["rollovers"][0]["state"] == "published"
 
     # 4. A signer is killed; the switch is made; it comes back and knows.
     await suite.stop_service("ca-signer-2", kill=True)
-    switched = await story.give("sign", "--min-fetched", "50")
-    assert (switched["state"], switched["fetched_at_switch"]) == ("signing", 1)
+    switched = await story.give("sign", "--min-fetched", "60")
+    assert (switched["state"], switched["fetched_at_switch"]) == ("signing", 2)
     await suite.start_service("ca-signer", "ca-signer-2", wait=True)
 
     # 5. Renewals lead to the new generation, by certificates of the old and then of the new one.
@@ -241,11 +277,16 @@ async def test_C5_D1_D3_D4_D6_D8_a_root_is_rolled_over_while_a_fleet_renews(stor
     fresh = await story.enroll("dev-fresh")
     assert fresh.certificate.issuer == third.certificate.issuer
 
+    held = agent.store.load()
+    assert held is not None
+    await agent._renew(held, None)
+
     # 6. Whoever has one root alone verifies leaves of both, with what /cacerts has.
     shown = await story.shows(6)
     for leaf in (first, third):
         for root in ("old", "new"):
             assert verifies(story.root(root), shown, leaf.pem, story.folder), (leaf.pem, root)
+            assert verifies(story.root(root), [], agent.store.current / "cert.pem", story.folder)
     unlinked = [c for c in shown if "Issuing" in c.subject.rfc4514_string()]
     assert not verifies(story.root("old"), unlinked, third.pem, story.folder)
 
@@ -286,6 +327,10 @@ async def test_C5_D1_D3_D4_D6_D8_a_root_is_rolled_over_while_a_fleet_renews(stor
     refused = await story.ask_with(second, make_csr(second.name)[1])
     assert (refused.status, "[auth.certificate_untrusted]" in refused.text) == (401, True)
     await story.reenroll(fourth)
+    # The agent follows the server to the new root, which its trust file does not have.
+    await story.settle(lambda: has_trust(agent, 2))
+    stop.set()
+    await asking
 
     # 10. The old revocation list goes on beside the new one.
     for name in ("issuing", "issuing-2"):

@@ -19,6 +19,7 @@ from signer_stack import SignerStack, signer_settings, signer_stack
 
 from ca_signer import ceremony, ceremony_rollover, rollover
 from ca_signer.deciding import decide
+from ca_signer.main import authority
 from estcore import ids
 from estcore.clock import SystemClock
 from estcore.errors import Conflict, IssuerUnavailable
@@ -258,6 +259,13 @@ async def test_C5_C6_D5_D6_an_issuing_ca_is_rolled_over_step_by_step(rolling: Ro
     number = x509.load_der_x509_certificate(lonely.certificate).serial_number
     assert crl.get_revoked_certificate_by_serial_number(number) is not None
     assert await rolling.refused("plan", to="issuing") == "rollover.state"
+
+    # Once its leaves are over, the old issuer leaves the settings, and labels go on naming it.
+    settings = signer.settings.model_copy(update={"issuers": signer.settings.issuers[1:2]})
+    later = authority(settings)
+    later.generations = signer.batch.authority.generations
+    assert later.signing("issuing").issuer_id == "issuing-2"
+    assert (later.families, later.lacking) == (("issuing",), [])
 
     # 13. The next one changes the root: both roots and what links them are shown.
     await rolling.done("plan", to="issuing-3")
