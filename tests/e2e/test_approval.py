@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from e2e_stack import POLICY, Stack, certificate_in, make_csr, same_key, start_stack, stop_stack
 from raw_client import BASE, Answer, Client, b64
 
+from estclient.suite.local import admin_get
 from estclient.suite.operator import make_operator
 from estcore.errors import ConfigurationError
 
@@ -166,3 +168,29 @@ async def test_estctl_prints_lines_for_people_and_says_why_not(
     unknown = "01a20145-3116-73c5-b56a-9d56a820824b"
     with pytest.raises(ConfigurationError, match=r"command\.unknown"):
         await estctl(stack, settings, "requests", "approve", "--id", unknown)
+
+
+async def test_G1_a_poll_at_another_front_end_that_comes_too_early_is_not_queued(
+    stack: Stack,
+) -> None:
+    """While a ticket is open no front end publishes a copy of its request."""
+    client = Client.of(stack)
+    _, csr = make_csr("dev-impatient")
+    assert (await client.enroll(b64(csr))).status == 202
+    before = await early_polls(stack)
+    for _ in range(20):
+        answer = await client.enroll(b64(csr))
+        assert answer.status == 202
+        assert 1 <= int(answer.headers["Retry-After"]) <= 10
+    # Retry-After is a second here, so some of them come when the ticket is over.
+    assert await early_polls(stack) - before >= 5
+
+
+async def early_polls(stack: Stack) -> float:
+    found = 0.0
+    for running in stack.suite.services.values():
+        if running.service == "est-frontend":
+            text = await admin_get(running.admin_port, "/metrics")
+            line = re.search(r"^est_frontend_early_polls_total (\S+)$", text, re.M)
+            found += float(line[1]) if line else 0
+    return found

@@ -49,10 +49,13 @@ class Route:
 
     issuer: str
     priority: Priority
+    tenant: str | None = None
+    """Whose it is, where that is known here: at first enrollments."""
 
 
 def _route(given: Grant, csr: CertificationRequest) -> Route:
-    return Route(given.label.issuer_for(given.profile, csr.key_algorithm), given.priority)
+    issuer = given.label.issuer_for(given.profile, csr.key_algorithm)
+    return Route(issuer, given.priority, given.rule.owner.tenant)
 
 
 class Enroller:
@@ -233,6 +236,11 @@ class Enroller:
         assert who is not None  # noqa: S101 - authenticated before
         assert csr is not None  # noqa: S101 - read before
         exchange.request_id = ids.uuid7()
+        wait_s = self._open_ticket(exchange, who, csr, route)
+        if wait_s is not None:
+            return EnrollmentAnswered(
+                request_id=exchange.request_id, outcome="pending", retry_after_s=wait_s
+            )
         generated = exchange.operation == "serverkeygen"
         key = enrollment_id(
             csr,
@@ -267,6 +275,21 @@ class Enroller:
             expires_at=self._expiry(label, generated=generated),
         )
         return await self._gateway.submit(key, message)
+
+    def _open_ticket(
+        self, exchange: Exchange, who: Authenticated, csr: CertificationRequest, route: Route
+    ) -> int | None:
+        """Return how long the client has to wait still; None where the signer is to be asked."""
+        if route.tenant is None or who.spends or exchange.operation == "simplereenroll":
+            return None
+        ticket = enrollment_id(
+            csr,
+            operation=exchange.operation,
+            tenant=route.tenant,
+            label=exchange.label_name,
+            principal=who.principal.key,
+        )
+        return self._gateway.wait_s(ticket)
 
     def _expiry(self, label: Label, *, generated: bool) -> dt.datetime | None:
         # Where the client is told 503, or its key is gone, a late certificate is of no use.

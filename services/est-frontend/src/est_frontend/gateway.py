@@ -16,6 +16,7 @@ from typing import Any
 from nats.aio.msg import Msg
 
 from est_frontend import metrics
+from est_frontend.tickets import OpenTickets
 from estcore.clock import monotonic_s
 from estcore.errors import BusUnavailable, MalformedRequest
 from estcore.messages import topics
@@ -43,8 +44,17 @@ class _Ticket:
 class Gateway:
     """Submits requests and matches answers."""
 
-    def __init__(self, bus: Bus, *, group: str, instance: str, answer_timeout_s: float) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        tickets: OpenTickets,
+        *,
+        group: str,
+        instance: str,
+        answer_timeout_s: float,
+    ) -> None:
         self._bus = bus
+        self._open = tickets
         self._group = group
         self._instance = instance
         self._timeout_s = answer_timeout_s
@@ -55,6 +65,11 @@ class Gateway:
         """Listen for answers."""
         topic = topics.reply_topic(self._group, self._instance, "x")[:-1] + "*"
         await self._bus.subscribe(topic, self._answered)
+        await self._open.follow(self._bus)
+
+    def wait_s(self, enrollment_id: bytes) -> int | None:
+        """Return the seconds an open ticket has still to wait; None where there is none."""
+        return self._open.wait_s(enrollment_id)
 
     def under_way(self, key: bytes) -> bool:
         """Tell whether this enrollment was submitted and not answered, lately."""

@@ -25,6 +25,7 @@ from est_frontend.peers import PeerValidator
 from est_frontend.server import LimitedServer
 from est_frontend.settings import FrontendSettings
 from est_frontend.state import State
+from est_frontend.tickets import OpenTickets
 from est_frontend.tokens.jwks import KeySource
 from est_frontend.tokens.settings import TokenIssuerSettings
 from est_frontend.tokens.validate import TokenValidator
@@ -80,6 +81,7 @@ async def serve(  # noqa: PLR0915 - wiring, told in order
     await trail.open()
     gateway = Gateway(
         bus.bus,
+        OpenTickets(CLOCK),
         group=settings.group,
         instance=settings.instance,
         answer_timeout_s=settings.answer_timeout_s,

@@ -15,6 +15,9 @@ REFUSED = Counter("est_frontend_refused_total", "requests refused", ["code"])
 IN_FLIGHT = Gauge("est_frontend_in_flight", "enrollments waiting for their answer")
 SPOOLED = Gauge("est_frontend_spooled_records", "audit records waiting on disk")
 CUT = Counter("est_frontend_connections_cut_total", "connections ended by a limit", ["why"])
+EARLY_POLLS = Counter(
+    "est_frontend_early_polls_total", "repetitions answered 202 because their ticket is open"
+)
 STATE_UPDATES = Counter("est_frontend_state_updates_total", "state messages applied")
 CRL_MISSING = Gauge(
     "est_frontend_crl_missing", "parts of revocation lists told of that are not here"

@@ -1,0 +1,66 @@
+"""Open tickets, as ca-signer tells them to every front end: who came too early is told so here.
+
+Called by: est_frontend.gateway
+A client that was told 202 may come back at another front end. While its ticket is open, no copy
+of its request is queued; the ledger would recognise it, but a fleet that polls would fill the
+stream. Nothing is decided here: a ticket is believed for a few seconds only, so that whoever asks
+right after an operator has decided is heard.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import math
+from collections import OrderedDict
+
+from nats.aio.msg import Msg
+
+from est_frontend import metrics
+from estcore.clock import Clock
+from estcore.errors import MalformedRequest
+from estcore.messages.envelope import decode
+from estcore.messages.events import EnrollmentPending
+from estcore.runtime.bus import Bus
+from estcore.runtime.logs import fields
+
+log = logging.getLogger(__name__)
+
+LONGEST = dt.timedelta(seconds=10)
+_MOST = 50_000
+_TOPIC = "pki.certificate.pending.>"
+
+
+class OpenTickets:
+    """What one process has heard of; the oldest are forgotten first."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._until: OrderedDict[str, dt.datetime] = OrderedDict()
+
+    async def follow(self, bus: Bus) -> None:
+        """Listen from now on."""
+        await bus.subscribe(_TOPIC, self._arrived)
+
+    def wait_s(self, enrollment_id: bytes) -> int | None:
+        """Return the seconds after which a client may come back; None where it may come now."""
+        until = self._until.get(enrollment_id.hex())
+        if until is None:
+            return None
+        left = (until - self._clock.now()).total_seconds()
+        if left <= 0:
+            del self._until[enrollment_id.hex()]
+            return None
+        metrics.EARLY_POLLS.inc()
+        return math.ceil(left)
+
+    async def _arrived(self, message: Msg) -> None:
+        try:
+            event = decode(EnrollmentPending, message.data)
+        except MalformedRequest as exc:
+            log.error("a ticket was not understood", extra=fields(reason=exc.reason))
+            return
+        self._until[event.enrollment_id] = min(event.until, self._clock.now() + LONGEST)
+        self._until.move_to_end(event.enrollment_id)
+        while len(self._until) > _MOST:
+            self._until.popitem(last=False)
