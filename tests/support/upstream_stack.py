@@ -195,7 +195,8 @@ async def upstream_stack(
             parts = assemble(settings, bus, database, issuers, deciding)
             await publish_state(bus, database, issuers)
             jobs = [parts.worker.run, parts.desk.attend, parts.outbox.run]
-            jobs += [parts.sweeper.run, Listener(bus, parts.executor).run]
+            jobs += [parts.sweeper.run, parts.sweeper.watch, parts.revocations.run]
+            jobs += [Listener(bus, parts.executor).run]
             tasks = [asyncio.ensure_future(job(stop)) for job in jobs]
             try:
                 yield UpstreamStack(signer, parts, other, settings)

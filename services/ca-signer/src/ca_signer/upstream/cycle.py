@@ -62,6 +62,8 @@ from estcore.runtime.logs import fields
 log = logging.getLogger(__name__)
 
 _REPEATED = "upstream.repeated"
+_NOT_ITS_OWN = {"issuer", "unreadable", "der"}
+"""Checks that leave open whether the other CA made it, or what: nothing it could revoke."""
 _UNDELIVERED = RequestRejected(
     "the key was asked for again; this one never reached its client", code="keygen.undelivered"
 )
@@ -201,7 +203,7 @@ class UpstreamCycle:
             )
         except WrongCertificate as exc:
             issuer.failed()
-            return await self._quarantine(one, der, exc, revoke=exc.check != "issuer")
+            return await self._quarantine(one, der, exc, revoke=exc.check not in _NOT_ITS_OWN)
         except SerialNumberReused as exc:
             issuer.failed()
             # Revoking it would revoke the other one.

@@ -211,12 +211,15 @@ def assemble(
         usable=lambda issuer: issuers[issuer].usable,
     )
     revocations = UpstreamRevocations(
-        database, issuers, lease_s=settings.lease_s, changed=outbox.changed
+        database,
+        issuers,
+        lease_s=settings.lease_s,
+        every_s=settings.sweep_every_s,
+        changed=outbox.changed,
     )
     sweeper = UpstreamSweeper(
         submissions,
         cycle,
-        revocations,
         issuers,
         pending_for=pending_for,
         every_s=settings.sweep_every_s,
@@ -296,6 +299,8 @@ async def _serve(
             parts.worker.run,
             parts.desk.attend,
             parts.sweeper.run,
+            parts.sweeper.watch,
+            parts.revocations.run,
             parts.outbox.run,
             Listener(bus, parts.executor).run,
         ],

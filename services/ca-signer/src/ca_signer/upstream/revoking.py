@@ -17,8 +17,10 @@ import asyncpg
 from ca_signer.upstream import metrics
 from ca_signer.upstream.contract import Refused, Retryable, Unknown
 from ca_signer.upstream.issuer import UpstreamIssuer
+from estcore.errors import Unavailable
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
+from estcore.runtime.service import until
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +54,22 @@ class UpstreamRevocations:
         issuers: Mapping[str, UpstreamIssuer],
         *,
         lease_s: int,
+        every_s: float,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._database = database
         self._issuers = issuers
         self._lease = dt.timedelta(seconds=lease_s)
+        self._every_s = every_s
         self._changed = changed
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Pass revocations on until ``stop``; a job of its own, for other CAs are slow."""
+        while not await until(stop, self._every_s):
+            try:
+                await self.sweep()
+            except Unavailable as exc:
+                log.warning("revocations put off", extra=fields(code=exc.code))
 
     async def sweep(self) -> None:
         """Pass on everything that is due.

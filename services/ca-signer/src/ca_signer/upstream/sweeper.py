@@ -1,4 +1,4 @@
-"""Finishes what nobody holds: lapsed leases, what nobody waits for, revocations, the gauges."""
+"""Finishes what nobody holds: lapsed leases, what nobody waits for; and counts what is open."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from ca_signer.upstream.contract import Retryable, Unknown
 from ca_signer.upstream.cycle import UpstreamCycle
 from ca_signer.upstream.issuer import UpstreamIssuer
 from ca_signer.upstream.repeats import RESTARTED
-from ca_signer.upstream.revoking import UpstreamRevocations
 from ca_signer.upstream.submissions import OPEN, Submissions
-from estcore.clock import monotonic_s
 from estcore.errors import NotAuthorized, Unavailable
 from estcore.runtime.logs import fields
 from estcore.runtime.service import until
@@ -33,7 +31,6 @@ class UpstreamSweeper:
         self,
         submissions: Submissions,
         cycle: UpstreamCycle,
-        revocations: UpstreamRevocations,
         issuers: Mapping[str, UpstreamIssuer],
         *,
         pending_for: dt.timedelta,
@@ -42,12 +39,10 @@ class UpstreamSweeper:
     ) -> None:
         self._submissions = submissions
         self._cycle = cycle
-        self._revocations = revocations
         self._issuers = issuers
         self._pending_for = pending_for
         self._every_s = every_s
         self._changed = changed
-        self._look_at = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sweep until ``stop``."""
@@ -77,22 +72,25 @@ class UpstreamSweeper:
             for state in OPEN:
                 metrics.OPEN.labels(issuer_id, state).set(counts.get((issuer_id, state), 0))
         self._changed()
-        await self._revocations.sweep()
-        if monotonic_s() >= self._look_at:
-            self._look_at = monotonic_s() + _LOOK_EVERY_S
+
+    async def watch(self, stop: asyncio.Event) -> None:
+        """See whether the other CAs are still who is configured; a rollover there is told here."""
+        stopping = False
+        while not stopping:
             await self._compare()
+            stopping = await until(stop, _LOOK_EVERY_S)
 
     async def _compare(self) -> None:
-        """Whether the other CAs are still who is configured; a rollover there is told here."""
         for issuer in self._issuers.values():
             if not issuer.usable:
                 continue
             try:
-                shown = await issuer.shows_itself()
-            except (Retryable, Unknown) as exc:
+                async with asyncio.timeout(issuer.settings.timeout_s):
+                    shown = await issuer.shows_itself()
+            except (Retryable, Unknown, TimeoutError) as exc:
                 log.warning(
                     "another CA does not show its certificates",
-                    extra=fields(issuer=issuer.issuer_id, code=exc.code, reason=exc.reason),
+                    extra=fields(issuer=issuer.issuer_id, error=str(exc)),
                 )
                 continue
             metrics.CHAIN_DIFFERS.labels(issuer.issuer_id).set(0 if shown else 1)
