@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from e2e_stack import Stack, start_stack, stop_stack
+from ways import World, ways
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -17,3 +18,10 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
         yield started
     finally:
         await stop_stack(started)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    """One suite with every way in for the module."""
+    async with ways(tmp_path_factory.mktemp("ways")) as found:
+        yield found
