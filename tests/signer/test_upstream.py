@@ -645,6 +645,34 @@ async def test_the_sweeper_finds_what_nobody_came_back_for(
     assert other.seen == []
 
 
+async def test_an_answer_outlives_a_short_outage_of_the_ledger(
+    stack: UpstreamStack, other: OtherCA, platform: Any
+) -> None:
+    """The certificate is made when PostgreSQL is away: nobody would say it a second time."""
+    gate, entered = asyncio.Event(), asyncio.Event()
+
+    async def held(request: web.Request, octets: bytes) -> web.StreamResponse:
+        entered.set()
+        await gate.wait()
+        return await other.issue(request, octets)
+
+    other.behaviour = held
+    message = stack.message()
+    await stack.signer.send(message)
+    await asyncio.wait_for(entered.wait(), 5)
+    await platform.postgres.stop(immediate=True)
+    try:
+        gate.set()
+        await asyncio.sleep(1.5)
+    finally:
+        await platform.postgres.start()
+    async with asyncio.timeout(30):
+        answer = await stack.signer.answers[message.id]
+    assert answer.outcome == "issued"
+    assert answer.certificate == other.issued[0].public_bytes(Encoding.DER)
+    assert other.seen == [message.csr]
+
+
 async def test_without_an_audit_puback_nothing_is_sent(
     stack: UpstreamStack, other: OtherCA, platform: Any
 ) -> None:

@@ -23,8 +23,9 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cryptography import x509
 
@@ -61,6 +62,9 @@ from estcore.runtime.logs import fields
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+_INSIST_S, _AGAIN_S = 60.0, 0.5
+_NOT_SENT = ("upstream.not_sent", "the ledger went away before it was sent")
 _REPEATED = "upstream.repeated"
 _NOT_ITS_OWN = {"issuer", "unreadable", "der"}
 """Checks that leave open whether the other CA made it, or what: nothing it could revoke."""
@@ -125,18 +129,25 @@ class UpstreamCycle:
             raise
         faults.hit("upstream.6.audited")
         # 7. Say so before it is done.
-        if not await self._submissions.begin(one):
-            return Lost()
+        try:
+            if not await self._submissions.begin(one):
+                return Lost()
+        except LedgerUnavailable:
+            # Committed or not, nothing was sent: say that as soon as anybody listens.
+            await self._insist(lambda: self._submissions.put_back(one, *_NOT_SENT))
+            raise
         faults.hit("upstream.7.submitted")
         try:
             submitted = await self._send(issuer, one)
         except Refused as exc:
-            await self._submissions.refuse(one, exc.code, exc.reason)
+            refused = exc
+            await self._insist(lambda: self._submissions.refuse(one, refused.code, refused.reason))
             return NotAuthorized(exc.reason, code=exc.code)
         except Pending as exc:
             return await self._pending(one, exc)
         except Retryable as exc:
-            await self._submissions.put_back(one, exc.code, exc.reason)
+            later = exc
+            await self._insist(lambda: self._submissions.put_back(one, later.code, later.reason))
             raise IssuerUnavailable(exc.reason, code=exc.code) from exc
         except Unknown as exc:
             return await self._unknown(issuer, one, exc)
@@ -184,7 +195,7 @@ class UpstreamCycle:
 
     async def _take(self, issuer: UpstreamIssuer, one: Submission, submitted: Submitted) -> Outcome:
         der = submitted.certificate
-        known = await self._submissions.known(der)
+        known = await self._insist(lambda: self._submissions.known(der))
         if known == one.issuance_id:
             return Lost()  # another holder was faster, with the same answer
         if known is not None:
@@ -194,12 +205,14 @@ class UpstreamCycle:
         try:
             certificate = self.judged(issuer, one, der)
             # 9. The fence decides.
-            stored = await self._submissions.store(
-                one,
-                certificate,
-                der,
-                reference=submitted.reference,
-                shared=issuer.plugin.repeatable_s > 0,
+            stored = await self._insist(
+                lambda: self._submissions.store(
+                    one,
+                    certificate,
+                    der,
+                    reference=submitted.reference,
+                    shared=issuer.plugin.repeatable_s > 0,
+                )
             )
         except WrongCertificate as exc:
             issuer.failed()
@@ -267,7 +280,7 @@ class UpstreamCycle:
             reason = "the other CA takes its time, and a key made here cannot wait"
             await self._submissions.refuse(one, "upstream.pending_keygen", reason)
             return Conflict(reason, code="upstream.pending_keygen")
-        await self._submissions.wait(one, said.retry_after_s)
+        await self._insist(lambda: self._submissions.wait(one, said.retry_after_s))
         log.info(
             "another CA takes its time",
             extra=fields(correlation_id=one.context.correlation_id, issuer=one.issuer_id),
@@ -279,7 +292,7 @@ class UpstreamCycle:
             # It stays ``submitted``, held by nobody: the next delivery asks again, as long as
             # that gets the same certificate (``SubmissionRepeats``).
             one.came_from = "submitted"
-            await self._submissions.put_back(one, said.code, said.reason)
+            await self._insist(lambda: self._submissions.put_back(one, said.code, said.reason))
             raise IssuerUnavailable(said.reason, code=said.code) from said
         await self._submissions.unknown(one, said.code, said.reason)
         self._changed()
@@ -303,7 +316,9 @@ class UpstreamCycle:
     async def _quarantine(
         self, one: Submission, der: bytes, wrong: WrongCertificate, *, revoke: bool
     ) -> Outcome:
-        await self._submissions.quarantine(one, der, wrong.check, wrong.reason, revoke=revoke)
+        await self._insist(
+            lambda: self._submissions.quarantine(one, der, wrong.check, wrong.reason, revoke=revoke)
+        )
         self._changed()
         metrics.QUARANTINED.labels(one.issuer_id, wrong.check).inc()
         log.error(
@@ -346,6 +361,21 @@ class UpstreamCycle:
         )
         await self._announcer.records([record])
         await self._ledger.revoke(issued.intent.issuance_id, "superseded")
+
+    async def _insist(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Write what another CA said, through a short outage of PostgreSQL: nobody says it twice.
+
+        Raises:
+            LedgerUnavailable: the outage was longer; the row tells that something was sent.
+        """
+        give_up_at = monotonic_s() + _INSIST_S
+        while True:
+            try:
+                return await write()
+            except LedgerUnavailable:
+                if monotonic_s() >= give_up_at:
+                    raise
+                await asyncio.sleep(_AGAIN_S)
 
     async def _release(self, one: Submission) -> None:
         try:

@@ -14,37 +14,23 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca_signer import metrics
-from ca_signer.announcing import SERVICE, Announcer
-from ca_signer.approvals import Tickets
+from ca_signer.announcing import SERVICE
 from ca_signer.authority import Authority
-from ca_signer.commands.executor import Executor
 from ca_signer.commands.listener import Listener
 from ca_signer.completeness import Completeness
-from ca_signer.ledger import Ledger
-from ca_signer.outbox import Outbox, command_records
 from ca_signer.revocation import Revocations
 from ca_signer.rules import read_rules
-from ca_signer.upstream import verbs
+from ca_signer.upstream.assembly import Issuers, Parts, assemble
 from ca_signer.upstream.contract import Retryable, Unknown
-from ca_signer.upstream.cycle import UpstreamCycle
-from ca_signer.upstream.desk import Desk
 from ca_signer.upstream.issuer import UpstreamIssuer, load_upstreams, opened
-from ca_signer.upstream.repeats import SubmissionRepeats
-from ca_signer.upstream.revoking import UpstreamRevocations
 from ca_signer.upstream.settings import UpstreamSettings
-from ca_signer.upstream.submissions import Submission, Submissions
-from ca_signer.upstream.sweeper import UpstreamSweeper
-from ca_signer.upstream.telling import revocation_records, submission_records
-from ca_signer.worker import Worker
 from estcore.clock import SystemClock
-from estcore.errors import ConfigurationError, Conflict, IssuerUnavailable, Unavailable
+from estcore.errors import ConfigurationError, IssuerUnavailable, Unavailable
 from estcore.messages import topics
 from estcore.messages.envelope import encode
 from estcore.messages.state import CACertificates
@@ -66,10 +52,8 @@ SCHEMA = "ca_signer"
 SCRIPTS = Path(__file__).parents[1] / "migrations"
 CLOCK = SystemClock()
 _STATE_EVERY_S = 300
-_BATCH = 16
 
 log = logging.getLogger(__name__)
-Issuers = dict[str, UpstreamIssuer]
 
 
 def authority(settings: UpstreamSettings, issuers: Issuers) -> Authority:
@@ -131,128 +115,6 @@ async def run(settings: UpstreamSettings) -> None:
     finally:
         await admin.stop()
         await asyncio.to_thread(tracing.close)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a process is made of."""
-
-    issuers: Issuers
-    authority: Authority
-    announcer: Announcer
-    submissions: Submissions
-    repeats: SubmissionRepeats
-    cycle: UpstreamCycle
-    desk: Desk
-    worker: Worker
-    outbox: Outbox
-    executor: Executor
-    revocations: UpstreamRevocations
-    sweeper: UpstreamSweeper
-
-
-def assemble(
-    settings: UpstreamSettings,
-    bus: Bus,
-    database: Database,
-    issuers: Issuers,
-    deciding: Authority,
-) -> Parts:
-    """Join the parts."""
-    ledger = Ledger(database, lease_s=settings.lease_s)
-    submissions = Submissions(database, lease_s=settings.lease_s)
-    announcer = Announcer(bus, CLOCK, settings.instance)
-    outbox = Outbox(
-        [
-            command_records(database, announcer),
-            submission_records(database, announcer),
-            revocation_records(database, announcer),
-        ],
-        every_s=settings.sweep_every_s,
-    )
-    pending_for = dt.timedelta(seconds=settings.pending_lifetime_s)
-    repeats = SubmissionRepeats(
-        ledger,
-        Tickets(
-            lifetime=dt.timedelta(seconds=settings.approval_lifetime_s),
-            retry_after_s=settings.approval_retry_after_s,
-            max_waiting=settings.approval_max_waiting,
-        ),
-        repeatable_s=lambda issuer: issuers[issuer].plugin.repeatable_s,
-        unknown_retry_after_s=settings.unknown_retry_after_s,
-    )
-    cycle = UpstreamCycle(
-        submissions,
-        ledger,
-        announcer,
-        issuers,
-        CLOCK,
-        unknown_retry_after_s=settings.unknown_retry_after_s,
-        changed=outbox.changed,
-    )
-    desk = Desk(
-        cycle=cycle,
-        issuers=issuers,
-        bus=bus,
-        ledger=ledger,
-        repeats=repeats,
-        announcer=announcer,
-        authority=deciding,
-        max_attempts=settings.max_attempts,
-    )
-    places = sum(issuer.settings.concurrency for issuer in issuers.values())
-    worker = Worker(
-        bus,
-        database,
-        desk,
-        issuers=list(issuers),
-        batch_size=_BATCH,
-        in_flight=max(4, -(-2 * places // _BATCH)),
-        usable=lambda issuer: issuers[issuer].usable,
-    )
-    revocations = UpstreamRevocations(
-        database,
-        issuers,
-        lease_s=settings.lease_s,
-        every_s=settings.sweep_every_s,
-        changed=outbox.changed,
-    )
-    sweeper = UpstreamSweeper(
-        submissions,
-        cycle,
-        issuers,
-        pending_for=pending_for,
-        every_s=settings.sweep_every_s,
-        changed=outbox.changed,
-    )
-
-    def judge(one: Submission, der: bytes) -> x509.Certificate:
-        issuer = issuers.get(one.issuer_id)
-        if issuer is None:
-            raise Conflict("another process serves its issuer", code="submission.elsewhere")
-        return cycle.judged(issuer, one, der)
-
-    executor = Executor(
-        database,
-        announcer,
-        deciding,
-        verbs.verbs(judge, retry_within=pending_for),
-        changed=outbox.changed,
-    )
-    return Parts(
-        issuers,
-        deciding,
-        announcer,
-        submissions,
-        repeats,
-        cycle,
-        desk,
-        worker,
-        outbox,
-        executor,
-        revocations,
-        sweeper,
-    )
 
 
 async def _serve(
