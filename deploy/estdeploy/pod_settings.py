@@ -185,9 +185,10 @@ def _agreement(
         path.write_text(files.get(str(getattr(settings, "profiles_file", "")), ""), "utf-8")
         profiles = load_profiles(path)
     issuers = {issuer.issuer_id for issuer in getattr(settings, "issuers", ())}
+    issuers |= set(getattr(settings, "issuers_elsewhere", ()))
     for name, label in policy.labels.items():
-        if label.issuer not in issuers:
-            yield f"label {name} names the unknown issuer {label.issuer}"
+        for issuer in set(label.issuers) - issuers:
+            yield f"label {name} names the unknown issuer {issuer}"
         for profile in set(label.profiles) - profiles.profiles.keys():
             yield f"label {name} names the unknown profile {profile}"
     for name, group in getattr(settings, "groups", {}).items():

@@ -12,6 +12,7 @@ import yaml
 from audit.settings import Settings as AuditSettings
 from ca_signer.settings import SignerSettings
 from est_frontend.settings import FrontendSettings
+from estcore.policy.operators import OPERATOR_PROFILE
 from estcore.runtime.settings import ServiceSettings
 from renewal.settings import RenewalSettings
 
@@ -128,12 +129,14 @@ def _own(name: str, places: Places, policy_folder: Path) -> dict[str, Any]:
 
 
 def everything(folder: Path) -> dict[str, list[str]]:
-    """Return the caps of one group that may use all labels and profiles in a folder."""
+    """Return the caps of one group that may use all in a folder but the profile of operators."""
     policy = yaml.safe_load((folder / "policy.yaml").read_text(encoding="utf-8"))
     profiles = yaml.safe_load((folder / "profiles.yaml").read_text(encoding="utf-8"))
     return {
         "labels": sorted(policy["labels"]),
-        "profiles": sorted(p["name"] for p in profiles["profiles"]),
+        "profiles": sorted(
+            p["name"] for p in profiles["profiles"] if p["name"] != OPERATOR_PROFILE
+        ),
     }
 
 
