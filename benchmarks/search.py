@@ -26,9 +26,9 @@ from many_certificates import write_certificates
 
 from ca_signer import directory
 from ca_signer.commands.certificates import COLUMNS
+from ca_signer.connections import SCHEMA, SCRIPTS
 from ca_signer.directory import Query
 from ca_signer.gauges import EXPIRING, STATES
-from ca_signer.main import SCHEMA, SCRIPTS
 from estclient.suite.ports import free_port
 from estclient.suite.postgres import EmbeddedPostgres
 from estcore.clock import SystemClock

@@ -11,7 +11,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from ca_signer.main import SCHEMA, SCRIPTS
+from ca_signer.connections import SCHEMA, SCRIPTS
 from ca_signer.tables import metadata
 from estcore.runtime.migrations import migrate, migrations_url
 

@@ -19,11 +19,12 @@ from ca_signer.announcing import Announcer
 from ca_signer.authority import presented_fingerprint
 from ca_signer.batch import Batch
 from ca_signer.commands.assembly import Operations, assemble
+from ca_signer.connections import SCHEMA, SCRIPTS
 from ca_signer.context import Intent
 from ca_signer.cycle import Cycle
 from ca_signer.deciding import decide
 from ca_signer.ledger import Ledger
-from ca_signer.main import SCHEMA, SCRIPTS, authority, tickets
+from ca_signer.main import authority, tickets
 from ca_signer.publishing import StatePublisher
 from ca_signer.repeats import Repeats
 from ca_signer.secret_store import SecretStore

@@ -16,8 +16,8 @@ from other_ca import OtherCA
 from signer_stack import SignerStack, signer_stack
 
 from ca_signer.commands.listener import Listener
+from ca_signer.connections import SCHEMA
 from ca_signer.context import Intent
-from ca_signer.main import SCHEMA
 from ca_signer.upstream.assembly import Parts, assemble
 from ca_signer.upstream.issuer import load_upstreams, opened
 from ca_signer.upstream.main import COMMAND, authority, publish_state

@@ -6,14 +6,14 @@ import argparse
 import asyncio
 import datetime as dt
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ca_signer import export, metrics, reconcile_command, store_command
+from ca_signer import connections, export, metrics, reconcile_command, store_command
 from ca_signer.announcing import SERVICE, Announcer
 from ca_signer.approvals import Tickets
 from ca_signer.batch import Batch
@@ -38,22 +38,16 @@ from ca_signer.windows import Windows
 from ca_signer.worker import Worker
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
-from estcore.messages import topics
 from estcore.pki.durations import parse_duration
 from estcore.pki.profile import ProfileSet
 from estcore.policy.document import PolicyDocument
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
-from estcore.runtime.migrations import migrate as migrate_schema
 from estcore.runtime.reload import Reloader, Watched
 from estcore.runtime.service import ServiceCommand, run_jobs, stop_on_signals
-from estcore.runtime.settings import read_secret
-from estcore.runtime.topology import declare
 from estcore.runtime.tracing import Tracing
 
-SCHEMA = "ca_signer"
-SCRIPTS = Path(__file__).parent / "migrations"
 CLOCK = SystemClock()
 
 
@@ -240,42 +234,27 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
     await cycle.mark()
 
 
-@asynccontextmanager
-async def connected(settings: SignerSettings) -> AsyncIterator[tuple[Bus, Database]]:
+def connected(settings: SignerSettings) -> AbstractAsyncContextManager[tuple[Bus, Database]]:
     """Bus and database for as long as the context lasts."""
-    database = await Database.connect(settings.database, SERVICE, SCHEMA)
-    rights = [
-        topics.audit_issue_topic(SERVICE),
-        topics.audit_refusal_topic(SERVICE, settings.instance),
-        topics.certificate_topic("issued", "any", "any"),
-        *(topics.cacerts_topic(issuer.issuer_id) for issuer in settings.issuers),
-    ]
-    bus = await Bus.connect(settings.bus, SERVICE, settings.instance, rights=rights)
-    try:
-        yield bus, database
-    finally:
-        await bus.close()
-        await database.close()
+    return connections.connected(
+        SERVICE,
+        settings.instance,
+        database=settings.database,
+        bus=settings.bus,
+        issuers=[issuer.issuer_id for issuer in settings.issuers],
+    )
 
 
 async def migrate(settings: SignerSettings) -> None:
     """Bring the ledger's schema and the streams this service owns to this version."""
-    await migrate_schema(settings.database, schema=SCHEMA, scripts=SCRIPTS)
-    seed_file = settings.bus.migration_nkey_seed_file
-    if seed_file is None:
-        raise ConfigurationError("bus.migration_nkey_seed_file is needed to migrate")
-    seed = read_secret(seed_file, "the NKey seed for migrations")
-    bus = await Bus.connect(settings.bus, "migrate", settings.instance, seed=seed)
-    try:
-        families = dict.fromkeys(i.generation_of or i.issuer_id for i in settings.issuers)
-        consumers = [c for family in families for c in topics.signer_consumers(family)]
-        await declare(bus, topics.owned_by(SERVICE), consumers, replicas=settings.bus.replicas)
-    finally:
-        await bus.close()
+    families = dict.fromkeys(i.generation_of or i.issuer_id for i in settings.issuers)
+    await connections.prepare(
+        settings.instance, database=settings.database, bus=settings.bus, issuers=families
+    )
 
 
 async def _export(settings: SignerSettings, arguments: argparse.Namespace) -> None:
-    database = await Database.connect(settings.database, SERVICE, SCHEMA)
+    database = await Database.connect(settings.database, SERVICE, connections.SCHEMA)
     try:
         count = await export.export(database, arguments.out)
     finally:

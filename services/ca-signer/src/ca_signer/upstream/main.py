@@ -12,13 +12,12 @@ import asyncio
 import datetime as dt
 import logging
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ca_signer import metrics
+from ca_signer import connections, metrics
 from ca_signer.announcing import SERVICE
 from ca_signer.authority import Authority
 from ca_signer.commands.listener import Listener
@@ -40,16 +39,11 @@ from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
-from estcore.runtime.migrations import migrate as migrate_schema
 from estcore.runtime.reload import Reloader, Watched
 from estcore.runtime.service import ServiceCommand, run_jobs, stop_on_signals, until
-from estcore.runtime.settings import read_secret
-from estcore.runtime.topology import declare
 from estcore.runtime.tracing import Tracing
 
 COMMAND = "ca-signer-upstream"
-SCHEMA = "ca_signer"
-SCRIPTS = Path(__file__).parents[1] / "migrations"
 CLOCK = SystemClock()
 _STATE_EVERY_S = 300
 
@@ -221,37 +215,25 @@ async def publish_state(bus: Bus, database: Database, issuers: Issuers) -> None:
         await revocations.publish(issuer_id)
 
 
-@asynccontextmanager
-async def connected(settings: UpstreamSettings) -> AsyncIterator[tuple[Bus, Database]]:
+def connected(settings: UpstreamSettings) -> AbstractAsyncContextManager[tuple[Bus, Database]]:
     """Bus and database for as long as the context lasts."""
-    database = await Database.connect(settings.database, COMMAND, SCHEMA)
-    rights = [
-        topics.audit_issue_topic(SERVICE),
-        topics.audit_refusal_topic(SERVICE, settings.instance),
-        topics.certificate_topic("issued", "any", "any"),
-        *(topics.cacerts_topic(issuer.issuer_id) for issuer in settings.issuers),
-    ]
-    bus = await Bus.connect(settings.bus, COMMAND, settings.instance, rights=rights)
-    try:
-        yield bus, database
-    finally:
-        await bus.close()
-        await database.close()
+    return connections.connected(
+        COMMAND,
+        settings.instance,
+        database=settings.database,
+        bus=settings.bus,
+        issuers=[issuer.issuer_id for issuer in settings.issuers],
+    )
 
 
 async def migrate(settings: UpstreamSettings) -> None:
     """Bring the ledger's schema to this version, and make the consumers of our issuers."""
-    await migrate_schema(settings.database, schema=SCHEMA, scripts=SCRIPTS)
-    seed_file = settings.bus.migration_nkey_seed_file
-    if seed_file is None:
-        raise ConfigurationError("bus.migration_nkey_seed_file is needed to migrate")
-    seed = read_secret(seed_file, "the NKey seed for migrations")
-    bus = await Bus.connect(settings.bus, "migrate", settings.instance, seed=seed)
-    try:
-        consumers = [c for i in settings.issuers for c in topics.signer_consumers(i.issuer_id)]
-        await declare(bus, topics.owned_by(SERVICE), consumers, replicas=settings.bus.replicas)
-    finally:
-        await bus.close()
+    await connections.prepare(
+        settings.instance,
+        database=settings.database,
+        bus=settings.bus,
+        issuers=[issuer.issuer_id for issuer in settings.issuers],
+    )
 
 
 async def _probe(settings: UpstreamSettings, _: argparse.Namespace) -> None:

@@ -1,0 +1,72 @@
+"""Bus and ledger, as ca-signer and ca-signer-upstream reach and prepare them.
+
+Called by: ca_signer.main, ca_signer.upstream.main
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from ca_signer.announcing import SERVICE
+from estcore.errors import ConfigurationError
+from estcore.messages import topics
+from estcore.runtime.bus import Bus
+from estcore.runtime.database import Database
+from estcore.runtime.migrations import migrate as migrate_schema
+from estcore.runtime.settings import BusSettings, DatabaseSettings, read_secret
+from estcore.runtime.topology import declare
+
+SCHEMA = "ca_signer"
+SCRIPTS = Path(__file__).parent / "migrations"
+
+
+@asynccontextmanager
+async def connected(
+    command: str,
+    instance: str,
+    *,
+    database: DatabaseSettings,
+    bus: BusSettings,
+    issuers: Iterable[str],
+) -> AsyncIterator[tuple[Bus, Database]]:
+    """Bus and ledger for as long as the context lasts; the rights on the bus are tried.
+
+    Raises:
+        LedgerUnavailable, BusUnavailable: not reached.
+        ConfigurationError: a right is missing, or a secret cannot be read.
+    """
+    ledger = await Database.connect(database, command, SCHEMA)
+    rights = [
+        topics.audit_issue_topic(SERVICE),
+        topics.audit_refusal_topic(SERVICE, instance),
+        topics.certificate_topic("issued", "any", "any"),
+        *map(topics.cacerts_topic, issuers),
+    ]
+    found = await Bus.connect(bus, command, instance, rights=rights)
+    try:
+        yield found, ledger
+    finally:
+        await found.close()
+        await ledger.close()
+
+
+async def prepare(
+    instance: str, *, database: DatabaseSettings, bus: BusSettings, issuers: Iterable[str]
+) -> None:
+    """Bring the ledger's schema, the streams and the issuers' consumers to this version.
+
+    Raises:
+        ConfigurationError: what is needed to migrate is not configured.
+    """
+    await migrate_schema(database, schema=SCHEMA, scripts=SCRIPTS)
+    if bus.migration_nkey_seed_file is None:
+        raise ConfigurationError("bus.migration_nkey_seed_file is needed to migrate")
+    seed = read_secret(bus.migration_nkey_seed_file, "the NKey seed for migrations")
+    found = await Bus.connect(bus, "migrate", instance, seed=seed)
+    try:
+        consumers = [c for issuer in issuers for c in topics.signer_consumers(issuer)]
+        await declare(found, topics.owned_by(SERVICE), consumers, replicas=bus.replicas)
+    finally:
+        await found.close()
