@@ -78,6 +78,22 @@ async def test_the_old_certificate_retires_at_its_end(bench: Any) -> None:
     assert (await bench.certificate(old))["state"] == "retired"
 
 
+async def test_a_replaced_certificate_that_is_revoked_is_retired_and_nothing_else_happens(
+    bench: Any,
+) -> None:
+    """As ca-signer does where the profile says so, after the overlap."""
+    async with bench.running():
+        old, new, due = await rotated(bench)
+        assert (await bench.acknowledge(new.proof(due.rotation_id), new)).accepted
+        await bench.step(old, "deprecated")
+        await bench.revoke(old, "superseded")
+        retired = await bench.step(old, "retired")
+        row = await bench.slot_is(old, "idle")
+    assert retired.disposition == "revoked"
+    assert row["active_id"] == new.event.id
+    assert bench.steps(old)[-1] == "retired"
+
+
 async def test_two_replicas_dispatch_every_slot_once(bench: Any) -> None:
     fleet = [bench.issue(**OVERDUE, priority=p) for p in ("critical", "normal", "low") * 40]
     async with bench.running("renewal-0", "renewal-1"):

@@ -194,7 +194,11 @@ async def prepare(settings: SignerSettings) -> None:
     await declare(
         bus,
         topics.STREAMS,
-        [*topics.AUDIT_CONSUMERS, *topics.signer_consumers("issuing")],
+        [
+            *topics.AUDIT_CONSUMERS,
+            *topics.SIGNER_CONSUMERS,
+            *topics.signer_consumers("issuing"),
+        ],
         replicas=1,
     )
     await bus.close()

@@ -5,7 +5,7 @@ Called by: ca_signer.main, ca_signer.upstream.main
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -53,9 +53,14 @@ async def connected(
 
 
 async def prepare(
-    instance: str, *, database: DatabaseSettings, bus: BusSettings, issuers: Iterable[str]
+    instance: str,
+    *,
+    database: DatabaseSettings,
+    bus: BusSettings,
+    issuers: Iterable[str],
+    consumers: Sequence[topics.Consumer] = (),
 ) -> None:
-    """Bring the ledger's schema, the streams and the issuers' consumers to this version.
+    """Bring the ledger's schema, the streams, the issuers' and other consumers to this version.
 
     Raises:
         ConfigurationError: what is needed to migrate is not configured.
@@ -66,7 +71,7 @@ async def prepare(
     seed = read_secret(bus.migration_nkey_seed_file, "the NKey seed for migrations")
     found = await Bus.connect(bus, "migrate", instance, seed=seed)
     try:
-        consumers = [c for issuer in issuers for c in topics.signer_consumers(issuer)]
-        await declare(found, topics.owned_by(SERVICE), consumers, replicas=bus.replicas)
+        every = [*consumers, *(c for i in issuers for c in topics.signer_consumers(i))]
+        await declare(found, topics.owned_by(SERVICE), every, replicas=bus.replicas)
     finally:
         await found.close()

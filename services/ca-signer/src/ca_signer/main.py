@@ -28,6 +28,7 @@ from ca_signer.ledger import Ledger
 from ca_signer.ocsp import Responder
 from ca_signer.publishing import StatePublisher
 from ca_signer.repeats import Repeats
+from ca_signer.rotations import Replaced
 from ca_signer.rules import read_rules
 from ca_signer.secret_store import SecretStore
 from ca_signer.settings import SignerSettings
@@ -38,6 +39,7 @@ from ca_signer.windows import Windows
 from ca_signer.worker import Worker
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
+from estcore.messages import topics
 from estcore.pki.durations import parse_duration
 from estcore.pki.profile import ProfileSet
 from estcore.policy.document import PolicyDocument
@@ -222,6 +224,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
             operations.outbox.run,
             operations.lists.run,
             operations.incidents.run,
+            Replaced(bus, database, announcer, deciding, changed=operations.outbox.changed).run,
             operations.fetches.run,
             *([answering.run] if answering else []),
             cycle.keep_leases,
@@ -249,7 +252,11 @@ async def migrate(settings: SignerSettings) -> None:
     """Bring the ledger's schema and the streams this service owns to this version."""
     families = dict.fromkeys(i.generation_of or i.issuer_id for i in settings.issuers)
     await connections.prepare(
-        settings.instance, database=settings.database, bus=settings.bus, issuers=families
+        settings.instance,
+        database=settings.database,
+        bus=settings.bus,
+        issuers=families,
+        consumers=topics.SIGNER_CONSUMERS,
     )
 
 

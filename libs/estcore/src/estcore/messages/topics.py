@@ -22,6 +22,7 @@ DEAD_LETTERS = "DEAD_LETTERS"
 
 RENEWAL_CONSUMER = "renewal"
 AUDIT_CONSUMER = "audit"
+ROTATIONS_CONSUMER = "ca-signer-rotations"
 
 _MIB = 1 << 20
 _DAY = 86_400
@@ -96,6 +97,9 @@ STREAMS = (
     ),
 )
 
+SIGNER_CONSUMERS = (
+    Consumer(PKI_EVENTS, ROTATIONS_CONSUMER, ("pki.rotation.deprecated.>",), max_ack_pending=1000),
+)
 RENEWAL_CONSUMERS = (
     Consumer(
         PKI_EVENTS, RENEWAL_CONSUMER, ("pki.certificate.>", "pki.ca.window"), max_ack_pending=4000

@@ -85,6 +85,11 @@ class RenewalRules(StrictModel):
         default=0.05, ge=0, le=0.3, description="share of the lifetime over which a fleet spreads"
     )
     mode: Literal["agent", "poll"] = "agent"
+    revoke_replaced: bool = Field(
+        default=False,
+        description="revoke the old certificate (superseded) when the overlap is over and the "
+        "new one was seen in use; else it runs to its end",
+    )
 
 
 class ExtensionPolicy(StrictModel):
