@@ -18,7 +18,10 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.hazmat.primitives.asymmetric.types import (
+    CertificateIssuerPrivateKeyTypes,
+    CertificatePublicKeyTypes,
+)
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -250,7 +253,7 @@ def open_ca(folder: Path, stem: str, passphrase: bytes) -> OfflineCA:
     return OfflineCA(certificate, key)
 
 
-def write_key(path: Path, key: ec.EllipticCurvePrivateKey, passphrase: bytes) -> None:
+def write_key(path: Path, key: CertificateIssuerPrivateKeyTypes, passphrase: bytes) -> None:
     """Write a key, encrypted, readable by its owner only."""
     _private_file(
         path,

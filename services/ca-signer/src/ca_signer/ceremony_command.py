@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ca_signer import ceremony, ceremony_rollover
+from ca_signer import ceremony, ceremony_request, ceremony_rollover
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
 
@@ -16,6 +16,16 @@ CLOCK = SystemClock()
 
 def main(arguments: Sequence[str]) -> int:
     """Carry out a ceremony; returns the exit code."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        _carry_out(parsed)
+    except ConfigurationError as exc:
+        sys.stderr.write(f"ca-signer: {exc.reason} [{exc.code}]\n")
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ca-signer ca")
     verbs = parser.add_subparsers(dest="verb", required=True)
     first = verbs.add_parser("init", help="make root, issuing and infrastructure CA")
@@ -39,64 +49,72 @@ def main(arguments: Sequence[str]) -> int:
     server.add_argument("--out", type=Path, required=True)
     server.add_argument("--host", action="append", required=True, help="DNS name or IP address")
     server.add_argument("--days", type=int, default=397)
+    asking = verbs.add_parser("csr", help="make an issuing key and a request for a CA above")
+    asking.add_argument("--subject", required=True, help="RFC 4514, as CN=Issuing CA,O=Org")
+    asking.add_argument("--algorithm", choices=ceremony_request.ALGORITHMS, default="ec-p256")
     other = verbs.add_parser("import", help="take an issuing certificate another CA signed")
     other.add_argument("--certificate", type=Path, required=True)
     other.add_argument("--chain", type=Path, required=True, help="above it, up to the root")
     other.add_argument("--csr", type=Path, required=True, help="the request it answers")
-    for one in (first, second, server, other):
+    for one in (first, second, server, other, asking):
         one.add_argument("--folder", type=Path, required=True)
-    for one in (first, second, server, cross):
+    for one in (first, second, server, cross, asking):
         one.add_argument("--passphrase-file", type=Path, required=True)
-    parsed = parser.parse_args(arguments)
-    try:
-        if parsed.verb == "init":
-            ceremony.init(
-                parsed.folder,
-                name=parsed.name,
-                passphrase_file=parsed.passphrase_file,
-                clock=CLOCK,
-                issuing_csr=parsed.issuing_csr,
-                generation=parsed.generation,
-            )
-        elif parsed.verb == "issuing":
-            ceremony_rollover.issuing(
-                parsed.folder,
-                out=parsed.out,
-                name=parsed.name,
-                passphrase_file=parsed.passphrase_file,
-                clock=CLOCK,
-                issuing_csr=parsed.issuing_csr,
-                generation=parsed.generation,
-            )
-        elif parsed.verb == "cross":
-            ceremony_rollover.cross(
-                parsed.old,
-                parsed.new,
-                out=parsed.out,
-                passphrase_file=parsed.passphrase_file,
-                new_passphrase_file=parsed.new_passphrase_file,
-            )
-        elif parsed.verb == "import":
-            # Reading key stores needs more than a ceremony does.
-            from ca_signer import importing
+    return parser
 
-            importing.import_certificate(
-                parsed.folder,
-                certificate_file=parsed.certificate,
-                chain_file=parsed.chain,
-                csr_file=parsed.csr,
-                clock=CLOCK,
-            )
-        else:
-            ceremony.server_certificate(
-                parsed.folder,
-                out=parsed.out,
-                names=parsed.host,
-                passphrase_file=parsed.passphrase_file,
-                days=parsed.days,
-                clock=CLOCK,
-            )
-    except ConfigurationError as exc:
-        sys.stderr.write(f"ca-signer: {exc.reason} [{exc.code}]\n")
-        return 2
-    return 0
+
+def _carry_out(parsed: argparse.Namespace) -> None:
+    if parsed.verb == "init":
+        ceremony.init(
+            parsed.folder,
+            name=parsed.name,
+            passphrase_file=parsed.passphrase_file,
+            clock=CLOCK,
+            issuing_csr=parsed.issuing_csr,
+            generation=parsed.generation,
+        )
+    elif parsed.verb == "issuing":
+        ceremony_rollover.issuing(
+            parsed.folder,
+            out=parsed.out,
+            name=parsed.name,
+            passphrase_file=parsed.passphrase_file,
+            clock=CLOCK,
+            issuing_csr=parsed.issuing_csr,
+            generation=parsed.generation,
+        )
+    elif parsed.verb == "cross":
+        ceremony_rollover.cross(
+            parsed.old,
+            parsed.new,
+            out=parsed.out,
+            passphrase_file=parsed.passphrase_file,
+            new_passphrase_file=parsed.new_passphrase_file,
+        )
+    elif parsed.verb == "csr":
+        ceremony_request.request(
+            parsed.folder,
+            subject=parsed.subject,
+            algorithm=parsed.algorithm,
+            passphrase_file=parsed.passphrase_file,
+        )
+    elif parsed.verb == "import":
+        # Reading key stores needs more than a ceremony does.
+        from ca_signer import importing
+
+        importing.import_certificate(
+            parsed.folder,
+            certificate_file=parsed.certificate,
+            chain_file=parsed.chain,
+            csr_file=parsed.csr,
+            clock=CLOCK,
+        )
+    else:
+        ceremony.server_certificate(
+            parsed.folder,
+            out=parsed.out,
+            names=parsed.host,
+            passphrase_file=parsed.passphrase_file,
+            days=parsed.days,
+            clock=CLOCK,
+        )
