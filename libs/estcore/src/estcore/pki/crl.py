@@ -74,7 +74,7 @@ def build_crl(
     ``urls`` are the distribution points of a list that is not for all certificates of the
     issuer, as those it is for name them (RFC 5280 section 5.2.5).
     """
-    listed = b"".join(_entry(one) for one in sorted(entries))
+    listed = b"".join(_entry(one) for one in sorted(entries, key=lambda e: e.serial_number))
     extensions = [
         _extension(_AKI, issuer.key_identifier.public_bytes()),
         _extension(_CRL_NUMBER, der.integer(number)),
