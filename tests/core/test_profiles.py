@@ -200,6 +200,16 @@ def test_granting_twice_changes_nothing(subject: str, named: bool) -> None:
     assert (twice.subject_canonical, twice.san) == (once.subject_canonical, once.san)
 
 
+def test_what_only_a_san_template_takes_of_the_subject_needs_its_rule() -> None:
+    wanted = profile(
+        subject_template="O=Clinic,OU={service}", san_templates=["dns:{csr.CN}.clinic.example"]
+    )
+    names = Names(common_names=("web",))
+    check_names(request("CN=web,O=Evil"), names, wanted, ("clinic", "billing"))
+    with pytest.raises(NotAuthorized):
+        check_names(request("CN=admin"), names, wanted, ("clinic", "billing"))
+
+
 def test_team_and_cluster_come_from_claims_like_the_owner() -> None:
     raw = {
         "name": "pods",

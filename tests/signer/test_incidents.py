@@ -33,7 +33,7 @@ def rule(name: str) -> dict[str, Any]:
     }
 
 
-OWNERS = ("first", "second", "third", "fourth", "fifth", "sixth")
+OWNERS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -195,6 +195,20 @@ async def test_an_incident_stopped_on_its_way_goes_no_further(
     assert await revoked_of(signer, "fourth") == before
     refused = await revoker.give(signer, "incident-confirm", {"id": shown["id"], "count": 5})
     assert refused.code == "incident.state"
+
+
+async def test_a_slow_incident_keeps_no_other_one_back(
+    signer: SignerStack, boss: TestOperator, revoker: TestOperator
+) -> None:
+    slow_and_fast = []
+    for owner, per_minute in (("seventh", 1), ("eighth", 12_000)):
+        await enroll(signer, owner, 2)
+        shown = await proposed(signer, boss, service=owner, per_minute=per_minute)
+        await revoker.give(signer, "incident-confirm", {"id": shown["id"], "count": 2})
+        slow_and_fast.append(shown["id"])
+    done = await finish(signer, boss, slow_and_fast[1])
+    assert (done["state"], await revoked_of(signer, "seventh")) == ("done", 0)
+    await boss.give(signer, "incident-stop", {"id": slow_and_fast[0]})
 
 
 async def test_operators_and_responders_are_concerned_only_by_name(

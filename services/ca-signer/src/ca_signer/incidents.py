@@ -136,7 +136,9 @@ class Incidents:
 
     async def _next(self, connection: Connection) -> bool:
         row = await connection.fetchrow(
-            "select *, now() as moment from incident where state in ('selecting', 'running') "
+            "select *, now() as moment from incident where state = 'selecting' "
+            # A slow one whose turn has not come keeps no other one back.
+            "or (state = 'running' and paced_at <= now() - interval '1 minute' / per_minute) "
             "or (state = 'proposed' and proposed_at < now() - $1::interval) "
             "order by paced_at nulls first, proposed_at limit 1 for update skip locked",
             LIFETIME,

@@ -65,7 +65,8 @@ def judges(least: str) -> tuple[Callable[[bytes], list[Finding]], Callable[[byte
 def _loaded(load: Any, der: bytes) -> Any:
     try:
         return load(der, "stored")
-    except Exception as exc:  # noqa: BLE001 - a judge that cannot read says so
+    except Exception as exc:  # noqa: BLE001
+        # Bulkhead: whatever pkilint cannot read is a finding, and the night goes on.
         return [("ERROR", "unreadable", type(exc).__name__)]
 
 

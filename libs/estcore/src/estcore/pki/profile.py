@@ -275,10 +275,14 @@ class Profile(StrictModel):
 
     @cached_property
     def own_subject_attributes(self) -> frozenset[str] | None:
-        """The subject attributes a request fills in; None where the whole subject is its own."""
+        """The subject attributes a request fills in; None where the whole subject is its own.
+
+        What only a SAN template takes is the client's choice as well.
+        """
         if self.subject_template is None:
             return None
-        names = placeholders(self.subject_template)
+        texts = (self.subject_template, *self.san_templates)
+        names = [name for text in texts for name in placeholders(text)]
         return frozenset(n.removeprefix("csr.") for n in names if n.startswith("csr."))
 
     @property
