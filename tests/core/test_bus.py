@@ -10,7 +10,7 @@ import pytest
 from estcore.errors import BusUnavailable
 from estcore.messages import topics
 from estcore.pki.profile import Priority
-from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.bus import Bus, Incoming, Outgoing
 from estcore.runtime.consume import Delivery, PullConsumer
 from estcore.runtime.settings import read_secret
 from estcore.runtime.topology import declare
@@ -66,7 +66,7 @@ async def test_an_agent_hears_of_its_owner_only(platform: Any) -> None:
     heard: list[str] = []
 
     async def hear(message: Any) -> None:
-        heard.append(message.subject)
+        heard.append(message.topic)
 
     try:
         await agent.subscribe("pki.rotation.*.demo.web", hear)
@@ -202,6 +202,35 @@ async def test_rights_are_tried_without_storing_anything(platform: Any, user: st
     finally:
         await bus.close()
         await migrate.close()
+
+
+@pytest.mark.parametrize(
+    ("user", "follower", "topic"),
+    [
+        ("ca-signer", "est-frontend", topics.cacerts_topic("issuing")),
+        ("ca-signer", "est-frontend", topics.certificate_topic("revoked", "a", "b")),
+        ("renewal", "agent", topics.rotation_topic("due", "demo", "web")),
+    ],
+)
+async def test_trying_rights_reaches_no_subscriber(
+    platform: Any, user: str, follower: str, topic: str
+) -> None:
+    """A probe is no message: whoever follows the topic sees only what comes after it."""
+    await declared(platform)
+    sender = await Bus.connect(platform.bus(user), user, "test")
+    receiver = await Bus.connect(platform.bus(follower), follower, "test")
+    received: asyncio.Queue[Incoming] = asyncio.Queue()
+    try:
+        await receiver.subscribe(topic, received.put)
+        await receiver.client.flush()
+        await sender.try_rights([topic])
+        await sender.hint(topic, b"real")
+        async with asyncio.timeout(5):
+            assert await received.get() == Incoming(topic, b"real")
+        assert received.empty()
+    finally:
+        await sender.close()
+        await receiver.close()
 
 
 async def stored(bus: Bus) -> dict[str, int]:

@@ -28,7 +28,7 @@ from estcore.messages.state import (
     TrustFetched,
 )
 from estcore.policy.labels import Label
-from estcore.runtime.bus import Bus
+from estcore.runtime.bus import Bus, Incoming
 from estcore.testing.clock import FakeClock
 
 LABEL = Label(issuer="issuing", profiles=("service-mtls",))
@@ -125,20 +125,22 @@ def test_K17_revoked_certificates_of_either_generation_are_known(world: World) -
 class Told:
     """Answers as ca-signer does, and keeps what it was told."""
 
-    def __init__(self) -> None:
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
         self.messages: list[TrustFetched] = []
 
-    async def arrived(self, message: Any) -> None:
-        fetched = decode(TrustFetched, message.data)
+    async def arrived(self, message: Incoming) -> None:
+        fetched = decode(TrustFetched, message.payload)
         self.messages.append(fetched)
-        await message.respond(encode(TrustFetchCounted(new=len(fetched.fingerprints))))
+        counted = TrustFetchCounted(new=len(fetched.fingerprints))
+        await self.bus.hint(message.reply, encode(counted))
 
 
 @pytest.mark.integration
 async def test_D8_who_fetched_is_told_once_in_one_message(world: World, platform: Any) -> None:
     signer = await Bus.connect(platform.bus("ca-signer"), "ca-signer", "test")
     frontend = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "test")
-    told = Told()
+    told = Told(signer)
     fetches = TrustFetches(frontend, world.state, world.peers)
     leaves = [certificate("svc", world.old), certificate("svc", world.new)]
     stranger = certificate("svc", certificate("issuing", ca=True))

@@ -297,7 +297,7 @@ async def bench(platform: Any, migrated: RenewalSettings) -> AsyncIterator[Bench
         found.events.append(decode(RotationEvent, message.data))
         found.message_ids.append((message.headers or {}).get("Nats-Msg-Id", ""))
 
-    await agent.subscribe(f"pki.rotation.*.{TENANT}.{SERVICE}", heard)
+    await agent.client.subscribe(f"pki.rotation.*.{TENANT}.{SERVICE}", cb=heard)
     consumer = PullConsumer(auditor, AUDIT_ISSUE, AUDIT_CONSUMER, credit=500)
     stop = asyncio.Event()
 

@@ -9,14 +9,13 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
-from nats.aio.msg import Msg
 
 from estcore.clock import SystemClock
 from estcore.ids import uuid7
 from estcore.messages.envelope import decode, encode
 from estcore.messages.events import ReannounceAnswered, ReannounceRequested, WindowClosed
 from estcore.messages.topics import REANNOUNCE_TOPIC, WINDOW_TOPIC
-from estcore.runtime.bus import Outgoing
+from estcore.runtime.bus import Incoming, Outgoing
 
 pytestmark = pytest.mark.integration
 
@@ -43,8 +42,8 @@ def window(issued: list[Any]) -> WindowClosed:
 async def ledger(bench: Any, issued: list[Any], asked: list[Any]) -> AsyncIterator[None]:
     """Answers requests to announce again as ca-signer does."""
 
-    async def answer(message: Msg) -> None:
-        request = decode(ReannounceRequested, message.data)
+    async def answer(message: Incoming) -> None:
+        request = decode(ReannounceRequested, message.payload)
         asked.append(request)
         await bench.announce(*issued, times=1)
         await bench.signer.hint(message.reply, encode(ReannounceAnswered(announced=len(issued))))

@@ -47,7 +47,7 @@ async def events(platform: Any, signer: SignerStack) -> AsyncIterator[list[Certi
     bus = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "listener")
 
     async def take(message: Any) -> None:
-        found.append(decode(CertificateRevoked, message.data))
+        found.append(decode(CertificateRevoked, message.payload))
 
     await bus.subscribe("pki.certificate.revoked.>", take)
     yield found

@@ -26,8 +26,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nats.aio.msg import Msg
-
 from estclient.ack import sign_ack
 from estclient.agent_settings import AgentSettings
 from estclient.client import ESTClient, Limits
@@ -42,7 +40,7 @@ from estcore.errors import ConfigurationError, ESTSuiteError, MalformedRequest
 from estcore.messages.envelope import decode
 from estcore.messages.events import RotationEvent
 from estcore.messages.topics import rotation_topic
-from estcore.runtime.bus import Bus
+from estcore.runtime.bus import Bus, Incoming
 from estcore.runtime.logs import fields
 from estcore.runtime.settings import BusSettings, read_secret
 
@@ -190,9 +188,9 @@ class Agent:
             del self._named[oldest]
             self._proven.discard(oldest)
 
-    async def _heard(self, message: Msg) -> None:
+    async def _heard(self, message: Incoming) -> None:
         try:
-            event = decode(RotationEvent, message.data)
+            event = decode(RotationEvent, message.payload)
         except MalformedRequest as exc:
             log.warning("an event cannot be read", extra=fields(error=exc.reason))
             return

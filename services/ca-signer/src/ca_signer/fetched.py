@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from nats.aio.msg import Msg
-
 from ca_signer.announcing import SERVICE
 from estcore.errors import MalformedRequest, Unavailable
 from estcore.messages.envelope import decode, encode
 from estcore.messages.state import TrustFetchCounted, TrustFetched
 from estcore.messages.topics import FETCHED_TOPIC
-from estcore.runtime.bus import Bus
+from estcore.runtime.bus import Bus, Incoming
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
 
@@ -44,9 +42,9 @@ class FetchCounter:
         await self._bus.subscribe(FETCHED_TOPIC, self._arrived, queue=SERVICE)
         await stop.wait()
 
-    async def _arrived(self, message: Msg) -> None:
+    async def _arrived(self, message: Incoming) -> None:
         try:
-            new = await self.count(decode(TrustFetched, message.data))
+            new = await self.count(decode(TrustFetched, message.payload))
             await self._bus.hint(message.reply, encode(TrustFetchCounted(new=new)))
         except (MalformedRequest, Unavailable) as exc:
             # Not answered: told again.

@@ -14,14 +14,12 @@ import logging
 import math
 from collections import OrderedDict
 
-from nats.aio.msg import Msg
-
 from est_frontend import metrics
 from estcore.clock import Clock
 from estcore.errors import MalformedRequest
 from estcore.messages.envelope import decode
 from estcore.messages.events import EnrollmentPending
-from estcore.runtime.bus import Bus
+from estcore.runtime.bus import Bus, Incoming
 from estcore.runtime.logs import fields
 
 log = logging.getLogger(__name__)
@@ -54,9 +52,9 @@ class OpenTickets:
         metrics.EARLY_POLLS.inc()
         return math.ceil(left)
 
-    async def _arrived(self, message: Msg) -> None:
+    async def _arrived(self, message: Incoming) -> None:
         try:
-            event = decode(EnrollmentPending, message.data)
+            event = decode(EnrollmentPending, message.payload)
         except MalformedRequest as exc:
             log.error("a ticket was not understood", extra=fields(reason=exc.reason))
             return

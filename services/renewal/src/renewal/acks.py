@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 
 import asyncpg
-from nats.aio.msg import Msg
 
 from estcore.errors import (
     Conflict,
@@ -34,7 +33,7 @@ from estcore.errors import (
 from estcore.ids import rotation_id
 from estcore.messages.envelope import decode, encode
 from estcore.messages.state import RotationAck, RotationAckAnswered
-from estcore.runtime.bus import Bus
+from estcore.runtime.bus import Bus, Incoming
 from estcore.runtime.database import Connection, Database
 from estcore.runtime.logs import fields
 from estcore.runtime.tracing import Tracing
@@ -84,7 +83,7 @@ class AckListener:
     ) -> None:
         self._rotation, self._database, self._bus = rotation, database, bus
         self._teller, self._announcer, self._tracing = teller, announcer, tracing
-        self._queue: asyncio.Queue[Msg] = asyncio.Queue(_WAITING)
+        self._queue: asyncio.Queue[Incoming] = asyncio.Queue(_WAITING)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answer until stopped."""
@@ -101,16 +100,16 @@ class AckListener:
         while not self._queue.empty():
             await self.handle(self._queue.get_nowait())
 
-    async def _arrived(self, message: Msg) -> None:
+    async def _arrived(self, message: Incoming) -> None:
         try:
             self._queue.put_nowait(message)
         except asyncio.QueueFull:
             PROOFS.labels("overloaded").inc()  # not answered: the front end says 503
 
-    async def handle(self, message: Msg) -> None:
+    async def handle(self, message: Incoming) -> None:
         """Check one proof, answer it and tell what follows from it."""
         try:
-            ack = decode(RotationAck, message.data)
+            ack = decode(RotationAck, message.payload)
         except MalformedRequest as exc:
             log.warning("a proof cannot be read", extra=fields(error=exc.reason))
             PROOFS.labels("malformed").inc()
@@ -186,7 +185,7 @@ class AckListener:
         await settle_slots(connection, [slot_id], rotation=self._rotation, proven=proven)
         await connection.execute(_PEER, issuance_id, peer)
 
-    async def _answer(self, message: Msg, answer: RotationAckAnswered) -> None:
+    async def _answer(self, message: Incoming, answer: RotationAckAnswered) -> None:
         if not message.reply:
             return
         try:

@@ -18,7 +18,6 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
-from nats.aio.msg import Msg
 
 from estclient.agent import run_agent
 from estclient.agent_settings import AgentSettings
@@ -31,7 +30,7 @@ from estcore.errors import ConfigurationError, ESTSuiteError
 from estcore.ids import serial_hex
 from estcore.messages.envelope import decode
 from estcore.messages.events import RotationEvent
-from estcore.runtime.bus import Bus
+from estcore.runtime.bus import Bus, Incoming
 from estcore.runtime.service import until
 from estcore.runtime.settings import BusSettings
 
@@ -250,8 +249,8 @@ class Demo:
         finally:
             await bus.close()
 
-    async def _heard(self, message: Msg) -> None:
-        event = decode(RotationEvent, message.data)
+    async def _heard(self, message: Incoming) -> None:
+        event = decode(RotationEvent, message.payload)
         self.seen.steps.append(f"renewal.{event.step}")
         texts = {
             "due": "renewal due: two thirds of the lifetime are over",

@@ -1,5 +1,6 @@
-"""The thin port to NATS: everything the services do with it, and nothing of nats-py outside.
+"""The thin port to NATS: publish, subscribe, request, and read what a stream stores.
 
+nats-py stays behind it: subscribers receive an ``Incoming``, pull consumers a ``Delivery``.
 Publishing is confirmed (JetStream's PubAck awaited) or hinted (core NATS, may be lost).
 Consuming is in ``estcore.runtime.consume``. Connections are kept for ever: reconnecting never
 gives up, and a permission violation makes the service unready (docs/architecture.md).
@@ -42,6 +43,15 @@ class Outgoing:
     topic: str
     payload: bytes
     message_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """One message as a core subscriber receives it; ``reply`` is empty where none is wanted."""
+
+    topic: str
+    payload: bytes
+    reply: str = ""
 
 
 @dataclass(frozen=True)
@@ -209,10 +219,11 @@ class Bus:
         return await self._js.publish_async(message.topic, message.payload, headers=headers)
 
     async def try_rights(self, topics: Sequence[str]) -> None:
-        """Show at start, not at the first request, that these topics may be published on.
+        """Publish a probe on each topic, so that a missing right shows at start.
 
-        Each gets a message that no stream takes (it expects a stream that does not exist), so
-        nothing is stored; where the right is missing the server says so, and the bus is unready.
+        The probe expects a stream that does not exist, so no stream stores it, and ``subscribe``
+        drops it before any handler. Where a right is missing the server reports a permission
+        violation and the bus is not ready.
         """
         for topic in topics:
             try:
@@ -233,10 +244,17 @@ class Bus:
             raise BusUnavailable("the bus took nothing") from exc
 
     async def subscribe(
-        self, topic: str, handler: Callable[[Msg], Awaitable[None]], *, queue: str = ""
+        self, topic: str, handler: Callable[[Incoming], Awaitable[None]], *, queue: str = ""
     ) -> Subscription:
-        """Call ``handler`` for every core message on ``topic``."""
-        return await self.client.subscribe(topic, queue=queue, cb=handler)
+        """Call ``handler`` for every core message on ``topic``, except probes of rights."""
+
+        async def receive(message: Msg) -> None:
+            headers = message.headers
+            if headers and headers.get(_EXPECTED_STREAM) == _NO_STREAM:
+                return
+            await handler(Incoming(message.subject, message.data, message.reply))
+
+        return await self.client.subscribe(topic, queue=queue, cb=receive)
 
     async def request(self, topic: str, payload: bytes, *, timeout_s: float = 5) -> bytes:
         """Return the answer to a core request.

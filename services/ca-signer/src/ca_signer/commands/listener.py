@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from nats.aio.msg import Msg
-
 from ca_signer import metrics
 from ca_signer.announcing import SERVICE
 from ca_signer.commands.executor import Executor
@@ -14,7 +12,7 @@ from estcore.errors import Unavailable
 from estcore.messages.commands import CommandAnswered
 from estcore.messages.envelope import encode
 from estcore.messages.topics import command_topic
-from estcore.runtime.bus import Bus
+from estcore.runtime.bus import Bus, Incoming
 from estcore.runtime.logs import fields
 
 log = logging.getLogger(__name__)
@@ -28,7 +26,7 @@ class Listener:
     def __init__(self, bus: Bus, executor: Executor) -> None:
         self._bus = bus
         self._executor = executor
-        self._queue: asyncio.Queue[tuple[str, Msg]] = asyncio.Queue(_WAITING)
+        self._queue: asyncio.Queue[tuple[str, Incoming]] = asyncio.Queue(_WAITING)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answer until ``stop``."""
@@ -43,16 +41,16 @@ class Listener:
                 continue
             await self._handle(verb, message)
 
-    async def _arrived(self, message: Msg) -> None:
-        verb = message.subject.rpartition(".")[2]
+    async def _arrived(self, message: Incoming) -> None:
+        verb = message.topic.rpartition(".")[2]
         try:
             self._queue.put_nowait((verb, message))
         except asyncio.QueueFull:
             metrics.COMMANDS.labels(verb, "overloaded").inc()  # not answered: sent again
 
-    async def _handle(self, verb: str, message: Msg) -> None:
+    async def _handle(self, verb: str, message: Incoming) -> None:
         try:
-            answer = await self._executor.execute(verb, message.data)
+            answer = await self._executor.execute(verb, message.payload)
         except Unavailable as exc:
             log.warning("command not carried out", extra=fields(code=exc.code, reason=exc.reason))
             answer = CommandAnswered(outcome="unavailable", code=exc.code, reason=exc.reason)
