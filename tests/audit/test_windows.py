@@ -8,16 +8,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from nats.aio.msg import Msg
 
 from audit.settings import WindowSettings
-from audit.windows import digest
 from estcore import ids
 from estcore.messages.audit import AuditRecord, Target
 from estcore.messages.envelope import decode, encode
-from estcore.messages.events import ReannounceAnswered, ReannounceRequested, WindowClosed
+from estcore.messages.events import (
+    ReannounceAnswered,
+    ReannounceRequested,
+    WindowClosed,
+    window_digest,
+)
 from estcore.messages.topics import REANNOUNCE_TOPIC, WINDOW_TOPIC
-from estcore.runtime.bus import Outgoing
+from estcore.runtime.bus import Incoming, Outgoing
 
 pytestmark = pytest.mark.integration
 START = dt.datetime(2026, 1, 2, 12, 0, tzinfo=dt.UTC)
@@ -44,7 +47,7 @@ def closed(issuances: list[str], minute: int = 0) -> Outgoing:
         start=start,
         end=start + dt.timedelta(minutes=1),
         count=len(issuances),
-        digest=digest(issuances),
+        digest=window_digest(issuances),
     )
     return Outgoing(WINDOW_TOPIC, encode(window), window.id)
 
@@ -55,8 +58,8 @@ async def test_equal_windows_settle_and_missing_records_are_asked_for(
     async with world.service(windows=QUICK), world.publisher() as publisher:
         asked = asyncio.Event()
 
-        async def answer(message: Msg) -> None:
-            question = decode(ReannounceRequested, message.data)
+        async def answer(message: Incoming) -> None:
+            question = decode(ReannounceRequested, message.payload)
             assert question.requester == "audit"
             assert question.windows == (START,)
             if not asked.is_set():
@@ -79,5 +82,5 @@ async def test_a_window_that_stays_different_is_given_up_on_record(world: Any) -
 
 
 def test_the_digest_needs_no_order() -> None:
-    assert digest(["a", "b"]) == digest(["b", "a"]) != digest(["a"])
-    assert digest([]) == "0" * 64
+    assert window_digest(["a", "b"]) == window_digest(["b", "a"]) != window_digest(["a"])
+    assert window_digest([]) == "0" * 64

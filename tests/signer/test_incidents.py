@@ -14,6 +14,7 @@ from e2e_stack import make_csr
 from operators import TestOperator, operator, policy_with_operators
 from signer_stack import SignerStack, signer_stack
 
+from ca_signer.context import INTERNAL_PROFILES
 from ca_signer.incidents import LIFETIME, Incidents, allowance
 from estcore import ids
 from estcore.messages.commands import CommandAnswered
@@ -33,7 +34,7 @@ def rule(name: str) -> dict[str, Any]:
     }
 
 
-OWNERS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+OWNERS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -100,6 +101,28 @@ async def finish(signer: SignerStack, boss: TestOperator, incident: str) -> dict
             found = told(await boss.give(signer, "incident-show", {"id": incident}))
             if found["state"] != "running":
                 return found
+
+
+@pytest.mark.parametrize("by", ["issuer", "age"])
+async def test_certificates_of_the_ca_itself_are_members_only_by_their_profile(
+    signer: SignerStack, boss: TestOperator, by: str
+) -> None:
+    """Without operators nobody could stop it, without OCSP responders nobody would hear of it."""
+    await enroll(signer, "ninth", 1)
+    for profile in INTERNAL_PROFILES:
+        await signer.value(
+            "update issuance set profile = $1 where issuance_id = (select issuance_id "
+            "from issuance where service = 'ninth' and profile = 'service-mtls' limit 1)",
+            profile,
+        )
+        await enroll(signer, "ninth", 1)
+    wide = {"issuer": "issuing"} if by == "issuer" else {"issued_before": "2100-01-01T00:00:00Z"}
+    shown = await proposed(signer, boss, **wide)
+    assert {o["profile"] for o in shown["owners"]} == {"service-mtls"}
+    for profile in INTERNAL_PROFILES:
+        named = await proposed(signer, boss, profile=profile, service="ninth")
+        assert named["count"] >= 1
+        assert {o["profile"] for o in named["owners"]} == {profile}
 
 
 async def test_two_operators_revoke_what_the_selector_names_and_nothing_else(

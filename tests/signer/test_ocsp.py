@@ -22,7 +22,8 @@ from e2e_stack import make_csr
 from operators import TestOperator, operator, policy_with_operators
 from signer_stack import SignerStack, signer_stack
 
-from ca_signer.ocsp import OWNER, PROFILE, TENANT, Responder, responder_candidate
+from ca_signer.context import OCSP_RESPONDER_PROFILE
+from ca_signer.ocsp import OWNER, TENANT, Responder, responder_candidate
 from ca_signer.settings import OCSPSettings
 from est_frontend.ocsp import OCSPRelay
 from est_frontend.peers import PeerValidator
@@ -204,7 +205,7 @@ async def test_the_responders_certificate_is_recorded_and_audited_like_every_oth
         "select * from issuance where certificate = $1", own.public_bytes(Encoding.DER)
     )
     assert [(r["state"], r["tenant"], r["service"], r["profile"]) for r in rows] == [
-        ("issued", TENANT, OWNER, PROFILE)
+        ("issued", TENANT, OWNER, OCSP_RESPONDER_PROFILE)
     ]
     records = await signer.audited("certificate.issue")
     mine = [r for r in records if r.target.issuance_id == str(rows[0]["issuance_id"])]

@@ -16,18 +16,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from estclient.operator import Operator, connect
 from estclient.operator_settings import OperatorSettings
 from estcore.clock import SystemClock
+from estcore.pki.crl import REVOCATION_REASONS
 from estcore.pki.durations import parse_duration
 from estcore.runtime.settings import load_settings
 
 SIGNER = "ca-signer"
-REASONS = (
-    "unspecified",
-    "keyCompromise",
-    "affiliationChanged",
-    "superseded",
-    "cessationOfOperation",
-    "privilegeWithdrawn",
-)
 _PAGE = 200
 """Certificates an answer carries: with some 2 kB each it stays below the bus's 1 MiB."""
 _OWN = {"verb", "kind", "action", "config", "json", "command", "nats_url", "nats_seed"} | {
@@ -66,7 +59,7 @@ def add_verbs(verbs: Any) -> None:
     export.add_argument("--form", choices=("jsonl", "pem"), default="jsonl")
     revoke = _action(actions, "revoke", "certificate-revoke", "revoke a certificate for good")
     _one(revoke)
-    revoke.add_argument("--reason", required=True, choices=REASONS)
+    revoke.add_argument("--reason", required=True, choices=REVOCATION_REASONS)
     hold = _action(actions, "hold", "certificate-hold", "revoke until released")
     _one(hold)
     unhold = _action(actions, "unhold", "certificate-unhold", "release what is held")
@@ -123,7 +116,7 @@ def _incidents(verbs: Any) -> None:
     propose.add_argument("--key-algorithm", help="as ec-p256, rsa-2048")
     propose.add_argument("--issued-before", type=_moment, help="ISO 8601")
     propose.add_argument("--issued-after", type=_moment, help="ISO 8601")
-    propose.add_argument("--reason", required=True, choices=REASONS)
+    propose.add_argument("--reason", required=True, choices=REVOCATION_REASONS)
     propose.add_argument("--per-minute", type=int, help="pace; default 600")
     show = _action(actions, "show", "incident-show", "who is concerned, and how far it is")
     confirm = _action(actions, "confirm", "incident-confirm", "by another operator: revoke them")

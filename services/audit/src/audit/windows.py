@@ -9,9 +9,8 @@ asked to announce it again. A window that stays different is given up, on record
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from audit import metrics, store
 from audit.own import OwnRecords
@@ -19,7 +18,7 @@ from audit.settings import SERVICE, WindowSettings
 from estcore import ids
 from estcore.errors import BusUnavailable, LedgerUnavailable, MalformedRequest
 from estcore.messages.envelope import decode, encode
-from estcore.messages.events import ReannounceRequested, WindowClosed
+from estcore.messages.events import ReannounceRequested, WindowClosed, window_digest
 from estcore.messages.topics import AUDIT_CONSUMER, PKI_EVENTS, REANNOUNCE_TOPIC
 from estcore.runtime.bus import Bus
 from estcore.runtime.consume import Delivery, PullConsumer
@@ -97,7 +96,8 @@ class Windows:
         async with self._database.connection() as connection:
             found = await store.issued_between(connection, window.start, window.end)
             equal = (
-                len(found) == window.count and digest(found) == window.digest.rjust(64, "0").lower()
+                len(found) == window.count
+                and window_digest(found) == window.digest.rjust(64, "0").lower()
             )
             last = attempt >= self._settings.attempts
             state = "equal" if equal else "given_up" if last else "open"
@@ -142,11 +142,3 @@ class Windows:
             expected=window.count,
             found=found,
         )
-
-
-def digest(issuances: Iterable[str]) -> str:
-    """Return the XOR of SHA-256 of each id, hexadecimal: it needs no order."""
-    total = 0
-    for issuance in issuances:
-        total ^= int.from_bytes(hashlib.sha256(issuance.encode()).digest(), "big")
-    return f"{total:064x}"

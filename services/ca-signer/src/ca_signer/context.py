@@ -8,10 +8,21 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Literal
 
+from estcore.errors import NotAuthorized
 from estcore.messages.audit import Origin
 from estcore.messages.envelope import Part
 from estcore.pki.der import children
 from estcore.pki.profile import Priority
+from estcore.policy.operators import OPERATOR_PROFILE
+
+OPEN_SUBMISSION_STATES = ("recorded", "submitted", "pending", "unknown")
+OPEN_SUBMISSIONS = "state in ('recorded', 'submitted', 'pending', 'unknown')"
+"""Submissions to an upstream CA that have no final outcome yet, as names and as SQL."""
+OCSP_RESPONDER_PROFILE = "ocsp-responder"
+INTERNAL_PROFILES = (OPERATOR_PROFILE, OCSP_RESPONDER_PROFILE)
+"""Profiles of the CA's own certificates: fleet operations neither count nor revoke them."""
+
+EXPIRED = NotAuthorized("the request expired before it was signed", code="intent.stale")
 
 
 class Context(Part):

@@ -24,19 +24,18 @@ from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
 from ca_signer import directory, metrics
 from ca_signer.announcing import Announcer
+from ca_signer.context import INTERNAL_PROFILES
 from ca_signer.outbox import Part
 from estcore import ids
 from estcore.errors import Unavailable
 from estcore.messages.audit import Actor, AuditRecord, Producer, Target
 from estcore.pki.profile import StrictModel, Token
-from estcore.policy.operators import OPERATOR_PROFILE
 from estcore.runtime.database import Connection, Database
 from estcore.runtime.logs import fields
 from estcore.runtime.service import until
 
 log = logging.getLogger(__name__)
 
-PROTECTED = (OPERATOR_PROFILE, "ocsp")
 LIFETIME = dt.timedelta(days=1)
 _EVERY_S = 1.0
 _BATCH = 200
@@ -95,7 +94,7 @@ async def select_members(connection: Connection, incident_id: str, selector: Sel
             values.append(value)
             conditions.append(condition.format(f"${len(values)}"))
     if selector.profile is None:
-        values.append(list(PROTECTED))
+        values.append(list(INTERNAL_PROFILES))
         conditions.append(f"i.profile <> all(${len(values)}::text[])")
     await connection.execute(f"set local statement_timeout = '{_SELECTING_S}s'")
     where = " and ".join(conditions)

@@ -19,13 +19,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
-from nats.aio.msg import Msg
 
 from ca_signer import metrics
 from ca_signer.announcing import SERVICE
 from ca_signer.authority import Candidate
 from ca_signer.building import candidate
 from ca_signer.commands.enrolling import enroll
+from ca_signer.context import OCSP_RESPONDER_PROFILE
 from ca_signer.cycle import Cycle
 from ca_signer.keystore import Issuer, SigningAuthority
 from ca_signer.ledger import SERIAL_OCTETS
@@ -48,14 +48,13 @@ from estcore.pki.ocsp import (
 from estcore.pki.profile import Priority, Profile, RenewalRules
 from estcore.pki.usages import OCSP_SIGNING
 from estcore.policy.document import Names, Owner, PrincipalMatch, Rule
-from estcore.runtime.bus import Bus
+from estcore.runtime.bus import Bus, Incoming
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
 from estcore.runtime.service import until
 
 log = logging.getLogger(__name__)
 
-PROFILE = "ocsp-responder"
 TENANT, OWNER = "ca", "ocsp-responder"
 _LOOK_EVERY_S = 5
 _OPERATION = "ocsp"
@@ -129,12 +128,12 @@ class Responder:
                 topics.ocsp_topic(issuer.issuer_id), self._arrived, queue=SERVICE
             )
 
-    async def _arrived(self, message: Msg) -> None:
+    async def _arrived(self, message: Incoming) -> None:
         if not message.reply:
-            return  # a front end trying its rights
-        issuer_id = message.subject.rpartition(".")[2]
+            return  # nobody to answer
+        issuer_id = message.topic.rpartition(".")[2]
         try:
-            answer = await self.answer(issuer_id, message.data)
+            answer = await self.answer(issuer_id, message.payload)
         except Unavailable as exc:
             log.warning("OCSP request put off", extra=fields(code=exc.code))
             answer = _counted(issuer_id, "try_later", TRY_LATER)
@@ -198,7 +197,7 @@ def _counted(issuer_id: str, status: str, answer: bytes) -> bytes:
 def responder_profile(lifetime: dt.timedelta) -> Profile:
     """Return the profile of responder certificates, which no profiles file holds."""
     profile = Profile(
-        name=PROFILE,
+        name=OCSP_RESPONDER_PROFILE,
         lifetime=lifetime,
         key_algorithms=("ec-p256",),
         subject_attributes=("CN",),
@@ -223,11 +222,11 @@ def responder_candidate(
     octets = csr.public_bytes(Encoding.DER)
     # Not a rule of the policy: nobody enrolls by it.
     rule = Rule(
-        name=PROFILE,
-        principal=PrincipalMatch(secret=PROFILE),
+        name=OCSP_RESPONDER_PROFILE,
+        principal=PrincipalMatch(secret=OCSP_RESPONDER_PROFILE),
         owner=Owner(tenant=TENANT, service=OWNER),
-        labels=(PROFILE,),
-        profiles=(PROFILE,),
+        labels=(OCSP_RESPONDER_PROFILE,),
+        profiles=(OCSP_RESPONDER_PROFILE,),
         names=Names(),
     )
     message = EnrollmentRequested(
@@ -236,12 +235,12 @@ def responder_candidate(
         time=authority.clock.now(),
         correlation_id=ids.uuid7(),
         operation="simpleenroll",
-        label=PROFILE,
+        label=OCSP_RESPONDER_PROFILE,
         group="none",
         instance="none",
         issuer=issuer.issuer_id,
         priority=Priority.NORMAL,
-        principal=Principal(method="password", name=PROFILE),
+        principal=Principal(method="password", name=OCSP_RESPONDER_PROFILE),
         csr=octets,
     )
     owner = (TENANT, OWNER)

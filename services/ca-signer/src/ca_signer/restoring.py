@@ -18,7 +18,7 @@ import asyncpg
 
 from ca_signer import directory
 from ca_signer.completeness import REVOKED, read_told
-from ca_signer.context import Intent, Issued
+from ca_signer.context import OPEN_SUBMISSIONS, Intent, Issued
 from ca_signer.ledger import serial_octets
 from ca_signer.reconciling import Change, Outcomes
 from ca_signer.replaying import Replayed, replay
@@ -57,8 +57,8 @@ _POINT = """insert into enrollment as known (enrollment_id, issuance_id) values 
 on conflict (enrollment_id) do update set issuance_id = excluded.issuance_id
 where not exists (select 1 from issuance i where i.issuance_id = known.issuance_id
   and i.state = 'issued' and i.issued_at >= $3)"""
-_SUBMITTED = """update submission set state = 'issued', changed_at = now()
-where issuance_id = $1 and state in ('recorded', 'submitted', 'pending', 'unknown')"""
+_SUBMITTED = f"""update submission set state = 'issued', changed_at = now()
+where issuance_id = $1 and {OPEN_SUBMISSIONS}"""  # noqa: S608 - our constant
 _SPEND = """insert into claim (kind, id, enrollment_id, state)
 select 'secret', secret_id, $2, 'consumed' from secret where secret_id = $1 and one_time = 1
 on conflict (kind, id) do update set state = 'consumed', enrollment_id = excluded.enrollment_id"""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import asyncpg
 
@@ -18,22 +17,12 @@ from estcore import ids
 from estcore.messages import topics
 from estcore.messages.envelope import encode
 from estcore.messages.events import CertificateRevoked
-from estcore.messages.state import RevokedShard
+from estcore.messages.state import REVOKED_SHARDS, RevokedShard, revoked_shard
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.database import Connection, Database
 
-Reason = Literal[
-    "unspecified",
-    "keyCompromise",
-    "affiliationChanged",
-    "superseded",
-    "cessationOfOperation",
-    "privilegeWithdrawn",
-]
-"""Reasons for good, by their names in RFC 5280 section 5.3.1; those of CAs are for no client."""
 HOLD, RELEASED = "certificateHold", "removeFromCRL"
 COMPROMISED = "keyCompromise"
-SHARDS = 16
 _LIMIT = 200
 _ISSUER_LIMIT = 400_000
 
@@ -55,11 +44,6 @@ async def change(
         by,
     )
     await directory.note_revocation(connection, issuance_id, revoked=reason is not None)
-
-
-def shard_of(serial_number: bytes) -> str:
-    """Return the shard (00 to 0f) that a serial number is told in."""
-    return f"{serial_number[-1] % SHARDS:02x}"
 
 
 class Revocations:
@@ -100,7 +84,7 @@ class Revocations:
             self._changed(issuer_id)
         await self._bus.publish_confirmed([self._event(row) for row in rows])
         for issuer_id in {row["issuer_id"] for row in rows}:
-            own = {shard_of(r["serial_number"]) for r in rows if r["issuer_id"] == issuer_id}
+            own = {_shard(r) for r in rows if r["issuer_id"] == issuer_id}
             await self.publish(issuer_id, sorted(own))
         async with self._database.connection() as connection:
             await connection.execute(
@@ -127,11 +111,9 @@ class Revocations:
                 issuer_id,
                 _ISSUER_LIMIT,
             )
-        found: dict[str, list[str]] = {
-            shard: [] for shard in shards or [f"{n:02x}" for n in range(SHARDS)]
-        }
+        found: dict[str, list[str]] = {shard: [] for shard in shards or REVOKED_SHARDS}
         for row in rows:
-            serials = found.get(shard_of(row["serial_number"]))
+            serials = found.get(_shard(row))
             if serials is not None:
                 serials.append(ids.serial_hex(int.from_bytes(row["serial_number"], "big")))
         await self._bus.publish_confirmed(
@@ -168,3 +150,7 @@ class Revocations:
         )
         topic = topics.certificate_topic("revoked", row["tenant"], row["service"])
         return Outgoing(topic, encode(event), name)
+
+
+def _shard(row: asyncpg.Record) -> str:
+    return revoked_shard(int.from_bytes(row["serial_number"], "big"))

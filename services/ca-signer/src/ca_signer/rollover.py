@@ -18,13 +18,12 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from ca_signer.context import INTERNAL_PROFILES
 from ca_signer.generations import GenerationState
 from estcore import ids
 from estcore.errors import Conflict
 from estcore.runtime.database import Connection
 
-UNSEEN_PROFILES = ("operator", "ocsp-responder")
-"""Their holders fetch no ``/cacerts``: people, and the signers themselves."""
 _COUNTING_S = 120
 
 _LIVE = """issuer_id in (select issuer_id from generation where family = $1)
@@ -190,13 +189,13 @@ async def retire(
         "select true from issuance where state = 'intended' and issuer_id = $1 "
         "and profile <> all($2::text[]) limit 1",
         old,
-        list(UNSEEN_PROFILES),
+        list(INTERNAL_PROFILES),
     )
     if intended:
         raise Conflict(f"{old} still has requests in hand; again later", code="rollover.intents")
     await _patiently(connection)
     left = await connection.fetchval(
-        _LEFT_BEHIND, family, old, list(UNSEEN_PROFILES), timeout=_COUNTING_S
+        _LEFT_BEHIND, family, old, list(INTERNAL_PROFILES), timeout=_COUNTING_S
     )
     if left > left_behind:
         raise Conflict(
@@ -249,7 +248,7 @@ async def count(connection: Connection, row: asyncpg.Record) -> Fleet:
         _COUNTED,
         row["family"],
         row["rollover_id"],
-        list(UNSEEN_PROFILES),
+        list(INTERNAL_PROFILES),
         timeout=_COUNTING_S,
     )
     return Fleet(rows[0]["fleet"], rows[0]["fetched"])
@@ -260,7 +259,7 @@ async def lacking(
 ) -> list[asyncpg.Record]:
     """Return slots that have not fetched the trust, in order of their ids, after one."""
     rows: list[asyncpg.Record] = await connection.fetch(
-        _LACKING, row["family"], row["rollover_id"], list(UNSEEN_PROFILES), after, limit
+        _LACKING, row["family"], row["rollover_id"], list(INTERNAL_PROFILES), after, limit
     )
     return rows
 

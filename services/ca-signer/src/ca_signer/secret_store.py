@@ -13,17 +13,11 @@ from estcore.clock import Clock
 from estcore.errors import ConfigurationError
 from estcore.messages import topics
 from estcore.messages.envelope import encode
-from estcore.messages.state import SecretShard, SecretVerifier
+from estcore.messages.state import SECRET_SHARDS, SecretShard, SecretVerifier, secret_shard
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.database import Connection, Database
 
-SHARDS = 64
 _RANDOM_BYTES = 24
-
-
-def shard_of(secret_id: str) -> str:
-    """Return the shard (00 to 3f) that holds a secret's verifier."""
-    return f"{sha256(secret_id.encode()).digest()[0] % SHARDS:02x}"
 
 
 class SecretStore:
@@ -67,7 +61,7 @@ class SecretStore:
             raise ConfigurationError(
                 f"there is a live secret {secret_id!r}; revoke it first", code="secret.exists"
             )
-        await self.publish(shard_of(secret_id))
+        await self.publish(secret_shard(secret_id))
         return secret
 
     async def revoke(self, secret_id: str) -> None:
@@ -86,7 +80,7 @@ class SecretStore:
             raise ConfigurationError(
                 f"there is no live secret {secret_id!r}", code="secret.unknown"
             )
-        await self.publish(shard_of(secret_id))
+        await self.publish(secret_shard(secret_id))
 
     async def listed(self) -> list[tuple[str, dt.datetime, bool, bool]]:
         """Return (id, expiry, one-time, revoked) of every secret."""
@@ -110,11 +104,9 @@ class SecretStore:
                 "select secret_id, sha256, not_after, one_time from secret "
                 "where revoked_at is null and not_after > now()"
             )
-        by_shard: dict[str, list[SecretVerifier]] = {
-            shard: [] for shard in shards or [f"{n:02x}" for n in range(SHARDS)]
-        }
+        by_shard: dict[str, list[SecretVerifier]] = {shard: [] for shard in shards or SECRET_SHARDS}
         for row in rows:
-            found = by_shard.get(shard_of(row["secret_id"]))
+            found = by_shard.get(secret_shard(row["secret_id"]))
             if found is not None:
                 found.append(
                     SecretVerifier(

@@ -7,8 +7,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from ca_signer.context import INTERNAL_PROFILES
 from estcore.pki.profile import StrictModel, Token
-from estcore.policy.operators import OPERATOR_PROFILE
 from estcore.runtime.settings import DatabaseSettings, ServiceSettings
 
 
@@ -96,15 +96,18 @@ class GroupSettings(StrictModel):
 
     labels: tuple[str, ...] = Field(min_length=1)
     profiles: tuple[Token, ...] = Field(
-        min_length=1, description="`operator` never; `ra` only where registrars bootstrap"
+        min_length=1,
+        description="`operator` and `ocsp-responder` never; `ra` only where registrars bootstrap",
     )
     max_per_minute: int = Field(default=60_000, ge=1, description="requests per signer process")
 
     @model_validator(mode="after")
     def _no_operators(self) -> Self:
-        if OPERATOR_PROFILE in self.profiles:
+        internal = sorted(set(INTERNAL_PROFILES) & set(self.profiles))
+        if internal:
             raise ValueError(
-                f"no front end asks for profile {OPERATOR_PROFILE}; see ca-signer operator enroll"
+                f"profile {internal[0]} is for certificates of the CA itself; no front end may "
+                "request it (operators: see ca-signer operator enroll)"
             )
         return self
 

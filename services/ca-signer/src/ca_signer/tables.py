@@ -20,6 +20,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import UUID
 
+from ca_signer.context import OPEN_SUBMISSIONS
+
 metadata = MetaData()
 
 
@@ -283,7 +285,7 @@ submission = Table(
         "submission_open",
         "issuer_id",
         "state",
-        postgresql_where="state in ('recorded', 'submitted', 'pending', 'unknown')",
+        postgresql_where=OPEN_SUBMISSIONS,
     ),
     Index(
         "submission_untold",

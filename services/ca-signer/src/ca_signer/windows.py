@@ -9,11 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import hashlib
 import logging
-from collections.abc import Iterable
-
-from nats.aio.msg import Msg
 
 from ca_signer import metrics
 from ca_signer.announcing import Announcer
@@ -23,8 +19,13 @@ from estcore.clock import Clock
 from estcore.errors import MalformedRequest, Unavailable
 from estcore.messages import topics
 from estcore.messages.envelope import decode, encode
-from estcore.messages.events import ReannounceAnswered, ReannounceRequested, WindowClosed
-from estcore.runtime.bus import Bus, Outgoing
+from estcore.messages.events import (
+    ReannounceAnswered,
+    ReannounceRequested,
+    WindowClosed,
+    window_digest,
+)
+from estcore.runtime.bus import Bus, Incoming, Outgoing
 from estcore.runtime.logs import fields
 from estcore.runtime.service import until
 
@@ -33,14 +34,6 @@ log = logging.getLogger(__name__)
 _BACK = dt.timedelta(hours=24)
 _LIMIT = 120
 _PIECE = 200
-
-
-def xor_digest(issuance_ids: Iterable[str]) -> bytes:
-    """Return the XOR of SHA-256 over ids: the same in any order."""
-    total = 0
-    for issuance_id in issuance_ids:
-        total ^= int.from_bytes(hashlib.sha256(issuance_id.encode()).digest(), "big")
-    return total.to_bytes(32, "big")
 
 
 class Windows:
@@ -93,7 +86,7 @@ class Windows:
                 _LIMIT,
             )
             for row in rows:
-                digest = xor_digest(row["ids"])
+                digest = window_digest(row["ids"])
                 await self._publish(row["start"], len(row["ids"]), digest)
                 await connection.execute(
                     'insert into "window" (started_at, count, digest, published_at) '
@@ -101,10 +94,10 @@ class Windows:
                     "count = excluded.count, digest = excluded.digest, published_at = now()",
                     row["start"],
                     len(row["ids"]),
-                    digest,
+                    bytes.fromhex(digest),
                 )
 
-    async def _publish(self, start: dt.datetime, count: int, digest: bytes) -> None:
+    async def _publish(self, start: dt.datetime, count: int, digest: str) -> None:
         window = WindowClosed(
             id=f"window-{start.isoformat()}",
             source="ca-signer",
@@ -113,13 +106,13 @@ class Windows:
             start=start,
             end=start + self._length,
             count=count,
-            digest=digest.hex(),
+            digest=digest,
         )
         await self._bus.publish_confirmed([Outgoing(topics.WINDOW_TOPIC, encode(window))])
 
-    async def _asked(self, message: Msg) -> None:
+    async def _asked(self, message: Incoming) -> None:
         try:
-            asked = decode(ReannounceRequested, message.data)
+            asked = decode(ReannounceRequested, message.payload)
             announced = await self.announce_again(asked)
             await self._bus.hint(message.reply, encode(ReannounceAnswered(announced=announced)))
         except (MalformedRequest, Unavailable) as exc:

@@ -16,8 +16,6 @@ from hashlib import sha256
 from pathlib import Path
 from uuid import UUID
 
-from nats.aio.msg import Msg
-
 from est_frontend import metrics
 from est_frontend.peers import PeerValidator
 from estcore.clock import Clock
@@ -32,10 +30,11 @@ from estcore.messages.state import (
     RevokedShard,
     SecretShard,
     SecretVerifier,
+    revoked_shard,
 )
 from estcore.messages.topics import CRL_MANIFEST, PKI_STATE
 from estcore.pki.profile import Profile
-from estcore.runtime.bus import Bus
+from estcore.runtime.bus import Bus, Incoming
 from estcore.runtime.logs import fields
 from estcore.runtime.service import until
 
@@ -127,7 +126,7 @@ class State:
 
     def is_revoked(self, issuer_id: str, serial_number: int) -> bool:
         """Tell whether a certificate is known to be revoked; the signer's ledger decides."""
-        known = self._revoked.get((issuer_id, f"{serial_number % 16:02x}"))
+        known = self._revoked.get((issuer_id, revoked_shard(serial_number)))
         return known is not None and serial_number in known[1]
 
     def is_peer_revoked(self, issuer_id: str, serial_number: int) -> bool:
@@ -157,8 +156,8 @@ class State:
         """Return which secret this is, for clients that send no name with it."""
         return self._by_verifier.get(sha256(secret.encode()).hexdigest())
 
-    async def _arrived(self, message: Msg) -> None:
-        await self._take(message.subject, message.data)
+    async def _arrived(self, message: Incoming) -> None:
+        await self._take(message.topic, message.payload)
 
     async def _refresh(self) -> None:
         if self._bus is None:

@@ -13,7 +13,12 @@ import logging
 from enum import Enum
 
 from estcore.messages.envelope import decode, encode
-from estcore.messages.events import ReannounceAnswered, ReannounceRequested, WindowClosed
+from estcore.messages.events import (
+    WINDOW_DIGEST_SQL,
+    ReannounceAnswered,
+    ReannounceRequested,
+    WindowClosed,
+)
 from estcore.messages.topics import REANNOUNCE_TOPIC
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
@@ -29,11 +34,10 @@ from renewal.settings import WindowSettings
 
 log = logging.getLogger(__name__)
 
-_SUM = """
-select count(*) as count, bit_xor(('x' || encode(sha256(convert_to(issuance_id, 'UTF8')),
-                                               'hex'))::bit(256)) as digest
+_SUM = f"""
+select count(*) as count, {WINDOW_DIGEST_SQL} as digest
 from certificate where issued_at >= $1 and issued_at < $2
-"""
+"""  # noqa: S608 - our constant
 
 
 class Verdict(Enum):

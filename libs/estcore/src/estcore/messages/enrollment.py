@@ -73,6 +73,14 @@ class EnrollmentRequested(Message):
     )
 
 
+class ReplyAddress(Part):
+    """Where the answer to an EnrollmentRequested goes, read where the rest cannot be."""
+
+    id: Token
+    group: Token
+    instance: Token
+
+
 class EnrollmentAnswered(Part):
     """ca-signer's answer, sent to the reply topic of the front end that asked.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterable
+from hashlib import sha256
 from typing import Literal
 
 from pydantic import Field
@@ -137,6 +139,20 @@ class WindowClosed(Message):
     end: dt.datetime
     count: int
     digest: str
+
+
+def window_digest(issuance_ids: Iterable[str]) -> str:
+    """Return the digest of a window: the XOR of SHA-256 over the ids, 64 hexadecimal digits."""
+    total = 0
+    for issuance_id in issuance_ids:
+        total ^= int.from_bytes(sha256(issuance_id.encode()).digest(), "big")
+    return f"{total:064x}"
+
+
+WINDOW_DIGEST_SQL = (
+    "bit_xor(('x' || encode(sha256(convert_to(issuance_id, 'UTF8')), 'hex'))::bit(256))"
+)
+"""``window_digest`` as an aggregate of PostgreSQL over a text column ``issuance_id``."""
 
 
 class ReannounceRequested(Part):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from hashlib import sha256
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -68,12 +69,28 @@ class SecretVerifier(Part):
     one_time: bool
 
 
+SECRET_SHARDS = tuple(f"{number:02x}" for number in range(64))
+
+
+def secret_shard(secret_id: str) -> str:
+    """Return the shard (``00`` to ``3f``) in which the verifier of a secret is published."""
+    return SECRET_SHARDS[sha256(secret_id.encode()).digest()[0] % len(SECRET_SHARDS)]
+
+
 class SecretShard(Part):
     """``pki.state.secrets.<shard>``: all live secrets whose id hashes to the shard (00 to 3f)."""
 
     shard: str
     updated_at: dt.datetime
     secrets: tuple[SecretVerifier, ...] = ()
+
+
+REVOKED_SHARDS = tuple(f"{number:02x}" for number in range(16))
+
+
+def revoked_shard(serial_number: int) -> str:
+    """Return the shard (``00`` to ``0f``) in which a revoked serial number is published."""
+    return REVOKED_SHARDS[serial_number % len(REVOKED_SHARDS)]
 
 
 class RevokedShard(Part):

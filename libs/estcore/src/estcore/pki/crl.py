@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -18,6 +19,16 @@ from estcore.errors import LintFailed
 from estcore.pki import der
 from estcore.pki.certificate import IssuerCertificate
 
+RevocationReason = Literal[
+    "unspecified",
+    "keyCompromise",
+    "affiliationChanged",
+    "superseded",
+    "cessationOfOperation",
+    "privilegeWithdrawn",
+]
+"""Reasons for which a subscriber's certificate is revoked for good (RFC 5280 section 5.3.1)."""
+REVOCATION_REASONS: tuple[str, ...] = get_args(RevocationReason)
 REASON_CODES = {
     "keyCompromise": 1,
     "cACompromise": 2,

@@ -14,9 +14,9 @@ from pydantic import Field, JsonValue
 
 from ca_signer.commands.verbs import Caller, Effect, Verb, Verbs, table
 from ca_signer.incidents import LIFETIME, Selector
-from ca_signer.revocation import Reason
 from estcore import ids
 from estcore.errors import Conflict, NotAuthorized
+from estcore.pki.crl import RevocationReason
 from estcore.pki.profile import StrictModel
 from estcore.policy.operators import Role
 from estcore.runtime.database import Connection
@@ -29,7 +29,7 @@ _SHOWN = 20
 class Proposal(Selector):
     """Which certificates, why, and how many a minute."""
 
-    reason: Reason
+    reason: RevocationReason
     per_minute: int = Field(default=600, ge=1, le=12_000)
 
 

@@ -8,6 +8,7 @@ from ca_signer import revocation
 from ca_signer.commands.certificates import One, facts, find, target
 from ca_signer.commands.verbs import Caller, Effect, Verb, Verbs, table
 from estcore.errors import Conflict
+from estcore.pki.crl import RevocationReason
 from estcore.policy.operators import Role
 from estcore.runtime.database import Connection
 
@@ -17,7 +18,7 @@ _REVOKING: frozenset[Role] = frozenset({"revoker"})
 class Revocation(One):
     """Which certificate, and why."""
 
-    reason: revocation.Reason
+    reason: RevocationReason
 
 
 async def _revoke(connection: Connection, wanted: Revocation, caller: Caller) -> Effect:
