@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from ca_signer.deciding import decide
 from estcore import ids
 from estcore.errors import BusUnavailable, SerialNumberReused
 from estcore.messages.enrollment import Principal
+from estcore.messages.envelope import encode
+from estcore.runtime.bus import Outgoing
 from estcore.runtime.migrations import migrations_url
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -259,6 +262,50 @@ async def test_a_poisoned_intent_does_not_stop_the_sweeper(signer: SignerStack) 
     assert (await signer.row_of(bad))["state"] == "abandoned"
 
 
+# Whatever ends a request answers it.
+
+
+@pytest.mark.parametrize(
+    ("change", "outcome", "code"),
+    [
+        ("sign_before = now() - interval '1 s'", "pending", None),
+        ("secret_id = 'gone'", "rejected", "secret.invalid"),
+        ("profile = 'gone'", "rejected", "profile.unknown"),
+    ],
+)
+async def test_an_abandoned_intent_answers_its_request(
+    signer: SignerStack, change: str, outcome: str, code: str | None
+) -> None:
+    """An expired request may be sent again; any other is refused."""
+    message, intent = await signer.leave_intent()
+    await signer.value(
+        f"update issuance set {change}, lease_until = now() - interval '1 s' "
+        "where issuance_id = $1",
+        intent.issuance_id,
+    )
+    await signer.sweeper.sweep()
+    assert (await signer.row_of(intent))["state"] == "abandoned"
+    answer = await signer.answer_to(message)
+    assert (answer.outcome, answer.code) == (outcome, code)
+    assert (answer.retry_after_s is not None) == (outcome == "pending")
+
+
+@pytest.mark.parametrize("missing", ["csr", "label", "operation", "principal", "priority"])
+async def test_an_unreadable_request_that_says_who_asked_is_answered(
+    signer: SignerStack, missing: str
+) -> None:
+    """For example one of a front end of another version."""
+    message = signer.message()
+    body = json.loads(encode(message))
+    del body[missing]
+    signer.expect_answer(message)
+    await signer.frontend.publish_confirmed(
+        [Outgoing("est.request.default.issuing.normal", json.dumps(body).encode())]
+    )
+    answer = await signer.answer_to(message)
+    assert (answer.outcome, answer.code) == ("rejected", "request.given_up")
+
+
 async def test_a_request_the_ledger_cannot_take_ends_as_a_dead_letter_on_record(
     signer: SignerStack, platform: Any
 ) -> None:
@@ -282,4 +329,6 @@ async def test_a_request_the_ledger_cannot_take_ends_as_a_dead_letter_on_record(
     assert record.reason_code == "request.too_many_attempts"
     assert record.details is not None
     assert record.details["topic"] == "est.request.default.issuing.normal"
+    answer = await signer.answer_to(poisoned)
+    assert (answer.outcome, answer.code) == ("rejected", "request.given_up")
     assert (await signer.ask(signer.message())).outcome == "issued"

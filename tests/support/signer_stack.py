@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 from e2e_stack import POLICY, make_csr
-from nats.aio.msg import Msg
 
 from ca_signer import ceremony
 from ca_signer.announcing import Announcer
@@ -40,7 +39,7 @@ from estcore.messages.audit import AuditBatch, AuditRecord
 from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested, Principal
 from estcore.messages.envelope import decode, encode
 from estcore.pki.profile import Priority
-from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.bus import Bus, Incoming, Outgoing
 from estcore.runtime.consume import PullConsumer
 from estcore.runtime.database import Database
 from estcore.runtime.migrations import migrate
@@ -133,8 +132,17 @@ class SignerStack:
         """Publish a request; ``fresh_id`` gets it past JetStream's own de-duplication."""
         where = topic or topics.request_topic(message.group, message.issuer, message.priority)
         message_id = ids.uuid7() if fresh_id else message.id
-        self.answers.setdefault(message.id, asyncio.get_running_loop().create_future())
+        self.expect_answer(message)
         await self.frontend.publish_confirmed([Outgoing(where, encode(message), message_id)])
+
+    def expect_answer(self, message: EnrollmentRequested) -> None:
+        """Keep the answer to a message that ``send`` does not send."""
+        self.answers.setdefault(message.id, asyncio.get_running_loop().create_future())
+
+    async def answer_to(self, message: EnrollmentRequested) -> EnrollmentAnswered:
+        """Return the answer to a message sent before."""
+        async with asyncio.timeout(15):
+            return await self.answers[message.id]
 
     async def ask(self, message: EnrollmentRequested, **more: Any) -> EnrollmentAnswered:
         """Publish a request and return the answer."""
@@ -154,6 +162,7 @@ class SignerStack:
         for name, value in changes.items():
             setattr(candidate.intent, name, value)
         assert await self.ledger.intend([candidate.intent]) == {candidate.intent.issuance_id}
+        self.expect_answer(message)
         return message, candidate.intent
 
     async def row_of(self, intent: Intent) -> Any:
@@ -177,8 +186,8 @@ class SignerStack:
         async with self.database.connection() as connection:
             return await connection.fetchval(sql, *values)
 
-    async def answered(self, message: Msg) -> None:
-        answer = decode(EnrollmentAnswered, message.data)
+    async def answered(self, message: Incoming) -> None:
+        answer = decode(EnrollmentAnswered, message.payload)
         self.seen.append(answer)
         future = self.answers.get(answer.request_id)
         if future is not None and not future.done():

@@ -13,7 +13,7 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
-from ca_signer.context import Context, Intent, Issued
+from ca_signer.context import EXPIRED, Context, Intent, Issued
 from estcore import ids
 from estcore.clock import Clock
 from estcore.errors import BusUnavailable, RequestRejected
@@ -40,6 +40,7 @@ SERVICE = "ca-signer"
 Record = dict[str, Any]
 """An AuditRecord as a mapping, absent values left out."""
 _BATCH = 256
+_EXPIRED_RETRY_S = 1
 
 
 class Refusal(Part):
@@ -196,6 +197,20 @@ class Announcer:
             await self._bus.hint(topic, encode(answer))
         except BusUnavailable:
             return
+
+    async def reply_abandoned(self, intent: Intent, why: RequestRejected) -> None:
+        """Answer the request of an intent that is not signed.
+
+        An expired one may be sent again, so its client is told to; any other is refused.
+        """
+        request_id, context = intent.request_id, intent.context
+        if why.code == EXPIRED.code:
+            answer = EnrollmentAnswered(
+                request_id=request_id, outcome="pending", retry_after_s=_EXPIRED_RETRY_S
+            )
+        else:
+            answer = rejected_answer(request_id, why)
+        await self.reply(context.group, context.instance, answer)
 
     def refusal(self, message: EnrollmentRequested, error: RequestRejected) -> Refusal:
         """Return what is kept and announced of a refused request."""

@@ -11,20 +11,18 @@ from ca_signer import metrics
 from ca_signer.announcing import Announcer, issued_answer
 from ca_signer.approvals import Waiting
 from ca_signer.authority import Authority, Candidate
-from ca_signer.context import Intent, Issued
+from ca_signer.context import EXPIRED, Intent, Issued
 from ca_signer.cycle import Cycle
 from ca_signer.intake import LEASED_S, Intake, Item
 from ca_signer.ledger import Ledger
 from ca_signer.repeats import Answer, Leased, Refuse, Repeats, Resume, Stale, Undelivered
-from estcore.errors import NotAuthorized, RequestRejected, Unavailable
+from estcore.errors import RequestRejected, Unavailable
 from estcore.runtime import faults
 from estcore.runtime.bus import Bus
 from estcore.runtime.consume import Delivery
 from estcore.runtime.tracing import Tracing
 
 log = logging.getLogger(__name__)
-
-STALE = NotAuthorized("nobody waits for it any more", code="intent.stale")
 
 
 class Batch(Intake):
@@ -127,7 +125,7 @@ class Batch(Intake):
             case Refuse(error=error):
                 await self._refuse(item, error)
             case Stale(intent=intent):
-                await self._cycle.abandon(intent, STALE)
+                await self._cycle.abandon(intent, EXPIRED)
                 await self._settle(item, candidate)
             case Undelivered(issued=issued):
                 await self._cycle.supersede(issued)

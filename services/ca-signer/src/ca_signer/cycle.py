@@ -119,7 +119,9 @@ class Cycle:
         return signed
 
     async def abandon(self, intent: Intent, why: RequestRejected) -> None:
-        """Give up an intent that is ours; its serial number is never used again.
+        """Abandon an intent that is ours and answer its request.
+
+        Its serial number is never used again.
 
         Raises:
             BusUnavailable: not audited, so not abandoned either.
@@ -136,6 +138,7 @@ class Cycle:
         if await self._ledger.abandon(intent):
             metrics.ABANDONED.labels(why.code).inc()
             log.warning("intent abandoned", extra=fields(code=why.code, reason=why.reason))
+            await self._announcer.reply_abandoned(intent, why)
 
     async def supersede(self, issued: Issued) -> None:
         """Revoke a certificate whose generated key never reached its client.

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import asyncpg
 
@@ -32,7 +33,7 @@ from estcore.errors import (
 )
 from estcore.ids import record_id
 from estcore.messages import topics
-from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested
+from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested, ReplyAddress
 from estcore.messages.envelope import decode, encode
 from estcore.messages.events import EnrollmentPending
 from estcore.runtime.bus import Bus, Outgoing
@@ -41,6 +42,8 @@ from estcore.runtime.logs import fields
 
 log = logging.getLogger(__name__)
 
+P = TypeVar("P", EnrollmentRequested, ReplyAddress)
+
 _KNOWN_LIMIT = 20_000
 _RETRY_S = 1.0
 LEASED_S = 3.0
@@ -48,6 +51,9 @@ _LEASED_RETRY_S = 2
 _REPEATED = RequestRejected(
     "the enrollment was made before; the stored certificate was returned",
     code="enrollment.repeated",
+)
+_GIVEN_UP = RequestRejected(
+    "the request cannot be processed; it was kept for an operator", code="request.given_up"
 )
 
 
@@ -94,11 +100,11 @@ class Intake(ABC):
             if delivery.attempt > 1:
                 attempts = await self._ledger.count_attempt(delivery.sequence)
                 if attempts >= self._max_attempts:
-                    await self._dead(delivery, "request.too_many_attempts", "given up")
+                    await self._dead_letter(delivery, "request.too_many_attempts", "given up")
                     return None
             return Item(delivery, decode(EnrollmentRequested, delivery.data))
         except MalformedRequest as exc:
-            await self._dead(delivery, exc.code, exc.reason)
+            await self._dead_letter(delivery, exc.code, exc.reason)
         except Unavailable as exc:
             await self._later([delivery], exc.code)
         return None
@@ -159,7 +165,7 @@ class Intake(ABC):
             await self._later([item.delivery], exc.code)
         except InvariantBroken as exc:
             log.error("nothing was signed", extra=fields(code=exc.code, reason=exc.reason))
-            await self._dead(item.delivery, exc.code, exc.reason, item.message)
+            await self._dead_letter(item.delivery, exc.code, exc.reason)
         except Exception as exc:  # Bulkhead: it comes again, is counted, and ends a dead letter.
             log.error("a request failed", exc_info=exc)
             code = "ledger.refused" if isinstance(exc, asyncpg.PostgresError) else "internal"
@@ -237,17 +243,12 @@ class Intake(ABC):
         for delivery in deliveries:
             await delivery.nak(_RETRY_S)
 
-    async def _dead(
-        self,
-        delivery: Delivery,
-        code: str,
-        reason: str,
-        message: EnrollmentRequested | None = None,
-    ) -> None:
-        """Put a message aside for an operator: kept, audited, never delivered again."""
+    async def _dead_letter(self, delivery: Delivery, code: str, reason: str) -> None:
+        """Keep a message for an operator, record that, answer its request, end the delivery."""
         metrics.DEAD.labels(code).inc()
         log.error("message given up", extra=fields(code=code, reason=reason, topic=delivery.topic))
         topic = "dead.ca-signer." + code.replace(".", "-").replace("_", "-")
+        message = _readable(EnrollmentRequested, delivery)
         try:
             message_id = f"dead-{delivery.sequence}"
             await self._bus.publish_confirmed([Outgoing(topic, delivery.data, message_id)])
@@ -255,4 +256,15 @@ class Intake(ABC):
         except Unavailable as exc:
             await self._later([delivery], exc.code)
             return
+        asked = message or _readable(ReplyAddress, delivery)
+        if asked is not None:
+            answer = rejected_answer(asked.id, _GIVEN_UP)
+            await self._announcer.reply(asked.group, asked.instance, answer)
         await delivery.term()
+
+
+def _readable(model: type[P], delivery: Delivery) -> P | None:
+    try:
+        return decode(model, delivery.data)
+    except MalformedRequest:
+        return None

@@ -15,7 +15,7 @@ import asyncpg
 from ca_signer.announcing import Refusal
 from ca_signer.approvals import Tickets, Waiting
 from ca_signer.authority import Candidate
-from ca_signer.context import Intent, Issued
+from ca_signer.context import OPEN_SUBMISSIONS, Intent, Issued
 from ca_signer.ledger import INTENT_COLUMNS, Ledger, give_back, insert_intents, intent_of
 from estcore.errors import (
     Conflict,
@@ -257,10 +257,11 @@ class Repeats:
             f"quota/{intent.tenant}/{intent.service}",
         )
         count = await connection.fetchval(
-            "select (select count(*) from issuance where tenant = $1 and service = $2 "
+            "select (select count(*) from issuance "  # noqa: S608 - our constant
+            "where tenant = $1 and service = $2 "
             "and state <> 'abandoned' and created_at > now() - interval '1 day') "
             "+ (select count(*) from submission where tenant = $1 and service = $2 "
-            "and state in ('recorded', 'submitted', 'pending', 'unknown'))",
+            f"and {OPEN_SUBMISSIONS})",
             intent.tenant,
             intent.service,
         )
@@ -278,10 +279,11 @@ class Repeats:
             "select pg_advisory_xact_lock(hashtextextended($1, 0))", f"active/{intent.slot_id}"
         )
         count = await connection.fetchval(
-            "select (select count(*) from issuance where slot_id = $1 and state <> 'abandoned' "
+            "select (select count(*) from issuance "  # noqa: S608 - our constant
+            "where slot_id = $1 and state <> 'abandoned' "
             "and revoked_at is null and not_after > now()) "
             "+ (select count(*) from submission where slot_id = $1 "
-            "and state in ('recorded', 'submitted', 'pending', 'unknown'))",
+            f"and {OPEN_SUBMISSIONS})",
             intent.slot_id,
         )
         if count >= limit:

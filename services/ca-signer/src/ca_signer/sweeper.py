@@ -8,7 +8,7 @@ import logging
 from ca_signer import metrics
 from ca_signer.announcing import Announcer
 from ca_signer.authority import Authority
-from ca_signer.context import Intent
+from ca_signer.context import EXPIRED, Intent
 from ca_signer.cycle import Cycle
 from ca_signer.deciding import still_allowed
 from ca_signer.ledger import Ledger, TakenOver
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 _LIMIT = 64
 _OBJECTIONS = {
-    "intent.stale": "nobody waits for it any more",
+    EXPIRED.code: EXPIRED.reason,
     "auth.certificate_revoked": "the presented certificate is revoked",
     "key.compromised": "the key is known to be lost",
     "secret.invalid": "the secret is not valid any more",

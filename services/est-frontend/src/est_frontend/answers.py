@@ -53,6 +53,7 @@ SPECIAL = {
     "request.not_found": 404,
     "request.not_implemented": 501,
     "request.expect": 417,
+    "request.given_up": 500,
     "request.timeout": 408,
     "rate.limited": 429,
     "auth.backoff": 429,

@@ -13,8 +13,6 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from nats.aio.msg import Msg
-
 from est_frontend import metrics
 from est_frontend.tickets import OpenTickets
 from estcore.clock import monotonic_s
@@ -23,7 +21,7 @@ from estcore.messages import topics
 from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested
 from estcore.messages.envelope import decode, encode
 from estcore.runtime import faults
-from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.bus import Bus, Incoming, Outgoing
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +104,9 @@ class Gateway:
         topic = topics.request_topic(message.group, message.issuer, message.priority)
         future: asyncio.Future[EnrollmentAnswered] = asyncio.get_running_loop().create_future()
         ticket = _Ticket(message.id, future, monotonic_s() + _TICKET_S)
+        replaced = self._tickets.get(key)
+        if replaced is not None:
+            self._waiting.pop(replaced.request_id, None)
         self._waiting[message.id] = ticket
         self._tickets[key] = ticket
         faults.hit("frontend.publish")
@@ -133,9 +134,9 @@ class Gateway:
                 return
             self._drop(key, oldest)
 
-    async def _answered(self, message: Msg) -> None:
+    async def _answered(self, message: Incoming) -> None:
         try:
-            answer = decode(EnrollmentAnswered, message.data)
+            answer = decode(EnrollmentAnswered, message.payload)
         except MalformedRequest:
             log.error("an answer was not understood")
             return

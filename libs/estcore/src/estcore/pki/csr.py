@@ -123,6 +123,9 @@ def parse_csr(der: bytes) -> CertificationRequest:
     subject_der, spki, attributes = _certified_parts(der, public_key, subject)
     _prove_possession(parsed, public_key)
     san = san_entries(san_extension)
+    if san_extension is not None and not san:
+        # RFC 5280 section 4.2.1.6: the sequence has at least one entry.
+        raise InvalidCSR("the subjectAltName extension is empty", code="csr.san_empty")
     if len(san) > MAX_SAN_ENTRIES:
         raise InvalidCSR(f"more than {MAX_SAN_ENTRIES} SAN entries", code="csr.san_too_many")
     if any(not entry.isprintable() for entry in san):

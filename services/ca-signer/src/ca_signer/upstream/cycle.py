@@ -341,10 +341,11 @@ class UpstreamCycle:
         return Lost()
 
     async def abandon(self, one: Submission, why: RequestRejected) -> None:
-        """Give up a submission that is ours and was never sent, or never fetched."""
+        """Abandon a submission that was never sent, or never fetched, and answer its request."""
         if await self._submissions.abandon(one, why.code, why.reason):
             signer_metrics.ABANDONED.labels(why.code).inc()
             log.warning("submission abandoned", extra=fields(code=why.code, reason=why.reason))
+            await self._announcer.reply_abandoned(one, why)
 
     async def supersede(self, issued: Issued) -> None:
         """Revoke a certificate whose generated key never reached its client.

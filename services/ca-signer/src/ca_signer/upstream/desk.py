@@ -13,21 +13,20 @@ from ca_signer import metrics
 from ca_signer.announcing import issued_answer
 from ca_signer.approvals import Waiting
 from ca_signer.authority import Candidate
-from ca_signer.context import Intent, Issued
+from ca_signer.context import EXPIRED, Intent, Issued
 from ca_signer.intake import LEASED_S, Intake, Item
 from ca_signer.repeats import Answer, Leased, Refuse, Resume, Stale, Undelivered
 from ca_signer.upstream.cycle import Lost, UpstreamCycle, Waits
 from ca_signer.upstream.issuer import UpstreamIssuer
 from ca_signer.upstream.judge import check_asked, pattern_of
 from ca_signer.upstream.submissions import Submission, submission
-from estcore.errors import IssuerUnavailable, NotAuthorized, RequestRejected
+from estcore.errors import IssuerUnavailable, RequestRejected
 from estcore.runtime import faults
 from estcore.runtime.consume import Delivery
 from estcore.runtime.service import until
 
 _WORKING_EVERY_S = 4.0
 _TURN_EVERY_S = 0.2
-_STALE = NotAuthorized("nobody waits for it any more", code="intent.stale")
 
 
 class Desk(Intake):
@@ -82,7 +81,7 @@ class Desk(Intake):
                 await self._refuse(item, error)
             case Stale(intent=intent):
                 assert isinstance(intent, Submission)  # noqa: S101 - rows of this process
-                await self._cycle.abandon(intent, _STALE)
+                await self._cycle.abandon(intent, EXPIRED)
                 await self._settle(item, candidate)
             case Undelivered(issued=issued):
                 await self._cycle.supersede(issued)

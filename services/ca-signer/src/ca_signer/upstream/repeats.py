@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from ca_signer.approvals import Tickets, Waiting
 from ca_signer.authority import Candidate
+from ca_signer.context import OPEN_SUBMISSION_STATES
 from ca_signer.ledger import Ledger
 from ca_signer.repeats import Leased, Repeats, Resume, Settled, Stale
 from ca_signer.upstream import submissions
@@ -86,7 +87,7 @@ class SubmissionRepeats(Repeats):
                 return await self._known(connection, candidate, stored, redelivered=ours)
         if row["state"] == "unknown":
             return Waiting(self._unknown_retry_after_s)
-        if row["state"] not in submissions.OPEN:
+        if row["state"] not in OPEN_SUBMISSION_STATES:
             return await self._ended(connection, candidate, row, ours=ours)
         if not row["lease_over"]:
             return Leased(ours, candidate.intent.enrollment_id)

@@ -21,7 +21,7 @@ from hashlib import sha256
 import asyncpg
 from cryptography import x509
 
-from ca_signer.context import Intent, Issued
+from ca_signer.context import OPEN_SUBMISSION_STATES, Intent, Issued
 from ca_signer.ledger import CHECKED, give_back, intent_of, intent_row, serial_octets
 from estcore import ids
 from estcore.errors import SerialNumberReused
@@ -31,7 +31,6 @@ COLUMNS = """issuance_id, enrollment_id, request_id, issuer_id, ''::bytea as ser
   pattern as tbs, tenant, service, profile, slot_id, subject, san, spki_sha256, not_before,
   not_after, predecessor_sha256, sign_before, context, csr, state, sendings, submitted_at,
   created_at"""
-OPEN = ("recorded", "submitted", "pending", "unknown")
 
 _RECORD = f"""{CHECKED}
 insert into submission (issuance_id, enrollment_id, request_id, issuer_id, state, lease_until,
@@ -324,7 +323,7 @@ class Submissions:
                 "where issuer_id = any($1::text[]) and state = any($2::text[]) "
                 "group by issuer_id, state",
                 list(issuers),
-                list(OPEN),
+                list(OPEN_SUBMISSION_STATES),
             )
         return {(row["issuer_id"], row["state"]): row["count"] for row in rows}
 

@@ -7,13 +7,14 @@ import datetime as dt
 import logging
 from collections.abc import Callable, Mapping
 
+from ca_signer.context import EXPIRED, OPEN_SUBMISSION_STATES
 from ca_signer.upstream import metrics
 from ca_signer.upstream.contract import Retryable, Unknown
 from ca_signer.upstream.cycle import UpstreamCycle
 from ca_signer.upstream.issuer import UpstreamIssuer
 from ca_signer.upstream.repeats import RESTARTED
-from ca_signer.upstream.submissions import OPEN, Submissions
-from estcore.errors import NotAuthorized, Unavailable
+from ca_signer.upstream.submissions import Submissions
+from estcore.errors import Unavailable
 from estcore.runtime.logs import fields
 from estcore.runtime.service import until
 
@@ -21,7 +22,6 @@ log = logging.getLogger(__name__)
 
 _LIMIT = 64
 _LOOK_EVERY_S = 300.0
-_STALE = NotAuthorized("nobody waits for it any more", code="intent.stale")
 
 
 class UpstreamSweeper:
@@ -66,10 +66,10 @@ class UpstreamSweeper:
                 one, RESTARTED, "whoever sent it did not live to see the answer"
             )
         for one in await self._submissions.stale(issuers, self._pending_for, _LIMIT):
-            await self._cycle.abandon(one, _STALE)
+            await self._cycle.abandon(one, EXPIRED)
         counts = await self._submissions.counts(issuers)
         for issuer_id in issuers:
-            for state in OPEN:
+            for state in OPEN_SUBMISSION_STATES:
                 metrics.OPEN.labels(issuer_id, state).set(counts.get((issuer_id, state), 0))
         self._changed()
 
