@@ -7,6 +7,7 @@ told in ``tests/support/servers.py``. Nothing here is ever skipped.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from error_log import ERRORS
 from hypothesis import settings as hypothesis_settings
 from servers import make_nats, make_postgres
 
@@ -83,3 +85,27 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         asyncio.run(nats.stop(kill=True))
         asyncio.run(postgres.stop(immediate=True))
         shutil.rmtree(postgres.home, ignore_errors=True)
+
+
+def _expected(node: pytest.Item) -> set[str]:
+    return {message for mark in node.iter_markers("logs_errors") for message in mark.args}
+
+
+@pytest.fixture(scope="module")
+def expected_errors() -> set[str]:
+    """Messages at level error that the module's tests so far have asked for."""
+    return set()
+
+
+@pytest.fixture(autouse=True)
+def no_unexpected_error_is_logged(
+    request: pytest.FixtureRequest, expected_errors: set[str]
+) -> Iterator[None]:
+    """Fail the test after which a log has an error line that no test asked for."""
+    expected_errors |= _expected(request.node)
+    root = logging.getLogger()
+    root.addHandler(ERRORS)
+    yield
+    root.removeHandler(ERRORS)
+    lines = ERRORS.unexpected(expected_errors)
+    assert not lines, "error lines that no test asked for (logs_errors):\n" + "\n".join(lines)

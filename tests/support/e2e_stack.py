@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
     pkcs7,
 )
 from cryptography.x509.oid import NameOID
+from error_log import ERRORS
 
 from estclient.suite.layout import Layout, Ports, nats_users
 from estclient.suite.local import LocalSuite
@@ -164,6 +165,7 @@ async def start_stack(
     if users:
         layout.nats = EmbeddedNATS(layout.folder, ports.nats, {**nats_users(), **users})
     suite = LocalSuite(layout)
+    ERRORS.follow(layout.logs)
     layout.prepare()
     shutil.copy(policy, layout.config / "policy.yaml")
     await suite.start()
