@@ -24,11 +24,11 @@ import asyncpg
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from many_certificates import write_certificates
 
-from ca_signer import directory
-from ca_signer.commands.certificates import COLUMNS
 from ca_signer.connections import SCHEMA, SCRIPTS
-from ca_signer.directory import Query
-from ca_signer.gauges import EXPIRING, STATES
+from ca_signer.ledger import certificate_index
+from ca_signer.ledger.certificate_index import Query
+from ca_signer.ledger.inventory_metrics import EXPIRING, STATES
+from ca_signer.operators.verbs.certificates import COLUMNS
 from estclient.suite.ports import free_port
 from estclient.suite.postgres import EmbeddedPostgres
 from estcore.clock import SystemClock
@@ -76,7 +76,7 @@ async def fill(database: Database, rows: int) -> float:
             written = await write_certificates(connection, first, min(first + _CHUNK, rows))
             for start in range(0, len(written), 500):
                 began = time.perf_counter()
-                await directory.enter(connection, written[start : start + 500])
+                await certificate_index.enter(connection, written[start : start + 500])
                 entering += time.perf_counter() - began
         sys.stderr.write(f"\r{first + len(written):>9} rows")
     sys.stderr.write("\n")
@@ -103,7 +103,7 @@ async def one(database: Database, query: Query) -> tuple[float, str | None]:
     began = time.perf_counter()
 
     async def work(connection: asyncpg.Connection) -> str | None:
-        return (await directory.search(connection, query, COLUMNS))[1]
+        return (await certificate_index.search(connection, query, COLUMNS))[1]
 
     cursor = await database.run(work)
     return (time.perf_counter() - began) * 1000, cursor

@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from enroll import ticks
 from softhsm import ALGORITHMS, SoftHSM, with_keys
 
-from ca_signer import ceremony
+from ca_signer.ceremony import offline_ca
 from estclient.keys import make_csr, make_key
 from estclient.suite.layout import Layout, Ports
 from estclient.suite.local import LocalSuite
@@ -56,7 +56,7 @@ STORES = ("file", "token")
 
 def ca_for(folder: Path, passphrase: Path, csr: Path) -> Path:
     """Return a new CA whose issuing key made ``csr``."""
-    ceremony.init(folder, name="Bench", passphrase_file=passphrase, clock=CLOCK, issuing_csr=csr)
+    offline_ca.init(folder, name="Bench", passphrase_file=passphrase, clock=CLOCK, issuing_csr=csr)
     return folder
 
 

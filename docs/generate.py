@@ -29,9 +29,9 @@ from pydantic_core import PydanticUndefined
 
 from audit.settings import Settings as AuditSettings
 from ca_signer.settings import SignerSettings
-from ca_signer.upstream.est import ESTOptions
+from ca_signer.upstream.plugins.est import ESTOptions
+from ca_signer.upstream.plugins.vault import VaultOptions
 from ca_signer.upstream.settings import UpstreamSettings
-from ca_signer.upstream.vault import VaultOptions
 from est_frontend.settings import FrontendSettings
 from est_frontend.srp.settings import SRPSettings
 from estclient.agent_settings import AgentSettings

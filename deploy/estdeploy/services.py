@@ -12,7 +12,7 @@ import yaml
 from audit.settings import Settings as AuditSettings
 from ca_signer.settings import SignerSettings
 from est_frontend.settings import FrontendSettings
-from estcore.policy.operators import OPERATOR_PROFILE
+from estcore.policy.internal_profiles import OPERATOR_PROFILE
 from estcore.runtime.settings import ServiceSettings
 from renewal.settings import RenewalSettings
 

@@ -101,11 +101,11 @@ def test_an_image_holds_its_service_and_nothing_else(
 
 PROBES = {
     "Dockerfile.check-store": {
-        "import ca_signer.store_judge as j; j.judges('warning')": True,
+        "import ca_signer.store_lint.pkilint as j; j.judges('warning')": True,
         "import aiohttp": False,
     },
     "Dockerfile.upstream": {
-        "import ca_signer.upstream.vault, ca_signer.upstream.est, ca_signer.upstream.main": True,
+        "import ca_signer.upstream.plugins.vault, ca_signer.upstream.plugins.est, ca_signer.upstream.main": True,
         "import pkilint": False,
         "import pkcs11": False,
     },

@@ -23,7 +23,7 @@ from cryptography.x509.oid import NameOID
 from e2e_stack import POLICY, Stack, certificate_in, start_stack, stop_stack
 from raw_client import BASE, Client, b64
 
-from ca_signer import ceremony
+from ca_signer.ceremony import offline_ca
 from estcore.clock import SystemClock
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
@@ -40,7 +40,7 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
     passphrase = folder / "classic.passphrase"
     passphrase.write_text("a long enough passphrase")
     passphrase.chmod(0o600)
-    ceremony.init(
+    offline_ca.init(
         folder / "classic", name="Classic", passphrase_file=passphrase, clock=SystemClock()
     )
     own = folder / "suite"

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from tls_link import Link
 
-from ca_signer import ceremony
+from ca_signer.ceremony import offline_ca
 from est_frontend.peers import PeerValidator
 from estcore.clock import SystemClock
 from estcore.errors import NotAuthenticated
@@ -28,8 +28,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     passphrase.write_text("a long enough passphrase")
     passphrase.chmod(0o600)
     clock = SystemClock()
-    ceremony.init(folder / "ca", name="T", passphrase_file=passphrase, clock=clock)
-    ceremony.server_certificate(
+    offline_ca.init(folder / "ca", name="T", passphrase_file=passphrase, clock=clock)
+    offline_ca.server_certificate(
         folder / "ca",
         out=folder,
         names=["localhost"],

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tls_link import Link, client_context, engine
 
-from ca_signer import ceremony
+from ca_signer.ceremony import offline_ca
 from est_frontend.tls import EngineContext, _whole_records
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
@@ -26,8 +26,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     passphrase.write_text("a long enough passphrase")
     passphrase.chmod(0o600)
     clock = SystemClock()
-    ceremony.init(folder / "ca", name="T", passphrase_file=passphrase, clock=clock)
-    ceremony.server_certificate(
+    offline_ca.init(folder / "ca", name="T", passphrase_file=passphrase, clock=clock)
+    offline_ca.server_certificate(
         folder / "ca",
         out=folder,
         names=["localhost"],

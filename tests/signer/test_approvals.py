@@ -14,9 +14,9 @@ from e2e_stack import make_csr
 from operators import TestOperator, operator, policy_with_operators
 from signer_stack import SignerStack, signer_stack
 
-from ca_signer.approvals import Tickets
-from ca_signer.deciding import decide
-from ca_signer.repeats import Leased, Repeats, Resume
+from ca_signer.issuance.approvals import Tickets
+from ca_signer.issuance.decision import decide
+from ca_signer.issuance.idempotency import Leased, Repeats, Resume
 from estcore.messages import topics
 from estcore.messages.enrollment import EnrollmentAnswered, Principal
 

@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from other_ca import named
 from signer_stack import SignerStack, signer_stack
 
-from ca_signer import store_check
-from ca_signer.store_check import Checked, Scope, StoreCheck
+from ca_signer.store_lint import run
+from ca_signer.store_lint.run import Checked, Scope, StoreCheck
 from estcore import ids
 from estcore.clock import SystemClock
 
@@ -159,7 +159,7 @@ async def test_pages_sample_and_time_leave_nothing_out_and_nothing_twice(
     signer: SignerStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     everything, _ = await check(signer, pkilint=False)
-    monkeypatch.setattr(store_check, "PAGE", 5)
+    monkeypatch.setattr(run, "PAGE", 5)
     paged, _ = await check(signer, pkilint=False)
     assert paged.certificates == everything.certificates
     half, _ = await check(signer, pkilint=False, percent=50)

@@ -17,9 +17,9 @@ from e2e_stack import make_csr
 from operators import TestOperator, operator, policy_with_operators
 from signer_stack import SignerStack, signer_stack
 
-from ca_signer.commands import enrolling
-from ca_signer.commands.executor import Executor
-from ca_signer.commands.verbs import Caller, Effect, Verb, table
+from ca_signer.operators.enrollment import decide_operator
+from ca_signer.operators.executor import Executor
+from ca_signer.operators.verb import Caller, Effect, Verb, table
 from estclient.keys import make_csr as operator_csr
 from estclient.keys import make_key
 from estclient.operator import Operator
@@ -105,7 +105,7 @@ async def test_two_signers_carry_a_command_out_once(
     number = next(_numbers)
     data = boss.sign(boss.command("test-count", {"number": number}))
     one = signer.operations.executor
-    other = Executor(signer.database, signer.announcer, signer.batch.authority, table(COUNT))
+    other = Executor(signer.database, signer.publisher, signer.batch.authority, table(COUNT))
     answers = await asyncio.gather(
         *(executor.execute("test-count", data) for executor in (one, other) * 5)
     )
@@ -230,7 +230,7 @@ async def test_an_operator_the_policy_forgot_is_refused(
     policy = authority.policy.model_copy(deep=True)
     policy._operators.clear()
     executor = Executor(
-        signer.database, signer.announcer, replace(authority, policy=policy), table(COUNT)
+        signer.database, signer.publisher, replace(authority, policy=policy), table(COUNT)
     )
     data = boss.sign(boss.command("test-count", {"number": next(_numbers)}))
     assert (await executor.execute("test-count", data)).code == "command.operator"
@@ -238,9 +238,7 @@ async def test_an_operator_the_policy_forgot_is_refused(
 
 async def test_only_subjects_of_the_policy_become_operators(signer: SignerStack) -> None:
     with pytest.raises(NotAuthorized) as caught:
-        enrolling.decide_operator(
-            operator_csr(make_key(), "CN=somebody"), "issuing", signer.batch.authority
-        )
+        decide_operator(operator_csr(make_key(), "CN=somebody"), "issuing", signer.batch.authority)
     assert caught.value.code == "command.operator"
 
 

@@ -14,7 +14,7 @@ from e2e_stack import make_csr
 from operators import operator, policy_with_operators
 from signer_stack import SignerStack, signer_stack
 
-from ca_signer.completeness import Completeness, Told, read_told
+from ca_signer.recovery.ledger_check import Completeness, Told, read_told
 from estcore import ids
 from estcore.errors import InvariantBroken, LedgerUnavailable
 from estcore.messages import topics
@@ -72,7 +72,7 @@ async def test_a_ledger_is_complete_until_the_bus_knows_more(signer: SignerStack
     # At the start it waits, says so on record, and goes on only when told to stop.
     stop = asyncio.Event()
     holding = asyncio.ensure_future(
-        Completeness(signer.bus, signer.database).hold(signer.announcer, stop)
+        Completeness(signer.bus, signer.database).hold(signer.publisher, stop)
     )
     async with asyncio.timeout(10):
         while not (records := await signer.audited("signing.refused")):

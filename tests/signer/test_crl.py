@@ -18,8 +18,8 @@ from e2e_stack import make_csr
 from operators import TestOperator, operator, policy_with_operators
 from signer_stack import SignerStack, signer_stack
 
-from ca_signer import revocation
-from ca_signer.crl import RevocationLists
+from ca_signer.ledger import revocations
+from ca_signer.revocation.crl import RevocationLists
 from estcore.errors import KeyStoreUnavailable
 from estcore.messages import topics
 from estcore.messages.envelope import decode
@@ -139,7 +139,7 @@ async def test_two_signers_use_a_number_once(signer: SignerStack) -> None:
         certificate.public_bytes(Encoding.DER),
     )
     async with signer.database.connection() as connection:
-        await revocation.change(connection, row[0]["issuance_id"], "superseded", None)
+        await revocations.set_revocation(connection, row[0]["issuance_id"], "superseded", None)
     issuers = signer.batch.authority.issuers
     others = [
         RevocationLists(signer.database, signer.bus, issuers, lifetime_s=86_400) for _ in range(5)

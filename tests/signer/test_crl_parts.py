@@ -18,8 +18,8 @@ from many_certificates import write_certificates
 from operators import operator, policy_with_operators
 from signer_stack import PROFILES, SignerStack, signer_settings, signer_stack
 
-from ca_signer.crl import MOST, RevocationLists
 from ca_signer.main import authority
+from ca_signer.revocation.crl import MOST, RevocationLists
 from est_frontend.crl_server import CRLServer
 from est_frontend.peers import PeerValidator
 from est_frontend.settings import CRLListenSettings

@@ -19,10 +19,10 @@ from signer_stack import SignerStack, signer_stack
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from ca_signer import directory
-from ca_signer.commands.certificates import COLUMNS
-from ca_signer.directory import Query, statement
-from ca_signer.gauges import Gauges
+from ca_signer.ledger import certificate_index
+from ca_signer.ledger.certificate_index import Query, statement
+from ca_signer.ledger.inventory_metrics import Gauges
+from ca_signer.operators.verbs.certificates import COLUMNS
 from estcore import ids
 from estcore.messages.enrollment import Principal
 from estcore.runtime.migrations import migrations_url
@@ -51,7 +51,7 @@ async def signer(
         async with stack.database.connection() as connection:
             written = await write_certificates(connection, 0, MANY)
             for start in range(0, MANY, 5000):
-                await directory.enter(connection, written[start : start + 5000])
+                await certificate_index.enter(connection, written[start : start + 5000])
         yield stack
 
 
@@ -182,7 +182,7 @@ async def test_a_cursor_of_something_else_is_refused(
 async def test_a_search_that_takes_too_long_says_how_to_narrow_it(
     signer: SignerStack, auditor: TestOperator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(directory, "TIMEOUT_MS", 1)
+    monkeypatch.setattr(certificate_index, "TIMEOUT_MS", 1)
     wanted = {"team": "team-1", "cluster": "cluster-7", "state": "held", "name": "*clinic.example"}
     answer = await auditor.give(signer, "certificate-list", wanted)
     assert (answer.outcome, answer.code) == ("refused", "command.search_wide")

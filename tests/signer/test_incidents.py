@@ -14,11 +14,11 @@ from e2e_stack import make_csr
 from operators import TestOperator, operator, policy_with_operators
 from signer_stack import SignerStack, signer_stack
 
-from ca_signer.context import INTERNAL_PROFILES
-from ca_signer.incidents import LIFETIME, Incidents, allowance
+from ca_signer.revocation.bulk import LIFETIME, Incidents, allowance
 from estcore import ids
 from estcore.messages.commands import CommandAnswered
 from estcore.messages.enrollment import Principal
+from estcore.policy.internal_profiles import INTERNAL_PROFILES
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 

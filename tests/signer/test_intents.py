@@ -17,7 +17,7 @@ from e2e_stack import make_csr
 from pydantic import ValidationError
 from signer_stack import SignerStack, signer_settings, signer_stack
 
-from ca_signer.deciding import decide
+from ca_signer.issuance.decision import decide
 from estcore import ids
 from estcore.errors import BusUnavailable, SerialNumberReused
 from estcore.messages.enrollment import Principal

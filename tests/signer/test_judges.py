@@ -18,8 +18,8 @@ from pkilint.pkix import extension, name
 from pkilint.validation import ValidationFindingDescription, ValidationFindingSeverity
 from signer_stack import PROFILES
 
-from ca_signer import ceremony
-from ca_signer.keystore import load_issuer
+from ca_signer.ceremony import offline_ca
+from ca_signer.signing.issuers import load_issuer
 from estcore import ids
 from estcore.clock import SystemClock
 from estcore.pki.certificate import CertificateTemplate, assemble
@@ -40,8 +40,8 @@ def ca(tmp_path_factory: pytest.TempPathFactory) -> Path:
     passphrase = folder / "passphrase"
     passphrase.write_text("a long enough passphrase")
     passphrase.chmod(0o600)
-    ceremony.init(folder / "ca", name="Judged", passphrase_file=passphrase, clock=SystemClock())
-    ceremony.server_certificate(
+    offline_ca.init(folder / "ca", name="Judged", passphrase_file=passphrase, clock=SystemClock())
+    offline_ca.server_certificate(
         folder / "ca",
         out=folder / "server",
         names=["est.clinic.example", "127.0.0.1"],

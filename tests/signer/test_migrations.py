@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from ca_signer.connections import SCHEMA, SCRIPTS
-from ca_signer.tables import metadata
+from ca_signer.ledger.tables import metadata
 from estcore.runtime.migrations import migrate, migrations_url
 
 pytestmark = pytest.mark.integration

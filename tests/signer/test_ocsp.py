@@ -22,8 +22,7 @@ from e2e_stack import make_csr
 from operators import TestOperator, operator, policy_with_operators
 from signer_stack import SignerStack, signer_stack
 
-from ca_signer.context import OCSP_RESPONDER_PROFILE
-from ca_signer.ocsp import OWNER, TENANT, Responder, responder_candidate
+from ca_signer.revocation.ocsp_responder import OWNER, TENANT, Responder, responder_candidate
 from ca_signer.settings import OCSPSettings
 from est_frontend.ocsp import OCSPRelay
 from est_frontend.peers import PeerValidator
@@ -33,6 +32,7 @@ from estcore.errors import MalformedRequest, NotAuthorized
 from estcore.messages import topics
 from estcore.pki import der
 from estcore.pki.ocsp import MALFORMED, TRY_LATER, UNAUTHORIZED, read_question
+from estcore.policy.internal_profiles import OCSP_RESPONDER_PROFILE
 from estcore.runtime.bus import Bus
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]

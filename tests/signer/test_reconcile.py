@@ -20,9 +20,9 @@ from e2e_stack import make_csr
 from operators import TestOperator, operator, policy_with_operators
 from signer_stack import SignerStack, signer_stack
 
-from ca_signer.announced import announced
-from ca_signer.reconciling import Outcomes, check_issued, read_records
-from ca_signer.restoring import Restored, Restorer
+from ca_signer.recovery.audit_log import Outcomes, check_issued, read_records
+from ca_signer.recovery.event_stream import announced
+from ca_signer.recovery.restore import Restored, Restorer
 from estcore.errors import Conflict, MalformedRequest
 from estcore.messages.audit import AuditRecord
 from estcore.messages.enrollment import EnrollmentRequested

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from operators import policy_with_operators
 from signer_stack import SignerStack, signer_stack
 
-from ca_signer import rollover
-from ca_signer.reconciling import read_records
-from ca_signer.replaying import Move, replay
-from ca_signer.restoring import Restorer
+from ca_signer.issuers import rollover
+from ca_signer.recovery.audit_log import read_records
+from ca_signer.recovery.restore import Restorer
+from ca_signer.recovery.rollover_history import Move, replay
 from estcore import ids
 from estcore.clock import SystemClock
 from estcore.errors import Conflict, MalformedRequest
@@ -114,7 +114,7 @@ async def test_rollovers_come_back_into_a_ledger_that_has_forgotten_them(
 
     connection = await platform.postgres.superuser()
     try:
-        await connection.execute("truncate ca_signer.rollover, ca_signer.generation")
+        await connection.execute("truncate ca_signer.issuers.rollover, ca_signer.generation")
     finally:
         await connection.close()
     done = await restorer.restore(found)

@@ -14,13 +14,14 @@ from e2e_stack import make_csr
 from operators import TestOperator, operator, policy_with_operators
 from signer_stack import SignerStack, signer_stack
 
-from ca_signer import revocation
+from ca_signer.ledger import revocations
+from ca_signer.revocation.publisher import Revocations
 from estcore.errors import BusUnavailable
 from estcore.messages import topics
 from estcore.messages.enrollment import EnrollmentAnswered, Principal
 from estcore.messages.envelope import decode
 from estcore.messages.events import CertificateRevoked
-from estcore.messages.state import RevokedShard
+from estcore.messages.state import RevokedShard, revoked_shard
 from estcore.runtime.bus import Bus, Outgoing
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -75,7 +76,7 @@ async def renew(signer: SignerStack, certificate: bytes, name: str) -> Enrollmen
 
 
 async def shard(signer: SignerStack, serial: bytes) -> RevokedShard:
-    topic = topics.revoked_topic("issuing", revocation.shard_of(serial))
+    topic = topics.revoked_topic("issuing", revoked_shard(int.from_bytes(serial, "big")))
     ((_, payload),) = await signer.frontend.last_values(topics.PKI_STATE, topic)
     return decode(RevokedShard, payload)
 
@@ -239,8 +240,8 @@ async def test_revocation_works_while_audit_is_away_and_is_recorded_later(
     signer: SignerStack, boss: TestOperator, events: list[CertificateRevoked]
 ) -> None:
     certificate = await issued(signer, "dev-emergency")
-    kept = signer.announcer._bus
-    signer.announcer._bus = AuditIsAway.like(kept)
+    kept = signer.publisher._bus
+    signer.publisher._bus = AuditIsAway.like(kept)
     try:
         answer = await boss.give(
             signer, "certificate-revoke", one(certificate, reason="keyCompromise")
@@ -250,7 +251,7 @@ async def test_revocation_works_while_audit_is_away_and_is_recorded_later(
         waiting = "select count(*) from command where announced_at is null"
         assert await signer.value(waiting) > 0
     finally:
-        signer.announcer._bus = kept
+        signer.publisher._bus = kept
     await signer.operations.outbox.flush()
     await asyncio.sleep(0.5)
     assert await signer.value(waiting) == 0
@@ -269,7 +270,7 @@ async def test_the_outbox_tells_what_a_signer_left_that_died(
     certificate = await issued(signer, "dev-orphan")
     known = await row(signer, certificate)
     async with signer.database.connection() as connection:
-        await revocation.change(connection, known["issuance_id"], "superseded", None)
+        await revocations.set_revocation(connection, known["issuance_id"], "superseded", None)
     await signer.operations.outbox.flush()
     await until_announced(signer, certificate)
     await asyncio.sleep(0.2)
@@ -287,12 +288,12 @@ async def test_a_change_during_an_announcement_is_told_as_well(signer: SignerSta
             await super().publish_confirmed(messages, timeout_s=timeout_s)
             if isinstance(messages[0], Outgoing) and "certificate.revoked" in messages[0].topic:
                 async with signer.database.connection() as connection:
-                    await revocation.change(connection, known["issuance_id"], None, None)
+                    await revocations.set_revocation(connection, known["issuance_id"], None, None)
 
     async with signer.database.connection() as connection:
-        await revocation.change(connection, known["issuance_id"], revocation.HOLD, None)
+        await revocations.set_revocation(connection, known["issuance_id"], revocations.HOLD, None)
     slow = Slow(signer.bus.client, signer.bus.inbox_prefix)
-    await revocation.Revocations(signer.database, slow, "ca-signer/test").announce()
+    await Revocations(signer.database, slow, "ca-signer/test").announce()
     await signer.operations.outbox.flush()
     await until_announced(signer, certificate)
     serial = known["serial_number"]
@@ -303,7 +304,7 @@ async def test_expired_certificates_are_not_told_to_front_ends(signer: SignerSta
     certificate = await issued(signer, "dev-over")
     known = await row(signer, certificate)
     async with signer.database.connection() as connection:
-        await revocation.change(connection, known["issuance_id"], "superseded", None)
+        await revocations.set_revocation(connection, known["issuance_id"], "superseded", None)
         await connection.execute(
             "update issuance set not_after = now() where certificate = $1", certificate
         )

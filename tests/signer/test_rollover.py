@@ -17,8 +17,9 @@ from e2e_stack import make_csr
 from operators import TestOperator, operator, policy_with_operators
 from signer_stack import SignerStack, signer_settings, signer_stack
 
-from ca_signer import ceremony, ceremony_rollover, rollover
-from ca_signer.deciding import decide
+from ca_signer.ceremony import cross_certificates, offline_ca
+from ca_signer.issuance.decision import decide
+from ca_signer.issuers import rollover
 from ca_signer.main import authority
 from estcore import ids
 from estcore.clock import SystemClock
@@ -117,13 +118,13 @@ def issuers(folder: Path) -> list[dict[str, Any]]:
 def make_generations(platform: Any, folder: Path) -> None:
     signer_settings(platform, folder)  # makes the first one
     passphrase = folder / "ca.passphrase"
-    ceremony_rollover.issuing(
+    cross_certificates.issuing(
         folder / "ca", out=folder / "ca2", name="Test", passphrase_file=passphrase, clock=CLOCK
     )
-    ceremony.init(
+    offline_ca.init(
         folder / "ca3", name="Test", passphrase_file=passphrase, clock=CLOCK, generation=3
     )
-    ceremony_rollover.cross(
+    cross_certificates.cross(
         folder / "ca", folder / "ca3", out=folder / "cross.pem", passphrase_file=passphrase
     )
 

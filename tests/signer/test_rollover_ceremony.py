@@ -10,10 +10,11 @@ from cryptography import x509
 from e2e_stack import make_csr
 from signer_stack import PROFILES
 
-from ca_signer import ceremony, ceremony_command
-from ca_signer.keystore import Issuer, load_issuers
+from ca_signer.ceremony import offline_ca
+from ca_signer.cli import ca
+from ca_signer.issuers.cacerts import check_cross, linked
 from ca_signer.settings import IssuerSettings
-from ca_signer.trust import check_cross, linked
+from ca_signer.signing.issuers import Issuer, load_issuers
 from estcore import ids
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
@@ -32,7 +33,7 @@ def roots(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     passphrase.write_text("a long enough passphrase")
     passphrase.chmod(0o600)
     for name, generation in (("old", 1), ("new", request.param)):
-        ceremony.init(
+        offline_ca.init(
             folder / name,
             name="Rolled",
             passphrase_file=passphrase,
@@ -46,7 +47,7 @@ def roots(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
 def cross(folder: Path, old: str, new: str, out: str) -> int:
     arguments = ["cross", "--old", folder / old, "--new", folder / new, "--out", folder / out]
     arguments += ["--passphrase-file", folder / "passphrase"]
-    return ceremony_command.main([str(a) for a in arguments])
+    return ca.main([str(a) for a in arguments])
 
 
 def settings(folder: Path, name: str, *, cross_file: Path | None = None) -> IssuerSettings:
@@ -73,7 +74,7 @@ async def leaf(issuer: Issuer, out: Path) -> Path:
     copy = template.build(request, serial_number=ids.new_serial_number(), now=CLOCK.now())
     signature = await issuer.keystore.sign(copy.tbs)
     der = assemble(copy.tbs, copy.signature_algorithm, signature)
-    out.write_bytes(ceremony.pem(x509.load_der_x509_certificate(der)))
+    out.write_bytes(offline_ca.pem(x509.load_der_x509_certificate(der)))
     return out
 
 
@@ -151,7 +152,7 @@ def test_one_direction_alone_is_not_enough(roots: Path, tmp_path: Path) -> None:
     certificates = x509.load_pem_x509_certificates((roots / "cross.pem").read_bytes())
     for certificate in certificates:
         half = tmp_path / "half.pem"
-        half.write_bytes(ceremony.pem(certificate))
+        half.write_bytes(offline_ca.pem(certificate))
         found = load_issuers([settings(roots, "old"), settings(roots, "new", cross_file=half)])
         check_cross(found)
         assert not linked(found["new"], found["old"])
@@ -168,7 +169,7 @@ def test_a_further_issuing_ca_has_the_same_root_and_another_name(
 ) -> None:
     arguments = ["issuing", "--name", "Rolled", "--folder", roots / "old", "--out", tmp_path]
     arguments += ["--passphrase-file", roots / "passphrase"]
-    assert ceremony_command.main([str(a) for a in arguments]) == 0
+    assert ca.main([str(a) for a in arguments]) == 0
     made = x509.load_pem_x509_certificate((tmp_path / "issuing.pem").read_bytes())
     first = x509.load_pem_x509_certificate((roots / "old" / "issuing.pem").read_bytes())
     assert (tmp_path / "chain.pem").read_bytes() == (roots / "old" / "root.pem").read_bytes()

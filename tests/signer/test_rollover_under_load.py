@@ -13,10 +13,10 @@ from cryptography import x509
 from operators import operator, policy_with_operators
 from signer_stack import PROFILES, SignerStack, signer_settings, signer_stack
 
-from ca_signer import ceremony_rollover
-from ca_signer.generations import Generation, Generations
+from ca_signer.ceremony import cross_certificates
+from ca_signer.issuers.cacerts import cacerts_of
+from ca_signer.issuers.generations import Generation, Generations
 from ca_signer.main import authority
-from ca_signer.trust import cacerts_of
 from estcore.clock import SystemClock
 from estcore.messages.enrollment import EnrollmentAnswered
 
@@ -27,7 +27,7 @@ CRL = "http://crl.test/crl/{issuer}.crl"
 def settings_of_two(platform: Any, folder: Path) -> dict[str, Any]:
     first = signer_settings(platform, folder).issuers[0].model_dump()
     place, passphrase = folder / "ca2", folder / "ca.passphrase"
-    ceremony_rollover.issuing(
+    cross_certificates.issuing(
         folder / "ca", out=place, name="Test", passphrase_file=passphrase, clock=SystemClock()
     )
     second = first | {

@@ -23,8 +23,8 @@ from softhsm import (
     with_keys,
 )
 
-from ca_signer.keystore import load_issuers, tokens_of
-from ca_signer.token.store import TokenKey, opened
+from ca_signer.signing.hsm.token import TokenKey, opened
+from ca_signer.signing.issuers import load_issuers, tokens_of
 from estcore.errors import ConfigurationError, KeyStoreUnavailable
 
 
@@ -329,8 +329,8 @@ async def test_the_worker_ends_with_the_signer_even_while_it_hangs(
     """An orphan would keep its session and its login in the token."""
     script = (
         "import asyncio, sys\n"
-        "from ca_signer.token.link import Link\n"
-        "from ca_signer.token.protocol import Kind, Open\n"
+        "from ca_signer.signing.hsm.worker_process import Link\n"
+        "from ca_signer.signing.hsm.protocol import Kind, Open\n"
         "async def main():\n"
         "    link = await Link.start(sys.argv[5:], timeout_s=60, lost=print, took=print)\n"
         "    link.request(Kind.OPEN, Open(sys.argv[1], 't', '', '1', False).encode())\n"

@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ca_signer import keystore, signatures
-from ca_signer.breaker import Breaker
+from ca_signer.circuit_breaker import Breaker
 from ca_signer.settings import IssuerSettings, SignerSettings, TokenSettings
-from ca_signer.token.protocol import (
+from ca_signer.signing import keystore, signatures
+from ca_signer.signing.hsm.protocol import (
     MAX_FRAME,
     Failed,
     Frame,

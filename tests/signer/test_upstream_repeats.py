@@ -17,9 +17,9 @@ from other_ca import OtherCA, certs_only
 from pydantic import ValidationError
 from upstream_stack import ISSUER, UpstreamStack, est_options, upstream_settings, upstream_stack
 
-from ca_signer.upstream.contract import Retryable
 from ca_signer.upstream.issuer import load_upstreams
 from ca_signer.upstream.main import check
+from ca_signer.upstream.plugin import Retryable
 from estcore.errors import ConfigurationError
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]

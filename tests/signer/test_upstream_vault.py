@@ -25,10 +25,10 @@ from operators import operator
 from other_ca import DAY, OtherCA, named
 from upstream_stack import ISSUER, UpstreamStack, upstream_settings, upstream_stack
 
-from ca_signer.upstream.contract import Refused, Retryable, Unknown, Upstream, Wanted
 from ca_signer.upstream.issuer import load_upstreams
 from ca_signer.upstream.main import check
-from ca_signer.upstream.vault import make
+from ca_signer.upstream.plugin import Refused, Retryable, Unknown, Upstream, Wanted
+from ca_signer.upstream.plugins.vault import make
 from estcore import ids
 from estcore.errors import ConfigurationError
 

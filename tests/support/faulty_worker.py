@@ -16,9 +16,9 @@ import threading
 import time
 from pathlib import Path
 
-from ca_signer.token import worker
-from ca_signer.token.protocol import Frame, Kind, Mechanism, Open
-from ca_signer.token.session import TokenFailed, TokenSession
+from ca_signer.signing.hsm import worker
+from ca_signer.signing.hsm.protocol import Frame, Kind, Mechanism, Open
+from ca_signer.signing.hsm.session import TokenFailed, TokenSession
 
 FOLDER = Path(sys.argv[1])
 

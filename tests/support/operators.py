@@ -11,7 +11,8 @@ import yaml
 from e2e_stack import POLICY
 from signer_stack import SignerStack
 
-from ca_signer.commands import enrolling
+from ca_signer.operators.enrollment import decide_operator
+from ca_signer.signing.internal_issuance import issue_internally
 from estclient.keys import PrivateKey, make_csr, make_key
 from estcore.clock import SystemClock
 from estcore.messages.commands import Command, CommandAnswered, sign_command
@@ -84,5 +85,5 @@ class TestOperator:
 async def operator(signer: SignerStack, subject: str, algorithm: Any = "ec-p256") -> TestOperator:
     """Enroll an operator as ``ca-signer operator enroll`` does."""
     key = make_key(algorithm)
-    found = enrolling.decide_operator(make_csr(key, subject), "issuing", signer.batch.authority)
-    return TestOperator(key, await enrolling.enroll(found, signer.repeats, signer.cycle))
+    found = decide_operator(make_csr(key, subject), "issuing", signer.batch.authority)
+    return TestOperator(key, await issue_internally(found, signer.repeats, signer.cycle))

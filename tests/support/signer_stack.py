@@ -13,24 +13,24 @@ from typing import Any
 import yaml
 from e2e_stack import POLICY, make_csr
 
-from ca_signer import ceremony
-from ca_signer.announcing import Announcer
-from ca_signer.authority import presented_fingerprint
-from ca_signer.batch import Batch
-from ca_signer.commands.assembly import Operations, assemble
+from ca_signer.ceremony import offline_ca
 from ca_signer.connections import SCHEMA, SCRIPTS
-from ca_signer.context import Intent
-from ca_signer.cycle import Cycle
-from ca_signer.deciding import decide
-from ca_signer.ledger import Ledger
+from ca_signer.frontend_state import StatePublisher
+from ca_signer.issuance.consumer import Worker
+from ca_signer.issuance.decision import decide
+from ca_signer.issuance.decision_context import presented_fingerprint
+from ca_signer.issuance.idempotency import Repeats
+from ca_signer.ledger.enrollment_secrets import SecretStore
+from ca_signer.ledger.issuances import Ledger
 from ca_signer.main import authority, tickets
-from ca_signer.publishing import StatePublisher
-from ca_signer.repeats import Repeats
-from ca_signer.secret_store import SecretStore
+from ca_signer.model import Intent
+from ca_signer.operators.wiring import Operations, assemble
+from ca_signer.publishing.publisher import EventPublisher
+from ca_signer.publishing.reconciliation_windows import Windows
 from ca_signer.settings import SignerSettings
-from ca_signer.sweeper import Sweeper
-from ca_signer.windows import Windows
-from ca_signer.worker import Worker
+from ca_signer.signing.batch_handler import Batch
+from ca_signer.signing.cycle import Cycle
+from ca_signer.signing.sweeper import Sweeper
 from estclient.suite import layout as suite_layout
 from estcore import ids
 from estcore.clock import SystemClock
@@ -56,7 +56,7 @@ def signer_settings(platform: Any, folder: Path, **changes: Any) -> SignerSettin
     if not passphrase.exists():
         passphrase.write_text("a long enough passphrase")
         passphrase.chmod(0o600)
-        ceremony.init(ca, name="Test", passphrase_file=passphrase, clock=SystemClock())
+        offline_ca.init(ca, name="Test", passphrase_file=passphrase, clock=SystemClock())
     raw = {
         "instance": "signer-test",
         "bus": platform.bus("ca-signer").model_dump(),
@@ -94,7 +94,7 @@ class SignerStack:
     database: Database
     ledger: Ledger
     repeats: Repeats
-    announcer: Announcer
+    publisher: EventPublisher
     cycle: Cycle
     batch: Batch
     worker: Worker
@@ -227,14 +227,14 @@ async def signer_stack(
     frontend = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "front")
     ledger = Ledger(database, lease_s=settings.lease_s)
     repeats = Repeats(ledger, tickets(settings))
-    announcer = Announcer(bus, clock, settings.instance)
-    cycle = Cycle(ledger, announcer, deciding.issuers)
+    publisher = EventPublisher(bus, clock, settings.instance)
+    cycle = Cycle(ledger, publisher, deciding.issuers)
     batch = Batch(
         bus=bus,
         ledger=ledger,
         repeats=repeats,
         cycle=cycle,
-        announcer=announcer,
+        publisher=publisher,
         authority=deciding,
         tracing=Tracing(settings.telemetry, "ca-signer", "test"),
         max_attempts=settings.max_attempts,
@@ -246,17 +246,17 @@ async def signer_stack(
         database=database,
         ledger=ledger,
         repeats=repeats,
-        announcer=announcer,
+        publisher=publisher,
         cycle=cycle,
         batch=batch,
         worker=Worker(bus, database, batch, issuers=["issuing"], batch_size=64, in_flight=2),
-        sweeper=Sweeper(ledger, repeats, cycle, announcer, deciding, every_s=0.2),
-        windows=Windows(bus, ledger, announcer, clock, window_s=5, settle_s=1),
+        sweeper=Sweeper(ledger, repeats, cycle, publisher, deciding, every_s=0.2),
+        windows=Windows(bus, ledger, publisher, clock, window_s=5, settle_s=1),
         secrets=SecretStore(database, bus, clock),
         operations=assemble(
             bus,
             database,
-            announcer,
+            publisher,
             deciding,
             every_s=0.2,
             crl_lifetime_s=settings.crl_lifetime_s,

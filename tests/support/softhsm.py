@@ -17,10 +17,10 @@ import pytest
 from cryptography import x509
 from debian import SYSTEM, debian_packages, environment
 
-from ca_signer import ceremony
+from ca_signer.ceremony import offline_ca
 from ca_signer.settings import IssuerSettings, TokenSettings
-from ca_signer.token.link import WORKER
-from ca_signer.token.store import Token, TokenKey, opened
+from ca_signer.signing.hsm.token import Token, TokenKey, opened
+from ca_signer.signing.hsm.worker_process import WORKER
 from estcore.clock import SystemClock
 
 ALGORITHMS = {"01": "ec-p256", "02": "ec-p384", "03": "rsa-3072", "04": "ed25519"}
@@ -146,7 +146,7 @@ def issuer_settings(hsm: SoftHSM, folder: Path, key_id: str = "01", **token: Any
     if not ca.exists():
         passphrase.write_text("a long enough passphrase")
         passphrase.chmod(0o600)
-        ceremony.init(
+        offline_ca.init(
             ca, name="Test", passphrase_file=passphrase, clock=SystemClock(), issuing_csr=csr
         )
         assert not (ca / "issuing.key").exists()

@@ -15,13 +15,13 @@ from operators import OPERATORS
 from other_ca import OtherCA
 from signer_stack import SignerStack, signer_stack
 
-from ca_signer.commands.listener import Listener
 from ca_signer.connections import SCHEMA
-from ca_signer.context import Intent
-from ca_signer.upstream.assembly import Parts, assemble
+from ca_signer.model import Intent
+from ca_signer.operators.listener import Listener
 from ca_signer.upstream.issuer import load_upstreams, opened
 from ca_signer.upstream.main import COMMAND, authority, publish_state
 from ca_signer.upstream.settings import UpstreamSettings
+from ca_signer.upstream.wiring import Parts, assemble
 from estcore.messages import topics
 from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested
 from estcore.runtime.bus import Bus
@@ -142,9 +142,9 @@ class UpstreamStack:
 
     async def settle(self, message: EnrollmentRequested) -> Intent:
         """Do what a process does until it dies after step 5; returns the submission."""
-        from ca_signer.deciding import decide
-        from ca_signer.intake import Item
-        from ca_signer.repeats import Resume
+        from ca_signer.issuance.decision import decide
+        from ca_signer.issuance.idempotency import Resume
+        from ca_signer.issuance.request_handler import Item
 
         topic = topics.request_topic(message.group, message.issuer, message.priority)
         candidate = decide(message, topic, self.parts.authority, None)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from ca_signer.announcing import SERVICE
+from ca_signer.settings import SERVICE
 from estcore.errors import ConfigurationError
 from estcore.messages import topics
 from estcore.runtime.bus import Bus

@@ -1,53 +1,43 @@
-"""Joins ca-signer by hand and gives it a command line."""
+"""Composition root of ca-signer: join the parts, serve until SIGTERM."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import datetime as dt
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-
-from ca_signer import connections, export, metrics, reconcile_command, store_command
-from ca_signer.announcing import SERVICE, Announcer
-from ca_signer.approvals import Tickets
-from ca_signer.batch import Batch
-from ca_signer.commands import enrolling
-from ca_signer.commands.assembly import assemble
-from ca_signer.completeness import Completeness
-from ca_signer.cycle import Cycle
-from ca_signer.gauges import Gauges
-from ca_signer.generations import read_generations
-from ca_signer.keystore import Issuer, SigningAuthority, load_issuers, tokens_of
-from ca_signer.ledger import Ledger
-from ca_signer.ocsp import Responder
-from ca_signer.publishing import StatePublisher
-from ca_signer.repeats import Repeats
-from ca_signer.rotations import Replaced
-from ca_signer.rules import read_rules
-from ca_signer.secret_store import SecretStore
-from ca_signer.settings import SignerSettings
-from ca_signer.sweeper import Sweeper
-from ca_signer.token.store import opened
-from ca_signer.trust import check_cross
-from ca_signer.windows import Windows
-from ca_signer.worker import Worker
+from ca_signer import connections, metrics
+from ca_signer.frontend_state import StatePublisher
+from ca_signer.issuance.approvals import Tickets
+from ca_signer.issuance.consumer import Worker
+from ca_signer.issuance.idempotency import Repeats
+from ca_signer.issuance.policy_files import read_rules
+from ca_signer.issuers.cacerts import check_cross
+from ca_signer.ledger.inventory_metrics import Gauges
+from ca_signer.ledger.issuances import Ledger
+from ca_signer.operators.wiring import assemble
+from ca_signer.publishing.publisher import EventPublisher
+from ca_signer.publishing.reconciliation_windows import Windows
+from ca_signer.recovery.ledger_check import Completeness
+from ca_signer.revocation.after_rotation import Replaced
+from ca_signer.revocation.ocsp_responder import Responder
+from ca_signer.settings import SERVICE, SignerSettings
+from ca_signer.signing.batch_handler import Batch
+from ca_signer.signing.cycle import Cycle
+from ca_signer.signing.hsm.token import opened
+from ca_signer.signing.issuers import Issuer, SigningAuthority, load_issuers, tokens_of
+from ca_signer.signing.sweeper import Sweeper
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
 from estcore.messages import topics
-from estcore.pki.durations import parse_duration
 from estcore.pki.profile import ProfileSet
 from estcore.policy.document import PolicyDocument
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
 from estcore.runtime.reload import Reloader, Watched
-from estcore.runtime.service import ServiceCommand, run_jobs, stop_on_signals
+from estcore.runtime.service import run_jobs, stop_on_signals
 from estcore.runtime.tracing import Tracing
 
 CLOCK = SystemClock()
@@ -138,14 +128,14 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
 ) -> None:
     ledger = Ledger(database, lease_s=settings.lease_s)
     repeats = Repeats(ledger, tickets(settings))
-    announcer = Announcer(bus, CLOCK, settings.instance)
-    cycle = Cycle(ledger, announcer, deciding.issuers)
+    publisher = EventPublisher(bus, CLOCK, settings.instance)
+    cycle = Cycle(ledger, publisher, deciding.issuers)
     batch = Batch(
         bus=bus,
         ledger=ledger,
         repeats=repeats,
         cycle=cycle,
-        announcer=announcer,
+        publisher=publisher,
         authority=deciding,
         tracing=tracing,
         max_attempts=settings.max_attempts,
@@ -160,11 +150,11 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         linger_s=settings.linger_ms / 1000,
         usable=deciding.can_sign,
     )
-    sweeper = Sweeper(ledger, repeats, cycle, announcer, deciding, every_s=settings.sweep_every_s)
+    sweeper = Sweeper(ledger, repeats, cycle, publisher, deciding, every_s=settings.sweep_every_s)
     windows = Windows(
         bus,
         ledger,
-        announcer,
+        publisher,
         CLOCK,
         window_s=settings.window_s,
         settle_s=settings.window_settle_s,
@@ -172,7 +162,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
     operations = assemble(
         bus,
         database,
-        announcer,
+        publisher,
         deciding,
         every_s=settings.sweep_every_s,
         crl_lifetime_s=settings.crl_lifetime_s,
@@ -183,7 +173,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
     state = StatePublisher(bus, database, deciding, look_every_s=settings.reload_every_s)
     completeness = Completeness(bus, database)
     checks["ledger_complete"] = lambda: completeness.complete
-    if not await completeness.hold(announcer, stop):
+    if not await completeness.hold(publisher, stop):
         return
     await state.publish()
     checks.pop("started")
@@ -201,7 +191,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
 
     reloader = Reloader(
         [Watched("rules", (settings.policy_file, settings.profiles_file), take_rules)],
-        announcer.event,
+        publisher.service_event,
         metrics.RELOADS,
         every_s=settings.reload_every_s,
     )
@@ -224,7 +214,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
             operations.outbox.run,
             operations.lists.run,
             operations.incidents.run,
-            Replaced(bus, database, announcer, deciding, changed=operations.outbox.changed).run,
+            Replaced(bus, database, publisher, deciding, changed=operations.outbox.changed).run,
             operations.fetches.run,
             *([answering.run] if answering else []),
             cycle.keep_leases,
@@ -258,96 +248,3 @@ async def migrate(settings: SignerSettings) -> None:
         issuers=families,
         consumers=topics.SIGNER_CONSUMERS,
     )
-
-
-async def _export(settings: SignerSettings, arguments: argparse.Namespace) -> None:
-    database = await Database.connect(settings.database, SERVICE, connections.SCHEMA)
-    try:
-        count = await export.export(database, arguments.out)
-    finally:
-        await database.close()
-    sys.stdout.write(f"{count} issuances in {arguments.out}\n")
-
-
-async def _secret(settings: SignerSettings, arguments: argparse.Namespace) -> None:
-    async with connected(settings) as (bus, database):
-        store = SecretStore(database, bus, CLOCK)
-        if arguments.action == "list":
-            for secret_id, not_after, one_time, revoked in await store.listed():
-                kind = "one-time" if one_time else "reusable"
-                state = "revoked" if revoked else f"until {not_after.isoformat()}"
-                sys.stdout.write(f"{secret_id}\t{kind}\t{state}\n")
-            return
-        if not arguments.id:
-            raise ConfigurationError("give --id")
-        if arguments.action == "revoke":
-            await store.revoke(arguments.id)
-            sys.stdout.write(f"{arguments.id} is revoked\n")
-            return
-        try:
-            lifetime = parse_duration(arguments.lifetime)
-        except ValueError as exc:
-            raise ConfigurationError(f"--lifetime: {exc}") from exc
-        secret = await store.create(arguments.id, lifetime=lifetime, one_time=arguments.one_time)
-        sys.stdout.write(secret + "\n")
-
-
-async def _operator(settings: SignerSettings, arguments: argparse.Namespace) -> None:
-    deciding = authority(settings)
-    csr = enrolling.read_request(arguments.csr)
-    async with opened(tokens_of(deciding.issuers)), connected(settings) as (bus, database):
-        await Completeness(bus, database).require()
-        deciding.generations = await read_generations(database)
-        found = enrolling.decide_operator(csr, arguments.issuer or deciding.families[0], deciding)
-        ledger = Ledger(database, lease_s=settings.lease_s)
-        cycle = Cycle(ledger, Announcer(bus, CLOCK, settings.instance), deciding.issuers)
-        certificate = await enrolling.enroll(found, Repeats(ledger), cycle)
-    pem = x509.load_der_x509_certificate(certificate).public_bytes(Encoding.PEM)
-    arguments.out.write_bytes(pem)
-    sys.stdout.write(f"{arguments.out}: certificate of operator {found.intent.service}\n")
-
-
-async def _reconcile(settings: SignerSettings, arguments: argparse.Namespace) -> None:
-    deciding = authority(settings)
-    async with connected(settings) as (bus, database):
-        announcer = Announcer(bus, CLOCK, settings.instance)
-        sources = reconcile_command.Sources(
-            arguments.export, arguments.vkey, arguments.issuer, arguments.events
-        )
-        await reconcile_command.reconcile(bus, database, deciding, announcer, sources)
-
-
-def main() -> None:
-    """Everything but ``ca-signer ca …``."""
-    command = ServiceCommand(
-        SERVICE, prefix="CA_SIGNER", settings=SignerSettings, run=run, migrate=migrate, check=check
-    )
-    out = command.verb("export", "write the ledger as JSON lines", _export)
-    out.add_argument("--out", type=Path, required=True)
-    secret = command.verb("secret", "make, list or revoke enrollment secrets", _secret)
-    secret.add_argument("action", choices=["create", "list", "revoke"])
-    secret.add_argument("--id")
-    secret.add_argument("--lifetime", default="30d")
-    secret.add_argument("--one-time", action="store_true")
-    lost = command.verb("reconcile", "complete a restored ledger from the audit log", _reconcile)
-    lost.add_argument("--export", type=Path, required=True, help="from est-audit export")
-    lost.add_argument("--vkey", required=True, help="verifier key of the log, or a file with it")
-    lost.add_argument(
-        "--issuer",
-        action="append",
-        default=[],
-        metavar="ID=FILE",
-        help="certificate of an issuer that is not configured here, PEM",
-    )
-    lost.add_argument(
-        "--events",
-        action="store_true",
-        help="believe the events on the bus where the log was lost too",
-    )
-    store_command.add(command, connected, CLOCK)
-    operator = command.verb("operator", "issue the certificate of an operator", _operator)
-    operator.add_argument("action", choices=["enroll"])
-    operator.add_argument("--csr", type=Path, required=True, help="PKCS#10, PEM or DER")
-    operator.add_argument("--out", type=Path, required=True, help="where the certificate goes")
-    operator.add_argument("--issuer", help="issuer id; default: the first of the settings")
-    sys.exit(command.main())

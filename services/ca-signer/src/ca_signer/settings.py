@@ -7,9 +7,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from ca_signer.context import INTERNAL_PROFILES
 from estcore.pki.profile import StrictModel, Token
+from estcore.policy.internal_profiles import INTERNAL_PROFILES
 from estcore.runtime.settings import DatabaseSettings, ServiceSettings
+
+SERVICE = "ca-signer"
 
 
 class TokenSettings(StrictModel):

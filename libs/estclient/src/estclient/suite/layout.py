@@ -15,7 +15,7 @@ from estclient.suite.nats import EmbeddedNATS
 from estclient.suite.ports import check_free, free_port
 from estclient.suite.postgres import EmbeddedPostgres, Role
 from estcore.messages import permissions
-from estcore.policy.operators import OPERATOR_PROFILE
+from estcore.policy.internal_profiles import OPERATOR_PROFILE
 
 COMMANDS = {
     "ca-signer": "ca-signer",

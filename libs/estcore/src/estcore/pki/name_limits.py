@@ -1,6 +1,6 @@
 """Names against the limits of a profile and the name constraints of an issuer (pure).
 
-Called by: estcore.policy.decide, ca_signer.building
+Called by: estcore.policy.decide, ca_signer.issuance.tbs
 """
 
 from __future__ import annotations

@@ -10,8 +10,6 @@ from estcore.pki.names import canonical_name, parse_name
 from estcore.pki.profile import StrictModel, Token
 
 Role = Literal["approver", "revoker", "auditor", "ca"]
-OPERATOR_PROFILE = "operator"
-"""The profile whose certificates sign commands. No group of front ends should have it."""
 
 
 class Operator(StrictModel):

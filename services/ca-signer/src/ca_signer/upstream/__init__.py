@@ -1,1 +1,1 @@
-"""Issuers whose keys another CA holds: a process of its own, which can load no key."""
+"""The process ca-signer-upstream: issuance by another CA. It loads no key of a CA."""

@@ -1,9 +1,9 @@
 """The cycle of an issuer elsewhere. Nothing is sent that is not first recorded and audited.
 
-1. Find profile and issuer.            ca_signer.deciding
-2. Decide.                             ca_signer.deciding
+1. Find profile and issuer.            ca_signer.issuance.decision
+2. Decide.                             ca_signer.issuance.decision
 3. Build what a local issuer would have signed: the pattern.
-4. Lint it.                            ca_signer.building
+4. Lint it.                            ca_signer.issuance.tbs
 5. Commit the submission's row, state ``recorded``, with the CSR and its hash, lease and fence.
 6. Publish the audit intent and await its PubAck.
 7. Commit ``submitted``; then send.
@@ -14,8 +14,8 @@
 11. Ack.
 
 A crash before 7 has sent nothing. After 7 nobody knows, so nobody sends again: a person finds
-out (``ca_signer.upstream.verbs``), unless the other CA answers the same request with the same
-certificate (``repeatable_s``).
+out (``ca_signer.upstream.operator_verbs``), unless the other CA answers the same request with the
+same certificate (``repeatable_s``).
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ from typing import TypeVar
 from cryptography import x509
 
 from ca_signer import metrics as signer_metrics
-from ca_signer.announcing import Announcer, issued_answer
-from ca_signer.context import Issued
-from ca_signer.ledger import Ledger
+from ca_signer.ledger.issuances import Ledger
+from ca_signer.model import Issued
+from ca_signer.publishing.publisher import EventPublisher
+from ca_signer.publishing.replies import issued_answer
 from ca_signer.upstream import metrics
-from ca_signer.upstream.contract import (
+from ca_signer.upstream.idempotency import wrong_certificate
+from ca_signer.upstream.issuer import UpstreamIssuer
+from ca_signer.upstream.plugin import (
     Pending,
     Refused,
     Retryable,
@@ -42,9 +45,7 @@ from ca_signer.upstream.contract import (
     Unknown,
     Wanted,
 )
-from ca_signer.upstream.issuer import UpstreamIssuer
-from ca_signer.upstream.judge import Terms, WrongCertificate, judge, pattern_of
-from ca_signer.upstream.repeats import wrong_certificate
+from ca_signer.upstream.response_lint import Terms, WrongCertificate, judge, pattern_of
 from ca_signer.upstream.submissions import Submission, Submissions
 from estcore.clock import Clock, monotonic_s
 from estcore.errors import (
@@ -95,7 +96,7 @@ class UpstreamCycle:
         self,
         submissions: Submissions,
         ledger: Ledger,
-        announcer: Announcer,
+        publisher: EventPublisher,
         issuers: Mapping[str, UpstreamIssuer],
         clock: Clock,
         *,
@@ -105,7 +106,7 @@ class UpstreamCycle:
         """``changed`` is called when a row has something to tell that no message says."""
         self._submissions = submissions
         self._ledger = ledger
-        self._announcer = announcer
+        self._publisher = publisher
         self._issuers = issuers
         self._clock = clock
         self._unknown_retry_after_s = unknown_retry_after_s
@@ -123,7 +124,7 @@ class UpstreamCycle:
         issuer = self._issuers[one.issuer_id]
         try:
             # 6. Without a PubAck nothing is sent.
-            await self._announcer.intents([one])
+            await self._publisher.intents([one])
         except BusUnavailable:
             await self._release(one)
             raise
@@ -248,7 +249,7 @@ class UpstreamCycle:
         intent = issued.intent
         context = intent.context
         answer = issued_answer(intent.request_id, issued.certificate)
-        await self._announcer.reply(context.group, context.instance, answer)
+        await self._publisher.replies.send(context.group, context.instance, answer)
         signer_metrics.ISSUED.labels(intent.issuer_id, intent.profile).inc()
         log.info(
             "certificate issued",
@@ -268,7 +269,7 @@ class UpstreamCycle:
         Raises:
             BusUnavailable: not confirmed; a sweeper announces again.
         """
-        await self._announcer.issued([issued])
+        await self._publisher.issued([issued])
         faults.hit("upstream.10.announced")
         try:
             await self._ledger.mark_announced([issued.intent.issuance_id])
@@ -345,7 +346,7 @@ class UpstreamCycle:
         if await self._submissions.abandon(one, why.code, why.reason):
             signer_metrics.ABANDONED.labels(why.code).inc()
             log.warning("submission abandoned", extra=fields(code=why.code, reason=why.reason))
-            await self._announcer.reply_abandoned(one, why)
+            await self._publisher.replies.send_abandoned(one, why)
 
     async def supersede(self, issued: Issued) -> None:
         """Revoke a certificate whose generated key never reached its client.
@@ -353,14 +354,14 @@ class UpstreamCycle:
         Raises:
             BusUnavailable: not audited, so not revoked either.
         """
-        record = self._announcer.note(
+        record = self._publisher.audit_records.about_intent(
             issued.intent,
             record_id=record_id("superseded", issued.intent.issuance_id),
             action="certificate.superseded",
             error=_UNDELIVERED,
             phase="outcome",
         )
-        await self._announcer.records([record])
+        await self._publisher.mappings([record])
         await self._ledger.revoke(issued.intent.issuance_id, "superseded")
 
     async def _insist(self, write: Callable[[], Awaitable[T]]) -> T:

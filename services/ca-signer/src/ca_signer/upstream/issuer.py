@@ -13,10 +13,10 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from ca_signer.breaker import Breaker
-from ca_signer.issuer import KnownIssuer, check_authority, check_chain, read_certificates
+from ca_signer.circuit_breaker import Breaker
+from ca_signer.issuers.issuer import KnownIssuer, check_authority, check_chain, read_certificates
 from ca_signer.upstream import metrics
-from ca_signer.upstream.contract import GROUP, Factory, Retryable, Unknown, Upstream
+from ca_signer.upstream.plugin import GROUP, Factory, Retryable, Unknown, Upstream
 from ca_signer.upstream.settings import UpstreamIssuerSettings
 from estcore.clock import monotonic_s
 from estcore.errors import ConfigurationError

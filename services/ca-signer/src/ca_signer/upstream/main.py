@@ -18,16 +18,16 @@ from contextlib import AbstractAsyncContextManager
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca_signer import connections, metrics
-from ca_signer.announcing import SERVICE
-from ca_signer.authority import Authority
-from ca_signer.commands.listener import Listener
-from ca_signer.completeness import Completeness
-from ca_signer.revocation import Revocations
-from ca_signer.rules import read_rules
-from ca_signer.upstream.assembly import Issuers, Parts, assemble
-from ca_signer.upstream.contract import Retryable, Unknown
+from ca_signer.issuance.decision_context import Authority
+from ca_signer.issuance.policy_files import read_rules
+from ca_signer.operators.listener import Listener
+from ca_signer.recovery.ledger_check import Completeness
+from ca_signer.revocation.publisher import Revocations
+from ca_signer.settings import SERVICE
 from ca_signer.upstream.issuer import UpstreamIssuer, load_upstreams, opened
+from ca_signer.upstream.plugin import Retryable, Unknown
 from ca_signer.upstream.settings import UpstreamSettings
+from ca_signer.upstream.wiring import Issuers, Parts, assemble
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError, IssuerUnavailable, Unavailable
 from estcore.messages import topics
@@ -95,7 +95,7 @@ async def run(settings: UpstreamSettings) -> None:
             parts = assemble(settings, bus, database, issuers, deciding)
             completeness = Completeness(bus, database)
             checks["ledger_complete"] = lambda: completeness.complete
-            if not await completeness.hold(parts.announcer, stop):
+            if not await completeness.hold(parts.publisher, stop):
                 return
             await publish_state(bus, database, issuers)
             checks.pop("started")
@@ -123,7 +123,7 @@ async def _serve(
     changed = asyncio.Event()
     reloader = Reloader(
         _watched(settings, parts, changed),
-        parts.announcer.event,
+        parts.publisher.service_event,
         metrics.RELOADS,
         every_s=settings.reload_every_s,
     )

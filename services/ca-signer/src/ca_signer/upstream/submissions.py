@@ -21,8 +21,8 @@ from hashlib import sha256
 import asyncpg
 from cryptography import x509
 
-from ca_signer.context import OPEN_SUBMISSION_STATES, Intent, Issued
-from ca_signer.ledger import CHECKED, give_back, intent_of, intent_row, serial_octets
+from ca_signer.ledger.issuances import CHECKED, give_back, intent_of, intent_row, serial_octets
+from ca_signer.model import OPEN_SUBMISSION_STATES, Intent, Issued
 from estcore import ids
 from estcore.errors import SerialNumberReused
 from estcore.runtime.database import Connection, Database

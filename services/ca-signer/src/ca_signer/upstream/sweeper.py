@@ -7,12 +7,12 @@ import datetime as dt
 import logging
 from collections.abc import Callable, Mapping
 
-from ca_signer.context import EXPIRED, OPEN_SUBMISSION_STATES
+from ca_signer.model import EXPIRED, OPEN_SUBMISSION_STATES
 from ca_signer.upstream import metrics
-from ca_signer.upstream.contract import Retryable, Unknown
 from ca_signer.upstream.cycle import UpstreamCycle
+from ca_signer.upstream.idempotency import RESTARTED
 from ca_signer.upstream.issuer import UpstreamIssuer
-from ca_signer.upstream.repeats import RESTARTED
+from ca_signer.upstream.plugin import Retryable, Unknown
 from ca_signer.upstream.submissions import Submissions
 from estcore.errors import Unavailable
 from estcore.runtime.logs import fields

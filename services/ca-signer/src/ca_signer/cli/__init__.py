@@ -1,0 +1,1 @@
+"""Command line of ca-signer: every argument parser."""

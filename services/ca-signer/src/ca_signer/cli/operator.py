@@ -1,0 +1,67 @@
+"""``ca-signer operator enroll``: issue the certificate of an operator, beside the ledger.
+
+Whoever may run this has the signer's settings, its database password and its CA key already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from ca_signer import main
+from ca_signer.issuance.idempotency import Repeats
+from ca_signer.issuers.generations import read_generations
+from ca_signer.ledger.issuances import Ledger
+from ca_signer.operators.enrollment import decide_operator
+from ca_signer.publishing.publisher import EventPublisher
+from ca_signer.recovery.ledger_check import Completeness
+from ca_signer.settings import SignerSettings
+from ca_signer.signing.cycle import Cycle
+from ca_signer.signing.hsm.token import opened
+from ca_signer.signing.internal_issuance import issue_internally
+from ca_signer.signing.issuers import tokens_of
+from estcore.errors import ConfigurationError
+from estcore.runtime.service import ServiceCommand
+
+
+def add(command: ServiceCommand[SignerSettings]) -> None:
+    """Add the verb to the command line."""
+    parser = command.verb("operator", "issue the certificate of an operator", _enroll)
+    parser.add_argument("action", choices=["enroll"])
+    parser.add_argument("--csr", type=Path, required=True, help="PKCS#10, PEM or DER")
+    parser.add_argument("--out", type=Path, required=True, help="where the certificate goes")
+    parser.add_argument("--issuer", help="issuer id; default: the first of the settings")
+
+
+async def _enroll(settings: SignerSettings, arguments: argparse.Namespace) -> None:
+    deciding = main.authority(settings)
+    csr = read_request(arguments.csr)
+    async with opened(tokens_of(deciding.issuers)), main.connected(settings) as (bus, database):
+        await Completeness(bus, database).require()
+        deciding.generations = await read_generations(database)
+        found = decide_operator(csr, arguments.issuer or deciding.families[0], deciding)
+        ledger = Ledger(database, lease_s=settings.lease_s)
+        cycle = Cycle(ledger, EventPublisher(bus, main.CLOCK, settings.instance), deciding.issuers)
+        certificate = await issue_internally(found, Repeats(ledger), cycle)
+    pem = x509.load_der_x509_certificate(certificate).public_bytes(Encoding.PEM)
+    arguments.out.write_bytes(pem)
+    sys.stdout.write(f"{arguments.out}: certificate of operator {found.intent.service}\n")
+
+
+def read_request(path: Path) -> bytes:
+    """Return the DER of a PKCS#10 request in PEM or DER.
+
+    Raises:
+        ConfigurationError: unreadable, or not one.
+    """
+    try:
+        octets = path.read_bytes()
+        if octets.lstrip().startswith(b"-----BEGIN"):
+            return x509.load_pem_x509_csr(octets).public_bytes(Encoding.DER)
+    except (OSError, ValueError) as exc:
+        raise ConfigurationError(f"cannot read a request from {path}") from exc
+    return octets

@@ -1,0 +1,123 @@
+"""``ca-signer reconcile``: complete a restored ledger from an export of the audit log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ca_signer.issuers.issuer import KnownIssuer, read_certificates
+from ca_signer.publishing.publisher import EventPublisher
+from ca_signer.recovery.audit_log import Outcomes, check_issued, read_export
+from ca_signer.recovery.event_stream import announced
+from ca_signer.recovery.ledger_check import Completeness
+from ca_signer.recovery.restore import Restored, Restorer
+from ca_signer.signing.issuers import SigningAuthority
+from estcore.errors import ConfigurationError, ESTSuiteError
+from estcore.ids import is_token
+from estcore.pki.certificate import IssuerCertificate
+from estcore.runtime.bus import Bus
+from estcore.runtime.database import Database
+from estcore.tlog.checkpoint import VerifierKey
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What is believed: an export and its key; ``events`` of the bus for what it does not have.
+
+    ``others`` are issuers that are not configured here, as ``ID=FILE``.
+    """
+
+    export: Path
+    vkey: str
+    others: Sequence[str] = ()
+    events: bool = False
+
+
+async def reconcile(
+    bus: Bus,
+    database: Database,
+    authority: SigningAuthority,
+    publisher: EventPublisher,
+    sources: Sources,
+) -> None:
+    """Verify the export, check every certificate in it, put back what the ledger lacks.
+
+    Nothing is written before everything was checked.
+
+    Raises:
+        ConfigurationError: the export cannot be read, does not verify, or is not complete.
+        RequestRejected: a record or certificate is not right.
+        Unavailable: bus or database is away; repeat it.
+    """
+    try:
+        found = _read(authority, sources)
+        if sources.events:
+            more = await announced(bus, found.issued.keys())
+            found.issued |= {one.intent.issuance_id: one for one in more}
+            for one in more:
+                found.given_up.pop(one.intent.issuance_id, None)
+        issuers = {**authority.issuers, **dict(_other(text) for text in sources.others)}
+        for issued in found.issued.values():
+            check_issued(issued, issuers)
+        done = await Restorer(bus, database).restore(found)
+    except ESTSuiteError as exc:
+        details = {"reason": exc.code, "export": sources.export.name}
+        await publisher.service_event("ledger.reconcile_refused", details)
+        raise
+    counts = {
+        "issued": str(done.issued),
+        "given_up": str(done.given_up),
+        "revocations": str(done.revocations),
+        "rollovers": str(done.rollovers),
+        "forgotten_commands": str(len(done.forgotten)),
+        "events": "believed" if sources.events else "not asked",
+    }
+    await publisher.service_event("ledger.reconciled", {**counts, "export": sources.export.name})
+    _tell(done)
+    missing = await Completeness(bus, database).missing()
+    if missing:
+        raise ConfigurationError(
+            f"the bus knows {len(missing)} certificates or revocations that the export does not: "
+            "wait until audit has caught up, and export again; if audit lost them too: --events",
+            code="ledger.behind",
+        )
+    sys.stdout.write("the ledger is complete; signers go on\n")
+
+
+def _read(authority: SigningAuthority, sources: Sources) -> Outcomes:
+    key = VerifierKey.parse(_text(sources.vkey))
+    try:
+        with sources.export.open("rb") as lines:
+            return read_export(lines, key, authority.profiles, authority.clock.now())
+    except OSError as exc:
+        raise ConfigurationError(f"cannot read {sources.export}: {exc.strerror}") from exc
+
+
+def _other(text: str) -> tuple[str, KnownIssuer]:
+    issuer_id, found, file = text.partition("=")
+    if not found or not is_token(issuer_id):
+        raise ConfigurationError(f"--issuer {text}: ID=FILE is meant")
+    certificate = read_certificates(Path(file))[0]
+    return issuer_id, KnownIssuer(IssuerCertificate(issuer_id, certificate), [certificate])
+
+
+def _text(vkey: str) -> str:
+    path = Path(vkey)
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else vkey
+
+
+def _tell(done: Restored) -> None:
+    sys.stdout.write(
+        f"put back: {done.issued} certificates, {done.given_up} serial numbers never delivered, "
+        f"{done.revocations} revocations, {done.rollovers} rollovers\n"
+    )
+    if done.elsewhere:
+        sys.stdout.write("asked of another CA, with an outcome nobody knows; look there:\n")
+    for line in done.elsewhere:
+        sys.stdout.write(f"  issuance {line}\n")
+    if done.forgotten:
+        sys.stdout.write("commands that the ledger has forgotten; give again what is needed:\n")
+    for line in done.forgotten:
+        sys.stdout.write(f"  {line}\n")

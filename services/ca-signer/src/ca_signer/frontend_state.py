@@ -1,0 +1,127 @@
+"""Tells front ends what they need without a database, and follows what the ledger says of issuers.
+
+Every signer does: at start, when policy, profiles or generations changed, and every five
+minutes, since the stream may have been lost or restored. Front ends keep the newest word by the
+ledger's clock, so a signer that looks late takes nothing back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+
+from ca_signer import metrics
+from ca_signer.issuers.cacerts import cacerts_of, own_cacerts
+from ca_signer.issuers.generations import Generations, read_generations
+from ca_signer.ledger.enrollment_secrets import SecretStore
+from ca_signer.revocation.publisher import Revocations
+from ca_signer.settings import SERVICE
+from ca_signer.signing.issuers import SigningAuthority
+from estcore.clock import monotonic_s
+from estcore.errors import Unavailable
+from estcore.messages import topics
+from estcore.messages.envelope import encode
+from estcore.messages.state import CACertificates, PolicyState, ProfilesState
+from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.database import Database
+from estcore.runtime.logs import fields
+from estcore.runtime.service import until
+
+log = logging.getLogger(__name__)
+
+_STATE_EVERY_S = 300
+_LOOK_EVERY_S = 1.0
+
+
+class StatePublisher:
+    """Publishes the state of ``PKI_STATE``; any number may run."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        database: Database,
+        authority: SigningAuthority,
+        *,
+        look_every_s: float = _LOOK_EVERY_S,
+    ) -> None:
+        self._bus = bus
+        self._database = database
+        self._authority = authority
+        self._look_every_s = min(look_every_s, _LOOK_EVERY_S)
+        self._due = asyncio.Event()
+
+    def changed(self) -> None:
+        """Say that policy or profiles are others."""
+        self._due.set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Follow the ledger and publish until ``stop``."""
+        published_at = monotonic_s()
+        while not await until(stop, self._look_every_s):
+            late = monotonic_s() - published_at > _STATE_EVERY_S
+            try:
+                if await self.follow() or self._due.is_set() or late:
+                    self._due.clear()
+                    await self.publish()
+                    published_at = monotonic_s()
+            except Unavailable as exc:
+                self._due.set()
+                log.warning("state not published", extra=fields(code=exc.code))
+
+    async def follow(self) -> bool:
+        """Take over what the ledger says of generations; True when it is news.
+
+        Raises:
+            LedgerUnavailable: PostgreSQL is away.
+        """
+        before = self._authority.generations
+        now = self._authority.generations = await read_generations(self._database)
+        for generation in now.known.values():
+            one = metrics.GENERATION.labels(generation.family, generation.issuer_id)
+            one.set(generation.state == "signing")
+        return (before.known, before.watched) != (now.known, now.watched)
+
+    async def publish(self) -> None:
+        """Publish CA certificates, profiles, verifiers, revoked serials, the policy's version.
+
+        Raises:
+            Unavailable: database or bus is away.
+        """
+        await self.follow()
+        authority = self._authority
+        now = authority.generations.as_of or authority.clock.now()
+        policy = PolicyState(version=authority.policy.version, updated_at=now)
+        profiles = ProfilesState(
+            version=authority.profiles.version,
+            updated_at=now,
+            profiles=tuple(authority.profiles.profiles.values()),
+        )
+        await self._bus.publish_confirmed(
+            [
+                *(
+                    Outgoing(topics.cacerts_topic(m.issuer_id), encode(m))
+                    for m in _cacerts(authority, authority.generations, now)
+                ),
+                Outgoing(topics.POLICY_TOPIC, encode(policy)),
+                Outgoing(topics.PROFILES_TOPIC, encode(profiles)),
+            ]
+        )
+        await SecretStore(self._database, self._bus, authority.clock).publish()
+        revocations = Revocations(self._database, self._bus, SERVICE)
+        for issuer_id in authority.issuers:
+            await revocations.publish(issuer_id)
+
+
+def _cacerts(
+    authority: SigningAuthority, generations: Generations, now: dt.datetime
+) -> list[CACertificates]:
+    found = [
+        cacerts_of(family, authority.issuers, generations, now) for family in authority.families
+    ]
+    others = [
+        own_cacerts(issuer, now)
+        for issuer in authority.issuers.values()
+        if issuer.family != issuer.issuer_id
+    ]
+    return [*(message for message in found if message is not None), *others]

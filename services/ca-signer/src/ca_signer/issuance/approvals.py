@@ -1,0 +1,193 @@
+"""Requests that an operator must approve: the ticket, its life and its use.
+
+    waiting ──approve──► approved ──intent recorded──► used
+       │                    ▲                            │ the intent is given up, or its
+       └──reject──► rejected└────────────────────────────┘ generated key got lost
+
+One row an enrollment, so a repetition finds it whatever its request id, TLS session or front
+end; who repeats somebody else's request is another enrollment. A ticket that is over makes room
+for a new request. Using an approval is one transaction with recording the intent.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+
+import asyncpg
+
+from ca_signer.model import Context, Intent
+from ca_signer.publishing.outbox import Part
+from ca_signer.publishing.publisher import EventPublisher
+from estcore import ids
+from estcore.errors import Conflict, NotAuthorized
+from estcore.messages.audit import Actor, AuditRecord, Producer, Target
+from estcore.messages.envelope import decode, encode
+from estcore.runtime.database import Connection, Database
+
+_LONGEST_WAIT_S = 3600
+_SHARE_OF_AGE = 8
+_LIMIT = 200
+
+_ASK = """insert into approval (enrollment_id, approval_id, state, request_id, issuer_id, tenant,
+  service, profile, subject, san, spki_sha256, context, expires_at)
+values ($1, $2, 'waiting', $3, $4, $5, $6, $7, $8, $9, $10, $11, now() + $12::interval)
+on conflict (enrollment_id) do update set approval_id = excluded.approval_id, state = 'waiting',
+  request_id = excluded.request_id, profile = excluded.profile, context = excluded.context,
+  requested_at = now(), expires_at = excluded.expires_at, decided_at = null, decided_by = null,
+  reason = null, issuance_id = null, announced_at = null
+where approval.state = 'used' or approval.expires_at <= now()"""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Nobody has decided yet: the client asks again after so many seconds."""
+
+    retry_after_s: int
+
+
+@dataclass(frozen=True)
+class Tickets:
+    """How long tickets live and how many an owner may have."""
+
+    lifetime: dt.timedelta = dt.timedelta(days=7)
+    retry_after_s: int = 10
+    max_waiting: int = 100
+
+    async def admit(self, connection: Connection, intent: Intent) -> Waiting | None:
+        """Return None where the enrollment may be recorded now, its approval used up.
+
+        Raises:
+            NotAuthorized: an operator rejected it.
+            Conflict: the owner has too many requests waiting.
+        """
+        row = await connection.fetchrow(
+            "select state, reason, expires_at > now() as live, "
+            "extract(epoch from now() - requested_at)::float8 as age_s "
+            "from approval where enrollment_id = $1 for update",
+            intent.enrollment_id,
+        )
+        if row is not None and row["state"] == "used" and await _recorded(connection, intent):
+            return None  # another signer was faster; recording will tell
+        if row is None or row["state"] == "used" or not row["live"]:
+            return await self._ask(connection, intent)
+        if row["state"] == "rejected":
+            why = f": {row['reason']}" if row["reason"] else ""
+            raise NotAuthorized(f"an operator rejected it{why}", code="approval.rejected")
+        if row["state"] == "waiting":
+            return Waiting(self._pause(row["age_s"]))
+        await connection.execute(
+            "update approval set state = 'used', issuance_id = $2 where enrollment_id = $1",
+            intent.enrollment_id,
+            intent.issuance_id,
+        )
+        return None
+
+    async def _ask(self, connection: Connection, intent: Intent) -> Waiting:
+        context = intent.context
+        waiting = await connection.fetchval(
+            "select count(*) from approval where tenant = $1 and service = $2 "
+            "and state = 'waiting' and expires_at > now()",
+            intent.tenant,
+            intent.service,
+        )
+        if waiting >= self.max_waiting:
+            raise Conflict(
+                f"{intent.tenant}/{intent.service} has {waiting} requests waiting already",
+                code="approval.too_many",
+            )
+        generated = context.operation == "serverkeygen"
+        approval_id = ids.uuid7()
+        # Changes nothing where another signer recorded the same request a moment ago.
+        await connection.execute(
+            _ASK,
+            intent.enrollment_id,
+            approval_id,
+            intent.request_id,
+            intent.issuer_id,
+            intent.tenant,
+            intent.service,
+            intent.profile,
+            intent.subject,
+            "\n".join(intent.san),
+            None if generated else intent.spki_sha256,
+            encode(context).decode(),
+            self.lifetime,
+        )
+        return Waiting(self.retry_after_s)
+
+    def _pause(self, age_s: float) -> int:
+        """Longer the longer it waits already, an hour at most: people are slow."""
+        return min(_LONGEST_WAIT_S, max(self.retry_after_s, int(age_s) // _SHARE_OF_AGE))
+
+
+async def _recorded(connection: Connection, intent: Intent) -> bool:
+    found = await connection.fetchval(
+        "select true from enrollment where enrollment_id = $1", intent.enrollment_id
+    )
+    return bool(found)
+
+
+def approval_records(database: Database, publisher: EventPublisher) -> Part:
+    """Return the part of the outbox that publishes records of requests that wait."""
+
+    async def part() -> bool:
+        async with database.connection() as connection:
+            rows = await connection.fetch(
+                "select * from approval where announced_at is null order by requested_at limit $1",
+                _LIMIT,
+            )
+        if not rows:
+            return False
+        await publisher.records([_record(publisher, row) for row in rows])
+        async with database.connection() as connection:
+            await connection.execute(
+                "update approval set announced_at = now() where approval_id = any($1::uuid[])",
+                [row["approval_id"] for row in rows],
+            )
+        return len(rows) == _LIMIT
+
+    return part
+
+
+def _record(publisher: EventPublisher, row: asyncpg.Record) -> AuditRecord:
+    context = decode(Context, row["context"].encode())
+    return AuditRecord(
+        record_id=ids.record_id("approval", str(row["approval_id"])),
+        producer=Producer.model_validate(publisher.audit_records.producer),
+        occurred_at=row["requested_at"],
+        correlation_id=context.correlation_id,
+        causation_id=str(row["request_id"]),
+        action="approval.waiting",
+        phase="outcome",
+        outcome="success",
+        severity="notice",
+        actor=Actor(
+            type="service",
+            subject=context.principal,
+            auth_method=context.auth_method,
+            certificate_serial=context.presented_serial,
+            rule=context.rule,
+        ),
+        origin=context.origin,
+        target=ticket_target(row, context),
+        details={"approval_id": str(row["approval_id"])},
+    )
+
+
+def ticket_target(row: asyncpg.Record, context: Context) -> Target:
+    """Return how a record names what a ticket is about."""
+    spki = row["spki_sha256"]
+    return Target(
+        tenant=row["tenant"],
+        service=row["service"],
+        request_id=str(row["request_id"]),
+        label=context.label,
+        profile=row["profile"],
+        issuer_id=row["issuer_id"],
+        subject=row["subject"],
+        san=tuple(filter(None, row["san"].split("\n"))),
+        csr_sha256=context.csr_sha256,
+        spki_sha256=spki.hex() if spki else None,
+        key_algorithm=context.key_algorithm,
+    )

@@ -1,0 +1,207 @@
+"""Steps 1 to 4 of the issuance cycle: find, decide, build, lint. No database, no bus.
+
+The front end is believed only about who was authenticated on which label. Everything else is
+computed again here from the CSR, our own policy and the ledger's facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ca_signer.issuance.decision_context import Authority, Candidate, live_certificate, parsed
+from ca_signer.issuance.registration_authority import check_registrar, only_head
+from ca_signer.issuance.tbs import candidate
+from ca_signer.model import Intent, KnownCertificate
+from estcore.errors import (
+    NotAuthorized,
+    ProfileViolation,
+)
+from estcore.messages.enrollment import EnrollmentRequested
+from estcore.pki.csr import CertificationRequest, parse_csr
+from estcore.pki.profile import Profile
+from estcore.policy.decide import (
+    Grant,
+    check_names,
+    check_profile,
+    check_same_identity,
+    find_rule,
+    grant,
+    inherited_rule,
+)
+from estcore.policy.document import Rule
+from estcore.policy.granting import granted_request
+from estcore.policy.labels import Label
+
+_TOPIC_TOKENS = 5
+
+
+def check_route(topic: str, message: EnrollmentRequested, authority: Authority) -> Label:
+    """Check that topic, group, label, issuer and priority fit together.
+
+    Raises:
+        NotAuthorized: the front end asks outside its group, or routed it wrongly.
+    """
+    tokens = topic.split(".")
+    claimed = [message.group, message.issuer, str(message.priority)]
+    if len(tokens) != _TOPIC_TOKENS or tokens[2:] != claimed:
+        raise NotAuthorized("topic and request do not agree", code="frontend.route")
+    group = authority.groups.get(message.group)
+    if group is None or message.label not in group.labels:
+        raise NotAuthorized(
+            f"group {message.group} may not use label {message.label}", code="frontend.label"
+        )
+    label = authority.policy.labels.get(message.label)
+    if label is None or message.issuer not in label.issuers:
+        raise NotAuthorized("the label has another issuer", code="frontend.issuer")
+    principal = message.principal
+    accepted = label.accepts(principal.method, with_certificate=principal.certificate is not None)
+    if message.operation == "simplereenroll" and principal.method == "certificate":
+        # Renewal is by the certificate; what a label wants besides, the front end has checked.
+        accepted = label.offers("certificate")
+    if not accepted:
+        raise NotAuthorized(
+            f"label {message.label} does not accept {principal.method}",
+            code="frontend.authentication",
+        )
+    if message.operation not in label.operations:
+        raise NotAuthorized(
+            f"label {message.label} does not offer {message.operation}",
+            code="frontend.operation",
+        )
+    if label.linking == "require" and message.linked is None:
+        raise NotAuthorized(
+            f"label {message.label} needs the request bound to TLS", code="linking.required"
+        )
+    return label
+
+
+def decide(
+    message: EnrollmentRequested,
+    topic: str,
+    authority: Authority,
+    known: KnownCertificate | None,
+    heads: Sequence[KnownCertificate] | None = None,
+) -> Candidate:
+    """Steps 1 to 4: return the candidate with its TBS built and linted.
+
+    ``known`` are the ledger's facts of the presented certificate; ``heads`` the newest live
+    certificates of the subject where a registrar renews for it (``renewed_slots``).
+
+    Raises:
+        RequestRejected: the client's fault, with code and reason.
+        IssuerUnavailable: the issuer's certificate is over or not yet valid.
+        LintFailed: our own builder made something that is not what was decided.
+    """
+    label = check_route(topic, message, authority)
+    request = parse_csr(message.csr)
+    predecessor = None
+    if message.operation == "simplereenroll":
+        predecessor = known if heads is None else only_head(heads)
+        rule, profile_name, owner = _reenrollment(message, request, authority, label, predecessor)
+        priority = label.priority
+    else:
+        given = _enrollment(message, request, authority, known)
+        rule, profile_name, priority = given.rule, given.profile, given.priority
+        owner = (rule.owner.tenant, rule.owner.service)
+    if priority != message.priority:
+        raise NotAuthorized("the request was routed at another priority", code="frontend.priority")
+    if profile_name not in authority.groups[message.group].profiles:
+        raise NotAuthorized(
+            f"group {message.group} may not ask for profile {profile_name}", code="frontend.profile"
+        )
+    if predecessor is None and message.issuer != label.issuer_for(
+        profile_name, request.key_algorithm
+    ):
+        raise NotAuthorized("the label has another issuer for this", code="frontend.issuer")
+    profile = authority.profiles.get(profile_name)
+    granted = request if predecessor else granted_request(request, profile, *owner)
+    check_profile(granted, profile)
+    _check_key(request, profile, message, predecessor)
+    issuer = authority.signing(message.issuer)
+    return candidate(
+        message, request, authority, issuer, profile, rule, owner, known, predecessor, granted
+    )
+
+
+def _enrollment(
+    message: EnrollmentRequested,
+    request: CertificationRequest,
+    authority: Authority,
+    known: KnownCertificate | None,
+) -> Grant:
+    principal, policy = message.principal, authority.policy
+    name, subject = principal.name, None
+    if principal.certificate is not None:
+        issuer_id = principal.certificate_issuer
+        if issuer_id not in policy.labels[message.label].truststores:
+            # A certificate of ours counts as the ledger knows it.
+            issuer_id = authority.family(live_certificate(known, authority).issuer_id)
+        if principal.method == "certificate":
+            subject = parsed(principal.certificate).subject
+            name = f"{issuer_id}/"
+    rule = find_rule(
+        policy, method=principal.method, name=name, claims=principal.claims, subject=subject
+    )
+    given = grant(policy, rule, message.label, operation=message.operation, claims=principal.claims)
+    if given.rule.registrar:
+        check_registrar(known)
+    owner = given.rule.owner
+    profile = authority.profiles.get(given.profile)
+    check_names(request, given.rule.names, profile, (owner.tenant, owner.service))
+    return given
+
+
+def _reenrollment(
+    message: EnrollmentRequested,
+    request: CertificationRequest,
+    authority: Authority,
+    label: Label,
+    known: KnownCertificate | None,
+) -> tuple[Rule, str, tuple[str, str]]:
+    # Owner, issuer and profile come from the predecessor's row, never from the label: a label
+    # that disagrees is refused, so no label upgrades a profile.
+    facts = live_certificate(known, authority)
+    family = authority.family(facts.issuer_id)
+    if family != message.issuer or facts.profile not in label.profiles:
+        raise NotAuthorized(
+            f"label {message.label} does not renew profile {facts.profile}", code="reenroll.label"
+        )
+    check_same_identity(request, parsed(facts.certificate))
+    rule = inherited_rule(
+        authority.policy,
+        request,
+        tenant=facts.tenant,
+        service=facts.service,
+        profile=authority.profiles.get(facts.profile),
+        label_name=message.label,
+    )
+    return rule, facts.profile, (facts.tenant, facts.service)
+
+
+def _check_key(
+    request: CertificationRequest,
+    profile: Profile,
+    message: EnrollmentRequested,
+    known: KnownCertificate | None,
+) -> None:
+    same = known is not None and known.spki_sha256 == request.spki_sha256
+    if message.operation == "simplereenroll" and same and profile.same_key == "deny":
+        raise ProfileViolation(
+            f"profile {profile.name} needs a new key at re-enrollment", code="profile.same_key"
+        )
+
+
+def still_allowed(intent: Intent, authority: Authority) -> None:
+    """Decide again before an old intent is signed (§4, stale intents).
+
+    Raises:
+        RequestRejected: issuer, profile or rule of then is no longer there.
+    """
+    issuer = authority.issuers.get(intent.issuer_id)
+    if issuer is None or issuer.certificate.not_after < intent.not_after:
+        raise NotAuthorized("the issuer is no longer active", code="issuer.unknown")
+    if intent.profile not in authority.profiles.profiles:
+        raise NotAuthorized("the profile is gone", code="profile.unknown")
+    rules = authority.policy.rules_of_owner(intent.tenant, intent.service)
+    if not any(intent.profile in r.profiles and intent.context.label in r.labels for r in rules):
+        raise NotAuthorized("the policy no longer allows it", code="policy.no_rule")

@@ -1,0 +1,271 @@
+"""What happens to one delivery that is not the cycle itself: read, decide, answer, end it.
+
+Shared by the batches of issuers whose keys are here and by the desk of issuers that are
+elsewhere (``ca_signer.upstream``).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+from abc import ABC, abstractmethod
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import asyncpg
+
+from ca_signer import metrics
+from ca_signer.issuance.decision import decide
+from ca_signer.issuance.decision_context import Authority, Candidate, presented_fingerprint
+from ca_signer.issuance.idempotency import Repeats
+from ca_signer.issuance.registration_authority import renewed_slots
+from ca_signer.ledger.issuances import Ledger
+from ca_signer.model import Intent, Issued, KnownCertificate
+from ca_signer.publishing.publisher import EventPublisher
+from ca_signer.publishing.replies import issued_answer, rejected_answer
+from estcore.clock import monotonic_s
+from estcore.errors import (
+    InvariantBroken,
+    MalformedRequest,
+    RequestRejected,
+    Unavailable,
+)
+from estcore.ids import record_id
+from estcore.messages import topics
+from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested, ReplyAddress
+from estcore.messages.envelope import decode, encode
+from estcore.messages.events import EnrollmentPending
+from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.consume import Delivery
+from estcore.runtime.logs import fields
+
+log = logging.getLogger(__name__)
+
+P = TypeVar("P", EnrollmentRequested, ReplyAddress)
+
+_KNOWN_LIMIT = 20_000
+_RETRY_S = 1.0
+LEASED_S = 3.0
+_LEASED_RETRY_S = 2
+_REPEATED = RequestRejected(
+    "the enrollment was made before; the stored certificate was returned",
+    code="enrollment.repeated",
+)
+_GIVEN_UP = RequestRejected(
+    "the request cannot be processed; it was kept for an operator", code="request.given_up"
+)
+
+
+@dataclass
+class Item:
+    """A delivery and the request in it."""
+
+    delivery: Delivery
+    message: EnrollmentRequested
+
+
+class Intake(ABC):
+    """Reads, decides and answers; one instance serves all deliveries of a process."""
+
+    def __init__(
+        self,
+        *,
+        bus: Bus,
+        ledger: Ledger,
+        repeats: Repeats,
+        publisher: EventPublisher,
+        authority: Authority,
+        max_attempts: int,
+    ) -> None:
+        self._bus = bus
+        self._ledger = ledger
+        self._repeats = repeats
+        self._publisher = publisher
+        self.authority = authority
+        self._max_attempts = max_attempts
+        self._known: OrderedDict[bytes, KnownCertificate] = OrderedDict()
+        self._minute, self._counted = 0, Counter[str]()
+
+    @abstractmethod
+    async def process(self, deliveries: Sequence[Delivery]) -> None:
+        """End every delivery with exactly one of ack, nak, term."""
+
+    @abstractmethod
+    async def _settle(self, item: Item, candidate: Candidate) -> None:
+        """Find out what a decided request is, and do it."""
+
+    async def _read(self, delivery: Delivery) -> Item | None:
+        try:
+            if delivery.attempt > 1:
+                attempts = await self._ledger.count_attempt(delivery.sequence)
+                if attempts >= self._max_attempts:
+                    await self._dead_letter(delivery, "request.too_many_attempts", "given up")
+                    return None
+            return Item(delivery, decode(EnrollmentRequested, delivery.data))
+        except MalformedRequest as exc:
+            await self._dead_letter(delivery, exc.code, exc.reason)
+        except Unavailable as exc:
+            await self._later([delivery], exc.code)
+        return None
+
+    async def _decide_all(self, items: Sequence[Item]) -> tuple[list[Candidate], dict[str, Item]]:
+        await self._learn([f for i in items if (f := presented_fingerprint(i.message))])
+        candidates = []
+        routed: dict[str, Item] = {}
+        for item in items:
+            try:
+                candidates.append(await self._decide(item))
+            except RequestRejected as exc:
+                await self._refuse(item, exc)
+            except Unavailable as exc:
+                await self._later([item.delivery], exc.code)
+            else:
+                routed[item.message.id] = item
+        return candidates, routed
+
+    def _count(self, group: str) -> None:
+        """Count a request of a group of front ends against its cap per minute.
+
+        Raises:
+            Unavailable: over the cap; the request waits.
+        """
+        minute = int(monotonic_s() // 60)
+        if minute != self._minute:
+            self._minute = minute
+            self._counted.clear()
+        self._counted[group] += 1
+        caps = self.authority.groups.get(group)
+        if caps is not None and self._counted[group] > caps.max_per_minute:
+            raise Unavailable(f"group {group} asks too often", code="frontend.rate")
+
+    async def _decide(self, item: Item) -> Candidate:
+        self._count(item.message.group)
+        fingerprint = presented_fingerprint(item.message)
+        known = self._known.get(fingerprint) if fingerprint else None
+        slots = renewed_slots(item.message, self.authority, known)
+        heads = None if slots is None else await self._ledger.heads(slots)
+        return decide(item.message, item.delivery.topic, self.authority, known, heads)
+
+    async def _learn(self, fingerprints: Sequence[bytes]) -> None:
+        """Fetch ledger facts not yet known. They never change; revocation is checked apart."""
+        missing = list({f for f in fingerprints if f not in self._known})
+        if missing:
+            for found in await self._ledger.known_certificates(missing):
+                self._known[found.fingerprint] = found
+            while len(self._known) > _KNOWN_LIMIT:
+                self._known.popitem(last=False)
+
+    async def _alone(self, item: Item) -> None:
+        try:
+            candidates, _ = await self._decide_all([item])
+            for candidate in candidates:
+                await self._settle(item, candidate)
+        except Unavailable as exc:
+            await self._later([item.delivery], exc.code)
+        except InvariantBroken as exc:
+            log.error("nothing was signed", extra=fields(code=exc.code, reason=exc.reason))
+            await self._dead_letter(item.delivery, exc.code, exc.reason)
+        except Exception as exc:  # Bulkhead: it comes again, is counted, and ends a dead letter.
+            log.error("a request failed", exc_info=exc)
+            code = "ledger.refused" if isinstance(exc, asyncpg.PostgresError) else "internal"
+            await self._later([item.delivery], code)
+
+    async def _answer(self, item: Item, issued: Issued, *, new: bool) -> None:
+        message = item.message
+        if new:
+            metrics.REPEATED.inc()
+            record = self._publisher.audit_records.about_intent(
+                issued.intent,
+                record_id=record_id("repeated", message.id),
+                action="certificate.returned",
+                error=_REPEATED,
+                phase="outcome",
+            )
+            own = {"correlation_id": message.correlation_id, "causation_id": message.id}
+            await self._publisher.mappings([record | own])
+        answer = issued_answer(message.id, issued.certificate)
+        await self._publisher.replies.send(message.group, message.instance, answer)
+        await item.delivery.ack()
+
+    async def _leased(self, item: Item, intent: Intent, *, ours: bool) -> None:
+        if ours or item.delivery.attempt > 1:
+            await item.delivery.nak(LEASED_S)
+            return
+        # Another request for the same enrollment: its client asks again by itself.
+        await self._pending(item, intent, _LEASED_RETRY_S)
+
+    async def _pending(self, item: Item, intent: Intent, retry_after_s: int) -> None:
+        message = item.message
+        until = self.authority.clock.now() + dt.timedelta(seconds=retry_after_s)
+        event = EnrollmentPending(
+            id=f"pending-{message.id}",
+            source="ca-signer",
+            time=self.authority.clock.now(),
+            correlation_id=message.correlation_id,
+            tenant=intent.tenant,
+            service=intent.service,
+            enrollment_id=intent.enrollment_id.hex(),
+            until=until,
+        )
+        topic = topics.certificate_topic("pending", intent.tenant, intent.service)
+        await self._bus.publish_confirmed([Outgoing(topic, encode(event), event.id)])
+        await self._publisher.replies.send(
+            message.group,
+            message.instance,
+            EnrollmentAnswered(
+                request_id=message.id, outcome="pending", retry_after_s=retry_after_s
+            ),
+        )
+        await item.delivery.ack()
+
+    async def _refuse(self, item: Item, error: RequestRejected) -> None:
+        message = item.message
+        refusal = self._publisher.audit_records.refusal(message, error)
+        if await self._repeats.remember_refusal(refusal, error):
+            metrics.REJECTED.labels(error.code).inc()
+            log.info(
+                "request refused",
+                extra=fields(
+                    correlation_id=message.correlation_id, code=error.code, reason=error.reason
+                ),
+            )
+        await self._publisher.refusals([refusal])
+        await self._repeats.refusals_announced([message.id])
+        await self._publisher.replies.send(
+            message.group, message.instance, rejected_answer(message.id, error)
+        )
+        await item.delivery.ack()
+
+    async def _later(self, deliveries: Sequence[Delivery], code: str) -> None:
+        metrics.DELAYED.labels(code).inc(len(deliveries))
+        log.warning("requests put back", extra=fields(code=code, count=len(deliveries)))
+        for delivery in deliveries:
+            await delivery.nak(_RETRY_S)
+
+    async def _dead_letter(self, delivery: Delivery, code: str, reason: str) -> None:
+        """Keep a message for an operator, record that, answer its request, end the delivery."""
+        metrics.DEAD.labels(code).inc()
+        log.error("message given up", extra=fields(code=code, reason=reason, topic=delivery.topic))
+        topic = "dead.ca-signer." + code.replace(".", "-").replace("_", "-")
+        message = _readable(EnrollmentRequested, delivery)
+        try:
+            message_id = f"dead-{delivery.sequence}"
+            await self._bus.publish_confirmed([Outgoing(topic, delivery.data, message_id)])
+            await self._publisher.dead_letter(delivery, code, reason, message)
+        except Unavailable as exc:
+            await self._later([delivery], exc.code)
+            return
+        asked = message or _readable(ReplyAddress, delivery)
+        if asked is not None:
+            answer = rejected_answer(asked.id, _GIVEN_UP)
+            await self._publisher.replies.send(asked.group, asked.instance, answer)
+        await delivery.term()
+
+
+def _readable(model: type[P], delivery: Delivery) -> P | None:
+    try:
+        return decode(model, delivery.data)
+    except MalformedRequest:
+        return None

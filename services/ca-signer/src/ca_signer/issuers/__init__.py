@@ -1,0 +1,1 @@
+"""Issuers, their generations and the rollover between them, without a key."""

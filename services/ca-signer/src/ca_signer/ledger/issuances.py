@@ -1,0 +1,396 @@
+"""The ledger in PostgreSQL: every statement of the issuance cycle.
+
+A batch of fresh enrollments is one statement to record the intents (step 5) and one to store
+the certificates (step 9); each commits by itself. Whatever is not fresh goes through
+``ca_signer.issuance.idempotency``, one transaction each, with the enrollment row locked.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import asyncpg
+
+from ca_signer.ledger import certificate_index, revocations
+from ca_signer.model import Context, Intent, Issued, KnownCertificate
+from estcore.errors import SerialNumberReused
+from estcore.messages.envelope import decode, encode
+from estcore.runtime.database import Connection, Database
+
+SERIAL_OCTETS = 18
+
+INTENT_COLUMNS = """issuance_id, enrollment_id, request_id, issuer_id, serial_number, fence, tbs,
+ tenant, service, profile, slot_id, subject, san, spki_sha256, not_before, not_after,
+ predecessor_sha256, sign_before, context"""
+
+_INPUT = """input as (
+  select * from unnest($1::uuid[], $2::bytea[], $3::uuid[], $4::text[], $5::bytea[], $6::bytea[],
+    $7::text[], $8::text[], $9::text[], $10::uuid[], $11::text[], $12::text[], $13::bytea[],
+    $14::timestamptz[], $15::timestamptz[], $16::bytea[], $17::bytea[], $18::text[],
+    $19::timestamptz[], $20::text[])
+  as t(issuance_id, enrollment_id, request_id, issuer_id, serial_number, tbs,
+    tenant, service, profile, slot_id, subject, san, spki_sha256,
+    not_before, not_after, predecessor_sha256, presented_sha256, secret_id,
+    sign_before, context)
+  order by enrollment_id)"""
+
+# Nothing in this part trusts what was read before it: single use, revocation, key binding
+# and repetition are decided by unique indexes and by rows as they are now.
+CHECKED = f"""with {_INPUT},
+allowed as (
+  select i.*, coalesce(s.one_time, 0) as one_time
+  from input i left join secret s using (secret_id)
+  where not exists (select 1 from request r where r.request_id = i.request_id)
+    and not exists (select 1 from issuance r where r.request_id = i.request_id)
+    and not exists (select 1 from issuance p
+        where p.certificate_sha256 = i.presented_sha256 and p.certificate is not null
+          and p.revoked_at is not null)
+    and not exists (select 1 from issuance c
+        where c.spki_sha256 = i.spki_sha256 and c.revocation_reason = 'keyCompromise')
+    and not exists (select 1 from generation g
+        where g.issuer_id = i.issuer_id and g.state <> 'signing'
+          and i.context::json->>'operation' <> 'ocsp')
+    and (i.secret_id is null or (s.revoked_at is null and s.not_after > now()))),
+bound as (
+  insert into key_binding (spki_sha256, tenant, service)
+  select spki_sha256, tenant, service from allowed
+  on conflict do nothing returning spki_sha256, tenant, service),
+owned as (
+  select a.* from allowed a
+  where exists (select 1 from bound b where (b.spki_sha256, b.tenant, b.service)
+          = (a.spki_sha256, a.tenant, a.service))
+     or exists (select 1 from key_binding k where (k.spki_sha256, k.tenant, k.service)
+          = (a.spki_sha256, a.tenant, a.service))),
+claimed as (
+  insert into claim (kind, id, enrollment_id, state)
+  select 'secret', secret_id, enrollment_id, 'reserved' from owned where one_time = 1
+  on conflict do nothing returning enrollment_id),
+fresh as (
+  insert into enrollment (enrollment_id, issuance_id)
+  select enrollment_id, issuance_id from owned o
+  where one_time = 0 or exists (select 1 from claimed c
+      where c.enrollment_id = o.enrollment_id)
+  on conflict do nothing returning issuance_id)"""
+
+_INTEND = f"""{CHECKED}
+insert into issuance (issuance_id, enrollment_id, request_id, issuer_id, serial_number, state,
+  lease_until, sign_before, tbs, tenant, service, profile, slot_id, subject, san, spki_sha256,
+  not_before, not_after, predecessor_sha256, context)
+select issuance_id, enrollment_id, request_id, issuer_id, serial_number, 'intended',
+  now() + $21::interval, sign_before, tbs, tenant, service, profile, slot_id, subject, san,
+  spki_sha256, not_before, not_after, predecessor_sha256, context
+from owned join fresh using (issuance_id)
+returning issuance_id"""
+
+_STORE = """with input as (
+  select * from unnest($1::uuid[], $2::int[], $3::bytea[], $4::bytea[])
+  as t(issuance_id, fence, certificate, certificate_sha256)),
+stored as (
+  update issuance s set state = 'issued', certificate = i.certificate,
+    certificate_sha256 = i.certificate_sha256, issued_at = now(), tbs = null
+  from input i
+  where s.issuance_id = i.issuance_id and s.state = 'intended' and s.fence = i.fence
+  returning s.issuance_id, s.certificate, s.issued_at, s.enrollment_id),
+consumed as (
+  update claim set state = 'consumed' from stored
+  where claim.enrollment_id = stored.enrollment_id and claim.state = 'reserved')
+select issuance_id, certificate, issued_at from stored"""
+
+_TAKE_OVER = f"""update issuance set fence = fence + 1, lease_until = now() + $1::interval
+where issuance_id in (
+  select issuance_id from issuance where state = 'intended' and lease_until < now()
+  order by lease_until limit $2 for update skip locked)
+returning {INTENT_COLUMNS}, case
+  when sign_before < now() or issuance.context::json->>'operation' in ('serverkeygen', 'ocsp')
+    then 'intent.stale'
+  when exists (select 1 from issuance p
+      where p.certificate_sha256 = decode(issuance.context::json->>'presented_sha256', 'hex')
+        and p.certificate is not null and p.revoked_at is not null)
+    then 'auth.certificate_revoked'
+  when exists (select 1 from issuance c where c.spki_sha256 = issuance.spki_sha256
+      and c.revocation_reason = 'keyCompromise')
+    then 'key.compromised'
+  when issuance.context::json->>'auth_method' = 'secret' and not exists (select 1 from secret s
+      where 'secret:' || s.secret_id = issuance.context::json->>'principal'
+        and s.revoked_at is null and s.not_after > now())
+    then 'secret.invalid' end as objection"""
+
+_UNANNOUNCED = f"""select {INTENT_COLUMNS}, certificate, issued_at from issuance
+where state = 'issued' and announced_at is null and issued_at < now() - $1::interval
+order by issued_at limit $2"""
+
+_IN_WINDOW = f"""select {INTENT_COLUMNS}, certificate, issued_at from issuance
+where state = 'issued' and issued_at >= $1 and issued_at < $2 order by issued_at"""
+
+_FACTS = """issuance_id, certificate_sha256, issuer_id, serial_number, tenant, service,
+  profile, slot_id, spki_sha256, not_after, certificate, context::json->>'team' as team,
+  context::json->>'cluster' as cluster"""
+
+_KNOWN = f"""select {_FACTS}
+from issuance where certificate_sha256 = any($1::bytea[]) and certificate is not null"""
+
+_HEADS = f"""select {_FACTS} from issuance i
+where slot_id = any($1::uuid[]) and state = 'issued' and revoked_at is null and not_after > now()
+  and not exists (select 1 from issuance s where s.slot_id = i.slot_id
+    and s.predecessor_sha256 = i.certificate_sha256 and s.state = 'issued'
+    and s.revoked_at is null)
+limit 2"""
+
+
+@dataclass(frozen=True)
+class TakenOver:
+    """An intent whose lease had run out and that is now ours.
+
+    ``objection`` is the code of what in the ledger forbids it by now: it is too old, or the
+    certificate or secret that asked for it has ended.
+    """
+
+    intent: Intent
+    objection: str | None
+
+
+class Ledger:
+    """The statements, on one database."""
+
+    def __init__(self, database: Database, *, lease_s: int) -> None:
+        self.database = database
+        self.lease = dt.timedelta(seconds=lease_s)
+
+    async def intend(self, intents: Sequence[Intent]) -> set[str]:
+        """Step 5 for fresh enrollments: record all that are; return the ids of those recorded.
+
+        Raises:
+            SerialNumberReused: a serial number exists already.
+            LedgerUnavailable: PostgreSQL is away; nothing or everything was recorded.
+        """
+        async with self.database.connection() as connection:
+            return await insert_intents(connection, intents, self.lease)
+
+    async def store(self, signed: Sequence[tuple[Intent, bytes, bytes]]) -> list[Issued]:
+        """Step 9: store certificates whose fence is still ours; the others are not returned.
+
+        ``signed`` holds (intent, certificate, its SHA-256).
+        """
+        by_id = {intent.issuance_id: intent for intent, _, _ in signed}
+        async with self.database.connection() as connection:
+            rows = await connection.fetch(
+                _STORE,
+                [intent.issuance_id for intent, _, _ in signed],
+                [intent.fence for intent, _, _ in signed],
+                [certificate for _, certificate, _ in signed],
+                [sha256 for _, _, sha256 in signed],
+            )
+        return [
+            Issued(by_id[str(row["issuance_id"])], row["certificate"], row["issued_at"])
+            for row in rows
+        ]
+
+    async def known_certificates(self, fingerprints: Sequence[bytes]) -> list[KnownCertificate]:
+        """Return the ledger's facts of certificates by SHA-256; unknown ones are left out."""
+        async with self.database.connection() as connection:
+            rows = await connection.fetch(_KNOWN, list(fingerprints))
+        return [_facts(row) for row in rows]
+
+    async def heads(self, slots: Sequence[str]) -> list[KnownCertificate]:
+        """Return live certificates of the slots that nothing has succeeded yet; two at most."""
+        async with self.database.connection() as connection:
+            rows = await connection.fetch(_HEADS, list(slots))
+        return [_facts(row) for row in rows]
+
+    async def take_over(self, limit: int) -> list[TakenOver]:
+        """Take intents whose lease has run out, each under a new fence."""
+        async with self.database.connection() as connection:
+            rows = await connection.fetch(_TAKE_OVER, self.lease, limit)
+        return [TakenOver(intent_of(row), row["objection"]) for row in rows]
+
+    async def abandon(self, intent: Intent) -> bool:
+        """Give an intent up for good, release its claims; its serial is never used again."""
+
+        async def work(connection: Connection) -> bool:
+            done = await connection.fetchval(
+                "update issuance set state = 'abandoned', tbs = null, announced_at = now() "
+                "where issuance_id = $1 and state = 'intended' and fence = $2 returning true",
+                intent.issuance_id,
+                intent.fence,
+            )
+            if done:
+                await connection.execute(
+                    "delete from claim where enrollment_id = $1 and state = 'reserved'",
+                    intent.enrollment_id,
+                )
+                await give_back(connection, intent.issuance_id)
+            return bool(done)
+
+        return await self.database.run(work)
+
+    async def revoke(self, issuance_id: str, reason: str) -> bool:
+        """Revoke a certificate; False when it was revoked before or is none."""
+
+        async def work(connection: Connection) -> bool:
+            live = await connection.fetchval(
+                "select true from issuance where issuance_id = $1 and state = 'issued' "
+                "and revoked_at is null for update",
+                issuance_id,
+            )
+            if live:
+                await revocations.set_revocation(connection, issuance_id, reason, None)
+            await give_back(connection, issuance_id)
+            return bool(live)
+
+        return await self.database.run(work)
+
+    async def release(self, intents: Sequence[Intent]) -> None:
+        """End our leases at once, so that a retry need not wait for them."""
+        async with self.database.connection() as connection:
+            await connection.execute(
+                "update issuance s set lease_until = now() from unnest($1::uuid[], $2::int[]) "
+                "as i(id, fence) where s.issuance_id = i.id and s.fence = i.fence "
+                "and s.state = 'intended'",
+                [i.issuance_id for i in intents],
+                [i.fence for i in intents],
+            )
+
+    async def extend(self, held: Mapping[str, int]) -> None:
+        """Lengthen leases that are still ours: fences by issuance id."""
+        async with self.database.connection() as connection:
+            await connection.execute(
+                "update issuance s set lease_until = now() + $3::interval "
+                "from unnest($1::uuid[], $2::int[]) as i(id, fence) "
+                "where s.issuance_id = i.id and s.fence = i.fence and s.state = 'intended'",
+                list(held),
+                list(held.values()),
+                self.lease,
+            )
+
+    async def unannounced(self, *, older_than_s: float, limit: int) -> list[Issued]:
+        """Return certificates whose announcement nobody has confirmed."""
+        async with self.database.connection() as connection:
+            rows = await connection.fetch(_UNANNOUNCED, dt.timedelta(seconds=older_than_s), limit)
+        return [Issued(intent_of(r), r["certificate"], r["issued_at"]) for r in rows]
+
+    async def issued_between(self, start: dt.datetime, end: dt.datetime) -> list[Issued]:
+        """Return every certificate committed in [start, end)."""
+        async with self.database.connection() as connection:
+            rows = await connection.fetch(_IN_WINDOW, start, end)
+        return [Issued(intent_of(r), r["certificate"], r["issued_at"]) for r in rows]
+
+    async def mark_announced(self, issuance_ids: Sequence[str]) -> None:
+        """Record that event and audit outcome have their PubAcks; they can be searched then."""
+        async with self.database.connection() as connection:
+            await certificate_index.enter(connection, list(issuance_ids))
+
+    async def count_attempt(self, sequence: int) -> int:
+        """Count one more delivery of a message, before it is read; returns how many."""
+        async with self.database.connection() as connection:
+            count: int = await connection.fetchval(
+                "insert into attempt (stream_sequence, attempts) values ($1, 1) "
+                "on conflict (stream_sequence) do update set attempts = attempt.attempts + 1 "
+                "returning attempts",
+                sequence,
+            )
+        return count
+
+
+async def give_back(connection: Connection, issuance_id: str) -> None:
+    """Make an operator's approval usable again: what it was used for came to nothing."""
+    await connection.execute(
+        "update approval set state = 'approved', issuance_id = null "
+        "where issuance_id = $1 and state = 'used' and expires_at > now()",
+        issuance_id,
+    )
+
+
+async def insert_intents(
+    connection: Connection, intents: Sequence[Intent], lease: dt.timedelta
+) -> set[str]:
+    """Run step 5 on a connection; returns the ids recorded.
+
+    Raises:
+        SerialNumberReused: the unique index refused a serial number.
+    """
+    columns = list(zip(*(intent_row(intent) for intent in intents), strict=True))
+    try:
+        rows = await connection.fetch(_INTEND, *columns, lease)
+    except asyncpg.UniqueViolationError as exc:
+        if exc.constraint_name == "issuance_serial":
+            raise SerialNumberReused("a serial number was used before") from exc
+        raise
+    return {str(row["issuance_id"]) for row in rows}
+
+
+def _facts(row: asyncpg.Record) -> KnownCertificate:
+    return KnownCertificate(
+        issuance_id=str(row["issuance_id"]),
+        fingerprint=row["certificate_sha256"],
+        issuer_id=row["issuer_id"],
+        serial_number=int.from_bytes(row["serial_number"], "big"),
+        tenant=row["tenant"],
+        service=row["service"],
+        profile=row["profile"],
+        slot_id=str(row["slot_id"]),
+        spki_sha256=row["spki_sha256"],
+        not_after=row["not_after"],
+        certificate=row["certificate"],
+        team=row["team"],
+        cluster=row["cluster"],
+    )
+
+
+def serial_octets(number: int) -> bytes:
+    """Return a serial number as the ledger keeps it: as many octets as ours have, or more."""
+    return number.to_bytes(max((number.bit_length() + 7) // 8, SERIAL_OCTETS), "big")
+
+
+def intent_row(intent: Intent) -> tuple[object, ...]:
+    """Return an intent as the values of ``CHECKED``, in order."""
+    return (
+        intent.issuance_id,
+        intent.enrollment_id,
+        intent.request_id,
+        intent.issuer_id,
+        serial_octets(intent.serial_number),
+        intent.tbs,
+        intent.tenant,
+        intent.service,
+        intent.profile,
+        intent.slot_id,
+        intent.subject,
+        "\n".join(intent.san),
+        intent.spki_sha256,
+        intent.not_before,
+        intent.not_after,
+        intent.predecessor_sha256,
+        intent.presented_sha256,
+        intent.secret_id,
+        intent.sign_before,
+        encode(intent.context).decode(),
+    )
+
+
+def intent_of(row: asyncpg.Record) -> Intent:
+    """Return the intent in a row with INTENT_COLUMNS."""
+    return Intent(
+        issuance_id=str(row["issuance_id"]),
+        enrollment_id=row["enrollment_id"],
+        request_id=str(row["request_id"]),
+        issuer_id=row["issuer_id"],
+        serial_number=int.from_bytes(row["serial_number"], "big"),
+        tbs=row["tbs"] or b"",
+        tenant=row["tenant"],
+        service=row["service"],
+        profile=row["profile"],
+        slot_id=str(row["slot_id"]),
+        subject=row["subject"],
+        san=tuple(filter(None, row["san"].split("\n"))),
+        spki_sha256=row["spki_sha256"],
+        not_before=row["not_before"],
+        not_after=row["not_after"],
+        predecessor_sha256=row["predecessor_sha256"],
+        presented_sha256=None,
+        secret_id=None,
+        sign_before=row["sign_before"],
+        context=decode(Context, row["context"].encode()),
+        fence=row["fence"],
+    )

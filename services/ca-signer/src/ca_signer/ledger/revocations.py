@@ -1,0 +1,32 @@
+"""Revocation of one certificate in the ledger: the committed row that everything else follows.
+
+``revocation_seq`` counts the changes of one certificate, so that a change during a publication
+is published as well.
+"""
+
+from __future__ import annotations
+
+from ca_signer.ledger import certificate_index
+from estcore.runtime.database import Connection
+
+HOLD, RELEASED = "certificateHold", "removeFromCRL"
+COMPROMISED = "keyCompromise"
+
+
+async def set_revocation(
+    connection: Connection, issuance_id: str, reason: str | None, by: str | None
+) -> None:
+    """Set why a certificate is revoked, None for not at all; the row is the caller's.
+
+    A certificate that was held keeps the moment since when it has not been good.
+    """
+    await connection.execute(
+        "update issuance set revoked_at = case when $2::text is null then null "
+        "else coalesce(revoked_at, now()) end, revocation_reason = $2, revoked_by = $3, "
+        "revocation_seq = revocation_seq + 1, revocation_changed_at = now(), "
+        "revocation_announced_at = null where issuance_id = $1",
+        issuance_id,
+        reason,
+        by,
+    )
+    await certificate_index.note_revocation(connection, issuance_id, revoked=reason is not None)

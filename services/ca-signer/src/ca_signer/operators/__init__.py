@@ -1,0 +1,1 @@
+"""Signed commands of operators: receive, authorize, execute, answer."""

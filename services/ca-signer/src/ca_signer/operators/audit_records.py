@@ -1,0 +1,116 @@
+"""Audit records of commands, carried out and refused."""
+
+from __future__ import annotations
+
+import datetime as dt
+from hashlib import sha256
+
+from pydantic import JsonValue
+
+from ca_signer.operators.verb import Caller, Effect
+from ca_signer.publishing.publisher import EventPublisher
+from estcore import ids
+from estcore.errors import RequestRejected
+from estcore.messages.audit import Actor, AuditRecord, Producer, Target
+from estcore.messages.commands import Command, SignedCommand
+
+_LONGEST = 300
+
+
+def executed(
+    publisher: EventPublisher, command: Command, caller: Caller, effect: Effect, now: dt.datetime
+) -> AuditRecord:
+    """Return the record of a command that was carried out."""
+    said = _arguments(command)
+    return AuditRecord(
+        record_id=ids.record_id("command", str(command.command_id)),
+        producer=_producer(publisher),
+        occurred_at=now,
+        correlation_id=str(command.command_id),
+        action=f"operator.{command.verb}",
+        phase="outcome",
+        outcome="success",
+        severity="notice",
+        actor=_actor(caller),
+        target=effect.target,
+        details={**said, **effect.details},
+    )
+
+
+def refused(
+    publisher: EventPublisher,
+    command: Command,
+    caller: Caller,
+    error: RequestRejected,
+    now: dt.datetime,
+) -> AuditRecord:
+    """Return the record of a command of a known operator that was refused for good."""
+    return AuditRecord(
+        record_id=ids.record_id("command", str(command.command_id)),
+        producer=_producer(publisher),
+        occurred_at=now,
+        correlation_id=str(command.command_id),
+        action=f"operator.{command.verb}",
+        phase="denied",
+        outcome="failure",
+        reason_code=error.code,
+        reason=error.reason[:500],
+        severity="warning",
+        actor=_actor(caller),
+        details=_arguments(command),
+    )
+
+
+def turned_away(
+    publisher: EventPublisher,
+    data: bytes,
+    signed: SignedCommand | None,
+    error: RequestRejected,
+    now: dt.datetime,
+) -> AuditRecord:
+    """Return the record of a command that never counted as one: nobody stands behind it.
+
+    The same octets refused for the same reason are one record, however often they come.
+    """
+    fingerprint = signed.fingerprint.hex() if signed else None
+    digest = sha256(data).hexdigest()
+    name = ids.record_id("command-refused", digest, error.code, now.date().isoformat())
+    return AuditRecord(
+        record_id=name,
+        producer=_producer(publisher),
+        occurred_at=now,
+        correlation_id=str(signed.command.command_id) if signed else name,
+        action=f"operator.{signed.command.verb}" if signed else "operator.unreadable",
+        phase="denied",
+        outcome="failure",
+        reason_code=error.code,
+        reason=error.reason[:500],
+        severity="warning",
+        actor=Actor(type="human", auth_method="command", certificate_fingerprint=fingerprint),
+        target=Target(issuer_id=None),
+        details={"octets_sha256": digest},
+    )
+
+
+def _producer(publisher: EventPublisher) -> Producer:
+    return Producer.model_validate(publisher.audit_records.producer)
+
+
+def _actor(caller: Caller) -> Actor:
+    return Actor(
+        type="human",
+        subject=caller.principal,
+        auth_method="command",
+        certificate_serial=caller.serial,
+        certificate_fingerprint=caller.fingerprint.hex(),
+        rule=caller.name,
+    )
+
+
+def _arguments(command: Command) -> dict[str, JsonValue]:
+    """Flat, short and never anything else than what was signed."""
+    return {
+        name: value if isinstance(value, bool | int) else str(value)[:_LONGEST]
+        for name, value in command.arguments.items()
+        if value is not None
+    }

@@ -1,0 +1,1 @@
+"""The commands operators may give, by subject."""

@@ -1,0 +1,156 @@
+"""Looking certificates up in the ledger, for operators."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+import asyncpg
+from pydantic import AwareDatetime, Field, JsonValue, model_validator
+
+from ca_signer.ledger.certificate_index import Query, State, search
+from ca_signer.ledger.issuances import serial_octets
+from ca_signer.operators.verb import Caller, Effect, Verb
+from estcore import ids
+from estcore.errors import Conflict
+from estcore.messages.audit import Target
+from estcore.pki.profile import StrictModel, Token
+from estcore.policy.operators import Role
+from estcore.runtime.database import Connection
+
+LOOKING: frozenset[Role] = frozenset({"auditor", "revoker", "approver"})
+COLUMNS = """issuance_id, issuer_id, serial_number, certificate_sha256, tenant, service, profile,
+  subject, san, spki_sha256, not_before, not_after, issued_at, revoked_at, revocation_reason,
+  certificate"""
+Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{2,64}$")]
+
+
+class One(StrictModel):
+    """Names one certificate: by serial number or by fingerprint."""
+
+    serial: Hex | None = None
+    fingerprint: Hex | None = None
+    issuer: Token | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.serial is None) == (self.fingerprint is None):
+            raise ValueError("give serial or fingerprint, exactly one")
+        return self
+
+
+class Listing(StrictModel):
+    """Which certificates to list: all conditions together; newest first unless said below."""
+
+    name: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=300,
+        description="a SAN entry or subject value, exactly, or with one * first or last; by name",
+    )
+    serial: Hex | None = None
+    issuer: Token | None = None
+    profile: Token | None = None
+    tenant: Token | None = None
+    service: Token | None = None
+    team: Token | None = None
+    cluster: Token | None = None
+    state: State | None = None
+    expires_after: AwareDatetime | None = Field(default=None, description="by expiry")
+    expires_before: AwareDatetime | None = Field(default=None, description="by expiry")
+    after: str | None = Field(default=None, max_length=1000, description="next of the page before")
+    limit: int = Field(default=50, ge=1, le=500)
+    with_certificate: bool = Field(default=False, description="the certificates themselves too")
+
+
+async def find(connection: Connection, one: One, *, lock: bool = False) -> asyncpg.Record:
+    """Return the row of a certificate, locked for an update where ``lock``.
+
+    Raises:
+        Conflict: there is none, or several issuers have this serial number.
+    """
+    serial = None if one.serial is None else serial_octets(int(one.serial, 16))
+    fingerprint = None if one.fingerprint is None else _octets(one.fingerprint)
+    rows = await connection.fetch(
+        f"select {COLUMNS} from issuance where state = 'issued' "  # noqa: S608 - our constants
+        "and ($1::bytea is null or serial_number = $1) "
+        "and ($2::bytea is null or certificate_sha256 = $2) "
+        "and ($3::text is null or issuer_id = $3) limit 2" + (" for update" if lock else ""),
+        serial,
+        fingerprint,
+        one.issuer,
+    )
+    if not rows:
+        raise Conflict("the ledger has no such certificate", code="command.unknown")
+    if len(rows) > 1:
+        raise Conflict("several issuers have this serial number", code="command.ambiguous")
+    return rows[0]
+
+
+def _octets(text: str) -> bytes:
+    return bytes.fromhex(text.rjust(len(text) + len(text) % 2, "0"))
+
+
+def facts(row: asyncpg.Record) -> dict[str, JsonValue]:
+    """Return what an operator is told of a certificate."""
+    revoked = row["revoked_at"]
+    return {
+        "issuer": row["issuer_id"],
+        "serial": ids.serial_hex(int.from_bytes(row["serial_number"], "big")),
+        "fingerprint": row["certificate_sha256"].hex(),
+        "subject": row["subject"],
+        "san": list(filter(None, row["san"].split("\n"))),
+        "tenant": row["tenant"],
+        "service": row["service"],
+        "profile": row["profile"],
+        "not_before": row["not_before"].isoformat(),
+        "not_after": row["not_after"].isoformat(),
+        "issued_at": row["issued_at"].isoformat(),
+        "revoked_at": revoked.isoformat() if revoked else None,
+        "reason": row["revocation_reason"],
+    }
+
+
+def target(row: asyncpg.Record) -> Target:
+    """Return how a record names a certificate."""
+    return Target(
+        tenant=row["tenant"],
+        service=row["service"],
+        issuance_id=str(row["issuance_id"]),
+        issuer_id=row["issuer_id"],
+        profile=row["profile"],
+        subject=row["subject"],
+        serial=ids.serial_hex(int.from_bytes(row["serial_number"], "big")),
+        certificate_sha256=row["certificate_sha256"].hex(),
+        not_after=row["not_after"],
+    )
+
+
+async def _show(connection: Connection, one: One, _: Caller) -> Effect:
+    row = await find(connection, one)
+    return Effect({**facts(row), "certificate": row["certificate"].hex()}, target(row))
+
+
+async def _list(connection: Connection, wanted: Listing, _: Caller) -> Effect:
+    query = Query(
+        serial_number=None if wanted.serial is None else serial_octets(int(wanted.serial, 16)),
+        issuer_id=wanted.issuer,
+        **wanted.model_dump(exclude={"serial", "issuer", "with_certificate"}),
+    )
+    try:
+        rows, following = await search(connection, query, COLUMNS)
+    except asyncpg.QueryCanceledError as exc:
+        raise Conflict(
+            "too many certificates to look through; add an owner, a profile or a narrower name",
+            code="command.search_wide",
+        ) from exc
+    found: list[JsonValue] = [
+        {**facts(row), "certificate": row["certificate"].hex()}
+        if wanted.with_certificate
+        else facts(row)
+        for row in rows
+    ]
+    return Effect({"certificates": found, "next": following})
+
+
+SHOW = Verb("certificate-show", LOOKING, One, _show, reads=True)
+LIST = Verb("certificate-list", LOOKING, Listing, _list, reads=True)

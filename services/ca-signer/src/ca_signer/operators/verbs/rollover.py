@@ -1,0 +1,220 @@
+"""Rollovers of issuers by operators of the role ``ca``: plan, publish, sign, retire, roll back."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from pydantic import Field, JsonValue
+
+from ca_signer.issuers import rollover
+from ca_signer.issuers.cacerts import linked
+from ca_signer.operators.verb import Caller, Effect, Verb, Verbs, table
+from ca_signer.signing.issuers import Issuer, SigningAuthority
+from estcore import ids
+from estcore.errors import Conflict
+from estcore.messages.audit import Target
+from estcore.pki.profile import StrictModel, Token
+from estcore.policy.operators import Role
+from estcore.runtime.database import Connection
+
+_ROLLING: frozenset[Role] = frozenset({"ca"})
+_LOOKING: frozenset[Role] = frozenset({"ca", "auditor"})
+_HISTORY = 20
+
+
+class Family(StrictModel):
+    """The issuer that labels name."""
+
+    issuer: Token
+
+
+class Plan(Family):
+    """Which issuer is to sign for it."""
+
+    to: Token
+
+
+class Switch(Family):
+    """How much of the fleet must have fetched the new trust."""
+
+    min_fetched: int = Field(default=100, ge=0, le=100)
+
+
+class Retirement(Family):
+    """How many slots may stay behind with certificates that are not accepted any more."""
+
+    left_behind: int = Field(default=0, ge=0)
+
+
+class Question(Family):
+    """Whose rollovers; ``lacking`` lists who has not fetched the trust, page by page."""
+
+    lacking: bool = False
+    after: UUID | None = None
+    limit: int = Field(default=50, ge=1, le=500)
+
+
+class Rolling:
+    """The verbs, with the issuers this signer has."""
+
+    def __init__(self, authority: SigningAuthority) -> None:
+        self._authority = authority
+
+    def verbs(self) -> Verbs:
+        """Return the verbs about rollovers."""
+        return table(
+            Verb("rollover-plan", _ROLLING, Plan, self._plan),
+            Verb("rollover-publish", _ROLLING, Family, self._publish),
+            Verb("rollover-sign", _ROLLING, Switch, self._sign),
+            Verb("rollover-retire", _ROLLING, Retirement, self._retire),
+            Verb("rollover-rollback", _ROLLING, Family, self._roll_back),
+            Verb("rollover-status", _LOOKING, Question, self._status, reads=True),
+        )
+
+    async def _plan(self, connection: Connection, wanted: Plan, caller: Caller) -> Effect:
+        self._configured(wanted.issuer, wanted.to)
+        row, changed = await rollover.begin(connection, wanted.issuer, wanted.to, caller.name)
+        return _told(row, changed=changed)
+
+    async def _publish(self, connection: Connection, wanted: Family, caller: Caller) -> Effect:
+        row = await rollover.under_way(connection, wanted.issuer)
+        new = self._configured(wanted.issuer, row["to_issuer"])
+        old = self._authority.issuers.get(row["from_issuer"])
+        if old is None or not linked(new, old):
+            raise Conflict(
+                f"the roots of {row['from_issuer']} and {row['to_issuer']} are not linked: "
+                "make OldWithNew and NewWithOld, and set cross_file",
+                code="rollover.cross",
+            )
+        row, changed = await rollover.publish(connection, wanted.issuer, caller.name)
+        return _told(row, changed=changed)
+
+    async def _sign(self, connection: Connection, wanted: Switch, caller: Caller) -> Effect:
+        row, changed = await rollover.sign(
+            connection, wanted.issuer, caller.name, least_percent=wanted.min_fetched
+        )
+        new = self._configured(wanted.issuer, row["to_issuer"])
+        if not new.keystore.ready:
+            raise Conflict(f"the key of {new.issuer_id} is away", code="rollover.key")
+        return _told(row, changed=changed, fleet=row["fleet"], fetched=row["fetched"])
+
+    async def _retire(self, connection: Connection, wanted: Retirement, caller: Caller) -> Effect:
+        row, changed = await rollover.retire(
+            connection, wanted.issuer, caller.name, left_behind=wanted.left_behind
+        )
+        own = await connection.fetchval(
+            "select issuer_id from issuance where certificate_sha256 = $1 "
+            "and certificate is not null",
+            caller.fingerprint,
+        )
+        if changed and own == row["from_issuer"]:
+            # Or the next command, perhaps the one that mends it, would be refused.
+            raise Conflict(
+                f"your own certificate is by {own}: enroll again, then retire it",
+                code="rollover.operator",
+            )
+        return _told(row, changed=changed)
+
+    async def _roll_back(self, connection: Connection, wanted: Family, caller: Caller) -> Effect:
+        row, changed = await rollover.roll_back(connection, wanted.issuer, caller.name)
+        return _told(row, changed=changed)
+
+    def _configured(self, family: str, issuer_id: str) -> Issuer:
+        """Return the issuer a rollover leads to.
+
+        Raises:
+            Conflict: not configured for this family, or its certificate is not of now.
+        """
+        issuer = self._authority.issuers.get(issuer_id)
+        if issuer is None or issuer.family != family:
+            raise Conflict(
+                f"no issuer {issuer_id} is configured as generation_of {family}",
+                code="rollover.issuer",
+            )
+        now, certificate = self._authority.clock.now(), issuer.certificate.certificate
+        if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
+            raise Conflict(f"the certificate of {issuer_id} is not of now", code="rollover.issuer")
+        return issuer
+
+    async def _status(self, connection: Connection, wanted: Question, _: Caller) -> Effect:
+        rows = await connection.fetch(
+            "select * from rollover where family = $1 order by planned_at desc limit $2",
+            wanted.issuer,
+            _HISTORY,
+        )
+        result: dict[str, JsonValue] = {"issuer": wanted.issuer}
+        current = next((r for r in rows if r["state"] in {"published", "signing"}), None)
+        if current is not None:
+            fleet = await rollover.count(connection, current)
+            result |= {"fleet": fleet.slots, "fetched": fleet.fetched}
+        if not wanted.lacking:
+            result["rollovers"] = [_facts(row) for row in rows]
+            result["generations"] = await self._generations(connection, wanted.issuer)
+        elif current is not None:
+            page = await rollover.lacking(
+                connection, current, after=wanted.after, limit=wanted.limit
+            )
+            result["lacking"] = [_slot(row) for row in page]
+            if len(page) == wanted.limit:
+                result["after"] = str(page[-1]["slot_id"])
+        return Effect(result, Target(issuer_id=wanted.issuer))
+
+    async def _generations(self, connection: Connection, family: str) -> list[JsonValue]:
+        rows = await connection.fetch(
+            "select g.issuer_id, g.state, count(i.issuance_id) as live, max(i.not_after) as last "
+            "from generation g left join issuance i on i.issuer_id = g.issuer_id "
+            "and i.state = 'issued' and i.revoked_at is null and i.not_after > now() "
+            "where g.family = $1 group by g.issuer_id, g.state order by g.issuer_id",
+            family,
+        )
+        return [
+            {
+                "issuer": row["issuer_id"],
+                "state": row["state"],
+                "configured": row["issuer_id"] in self._authority.issuers,
+                "live_certificates": row["live"],
+                # Until then its revocation lists, and so its key, are needed.
+                "last_not_after": row["last"].isoformat() if row["last"] else None,
+            }
+            for row in rows
+        ]
+
+
+def _told(row: Any, *, changed: bool, **more: int | None) -> Effect:
+    known = {name: value for name, value in more.items() if value is not None}
+    facts = {"from": row["from_issuer"], "to": row["to_issuer"], "state": row["state"]}
+    return Effect(
+        {**_facts(row), "changed": changed},
+        Target(issuer_id=row["family"]),
+        {**facts, "rollover_id": str(row["rollover_id"]), "changed": changed, **known},
+    )
+
+
+def _facts(row: Any) -> dict[str, JsonValue]:
+    moments = ("planned_at", "published_at", "signing_at", "ended_at")
+    times = {name: row[name].isoformat() if row[name] else None for name in moments}
+    return {
+        "id": str(row["rollover_id"]),
+        "issuer": row["family"],
+        "from": row["from_issuer"],
+        "to": row["to_issuer"],
+        "state": row["state"],
+        **times,
+        "changed_by": row["changed_by"],
+        "fleet_at_switch": row["fleet"],
+        "fetched_at_switch": row["fetched"],
+    }
+
+
+def _slot(row: Any) -> dict[str, JsonValue]:
+    return {
+        "tenant": row["tenant"],
+        "service": row["service"],
+        "profile": row["profile"],
+        "subject": row["subject"],
+        "san": list(filter(None, row["san"].split("\n"))),
+        "issuer": row["issuer_id"],
+        "serial": ids.serial_hex(int.from_bytes(row["serial_number"], "big")),
+        "not_after": row["not_after"].isoformat(),
+    }

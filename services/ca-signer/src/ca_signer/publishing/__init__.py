@@ -1,0 +1,1 @@
+"""Audit records, events and answers that ca-signer sends."""

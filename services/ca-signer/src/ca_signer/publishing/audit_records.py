@@ -1,0 +1,256 @@
+"""Audit records and events of issuance, built from the ledger's row or the request alone (pure).
+
+Record and event ids are derived from the row, so that publishing again after a crash, a lost
+stream or a request of another service repeats the same facts under the same ids.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any
+
+from ca_signer.model import Context, Intent, Issued, Refusal
+from ca_signer.settings import SERVICE
+from estcore import ids
+from estcore.clock import Clock
+from estcore.errors import RequestRejected
+from estcore.messages import topics
+from estcore.messages.audit import Actor, AuditRecord, Origin, Phase, Producer, Target
+from estcore.messages.enrollment import EnrollmentRequested
+from estcore.messages.envelope import encode_mapping, present
+from estcore.messages.events import EnrollmentRejected
+from estcore.runtime.bus import Outgoing
+from estcore.runtime.consume import Delivery
+from estcore.runtime.tracing import trace_id
+
+Record = dict[str, Any]
+"""An AuditRecord as a mapping, absent values left out."""
+
+
+class AuditRecords:
+    """Builds the audit records and events of one signer process."""
+
+    def __init__(self, clock: Clock, instance: str) -> None:
+        self._clock = clock
+        self.source = f"{SERVICE}/{instance}"
+        self.producer = {"service": SERVICE, "instance": instance, "boot_id": ids.uuid7()}
+
+    def intent(self, intent: Intent) -> Record:
+        """Return the record of step 6; one per attempt, so a resumed intent shows both."""
+        record_id = ids.record_id("intent", intent.issuance_id, str(intent.fence))
+        record = self._record(intent, record_id, "intent")
+        if intent.serial_number:
+            record["target"]["tbs_sha256"] = sha256(intent.tbs).hexdigest()
+        return record
+
+    def intent_of_issued(self, issued: Issued) -> Record:
+        """Return the record of step 6 again, from a stored certificate."""
+        record = self.intent(replace(issued.intent, tbs=issued.tbs))
+        return record | {"occurred_at": issued.issued_at}
+
+    def outcome(self, issued: Issued) -> Record:
+        """Return the record of step 10."""
+        intent = issued.intent
+        record = self._record(intent, ids.record_id("issued", intent.issuance_id), "outcome")
+        record["occurred_at"] = issued.issued_at
+        record["target"].update(
+            issued_at=issued.issued_at,
+            certificate_sha256=issued.fingerprint,
+            certificate=base64.b64encode(issued.certificate).decode(),
+        )
+        # ca_signer.recovery.audit_log completes a restored ledger with these.
+        predecessor = intent.predecessor_sha256
+        record["details"] = present(
+            enrollment_id=intent.enrollment_id.hex(),
+            operation=intent.context.operation,
+            predecessor_sha256=predecessor.hex() if predecessor else None,
+        )
+        return record
+
+    def about_intent(
+        self, intent: Intent, *, record_id: str, action: str, error: RequestRejected, phase: Phase
+    ) -> Record:
+        """Return a record about an intent other than its two regular ones."""
+        record = self._record(intent, record_id, phase)
+        outcome = "failure" if phase == "error" else "success"
+        return record | {
+            "action": action,
+            "reason_code": error.code,
+            "reason": error.reason,
+            "outcome": outcome,
+        }
+
+    def refusal(self, message: EnrollmentRequested, error: RequestRejected) -> Refusal:
+        """Return the event and the record of a refused request."""
+        now = self._clock.now()
+        kind = type(error).__name__
+        principal = message.principal
+        record = AuditRecord(
+            record_id=ids.record_id("rejected", message.id),
+            producer=Producer.model_validate(self.producer),
+            occurred_at=now,
+            correlation_id=message.correlation_id,
+            causation_id=message.id,
+            trace_id=trace_id(message.traceparent),
+            action="certificate.issue",
+            phase="denied",
+            outcome="failure",
+            reason_code=error.code,
+            reason=error.reason,
+            severity="notice",
+            actor=Actor(type="service", subject=principal.key, auth_method=principal.method),
+            origin=Origin(peer=message.origin.peer, user_agent=message.origin.user_agent),
+            target=Target(
+                request_id=message.id,
+                label=message.label,
+                issuer_id=message.issuer,
+                csr_sha256=sha256(message.csr).hexdigest(),
+            ),
+        )
+        event = EnrollmentRejected(
+            id=message.id,
+            source=self.source,
+            time=now,
+            correlation_id=message.correlation_id,
+            causation_id=message.id,
+            tenant="unknown",
+            service="unknown",
+            kind=kind,
+            code=error.code,
+            reason=error.reason,
+        )
+        return Refusal(event=event, record=record)
+
+    def dead_letter(
+        self, delivery: Delivery, code: str, reason: str, message: EnrollmentRequested | None
+    ) -> Record:
+        """Return the record of a dead letter; ``message`` is None where it is unreadable."""
+        name = ids.record_id("dead", delivery.topic, str(delivery.sequence))
+        principal = message.principal if message else None
+        return present(
+            record_id=name,
+            schema_version=1,
+            producer=self.producer,
+            occurred_at=self._clock.now(),
+            correlation_id=message.correlation_id if message else name,
+            causation_id=message.id if message else None,
+            action="request.dead_letter",
+            phase="error",
+            outcome="failure",
+            reason_code=code,
+            reason=reason[:500],
+            severity="error",
+            actor=present(type="service", subject=principal.key if principal else None),
+            target=present(request_id=message.id if message else None),
+            details={"topic": delivery.topic, "sequence": delivery.sequence},
+        )
+
+    def service_event(self, action: str, details: dict[str, str]) -> Record:
+        """Return the record of something the service did by itself."""
+        name = ids.uuid7()
+        return present(
+            record_id=name,
+            schema_version=1,
+            producer=self.producer,
+            occurred_at=self._clock.now(),
+            correlation_id=name,
+            action=action,
+            phase="outcome",
+            outcome="failure" if action.endswith("refused") else "success",
+            severity="notice",
+            actor={"type": "system", "subject": SERVICE},
+            details=details,
+        )
+
+    def issued_event(self, issued: Issued, *, again: bool = False) -> Outgoing:
+        """Return the event of step 10; ``again`` for one that JetStream must not drop."""
+        intent, context = issued.intent, issued.intent.context
+        predecessor = intent.predecessor_sha256
+        event = present(
+            id=intent.issuance_id,
+            source=self.source,
+            time=issued.issued_at,
+            correlation_id=context.correlation_id,
+            causation_id=intent.request_id,
+            traceparent=context.traceparent,
+            schema_version=1,
+            tenant=intent.tenant,
+            service=intent.service,
+            slot_id=intent.slot_id,
+            issuer_id=intent.issuer_id,
+            profile=intent.profile,
+            priority=context.priority,
+            label=context.label,
+            subject=intent.subject,
+            san=intent.san,
+            serial=ids.serial_hex(intent.serial_number),
+            not_before=intent.not_before,
+            not_after=intent.not_after,
+            issued_at=issued.issued_at,
+            spki_sha256=intent.spki_sha256.hex(),
+            fingerprint_sha256=issued.fingerprint,
+            certificate=base64.b64encode(issued.certificate).decode(),
+            predecessor_serial=context.predecessor_serial,
+            predecessor_fingerprint=predecessor.hex() if predecessor else None,
+            same_key=context.same_key,
+            mode=context.mode,
+            reaction_time_s=context.reaction_time_s,
+            overlap_s=context.overlap_s,
+            spread=context.spread,
+        )
+        topic = topics.certificate_topic("issued", intent.tenant, intent.service)
+        # JetStream drops a message id it has seen lately; one that was asked for has none.
+        message_id = None if again else f"issued-{intent.issuance_id}"
+        return Outgoing(topic, encode_mapping(event), message_id)
+
+    def _record(self, intent: Intent, record_id: str, phase: Phase) -> Record:
+        context = intent.context
+        return present(
+            record_id=record_id,
+            schema_version=1,
+            producer=self.producer,
+            occurred_at=self._clock.now(),
+            correlation_id=context.correlation_id,
+            causation_id=intent.request_id,
+            trace_id=trace_id(context.traceparent),
+            traceparent=context.traceparent,
+            action="certificate.issue",
+            phase=phase,
+            outcome="unknown" if phase == "intent" else "success",
+            severity="info",
+            actor=present(
+                type="service",
+                subject=context.principal,
+                auth_method=context.auth_method,
+                certificate_serial=context.presented_serial,
+                rule=context.rule,
+            ),
+            origin=context.origin,
+            target=_target(intent, context),
+        )
+
+
+def _target(intent: Intent, context: Context) -> dict[str, Any]:
+    return present(
+        tenant=intent.tenant,
+        service=intent.service,
+        slot_id=intent.slot_id,
+        request_id=intent.request_id,
+        issuance_id=intent.issuance_id,
+        label=context.label,
+        profile=intent.profile,
+        issuer_id=intent.issuer_id,
+        policy_version=context.policy_version,
+        profile_version=context.profile_version,
+        subject=intent.subject,
+        san=intent.san,
+        csr_sha256=context.csr_sha256,
+        spki_sha256=intent.spki_sha256.hex(),
+        key_algorithm=context.key_algorithm,
+        serial=ids.serial_hex(intent.serial_number) if intent.serial_number else None,
+        not_before=intent.not_before,
+        not_after=intent.not_after,
+        predecessor_serial=context.predecessor_serial,
+    )

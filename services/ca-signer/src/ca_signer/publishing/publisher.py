@@ -1,0 +1,148 @@
+"""Step 10 of issuance: publish audit records and events, and await their PubAcks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from ca_signer.model import Intent, Issued, Refusal
+from ca_signer.publishing.audit_records import AuditRecords, Record
+from ca_signer.publishing.replies import Replies
+from ca_signer.settings import SERVICE
+from estcore.clock import Clock
+from estcore.errors import BusUnavailable
+from estcore.messages import topics
+from estcore.messages.audit import AuditRecord
+from estcore.messages.enrollment import EnrollmentRequested
+from estcore.messages.envelope import encode, encode_mapping
+from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.consume import Delivery
+from estcore.runtime.logs import fields
+
+log = logging.getLogger(__name__)
+
+_BATCH = 256
+
+
+class EventPublisher:
+    """Publishes audit records and events of one signer process.
+
+    ``audit_records`` builds what is published, ``replies`` answers front ends. A method that
+    publishes raises BusUnavailable when a PubAck is missing; publishing again is harmless.
+    """
+
+    def __init__(self, bus: Bus, clock: Clock, instance: str) -> None:
+        self._bus = bus
+        self.audit_records = AuditRecords(clock, instance)
+        self.replies = Replies(bus)
+        self._refusal_topic = topics.audit_refusal_topic(SERVICE, instance)
+
+    async def intents(self, intents: Sequence[Intent]) -> None:
+        """Step 6: publish the intents; without the PubAck nothing is signed.
+
+        Raises:
+            BusUnavailable: not confirmed.
+        """
+        await self.mappings([self.audit_records.intent(i) for i in intents])
+
+    async def issued(self, issued: Sequence[Issued]) -> None:
+        """Step 10: publish outcome records and events.
+
+        Raises:
+            BusUnavailable: not confirmed; publishing again is harmless.
+        """
+        await self._bus.publish_confirmed(
+            [
+                *_batches([self.audit_records.outcome(i) for i in issued]),
+                *(self.audit_records.issued_event(i) for i in issued),
+            ]
+        )
+
+    async def republish_records(self, issued: Sequence[Issued]) -> None:
+        """Publish intent and outcome records again, for the audit service."""
+        build = self.audit_records
+        await self.mappings(
+            [r for i in issued for r in (build.intent_of_issued(i), build.outcome(i))]
+        )
+
+    async def republish_events(self, issued: Sequence[Issued]) -> None:
+        """Publish the events again, for renewal."""
+        await self._bus.publish_confirmed(
+            [self.audit_records.issued_event(i, again=True) for i in issued]
+        )
+
+    async def mappings(self, records: Sequence[Record]) -> None:
+        """Publish audit records that are mappings.
+
+        Raises:
+            BusUnavailable: not confirmed.
+        """
+        if records:
+            await self._bus.publish_confirmed(_batches(records))
+
+    async def records(self, records: Sequence[AuditRecord]) -> None:
+        """Publish audit records, for example of what operators did.
+
+        Raises:
+            BusUnavailable: not confirmed.
+        """
+        await self.mappings([r.model_dump(exclude_none=True) for r in records])
+
+    async def denials(self, records: Sequence[AuditRecord]) -> None:
+        """Publish records of refusals that are no enrollments.
+
+        Raises:
+            BusUnavailable: not confirmed.
+        """
+        found = [r.model_dump(exclude_none=True) for r in records]
+        if found:
+            await self._bus.publish_confirmed(_batches(found, self._refusal_topic))
+
+    async def refusals(self, refusals: Sequence[Refusal]) -> None:
+        """Publish event and audit record of refused requests.
+
+        Raises:
+            BusUnavailable: not confirmed.
+        """
+        events = [
+            Outgoing(
+                topics.certificate_topic("rejected", r.event.tenant, r.event.service),
+                encode(r.event),
+                f"rejected-{r.event.id}",
+            )
+            for r in refusals
+        ]
+        records = [r.record.model_dump(exclude_none=True) for r in refusals]
+        # On the stream of refusals: a flood of them cannot fill the one that issuing waits on.
+        batches = _batches(records, self._refusal_topic)
+        await self._bus.publish_confirmed([*batches, *events])
+
+    async def dead_letter(
+        self, delivery: Delivery, code: str, reason: str, message: EnrollmentRequested | None
+    ) -> None:
+        """Publish the audit record of a dead letter; ``message`` is None where unreadable.
+
+        Raises:
+            BusUnavailable: not confirmed.
+        """
+        record = self.audit_records.dead_letter(delivery, code, reason, message)
+        await self._bus.publish_confirmed(_batches([record], self._refusal_topic))
+
+    async def service_event(self, action: str, details: dict[str, str]) -> None:
+        """Record something the service did by itself; without the bus it is only logged."""
+        record = self.audit_records.service_event(action, details)
+        try:
+            await self._bus.publish_confirmed(_batches([record], self._refusal_topic))
+        except BusUnavailable:
+            log.warning("audit record not published", extra=fields(action=action, **details))
+
+
+def _batches(records: Sequence[Record], topic: str | None = None) -> list[Outgoing]:
+    topic = topic or topics.audit_issue_topic(SERVICE)
+    found = []
+    for start in range(0, len(records), _BATCH):
+        part = records[start : start + _BATCH]
+        traced = [t for r in part if (t := r.pop("traceparent", None))]
+        body = encode_mapping({"records": part, "traceparents": traced})
+        found.append(Outgoing(topic, body))
+    return found

@@ -1,0 +1,142 @@
+"""Anti-entropy: what the ledger committed in each closed window, and announcing it again.
+
+A PubAck says the bus has an event, not that renewal or audit applied it, and a stream can lose
+what it acknowledged. So the sum of every closed window is published; consumers compare it with
+their own tables and ask for the windows that differ.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+
+from ca_signer import metrics
+from ca_signer.ledger.issuances import Ledger
+from ca_signer.publishing.publisher import EventPublisher
+from estcore import ids
+from estcore.clock import Clock
+from estcore.errors import MalformedRequest, Unavailable
+from estcore.messages import topics
+from estcore.messages.envelope import decode, encode
+from estcore.messages.events import (
+    ReannounceAnswered,
+    ReannounceRequested,
+    WindowClosed,
+    window_digest,
+)
+from estcore.runtime.bus import Bus, Incoming, Outgoing
+from estcore.runtime.logs import fields
+from estcore.runtime.service import until
+
+log = logging.getLogger(__name__)
+
+_BACK = dt.timedelta(hours=24)
+_LIMIT = 120
+_PIECE = 200
+
+
+class Windows:
+    """Publishes window sums and answers requests to announce again."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        ledger: Ledger,
+        publisher: EventPublisher,
+        clock: Clock,
+        *,
+        window_s: int,
+        settle_s: int,
+    ) -> None:
+        self._bus = bus
+        self._ledger = ledger
+        self._publisher = publisher
+        self._clock = clock
+        self._length = dt.timedelta(seconds=window_s)
+        self._settle = dt.timedelta(seconds=settle_s)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Publish closed windows until ``stop``."""
+        await self._bus.subscribe(topics.REANNOUNCE_TOPIC, self._asked, queue="ca-signer")
+        while not await until(stop, min(self._length.total_seconds() / 4, 10)):
+            try:
+                await self.publish_closed()
+            except Unavailable as exc:
+                log.warning("windows put off", extra=fields(code=exc.code))
+
+    async def publish_closed(self) -> None:
+        """Publish every window that closed and was not published.
+
+        Raises:
+            Unavailable: database or bus is away.
+        """
+        async with self._ledger.database.connection() as connection:
+            rows = await connection.fetch(
+                "with closed as (select date_bin($1, issued_at, 'epoch'::timestamptz) as start, "
+                "issuance_id from issuance where state = 'issued' "
+                "and issued_at >= now() - $2::interval "
+                "and issued_at < date_bin($1, now() - $3::interval, 'epoch'::timestamptz)) "
+                "select start, array_agg(issuance_id::text) as ids from closed "
+                'where not exists (select 1 from "window" w where w.started_at = closed.start '
+                "and w.published_at is not null) group by start order by start limit $4",
+                self._length,
+                _BACK,
+                self._settle,
+                _LIMIT,
+            )
+            for row in rows:
+                digest = window_digest(row["ids"])
+                await self._publish(row["start"], len(row["ids"]), digest)
+                await connection.execute(
+                    'insert into "window" (started_at, count, digest, published_at) '
+                    "values ($1, $2, $3, now()) on conflict (started_at) do update set "
+                    "count = excluded.count, digest = excluded.digest, published_at = now()",
+                    row["start"],
+                    len(row["ids"]),
+                    bytes.fromhex(digest),
+                )
+
+    async def _publish(self, start: dt.datetime, count: int, digest: str) -> None:
+        window = WindowClosed(
+            id=f"window-{start.isoformat()}",
+            source="ca-signer",
+            time=self._clock.now(),
+            correlation_id=ids.uuid7(),
+            start=start,
+            end=start + self._length,
+            count=count,
+            digest=digest,
+        )
+        await self._bus.publish_confirmed([Outgoing(topics.WINDOW_TOPIC, encode(window))])
+
+    async def _asked(self, message: Incoming) -> None:
+        try:
+            asked = decode(ReannounceRequested, message.payload)
+            announced = await self.announce_again(asked)
+            await self._bus.hint(message.reply, encode(ReannounceAnswered(announced=announced)))
+        except (MalformedRequest, Unavailable) as exc:
+            log.warning("windows not announced again", extra=fields(code=exc.code))
+
+    async def announce_again(self, asked: ReannounceRequested) -> int:
+        """Announce every certificate of the windows to whoever asked; returns how many.
+
+        Raises:
+            Unavailable: database or bus is away.
+        """
+        count = 0
+        for start in asked.windows:
+            issued = await self._ledger.issued_between(start, start + self._length)
+            for first in range(0, len(issued), _PIECE):
+                piece = issued[first : first + _PIECE]
+                if asked.requester == "audit":
+                    await self._publisher.republish_records(piece)
+                else:
+                    await self._publisher.republish_events(piece)
+                count += len(piece)
+        metrics.REANNOUNCED.labels(asked.requester).inc(count)
+        log.warning(
+            "windows announced again",
+            extra=fields(requester=asked.requester, windows=len(asked.windows), count=count),
+        )
+        return count

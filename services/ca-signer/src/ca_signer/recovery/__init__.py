@@ -1,0 +1,1 @@
+"""Detect a stale ledger and complete a restored one."""

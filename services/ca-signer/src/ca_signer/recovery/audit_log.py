@@ -1,0 +1,311 @@
+"""What a verified export of the audit log says of certificates (pure): for a restored ledger.
+
+Called by: ca_signer.cli.reconcile, ca_signer.recovery.restore
+1. The log is verified whole: hashes, tree, checkpoints by the given key, all records sealed.
+2. Outcomes of issuing become rows with their certificates; intents without an outcome become
+   rows that were given up, so that their serial numbers are not used again.
+3. Every certificate must be what its record says, signed by an issuer that is configured here.
+4. Revocations, holds and releases of operators are followed in the order of the log, and so are
+   rollovers: which generation signs must not go back.
+
+Older outcome records do not say which enrollment they are of. Their certificates come back as
+well; only the same request made again then leads to a new one.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime as dt
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import Encoding
+from pydantic import TypeAdapter, ValidationError
+
+from ca_signer.issuers.issuer import KnownIssuer
+from ca_signer.ledger.revocations import HOLD
+from ca_signer.model import Context, Intent, Issued
+from ca_signer.recovery.rollover_history import Move
+from ca_signer.signing import signatures
+from estcore.errors import ConfigurationError, MalformedRequest
+from estcore.messages.audit import AuditRecord
+from estcore.pki.keys import spki_der
+from estcore.pki.profile import Priority, ProfileSet
+from estcore.tlog.checkpoint import VerifierKey
+from estcore.tlog.verify import Options, verify
+
+BAD = "reconcile.record"
+_HARMLESS = {"intent.open", "sequence.gap"}
+"""Findings that tell of what is missing, not of a log that was changed."""
+_RESTORED = "restored"
+_MOVE: TypeAdapter[Move] = TypeAdapter(Move)
+_REVOKED = "operator.certificate-revoke"
+_ROLLOVER = "operator.rollover-"
+_CHANGES = {_REVOKED, "operator.certificate-hold", "operator.certificate-unhold"}
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a certificate stands after so many revocations, holds and releases."""
+
+    reason: str | None
+    at: dt.datetime
+    by: str | None
+    count: int
+
+
+@dataclass
+class Outcomes:
+    """What the log knows, by issuance id; ``commands`` are those carried out, oldest first.
+
+    ``elsewhere`` are those that another CA was asked for, and of which nothing more is known.
+    """
+
+    issued: dict[str, Issued] = field(default_factory=dict)
+    given_up: dict[str, Intent] = field(default_factory=dict)
+    elsewhere: set[str] = field(default_factory=set)
+    changes: dict[str, Change] = field(default_factory=dict)
+    commands: list[AuditRecord] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
+
+
+def read_export(
+    lines: Iterable[bytes], key: VerifierKey, profiles: ProfileSet, now: dt.datetime
+) -> Outcomes:
+    """Return what a whole export says, after it was verified.
+
+    Raises:
+        ConfigurationError: the log does not verify, or is not sealed to its end.
+        MalformedRequest: a record of issuing is not one.
+    """
+    found = verify(lines, Options(now=now, key=key))
+    serious = [f for f in found.report.findings if f.code not in _HARMLESS]
+    if serious:
+        raise ConfigurationError(f"the export does not verify: {serious[0]}", code="reconcile.log")
+    if found.report.partial or found.report.sealed < found.report.records:
+        raise ConfigurationError(
+            f"{found.report.records - found.report.sealed} records are under no checkpoint: "
+            "export the whole log again in a minute",
+            code="reconcile.unsealed",
+        )
+    return read_records((leaf["record"] for leaf in found.records), profiles)
+
+
+def read_records(records: Iterable[Mapping[str, Any]], profiles: ProfileSet) -> Outcomes:
+    """Return what records in the order of the log say.
+
+    Raises:
+        MalformedRequest: a record of issuing is not one.
+    """
+    found = Outcomes()
+    for raw in records:
+        action, phase = raw.get("action"), raw.get("phase")
+        if action == "certificate.issue" and phase in {"intent", "outcome"}:
+            _issuing(found, _record(raw), profiles)
+        elif action == "certificate.superseded" and phase == "outcome":
+            _change(found, _record(raw), "superseded")
+        elif action == "certificate.revoked" and phase == "outcome":
+            # By an incident, each of its certificates.
+            record = _record(raw)
+            _change(found, record, str((record.details or {})["reason"]))
+        elif str(action).startswith("operator.") and phase == "outcome":
+            record = _record(raw)
+            if str(action).startswith(_ROLLOVER):
+                _move(found, record)
+                continue
+            found.commands.append(record)
+            if action in _CHANGES and (record.details or {}).get("changed") is True:
+                _change(found, record, _reason(record))
+    found.elsewhere -= found.issued.keys()
+    for issuance_id in found.issued:
+        found.given_up.pop(issuance_id, None)
+    return found
+
+
+def _record(raw: Mapping[str, Any]) -> AuditRecord:
+    try:
+        return AuditRecord.model_validate(raw)
+    except ValidationError as exc:
+        raise MalformedRequest(f"record {raw.get('record_id')} is not one", code=BAD) from exc
+
+
+def _issuing(found: Outcomes, record: AuditRecord, profiles: ProfileSet) -> None:
+    if record.phase == "intent" and record.target.serial is None:
+        # The serial number was for another CA to choose.
+        found.elsewhere.add(str(record.target.issuance_id))
+        return
+    try:
+        intent = _intent(record, profiles)
+        if record.phase == "intent":
+            found.given_up.setdefault(intent.issuance_id, intent)
+        elif record.outcome == "success" and intent.issuance_id not in found.issued:
+            target = record.target
+            assert target.certificate is not None  # noqa: S101 - below, with the other gaps
+            assert target.issued_at is not None  # noqa: S101
+            der = base64.b64decode(target.certificate, validate=True)
+            found.issued[intent.issuance_id] = Issued(intent, der, target.issued_at)
+    except (AssertionError, ValueError, TypeError, KeyError, binascii.Error) as exc:
+        raise MalformedRequest(
+            f"record {record.record_id} does not say all of an issuance", code=BAD
+        ) from exc
+
+
+def _intent(record: AuditRecord, profiles: ProfileSet) -> Intent:
+    target, details = record.target, record.details or {}
+    values = {name: _said(target, name) for name in _NEEDED}
+    predecessor = details.get("predecessor_sha256")
+    enrollment = details.get("enrollment_id")
+    issuance_id = str(values["issuance_id"])
+    return Intent(
+        issuance_id=issuance_id,
+        # One that no request can have, where the record does not say which it was.
+        enrollment_id=bytes.fromhex(str(enrollment))
+        if enrollment
+        else sha256(f"{_RESTORED}/{issuance_id}".encode()).digest(),
+        request_id=str(target.request_id or issuance_id),
+        issuer_id=str(values["issuer_id"]),
+        serial_number=int(str(values["serial"]), 16),
+        tbs=b"",
+        tenant=str(values["tenant"]),
+        service=str(values["service"]),
+        profile=str(values["profile"]),
+        slot_id=str(values["slot_id"]),
+        subject=str(target.subject or ""),
+        san=target.san or (),
+        spki_sha256=bytes.fromhex(str(values["spki_sha256"])),
+        not_before=_said(target, "not_before"),
+        not_after=_said(target, "not_after"),
+        predecessor_sha256=bytes.fromhex(str(predecessor)) if predecessor else None,
+        presented_sha256=None,
+        secret_id=record.actor.subject.removeprefix("secret:")
+        if record.actor.auth_method == "secret" and record.actor.subject
+        else None,
+        sign_before=record.occurred_at,
+        context=_context(record, profiles),
+    )
+
+
+_NEEDED = (
+    "issuance_id", "issuer_id", "serial", "tenant", "service", "profile", "slot_id", "spki_sha256",
+)  # fmt: skip
+
+
+def _said(target: Any, name: str) -> Any:
+    value = getattr(target, name)
+    if value is None:
+        raise KeyError(name)
+    return value
+
+
+def _context(record: AuditRecord, profiles: ProfileSet) -> Context:
+    target, actor = record.target, record.actor
+    profile = profiles.profiles.get(target.profile or "")
+    renewal = profile.renewal if profile else None
+    return Context(
+        correlation_id=record.correlation_id,
+        operation=str((record.details or {}).get("operation", _RESTORED)),
+        group=_RESTORED,
+        instance=_RESTORED,
+        label=target.label or _RESTORED,
+        principal=actor.subject or _RESTORED,
+        auth_method=actor.auth_method or _RESTORED,
+        presented_serial=actor.certificate_serial,
+        rule=actor.rule or _RESTORED,
+        policy_version=target.policy_version or _RESTORED,
+        profile_version=target.profile_version or _RESTORED,
+        priority=profile.priority if profile else Priority.NORMAL,
+        key_algorithm=target.key_algorithm or _RESTORED,
+        csr_sha256=target.csr_sha256 or _RESTORED,
+        predecessor_serial=target.predecessor_serial,
+        mode=renewal.mode if renewal else "poll",
+        reaction_time_s=int(renewal.reaction_time.total_seconds()) if renewal else 0,
+        overlap_s=int(renewal.overlap.total_seconds()) if renewal else 0,
+        spread=renewal.spread if renewal else 0,
+    )
+
+
+def _move(found: Outcomes, record: AuditRecord) -> None:
+    said = record.details or {}
+    if said.get("changed") is not True:
+        return
+    try:
+        move = _MOVE.validate_python(
+            {
+                "rollover_id": said["rollover_id"],
+                "family": record.target.issuer_id,
+                "from_issuer": said["from"],
+                "to_issuer": said["to"],
+                "state": said["state"],
+                "at": record.occurred_at,
+                "by": record.actor.rule,
+                "fleet": said.get("fleet"),
+                "fetched": said.get("fetched"),
+            }
+        )
+    except (KeyError, ValidationError) as exc:
+        raise MalformedRequest(
+            f"record {record.record_id} does not say all of a rollover", code=BAD
+        ) from exc
+    found.moves.append(move)
+
+
+def _reason(record: AuditRecord) -> str | None:
+    if record.action == _REVOKED:
+        return str((record.details or {})["reason"])
+    return HOLD if record.action == "operator.certificate-hold" else None
+
+
+def _change(found: Outcomes, record: AuditRecord, reason: str | None) -> None:
+    issuance_id = record.target.issuance_id
+    if issuance_id is None:
+        return
+    before = found.changes.get(issuance_id)
+    count = before.count + 1 if before else 1
+    by = record.actor.rule or record.actor.subject
+    found.changes[issuance_id] = Change(reason, record.occurred_at, by, count)
+
+
+def check_issued(issued: Issued, issuers: Mapping[str, KnownIssuer]) -> None:
+    """Check that a certificate is what its record says, and that its issuer signed it.
+
+    Raises:
+        MalformedRequest: it is not.
+    """
+    intent = issued.intent
+    issuer = issuers.get(intent.issuer_id)
+    if issuer is None:
+        raise MalformedRequest(
+            f"issuance {intent.issuance_id} is by {intent.issuer_id}, which is not configured here",
+            code="reconcile.issuer",
+        )
+    try:
+        certificate = x509.load_der_x509_certificate(issued.certificate)
+        signatures.verify(
+            issuer.certificate.public_key,
+            certificate.tbs_certificate_bytes,
+            certificate.signature,
+        )
+        said = (intent.serial_number, intent.spki_sha256, intent.not_before, intent.not_after)
+        spki = sha256(spki_der(certificate.public_key())).digest()
+        is_so = (
+            certificate.serial_number,
+            spki,
+            certificate.not_valid_before_utc,
+            certificate.not_valid_after_utc,
+        )
+        same = certificate.public_bytes(Encoding.DER) == issued.certificate and said == is_so
+    except (ValueError, InvalidSignature) as exc:
+        raise MalformedRequest(
+            f"the certificate of issuance {intent.issuance_id} is not by {intent.issuer_id}",
+            code="reconcile.certificate",
+        ) from exc
+    if not same or certificate.issuer != issuer.certificate.subject:
+        raise MalformedRequest(
+            f"the certificate of issuance {intent.issuance_id} is not what its record says",
+            code="reconcile.certificate",
+        )

@@ -1,0 +1,98 @@
+"""Certificates as the bus tells of them: for a ledger whose audit log was lost with it.
+
+Called by: ca_signer.cli.reconcile
+Only where an operator says so (``reconcile --events``). A certificate itself is checked by its
+issuer's signature as ever; whose it is, is believed of the events, which nobody but a signer may
+publish, and which nothing seals. They do not say which request a certificate answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from hashlib import sha256
+
+from ca_signer.model import Context, Intent, Issued
+from ca_signer.recovery.ledger_check import ISSUED
+from estcore.errors import MalformedRequest
+from estcore.messages.envelope import decode
+from estcore.messages.events import CertificateIssued
+from estcore.messages.topics import PKI_EVENTS
+from estcore.runtime.bus import Bus
+
+_ANNOUNCED = "announced"
+
+
+async def announced(bus: Bus, known: Collection[str]) -> list[Issued]:
+    """Return the certificates the bus tells of whose issuance ids are not ``known``, each once.
+
+    Raises:
+        BusUnavailable: no answer in time.
+        MalformedRequest: an event is none; nobody but a signer could have published it.
+    """
+    found: dict[str, Issued] = {}
+    newest = await bus.last_sequence(PKI_EVENTS, ISSUED)
+    start = 1
+    while start <= newest:
+        stored = await bus.stored_from(PKI_EVENTS, ISSUED, start)
+        for one in stored:
+            event = decode(CertificateIssued, one.payload)
+            if event.id not in known and event.id not in found:
+                found[event.id] = _issued(event)
+        start = stored[-1].sequence + 1 if stored else newest + 1
+    return list(found.values())
+
+
+def _issued(event: CertificateIssued) -> Issued:
+    try:
+        intent = Intent(
+            issuance_id=event.id,
+            # One that no request can have: the next one of its holder is a new enrollment.
+            enrollment_id=sha256(f"{_ANNOUNCED}/{event.id}".encode()).digest(),
+            request_id=event.causation_id or event.id,
+            issuer_id=event.issuer_id,
+            serial_number=int(event.serial, 16),
+            tbs=b"",
+            tenant=event.tenant,
+            service=event.service,
+            profile=event.profile,
+            slot_id=event.slot_id,
+            subject=event.subject,
+            san=event.san,
+            spki_sha256=bytes.fromhex(event.spki_sha256),
+            not_before=event.not_before,
+            not_after=event.not_after,
+            predecessor_sha256=bytes.fromhex(event.predecessor_fingerprint)
+            if event.predecessor_fingerprint
+            else None,
+            presented_sha256=None,
+            secret_id=None,
+            sign_before=event.issued_at,
+            context=_context(event),
+        )
+    except ValueError as exc:
+        raise MalformedRequest(f"event {event.id} cannot be read", code="reconcile.event") from exc
+    return Issued(intent, event.certificate, event.issued_at)
+
+
+def _context(event: CertificateIssued) -> Context:
+    return Context(
+        correlation_id=event.correlation_id,
+        operation=_ANNOUNCED,
+        group=_ANNOUNCED,
+        instance=_ANNOUNCED,
+        label=event.label,
+        principal=_ANNOUNCED,
+        auth_method=_ANNOUNCED,
+        rule=_ANNOUNCED,
+        policy_version=_ANNOUNCED,
+        profile_version=_ANNOUNCED,
+        priority=event.priority,
+        key_algorithm=_ANNOUNCED,
+        csr_sha256=_ANNOUNCED,
+        predecessor_serial=event.predecessor_serial,
+        same_key=event.same_key,
+        mode=event.mode,
+        reaction_time_s=event.reaction_time_s,
+        overlap_s=event.overlap_s,
+        spread=event.spread,
+    )

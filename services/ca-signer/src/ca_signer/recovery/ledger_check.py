@@ -1,0 +1,161 @@
+"""Is this ledger as new as what was announced from it?
+
+A certificate is announced only after it is committed. So an event on the bus that the ledger does
+not know means that the ledger is an older one: restored from a backup, or a replica that was
+behind. Such a signer would certify again what it has forgotten, accept what was revoked, and
+sign revocation lists with less in them. It signs nothing, until ``ca-signer reconcile`` has put
+back what is missing. The newest events are enough to look at: what a backup lacks is the newest.
+
+Where PostgreSQL and NATS were lost together there is nothing to compare with; the runbook says
+what to do then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from pydantic_core import from_json
+
+from ca_signer.publishing.publisher import EventPublisher
+from estcore.clock import monotonic_s
+from estcore.errors import InvariantBroken, LedgerUnavailable, Unavailable
+from estcore.messages.topics import PKI_EVENTS
+from estcore.runtime.bus import Bus
+from estcore.runtime.database import Database
+from estcore.runtime.logs import fields
+from estcore.runtime.service import until
+
+log = logging.getLogger(__name__)
+
+ISSUED, REVOKED = "pki.certificate.issued.>", "pki.certificate.revoked.>"
+BEHIND = "ledger.behind"
+_LOOKED_AT = 1000
+_EVERY_S = 5.0
+_SAY_EVERY_S = 300.0
+
+_MISSING_ISSUED = """select id from unnest($1::uuid[]) id where not exists (
+  select 1 from issuance where issuance_id = id and state = 'issued')"""
+_MISSING_REVOKED = """select id from unnest($1::uuid[], $2::int[]) as t(id, seq) where not exists (
+  select 1 from issuance where issuance_id = id and revocation_seq >= seq)"""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an event says of a certificate; ``change`` counts its revocations and releases."""
+
+    issuance_id: UUID
+    change: int
+
+
+def read_told(payload: bytes) -> Told | None:
+    """Return what an event of issuing or revoking says; None where it is none of ours."""
+    try:
+        name = str(from_json(payload)["id"])
+        if not name.startswith("revoked-"):
+            return Told(UUID(name), 0)
+        issuance_id, _, change = name.removeprefix("revoked-").rpartition("-")
+        return Told(UUID(issuance_id), int(change))
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+class Completeness:
+    """Compares the ledger with the newest events."""
+
+    def __init__(self, bus: Bus, database: Database) -> None:
+        self._bus = bus
+        self._database = database
+        self.complete = False
+        self._next: dict[str, int] = {}
+        self._told: dict[str, deque[Told]] = {
+            topics: deque(maxlen=_LOOKED_AT) for topics in (ISSUED, REVOKED)
+        }
+
+    async def missing(self) -> list[UUID]:
+        """Return the issuances among the newest events that the ledger does not know as told.
+
+        Raises:
+            Unavailable: bus or database is away.
+        """
+        # The events first: what is announced meanwhile is committed already.
+        for topics in (ISSUED, REVOKED):
+            await self._hear(topics)
+        issued = [one.issuance_id for one in self._told[ISSUED]]
+        revoked = [(one.issuance_id, one.change) for one in self._told[REVOKED]]
+        async with self._database.connection() as connection:
+            rows: list[Any] = await connection.fetch(_MISSING_ISSUED, issued)
+            rows += await connection.fetch(
+                _MISSING_REVOKED, [one[0] for one in revoked], [one[1] for one in revoked]
+            )
+        self.complete = not rows
+        return list(dict.fromkeys(row["id"] for row in rows))
+
+    async def _hear(self, topics: str) -> None:
+        newest = await self._bus.last_sequence(PKI_EVENTS, topics)
+        start = max(self._next.get(topics, 1), newest - _LOOKED_AT + 1)
+        if newest + 1 < start:
+            # The stream is another one; what the old one told still holds.
+            start = 1
+        while start <= newest:
+            found = await self._bus.stored_from(PKI_EVENTS, topics, start)
+            self._told[topics].extend(t for one in found if (t := read_told(one.payload)))
+            start = found[-1].sequence + 1 if found else newest + 1
+        self._next[topics] = start
+
+    async def require(self) -> None:
+        """Check once.
+
+        Raises:
+            LedgerUnavailable: the ledger is behind.
+            Unavailable: bus or database is away.
+        """
+        missing = await self.missing()
+        if missing:
+            raise LedgerUnavailable(_sentence(missing), code=BEHIND)
+
+    async def hold(self, publisher: EventPublisher, stop: asyncio.Event) -> bool:
+        """Wait until the ledger is complete; False when told to stop before."""
+        said_at: float | None = None
+        while not stop.is_set():
+            try:
+                missing = await self.missing()
+            except Unavailable as exc:
+                log.warning("ledger not compared", extra=fields(code=exc.code, reason=exc.reason))
+                await until(stop, 1)
+                continue
+            if not missing:
+                return True
+            if said_at is None or monotonic_s() - said_at > _SAY_EVERY_S:
+                said_at = monotonic_s()
+                log.error(_sentence(missing), extra=fields(code=BEHIND))
+                details = {"reason": BEHIND, "issuance": str(missing[0])}
+                await publisher.service_event("signing.refused", details)
+            await until(stop, _EVERY_S)
+        return False
+
+    async def watch(self, stop: asyncio.Event) -> None:
+        """Look again now and then: a database can be replaced while we run.
+
+        Raises:
+            InvariantBroken: the ledger is behind; the process ends, and its next start waits.
+        """
+        while not await until(stop, _EVERY_S):
+            try:
+                missing = await self.missing()
+            except Unavailable as exc:
+                log.warning("ledger not compared", extra=fields(code=exc.code, reason=exc.reason))
+                continue
+            if missing:
+                raise InvariantBroken(_sentence(missing), code=BEHIND)
+
+
+def _sentence(missing: list[UUID]) -> str:
+    return (
+        f"the ledger is older than the bus: it lacks {len(missing)} of the newest certificates or "
+        "revocations; nothing is signed before ca-signer reconcile"
+    )

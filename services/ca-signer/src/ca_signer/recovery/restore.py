@@ -1,0 +1,308 @@
+"""Puts back into a restored ledger what the audit log knows of it: in pieces, each all or nothing.
+
+Nothing is taken away and nothing is changed that the ledger knows better; doing it again changes
+nothing. What is put back counts as not announced yet, so the sweeper tells it once more, under
+the ids it had: renewal and audit know it already, the directory learns it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import sha256
+from typing import Any
+
+import asyncpg
+
+from ca_signer.ledger import certificate_index
+from ca_signer.ledger.issuances import serial_octets
+from ca_signer.ledger.revocations import RELEASED
+from ca_signer.model import OPEN_SUBMISSIONS, Intent, Issued
+from ca_signer.recovery.audit_log import Change, Outcomes
+from ca_signer.recovery.ledger_check import REVOKED, read_told
+from ca_signer.recovery.rollover_history import Replayed, replay
+from estcore.errors import Conflict, MalformedRequest
+from estcore.messages import topics
+from estcore.messages.audit import AuditRecord
+from estcore.messages.envelope import decode, encode
+from estcore.messages.events import CertificateRevoked
+from estcore.messages.state import RevocationList
+from estcore.runtime.bus import Bus
+from estcore.runtime.database import Connection, Database
+
+_PIECE = 500
+_CLOCKS = dt.timedelta(seconds=5)
+"""A record is dated by the signer, its row by the database; less than that is one moment."""
+
+_ROW = """insert into issuance as known (issuance_id, enrollment_id, request_id, issuer_id,
+  serial_number, state, lease_until, sign_before, certificate, certificate_sha256, tenant, service,
+  profile, slot_id, subject, san, spki_sha256, not_before, not_after, predecessor_sha256, context,
+  created_at, issued_at, announced_at)
+values ($1, $2, $3, $4, $5, $6, $7, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
+  $20, $7, case when $6 = 'issued' then $7::timestamptz end,
+  case when $6 = 'issued' then null else now() end)
+on conflict (issuance_id) do update set state = 'issued', tbs = null,
+  certificate = excluded.certificate, certificate_sha256 = excluded.certificate_sha256,
+  issued_at = excluded.issued_at, announced_at = null, fence = known.fence + 1
+where excluded.state = 'issued' and known.state <> 'issued'
+  and known.serial_number = excluded.serial_number
+returning true"""
+_BIND = """insert into key_binding (spki_sha256, tenant, service) values ($1, $2, $3)
+on conflict (spki_sha256) do update set tenant = excluded.tenant
+where (key_binding.tenant, key_binding.service) = (excluded.tenant, excluded.service)
+returning true"""
+_POINT = """insert into enrollment as known (enrollment_id, issuance_id) values ($1, $2)
+on conflict (enrollment_id) do update set issuance_id = excluded.issuance_id
+where not exists (select 1 from issuance i where i.issuance_id = known.issuance_id
+  and i.state = 'issued' and i.issued_at >= $3)"""
+_SUBMITTED = f"""update submission set state = 'issued', changed_at = now()
+where issuance_id = $1 and {OPEN_SUBMISSIONS}"""  # noqa: S608 - our constant
+_SPEND = """insert into claim (kind, id, enrollment_id, state)
+select 'secret', secret_id, $2, 'consumed' from secret where secret_id = $1 and one_time = 1
+on conflict (kind, id) do update set state = 'consumed', enrollment_id = excluded.enrollment_id"""
+_CHANGE = """update issuance set revoked_at = case when $2::text is null then null
+    else coalesce(revoked_at, $3) end, revocation_reason = $2, revoked_by = $4,
+  revocation_seq = greatest(revocation_seq + 1, $5), revocation_changed_at = $3,
+  revocation_announced_at = null
+where issuance_id = $1 and state = 'issued' and revocation_reason is distinct from $2
+  and coalesce(revocation_changed_at, '-infinity') < $3 returning true"""
+_ROLLOVER = """insert into rollover as known (rollover_id, family, from_issuer, to_issuer, state,
+  planned_at, published_at, signing_at, ended_at, changed_by, fleet, fetched)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+on conflict (rollover_id) do update set state = excluded.state,
+  published_at = coalesce(known.published_at, excluded.published_at),
+  signing_at = coalesce(known.signing_at, excluded.signing_at),
+  ended_at = coalesce(known.ended_at, excluded.ended_at), changed_by = excluded.changed_by,
+  fleet = excluded.fleet, fetched = excluded.fetched"""
+_GENERATION = """insert into generation as known (issuer_id, family, state) values ($1, $2, $3)
+on conflict (issuer_id) do update set state = excluded.state, changed_at = now()
+where known.state <> excluded.state"""
+_NUMBER = """insert into crl (issuer_id, partition, last_number) values ($1, $2, $3)
+on conflict (issuer_id, partition) do update
+set last_number = greatest(crl.last_number, excluded.last_number)"""
+
+
+@dataclass
+class Restored:
+    """How much was put back, and what the ledger has forgotten that nobody can put back.
+
+    ``elsewhere`` are issuances that another CA was asked for; ``forgotten`` what operators did.
+    """
+
+    issued: int = 0
+    given_up: int = 0
+    revocations: int = 0
+    rollovers: int = 0
+    elsewhere: list[str] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
+
+
+class Restorer:
+    """Writes into one ledger."""
+
+    def __init__(self, bus: Bus, database: Database) -> None:
+        self._bus = bus
+        self._database = database
+
+    async def restore(self, found: Outcomes) -> Restored:
+        """Put back what is missing.
+
+        Raises:
+            Conflict: a key belongs to another owner here; that piece was not written.
+            Unavailable: bus or database is away; what was written stays.
+        """
+        done = Restored()
+        issued = list(found.issued.values())
+        for piece in _pieces(issued):
+            done.issued += await self._database.run(partial(_put_issued, piece=piece))
+        for lost in _pieces(list(found.given_up.values())):
+            done.given_up += await self._database.run(partial(_put_given_up, piece=lost))
+        changes = await self._with_announced(found.changes)
+        for changed in _pieces(list(changes.items())):
+            done.revocations += await self._database.run(partial(_put_changes, piece=changed))
+        await self._raise_crl_numbers()
+        played = replay(found.moves)
+        done.rollovers = await self._database.run(partial(_put_rollovers, played=played))
+        done.elsewhere = await self._unknown(found)
+        done.forgotten = await self._forgotten(found)
+        return done
+
+    async def _with_announced(self, changes: dict[str, Change]) -> dict[str, Change]:
+        """Add revocations that were announced and are not on record yet.
+
+        Only revocations: that one was ended is believed of the log alone.
+        """
+        merged = dict(changes)
+        newest = await self._bus.last_sequence(topics.PKI_EVENTS, REVOKED)
+        start = 1
+        while start <= newest:
+            stored = await self._bus.stored_from(topics.PKI_EVENTS, REVOKED, start)
+            for one in stored:
+                told, event = read_told(one.payload), _revoked(one.payload)
+                if told is None or event is None or event.reason == RELEASED:
+                    continue
+                name = str(told.issuance_id)
+                known = merged.get(name)
+                if known is None or (known.reason != event.reason and known.at < event.time):
+                    merged[name] = Change(event.reason, event.time, None, told.change)
+            start = stored[-1].sequence + 1 if stored else newest + 1
+        return merged
+
+    async def _raise_crl_numbers(self) -> None:
+        values = await self._bus.last_values(topics.PKI_STATE, "pki.state.crl.>")
+        lists = [
+            decode(RevocationList, payload)
+            for topic, payload in values
+            if not topic.endswith(f".{topics.CRL_MANIFEST}")
+        ]
+        numbers = [(one.issuer_id, one.partition or "", one.number) for one in lists]
+        async with self._database.connection() as connection:
+            await connection.executemany(_NUMBER, numbers)
+
+    async def _unknown(self, found: Outcomes) -> list[str]:
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                "select id from unnest($1::uuid[]) id where not exists "
+                "(select 1 from submission where issuance_id = id) order by id",
+                sorted(found.elsewhere),
+            )
+        return [str(row["id"]) for row in rows]
+
+    async def _forgotten(self, found: Outcomes) -> list[str]:
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                "select id from unnest($1::text[]) id where not exists "
+                "(select 1 from command where command_id::text = id)",
+                [record.correlation_id for record in found.commands],
+            )
+        lost = {row["id"] for row in rows}
+        return [_line(record) for record in found.commands if record.correlation_id in lost]
+
+
+def _line(record: AuditRecord) -> str:
+    verb = record.action.removeprefix("operator.")
+    said = "".join(f" {name}={value}" for name, value in (record.details or {}).items())
+    return f"{record.occurred_at:%Y-%m-%dT%H:%M:%SZ} {record.actor.rule} {verb}{said}"
+
+
+def _revoked(payload: bytes) -> CertificateRevoked | None:
+    try:
+        return decode(CertificateRevoked, payload)
+    except MalformedRequest:
+        return None
+
+
+def _pieces(items: Sequence[Any]) -> list[Sequence[Any]]:
+    return [items[start : start + _PIECE] for start in range(0, len(items), _PIECE)]
+
+
+async def _put_issued(connection: Connection, piece: Sequence[Issued]) -> int:
+    count = 0
+    for one in piece:
+        intent = one.intent
+        columns = _columns(intent, one.issued_at, one.certificate)
+        try:
+            new = await connection.fetchval(_ROW, *columns)
+        except asyncpg.UniqueViolationError as exc:
+            raise Conflict(
+                f"the ledger has another issuance in the place of {intent.issuance_id}",
+                code="reconcile.conflict",
+            ) from exc
+        if not new:
+            continue
+        count += 1
+        owner = (intent.spki_sha256, intent.tenant, intent.service)
+        if not await connection.fetchval(_BIND, *owner):
+            raise Conflict(
+                f"the key of issuance {intent.issuance_id} belongs to another owner here",
+                code="reconcile.owner",
+            )
+        await connection.execute(_POINT, intent.enrollment_id, intent.issuance_id, one.issued_at)
+        await connection.execute(_SUBMITTED, intent.issuance_id)
+        if intent.secret_id is not None:
+            await connection.execute(_SPEND, intent.secret_id, intent.enrollment_id)
+    return count
+
+
+async def _put_given_up(connection: Connection, piece: Sequence[Intent]) -> int:
+    count = 0
+    for intent in piece:
+        known = await connection.fetchval(
+            "select true from issuance where issuance_id = $1 or request_id = $2",
+            intent.issuance_id,
+            intent.request_id,
+        )
+        if not known:
+            await connection.execute(_ROW, *_columns(intent, intent.sign_before, None))
+            count += 1
+    return count
+
+
+def _columns(intent: Intent, moment: dt.datetime, certificate: bytes | None) -> tuple[Any, ...]:
+    return (
+        intent.issuance_id,
+        intent.enrollment_id,
+        intent.request_id,
+        intent.issuer_id,
+        serial_octets(intent.serial_number),
+        "issued" if certificate else "abandoned",
+        moment,
+        certificate,
+        sha256(certificate).digest() if certificate else None,
+        intent.tenant,
+        intent.service,
+        intent.profile,
+        intent.slot_id,
+        intent.subject,
+        "\n".join(intent.san),
+        intent.spki_sha256,
+        intent.not_before,
+        intent.not_after,
+        intent.predecessor_sha256,
+        encode(intent.context).decode(),
+    )
+
+
+async def _put_changes(connection: Connection, piece: Sequence[tuple[str, Change]]) -> int:
+    count = 0
+    for issuance_id, change in piece:
+        values = (change.reason, change.at, change.by, change.count)
+        if await connection.fetchval(_CHANGE, issuance_id, *values):
+            count += 1
+            await certificate_index.note_revocation(
+                connection, issuance_id, revoked=change.reason is not None
+            )
+    return count
+
+
+async def _put_rollovers(connection: Connection, played: Replayed) -> int:
+    """Bring both tables to where the log has them, unless the ledger is at least as far."""
+    here = await connection.fetchval(
+        "select max(greatest(planned_at, published_at, signing_at, ended_at)) from rollover"
+    )
+    if played.last_at is None or (here is not None and here >= played.last_at - _CLOCKS):
+        return 0
+    # Ended ones first: of the others there is one of a kind in a family.
+    rows = sorted(played.rollovers.items(), key=lambda item: item[1].ended_at is None)
+    for rollover_id, one in rows:
+        await connection.execute(
+            _ROLLOVER,
+            rollover_id,
+            one.first.family,
+            one.first.from_issuer,
+            one.first.to_issuer,
+            one.state,
+            one.times["planned"],
+            one.times.get("published"),
+            one.times.get("signing"),
+            one.ended_at,
+            one.by,
+            one.fleet,
+            one.fetched,
+        )
+    signing_last = sorted(played.generations.items(), key=lambda item: item[1][1] == "signing")
+    for issuer_id, (family, state) in signing_last:
+        await connection.execute(_GENERATION, issuer_id, family, state)
+    return len(rows)

@@ -1,0 +1,1 @@
+"""Certificate status: revoke, publish, CRL, OCSP."""

@@ -1,0 +1,147 @@
+"""Revokes what a rotation has replaced, where the profile says so: never before proof of use.
+
+Called by: ca_signer.main
+renewal tells ``deprecated`` when the new certificate was seen in use and the overlap is over.
+The ledger is asked again: both certificates are of one slot, the new one is younger and good, and
+today's profile has ``renewal.revoke_replaced``. So whoever could speak for renewal can end no
+certificate that has no good successor. A message is acknowledged when the row is committed and
+the record has its PubAck; delivered again it changes nothing and tells the same record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import asyncpg
+
+from ca_signer.issuance.decision_context import Authority
+from ca_signer.ledger import revocations
+from ca_signer.publishing.publisher import EventPublisher
+from estcore import ids
+from estcore.errors import MalformedRequest, Unavailable
+from estcore.messages import topics
+from estcore.messages.audit import Actor, AuditRecord, Producer, Target
+from estcore.messages.envelope import decode
+from estcore.messages.events import RotationEvent
+from estcore.runtime.bus import Bus
+from estcore.runtime.consume import Delivery, PullConsumer
+from estcore.runtime.database import Connection, Database
+from estcore.runtime.logs import fields
+
+log = logging.getLogger(__name__)
+
+REASON = "superseded"
+_RETRY_S = 5.0
+_CREDIT = 200
+_OLD = """select o.*, n.issuance_id is not null as succeeded from issuance o
+left join issuance n on n.certificate_sha256 = $2 and n.state = 'issued'
+  and n.slot_id = o.slot_id and n.issued_at > o.issued_at
+  and n.revoked_at is null and n.not_after > now()
+where o.certificate_sha256 = $1 and o.state = 'issued' for update of o"""
+
+
+class Replaced:
+    """Runs in every signer; any number may run."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        database: Database,
+        publisher: EventPublisher,
+        authority: Authority,
+        *,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``changed`` is called after a revocation: there is something to announce."""
+        self._database = database
+        self._publisher = publisher
+        self._authority = authority
+        self._changed = changed
+        self._consumer = PullConsumer(
+            bus, topics.PKI_EVENTS, topics.ROTATIONS_CONSUMER, credit=_CREDIT
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Take what renewal tells until ``stop``."""
+        await self._consumer.start()
+        while not stop.is_set():
+            await self._consumer.tend()
+            if await self._consumer.wait(0.5):
+                for delivery in self._consumer.take(_CREDIT):
+                    await self.handle(delivery)
+        for delivery in await self._consumer.pause():
+            await delivery.nak(0)
+
+    async def handle(self, delivery: Delivery) -> None:
+        """Answer one delivery."""
+        try:
+            event = decode(RotationEvent, delivery.data)
+            record = await self._take(event)
+            if record is not None:
+                await self._publisher.records([record])
+        except MalformedRequest as exc:
+            log.error("a rotation was not understood", extra=fields(reason=exc.reason))
+            await delivery.term()
+            return
+        except Unavailable as exc:
+            log.warning("a rotation waits", extra=fields(code=exc.code))
+            await delivery.nak(_RETRY_S)
+            return
+        await delivery.ack()
+
+    async def _take(self, event: RotationEvent) -> AuditRecord | None:
+        if event.step != "deprecated" or event.old is None or event.new is None:
+            return None
+        old, new = event.old.fingerprint_sha256, event.new.fingerprint_sha256
+        by = f"rotation:{event.rotation_id}"
+
+        async def work(connection: Connection) -> asyncpg.Record | None:
+            row = await connection.fetchrow(_OLD, bytes.fromhex(old), bytes.fromhex(new))
+            if row is None or row["revoked_at"] is not None:
+                return row
+            if not row["succeeded"] or not self._is_wanted(row["profile"]):
+                return None
+            await revocations.set_revocation(connection, row["issuance_id"], REASON, by)
+            return await connection.fetchrow(_OLD, bytes.fromhex(old), bytes.fromhex(new))
+
+        try:
+            row = await self._database.run(work)
+        except ValueError as exc:
+            raise MalformedRequest("a fingerprint is none", code="message.malformed") from exc
+        if row is None or row["revoked_by"] != by:
+            return None
+        self._changed()
+        return self._record(event, row)
+
+    def _is_wanted(self, profile: str) -> bool:
+        found = self._authority.profiles.profiles.get(profile)
+        return found is not None and found.renewal.revoke_replaced
+
+    def _record(self, event: RotationEvent, row: asyncpg.Record) -> AuditRecord:
+        issuance_id = str(row["issuance_id"])
+        return AuditRecord(
+            record_id=ids.record_id("rotation-revoked", event.rotation_id, issuance_id),
+            producer=Producer.model_validate(self._publisher.audit_records.producer),
+            occurred_at=row["revocation_changed_at"],
+            correlation_id=event.correlation_id,
+            causation_id=event.id,
+            action="certificate.revoked",
+            phase="outcome",
+            outcome="success",
+            severity="notice",
+            actor=Actor(type="system", subject=row["revoked_by"]),
+            target=Target(
+                tenant=row["tenant"],
+                service=row["service"],
+                issuance_id=issuance_id,
+                issuer_id=row["issuer_id"],
+                profile=row["profile"],
+                subject=row["subject"],
+                serial=ids.serial_hex(int.from_bytes(row["serial_number"], "big")),
+                certificate_sha256=row["certificate_sha256"].hex(),
+                not_after=row["not_after"],
+            ),
+            details={"reason": REASON},
+        )

@@ -1,0 +1,329 @@
+"""Incidents: revoking many certificates, proposed by one operator and confirmed by another.
+
+1. ``selecting``: an operator says which certificates, why, and how fast. Nothing is revoked.
+2. ``proposed``: a signer has written down the members: who is concerned can be looked at.
+3. ``running``: another operator has confirmed that very number. Some are revoked every second.
+4. ``done``, ``stopped`` by any operator of the role, or ``expired`` when nobody confirms in a day.
+
+Members are fixed when they are selected, so both operators decide about the same certificates.
+Each signer runs the job; the row lock of the incident lets one at a time work on it. Certificates
+of operators and OCSP responders are members only where the selector names their profile: without
+the first nobody could stop it, without the second nobody would hear of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+from collections.abc import Callable
+from typing import Any, Self
+
+import asyncpg
+from pydantic import AwareDatetime, Field, ValidationError, model_validator
+
+from ca_signer import metrics
+from ca_signer.ledger import certificate_index
+from ca_signer.publishing.outbox import Part
+from ca_signer.publishing.publisher import EventPublisher
+from estcore import ids
+from estcore.errors import Unavailable
+from estcore.messages.audit import Actor, AuditRecord, Producer, Target
+from estcore.pki.profile import StrictModel, Token
+from estcore.policy.internal_profiles import INTERNAL_PROFILES
+from estcore.runtime.database import Connection, Database
+from estcore.runtime.logs import fields
+from estcore.runtime.service import until
+
+log = logging.getLogger(__name__)
+
+LIFETIME = dt.timedelta(days=1)
+_EVERY_S = 1.0
+_BATCH = 200
+_LONGEST_PAUSE_S = 10.0
+_SELECTING_S = 120
+_LIMIT = 200
+
+
+class Selector(StrictModel):
+    """Which good certificates: all conditions together, one at least."""
+
+    issuer: Token | None = None
+    profile: Token | None = None
+    key_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    key_algorithm: str | None = Field(default=None, pattern=r"^[a-z0-9-]{1,32}$")
+    tenant: Token | None = None
+    service: Token | None = None
+    team: Token | None = None
+    cluster: Token | None = None
+    name: str | None = Field(
+        default=None, min_length=3, max_length=300, description="SAN entry or subject value"
+    )
+    issued_before: AwareDatetime | None = None
+    issued_after: AwareDatetime | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not any(getattr(self, name) is not None for name in Selector.model_fields):
+            raise ValueError("give one condition at least")
+        return self
+
+
+_CONDITIONS = {
+    "issuer": "i.issuer_id = {}",
+    "profile": "i.profile = {}",
+    "key_sha256": "i.spki_sha256 = decode({}, 'hex')",
+    "key_algorithm": "i.context::json->>'key_algorithm' = {}",
+    "tenant": "i.tenant = {}",
+    "service": "i.service = {}",
+    "team": "i.context::json->>'team' = {}",
+    "cluster": "i.context::json->>'cluster' = {}",
+    "name": "i.issuance_id in (select c.issuance_id from certificate_name n "
+    "join certificate c using (no) where n.name = lower({}))",
+    "issued_before": "i.issued_at < {}",
+    "issued_after": "i.issued_at >= {}",
+}
+
+
+async def select_members(connection: Connection, incident_id: str, selector: Selector) -> int:
+    """Write down who is concerned; returns how many."""
+    values: list[Any] = [incident_id]
+    conditions = ["i.state = 'issued'", "i.revoked_at is null", "i.not_after > now()"]
+    for name, condition in _CONDITIONS.items():
+        value = getattr(selector, name)
+        if value is not None:
+            values.append(value)
+            conditions.append(condition.format(f"${len(values)}"))
+    if selector.profile is None:
+        values.append(list(INTERNAL_PROFILES))
+        conditions.append(f"i.profile <> all(${len(values)}::text[])")
+    await connection.execute(f"set local statement_timeout = '{_SELECTING_S}s'")
+    where = " and ".join(conditions)
+    done = await connection.execute(
+        "insert into incident_member (incident_id, issuance_id) "  # noqa: S608 - our conditions
+        f"select $1, i.issuance_id from issuance i where {where}",
+        *values,
+        timeout=_SELECTING_S + 5,
+    )
+    await connection.execute("set local statement_timeout to default")
+    return int(done.split()[-1])
+
+
+class Incidents:
+    """The job: selects, revokes at the pace, lets proposals expire."""
+
+    def __init__(self, database: Database, *, changed: Callable[[], None]) -> None:
+        """``changed`` is called when certificates were revoked: there is something to tell."""
+        self._database = database
+        self._changed = changed
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until ``stop``."""
+        while not await until(stop, _EVERY_S):
+            try:
+                await self.step()
+            except Unavailable as exc:
+                log.warning("incidents put off", extra=fields(code=exc.code))
+
+    async def step(self) -> None:
+        """Do what is due now for one incident, if another signer does not.
+
+        Raises:
+            Unavailable: the database is away; what was begun is undone.
+        """
+        if await self._database.run(self._next):
+            self._changed()
+
+    async def _next(self, connection: Connection) -> bool:
+        row = await connection.fetchrow(
+            "select *, now() as moment from incident where state = 'selecting' "
+            # A slow one whose turn has not come keeps no other one back.
+            "or (state = 'running' and paced_at <= now() - interval '1 minute' / per_minute) "
+            "or (state = 'proposed' and proposed_at < now() - $1::interval) "
+            "order by paced_at nulls first, proposed_at limit 1 for update skip locked",
+            LIFETIME,
+        )
+        if row is None:
+            return False
+        if row["state"] == "selecting":
+            await self._select(connection, row)
+            return False
+        if row["state"] == "proposed":
+            await _end(connection, row["incident_id"], "expired")
+            return True
+        return await self._revoke(connection, row)
+
+    async def _select(self, connection: Connection, row: asyncpg.Record) -> None:
+        try:
+            selector = Selector.model_validate_json(row["selector"])
+        except ValidationError:
+            # Written by another version: whoever proposed it does so again.
+            await _end(connection, row["incident_id"], "stopped")
+            return
+        count = await select_members(connection, row["incident_id"], selector)
+        await connection.execute(
+            "update incident set state = 'proposed', members = $2 where incident_id = $1",
+            row["incident_id"],
+            count,
+        )
+        log.info("incident selected", extra=fields(incident=str(row["incident_id"]), count=count))
+
+    async def _revoke(self, connection: Connection, row: asyncpg.Record) -> bool:
+        incident_id = row["incident_id"]
+        allowed = allowance(row["moment"] - row["paced_at"], row["per_minute"])
+        if allowed == 0:
+            return False
+        members = await connection.fetch(
+            "select i.issuance_id, i.revoked_at is null and i.not_after > now() as good "
+            "from issuance i where i.issuance_id in (select issuance_id from incident_member "
+            "where incident_id = $1 and revoked_at is null and skipped_at is null limit $2) "
+            "order by i.issuance_id for update",
+            incident_id,
+            min(allowed, _BATCH),
+        )
+        good = [r["issuance_id"] for r in members if r["good"]]
+        others = [r["issuance_id"] for r in members if not r["good"]]
+        await change_many(connection, good, row["reason"], f"incident:{incident_id}")
+        await connection.execute(
+            "update incident_member set revoked_at = case when issuance_id = any($2::uuid[]) "
+            "then now() end, skipped_at = case when issuance_id = any($3::uuid[]) then now() end "
+            "where incident_id = $1 and issuance_id = any($2::uuid[] || $3::uuid[])",
+            incident_id,
+            good,
+            others,
+        )
+        await connection.execute(
+            "update incident set revoked = revoked + $2, skipped = skipped + $3, paced_at = now() "
+            "where incident_id = $1",
+            incident_id,
+            len(good),
+            len(others),
+        )
+        metrics.INCIDENT_REVOKED.inc(len(good))
+        if len(members) < min(allowed, _BATCH):
+            await _end(connection, incident_id, "done")
+        return True
+
+
+def allowance(since: dt.timedelta, per_minute: int) -> int:
+    """Return how many may be revoked now; a pause of the signers is not made up for."""
+    pause_s = min(since.total_seconds(), max(_LONGEST_PAUSE_S, 60 / per_minute))
+    # Negative where another signer paced after this transaction had begun.
+    return max(0, int(pause_s * per_minute / 60))
+
+
+async def change_many(
+    connection: Connection, issuance_ids: list[Any], reason: str, by: str
+) -> None:
+    """Revoke certificates whose rows are the caller's; as ``revocation.change`` does for one."""
+    if not issuance_ids:
+        return
+    await connection.execute(
+        "update issuance set revoked_at = now(), revocation_reason = $2, revoked_by = $3, "
+        "revocation_seq = revocation_seq + 1, revocation_changed_at = now(), "
+        "revocation_announced_at = null where issuance_id = any($1::uuid[])",
+        issuance_ids,
+        reason,
+        by,
+    )
+    await certificate_index.note_revocations(connection, issuance_ids)
+
+
+async def _end(connection: Connection, incident_id: Any, state: str) -> None:
+    await connection.execute(
+        "update incident set state = $2, ended_at = now() where incident_id = $1",
+        incident_id,
+        state,
+    )
+    log.warning("incident ended", extra=fields(incident=str(incident_id), state=state))
+
+
+def incident_records(database: Database, publisher: EventPublisher) -> Part:
+    """Return the part of the outbox that puts each revoked member, and each end, on record."""
+
+    async def part() -> bool:
+        async with database.connection() as connection:
+            members = await connection.fetch(
+                "select m.incident_id, m.revoked_at as member_revoked_at, n.reason, "
+                "n.proposed_by, n.confirmed_by, i.* from incident_member m "
+                "join incident n using (incident_id) join issuance i using (issuance_id) "
+                "where m.revoked_at is not null and m.announced_at is null "
+                "order by m.revoked_at limit $1",
+                _LIMIT,
+            )
+            ended = await connection.fetch(
+                "select * from incident where ended_at is not null and announced_at is null "
+                "limit $1",
+                _LIMIT,
+            )
+        if not members and not ended:
+            return False
+        records = [_member_record(publisher, row) for row in members]
+        records += [_end_record(publisher, row) for row in ended]
+        await publisher.records(records)
+        async with database.connection() as connection:
+            await connection.execute(
+                "update incident_member m set announced_at = now() "
+                "from unnest($1::uuid[], $2::uuid[]) as t(incident, issuance) "
+                "where m.incident_id = t.incident and m.issuance_id = t.issuance",
+                [row["incident_id"] for row in members],
+                [row["issuance_id"] for row in members],
+            )
+            await connection.execute(
+                "update incident set announced_at = now() where incident_id = any($1::uuid[])",
+                [row["incident_id"] for row in ended],
+            )
+        return _LIMIT in (len(members), len(ended))
+
+    return part
+
+
+def _member_record(publisher: EventPublisher, row: asyncpg.Record) -> AuditRecord:
+    incident_id = str(row["incident_id"])
+    return AuditRecord(
+        record_id=ids.record_id("incident", incident_id, str(row["issuance_id"])),
+        producer=Producer.model_validate(publisher.audit_records.producer),
+        occurred_at=row["member_revoked_at"],
+        correlation_id=incident_id,
+        action="certificate.revoked",
+        phase="outcome",
+        outcome="success",
+        severity="notice",
+        actor=Actor(type="system", subject=f"incident:{incident_id}"),
+        target=Target(
+            tenant=row["tenant"],
+            service=row["service"],
+            issuance_id=str(row["issuance_id"]),
+            issuer_id=row["issuer_id"],
+            profile=row["profile"],
+            subject=row["subject"],
+            serial=ids.serial_hex(int.from_bytes(row["serial_number"], "big")),
+            certificate_sha256=row["certificate_sha256"].hex(),
+            not_after=row["not_after"],
+        ),
+        details={
+            "reason": row["reason"],
+            "proposed_by": row["proposed_by"],
+            "confirmed_by": row["confirmed_by"],
+        },
+    )
+
+
+def _end_record(publisher: EventPublisher, row: asyncpg.Record) -> AuditRecord:
+    incident_id = str(row["incident_id"])
+    return AuditRecord(
+        record_id=ids.record_id("incident-end", incident_id),
+        producer=Producer.model_validate(publisher.audit_records.producer),
+        occurred_at=row["ended_at"],
+        correlation_id=incident_id,
+        action=f"incident.{row['state']}",
+        phase="outcome",
+        outcome="success",
+        severity="notice",
+        actor=Actor(type="system", subject=f"incident:{incident_id}"),
+        details={
+            "members": row["members"] or 0,
+            "revoked": row["revoked"],
+            "skipped": row["skipped"],
+        },
+    )

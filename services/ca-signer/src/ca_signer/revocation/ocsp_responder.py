@@ -1,0 +1,257 @@
+"""Answers OCSP requests from the ledger, with a key of its own (RFC 6960 section 2.6).
+
+The issuer's key signs one certificate for each responder, not each answer. That certificate goes
+through the cycle like every other: recorded, audited, linted, announced. Its key is in the
+memory of this process alone, so an intent that a crash leaves is given up, as one of
+serverkeygen is. Topics are bound when the first certificate is there; until then other signers
+answer, or nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from ca_signer import metrics
+from ca_signer.issuance.decision_context import Candidate
+from ca_signer.issuance.idempotency import Repeats
+from ca_signer.issuance.tbs import candidate
+from ca_signer.ledger.issuances import SERIAL_OCTETS
+from ca_signer.settings import SERVICE, OCSPSettings
+from ca_signer.signing.cycle import Cycle
+from ca_signer.signing.internal_issuance import issue_internally
+from ca_signer.signing.issuers import Issuer, SigningAuthority
+from estcore import ids
+from estcore.errors import ESTSuiteError, MalformedRequest, Unavailable
+from estcore.messages import topics
+from estcore.messages.enrollment import EnrollmentRequested, Principal
+from estcore.pki.csr import parse_csr
+from estcore.pki.ocsp import (
+    MALFORMED,
+    TRY_LATER,
+    UNAUTHORIZED,
+    Standing,
+    asks_issuer,
+    read_question,
+    sign_answer,
+)
+from estcore.pki.profile import Priority, Profile, RenewalRules
+from estcore.pki.usages import OCSP_SIGNING
+from estcore.policy.document import Names, Owner, PrincipalMatch, Rule
+from estcore.policy.internal_profiles import OCSP_RESPONDER_PROFILE
+from estcore.runtime.bus import Bus, Incoming
+from estcore.runtime.database import Database
+from estcore.runtime.logs import fields
+from estcore.runtime.service import until
+
+log = logging.getLogger(__name__)
+
+TENANT, OWNER = "ca", "ocsp-responder"
+_LOOK_EVERY_S = 5
+_OPERATION = "ocsp"
+
+
+@dataclass(frozen=True)
+class _Signing:
+    key: ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+
+
+class Responder:
+    """Runs in every signer with ``ocsp`` in its settings; any number may run."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        database: Database,
+        authority: SigningAuthority,
+        *,
+        repeats: Repeats,
+        cycle: Cycle,
+        settings: OCSPSettings,
+    ) -> None:
+        self._bus = bus
+        self._database = database
+        self._authority = authority
+        self._repeats = repeats
+        self._cycle = cycle
+        self._settings = settings
+        self._signing: dict[str, _Signing] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Keep every issuer's responder certificate fresh until ``stop``."""
+        await self.renew()
+        while not await until(stop, _LOOK_EVERY_S):
+            await self.renew()
+
+    async def renew(self) -> None:
+        """Get certificates that are due; an issuer that is away waits."""
+        for issuer in self._authority.issuers.values():
+            if not self._is_due(issuer) or not issuer.keystore.ready:
+                continue
+            try:
+                await self._enroll(issuer)
+            except Unavailable as exc:
+                log.warning("OCSP responder put off", extra=fields(code=exc.code))
+            except ESTSuiteError as exc:
+                log.error(
+                    "no OCSP responder certificate", extra=fields(code=exc.code, reason=exc.reason)
+                )
+
+    def _is_due(self, issuer: Issuer) -> bool:
+        known = self._signing.get(issuer.issuer_id)
+        if known is None:
+            return True
+        half = dt.timedelta(seconds=self._settings.certificate_lifetime_s) / 2
+        return known.certificate.not_valid_after_utc - self._authority.clock.now() < half
+
+    async def _enroll(self, issuer: Issuer) -> None:
+        self._authority.check_lives(issuer)
+        key = ec.generate_private_key(ec.SECP256R1())
+        lifetime = dt.timedelta(seconds=self._settings.certificate_lifetime_s)
+        found = responder_candidate(key, issuer, self._authority, lifetime)
+        octets = await issue_internally(found, self._repeats, self._cycle)
+        first = issuer.issuer_id not in self._signing
+        certificate = x509.load_der_x509_certificate(octets)
+        self._signing[issuer.issuer_id] = _Signing(key, certificate)
+        if first:
+            await self._bus.subscribe(
+                topics.ocsp_topic(issuer.issuer_id), self._arrived, queue=SERVICE
+            )
+
+    async def _arrived(self, message: Incoming) -> None:
+        if not message.reply:
+            return  # nobody to answer
+        issuer_id = message.topic.rpartition(".")[2]
+        try:
+            answer = await self.answer(issuer_id, message.payload)
+        except Unavailable as exc:
+            log.warning("OCSP request put off", extra=fields(code=exc.code))
+            answer = _counted(issuer_id, "try_later", TRY_LATER)
+        try:
+            await self._bus.hint(message.reply, answer)
+        except Unavailable as exc:
+            log.warning("an OCSP answer was not sent", extra=fields(code=exc.code))
+
+    async def answer(self, issuer_id: str, request: bytes) -> bytes:
+        """Return the OCSPResponse to an OCSPRequest.
+
+        Raises:
+            LedgerUnavailable: nobody knows now.
+        """
+        signing, issuer = self._signing[issuer_id], self._authority.issuers[issuer_id]
+        try:
+            question = read_question(request)
+        except MalformedRequest:
+            return _counted(issuer_id, "malformed", MALFORMED)
+        if not asks_issuer(question, issuer.certificate):
+            return _counted(issuer_id, "unauthorized", UNAUTHORIZED)
+        now = self._authority.clock.now()
+        last = signing.certificate.not_valid_after_utc
+        if last <= now:
+            return _counted(issuer_id, "try_later", TRY_LATER)
+        standing = await self._standing(issuer_id, question.serial_number)
+        answer = sign_answer(
+            question,
+            standing,
+            responder=signing.certificate,
+            key=signing.key,
+            this_update=now,
+            next_update=min(now + dt.timedelta(seconds=self._settings.answer_lifetime_s), last),
+        )
+        status = "good" if standing.known else "unknown"
+        return _counted(issuer_id, "revoked" if standing.revoked_at else status, answer)
+
+    async def _standing(self, issuer_id: str, serial_number: int) -> Standing:
+        if not 0 < serial_number < 1 << 8 * SERIAL_OCTETS:
+            return Standing(known=False)
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(
+                "select state, revoked_at, revocation_reason, announced_at from issuance "
+                "where issuer_id = $1 and serial_number = $2 and state <> 'intended'",
+                issuer_id,
+                serial_number.to_bytes(SERIAL_OCTETS, "big"),
+            )
+        if row is None:
+            return Standing(known=False)
+        if row["state"] == "abandoned":
+            # Its serial is never used again; somebody may have signed it and died.
+            return Standing(known=True, revoked_at=row["announced_at"])
+        return Standing(known=True, revoked_at=row["revoked_at"], reason=row["revocation_reason"])
+
+
+def _counted(issuer_id: str, status: str, answer: bytes) -> bytes:
+    metrics.OCSP.labels(issuer_id, status).inc()
+    return answer
+
+
+def responder_profile(lifetime: dt.timedelta) -> Profile:
+    """Return the profile of responder certificates, which no profiles file holds."""
+    profile = Profile(
+        name=OCSP_RESPONDER_PROFILE,
+        lifetime=lifetime,
+        key_algorithms=("ec-p256",),
+        subject_attributes=("CN",),
+        san_kinds=(),
+        same_key="deny",
+        renewal=RenewalRules(reaction_time=lifetime / 4, overlap=lifetime / 4, mode="poll"),
+    )
+    return profile.model_copy(update={"extended_key_usage": (OCSP_SIGNING,)})
+
+
+def responder_candidate(
+    key: ec.EllipticCurvePrivateKey,
+    issuer: Issuer,
+    authority: SigningAuthority,
+    lifetime: dt.timedelta,
+) -> Candidate:
+    """Return the candidate for a responder's certificate."""
+    subject = x509.Name(
+        [x509.NameAttribute(NameOID.COMMON_NAME, f"OCSP responder {issuer.issuer_id}"[:64])]
+    )
+    csr = x509.CertificateSigningRequestBuilder(subject).sign(key, hashes.SHA256())
+    octets = csr.public_bytes(Encoding.DER)
+    # Not a rule of the policy: nobody enrolls by it.
+    rule = Rule(
+        name=OCSP_RESPONDER_PROFILE,
+        principal=PrincipalMatch(secret=OCSP_RESPONDER_PROFILE),
+        owner=Owner(tenant=TENANT, service=OWNER),
+        labels=(OCSP_RESPONDER_PROFILE,),
+        profiles=(OCSP_RESPONDER_PROFILE,),
+        names=Names(),
+    )
+    message = EnrollmentRequested(
+        id=ids.uuid7(),
+        source=f"{SERVICE}/{_OPERATION}",
+        time=authority.clock.now(),
+        correlation_id=ids.uuid7(),
+        operation="simpleenroll",
+        label=OCSP_RESPONDER_PROFILE,
+        group="none",
+        instance="none",
+        issuer=issuer.issuer_id,
+        priority=Priority.NORMAL,
+        principal=Principal(method="password", name=OCSP_RESPONDER_PROFILE),
+        csr=octets,
+    )
+    owner = (TENANT, OWNER)
+    profile = responder_profile(lifetime)
+    found = candidate(
+        message, parse_csr(octets), authority, issuer, profile, rule, owner, None, None
+    )
+    changes = {
+        "operation": _OPERATION,
+        "principal": f"service:{SERVICE}",
+        "auth_method": "internal",
+        "mode": "poll",
+    }
+    found.intent.context = found.intent.context.model_copy(update=changes)
+    return found

@@ -1,0 +1,1 @@
+"""Everything that loads or uses an issuer's private key."""

@@ -1,0 +1,207 @@
+"""The issuance cycle. Nothing is signed that is not first recorded, decided, linted and audited.
+
+1. Find profile and issuer.            ca_signer.issuance.decision
+2. Decide.                             ca_signer.issuance.decision
+3. Build the TBS.                      ca_signer.issuance.decision
+4. Lint it, signed by a throw-away key of the issuer's kind.
+5. Commit the ledger row, state ``intended``, with serial, TBS, lease and fence.
+6. Publish the audit intent and await its PubAck.
+7. Sign.
+8. Check that the signature verifies over exactly those bytes.
+9. Commit the certificate, state ``issued``, only if the fence is still ours.
+10. Publish outcome event and audit result, reply with the stored bytes, state ``announced``.
+11. Ack.
+
+Steps 5 to 10 take a batch. A crash after step 5 leaves a row whose lease runs out; whoever
+takes it over signs the stored TBS again, so there is one serial number and one certificate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+
+from ca_signer import metrics
+from ca_signer.ledger.issuances import Ledger
+from ca_signer.model import Intent, Issued
+from ca_signer.publishing.publisher import EventPublisher
+from ca_signer.publishing.replies import issued_answer
+from ca_signer.signing.issuers import Issuer
+from estcore.errors import (
+    BusUnavailable,
+    IssuerUnavailable,
+    KeyStoreUnavailable,
+    LedgerUnavailable,
+    RequestRejected,
+)
+from estcore.ids import record_id, serial_hex
+from estcore.pki.certificate import assemble, tbs_signature_algorithm
+from estcore.runtime import faults
+from estcore.runtime.logs import fields
+from estcore.runtime.service import until
+
+log = logging.getLogger(__name__)
+
+_UNDELIVERED = RequestRejected(
+    "the key was asked for again; this one never reached its client", code="keygen.undelivered"
+)
+
+
+class Cycle:
+    """Steps 6 to 10 for rows that are ours."""
+
+    def __init__(
+        self, ledger: Ledger, publisher: EventPublisher, issuers: Mapping[str, Issuer]
+    ) -> None:
+        self._ledger = ledger
+        self._publisher = publisher
+        self._issuers = issuers
+        self._announced: list[str] = []
+        self._held: dict[str, int] = {}
+
+    async def finish(self, intents: Sequence[Intent]) -> list[Issued]:
+        """Take recorded intents through steps 6 to 9 and answer; returns what was stored.
+
+        Raises:
+            BusUnavailable: the audit intent was not confirmed; the leases are released.
+            KeyStoreUnavailable: nothing was stored; the leases are released.
+            LedgerUnavailable: the certificates may or may not be stored; redelivery finds out.
+            TBSMismatch: the key store gave a wrong signature; nothing was stored.
+        """
+        if not intents:
+            return []
+        faults.hit("signer.5.recorded")
+        self._held.update((i.issuance_id, i.fence) for i in intents)
+        try:
+            # 6. Without a PubAck there is no signature.
+            await self._publisher.intents(intents)
+            faults.hit("signer.6.audited")
+            signed = await self._sign(intents)
+        except (BusUnavailable, KeyStoreUnavailable):
+            await self._release(intents)
+            raise
+        finally:
+            for intent in intents:
+                self._held.pop(intent.issuance_id, None)
+        faults.hit("signer.8.signed")
+        # 9. The fence decides whose signature counts.
+        stored = await self._ledger.store(signed)
+        faults.hit("signer.9.stored")
+        for issued in stored:
+            context = issued.intent.context
+            answer = issued_answer(issued.intent.request_id, issued.certificate)
+            await self._publisher.replies.send(context.group, context.instance, answer)
+            metrics.ISSUED.labels(issued.intent.issuer_id, issued.intent.profile).inc()
+            log.info(
+                "certificate issued",
+                extra=fields(
+                    correlation_id=context.correlation_id,
+                    serial=serial_hex(issued.intent.serial_number),
+                    profile=issued.intent.profile,
+                    tenant=issued.intent.tenant,
+                    owner=issued.intent.service,
+                ),
+            )
+        return stored
+
+    async def _sign(self, intents: Sequence[Intent]) -> list[tuple[Intent, bytes, bytes]]:
+        signed = []
+        for issuer_id in dict.fromkeys(i.issuer_id for i in intents):
+            issuer = self._issuers.get(issuer_id)
+            if issuer is None:
+                raise IssuerUnavailable(f"issuer {issuer_id} is not here")
+            own = [i for i in intents if i.issuer_id == issuer_id]
+            # 7. Sign. 8. Verify over the recorded bytes, which are the linted ones.
+            signatures = await issuer.keystore.sign_many([i.tbs for i in own])
+            for intent, signature in zip(own, signatures, strict=True):
+                issuer.check_signature(intent.tbs, signature)
+                certificate = assemble(intent.tbs, tbs_signature_algorithm(intent.tbs), signature)
+                signed.append((intent, certificate, sha256(certificate).digest()))
+        return signed
+
+    async def abandon(self, intent: Intent, why: RequestRejected) -> None:
+        """Abandon an intent that is ours and answer its request.
+
+        Its serial number is never used again.
+
+        Raises:
+            BusUnavailable: not audited, so not abandoned either.
+            LedgerUnavailable: audited; it is abandoned and audited again later.
+        """
+        record = self._publisher.audit_records.about_intent(
+            intent,
+            record_id=record_id("abandoned", intent.issuance_id),
+            action="certificate.abandoned",
+            error=why,
+            phase="error",
+        )
+        await self._publisher.mappings([record])
+        if await self._ledger.abandon(intent):
+            metrics.ABANDONED.labels(why.code).inc()
+            log.warning("intent abandoned", extra=fields(code=why.code, reason=why.reason))
+            await self._publisher.replies.send_abandoned(intent, why)
+
+    async def supersede(self, issued: Issued) -> None:
+        """Revoke a certificate whose generated key never reached its client.
+
+        Raises:
+            BusUnavailable: not audited, so not revoked either.
+            LedgerUnavailable: audited; it is revoked and audited again later.
+        """
+        record = self._publisher.audit_records.about_intent(
+            issued.intent,
+            record_id=record_id("superseded", issued.intent.issuance_id),
+            action="certificate.superseded",
+            error=_UNDELIVERED,
+            phase="outcome",
+        )
+        await self._publisher.mappings([record])
+        await self._ledger.revoke(issued.intent.issuance_id, "superseded")
+
+    async def announce(self, issued: Sequence[Issued]) -> None:
+        """Step 10: tell the world and remember that it was told.
+
+        Raises:
+            BusUnavailable: not confirmed; the sweeper announces again.
+        """
+        await self._publisher.issued(issued)
+        faults.hit("signer.10.announced")
+        # Marked in groups by ``keep_marking``: if we die first, the sweeper announces the same
+        # facts under the same ids once more.
+        self._announced.extend(i.intent.issuance_id for i in issued)
+
+    async def keep_leases(self, stop: asyncio.Event) -> None:
+        """Hold on to intents whose signatures a slow key store is still working on."""
+        while not await until(stop, self._ledger.lease.total_seconds() / 3):
+            held = dict(self._held)
+            if not held:
+                continue
+            try:
+                await self._ledger.extend(held)
+            except LedgerUnavailable:
+                log.warning("leases could not be extended", extra=fields(count=len(held)))
+
+    async def keep_marking(self, stop: asyncio.Event) -> None:
+        """Write ``announced`` for what was announced, every second."""
+        stopping = False
+        while not stopping:
+            stopping = await until(stop, 1)
+            await self.mark()
+
+    async def mark(self) -> None:
+        """Write ``announced`` for what was announced since the last call."""
+        ready, self._announced = self._announced, []
+        if not ready:
+            return
+        try:
+            await self._ledger.mark_announced(ready)
+        except LedgerUnavailable:
+            self._announced.extend(ready)
+
+    async def _release(self, intents: Sequence[Intent]) -> None:
+        try:
+            await self._ledger.release(intents)
+        except LedgerUnavailable:
+            log.warning("leases could not be released; they run out by themselves")

@@ -1,0 +1,42 @@
+"""Issuance inside ca-signer: certificates of operators and OCSP responders.
+
+They take the same cycle as every certificate: recorded, audited, linted, published.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from ca_signer.issuance.decision_context import Candidate
+from ca_signer.issuance.idempotency import Answer, Leased, Repeats, Resume, Stale
+from ca_signer.model import EXPIRED
+from ca_signer.signing.cycle import Cycle
+from estcore.errors import ConfigurationError, IssuerUnavailable
+
+_ATTEMPTS = 30
+
+
+async def issue_internally(found: Candidate, repeats: Repeats, cycle: Cycle) -> bytes:
+    """Take the candidate through the cycle; returns the certificate.
+
+    Raises:
+        RequestRejected: the ledger refuses it, for example a key of another owner.
+        Unavailable: database, bus, audit or key store is away.
+    """
+    for _ in range(_ATTEMPTS):
+        match await repeats.settle(found):
+            case Resume(intent=intent):
+                stored = await cycle.finish([intent])
+                if stored:
+                    await cycle.announce(stored)
+                    await cycle.mark()
+                    return stored[0].certificate
+            case Answer(issued=issued):
+                return issued.certificate
+            case Stale(intent=intent):
+                await cycle.abandon(intent, EXPIRED)
+            case Leased():
+                await asyncio.sleep(1)
+            case other:
+                raise ConfigurationError(f"the ledger answers {type(other).__name__}")
+    raise IssuerUnavailable("another process has this enrollment in hand; repeat it later")

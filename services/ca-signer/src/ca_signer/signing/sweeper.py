@@ -1,0 +1,122 @@
+"""Finishes what a crash left: intents without a signer, facts without an announcement."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from ca_signer import metrics
+from ca_signer.issuance.decision import still_allowed
+from ca_signer.issuance.decision_context import Authority
+from ca_signer.issuance.idempotency import Repeats
+from ca_signer.ledger.issuances import Ledger, TakenOver
+from ca_signer.model import EXPIRED, Intent
+from ca_signer.publishing.publisher import EventPublisher
+from ca_signer.signing.cycle import Cycle
+from estcore.clock import monotonic_s
+from estcore.errors import InvariantBroken, NotAuthorized, RequestRejected, Unavailable
+from estcore.runtime.logs import fields
+from estcore.runtime.service import until
+
+log = logging.getLogger(__name__)
+
+_LIMIT = 64
+_OBJECTIONS = {
+    EXPIRED.code: EXPIRED.reason,
+    "auth.certificate_revoked": "the presented certificate is revoked",
+    "key.compromised": "the key is known to be lost",
+    "secret.invalid": "the secret is not valid any more",
+}
+_QUIET_S = 5
+_PURGE_EVERY_S = 600
+
+
+class Sweeper:
+    """Runs beside the worker in every signer process; any number may run."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        repeats: Repeats,
+        cycle: Cycle,
+        publisher: EventPublisher,
+        authority: Authority,
+        *,
+        every_s: float,
+    ) -> None:
+        self._ledger = ledger
+        self._repeats = repeats
+        self._cycle = cycle
+        self._publisher = publisher
+        self._authority = authority
+        self._every_s = every_s
+        self._purge_at = 0.0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Sweep until ``stop``."""
+        while not await until(stop, self._every_s):
+            try:
+                await self.sweep()
+            except Unavailable as exc:
+                log.warning("sweep put off", extra=fields(code=exc.code, reason=exc.reason))
+            except InvariantBroken as exc:
+                log.error("sweep stopped", extra=fields(code=exc.code, reason=exc.reason))
+
+    async def sweep(self) -> None:
+        """Do everything that is due once.
+
+        Raises:
+            Unavailable: database or bus is away; the next sweep goes on.
+        """
+        taken = await self._ledger.take_over(_LIMIT)
+        if taken:
+            await self._resume(taken)
+        late = await self._ledger.unannounced(older_than_s=_QUIET_S, limit=_LIMIT)
+        if late:
+            await self._publisher.issued(late)
+            await self._ledger.mark_announced([i.intent.issuance_id for i in late])
+            metrics.REANNOUNCED.labels("all").inc(len(late))
+        refused = await self._repeats.unannounced_refusals(older_than_s=_QUIET_S, limit=_LIMIT)
+        if refused:
+            await self._publisher.refusals(refused)
+            await self._repeats.refusals_announced([r.event.id for r in refused])
+        if monotonic_s() > self._purge_at:
+            await self._repeats.forget_spent()
+            self._purge_at = monotonic_s() + _PURGE_EVERY_S
+
+    async def _resume(self, taken: list[TakenOver]) -> None:
+        good = []
+        for one in taken:
+            try:
+                if one.objection is not None:
+                    raise NotAuthorized(_OBJECTIONS[one.objection], code=one.objection)
+                still_allowed(one.intent, self._authority)
+            except RequestRejected as exc:
+                await self._cycle.abandon(one.intent, exc)
+                continue
+            good.append(one.intent)
+        metrics.RESUMED.inc(len(good))
+        log.info("intents taken over", extra=fields(count=len(good)))
+        try:
+            await self._finish(good)
+        except Unavailable:
+            raise
+        except Exception as exc:  # Bulkhead: one poisoned intent must harm nobody else.
+            log.warning("intents failed together, taking them one by one", exc_info=exc)
+            for intent in good:
+                await self._finish_alone(intent)
+
+    async def _finish(self, intents: list[Intent]) -> None:
+        stored = await self._cycle.finish(intents)
+        if stored:
+            await self._cycle.announce(stored)
+
+    async def _finish_alone(self, intent: Intent) -> None:
+        try:
+            await self._finish([intent])
+        except InvariantBroken as exc:
+            log.error("nothing was signed", extra=fields(code=exc.code, reason=exc.reason))
+        except Unavailable:
+            raise
+        except Exception as exc:  # Bulkhead: it stays intended until it is stale, then ends.
+            log.error("an intent cannot be finished", exc_info=exc)

@@ -1,0 +1,1 @@
+"""Lint of every certificate and CRL in the ledger (check-store)."""

@@ -1,0 +1,87 @@
+"""A judge other than ourselves: pkilint's rules of RFC 5280, where the extra ``lint`` is.
+
+Called by: ca_signer.store_lint.run
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from pkilint import loader, pkix
+from pkilint.pkix import certificate as pkix_certificate
+from pkilint.pkix import crl as pkix_crl
+from pkilint.pkix import extension, name
+from pkilint.validation import ValidationFindingSeverity
+
+SEVERITIES = {
+    "notice": ValidationFindingSeverity.NOTICE,
+    "warning": ValidationFindingSeverity.WARNING,
+    "error": ValidationFindingSeverity.ERROR,
+}
+_OTHER_SCHEMES = re.compile(r'"(spiffe://[^"]*|urn:[^"]*)"')
+Finding = tuple[str, str, str]
+"""Severity, code, message."""
+
+
+def judges(least: str) -> tuple[Callable[[bytes], list[Finding]], Callable[[bytes], list[Finding]]]:
+    """Return what judges certificates and what judges lists, from a severity up."""
+    worst = SEVERITIES[least]
+    certificates = pkix_certificate.create_pkix_certificate_validator_container(
+        pkix_certificate.create_decoding_validators(
+            name.ATTRIBUTE_TYPE_MAPPINGS, extension.EXTENSION_MAPPINGS
+        ),
+        [
+            pkix_certificate.create_issuer_validator_container([]),
+            pkix_certificate.create_validity_validator_container(),
+            pkix_certificate.create_subject_validator_container([]),
+            pkix_certificate.create_extensions_validator_container([]),
+        ],
+    )
+    lists = pkix_crl.create_pkix_crl_validator_container(
+        [
+            pkix.create_attribute_decoder(name.ATTRIBUTE_TYPE_MAPPINGS),
+            pkix.create_extension_decoder(extension.EXTENSION_MAPPINGS),
+        ],
+        [
+            pkix_crl.create_issuer_validator_container([]),
+            pkix_crl.create_validity_validator_container([]),
+            pkix_crl.create_extensions_validator_container([]),
+        ],
+    )
+
+    def certificate(der: bytes) -> list[Finding]:
+        document = _loaded(loader.load_certificate, der)
+        return document if isinstance(document, list) else _findings(certificates, document, worst)
+
+    def revocation_list(der: bytes) -> list[Finding]:
+        document = _loaded(loader.load_crl, der)
+        return document if isinstance(document, list) else _findings(lists, document, worst)
+
+    return certificate, revocation_list
+
+
+def _loaded(load: Any, der: bytes) -> Any:
+    try:
+        return load(der, "stored")
+    except Exception as exc:  # noqa: BLE001
+        # Bulkhead: whatever pkilint cannot read is a finding, and the night goes on.
+        return [("ERROR", "unreadable", type(exc).__name__)]
+
+
+def _findings(validator: Any, document: Any, worst: Any) -> list[Finding]:
+    return [
+        (found.finding.severity.name, found.finding.code, str(found.message or ""))
+        for result in validator.validate(document.root)
+        for found in result.finding_descriptions
+        # Lower numbers are worse.
+        if found.finding.severity <= worst and not _of_another_scheme(found)
+    ]
+
+
+def _of_another_scheme(found: Any) -> bool:
+    """It knows the schemes of the web alone; RFC 3986 has spiffe and urn as well."""
+    if found.finding.code != "pkix.invalid_uri_syntax":
+        return False
+    return _OTHER_SCHEMES.search(str(found)) is not None

@@ -1,0 +1,165 @@
+"""What operators do about submissions whose outcome nobody knows.
+
+Whoever asked the other CA decides by what its people or its list of certificates say: ``retry``
+where nothing was issued (the operator vouches for it), ``adopt`` where a certificate was (it is
+linted like an answer), ``abandon`` where nobody wants it any more.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from typing import Annotated
+from uuid import UUID
+
+import asyncpg
+from cryptography import x509
+from pydantic import Field, JsonValue
+
+from ca_signer.model import Context
+from ca_signer.operators.verb import Caller, Effect, Verb, Verbs, table
+from ca_signer.upstream import submissions
+from ca_signer.upstream.audit_records import submission_target
+from ca_signer.upstream.response_lint import WrongCertificate
+from ca_signer.upstream.submissions import COLUMNS, Submission, let_go, submission_of
+from estcore import ids
+from estcore.errors import Conflict, ProfileViolation, SerialNumberReused
+from estcore.messages.envelope import decode
+from estcore.pki.profile import StrictModel, Token
+from estcore.policy.operators import Role
+from estcore.runtime.database import Connection
+
+_DECIDING: frozenset[Role] = frozenset({"approver"})
+_LOOKING: frozenset[Role] = frozenset({"approver", "auditor"})
+Judge = Callable[[Submission, bytes], x509.Certificate]
+"""Step 8 for the submission's issuer; raises Conflict where another process serves it."""
+
+
+class Listing(StrictModel):
+    """Which submissions to list, oldest first; those that wait for a person unless told."""
+
+    issuer: Token | None = None
+    state: Annotated[str, Field(pattern=r"^[a-z]{1,20}$")] | None = None
+    limit: int = Field(default=50, ge=1, le=500)
+
+
+class One(StrictModel):
+    """Which submission, and why."""
+
+    id: UUID
+    reason: str | None = Field(default=None, min_length=1, max_length=200, pattern=r"^[ -~]*$")
+
+
+class Adoption(One):
+    """Which submission, and the certificate that was issued for it (DER, hexadecimal)."""
+
+    certificate: str = Field(pattern=r"^([0-9a-f]{2}){100,8000}$")
+
+
+async def _list(connection: Connection, wanted: Listing, _: Caller) -> Effect:
+    rows = await connection.fetch(
+        "select *, now() as now from submission where state = $1 "
+        "and ($2::text is null or issuer_id = $2) order by changed_at limit $3",
+        wanted.state or "unknown",
+        wanted.issuer,
+        wanted.limit,
+    )
+    return Effect({"submissions": [_facts(row) for row in rows]})
+
+
+def _facts(row: asyncpg.Record) -> dict[str, JsonValue]:
+    context = decode(Context, row["context"].encode())
+    sent = row["submitted_at"]
+    return {
+        "id": str(row["issuance_id"]),
+        "issuer": row["issuer_id"],
+        "state": row["state"],
+        "age_s": int((row["now"] - row["created_at"]).total_seconds()),
+        "sent_at": sent.isoformat() if sent else None,
+        "sendings": row["sendings"],
+        "code": row["code"],
+        "reason": row["reason"],
+        "subject": row["subject"],
+        "san": list(filter(None, row["san"].split("\n"))),
+        "csr_sha256": row["csr_sha256"].hex(),
+        "key_sha256": row["spki_sha256"].hex(),
+        "tenant": row["tenant"],
+        "service": row["service"],
+        "profile": row["profile"],
+        "correlation_id": context.correlation_id,
+        "decided_by": row["decided_by"],
+    }
+
+
+async def _unknown(connection: Connection, one: One) -> asyncpg.Record:
+    row = await connection.fetchrow(
+        f"select {COLUMNS}, csr_sha256 from submission "  # noqa: S608 - our constants
+        "where issuance_id = $1 for update",
+        one.id,
+    )
+    if row is None:
+        raise Conflict("no submission has this id", code="command.unknown")
+    if row["state"] != "unknown":
+        raise Conflict(f"the submission is {row['state']}", code="submission.settled")
+    return row
+
+
+def verbs(judge: Judge, *, retry_within: dt.timedelta) -> Verbs:
+    """Return the verbs; ``retry_within`` is how long a client may take to come back."""
+
+    async def retry(connection: Connection, one: One, caller: Caller) -> Effect:
+        row = await _unknown(connection, one)
+        await connection.execute(
+            "update submission set state = 'recorded', fence = fence + 1, lease_until = now(), "
+            "sign_before = now() + $2::interval, submitted_at = null, decided_by = $3, "
+            "reason = $4, changed_at = now() where issuance_id = $1",
+            one.id,
+            retry_within,
+            caller.name,
+            one.reason,
+        )
+        return _told(row, "recorded")
+
+    async def adopt(connection: Connection, given: Adoption, caller: Caller) -> Effect:
+        row = await _unknown(connection, given)
+        mine = submission_of(row)
+        der = bytes.fromhex(given.certificate)
+        try:
+            certificate = judge(mine, der)
+            issued = await submissions.store(
+                connection, mine, certificate, der, answered=False, by=caller.name
+            )
+        except WrongCertificate as exc:
+            raise ProfileViolation(f"{exc.check}: {exc.reason}", code=exc.code) from exc
+        except SerialNumberReused as exc:
+            raise Conflict(exc.reason, code="submission.serial_reused") from exc
+        assert issued is not None  # noqa: S101 - the row is locked and unknown
+        effect = _told(row, "issued")
+        serial = ids.serial_hex(certificate.serial_number)
+        return Effect({**effect.result, "serial": serial}, effect.target, {"serial": serial})
+
+    async def abandon(connection: Connection, one: One, caller: Caller) -> Effect:
+        row = await _unknown(connection, one)
+        await connection.execute(
+            "update submission set state = 'abandoned', fence = fence + 1, decided_by = $2, "
+            "reason = $3, changed_at = now(), announced_at = now() where issuance_id = $1",
+            one.id,
+            caller.name,
+            one.reason,
+        )
+        await let_go(connection, submission_of(row))
+        return _told(row, "abandoned")
+
+    return table(
+        Verb("submission-list", _LOOKING, Listing, _list, reads=True),
+        Verb("submission-retry", _DECIDING, One, retry),
+        Verb("submission-adopt", _DECIDING, Adoption, adopt),
+        Verb("submission-abandon", _DECIDING, One, abandon),
+    )
+
+
+def _told(row: asyncpg.Record, state: str) -> Effect:
+    told: dict[str, JsonValue] = {"id": str(row["issuance_id"]), "state": state}
+    context = decode(Context, row["context"].encode())
+    details = {"request_correlation_id": context.correlation_id}
+    return Effect({**told, "subject": row["subject"]}, submission_target(row), details)

@@ -1,0 +1,154 @@
+"""The parts of a process for issuers elsewhere, joined."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+
+from cryptography import x509
+
+from ca_signer.issuance.approvals import Tickets
+from ca_signer.issuance.consumer import Worker
+from ca_signer.issuance.decision_context import Authority
+from ca_signer.ledger.issuances import Ledger
+from ca_signer.operators.executor import Executor
+from ca_signer.publishing.outbox import Outbox, command_records
+from ca_signer.publishing.publisher import EventPublisher
+from ca_signer.upstream import operator_verbs
+from ca_signer.upstream.audit_records import revocation_records, submission_records
+from ca_signer.upstream.cycle import UpstreamCycle
+from ca_signer.upstream.idempotency import SubmissionRepeats
+from ca_signer.upstream.issuer import UpstreamIssuer
+from ca_signer.upstream.request_handler import Desk
+from ca_signer.upstream.revocation import UpstreamRevocations
+from ca_signer.upstream.settings import UpstreamSettings
+from ca_signer.upstream.submissions import Submission, Submissions
+from ca_signer.upstream.sweeper import UpstreamSweeper
+from estcore.errors import Conflict
+from estcore.runtime.bus import Bus
+from estcore.runtime.database import Database
+
+_BATCH = 16
+Issuers = dict[str, UpstreamIssuer]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a process is made of."""
+
+    issuers: Issuers
+    authority: Authority
+    publisher: EventPublisher
+    submissions: Submissions
+    repeats: SubmissionRepeats
+    cycle: UpstreamCycle
+    desk: Desk
+    worker: Worker
+    outbox: Outbox
+    executor: Executor
+    revocations: UpstreamRevocations
+    sweeper: UpstreamSweeper
+
+
+def assemble(
+    settings: UpstreamSettings,
+    bus: Bus,
+    database: Database,
+    issuers: Issuers,
+    deciding: Authority,
+) -> Parts:
+    """Join the parts."""
+    ledger = Ledger(database, lease_s=settings.lease_s)
+    submissions = Submissions(database, lease_s=settings.lease_s)
+    publisher = EventPublisher(bus, deciding.clock, settings.instance)
+    outbox = Outbox(
+        [
+            command_records(database, publisher),
+            submission_records(database, publisher),
+            revocation_records(database, publisher),
+        ],
+        every_s=settings.sweep_every_s,
+    )
+    pending_for = dt.timedelta(seconds=settings.pending_lifetime_s)
+    repeats = SubmissionRepeats(
+        ledger,
+        Tickets(
+            lifetime=dt.timedelta(seconds=settings.approval_lifetime_s),
+            retry_after_s=settings.approval_retry_after_s,
+            max_waiting=settings.approval_max_waiting,
+        ),
+        repeatable_s=lambda issuer: issuers[issuer].plugin.repeatable_s,
+        unknown_retry_after_s=settings.unknown_retry_after_s,
+    )
+    cycle = UpstreamCycle(
+        submissions,
+        ledger,
+        publisher,
+        issuers,
+        deciding.clock,
+        unknown_retry_after_s=settings.unknown_retry_after_s,
+        changed=outbox.changed,
+    )
+    desk = Desk(
+        cycle=cycle,
+        issuers=issuers,
+        bus=bus,
+        ledger=ledger,
+        repeats=repeats,
+        publisher=publisher,
+        authority=deciding,
+        max_attempts=settings.max_attempts,
+    )
+    places = sum(issuer.settings.concurrency for issuer in issuers.values())
+    worker = Worker(
+        bus,
+        database,
+        desk,
+        issuers=list(issuers),
+        batch_size=_BATCH,
+        in_flight=max(4, -(-2 * places // _BATCH)),
+        usable=lambda issuer: issuers[issuer].usable,
+    )
+    revocations = UpstreamRevocations(
+        database,
+        issuers,
+        lease_s=settings.lease_s,
+        every_s=settings.sweep_every_s,
+        changed=outbox.changed,
+    )
+    sweeper = UpstreamSweeper(
+        submissions,
+        cycle,
+        issuers,
+        pending_for=pending_for,
+        every_s=settings.sweep_every_s,
+        changed=outbox.changed,
+    )
+
+    def judge(one: Submission, der: bytes) -> x509.Certificate:
+        issuer = issuers.get(one.issuer_id)
+        if issuer is None:
+            raise Conflict("another process serves its issuer", code="submission.elsewhere")
+        return cycle.judged(issuer, one, der)
+
+    executor = Executor(
+        database,
+        publisher,
+        deciding,
+        operator_verbs.verbs(judge, retry_within=pending_for),
+        changed=outbox.changed,
+    )
+    return Parts(
+        issuers,
+        deciding,
+        publisher,
+        submissions,
+        repeats,
+        cycle,
+        desk,
+        worker,
+        outbox,
+        executor,
+        revocations,
+        sweeper,
+    )
