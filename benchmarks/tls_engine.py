@@ -21,7 +21,7 @@ from pathlib import Path
 import uvloop
 from aiohttp import web
 
-from est_frontend.tls import EngineContext
+from est_frontend.tls.engine import EngineContext
 from estclient.suite.ports import free_port
 
 HERE = Path(__file__).parent

@@ -16,8 +16,8 @@ import yaml
 
 from ca_signer.settings import SignerSettings
 from ca_signer.upstream.settings import UpstreamSettings
-from est_frontend.answers import SPECIAL, status_of
 from est_frontend.settings import FrontendSettings
+from est_frontend.web.responses import SPECIAL, status_of
 from estclient.agent_settings import AgentSettings
 from estcore import errors
 from estcore.errors import ESTSuiteError

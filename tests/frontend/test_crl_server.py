@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from est_frontend.crl_server import CRLServer
-from est_frontend.peers import PeerValidator
+from est_frontend.auth.client_certificates import PeerValidator
+from est_frontend.revocation.http_server import CRLServer
 from est_frontend.settings import CRLListenSettings
-from est_frontend.state import State
+from est_frontend.signer_state.cache import State
 from estcore.clock import SystemClock
 from estcore.messages import topics
 from estcore.messages.envelope import encode

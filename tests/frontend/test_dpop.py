@@ -23,7 +23,7 @@ from token_issuer import (
     validating,
 )
 
-from est_frontend.tokens.dpop import _thumbprint, check_proof
+from est_frontend.auth.tokens.dpop import _thumbprint, check_proof
 from estcore.errors import NotAuthenticated
 from estcore.testing.clock import FakeClock
 

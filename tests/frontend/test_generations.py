@@ -12,9 +12,9 @@ from chains import NOON, Pair, certificate
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from est_frontend.fetches import TrustFetches
-from est_frontend.peers import PeerValidator
-from est_frontend.state import State
+from est_frontend.auth.client_certificates import PeerValidator
+from est_frontend.signer_state.cache import State
+from est_frontend.trust_adoption import TrustFetches
 from estcore import ids
 from estcore.errors import NotAuthenticated
 from estcore.est.certs_only import read_certs_only
@@ -58,7 +58,7 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.clock = FakeClock(NOON)
         self.peers = PeerValidator(self.clock)
-        self.state = State(folder, self.peers, self.clock)
+        self.state = State(folder, self.peers.set_anchors, self.clock)
         self.old, self.new = (certificate("issuing", ca=True) for _ in range(2))
 
     def tell(self, *accepted: Pair, age_s: int = 0, rollover: UUID | None = ROLLOVER) -> bool:

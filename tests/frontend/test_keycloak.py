@@ -24,10 +24,10 @@ from e2e_stack import certificate_in, make_csr, same_key, start_stack, stop_stac
 from keycloak import Admin, Keycloak, administration
 from token_issuer import b64, dpop_proof, private_key, refusal, running, thumbprint, until_true
 
-from est_frontend.tokens.dpop import check_proof
-from est_frontend.tokens.jwks import KeySource
-from est_frontend.tokens.settings import TokenIssuerSettings
-from est_frontend.tokens.validate import AccessToken, TokenValidator
+from est_frontend.auth.tokens.access_token import AccessToken, TokenValidator
+from est_frontend.auth.tokens.dpop import check_proof
+from est_frontend.auth.tokens.jwks import KeySource
+from est_frontend.settings import TokenIssuerSettings
 from estcore.clock import SystemClock
 from estcore.errors import NotAuthenticated, NotAuthorized
 from estcore.pki.csr import parse_csr

@@ -12,7 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from tls_link import Link
 
 from ca_signer.ceremony import offline_ca
-from est_frontend.peers import PeerValidator
+from est_frontend.auth.client_certificates import PeerValidator
 from estcore.clock import SystemClock
 from estcore.errors import NotAuthenticated
 from estcore.policy.labels import Label, Truststore

@@ -8,8 +8,8 @@ from pathlib import Path
 from chains import certificate
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from est_frontend.peers import PeerValidator
-from est_frontend.state import State
+from est_frontend.auth.client_certificates import PeerValidator
+from est_frontend.signer_state.cache import State
 from estcore.clock import SystemClock
 from estcore.est.certs_only import read_certs_only
 from estcore.messages import topics

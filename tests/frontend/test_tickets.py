@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from est_frontend.tickets import LONGEST, OpenTickets
+from est_frontend.enrollment.pending_requests import LONGEST, OpenTickets
 from estcore.clock import SystemClock
 from estcore.ids import uuid7
 from estcore.messages import topics

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tls_link import Link, client_context, engine
 
 from ca_signer.ceremony import offline_ca
-from est_frontend.tls import EngineContext, _whole_records
+from est_frontend.tls.engine import EngineContext, _whole_records
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
 

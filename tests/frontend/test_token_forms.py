@@ -28,8 +28,8 @@ from token_issuer import (
     validating,
 )
 
-from est_frontend.tokens.jwks import KeySource, public_key
-from est_frontend.tokens.validate import MAX_TOKEN_BYTES, TokenValidator
+from est_frontend.auth.tokens.access_token import MAX_TOKEN_BYTES, TokenValidator
+from est_frontend.auth.tokens.jwks import KeySource, public_key
 from estcore.errors import NotAuthenticated
 
 

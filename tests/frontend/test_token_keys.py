@@ -24,8 +24,8 @@ from token_issuer import (
     validating,
 )
 
-from est_frontend.tokens.jwks import KeySource, _checksum
-from est_frontend.tokens.validate import TokenValidator
+from est_frontend.auth.tokens.access_token import TokenValidator
+from est_frontend.auth.tokens.jwks import KeySource, _checksum
 from estcore.clock import unix_ms
 from estcore.errors import ConfigurationError
 

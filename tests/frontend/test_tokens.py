@@ -24,7 +24,7 @@ from token_issuer import (
     validating,
 )
 
-from est_frontend.tokens.validate import TokenValidator, claim_at
+from est_frontend.auth.tokens.access_token import TokenValidator, claim_at
 from estcore.errors import ConfigurationError
 
 CLUSTER = "https://kubernetes.default.svc.cluster.local"

@@ -20,10 +20,10 @@ from signer_stack import PROFILES, SignerStack, signer_settings, signer_stack
 
 from ca_signer.main import authority
 from ca_signer.revocation.crl import MOST, RevocationLists
-from est_frontend.crl_server import CRLServer
-from est_frontend.peers import PeerValidator
+from est_frontend.auth.client_certificates import PeerValidator
+from est_frontend.revocation.http_server import CRLServer
 from est_frontend.settings import CRLListenSettings
-from est_frontend.state import State
+from est_frontend.signer_state.cache import State
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
 from estcore.ids import serial_hex

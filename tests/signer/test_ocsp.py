@@ -24,9 +24,9 @@ from signer_stack import SignerStack, signer_stack
 
 from ca_signer.revocation.ocsp_responder import OWNER, TENANT, Responder, responder_candidate
 from ca_signer.settings import OCSPSettings
-from est_frontend.ocsp import OCSPRelay
-from est_frontend.peers import PeerValidator
-from est_frontend.state import State
+from est_frontend.auth.client_certificates import PeerValidator
+from est_frontend.revocation.ocsp_relay import OCSPRelay
+from est_frontend.signer_state.cache import State
 from estcore.clock import SystemClock
 from estcore.errors import MalformedRequest, NotAuthorized
 from estcore.messages import topics

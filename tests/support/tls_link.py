@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
-from est_frontend.tls import EngineConnection, EngineContext
+from est_frontend.tls.engine import EngineConnection, EngineContext
 
 
 def engine(files: Path) -> EngineContext:

@@ -35,9 +35,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from est_frontend.tokens.jwks import KeySource
-from est_frontend.tokens.settings import TokenIssuerSettings
-from est_frontend.tokens.validate import TokenValidator
+from est_frontend.auth.tokens.access_token import TokenValidator
+from est_frontend.auth.tokens.jwks import KeySource
+from est_frontend.settings import TokenIssuerSettings
 from estcore.clock import Clock
 from estcore.errors import IssuerUnavailable, NotAuthenticated
 from estcore.testing.clock import FakeClock

@@ -27,7 +27,7 @@ from e2e_stack import (
 )
 from raw_client import Client, b64
 
-from est_frontend.users import HASHER
+from est_frontend.auth.password_file import HASHER
 from estcore.est.http_digest import verifier
 
 PASSWORD = "correct horse battery"

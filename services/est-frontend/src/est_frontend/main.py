@@ -10,27 +10,26 @@ from typing import Any
 from aiohttp import web
 
 from est_frontend import metrics
-from est_frontend.authenticate import Authenticator
-from est_frontend.crl_server import CRLServer
-from est_frontend.digest import DigestVerifier
-from est_frontend.door import Door, TLSDoor
-from est_frontend.enrolling import Enroller
-from est_frontend.fetches import TrustFetches
-from est_frontend.gateway import Gateway
-from est_frontend.handler import Handler
-from est_frontend.keygen import KeyMaker, load_secrets
-from est_frontend.live import Live
-from est_frontend.ocsp import OCSPRelay
-from est_frontend.peers import PeerValidator
-from est_frontend.server import LimitedServer
-from est_frontend.settings import FrontendSettings
-from est_frontend.state import State
-from est_frontend.tickets import OpenTickets
-from est_frontend.tokens.jwks import KeySource
-from est_frontend.tokens.settings import TokenIssuerSettings
-from est_frontend.tokens.validate import TokenValidator
-from est_frontend.trail import SERVICE, Trail
-from est_frontend.users import Users
+from est_frontend.audit_trail.trail import SERVICE, Trail
+from est_frontend.auth.active_policy import Live
+from est_frontend.auth.authenticator import Authenticator
+from est_frontend.auth.client_certificates import PeerValidator
+from est_frontend.auth.http_digest import DigestVerifier
+from est_frontend.auth.password_file import Users
+from est_frontend.auth.tokens.access_token import TokenValidator
+from est_frontend.auth.tokens.jwks import KeySource
+from est_frontend.dispatch import Handler
+from est_frontend.enrollment.enroller import Enroller
+from est_frontend.enrollment.pending_requests import OpenTickets
+from est_frontend.enrollment.server_keygen import KeyMaker, load_secrets
+from est_frontend.enrollment.signer_gateway import Gateway
+from est_frontend.listener import Door, TLSDoor
+from est_frontend.revocation.http_server import CRLServer
+from est_frontend.revocation.ocsp_relay import OCSPRelay
+from est_frontend.settings import FrontendSettings, TokenIssuerSettings
+from est_frontend.signer_state.cache import State
+from est_frontend.trust_adoption import TrustFetches
+from est_frontend.web.server import LimitedServer
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
 from estcore.messages.topics import audit_refusal_topic, ocsp_topic, request_topic
@@ -74,7 +73,7 @@ async def serve(  # noqa: PLR0915 - wiring, told in order
     tracing = Tracing(settings.telemetry, SERVICE, settings.instance)
     peers = PeerValidator(CLOCK)
     peers.set_truststores(live.policy.truststores)
-    state = State(settings.state_folder, peers, CLOCK)
+    state = State(settings.state_folder, peers.set_anchors, CLOCK)
     state.load()
     bus = _Later(settings)
     trail = Trail(bus.bus, settings.trail, CLOCK, settings.instance)

@@ -1,6 +1,6 @@
 """One connection over TLS-SRP, in the form asyncio and uvloop drive and the handlers ask.
 
-Like ``est_frontend.tls``: an ``ssl.SSLContext`` whose connections are another library's, so
+Like ``est_frontend.tls.engine``: an ``ssl.SSLContext`` whose connections are another library's, so
 that the event loop, aiohttp and the handlers stay as they are.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from OpenSSL import crypto
 from typing_extensions import override
 
-from est_frontend.limits import Backoff, TooOften
+from est_frontend.rate_limits import Backoff, TooOften
 from est_frontend.srp.tlslite import (
     AlertDescription,
     BaseTLSException,
@@ -22,7 +22,7 @@ from est_frontend.srp.tlslite import (
     MemorySocket,
     server_settings,
 )
-from est_frontend.srp.verifiers import Entry, Verifiers
+from est_frontend.srp.verifier_file import Entry, Verifiers
 
 log = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from est_frontend.audit_trail.trail import SERVICE
 from est_frontend.main import check as check_frontend
 from est_frontend.main import migrate, serve
 from est_frontend.srp.settings import SRPFrontendSettings
-from est_frontend.trail import SERVICE
 from estcore.errors import ConfigurationError
 from estcore.runtime.service import EXIT_CONFIGURATION, ServiceCommand
 from estcore.runtime.settings import read_secret
@@ -21,7 +21,7 @@ NAME = f"{SERVICE}-srp"
 
 def check(settings: SRPFrontendSettings) -> None:
     """Read what the settings name, as ``run`` would."""
-    from est_frontend.srp.verifiers import Verifiers  # needs the extra
+    from est_frontend.srp.verifier_file import Verifiers  # needs the extra
 
     check_frontend(settings)
     Verifiers.load(settings.srp.verifiers_file)
@@ -29,14 +29,14 @@ def check(settings: SRPFrontendSettings) -> None:
 
 async def run(settings: SRPFrontendSettings) -> None:
     """Serve until SIGTERM."""
-    from est_frontend.srp.door import SRPDoor  # needs the extra
+    from est_frontend.srp.listener import SRPDoor  # needs the extra
 
     await serve(settings, SRPDoor(settings))
 
 
 async def user(settings: SRPFrontendSettings, parsed: argparse.Namespace) -> None:
     """Write a user's verifier into the file, or take the user out."""
-    from est_frontend.srp.verifiers import set_user  # needs the extra
+    from est_frontend.srp.verifier_file import set_user  # needs the extra
 
     password = None if parsed.remove else _password(parsed.password_file)
     set_user(settings.srp.verifiers_file, parsed.name, password, group=parsed.group)

@@ -7,10 +7,10 @@ import socket
 from collections.abc import Sequence
 from typing import Protocol
 
-from est_frontend.server import LimitedServer
+from est_frontend.audit_trail.trail import Trail
 from est_frontend.settings import ListenSettings
-from est_frontend.tls import EngineContext
-from est_frontend.trail import Trail
+from est_frontend.tls.engine import EngineContext
+from est_frontend.web.server import LimitedServer
 from estcore.errors import ConfigurationError
 from estcore.runtime.reload import Watched
 from estcore.runtime.service import Job
@@ -44,7 +44,7 @@ class Door(Protocol):
 
 
 class TLSDoor:
-    """Certificates, by ``est_frontend.tls``."""
+    """Certificates, by ``est_frontend.tls.engine``."""
 
     jobs: Sequence[Job] = ()
 

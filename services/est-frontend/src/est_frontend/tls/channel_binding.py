@@ -11,7 +11,7 @@ import base64
 import hmac
 from typing import Literal
 
-from est_frontend.connections import ClientConnection
+from est_frontend.tls.connection import ClientConnection
 from estcore.errors import NotAuthorized
 from estcore.pki.attributes import Attributes, read_challenges
 from estcore.policy.labels import Label

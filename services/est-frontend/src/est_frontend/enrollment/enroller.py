@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from aiohttp import HttpVersion11, web
 from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
 
-from est_frontend import answers
-from est_frontend.authenticate import Authenticated, Authenticator, Credentials
-from est_frontend.exchange import Exchange
-from est_frontend.gateway import Gateway
-from est_frontend.keygen import KeyMaker
-from est_frontend.limits import Buckets
-from est_frontend.linking import check_linking
-from est_frontend.live import Live
+from est_frontend.auth.active_policy import Live
+from est_frontend.auth.authenticator import Authenticated, Authenticator, Credentials
+from est_frontend.enrollment.server_keygen import KeyMaker
+from est_frontend.enrollment.signer_gateway import Gateway
+from est_frontend.rate_limits import Buckets
 from est_frontend.settings import FrontendSettings
-from est_frontend.state import State
+from est_frontend.signer_state.cache import State
+from est_frontend.tls.channel_binding import check_linking
+from est_frontend.web import responses
+from est_frontend.web.exchange import Exchange
 from estcore import ids
 from estcore.clock import Clock
 from estcore.errors import (
@@ -97,7 +97,7 @@ class Enroller:
         if certificate is None:
             return None
         body = encode_response(certs_only([certificate]), label.response_base64)
-        return answers.pkcs7(body, answers.CERTS_ONLY, exchange.correlation_id)
+        return responses.pkcs7(body, responses.CERTS_ONLY, exchange.correlation_id)
 
     async def demands(self, exchange: Exchange, label: Label) -> CSRDemands:
         """Return what a CSR on the label must have, for this client if it says who it is.
@@ -139,7 +139,7 @@ class Enroller:
         if certificate is None:
             return None
         body = self._keys.answer(request, key, protecting, certificate, label.response_base64)
-        return answers.generated(body, exchange.correlation_id)
+        return responses.generated(body, exchange.correlation_id)
 
     async def _authenticate(self, exchange: Exchange, label: Label, *, own: bool) -> Authenticated:
         credentials = Credentials.of(exchange.request, exchange.connection, exchange.peer)

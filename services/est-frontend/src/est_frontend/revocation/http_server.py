@@ -2,7 +2,7 @@
 
 ``GET /crl/<issuer>/<partition>.crl`` is a part of the list.
 
-Where it is switched on, OCSP too (``est_frontend.ocsp``).
+Where it is switched on, OCSP too (``est_frontend.revocation.ocsp_relay``).
 
 A client that fetches a list over TLS would have to check the server's certificate first, for
 which it wants the list (RFC 5280 section 8). The list is signed; nothing here is secret, nobody
@@ -15,9 +15,9 @@ import asyncio
 import re
 from email.utils import format_datetime
 
-from est_frontend.ocsp import OCSPRelay, response
+from est_frontend.revocation.ocsp_relay import OCSPRelay, response
 from est_frontend.settings import CRLListenSettings
-from est_frontend.state import State
+from est_frontend.signer_state.cache import State
 from estcore.clock import Clock
 from estcore.errors import ConfigurationError
 

@@ -10,10 +10,10 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import urlsplit
 
-from est_frontend.tokens.compact import KEY_KINDS, CompactJWS, PublicKey, fits, read, refuse
-from est_frontend.tokens.compact import signature_matches as matches
-from est_frontend.tokens.jwks import MEMBERS, public_key
-from est_frontend.tokens.validate import seconds_in
+from est_frontend.auth.tokens.access_token import seconds_in
+from est_frontend.auth.tokens.jwks import MEMBERS, public_key
+from est_frontend.auth.tokens.jws import KEY_KINDS, CompactJWS, PublicKey, fits, read, refuse
+from est_frontend.auth.tokens.jws import signature_matches as matches
 from estcore.clock import Clock
 
 _LIMIT = 4096

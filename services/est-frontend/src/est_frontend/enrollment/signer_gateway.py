@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from est_frontend import metrics
-from est_frontend.tickets import OpenTickets
+from est_frontend.enrollment.pending_requests import OpenTickets
 from estcore.clock import monotonic_s
 from estcore.errors import BusUnavailable, MalformedRequest
 from estcore.messages import topics

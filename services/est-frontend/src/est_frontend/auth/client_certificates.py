@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import crypto
 
-from est_frontend.connections import ClientConnection
+from est_frontend.tls.connection import ClientConnection
 from estcore.clock import Clock
 from estcore.errors import NotAuthenticated
 from estcore.pki.names import canonical_name, display_name

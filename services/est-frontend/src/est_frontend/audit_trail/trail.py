@@ -13,8 +13,8 @@ from collections import Counter
 from typing import Any
 
 from est_frontend import metrics
+from est_frontend.audit_trail.spool import Spool
 from est_frontend.settings import TrailSettings
-from est_frontend.spool import Spool
 from estcore import ids
 from estcore.clock import Clock, monotonic_s
 from estcore.errors import AuditUnavailable, BusUnavailable

@@ -11,15 +11,15 @@ from hashlib import sha256
 
 from aiohttp import web
 
-from est_frontend.connections import ClientConnection
-from est_frontend.digest import DigestVerifier
-from est_frontend.limits import Backoff
-from est_frontend.live import Live
-from est_frontend.peers import Peer, PeerValidator
-from est_frontend.state import State
-from est_frontend.tokens.dpop import check_proof
-from est_frontend.tokens.validate import AccessToken, TokenValidator
-from est_frontend.users import Users
+from est_frontend.auth.active_policy import Live
+from est_frontend.auth.client_certificates import Peer, PeerValidator
+from est_frontend.auth.http_digest import DigestVerifier
+from est_frontend.auth.password_file import Users
+from est_frontend.auth.tokens.access_token import AccessToken, TokenValidator
+from est_frontend.auth.tokens.dpop import check_proof
+from est_frontend.rate_limits import Backoff
+from est_frontend.signer_state.cache import State
+from est_frontend.tls.connection import ClientConnection
 from estcore.clock import Clock
 from estcore.errors import NotAuthenticated, NotAuthorized
 from estcore.messages.enrollment import Claim, Principal

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from est_frontend.authenticate import Authenticated
-from est_frontend.connections import ClientConnection
-from est_frontend.linking import Linked
-from est_frontend.peers import serial_of
+from est_frontend.auth.authenticator import Authenticated
+from est_frontend.auth.client_certificates import serial_of
+from est_frontend.tls.channel_binding import Linked
+from est_frontend.tls.connection import ClientConnection
 from estcore.messages.enrollment import Source
 from estcore.messages.envelope import present
 from estcore.pki.csr import CertificationRequest

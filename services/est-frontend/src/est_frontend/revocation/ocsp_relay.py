@@ -18,7 +18,7 @@ from hashlib import sha256
 from urllib.parse import unquote_to_bytes
 
 from est_frontend import metrics
-from est_frontend.state import State
+from est_frontend.signer_state.cache import State
 from estcore.clock import Clock
 from estcore.errors import BusUnavailable, MalformedRequest
 from estcore.messages.topics import ocsp_topic

@@ -3,8 +3,8 @@
 The stdlib module is bound to the distribution's OpenSSL, is slower at handshakes, has no
 ``tls-exporter`` and ends a handshake whose client certificate it does not like, so that there
 is neither an answer nor an audit record. Here every client certificate lets the handshake
-finish; who the client is gets decided by our own path validation (``est_frontend.peers``),
-never by OpenSSL's verify result. Resumption is off. See docs/adr/0005.
+finish; ``est_frontend.auth.client_certificates`` validates the path and decides who the client
+is, never OpenSSL's verify result. Resumption is off. See docs/adr/0005.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import re
 import secrets
 from dataclasses import dataclass
 
-from est_frontend.users import Users
+from est_frontend.auth.password_file import Users
 from estcore.clock import Clock
 from estcore.errors import NotAuthenticated
 from estcore.est.http_digest import DIGESTS, digest

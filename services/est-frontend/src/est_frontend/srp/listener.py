@@ -17,13 +17,13 @@ from typing import Any, cast
 from typing_extensions import override
 
 from est_frontend import metrics
-from est_frontend.door import taken
-from est_frontend.limits import Backoff, TooOften
-from est_frontend.server import LimitedServer
+from est_frontend.audit_trail.trail import Trail
+from est_frontend.listener import taken
+from est_frontend.rate_limits import Backoff, TooOften
 from est_frontend.srp.connection import Attempt, SRPContext
 from est_frontend.srp.settings import SRPFrontendSettings
-from est_frontend.srp.verifiers import Verifiers
-from est_frontend.trail import Trail
+from est_frontend.srp.verifier_file import Verifiers
+from est_frontend.web.server import LimitedServer
 from estcore import ids
 from estcore.runtime.logs import fields
 from estcore.runtime.reload import Watched

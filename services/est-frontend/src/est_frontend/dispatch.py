@@ -7,17 +7,18 @@ import logging
 
 from aiohttp import web
 
-from est_frontend import answers, metrics
-from est_frontend.authenticate import Authenticator, Credentials
-from est_frontend.connections import ClientConnection
-from est_frontend.enrolling import Enroller, check_type, read_body
-from est_frontend.exchange import Exchange
-from est_frontend.fetches import TrustFetches
-from est_frontend.limits import Buckets, TooOften
-from est_frontend.live import Live
+from est_frontend import metrics
+from est_frontend.audit_trail.trail import Trail
+from est_frontend.auth.active_policy import Live
+from est_frontend.auth.authenticator import Authenticator, Credentials
+from est_frontend.enrollment.enroller import Enroller, check_type, read_body
+from est_frontend.rate_limits import Buckets, TooOften
 from est_frontend.settings import FrontendSettings
-from est_frontend.state import State
-from est_frontend.trail import Trail
+from est_frontend.signer_state.cache import State
+from est_frontend.tls.connection import ClientConnection
+from est_frontend.trust_adoption import TrustFetches
+from est_frontend.web import responses
+from est_frontend.web.exchange import Exchange
 from estcore import ids
 from estcore.clock import monotonic_s
 from estcore.errors import (
@@ -156,17 +157,17 @@ class Handler:
         if exchange.request.method == "GET":
             self._fetches.note(exchange.connection, label)
         body = encode_response(der, label.response_base64)
-        return answers.pkcs7(body, answers.CACERTS, exchange.correlation_id)
+        return responses.pkcs7(body, responses.CACERTS, exchange.correlation_id)
 
     async def _csrattrs(self, exchange: Exchange, label: Label) -> web.Response:
         if label.csrattrs == "none":
-            return answers.empty(exchange.correlation_id)
+            return responses.empty(exchange.correlation_id)
         demands = await self._enroller.demands(exchange, label)
         if demands.empty:
-            return answers.empty(exchange.correlation_id)
+            return responses.empty(exchange.correlation_id)
         form: CSRAttrsForm = "legacy" if label.csrattrs == "classic" else label.csrattrs
         body = encode_response(encode_csrattrs(demands, form), label.response_base64)
-        return answers.csrattrs(body, exchange.correlation_id)
+        return responses.csrattrs(body, exchange.correlation_id)
 
     async def _enroll(self, exchange: Exchange, label: Label, operation: Operation) -> web.Response:
         if operation not in label.operations:
@@ -187,7 +188,7 @@ class Handler:
             self._in_flight -= 1
         if response is None:
             wait = exchange.retry_after_s or label.retry_after_s
-            response = answers.pending(wait, exchange.correlation_id)
+            response = responses.pending(wait, exchange.correlation_id)
         self._record(exchange, response.status)
         return response
 
@@ -227,7 +228,7 @@ class Handler:
                 answered.code or "ack.refused",
             )
         self._record(exchange, 204)
-        return answers.empty(exchange.correlation_id)
+        return responses.empty(exchange.correlation_id)
 
     def _record(self, exchange: Exchange, status: int) -> None:
         log.info(
@@ -260,7 +261,7 @@ class Handler:
                 reason=error.reason,
             ),
         )
-        status = answers.status_of(error)
+        status = responses.status_of(error)
         self._trail.refused(
             exchange.peer,
             error.code,
@@ -270,7 +271,7 @@ class Handler:
             **exchange.parts(),
         )
         methods = _METHODS.get(exchange.operation, ())
-        return answers.failure(
+        return responses.failure(
             error,
             exchange.correlation_id,
             retry_after_s=_retry_after_s(error, exchange.label),

@@ -12,12 +12,12 @@ import datetime as dt
 import hmac
 import logging
 import os
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from uuid import UUID
 
 from est_frontend import metrics
-from est_frontend.peers import PeerValidator
 from estcore.clock import Clock
 from estcore.errors import BusUnavailable, ConfigurationError, MalformedRequest
 from estcore.est.certs_only import certs_only
@@ -55,12 +55,16 @@ _NOBODY = SecretVerifier(
 )
 
 
+SetAnchors = Callable[[str, Sequence[bytes]], None]
+
+
 class State:
     """Memory and disk copy of the state."""
 
-    def __init__(self, folder: Path, peers: PeerValidator, clock: Clock) -> None:
+    def __init__(self, folder: Path, set_anchors: SetAnchors, clock: Clock) -> None:
+        """``set_anchors`` receives an issuer and the certificates its clients may chain to."""
         self._folder = folder
-        self._peers = peers
+        self._set_anchors = set_anchors
         self._clock = clock
         self._bus: Bus | None = None
         self._trust: dict[str, CACertificates] = {}
@@ -211,7 +215,7 @@ class State:
         if known is not None and _same_trust(known, message):
             return False
         anchors = [g.certificate for g in message.accepted] or [message.chain[0]]
-        self._peers.set_anchors(message.issuer_id, anchors)
+        self._set_anchors(message.issuer_id, anchors)
         self._cacerts.clear()
         log.info("CA certificates updated", extra=fields(issuer=message.issuer_id))
         return True

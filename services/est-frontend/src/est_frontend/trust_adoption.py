@@ -13,9 +13,9 @@ from collections import OrderedDict
 from uuid import UUID
 
 from est_frontend import metrics
-from est_frontend.connections import ClientConnection
-from est_frontend.peers import PeerValidator
-from est_frontend.state import State
+from est_frontend.auth.client_certificates import PeerValidator
+from est_frontend.signer_state.cache import State
+from est_frontend.tls.connection import ClientConnection
 from estcore.errors import BusUnavailable, MalformedRequest, NotAuthenticated
 from estcore.messages.envelope import decode, encode
 from estcore.messages.state import MOST_FETCHED, TrustFetchCounted, TrustFetched

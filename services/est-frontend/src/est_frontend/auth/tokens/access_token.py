@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from est_frontend.tokens.compact import fits, read, refuse, signature_matches
-from est_frontend.tokens.jwks import KeySource
-from est_frontend.tokens.settings import TokenIssuerSettings
+from est_frontend.auth.tokens.jwks import KeySource
+from est_frontend.auth.tokens.jws import fits, read, refuse, signature_matches
+from est_frontend.settings import TokenIssuerSettings
 from estcore.clock import Clock
 from estcore.errors import ConfigurationError, IssuerUnavailable
 from estcore.policy.templates import ClaimValue

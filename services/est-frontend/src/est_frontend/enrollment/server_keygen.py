@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from est_frontend.peers import Peer
+from est_frontend.auth.client_certificates import Peer
 from estcore.errors import ConfigurationError, IssuerUnavailable, RequestRejected
 from estcore.est.certs_only import certs_only
 from estcore.est.keygen_response import KeygenResponse, encode_keygen_response

@@ -1,0 +1,1 @@
+"""Audit records of est-frontend: queue, spool, delivery."""

@@ -1,0 +1,1 @@
+"""Client authentication: certificates, secrets, passwords, Digest, access tokens."""

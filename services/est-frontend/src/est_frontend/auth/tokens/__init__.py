@@ -1,0 +1,1 @@
+"""OAuth2 access tokens: JWS, key sets, DPoP, validation."""

@@ -1,0 +1,1 @@
+"""Enrollment operations: authenticate, read, refuse early, ask ca-signer, answer."""

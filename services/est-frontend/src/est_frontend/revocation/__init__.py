@@ -1,0 +1,1 @@
+"""CRL and OCSP over plain HTTP."""

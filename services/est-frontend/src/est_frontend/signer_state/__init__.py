@@ -1,0 +1,1 @@
+"""State that ca-signer publishes, as this front end knows it."""

@@ -1,0 +1,1 @@
+"""TLS on pyOpenSSL: engine, connection facts, channel binding."""

@@ -1,0 +1,1 @@
+"""HTTP as est-frontend speaks it: exchange, responses, server."""
