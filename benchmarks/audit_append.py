@@ -22,7 +22,7 @@ from pathlib import Path
 import asyncpg
 import yaml
 
-from audit import keys, main
+from audit import checkpoint_key, main
 from audit.settings import Settings
 from estclient.suite.nats import EmbeddedNATS
 from estclient.suite.ports import free_port
@@ -54,7 +54,7 @@ async def measure(folder: Path, enrollments: int, batch: int) -> None:
         role = (await postgres.provision(["audit"]))["audit"]
         await nats.start()
         key_file = folder / "checkpoint.pem"
-        keys.create_key(key_file, "bench/audit")
+        checkpoint_key.create_key(key_file, "bench/audit")
         config = {
             "instance": "bench",
             "bus": {

@@ -12,7 +12,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from audit import keys, main
+from audit import checkpoint_key, main
 from audit.settings import AppendSettings, CheckpointSettings, Settings
 from estcore import ids
 from estcore.messages import topics
@@ -49,7 +49,7 @@ class World:
         self.platform = platform
         self.folder = folder
         self.key_file = folder / "checkpoint.pem"
-        self.vkey = keys.create_key(self.key_file, ORIGIN)
+        self.vkey = checkpoint_key.create_key(self.key_file, ORIGIN)
 
     def settings(self, **changes: Any) -> Settings:
         values: dict[str, Any] = {

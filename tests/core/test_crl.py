@@ -22,7 +22,7 @@ from estcore.pki.crl import (
     read_crl,
     signature_algorithm,
 )
-from estcore.pki.partitions import COUNTS, all_of, partition_of, read_partition
+from estcore.pki.crl_shards import COUNTS, all_of, partition_of, read_partition
 
 NOW = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
 NAME = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "CA")])

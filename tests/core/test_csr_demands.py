@@ -44,7 +44,7 @@ from estcore.pki.csr import CHALLENGE_PASSWORD_OID, parse_csr
 from estcore.pki.profile import KeyAlgorithm, Profile
 from estcore.policy.decide import check_names, check_profile
 from estcore.policy.document import Names
-from estcore.policy.granting import granted_request
+from estcore.policy.granted_names import granted_request
 
 FORMS: tuple[CSRAttrsForm, ...] = ("legacy", "template", "both")
 ALGORITHMS = ("ec-p256", "ec-p384", "ec-p521", "rsa-2048", "rsa-3072", "rsa-4096", "ed25519")

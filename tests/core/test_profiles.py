@@ -32,7 +32,7 @@ from estcore.pki.names import parse_name, san_entry
 from estcore.pki.profile import Profile
 from estcore.policy.decide import check_names, check_profile
 from estcore.policy.document import Names, Rule
-from estcore.policy.granting import granted_request, granted_usages
+from estcore.policy.granted_names import granted_request, granted_usages
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 CA_KEY = ec.generate_private_key(ec.SECP256R1())

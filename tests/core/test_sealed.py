@@ -14,15 +14,7 @@ from pyasn1.codec.der.decoder import decode as pyasn1_decode
 from pyasn1_alt_modules import rfc5652, rfc5958
 
 from estcore.errors import ConfigurationError, RequestRejected
-from estcore.est.sealed import (
-    ENVELOPED_DATA_OID,
-    KEY_PACKAGE_OID,
-    SIGNED_DATA_OID,
-    PackageSigner,
-    content_info,
-    seal,
-)
-from estcore.est.sealed_algorithms import (
+from estcore.est.cms.algorithms import (
     AES128_CBC,
     AES128_WRAP,
     AES192_CBC,
@@ -31,6 +23,14 @@ from estcore.est.sealed_algorithms import (
     AES256_WRAP,
     RSAES_OAEP,
     algorithm,
+)
+from estcore.est.cms.envelope import (
+    ENVELOPED_DATA_OID,
+    KEY_PACKAGE_OID,
+    SIGNED_DATA_OID,
+    PackageSigner,
+    content_info,
+    seal,
 )
 from estcore.est.serverkeygen import Capability, KeyProtection, new_key, pkcs8
 from estcore.pki import der

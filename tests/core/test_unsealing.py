@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from key_holders import Holder, holder
 
 from estcore.errors import MalformedRequest
-from estcore.est.sealed import PackageSigner, seal
-from estcore.est.sealed_algorithms import (
+from estcore.est.cms.algorithms import (
     AES128_CBC,
     AES128_WRAP,
     AES192_WRAP,
@@ -20,8 +19,9 @@ from estcore.est.sealed_algorithms import (
     AES256_WRAP,
     RSAES_OAEP,
 )
+from estcore.est.cms.envelope import PackageSigner, seal
+from estcore.est.cms.open import MAX_SEALED_BYTES, OpenedKey, unseal
 from estcore.est.serverkeygen import Capability, KeyProtection, new_key, pkcs8
-from estcore.est.unsealing import MAX_SEALED_BYTES, OpenedKey, unseal
 
 RSA_ENCRYPTION = "1.2.840.113549.1.1.1"
 ABLE = tuple(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from renewal.lineage import Generation, Rules, Settled, Steps, settle
+from renewal.rotation.slot_state import Generation, Rules, Settled, Steps, compute_slot_state
 
 START = dt.datetime(2026, 11, 22, 12, 0, tzinfo=dt.UTC)
 HOUR = dt.timedelta(hours=1)
@@ -34,7 +34,7 @@ def at(hours: float) -> dt.datetime:
 
 
 def run(*found: Generation, hours: float = 500) -> Settled:
-    return settle(found, rules=RULES, now=at(hours))
+    return compute_slot_state(found, rules=RULES, now=at(hours))
 
 
 def deliver(batches: Iterable[list[Generation]]) -> dict[str, Generation]:
@@ -43,7 +43,7 @@ def deliver(batches: Iterable[list[Generation]]) -> dict[str, Generation]:
     for batch in batches:
         for one in batch:
             table.setdefault(one.issuance_id, one)
-        table.update(settle(table.values(), rules=RULES, now=at(500)).generations)
+        table.update(compute_slot_state(table.values(), rules=RULES, now=at(500)).generations)
     return table
 
 
@@ -81,8 +81,8 @@ def test_any_order_and_repetition_of_events_leads_to_the_same_generations(
 
 @given(histories(), st.integers(0, 3000))
 def test_settling_again_changes_nothing(history: list[Generation], hours: int) -> None:
-    once = settle(history, rules=RULES, now=at(hours))
-    twice = settle(once.generations.values(), rules=RULES, now=at(hours))
+    once = compute_slot_state(history, rules=RULES, now=at(hours))
+    twice = compute_slot_state(once.generations.values(), rules=RULES, now=at(hours))
     assert twice.generations == once.generations
     assert twice.check_at == once.check_at
 
@@ -93,7 +93,7 @@ def test_no_certificate_is_deprecated_without_a_proof_of_its_successor(
 ) -> None:
     table = list(history)
     for hour in sorted(hours):
-        table = list(settle(table, rules=RULES, now=at(hour)).generations.values())
+        table = list(compute_slot_state(table, rules=RULES, now=at(hour)).generations.values())
         for one in table:
             if Steps.DEPRECATED in one.reached:
                 assert one.proof is not None
@@ -114,7 +114,7 @@ def test_generations_that_ended_in_between_do_not_change_numbers_or_proofs() -> 
     table = deliver([one] for one in [certificate(n, n - 1 if n else None) for n in range(5)])
     # The second and third lived shorter than the first and are not looked at any more.
     left = [g for name, g in table.items() if name not in {"i001", "i002"}]
-    found = settle(left, rules=RULES, now=at(500)).generations
+    found = compute_slot_state(left, rules=RULES, now=at(500)).generations
     for name in ("i003", "i004"):
         assert (found[name].role, found[name].number) == (table[name].role, table[name].number)
         assert found[name].activated_at == table[name].activated_at
@@ -141,7 +141,7 @@ def test_enrolling_with_the_next_certificate_proves_it() -> None:
 def test_the_old_certificate_is_deprecated_only_after_the_overlap() -> None:
     first = run(certificate(0), certificate(1, 0), certificate(2, 1), hours=2.5)
     assert first.check_at == at(3)
-    later = settle(first.generations.values(), rules=RULES, now=at(3))
+    later = compute_slot_state(first.generations.values(), rules=RULES, now=at(3))
     assert later.generations["i000"].state == "deprecated"
     assert Steps.DEPRECATED in later.generations["i001"].reached
 
@@ -158,7 +158,7 @@ def test_without_proof_the_old_certificate_runs_to_its_end_and_the_new_one_takes
     found = run(certificate(0, life_h=10), certificate(5, 0), hours=9.5)
     assert found.next is not None
     assert Steps.STALLED in found.next.reached
-    later = settle(found.generations.values(), rules=RULES, now=at(10))
+    later = compute_slot_state(found.generations.values(), rules=RULES, now=at(10))
     assert later.active is not None
     assert later.active.issuance_id == "i005"
     assert later.generations["i000"].state == "retired"
@@ -174,7 +174,9 @@ def test_an_active_certificate_that_ends_without_successor_is_expired() -> None:
     assert found.active.state == "expired"
     assert Steps.EXPIRED in found.active.reached
     assert found.check_at is None
-    back = settle([*found.generations.values(), certificate(20)], rules=RULES, now=at(21))
+    back = compute_slot_state(
+        [*found.generations.values(), certificate(20)], rules=RULES, now=at(21)
+    )
     assert back.active is not None
     assert (back.active.issuance_id, back.active.number, back.next) == ("i020", 2, None)
 

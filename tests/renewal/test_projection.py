@@ -12,7 +12,7 @@ import pytest
 from estcore.ids import record_id
 from estcore.messages.topics import certificate_topic
 from estcore.runtime.bus import Outgoing
-from renewal.reports import export_certificates, list_slots
+from renewal.export import export_certificates, list_slots
 
 pytestmark = pytest.mark.integration
 

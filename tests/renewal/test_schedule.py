@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estcore.pki.profile import Priority
-from renewal.schedule import backoff, draw, due_at, lease, overlap, shares, stall_at
+from renewal.rotation.schedule import backoff, draw, due_at, lease, overlap, shares, stall_at
 
 START = dt.datetime(2026, 11, 22, 12, 0, tzinfo=dt.UTC)
 MINUTE = dt.timedelta(minutes=1)

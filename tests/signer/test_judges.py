@@ -26,7 +26,7 @@ from estcore.pki.certificate import CertificateTemplate, assemble
 from estcore.pki.csr import parse_csr
 from estcore.pki.names import parse_name
 from estcore.pki.profile import load_profiles
-from estcore.policy.granting import granted_request
+from estcore.policy.granted_names import granted_request
 
 EVERYTHING = Path(__file__).with_name("profiles.yaml")
 """Profiles with what none of the shipped examples uses."""

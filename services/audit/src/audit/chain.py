@@ -1,6 +1,5 @@
 """The log in the hands of its one writer: next index, Merkle frontier, hash chain.
 
-Called by: audit.forwarder, audit.sealer, audit.writer
 An append computes the rows and the head after them, and the database takes both or neither.
 Only then does the state here move. Duplicates are rare, so they are looked for when the unique
 index has refused a batch, not before.
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 import asyncpg
 
 from audit import store
-from audit.intake import Entry
+from audit.decoding import Entry
 from estcore.clock import Clock
 from estcore.errors import LedgerUnavailable
 from estcore.runtime.database import Connection

@@ -1,6 +1,5 @@
 """The verbs besides run and migrate: keygen, export, verify, show, replay.
 
-Called by: audit.main
 What reads or moves audit data is itself audited: these verbs send a record over the bus to the
 writer, before they act. ``keygen``, and ``verify`` of an export, need no configuration, no
 database and no bus.
@@ -16,8 +15,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from audit import export, keys, store
-from audit.own import Detail, OwnRecords
+from audit import checkpoint_key, export, store
+from audit.self_records import Detail, SelfRecords
 from audit.settings import SCHEMA, SERVICE, Settings
 from estcore.clock import SystemClock
 from estcore.errors import (
@@ -70,7 +69,7 @@ def keygen(parsed: argparse.Namespace) -> None:
         origin = check_name(parsed.origin)
     except MalformedRequest as exc:
         raise ConfigurationError(exc.reason) from exc
-    sys.stdout.write(f"{keys.create_key(parsed.out, origin)}\n")
+    sys.stdout.write(f"{checkpoint_key.create_key(parsed.out, origin)}\n")
 
 
 def verify_offline(parsed: argparse.Namespace) -> None:
@@ -89,7 +88,7 @@ async def verify_online(settings: Settings, parsed: argparse.Namespace) -> None:
     Raises:
         AuditChainBroken: there are findings; they are on record too.
     """
-    key = keys.verifier_key(settings.checkpoint)
+    key = checkpoint_key.verifier_key(settings.checkpoint)
     if parsed.export is not None:
         with _open(parsed.export) as lines:
             _finish(_verify(lines, parsed, key), parsed)
@@ -108,7 +107,7 @@ async def verify_online(settings: Settings, parsed: argparse.Namespace) -> None:
 
 async def export_log(settings: Settings, parsed: argparse.Namespace) -> None:
     """Write an export to a file that does not exist yet."""
-    key = keys.verifier_key(settings.checkpoint)
+    key = checkpoint_key.verifier_key(settings.checkpoint)
     await _audited(
         settings, "audit.export", wanted=parsed.correlation_id or "all", file=parsed.out.name
     )
@@ -190,7 +189,7 @@ async def _audited(
     Raises:
         BusUnavailable: it cannot be put on record, so it is not done.
     """
-    own = OwnRecords(settings.instance, SystemClock())
+    own = SelfRecords(settings.instance, SystemClock())
     record = own.record(action, details, phase=phase, severity="notice")
     message = Outgoing(
         audit_issue_topic(SERVICE), encode(AuditBatch(records=(record,))), record.record_id

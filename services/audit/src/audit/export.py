@@ -1,7 +1,4 @@
-"""Reading the log out of the database: whole or one correlation id, in one snapshot.
-
-Called by: audit.commands
-"""
+"""Reading the log out of the database: whole or one correlation id, in one snapshot."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """Delivery to one sink: reads the log behind a cursor, at least once, in order.
 
-Called by: audit.main
 The table is the queue: a sink that is away costs nothing but lag, and replay is moving its
 cursor back. The cursor moves when the octets are on their way and no alert or EOF was read;
 since even that proves no delivery, the last records are sent again after every reconnect, under
@@ -19,7 +18,7 @@ from typing import Protocol
 
 from audit import metrics, store, syslog
 from audit.chain import spell
-from audit.own import OwnRecords
+from audit.self_records import SelfRecords
 from audit.settings import SinkSettings
 from audit.syslog_tls import SyslogConnection
 from estcore.clock import Clock
@@ -61,7 +60,7 @@ class Forwarder:
         *,
         instance: str,
         database: Database,
-        own: OwnRecords,
+        own: SelfRecords,
         clock: Clock,
         writer: Log,
     ) -> None:

@@ -1,7 +1,4 @@
-"""est-audit: join the parts, run them, stop them in order.
-
-Called by: the command est-audit
-"""
+"""est-audit: join the parts, run them, stop them in order."""
 
 from __future__ import annotations
 
@@ -14,13 +11,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from audit import commands
+from audit.checkpoint_key import load_key
+from audit.checkpoints import Sealer
 from audit.forwarder import Forwarder
-from audit.keys import load_key
-from audit.own import OwnRecords
-from audit.sealer import Sealer
+from audit.reconciliation import Windows
+from audit.self_records import SelfRecords
 from audit.settings import SCHEMA, SERVICE, Settings
 from audit.syslog_tls import check_sink
-from audit.windows import Windows
 from audit.writer import Writer
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError, ESTSuiteError
@@ -54,7 +51,7 @@ async def run(
     stop = stop or stop_on_signals()
     clock = SystemClock()
     sealer = Sealer(settings.checkpoint, load_key(settings.checkpoint), clock)
-    own = OwnRecords(settings.instance, clock)
+    own = SelfRecords(settings.instance, clock)
     own.note("audit.start", config_sha256=config_digest(settings))
     checks: dict[str, Callable[[], bool]] = {"starting": lambda: False}
     admin = AdminServer(settings.admin, checks)

@@ -1,7 +1,4 @@
-"""Prometheus metrics of the audit service.
-
-Called by: audit.forwarder, audit.sealer, audit.windows, audit.writer
-"""
+"""Prometheus metrics of the audit service."""
 
 from __future__ import annotations
 

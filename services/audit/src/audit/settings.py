@@ -1,8 +1,4 @@
-"""Settings of the audit service.
-
-Called by: audit.commands, audit.forwarder, audit.keys, audit.main, audit.own, audit.sealer,
-    audit.syslog_tls, audit.windows, audit.writer
-"""
+"""Settings of the audit service."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The statements of the audit schema. The one place that knows its SQL.
-
-Called by: audit.chain, audit.commands, audit.forwarder, audit.sealer, audit.windows,
-    audit.writer
-"""
+"""The statements of the audit schema. The one place that knows its SQL."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """RFC 5424 messages in RFC 5425 frames, from leaves and checkpoints (pure).
 
-Called by: audit.forwarder
 A message above 8192 octets loses the certificate first, then everything but the envelope of its
 record; what was left out is named in the structured data. Nothing is cut in the middle.
 """

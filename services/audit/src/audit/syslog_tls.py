@@ -1,6 +1,5 @@
 """One TLS connection to a syslog receiver (RFC 5425), watched for alerts and EOF.
 
-Called by: audit.forwarder, audit.main
 Syslog has no acknowledgement. The most one can know is that the transport took the octets and
 the receiver has not hung up: under TLS 1.3 even a refused client certificate is told only after the
 handshake. So whoever moves a cursor calls ``settle`` first.

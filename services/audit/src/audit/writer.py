@@ -1,6 +1,5 @@
 """The one writer: takes records from the bus, appends, seals, and only then acknowledges.
 
-Called by: audit.main
 Whoever holds the advisory lock writes, on the very connection that holds it; other replicas
 stand by. Losing the connection is losing the role: everything in hand is handed back, and the
 log is loaded anew by whoever gets the lock next. A message is acknowledged after the commit, so
@@ -19,10 +18,10 @@ from typing import Literal
 import asyncpg
 from opentelemetry.trace import SpanKind
 
-from audit import intake, metrics, store
+from audit import decoding, metrics, store
 from audit.chain import Chain
-from audit.own import OwnRecords
-from audit.sealer import Sealer
+from audit.checkpoints import Sealer
+from audit.self_records import SelfRecords
 from audit.settings import SERVICE, AppendSettings
 from estcore import ids
 from estcore.clock import Clock, monotonic_s
@@ -57,7 +56,7 @@ class _Taken:
     """A delivery with what was read from it; a faulty one is ended, not acknowledged."""
 
     delivery: Delivery
-    read: intake.Intake
+    read: decoding.Intake
 
 
 class Writer:
@@ -70,7 +69,7 @@ class Writer:
         bus: Bus,
         database: Database,
         clock: Clock,
-        own: OwnRecords,
+        own: SelfRecords,
         sealer: Sealer,
         tracing: Tracing,
     ) -> None:
@@ -206,7 +205,7 @@ class Writer:
         for consumer in self._consumers:
             while count < self._settings.max_records and consumer.waiting:
                 delivery = consumer.take(1)[0]
-                read = intake.read(delivery.data)
+                read = decoding.read(delivery.data)
                 count += max(1, len(read.entries))
                 taken.append(_Taken(delivery, read))
         return taken
@@ -239,7 +238,7 @@ class Writer:
         self._measure(chain, done.entries, done.duplicates, monotonic_s() - started)
 
     def _measure(
-        self, chain: Chain, entries: Sequence[intake.Entry], duplicates: int, seconds: float
+        self, chain: Chain, entries: Sequence[decoding.Entry], duplicates: int, seconds: float
     ) -> None:
         self.size = chain.size
         metrics.LOG_SIZE.set(chain.size)
@@ -265,7 +264,7 @@ class Writer:
             try:
                 await self._append(connection, chain, [one])
             except asyncpg.DataError as exc:
-                refused = intake.Intake((), fault="refused", reason=type(exc).__name__)
+                refused = decoding.Intake((), fault="refused", reason=type(exc).__name__)
                 if not await self._dead_letter(_Taken(one.delivery, refused)):
                     continue
                 await one.delivery.term()

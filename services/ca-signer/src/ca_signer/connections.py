@@ -1,7 +1,4 @@
-"""Bus and ledger, as ca-signer and ca-signer-upstream reach and prepare them.
-
-Called by: ca_signer.main, ca_signer.upstream.main
-"""
+"""Bus and ledger, as ca-signer and ca-signer-upstream reach and prepare them."""
 
 from __future__ import annotations
 

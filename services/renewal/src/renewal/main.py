@@ -21,14 +21,14 @@ from estcore.runtime.logs import fields
 from estcore.runtime.service import Job, ServiceCommand, run_jobs, stop_on_signals
 from estcore.runtime.settings import read_secret
 from estcore.runtime.tracing import Tracing
-from renewal.acks import AckListener
-from renewal.announce import Announcer
-from renewal.gauges import run_gauges
-from renewal.projector import Projector
-from renewal.records import SERVICE, Teller
-from renewal.reports import export_certificates, list_slots
-from renewal.scheduler import Scheduler
-from renewal.settings import RenewalSettings
+from renewal.dispatch.scheduler import Scheduler
+from renewal.events.consumer import EventConsumer
+from renewal.export import export_certificates, list_slots
+from renewal.proof_handler import AckListener
+from renewal.publishing.messages import MessageBuilder
+from renewal.publishing.publisher import RotationPublisher
+from renewal.settings import SERVICE, RenewalSettings
+from renewal.slot_metrics import run_gauges
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
             "consumer": lambda: projector is not None and projector.consumer.ready,
         },
     )
-    projector: Projector | None = None
+    projector: EventConsumer | None = None
     port = await admin.start()
     log.info("est-renewal starts", extra=fields(admin_port=port))
     try:
@@ -70,9 +70,9 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
         bus = await _unless(stop, connecting)
         if database is None or bus is None:
             return
-        teller = Teller(settings.instance, SystemClock())
-        announcer = Announcer(database, bus, teller, settings.rotation)
-        projector = Projector(settings, database, bus, teller, announcer, tracing)
+        teller = MessageBuilder(settings.instance, SystemClock())
+        announcer = RotationPublisher(database, bus, teller, settings.rotation)
+        projector = EventConsumer(settings, database, bus, teller, announcer, tracing)
         jobs = _jobs(settings, database, bus, teller, announcer, tracing, projector)
         await run_jobs(
             [*jobs, _fail_readiness(admin)], stop=stop, stop_timeout_s=settings.stop_timeout_s
@@ -103,10 +103,10 @@ def _jobs(
     settings: RenewalSettings,
     database: Database,
     bus: Bus,
-    teller: Teller,
-    announcer: Announcer,
+    teller: MessageBuilder,
+    announcer: RotationPublisher,
     tracing: Tracing,
-    projector: Projector,
+    projector: EventConsumer,
 ) -> list[Job]:
     scheduler = Scheduler(settings, database, bus, announcer, tracing)
     listener = AckListener(settings.rotation, database, bus, teller, announcer, tracing)

@@ -10,6 +10,7 @@ from estcore.pki.durations import Duration
 from estcore.pki.profile import Priority, StrictModel
 from estcore.runtime.settings import DatabaseSettings, ServiceSettings
 
+SERVICE = "renewal"
 _MINUTE = dt.timedelta(minutes=1)
 
 

@@ -2,7 +2,7 @@
 
 Of the CSR only names, extensions and attributes count; its public key and its signature are
 ignored (section 4.4.1), but the kind of that key tells which kind the client would like.
-What goes back is in ``estcore.est.keygen_response`` and ``estcore.est.sealed``.
+What goes back is in ``estcore.est.keygen_response`` and ``estcore.est.cms.envelope``.
 """
 
 from __future__ import annotations

@@ -23,11 +23,11 @@ from cryptography.hazmat.primitives.asymmetric.types import (
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import AuthorityInformationAccessOID
 
+from estcore.pki import crl_shards
 from estcore.pki import der as der_codec
-from estcore.pki import partitions
+from estcore.pki.crl_shards import Partition, partition_of
 from estcore.pki.csr import CertificationRequest
 from estcore.pki.keys import spki_der
-from estcore.pki.partitions import Partition, partition_of
 from estcore.pki.profile import Profile
 from estcore.pki.usages import OCSP_SIGNING, usage_oid
 
@@ -136,10 +136,10 @@ class CertificateTemplate:
             (x509.ExtendedKeyUsage([usage_oid(n) for n in profile.extended_key_usage]), False),
         ]
         self._after_san: list[tuple[x509.ExtensionType, bool]] = []
-        self._in_parts = partitions.PLACEHOLDER in (profile.crl_url or "")
+        self._in_parts = crl_shards.PLACEHOLDER in (profile.crl_url or "")
         self._tails: dict[Partition, bytes] = {}
         if profile.crl_url and not self._in_parts:
-            url = partitions.filled(profile.crl_url, issuer.issuer_id)
+            url = crl_shards.filled(profile.crl_url, issuer.issuer_id)
             self._after_san.append((_crl_distribution(url), False))
         access = _information_access(profile, issuer.issuer_id)
         if access is not None:
@@ -201,7 +201,7 @@ class CertificateTemplate:
         return found
 
     def _point(self, part: Partition) -> x509.CRLDistributionPoints:
-        url = partitions.filled(self.profile.crl_url or "", self.issuer.issuer_id, part)
+        url = crl_shards.filled(self.profile.crl_url or "", self.issuer.issuer_id, part)
         return _crl_distribution(url)
 
     def extensions(
@@ -326,7 +326,7 @@ def _information_access(profile: Profile, issuer_id: str) -> x509.AuthorityInfor
     )
     found = [
         x509.AccessDescription(
-            method, x509.UniformResourceIdentifier(partitions.filled(url, issuer_id))
+            method, x509.UniformResourceIdentifier(crl_shards.filled(url, issuer_id))
         )
         for method, url in places
         if url

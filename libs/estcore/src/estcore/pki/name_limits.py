@@ -1,7 +1,4 @@
-"""Names against the limits of a profile and the name constraints of an issuer (pure).
-
-Called by: estcore.policy.decide, ca_signer.issuance.tbs
-"""
+"""Names against the limits of a profile and the name constraints of an issuer (pure)."""
 
 from __future__ import annotations
 

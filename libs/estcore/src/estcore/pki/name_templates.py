@@ -1,6 +1,5 @@
 """Subjects and SAN entries of certificates, made from templates in a profile (pure).
 
-Called by: estcore.pki.profile, estcore.policy.granting, estcore.policy.templates
 In braces stand ``tenant`` and ``service`` of the owner, and ``csr.CN`` or another attribute of
 the request's subject. A value is put in after the template was taken apart, so nothing a client
 sends can add an attribute or a separator.

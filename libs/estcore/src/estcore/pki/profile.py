@@ -18,6 +18,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from estcore.errors import ConfigurationError, MalformedRequest
+from estcore.pki.crl_shards import ISSUER_PLACEHOLDER
+from estcore.pki.crl_shards import PLACEHOLDER as PARTITION_PLACEHOLDER
 from estcore.pki.der import header
 from estcore.pki.durations import Duration
 from estcore.pki.name_templates import (
@@ -28,8 +30,6 @@ from estcore.pki.name_templates import (
     subject_parts,
 )
 from estcore.pki.names import LONG_NAMES
-from estcore.pki.partitions import ISSUER_PLACEHOLDER
-from estcore.pki.partitions import PLACEHOLDER as PARTITION_PLACEHOLDER
 from estcore.pki.usages import ExtendedKeyUsageName
 
 M = TypeVar("M", bound=BaseModel)

@@ -1,7 +1,4 @@
-"""Extended key usages by name, for profiles and requests.
-
-Called by: estcore.pki.profile, estcore.pki.certificate, estcore.policy.granting
-"""
+"""Extended key usages by name, for profiles and requests."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from estcore.pki.name_limits import utf8_text, within_limits
 from estcore.pki.names import SHORT_NAMES, canonical_name, san_entries
 from estcore.pki.profile import Priority, Profile
 from estcore.policy.document import Names, PolicyDocument, Rule
-from estcore.policy.granting import own_names
+from estcore.policy.granted_names import own_names
 from estcore.policy.labels import Label
 from estcore.policy.templates import ClaimValue, claim_matches, star_matches
 

@@ -23,7 +23,7 @@ from estcore.policy.decide import (
     label_named,
 )
 from estcore.policy.document import PolicyDocument, Rule
-from estcore.policy.granting import granted_request, granted_usages
+from estcore.policy.granted_names import granted_request, granted_usages
 from estcore.policy.templates import ClaimValue, claim_matches
 
 

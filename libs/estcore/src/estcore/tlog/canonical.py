@@ -1,7 +1,5 @@
 """Canonical JSON (RFC 8785) of the data audit records are made of (pure).
 
-Called by: audit.intake, audit.syslog, estcore.tlog.cross, estcore.tlog.export,
-    estcore.tlog.verify
 Strings, booleans, null, lists, objects with ASCII names, and integers within ±2**53: for these
 any compact JSON encoder gives the bytes RFC 8785 asks for, once the names are sorted. Floats
 are refused, since their canonical form is where implementations differ. The encoder is that of

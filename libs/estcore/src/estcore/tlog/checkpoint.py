@@ -1,6 +1,5 @@
 """Checkpoints (C2SP tlog-checkpoint) as signed notes (C2SP signed-note), Ed25519 (pure).
 
-Called by: audit.commands, audit.keys, audit.sealer, estcore.tlog.verify
 A checkpoint is text: origin, size, base64 root, extension lines; an empty line; one line for
 each signature: ``— <key name> <base64 of key hash and signature>``. A verifier key travels as
 ``<name>+<key hash>+<base64 of 0x01 and public key>``.

@@ -1,6 +1,5 @@
 """Ledger, audit log and renewal compared with one another, from their exports alone (pure).
 
-Called by: audit.intake, estcore.tlog.verify
 Every certificate issued has an intent and exactly one successful outcome on record, with the
 same fingerprint; every such outcome has its ledger row; serial numbers are distinct; one
 request never led to two certificates; renewal knows each certificate exactly once.

@@ -1,6 +1,5 @@
 """The export of a log: JSON lines that verify without the database (pure).
 
-Called by: audit.chain, audit.export, estcore.tlog.verify
 Line 1 is a header, then one line for each record in log order, then one for each checkpoint by
 size. Every line is canonical JSON, so there is one spelling of each export:
 

@@ -1,7 +1,4 @@
-"""What a verification found: machine-readable, one sentence for a person (pure).
-
-Called by: audit.commands, estcore.tlog.cross, estcore.tlog.sequences, estcore.tlog.verify
-"""
+"""What a verification found: machine-readable, one sentence for a person (pure)."""
 
 from __future__ import annotations
 

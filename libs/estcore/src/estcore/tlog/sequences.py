@@ -1,7 +1,4 @@
-"""Checks across records: producers' sequences, and intents that never had an outcome (pure).
-
-Called by: estcore.tlog.verify
-"""
+"""Checks across records: producers' sequences, and intents that never had an outcome (pure)."""
 
 from __future__ import annotations
 

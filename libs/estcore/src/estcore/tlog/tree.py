@@ -1,6 +1,5 @@
 """The Merkle tree of RFC 9162 section 2.1: roots, inclusion and consistency (pure).
 
-Called by: audit.chain, audit.export, estcore.tlog.checkpoint, estcore.tlog.verify
 ``Frontier`` is all a writer keeps: the roots of the complete subtrees the tree falls into, at
 most one for each bit of its size. ``Tree`` keeps every node, for making proofs.
 """

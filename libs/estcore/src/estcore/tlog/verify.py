@@ -1,6 +1,5 @@
 """Offline verification of an exported log: needs the export and a public key, nothing else.
 
-Called by: audit.commands
 1. every line has the one spelling an export has, and the counts of the header hold
 2. log_index is contiguous, the leaf hash is that of the leaf, prev_hash chains
 3. every checkpoint is signed, of this origin, and has the root of its size

@@ -1,6 +1,5 @@
 """``ca-signer ca csr``: a key for an issuing CA and the request for a CA above to sign.
 
-Called by: ca_signer.cli.ca
 The counterpart of ``ca import``. A key that is to live in a token is made there instead
 (``ca-signer token generate``).
 """

@@ -1,6 +1,5 @@
 """Ceremonies of a rollover: a further issuing CA, and what links an old root and a new one.
 
-Called by: ca_signer.cli.ca
 Where the root stays, a further issuing CA is all there is to make. Where it changes, both root
 keys sign once more, offline (RFC 4210 section 4.4.1):
 

@@ -1,6 +1,5 @@
 """``ca-signer ca import``: take a CA certificate that somebody else signed, after checking it.
 
-Called by: ca_signer.cli.ca
 The key stayed where it was made, in a token; its request went to the CA above, and what came
 back is checked here as a client would check it later, before the signer is told to use it.
 """

@@ -1,7 +1,4 @@
-"""``ca-signer check-store``: its arguments, its exit code. It needs no CA key, only certificates.
-
-Called by: ca_signer.main
-"""
+"""``ca-signer check-store``: arguments and exit code. It needs no CA key, only certificates."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from estcore.policy.decide import (
     inherited_rule,
 )
 from estcore.policy.document import Rule
-from estcore.policy.granting import granted_request
+from estcore.policy.granted_names import granted_request
 from estcore.policy.labels import Label
 
 _TOPIC_TOKENS = 5

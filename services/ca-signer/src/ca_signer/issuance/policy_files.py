@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ca_signer.settings import GroupSettings
 from estcore.errors import ConfigurationError
-from estcore.pki.partitions import PLACEHOLDER
+from estcore.pki.crl_shards import PLACEHOLDER
 from estcore.pki.profile import ProfileSet, load_profiles
 from estcore.policy.document import PolicyDocument, load_policy
 

@@ -16,7 +16,7 @@ from estcore.pki.lint import lint
 from estcore.pki.name_limits import check_name_constraints
 from estcore.pki.profile import Profile
 from estcore.policy.document import Rule
-from estcore.policy.granting import granted_usages
+from estcore.policy.granted_names import granted_usages
 from estcore.policy.identity import enrollment_id
 
 

@@ -11,7 +11,7 @@ from cryptography.exceptions import InvalidSignature
 
 from estcore.errors import ConfigurationError
 from estcore.pki.certificate import IssuerCertificate
-from estcore.pki.partitions import PLACEHOLDER, Partition, filled
+from estcore.pki.crl_shards import PLACEHOLDER, Partition, filled
 
 
 @dataclass(frozen=True)

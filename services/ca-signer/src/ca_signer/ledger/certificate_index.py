@@ -1,6 +1,5 @@
 """The directory: what certificates are searched by, apart from the rows that issue them.
 
-Called by: ca_signer.ledger.issuances, ca_signer.revocation.publisher, ca_signer.revocation.bulk,
 ca_signer.operators.verbs.certificates
 The issuance rows are wide, updated three times, and have the indexes of the issuance cycle; a
 search wants others. So a narrow row per certificate, and one per name, are entered together with

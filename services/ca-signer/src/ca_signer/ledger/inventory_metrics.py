@@ -1,6 +1,5 @@
 """How many certificates there are, and which run out without a successor: gauges for alarms.
 
-Called by: ca_signer.main
 Counted in the directory every few minutes by each signer, so any of them can be asked; a million
 rows take about a second (benchmarks/search.py).
 """

@@ -1,6 +1,5 @@
 """What a verified export of the audit log says of certificates (pure): for a restored ledger.
 
-Called by: ca_signer.cli.reconcile, ca_signer.recovery.restore
 1. The log is verified whole: hashes, tree, checkpoints by the given key, all records sealed.
 2. Outcomes of issuing become rows with their certificates; intents without an outcome become
    rows that were given up, so that their serial numbers are not used again.

@@ -1,6 +1,5 @@
 """Certificates as the bus tells of them: for a ledger whose audit log was lost with it.
 
-Called by: ca_signer.cli.reconcile
 Only where an operator says so (``reconcile --events``). A certificate itself is checked by its
 issuer's signature as ever; whose it is, is believed of the events, which nobody but a signer may
 publish, and which nothing seals. They do not say which request a certificate answers.

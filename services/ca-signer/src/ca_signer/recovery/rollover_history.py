@@ -1,6 +1,5 @@
 """Rollovers as the audit log tells them, played again (pure): for a restored ledger.
 
-Called by: ca_signer.recovery.audit_log, ca_signer.recovery.restore
 The transitions are those of ``ca_signer.issuers.rollover``. Every transition is on record with its
 rollover, so the log alone gives both tables as they last were.
 """

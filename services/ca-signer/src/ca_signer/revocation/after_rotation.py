@@ -1,6 +1,5 @@
 """Revokes what a rotation has replaced, where the profile says so: never before proof of use.
 
-Called by: ca_signer.main
 renewal tells ``deprecated`` when the new certificate was seen in use and the overlap is over.
 The ledger is asked again: both certificates are of one slot, the new one is younger and good, and
 today's profile has ``renewal.revoke_replaced``. So whoever could speak for renewal can end no

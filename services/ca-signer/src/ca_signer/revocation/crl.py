@@ -1,7 +1,7 @@
 """Keeps fresh revocation lists of every issuer: made, verified, stored, published.
 
 An issuer has its full list and, where its settings say so, the parts of it that certificates
-name (``estcore.pki.partitions``). A list is due when it is not there, when half its lifetime is
+name (``estcore.pki.crl_shards``). A list is due when it is not there, when half its lifetime is
 over, or when the ledger's revoked certificates are not those in it. A signer that makes one takes
 the next number first, so a number is used once; the list with the highest number stays. Numbers
 may leave gaps, that is all a crash in between leaves. What is published is read from the row.
@@ -34,7 +34,7 @@ from estcore.pki.crl import (
     read_crl,
     signature_algorithm,
 )
-from estcore.pki.partitions import Partition, all_of
+from estcore.pki.crl_shards import Partition, all_of
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.database import Connection, Database
 from estcore.runtime.logs import fields

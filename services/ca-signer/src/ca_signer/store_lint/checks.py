@@ -1,6 +1,5 @@
 """Our own lint of what is stored (pure): does the row tell the truth about its certificate?
 
-Called by: ca_signer.store_lint.run
 The certificate was linted before it was signed; here it is looked at again as it lies in the
 ledger, so that a row changed by hand, a disk's mistake or a rule that came later is found.
 """

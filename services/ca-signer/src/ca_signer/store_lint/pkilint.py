@@ -1,7 +1,4 @@
-"""A judge other than ourselves: pkilint's rules of RFC 5280, where the extra ``lint`` is.
-
-Called by: ca_signer.store_lint.run
-"""
+"""A judge other than ourselves: pkilint's rules of RFC 5280, where the extra ``lint`` is."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """``ca-signer check-store``: lint everything the ledger keeps, night after night.
 
-Called by: ca_signer.main
 Certificates are read in pages by their key, not with one long cursor: a night's check of millions
 must not hold a transaction open, which would keep PostgreSQL from cleaning up. Issuance ids sort by
 time, so a page begins where the last one ended, and memory holds one page. Two judges: our own

@@ -1,6 +1,5 @@
 """Open tickets, as ca-signer tells them to every front end: who came too early is told so here.
 
-Called by: est_frontend.enrollment.signer_gateway
 A client that was told 202 may come back at another front end. While its ticket is open, no copy
 of its request is queued; the ledger would recognise it, but a fleet that polls would fill the
 stream. Nothing is decided here: a ticket is believed for a few seconds only, so that whoever asks

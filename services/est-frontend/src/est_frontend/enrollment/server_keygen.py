@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from est_frontend.auth.client_certificates import Peer
 from estcore.errors import ConfigurationError, IssuerUnavailable, RequestRejected
 from estcore.est.certs_only import certs_only
+from estcore.est.cms.envelope import PackageSigner, ProtectingKey, seal
 from estcore.est.keygen_response import KeygenResponse, encode_keygen_response
-from estcore.est.sealed import PackageSigner, ProtectingKey, seal
 from estcore.est.serverkeygen import (
     GeneratedKey,
     KeygenRequest,

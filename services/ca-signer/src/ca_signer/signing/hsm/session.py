@@ -1,7 +1,4 @@
-"""The PKCS#11 side: one module, one token, one login, one session (only in the worker process).
-
-Called by: ca_signer.signing.hsm.worker
-"""
+"""The PKCS#11 side: one module, one token, one login, one session (only in the worker process)."""
 
 from __future__ import annotations
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from estcore.errors import MalformedRequest
 from estcore.messages.events import CertificateIssued, CertificateRevoked
 from estcore.runtime.database import Connection
-from renewal.lineage import Generation
-from renewal.schedule import due_at, priority_rank
+from renewal.rotation.schedule import due_at, priority_rank
+from renewal.rotation.slot import Scheduled
+from renewal.rotation.slot_state import Generation
+from renewal.rotation.store import SettledSlot, settle_slots
 from renewal.settings import RotationSettings
-from renewal.settling import SettledSlot, settle_slots
 
 _INSERT = """
 with input as (
@@ -75,15 +76,6 @@ returning issuance_id, slot_id
 
 
 _NUMBERS = "select issuance_id, generation from certificate where issuance_id = any($1::text[])"
-
-
-@dataclass(frozen=True)
-class Scheduled:
-    """When a projected certificate will be due, and as which generation."""
-
-    event: CertificateIssued
-    generation: int
-    due_at: dt.datetime
 
 
 @dataclass(frozen=True)

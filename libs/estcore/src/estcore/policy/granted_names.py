@@ -1,6 +1,5 @@
 """From what a request asks for to what its certificate will say (pure).
 
-Called by: est_frontend.enrollment.enroller, ca_signer.issuance.decision, ca_signer.issuance.tbs
 A profile may fix the subject, add SAN entries, and let a request add usages or nothing at all.
 The result is a request again, with the names of the certificate in place of its own: everything
 after this compares, lints and records what will be signed.

@@ -21,9 +21,9 @@ from estcore.messages.events import CertificateRef, RotationEvent, RotationStep
 from estcore.messages.topics import audit_issue_topic, rotation_topic
 from estcore.runtime.bus import Outgoing
 from estcore.runtime.tracing import parse_traceparent, trace_id
-from renewal.projection import Scheduled
+from renewal.rotation.slot import Scheduled
+from renewal.settings import SERVICE
 
-SERVICE = "renewal"
 MAX_RECORDS = 256
 """Records in one message: a quarter of a megabyte at most."""
 _ACTOR = Actor(type="system", subject=SERVICE)
@@ -31,7 +31,7 @@ _SEVERITY = {"stalled": "warning", "expired": "error", "lease_expired": "warning
 
 
 @dataclass(frozen=True)
-class Telling:
+class RotationMessage:
     """One event to publish, with what only the audit record says."""
 
     event: RotationEvent
@@ -47,7 +47,7 @@ def event_id(rotation: str, step: RotationStep, key: str) -> str:
     return str(uuid.uuid5(ROTATION_NAMESPACE, f"{rotation}/{step}/{key}"))
 
 
-class Teller:
+class MessageBuilder:
     """Makes messages of this process."""
 
     def __init__(self, instance: str, clock: Clock) -> None:
@@ -55,7 +55,7 @@ class Teller:
         self.source = f"{SERVICE}/{instance}"
         self._producer = Producer(service=SERVICE, instance=instance, boot_id=uuid7())
 
-    def messages(self, tellings: Sequence[Telling]) -> list[Outgoing]:
+    def messages(self, tellings: Sequence[RotationMessage]) -> list[Outgoing]:
         """Return the events, in order, and the audit records that go with them."""
         out = [
             Outgoing(
@@ -105,7 +105,7 @@ class Teller:
             target=Target(request_id=request_id, label=label),
         )
 
-    def _record(self, telling: Telling) -> AuditRecord:
+    def _record(self, telling: RotationMessage) -> AuditRecord:
         event, about = telling.event, telling.certificate
         details: dict[str, JsonValue] = {"generation": event.generation, "fence": event.fence}
         details.update(telling.details)

@@ -15,10 +15,10 @@ import asyncpg
 
 from estcore.messages.events import CertificateIssued
 from estcore.runtime.database import Connection
-from renewal.lineage import Generation, Settled, Steps, settle
-from renewal.schedule import priority_rank
+from renewal.rotation.schedule import priority_rank
+from renewal.rotation.slot import Slot, after
+from renewal.rotation.slot_state import Generation, Settled, Steps, compute_slot_state
 from renewal.settings import RotationSettings
-from renewal.slots import Slot, after
 
 Chance = Callable[[], float]
 _SLOT_COLUMNS = ", ".join(f.name for f in fields(Slot))
@@ -111,7 +111,7 @@ async def settle_slots(
     for row in rows:
         old = _slot(row)
         slot = _with_rules(old, (newest or {}).get(old.slot_id))
-        settled = settle(
+        settled = compute_slot_state(
             found.get(slot.slot_id, ()),
             rules=slot.rules(rotation),
             now=row["now"],

@@ -1,6 +1,5 @@
 """Records the audit service writes about itself, numbered without gaps per boot.
 
-Called by: audit.commands, audit.forwarder, audit.main, audit.windows, audit.writer
 They wait here until the writer has committed them, so an outage of the database loses none
 that this process lives to write.
 """
@@ -12,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from audit import intake
+from audit import decoding
 from audit.settings import SERVICE
 from estcore import ids
 from estcore.clock import Clock
@@ -21,14 +20,14 @@ from estcore.messages.audit import Actor, AuditRecord, Phase, Producer, Severity
 Detail = str | int | bool
 
 
-class OwnRecords:
+class SelfRecords:
     """The queue of this process's own records, in order."""
 
     def __init__(self, instance: str, clock: Clock) -> None:
         self._producer = Producer(service=SERVICE, instance=instance, boot_id=ids.uuid7())
         self._clock = clock
         self._number = 0
-        self._waiting: deque[intake.Entry] = deque()
+        self._waiting: deque[decoding.Entry] = deque()
         self.wake = asyncio.Event()
 
     def note(
@@ -45,7 +44,7 @@ class OwnRecords:
         record = self.record(
             action, details, phase=phase, severity=severity, reason=reason, record_id=record_id
         )
-        self._waiting.append(intake.entry_of(record))
+        self._waiting.append(decoding.entry_of(record))
         self.wake.set()
 
     def record(
@@ -86,7 +85,7 @@ class OwnRecords:
             details=content or None,
         )
 
-    def waiting(self) -> list[intake.Entry]:
+    def waiting(self) -> list[decoding.Entry]:
         """Return what is not committed yet, oldest first."""
         return list(self._waiting)
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from estcore.pki.profile import PRIORITIES
 from estcore.runtime.database import Connection
-from renewal.schedule import backoff, lease
+from renewal.rotation.schedule import backoff, lease
+from renewal.rotation.store import settle_slots
 from renewal.settings import LeaseSettings, RotationSettings
-from renewal.settling import settle_slots
 
 _DUE = """
 select slot_id, not_after, now() as now from renewal_slot

@@ -1,4 +1,4 @@
-"""Telling what rows say has happened: read, publish, await the PubAcks, mark.
+"""RotationMessage what rows say has happened: read, publish, await the PubAcks, mark.
 
 There is no outbox table. A certificate whose ``reached`` differs from ``announced``, or a slot
 whose ``announced_fence`` is behind ``fence``, is what still has to be told. Whoever made the
@@ -19,10 +19,10 @@ from estcore.messages.events import CertificateRef, RotationEvent, RotationStep
 from estcore.pki.profile import PRIORITIES
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
-from renewal.lineage import Steps
 from renewal.metrics import DUE_TO_ACTIVATED_S, STEPS
-from renewal.records import Teller, Telling, event_id
-from renewal.schedule import stall_at
+from renewal.publishing.messages import MessageBuilder, RotationMessage, event_id
+from renewal.rotation.schedule import stall_at
+from renewal.rotation.slot_state import Steps
 from renewal.settings import RotationSettings
 
 _LIMIT = 500
@@ -95,11 +95,11 @@ _ORDER: tuple[tuple[Steps, RotationStep], ...] = (
 )
 
 
-class Announcer:
+class RotationPublisher:
     """Publishes what rows say must be told."""
 
     def __init__(
-        self, database: Database, bus: Bus, teller: Teller, rotation: RotationSettings
+        self, database: Database, bus: Bus, teller: MessageBuilder, rotation: RotationSettings
     ) -> None:
         self._database, self._bus, self._teller = database, bus, teller
         self._rotation = rotation
@@ -163,12 +163,12 @@ class Announcer:
             await connection.execute(mark, [row["slot_id"] for row in rows], fences)
         return len(rows)
 
-    async def _publish(self, tellings: Sequence[Telling]) -> None:
+    async def _publish(self, tellings: Sequence[RotationMessage]) -> None:
         await self._bus.publish_confirmed(self._teller.messages(tellings), timeout_s=10)
         for telling in tellings:
             STEPS.labels(telling.event.step).inc()
 
-    def _tell_dispatch(self, row: asyncpg.Record, step: RotationStep) -> Telling:
+    def _tell_dispatch(self, row: asyncpg.Record, step: RotationStep) -> RotationMessage:
         due = step == "due"
         fence = row["fence" if due else "lapsed_fence"]
         number = row["slot_generation"] + 1
@@ -184,9 +184,9 @@ class Announcer:
         at = row["dispatched_at"] if due else row["last_error_at"]
         event = self._event(row, step, number, str(fence), at, row["slot_trace"], facts)
         details = (("due_at", row["due_at"].isoformat()), ("attempt", row["attempts"]))
-        return Telling(event, event.old, row["issuance_id"], str(fence), details)
+        return RotationMessage(event, event.old, row["issuance_id"], str(fence), details)
 
-    def _tell_steps(self, row: asyncpg.Record) -> Iterable[Telling]:
+    def _tell_steps(self, row: asyncpg.Record) -> Iterable[RotationMessage]:
         left = Steps(row["reached"] & ~row["announced"])
         for bit, step in _ORDER:
             if bit not in left:
@@ -208,7 +208,7 @@ class Announcer:
             if event.proof is not None:
                 details.append(("proof", event.proof))
             peer = row["proof_peer"] if step == "activated" else None
-            yield Telling(
+            yield RotationMessage(
                 event, about, row["issuance_id"], row["issuance_id"], tuple(details), peer
             )
 
@@ -245,12 +245,12 @@ class Announcer:
             )
         return moment or row["issued_at"]
 
-    def _tell_expired(self, row: asyncpg.Record) -> Telling:
+    def _tell_expired(self, row: asyncpg.Record) -> RotationMessage:
         facts = {"old": _ref(row), "attempt": row["attempts"], "seconds_to_expiry": 0}
         number = row["generation"] + 1
         key = row["issuance_id"]
         event = self._event(row, "expired", number, key, row["not_after"], None, facts)
-        return Telling(event, event.old, key, key)
+        return RotationMessage(event, event.old, key, key)
 
     def _event(
         self,

@@ -1,7 +1,4 @@
-"""Signed checkpoints: every so many records or seconds, and when the writer stops.
-
-Called by: audit.main, audit.writer
-"""
+"""Signed checkpoints: every so many records or seconds, and when the writer stops."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The generations of one slot: which certificate is active, which is next, what happened.
 
-Pure. ``settle`` takes every certificate of a slot that still matters, in any order, and says
-what each of them is. It is a fold over issuances and proofs of use in the order of time, so
+Pure. ``compute_slot_state`` takes every certificate of a slot that still matters, in any order,
+and returns the role of each. It is a fold over issuances and proofs of use in the order of time, so
 events that arrive late, twice or out of order lead to the same roles:
 
 1. The first certificate is active.
@@ -14,7 +14,7 @@ events that arrive late, twice or out of order lead to the same roles:
    and ``retired`` at its end. Without proof it is never deprecated; time alone can retire it.
 
 What happened is collected in ``reached``, one bit per step of the rotation that led to a
-certificate; the bits that are not in ``announced`` still have to be told (renewal.announce).
+certificate. ``renewal.publishing.publisher`` publishes the bits that are not in ``announced``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from enum import IntFlag
 from typing import Literal
 
-from renewal.schedule import overlap, stall_at
+from renewal.rotation.schedule import overlap, stall_at
 
 Role = Literal["active", "next"]
 State = Literal["active", "next", "superseded", "deprecated", "retired", "expired", "revoked"]
@@ -78,7 +78,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Settled:
-    """The slot after ``settle``. ``check_at`` is when time alone changes something again."""
+    """A slot's computed state. ``check_at`` is when time alone changes something again."""
 
     generations: dict[str, Generation]
     active: Generation | None
@@ -86,7 +86,7 @@ class Settled:
     check_at: dt.datetime | None
 
 
-def settle(
+def compute_slot_state(
     known: Iterable[Generation], *, rules: Rules, now: dt.datetime, last_number: int = 0
 ) -> Settled:
     """Say what each certificate of the slot is at ``now``.

@@ -37,13 +37,13 @@ from estcore.runtime.bus import Bus, Incoming
 from estcore.runtime.database import Connection, Database
 from estcore.runtime.logs import fields
 from estcore.runtime.tracing import Tracing
-from renewal.announce import Announcer
-from renewal.lineage import Generation, Steps
 from renewal.metrics import PROOFS
-from renewal.proof import read_claims, verify
-from renewal.records import Teller
+from renewal.publishing.messages import MessageBuilder
+from renewal.publishing.publisher import RotationPublisher
+from renewal.rotation.proof_of_use import read_claims, verify
+from renewal.rotation.slot_state import Generation, Steps
+from renewal.rotation.store import settle_slots
 from renewal.settings import RotationSettings
-from renewal.settling import settle_slots
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +77,8 @@ class AckListener:
         rotation: RotationSettings,
         database: Database,
         bus: Bus,
-        teller: Teller,
-        announcer: Announcer,
+        teller: MessageBuilder,
+        announcer: RotationPublisher,
         tracing: Tracing,
     ) -> None:
         self._rotation, self._database, self._bus = rotation, database, bus
@@ -116,7 +116,7 @@ class AckListener:
             return
         accepted: Accepted | None = None
         try:
-            with self._tracing.span("renewal.proof", ack.traceparent):
+            with self._tracing.span("renewal.rotation.proof_of_use", ack.traceparent):
                 accepted = await self.accept(ack)
                 answer = RotationAckAnswered(accepted=True)
                 PROOFS.labels("repeated" if accepted.known else "accepted").inc()

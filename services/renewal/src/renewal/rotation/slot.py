@@ -5,9 +5,10 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass, replace
 
+from estcore.messages.events import CertificateIssued
 from estcore.pki.profile import PRIORITIES, Priority
-from renewal.lineage import Generation, Rules, Settled
-from renewal.schedule import backoff, due_at
+from renewal.rotation.schedule import backoff, due_at
+from renewal.rotation.slot_state import Generation, Rules, Settled
 from renewal.settings import RotationSettings
 
 QUIET = frozenset({"idle", "due", "dispatched", "paused"})
@@ -124,3 +125,12 @@ def _moved(before: Slot, changed: Slot) -> Slot:
     if identity == (before.state, before.active_id, before.generation):
         return changed
     return replace(changed, fence=before.fence + 1, announced_fence=before.fence + 1)
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """When a projected certificate will be due, and as which generation."""
+
+    event: CertificateIssued
+    generation: int
+    due_at: dt.datetime

@@ -1,6 +1,5 @@
 """Anti-entropy with the ledger: does the log hold what was issued, minute by minute.
 
-Called by: audit.main
 The signer tells count and digest of every closed window. A window that differs is compared
 again later, since its records may still be on their way; from the second time on the signer is
 asked to announce it again. A window that stays different is given up, on record and in metrics.
@@ -13,7 +12,7 @@ import logging
 from collections.abc import Callable
 
 from audit import metrics, store
-from audit.own import OwnRecords
+from audit.self_records import SelfRecords
 from audit.settings import SERVICE, WindowSettings
 from estcore import ids
 from estcore.errors import BusUnavailable, LedgerUnavailable, MalformedRequest
@@ -41,7 +40,7 @@ class Windows:
         *,
         bus: Bus,
         database: Database,
-        own: OwnRecords,
+        own: SelfRecords,
         leading: Callable[[], bool],
     ) -> None:
         self._settings, self._bus, self._database = settings, bus, database

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estcore.errors import ConfigurationError, RequestRejected
-from estcore.est import sealed_algorithms as choice
+from estcore.est.cms import algorithms as choice
 from estcore.est.serverkeygen import GeneratedKey, KeyProtection, pkcs8
 from estcore.ids import RandomBytes
 from estcore.pki import der as der_codec

@@ -1,7 +1,4 @@
-"""The key that signs checkpoints: made once, kept in a file of its own.
-
-Called by: audit.commands, audit.main
-"""
+"""The key that signs checkpoints: made once, kept in a file of its own."""
 
 from __future__ import annotations
 

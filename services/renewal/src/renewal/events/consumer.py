@@ -3,7 +3,7 @@
 The rite of a batch:
 
 1. Decode. What cannot be read is a dead letter at once.
-2. Store certificates and revocations in one transaction (``renewal.projection``).
+2. Store certificates and revocations in one transaction (``renewal.events.projection``).
 3. Publish the audit records of what was scheduled and the steps of rotations; await PubAcks.
 4. Acknowledge. A crash before this delivers everything again, which changes nothing.
 
@@ -31,12 +31,12 @@ from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
 from estcore.runtime.service import until
 from estcore.runtime.tracing import Tracing
-from renewal.announce import Announcer
+from renewal.events.projection import Projected, project
+from renewal.events.reconciliation import Verdict, Windows
 from renewal.metrics import BATCH_S, DEAD_LETTERS, PROJECTED
-from renewal.projection import Projected, project
-from renewal.records import Teller
+from renewal.publishing.messages import MessageBuilder
+from renewal.publishing.publisher import RotationPublisher
 from renewal.settings import RenewalSettings
-from renewal.windows import Verdict, Windows
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class _Batch:
         return [*(d for d, _ in self.issued), *(d for d, _ in self.revoked), *self.other]
 
 
-class Projector:
+class EventConsumer:
     """Applies events to the tables."""
 
     def __init__(
@@ -75,8 +75,8 @@ class Projector:
         settings: RenewalSettings,
         database: Database,
         bus: Bus,
-        teller: Teller,
-        announcer: Announcer,
+        teller: MessageBuilder,
+        announcer: RotationPublisher,
         tracing: Tracing,
     ) -> None:
         self._settings = settings.projector
@@ -130,12 +130,12 @@ class Projector:
         batch = _Batch()
         for delivery in taken:
             try:
-                self._sort(delivery, batch)
+                self._classify(delivery, batch)
             except MalformedRequest as exc:
-                await self._bury(delivery, "malformed", exc.reason)
+                await self._dead_letter(delivery, "malformed", exc.reason)
         return batch
 
-    def _sort(self, delivery: Delivery, batch: _Batch) -> None:
+    def _classify(self, delivery: Delivery, batch: _Batch) -> None:
         kind = delivery.topic.split(".")[_KIND_AT]
         if delivery.topic == WINDOW_TOPIC:
             batch.windows.append((delivery, decode(WindowClosed, delivery.data)))
@@ -186,7 +186,7 @@ class Projector:
         # Counted before it is read: a message that kills the process is counted as well.
         attempts = await self._count(delivery, "not finished")
         if attempts > self._settings.max_attempts:
-            await self._bury(delivery, "poison", "too many failures")
+            await self._dead_letter(delivery, "poison", "too many failures")
             return
         batch = await self._read([delivery])
         try:
@@ -224,7 +224,7 @@ class Projector:
         async with self._database.connection() as connection:
             await connection.execute(_FORGET_FAILURES, [delivery.sequence])
 
-    async def _bury(self, delivery: Delivery, reason: str, text: str) -> None:
+    async def _dead_letter(self, delivery: Delivery, reason: str, text: str) -> None:
         log.error(
             "a message is given up",
             extra=fields(topic=delivery.topic, sequence=delivery.sequence, error=text),

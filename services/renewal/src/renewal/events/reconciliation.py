@@ -29,8 +29,7 @@ from renewal.metrics import (
     WINDOWS_GIVEN_UP,
     WINDOWS_REQUESTED,
 )
-from renewal.records import SERVICE
-from renewal.settings import WindowSettings
+from renewal.settings import SERVICE, WindowSettings
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """The client's side of a sealed private key: opened, its signature verified.
 
-The counterpart of ``estcore.est.sealed`` for EnvelopedData in DER with AES-CBC. Whether the
+The counterpart of ``estcore.est.cms.envelope`` for EnvelopedData in DER with AES-CBC. Whether the
 signer may make keys is not decided here: the caller validates its certificate.
 """
 
@@ -18,15 +18,15 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap
 
 from estcore.errors import MalformedRequest, RequestRejected
-from estcore.est import sealed_algorithms as choice
-from estcore.est.csr_keys import RSA_ENCRYPTION
-from estcore.est.sealed import (
+from estcore.est.cms import algorithms as choice
+from estcore.est.cms.envelope import (
     CONTENT_TYPE_OID,
     ENVELOPED_DATA_OID,
     KEY_PACKAGE_OID,
     MESSAGE_DIGEST_OID,
     SIGNED_DATA_OID,
 )
+from estcore.est.csr_keys import RSA_ENCRYPTION
 from estcore.pki import der as der_codec
 from estcore.pki.attributes import Attributes, read_attributes
 

@@ -21,10 +21,10 @@ from estcore.runtime.database import Connection, Database
 from estcore.runtime.logs import fields
 from estcore.runtime.service import until
 from estcore.runtime.tracing import Tracing
-from renewal import claims
-from renewal.announce import Announcer
+from renewal.dispatch import claims
 from renewal.metrics import DISPATCHED, LAPSED
-from renewal.schedule import shares
+from renewal.publishing.publisher import RotationPublisher
+from renewal.rotation.schedule import shares
 from renewal.settings import RenewalSettings
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Scheduler:
         settings: RenewalSettings,
         database: Database,
         bus: Bus,
-        announcer: Announcer,
+        announcer: RotationPublisher,
         tracing: Tracing,
     ) -> None:
         self._settings, self._database, self._bus = settings, database, bus

@@ -1,6 +1,5 @@
 """Revocation lists in parts: which part a certificate is in follows from its serial number.
 
-Called by: estcore.pki.certificate, ca_signer.revocation.crl, est_frontend.revocation.http_server
 The last octet of a serial number is random, so parts are of one size. How many there are is said
 in the name of each, so that their number may change: a certificate keeps the part it names.
 """

@@ -1,0 +1,1 @@
+"""Due slots: claimed in shares by priority, published as due."""

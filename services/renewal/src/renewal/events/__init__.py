@@ -1,0 +1,1 @@
+"""Events about certificates: consumed, projected into slots, reconciled with the ledger."""

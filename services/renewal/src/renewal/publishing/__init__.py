@@ -1,0 +1,1 @@
+"""Rotation events and their audit records."""

@@ -1,0 +1,1 @@
+"""Rotation of one certificate to the next: schedule, state, proof of use."""
