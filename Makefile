@@ -8,7 +8,7 @@ export UV_PYTHON := $(VENV)/bin/python
 export UV_PYTHON_DOWNLOADS := never
 READY := $(VENV)/.ready
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml tests/*/pyproject.toml)
-PACKAGES := estcore estclient est_frontend ca_signer renewal audit estsuite_faults
+PACKAGES := estcore estclient estdev est_frontend ca_signer renewal audit estsuite_faults
 
 .PHONY: help demo up test conformance check fmt lint type imports deploy-check bench clean
 
@@ -21,10 +21,10 @@ $(READY): pyproject.toml uv.lock $(MEMBERS)
 	@$(BIN)/uv sync --frozen --quiet && touch $(READY)
 
 demo: $(READY)  ## the main job in one command: enroll, re-enroll, rotate, audit
-	@$(BIN)/estctl demo
+	@$(BIN)/estsuite demo
 
 up: $(READY)    ## the whole suite to play with, until Ctrl-C (UP="--est-port 9443" moves ports)
-	@$(BIN)/estctl up $(UP)
+	@$(BIN)/estsuite up $(UP)
 
 test: $(READY)  ## every test, unit to end-to-end, against real servers
 	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder

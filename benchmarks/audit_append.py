@@ -24,9 +24,6 @@ import yaml
 
 from audit import checkpoint_key, main
 from audit.settings import Settings
-from estclient.suite.nats import EmbeddedNATS
-from estclient.suite.ports import free_port
-from estclient.suite.postgres import EmbeddedPostgres
 from estcore import ids
 from estcore.messages import permissions, topics
 from estcore.messages.audit import Actor, AuditBatch, AuditRecord, Producer, Target
@@ -34,6 +31,9 @@ from estcore.messages.envelope import encode
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.settings import BusSettings, read_secret
 from estcore.runtime.topology import declare
+from estdev.nats import EmbeddedNATS
+from estdev.ports import free_port
+from estdev.postgres import EmbeddedPostgres
 
 RECORDS = 4
 

@@ -21,9 +21,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from estclient.suite.layout import Layout, Ports
-from estclient.suite.local import LocalSuite
-from estclient.suite.ports import free_port
+from estdev.layout import Layout, Ports
+from estdev.local import LocalSuite
+from estdev.ports import free_port
 
 HERE = Path(__file__).parent
 TARGET_VERIFY = 12_000

@@ -29,12 +29,12 @@ from ca_signer.ledger import certificate_index
 from ca_signer.ledger.certificate_index import Query
 from ca_signer.ledger.inventory_metrics import EXPIRING, STATES
 from ca_signer.operators.verbs.certificates import COLUMNS
-from estclient.suite.ports import free_port
-from estclient.suite.postgres import EmbeddedPostgres
 from estcore.clock import SystemClock
 from estcore.runtime.database import Database
 from estcore.runtime.migrations import migrate
 from estcore.runtime.settings import DatabaseSettings
+from estdev.ports import free_port
+from estdev.postgres import EmbeddedPostgres
 
 TIMES = 200
 _CHUNK = 20_000

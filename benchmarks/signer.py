@@ -38,9 +38,7 @@ from enroll import ticks
 from softhsm import ALGORITHMS, SoftHSM, with_keys
 
 from ca_signer.ceremony import offline_ca
-from estclient.keys import make_csr, make_key
-from estclient.suite.layout import Layout, Ports
-from estclient.suite.local import LocalSuite
+from estclient.est.keys import make_csr, make_key
 from estcore import ids
 from estcore.clock import SystemClock
 from estcore.messages import topics
@@ -49,6 +47,8 @@ from estcore.messages.envelope import decode, encode
 from estcore.pki.profile import Priority
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.settings import BusSettings
+from estdev.layout import Layout, Ports
+from estdev.local import LocalSuite
 
 CLOCK = SystemClock()
 STORES = ("file", "token")
@@ -250,7 +250,7 @@ async def rows(bench: Bench, front: Front, count: int, concurrency: int, signers
 
 async def revocation(bench: Bench, times: int) -> None:
     """Print how soon a revocation is heard of, from the answer to the operator on."""
-    from estclient.suite.operator import make_operator
+    from estdev.operator import make_operator
 
     settings = await make_operator(bench.suite, "CN=boss")
     issuer = bench.issuer_ids[0]

@@ -22,7 +22,7 @@ import uvloop
 from aiohttp import web
 
 from est_frontend.tls.engine import EngineContext
-from estclient.suite.ports import free_port
+from estdev.ports import free_port
 
 HERE = Path(__file__).parent
 

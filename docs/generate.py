@@ -34,8 +34,8 @@ from ca_signer.upstream.plugins.vault import VaultOptions
 from ca_signer.upstream.settings import UpstreamSettings
 from est_frontend.settings import FrontendSettings
 from est_frontend.srp.settings import SRPSettings
-from estclient.agent_settings import AgentSettings
-from estclient.operator_settings import OperatorSettings
+from estclient.agent.settings import AgentSettings
+from estclient.operators.settings import OperatorSettings
 from estcore.messages import audit, commands, enrollment, events, permissions, state, topics
 from estcore.messages.envelope import Part
 from estcore.pki.durations import format_duration

@@ -19,10 +19,10 @@ from error_log import ERRORS
 from hypothesis import settings as hypothesis_settings
 from servers import make_nats, make_postgres
 
-from estclient.suite.nats import EmbeddedNATS
-from estclient.suite.postgres import EmbeddedPostgres, Role
 from estcore.messages import permissions
 from estcore.runtime.settings import BusSettings, DatabaseSettings
+from estdev.nats import EmbeddedNATS
+from estdev.postgres import EmbeddedPostgres, Role
 
 hypothesis_settings.register_profile("dev", max_examples=50, deadline=None)
 hypothesis_settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)

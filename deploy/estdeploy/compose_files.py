@@ -18,10 +18,10 @@ from pathlib import Path
 
 import yaml
 
-from estclient.suite.layout import keep_secret
 from estcore.errors import ConfigurationError
 from estdeploy import nats
 from estdeploy.services import ORIGIN, SERVICES, USER_ID, Places, compose_settings
+from estdev.layout import keep_secret
 
 HOSTS = ("localhost", "127.0.0.1", "est-frontend")
 
@@ -71,7 +71,7 @@ def _write_config(folder: Path, places: Places) -> None:
     config, ca = folder / "config", folder / "ca"
     for name in ("policy.yaml", "profiles.yaml"):
         if not (config / name).exists():
-            text = resources.files("estclient.suite").joinpath("examples", name).read_text()
+            text = resources.files("estdev").joinpath("examples", name).read_text()
             (config / name).write_text(text, encoding="utf-8")
     for source in (ca / "issuing.pem", ca / "chain.pem", ca / "server" / "server.pem"):
         shutil.copyfile(source, config / source.name)

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from estclient.suite.layout import keep_secret
-from estclient.suite.nats import new_user_seed, public_nkey
 from estcore.errors import ConfigurationError
 from estcore.messages import permissions
 from estcore.messages.permissions import Permissions
+from estdev.layout import keep_secret
+from estdev.nats import new_user_seed, public_nkey
 
 
 def users(

@@ -65,7 +65,7 @@ class Places:
 
 
 def compose_settings(service: Service, places: Places, policy_folder: Path) -> dict[str, Any]:
-    """Return the settings file of a service under compose; the same keys as ``estctl up``.
+    """Return the settings file of a service under compose; the same keys as ``estsuite up``.
 
     Only what ``migrate`` needs is left out: the migration containers get it by environment, so
     that the services never see the owner's password.

@@ -1,4 +1,4 @@
--- Database, roles and schemas of the suite, as `estctl up` makes them: a schema, its owner (for
+-- Database, roles and schemas of the suite, as `estsuite up` makes them: a schema, its owner (for
 -- `migrate`) and a runtime role per service. For psql, connected to the database `estsuite` as a
 -- superuser; repeating it is harmless and sets the passwords anew.
 --

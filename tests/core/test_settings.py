@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from ca_signer.settings import SignerSettings
-from estclient.suite.local import executable
 from estcore.errors import ConfigurationError
 from estcore.pki.profile import load_profiles
 from estcore.policy.document import load_policy
+from estcore.runtime.service import executable
 from estcore.runtime.settings import load_settings, read_secret
 
 BASE: dict[str, Any] = {

@@ -17,8 +17,8 @@ from estdeploy import compose_rules
 from estdeploy.compose_files import prepare
 from estdeploy.services import SERVICES, flat
 
-from estclient.suite.layout import Layout, Ports
-from estclient.suite.postgres import Role
+from estdev.layout import Layout, Ports
+from estdev.postgres import Role
 
 LOCAL = "./deploy/compose/local/"
 GIVEN_TO_MIGRATIONS_ONLY = {
@@ -94,7 +94,7 @@ def test_no_container_sees_the_root_key(compose: dict[str, Any]) -> None:
 def test_containers_carry_the_settings_of_make_up(
     root: Path, prepared: Path, tmp_path: Path, name: str
 ) -> None:
-    """Compose and the Kustomize base set the same keys as ``estctl up``, and say what differs."""
+    """Compose and the Kustomize base set the same keys as ``estsuite up``, and say what differs."""
     layout = Layout(tmp_path, Ports.free())
     try:
         layout.prepare()

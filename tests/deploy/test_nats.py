@@ -1,4 +1,4 @@
-"""The rendered ``authorization`` block is the one the tests and ``estctl up`` run with."""
+"""The rendered ``authorization`` block is the one the tests and ``estsuite up`` run with."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from estdeploy import nats
 from estdeploy.services import SERVICES
 
-from estclient.suite.nats import EmbeddedNATS, new_user_seed, public_nkey
 from estcore.errors import ConfigurationError
+from estdev.nats import EmbeddedNATS, new_user_seed, public_nkey
 
 AGENT = ("demo", "web")
 

@@ -24,9 +24,9 @@ import pytest
 from estdeploy import compose_rules
 from estdeploy.services import DATABASE, SERVICES
 
-from estclient.suite.local import admin_get
-from estclient.suite.ports import free_port
-from estclient.suite.postgres import EmbeddedPostgres
+from estdev.local import admin_get
+from estdev.ports import free_port
+from estdev.postgres import EmbeddedPostgres
 
 BIN = Path(sys.executable).parent
 

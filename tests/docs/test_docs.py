@@ -18,7 +18,7 @@ from ca_signer.settings import SignerSettings
 from ca_signer.upstream.settings import UpstreamSettings
 from est_frontend.settings import FrontendSettings
 from est_frontend.web.responses import SPECIAL, status_of
-from estclient.agent_settings import AgentSettings
+from estclient.agent.settings import AgentSettings
 from estcore import errors
 from estcore.errors import ESTSuiteError
 from estcore.messages import topics

@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from e2e_stack import POLICY, Stack, certificate_in, make_csr, same_key, start_stack, stop_stack
 from raw_client import BASE, Answer, Client, b64
 
-from estclient.suite.local import admin_get
-from estclient.suite.operator import make_operator
 from estcore.errors import ConfigurationError
+from estdev.local import admin_get
+from estdev.operator import make_operator
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from e2e_stack import Stack, StubbornClient, start_stack, stop_stack
 
-from estclient.suite.ports import free_port
 from estcore.errors import ConfigurationError
+from estdev.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 

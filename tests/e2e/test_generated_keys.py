@@ -26,7 +26,7 @@ from e2e_stack import (
 from raw_client import BASE, b64
 from ways import World
 
-from estclient.client import ESTClient
+from estclient.est.client import ESTClient
 from estcore.errors import ConfigurationError
 from estcore.est.csr_demands import csr_builder
 from estcore.est.keygen_response import parse_keygen_response

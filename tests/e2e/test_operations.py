@@ -16,8 +16,9 @@ from aiohttp import web
 from e2e_stack import Stack, StubbornClient, start_stack, stop_stack
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from estclient.suite.local import admin_get, executable
-from estclient.suite.ports import free_port
+from estcore.runtime.service import executable
+from estdev.local import admin_get
+from estdev.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 

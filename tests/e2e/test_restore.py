@@ -21,10 +21,10 @@ from cryptography.x509.oid import NameOID
 from e2e_stack import POLICY, Stack, certificate_in, make_csr, start_stack, stop_stack, write_key
 from raw_client import BASE, Answer, Client, b64
 
-from estclient.suite.local import admin_get
-from estclient.suite.operator import make_operator
-from estclient.suite.ports import free_port
 from estcore.errors import ConfigurationError
+from estdev.local import admin_get
+from estdev.operator import make_operator
+from estdev.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from e2e_stack import POLICY, Stack, certificate_in, make_csr, start_stack, stop_stack, write_key
 from raw_client import BASE, Client, b64
 
-from estclient.suite.operator import make_operator
-from estclient.suite.ports import free_port
+from estdev.operator import make_operator
+from estdev.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

@@ -22,11 +22,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 from e2e_stack import POLICY, Stack, certificate_in, make_csr, start_stack, stop_stack, write_key
 from raw_client import BASE, Answer, Client, b64
 
-from estclient.agent import Agent
-from estclient.agent_settings import AgentSettings
-from estclient.suite.operator import make_operator
-from estclient.suite.ports import free_port
+from estclient.agent.agent import Agent
+from estclient.agent.settings import AgentSettings
 from estcore.errors import ConfigurationError
+from estdev.operator import make_operator
+from estdev.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

@@ -20,8 +20,9 @@ import yaml
 from e2e_stack import POLICY, Stack, certificate_in, make_csr, same_key, start_stack, stop_stack
 from raw_client import BASE, b64
 
-from estclient.suite.local import Running, admin_get, executable
-from estclient.suite.ports import free_port
+from estcore.runtime.service import executable
+from estdev.local import Running, admin_get
+from estdev.ports import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

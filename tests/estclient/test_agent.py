@@ -18,10 +18,10 @@ from aiohttp import web
 from joserfc import jws
 from joserfc.jwk import ECKey
 
-from estclient.agent import Agent, run_agent
-from estclient.agent_settings import AgentSettings
+from estclient.agent.agent import Agent, run_agent
+from estclient.agent.credential_store import Bundle, CredentialStore
+from estclient.agent.settings import AgentSettings
 from estclient.errors import NotInUse, ServerAway
-from estclient.store import Bundle, CredentialStore
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
 from estcore.ids import uuid7

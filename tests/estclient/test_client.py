@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from estclient.client import ESTClient, Limits
+from estclient.agent.credential_store import CredentialStore
 from estclient.errors import AnswerInvalid, ServerAway, ServerRefused, StillPending
-from estclient.keys import make_csr, make_key
-from estclient.store import CredentialStore
-from estclient.suite.ports import free_port
+from estclient.est.client import ESTClient, Limits
+from estclient.est.keys import make_csr, make_key
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
+from estdev.ports import free_port
 
 QUICK = Limits(timeout_s=5, attempts=3, pending_limit_s=5, longest_pause_s=1)
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from joserfc import jws
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
-from estclient.ack import sign_ack
+from estclient.agent.credential_store import CredentialStore, Pending, verify_bundle
 from estclient.errors import BundleInvalid
-from estclient.keys import csr_like, make_csr, make_key
-from estclient.store import CredentialStore, Pending, verify_bundle
+from estclient.est.keys import csr_like, make_csr, make_key
+from estclient.est.proof_of_use import sign_ack
 from estcore.clock import SystemClock
 from estcore.pki.csr import parse_csr
 from estcore.pki.keys import KEY_ALGORITHMS

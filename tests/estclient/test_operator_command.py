@@ -13,14 +13,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estclient import operator_command
+from estclient.operators import cli
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
 
 
 def parsed(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    operator_command.add_verbs(parser.add_subparsers(dest="verb", required=True))
+    cli.add_verbs(parser.add_subparsers(dest="verb", required=True))
     return parser.parse_args(arguments)
 
 
@@ -41,20 +41,20 @@ def test_a_certificate_is_shown_with_its_pem() -> None:
     now = SystemClock().now()
     made = x509.CertificateBuilder(name, name, key.public_key(), 7, now, now).sign(key, SHA256())
     der = made.public_bytes(Encoding.DER)
-    text = operator_command.shown({"subject": "CN=web", "san": [], "certificate": der.hex()})
+    text = cli.shown({"subject": "CN=web", "san": [], "certificate": der.hex()})
     assert "subject      CN=web\n" in text
     assert x509.load_pem_x509_certificate(text.encode()) == made
 
 
 def test_lists_are_one_line_each_and_say_none() -> None:
     rows = [{"id": "1", "san": ["dns:a", "dns:b"], "reason": None}, {"id": "2", "san": []}]
-    assert operator_command.shown({"requests": rows}) == "id=1  san=dns:a,dns:b\nid=2\n"
-    assert operator_command.shown({"certificates": []}) == "none\n"
+    assert cli.shown({"requests": rows}) == "id=1  san=dns:a,dns:b\nid=2\n"
+    assert cli.shown({"certificates": []}) == "none\n"
 
 
 def test_a_rollover_is_shown_with_its_generations_and_who_lacks_the_trust() -> None:
     rows = [{"issuer": "issuing", "state": "accepted"}, {"issuer": "issuing-2", "state": "signing"}]
-    text = operator_command.shown({"issuer": "issuing", "fetched": 3, "generations": rows})
+    text = cli.shown({"issuer": "issuing", "fetched": 3, "generations": rows})
     assert text.splitlines() == [
         "issuer       issuing",
         "fetched      3",
@@ -62,7 +62,7 @@ def test_a_rollover_is_shown_with_its_generations_and_who_lacks_the_trust() -> N
         "  issuer=issuing  state=accepted",
         "  issuer=issuing-2  state=signing",
     ]
-    assert operator_command.shown({"lacking": []}) == "lacking:\n"
+    assert cli.shown({"lacking": []}) == "lacking:\n"
 
 
 def test_a_rollover_command_says_what_is_not_the_default() -> None:
@@ -97,17 +97,17 @@ def test_settings_come_from_file_variable_and_option_the_last_counts(tmp_path: P
     home = tmp_path / "home"
     settings_file(home / "config" / "operator.yaml")
     line = parsed("cert", "list", "--nats-url", "nats://option:1")
-    found = operator_command._settings(line, home, {"ESTCTL__KEY_FILE": "variable.key"})
+    found = cli._settings(line, home, {"ESTCTL__KEY_FILE": "variable.key"})
     assert found.bus.url == "nats://option:1"
     assert (str(found.key_file), str(found.certificate_file)) == ("variable.key", "me.pem")
     other = settings_file(tmp_path / "other.yaml", certificate_file="other.pem")
-    found = operator_command._settings(parsed("cert", "list"), home, {"ESTCTL_CONFIG": str(other)})
+    found = cli._settings(parsed("cert", "list"), home, {"ESTCTL_CONFIG": str(other)})
     assert str(found.certificate_file) == "other.pem"
 
 
 def test_without_settings_one_line_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="bus"):
-        operator_command._settings(parsed("requests", "list"), tmp_path, {})
+        cli._settings(parsed("requests", "list"), tmp_path, {})
 
 
 def test_a_certificate_to_adopt_may_be_pem_or_der(tmp_path: Path) -> None:

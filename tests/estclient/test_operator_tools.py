@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from e2e_stack import make_csr
 
-from estclient.main import main
+from estclient.cli import main
 from estcore.est.http_digest import verifier
 
 POLICY = """

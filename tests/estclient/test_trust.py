@@ -12,11 +12,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
-from estclient.agent import Agent
-from estclient.agent_settings import AgentSettings
+from estclient.agent.agent import Agent
+from estclient.agent.credential_store import Bundle, CredentialStore, verify_bundle
+from estclient.agent.settings import AgentSettings
 from estclient.errors import AnswerInvalid, BundleInvalid
-from estclient.store import Bundle, CredentialStore, verify_bundle
-from estclient.trust import is_root, take_up, trusted_roots
+from estclient.est.trust_anchors import is_root, take_up, trusted_roots
 from estcore.clock import SystemClock
 from estcore.testing.clock import FakeClock
 

@@ -87,7 +87,7 @@ async def test_the_runtime_role_may_not_delete_certificates(platform: Any, migra
 
 @pytest.mark.integration
 async def test_readiness_and_metrics_are_served(bench: Any) -> None:
-    from estclient.suite.ports import free_port
+    from estdev.ports import free_port
 
     port = free_port()
     admin = bench.settings.admin.model_copy(update={"port": port})

@@ -20,9 +20,9 @@ from signer_stack import SignerStack, signer_stack
 from ca_signer.operators.enrollment import decide_operator
 from ca_signer.operators.executor import Executor
 from ca_signer.operators.verb import Caller, Effect, Verb, table
-from estclient.keys import make_csr as operator_csr
-from estclient.keys import make_key
-from estclient.operator import Operator
+from estclient.est.keys import make_csr as operator_csr
+from estclient.est.keys import make_key
+from estclient.operators.client import Operator
 from estcore.clock import SystemClock
 from estcore.errors import Conflict, NotAuthorized
 from estcore.messages.commands import sign_command

@@ -21,7 +21,7 @@ from cryptography import x509
 from signer_stack import SignerStack, signer_stack
 from softhsm import SoftHSM, alive, issuer_settings, until_true, with_keys
 
-from estclient.suite.ports import free_port
+from estdev.ports import free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 

@@ -24,7 +24,7 @@ from operators import TestOperator, operator
 from other_ca import DAY, OtherCA, named, new_key, usage
 from upstream_stack import ISSUER, UpstreamStack, upstream_stack
 
-from estclient.operator import Operator
+from estclient.operators.client import Operator
 from estcore import ids
 from estcore.clock import SystemClock
 from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested, Principal

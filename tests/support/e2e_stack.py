@@ -1,4 +1,4 @@
-"""A whole suite, started as ``estctl up`` starts it, and a client that never gives up."""
+"""A whole suite, started as ``estsuite up`` starts it, and a client that never gives up."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 from error_log import ERRORS
 
-from estclient.suite.layout import Layout, Ports, nats_users
-from estclient.suite.local import LocalSuite
-from estclient.suite.nats import EmbeddedNATS
 from estcore.messages.permissions import Permissions
+from estdev.layout import Layout, Ports, nats_users
+from estdev.local import LocalSuite
+from estdev.nats import EmbeddedNATS
 
 POLICY = Path(__file__).parent.parent / "e2e" / "policy.yaml"
 ENROLL = "/.well-known/est/simpleenroll"

@@ -33,7 +33,7 @@ import aiohttp
 from debian import SYSTEM, debian_packages, environment
 from token_issuer import self_signed
 
-from estclient.suite.ports import free_port
+from estdev.ports import free_port
 
 VERSION = "26.7.3"
 URL = (

@@ -20,7 +20,7 @@ from typing import Any
 
 import aiohttp
 
-from estclient.suite.ports import free_port
+from estdev.ports import free_port
 
 ROOT_TOKEN = "root-token-of-a-test"
 POLICY = """

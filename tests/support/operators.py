@@ -13,7 +13,7 @@ from signer_stack import SignerStack
 
 from ca_signer.operators.enrollment import decide_operator
 from ca_signer.signing.internal_issuance import issue_internally
-from estclient.keys import PrivateKey, make_csr, make_key
+from estclient.est.keys import PrivateKey, make_csr, make_key
 from estcore.clock import SystemClock
 from estcore.messages.commands import Command, CommandAnswered, sign_command
 

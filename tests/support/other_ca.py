@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from estclient.suite.ports import free_port
+from estdev.ports import free_port
 
 DAY = dt.timedelta(days=1)
 Behaviour = Callable[[web.Request, bytes], Awaitable[web.StreamResponse]]

@@ -3,7 +3,7 @@
 ``ESTSUITE_TEST_POSTGRES_URL`` is a superuser's URL, password included; every test module gets a
 database of its own there, and an outage is made by refusing connections to it.
 ``ESTSUITE_TEST_NATS_SERVER`` is a nats-server binary. Without them the wheels of
-``estsuite-client[embedded]`` are used, and where those are not installed, testcontainers.
+``estsuite-dev`` are used, and where those are not installed, testcontainers.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from estclient.suite import nats as suite_nats
-from estclient.suite.nats import EmbeddedNATS
-from estclient.suite.ports import free_port
-from estclient.suite.postgres import EmbeddedPostgres, Role
 from estcore.messages.permissions import Permissions
+from estdev import nats as suite_nats
+from estdev.nats import EmbeddedNATS
+from estdev.ports import free_port
+from estdev.postgres import EmbeddedPostgres, Role
 
 POSTGRES_IMAGE = "postgres:18-bookworm"
 NATS_IMAGE = "nats:2.12-alpine"

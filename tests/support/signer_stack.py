@@ -31,7 +31,6 @@ from ca_signer.settings import SignerSettings
 from ca_signer.signing.batch_handler import Batch
 from ca_signer.signing.cycle import Cycle
 from ca_signer.signing.sweeper import Sweeper
-from estclient.suite import layout as suite_layout
 from estcore import ids
 from estcore.clock import SystemClock
 from estcore.messages import topics
@@ -46,6 +45,7 @@ from estcore.runtime.migrations import migrate
 from estcore.runtime.settings import read_secret
 from estcore.runtime.topology import declare
 from estcore.runtime.tracing import Tracing
+from estdev import layout as suite_layout
 
 PROFILES = Path(suite_layout.__file__).parent / "examples" / "profiles.yaml"
 

@@ -1,6 +1,6 @@
 """Which topics each NATS user may publish and subscribe: deny by default, one user a service.
 
-The same table makes the server's configuration in ``estctl up``, in the tests and in the
+The same table makes the server's configuration in ``estsuite up``, in the tests and in the
 manifests, so what is tested is what is deployed.
 """
 

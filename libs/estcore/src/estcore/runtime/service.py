@@ -153,3 +153,11 @@ class ServiceCommand(Generic[S]):
             return EXIT_CONFIGURATION
         log.error("service stops after a crash", exc_info=first)
         return EXIT_FAILED
+
+
+def executable(command: str) -> str:
+    """Return the path of a command installed beside this Python."""
+    beside = Path(sys.executable).parent / command
+    if not beside.exists():
+        raise ConfigurationError(f"{command} is not installed beside {sys.executable}")
+    return str(beside)

@@ -12,8 +12,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estclient.errors import BundleInvalid
-from estclient.keys import PrivateKey, load_key
-from estclient.operator_settings import OperatorSettings
+from estclient.est.keys import PrivateKey, load_key
+from estclient.operators.settings import OperatorSettings
 from estcore.clock import Clock
 from estcore.errors import BusUnavailable, ConfigurationError, Unavailable, rejection
 from estcore.messages.commands import LIFETIME, Command, CommandAnswered, sign_command

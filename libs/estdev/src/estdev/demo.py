@@ -1,4 +1,4 @@
-"""``estctl demo``: the main job end to end, with real servers, shown step by step.
+"""``estsuite demo``: the main job end to end, with real servers, shown step by step.
 
 Enroll with curl and a secret, re-enroll over mutual TLS, let the agent rotate a certificate
 that lives two minutes while a client connects all the time, read everything back from the audit
@@ -19,13 +19,9 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
-from estclient.agent import run_agent
-from estclient.agent_settings import AgentSettings
-from estclient.store import Bundle
-from estclient.suite.demo_server import RestlessClient, SwappingServer
-from estclient.suite.layout import Layout, Ports
-from estclient.suite.local import LocalSuite, log_to
-from estclient.suite.story import Story
+from estclient.agent.agent import run_agent
+from estclient.agent.credential_store import Bundle
+from estclient.agent.settings import AgentSettings
 from estcore.errors import ConfigurationError, ESTSuiteError
 from estcore.ids import serial_hex
 from estcore.messages.envelope import decode
@@ -33,6 +29,10 @@ from estcore.messages.events import RotationEvent
 from estcore.runtime.bus import Bus, Incoming
 from estcore.runtime.service import until
 from estcore.runtime.settings import BusSettings
+from estdev.demo_server import RestlessClient, SwappingServer
+from estdev.layout import Layout, Ports
+from estdev.local import LocalSuite, log_to
+from estdev.story import Story
 
 NAME = "web.clinic.example"
 ROTATING = "rotating.clinic.example"

@@ -26,15 +26,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from estclient.ack import sign_ack
-from estclient.agent_settings import AgentSettings
-from estclient.client import ESTClient, Limits
+from estclient.agent.credential_store import Bundle, CredentialStore, Pending
+from estclient.agent.reload_hook import run_hook
+from estclient.agent.served_certificate import wait_presented
+from estclient.agent.settings import AgentSettings
+from estclient.agent.trust_refresh import TrustKeeper
 from estclient.errors import ServerRefused
-from estclient.hook import run_hook
-from estclient.keys import csr_like, make_csr, make_key
-from estclient.presence import wait_presented
-from estclient.store import Bundle, CredentialStore, Pending
-from estclient.trust_keeper import TrustKeeper
+from estclient.est.client import ESTClient, Limits
+from estclient.est.keys import csr_like, make_csr, make_key
+from estclient.est.proof_of_use import sign_ack
 from estcore.clock import Clock, SystemClock, monotonic_s
 from estcore.errors import ConfigurationError, ESTSuiteError, MalformedRequest
 from estcore.messages.envelope import decode

@@ -1,4 +1,4 @@
-"""``estctl up``: the suite to play with, until Ctrl-C. Data survive; a second start continues."""
+"""``estsuite up``: the suite to play with, until Ctrl-C. Data survive; a second start continues."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import json
 import signal
 from pathlib import Path
 
-from estclient.suite.layout import Layout, Ports, keep_secret
-from estclient.suite.local import LocalSuite, log_to
-from estclient.suite.operator import make_operator
-from estclient.suite.story import Story
 from estcore.errors import ConfigurationError
 from estcore.runtime.service import until
+from estdev.layout import Layout, Ports, keep_secret
+from estdev.local import LocalSuite, log_to
+from estdev.operator import make_operator
+from estdev.story import Story
 
 _FOLLOWED = ("est-frontend", "ca-signer", "renewal", "audit")
 SECRET_ID = "web-bootstrap"  # noqa: S105 - the id, not the secret

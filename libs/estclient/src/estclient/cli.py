@@ -1,9 +1,9 @@
 """``estctl``: the suite's command for people.
 
-``up`` and ``demo`` run everything on this machine; ``agent`` keeps one service's certificate
-fresh; ``audit verify`` checks an export of the audit log offline; ``policy explain`` tells which
-rule decides; ``bootstrap`` pins a root; ``password`` makes verifiers; ``cert``, ``requests``,
-``submissions`` and ``ca`` give commands to ca-signer, signed by an operator's certificate.
+``agent`` renews one service's certificate; ``audit verify`` checks an export of the audit log
+offline; ``policy explain`` shows which rule decides; ``bootstrap`` pins a root; ``password``
+makes verifiers; ``cert``, ``requests``, ``submissions`` and ``ca`` send commands to ca-signer,
+signed by an operator's certificate.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from estclient import operator_command, operator_tools
-from estclient.agent import run_agent
-from estclient.agent_settings import AgentSettings
-from estclient.suite.demo import run_demo
-from estclient.suite.layout import Ports
-from estclient.suite.up import run_up
+from estclient import cli_tools
+from estclient.agent.agent import run_agent
+from estclient.agent.settings import AgentSettings
+from estclient.operators import cli
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError, ESTSuiteError
 from estcore.runtime import logs
@@ -36,18 +34,9 @@ from estcore.tlog.verify import Options, verify
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="estctl")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    up = verbs.add_parser("up", help="run the whole suite on this machine until Ctrl-C")
-    up.add_argument("--folder", type=Path, default=_default_folder(), help="where its data live")
-    ports = Ports()
-    for name in ("est", "postgres", "nats", "siem"):
-        default = getattr(ports, name)
-        text = f"default {default}; 0 takes any free one"
-        up.add_argument(f"--{name}-port", type=int, default=default, metavar="PORT", help=text)
-    demo = verbs.add_parser("demo", help="show the main job end to end")
-    demo.add_argument("--keep", type=Path, help="use this folder and leave it there")
     agent = verbs.add_parser("agent", help="keep one service's certificate fresh until SIGTERM")
     agent.add_argument("--config", type=Path, help="YAML settings; or EST_AGENT_CONFIG")
-    operator_tools.add_verbs(verbs)
+    cli_tools.add_verbs(verbs)
     audit = verbs.add_parser("audit", help="check exports of the audit log")
     checks = audit.add_subparsers(dest="check", required=True)
     offline = checks.add_parser("verify", help="hash chain, tree, checkpoints, gaps")
@@ -56,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     offline.add_argument("--cross", type=Path, metavar="LEDGER", help="from ca-signer export")
     offline.add_argument("--renewal", type=Path, help="from est-renewal export")
     offline.add_argument("--json", action="store_true", help="print the report as JSON")
-    operator_command.add_verbs(verbs)
+    cli.add_verbs(verbs)
     return parser
 
 
@@ -102,20 +91,10 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 async def _run(arguments: argparse.Namespace) -> None:
     match arguments.verb:
-        case "up":
-            ports = Ports(
-                est=arguments.est_port,
-                postgres=arguments.postgres_port,
-                nats=arguments.nats_port,
-                siem=arguments.siem_port,
-            )
-            await run_up(arguments.folder, ports)
-        case "demo":
-            await run_demo(arguments.keep)
         case "cert" | "requests" | "incident" | "ca" | "submissions":
-            await operator_command.run(arguments, _default_folder(), os.environ)
+            await cli.run(arguments, _default_folder(), os.environ)
         case "bootstrap":
-            await operator_tools.run_bootstrap(arguments)
+            await cli_tools.run_bootstrap(arguments)
         case _:
             await _agent(arguments.config)
 
@@ -127,11 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if parsed.verb == "audit":
             sys.exit(_verify(parsed))
         if parsed.verb == "policy":
-            sys.exit(operator_tools.run_explain(parsed))
+            sys.exit(cli_tools.run_explain(parsed))
         if parsed.verb == "secret":
-            operator_tools.run_secret(parsed)
+            cli_tools.run_secret(parsed)
         if parsed.verb == "password":
-            operator_tools.run_password(parsed)
+            cli_tools.run_password(parsed)
             return
         asyncio.run(_run(parsed))
     except ConfigurationError as exc:

@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
-from estclient.suite.nats import EmbeddedNATS
-from estclient.suite.ports import check_free, free_port
-from estclient.suite.postgres import EmbeddedPostgres, Role
 from estcore.messages import permissions
 from estcore.policy.internal_profiles import OPERATOR_PROFILE
+from estdev.nats import EmbeddedNATS
+from estdev.ports import check_free, free_port
+from estdev.postgres import EmbeddedPostgres, Role
 
 COMMANDS = {
     "ca-signer": "ca-signer",
@@ -120,7 +120,7 @@ class Layout:
         for name in ("policy.yaml", "profiles.yaml"):
             path = self.config / name
             if not path.exists():
-                text = resources.files("estclient.suite").joinpath("examples", name).read_text()
+                text = resources.files("estdev").joinpath("examples", name).read_text()
                 path.write_text(text, encoding="utf-8")
 
     def write_settings(self, service: str, instance: str, admin_port: int) -> Path:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from estclient.keys import key_pem, make_csr, make_key
-from estclient.suite.layout import keep_secret
-from estclient.suite.local import LocalSuite
+from estclient.est.keys import key_pem, make_csr, make_key
+from estdev.layout import keep_secret
+from estdev.local import LocalSuite
 
 SUBJECT = "CN=local operator"
 

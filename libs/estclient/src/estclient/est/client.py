@@ -22,8 +22,8 @@ import aiohttp
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estclient.ack import CONTENT_TYPE as JOSE
 from estclient.errors import AnswerInvalid, ServerAway, ServerRefused, StillPending
+from estclient.est.proof_of_use import CONTENT_TYPE as JOSE
 from estcore.clock import Clock, SystemClock, monotonic_s
 from estcore.errors import ConfigurationError, MalformedRequest
 from estcore.est.certs_only import read_certs_only

@@ -7,17 +7,17 @@ import fcntl
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from estclient.suite.layout import COMMANDS, WITH_DATABASE, Layout
-from estclient.suite.ports import free_port
-from estclient.suite.siem import LocalSIEM
 from estcore.errors import ConfigurationError
 from estcore.runtime.logs import JSONFormatter
+from estcore.runtime.service import executable
+from estdev.layout import COMMANDS, WITH_DATABASE, Layout
+from estdev.ports import free_port
+from estdev.siem import LocalSIEM
 
 Progress = Callable[[str], None]
 _READY_S = 40
@@ -234,14 +234,6 @@ class LocalSuite:
             k: v for k, v in os.environ.items() if k in {"PATH", "HOME", "LANG", "TZ", "TMPDIR"}
         }
         return {**kept, **self.environment}
-
-
-def executable(command: str) -> str:
-    """Return the path of a command installed beside this Python."""
-    beside = Path(sys.executable).parent / command
-    if not beside.exists():
-        raise ConfigurationError(f"{command} is not installed beside {sys.executable}")
-    return str(beside)
 
 
 def last_line(path: Path) -> str:

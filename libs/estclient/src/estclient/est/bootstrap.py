@@ -18,9 +18,9 @@ import aiohttp
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estclient.client import ESTClient, certificates_in, read_limited
 from estclient.errors import AnswerInvalid, ServerAway, ServerRefused
-from estclient.trust import is_root
+from estclient.est.client import ESTClient, certificates_in, read_limited
+from estclient.est.trust_anchors import is_root
 from estcore.errors import ConfigurationError
 from estcore.est.paths import PREFIX
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from estclient.agent_settings import HookSettings
+from estclient.agent.settings import HookSettings
 from estclient.errors import NotInUse
 
 

@@ -27,8 +27,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estclient.errors import BundleInvalid
-from estclient.keys import PrivateKey, key_pem, load_key
-from estclient.trust import is_issued_by, is_of_key, is_root, is_valid
+from estclient.est.keys import PrivateKey, key_pem, load_key
+from estclient.est.trust_anchors import is_issued_by, is_of_key, is_root, is_valid
 from estcore.ids import serial_hex
 from estcore.pki.keys import spki_der
 

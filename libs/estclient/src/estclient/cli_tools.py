@@ -15,8 +15,7 @@ from argon2 import PasswordHasher
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estclient.bootstrap import Found, fetch, pin
-from estclient.suite.local import executable
+from estclient.est.bootstrap import Found, fetch, pin
 from estcore.errors import ConfigurationError
 from estcore.est.http_digest import DIGESTS, verifier
 from estcore.pki.csr import parse_csr
@@ -24,6 +23,7 @@ from estcore.pki.names import display_name
 from estcore.pki.profile import load_profiles
 from estcore.policy.document import load_policy
 from estcore.policy.explain import Question, explain
+from estcore.runtime.service import executable
 from estcore.runtime.settings import read_secret
 
 _HASHER = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from joserfc import jws
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
-from estclient.keys import PrivateKey
+from estclient.est.keys import PrivateKey
 
 CONTENT_TYPE = "application/jose"
 _CURVES = {256: "ES256", 384: "ES384", 521: "ES512"}

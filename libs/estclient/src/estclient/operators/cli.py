@@ -13,8 +13,8 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estclient.operator import Operator, connect
-from estclient.operator_settings import OperatorSettings
+from estclient.operators.client import Operator, connect
+from estclient.operators.settings import OperatorSettings
 from estcore.clock import SystemClock
 from estcore.pki.crl import REVOCATION_REASONS
 from estcore.pki.durations import parse_duration

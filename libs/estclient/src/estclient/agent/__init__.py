@@ -1,0 +1,1 @@
+"""The renewal agent: one service, one certificate, always valid."""

@@ -1,0 +1,1 @@
+"""EST as a client: operations, bootstrap, keys, trust anchors, proof of use."""

@@ -1,0 +1,1 @@
+"""Signed commands of operators, sent over NATS."""
