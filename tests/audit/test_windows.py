@@ -65,7 +65,9 @@ async def test_equal_windows_settle_and_missing_records_are_asked_for(
             if not asked.is_set():
                 await publisher.send(outcome(record, 3))
             asked.set()
-            await publisher.bus.hint(message.reply, encode(ReannounceAnswered(announced=1)))
+            await publisher.bus.publish_unconfirmed(
+                message.reply, encode(ReannounceAnswered(announced=1))
+            )
 
         await publisher.bus.subscribe(REANNOUNCE_TOPIC, answer)
         await publisher.send(*(outcome(record, n) for n in (1, 2)))

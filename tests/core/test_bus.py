@@ -93,7 +93,7 @@ async def collect(consumer: PullConsumer, count: int, seconds: float) -> list[De
         while len(found) < count:
             await consumer.wait(0.5)
             found += consumer.take(count - len(found))
-            await consumer.tend()
+            await consumer.maintain()
     return found
 
 
@@ -224,7 +224,7 @@ async def test_trying_rights_reaches_no_subscriber(
         await receiver.subscribe(topic, received.put)
         await receiver.client.flush()
         await sender.try_rights([topic])
-        await sender.hint(topic, b"real")
+        await sender.publish_unconfirmed(topic, b"real")
         async with asyncio.timeout(5):
             assert await received.get() == Incoming(topic, b"real")
         assert received.empty()

@@ -77,7 +77,7 @@ def event(bundle: Bundle, step: str = "due", **changes: Any) -> RotationEvent:
     return RotationEvent(**(values | changes))
 
 
-class Told:
+class EventRef:
     """What the agent said, in order."""
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ async def service(store: Path) -> AsyncIterator[tuple[int, Any]]:
 
 async def test_a_whole_rotation(server: Any) -> None:
     old = stored(server)
-    told = Told()
+    told = EventRef()
     async with service(server.folder / "store") as (port, reload):
         place = {"host": "127.0.0.1", "port": port, "timeout_s": 5}
         agent = Agent(settings(server, presence=place), on_step=told, hook=reload)
@@ -210,7 +210,7 @@ async def test_an_agent_killed_after_storing_goes_on_with_the_proof(server: Any)
     await agent.hear(event(old))
     with pytest.raises(ServerAway):
         await agent.advance()
-    told = Told()
+    told = EventRef()
     await Agent(settings(server), on_step=told).advance()
     assert told.steps == ["proven"]
 
@@ -222,7 +222,7 @@ async def test_without_an_event_the_certificate_is_renewed_at_85_percent(server:
         def now(self) -> dt.datetime:
             return NOW() + dt.timedelta(seconds=8.6)
 
-    told = Told()
+    told = EventRef()
     agent = Agent(settings(server), on_step=told, clock=Later())
     await agent.advance()
     assert told.steps == ["due_by_lifetime", "enrolling", "stored"]
@@ -265,7 +265,7 @@ async def test_the_first_certificate_comes_by_secret(server: Any) -> None:
         "user": "device-1",
         "secret_file": secret,
     }
-    told = Told()
+    told = EventRef()
     agent = Agent(settings(server, bootstrap=bootstrap), on_step=told)
     await agent.advance()
     assert told.steps == ["bootstrapping", "stored"]
@@ -286,7 +286,7 @@ async def test_the_agent_hears_events_on_the_bus(platform: Any, server: Any) -> 
     admin = await Bus.connect(bus, "migrate", "test", seed=seed)
     await declare(admin, owned_by("ca-signer"), [], replicas=1)
     await admin.close()
-    told, stop = Told(), asyncio.Event()
+    told, stop = EventRef(), asyncio.Event()
     owner = {"tenant": "demo", "service": "web"}
     configured = settings(server, bus=bus.model_dump(), owner=owner)
     renewal = await Bus.connect(platform.bus("renewal"), "renewal", "test")
@@ -296,7 +296,7 @@ async def test_the_agent_hears_events_on_the_bus(platform: Any, server: Any) -> 
         group.create_task(run_agent(configured, stop, on_step=told))
         async with asyncio.timeout(15):
             while "proven" not in told.steps:
-                await renewal.hint(message.topic, message.payload)
+                await renewal.publish_unconfirmed(message.topic, message.payload)
                 await asyncio.sleep(0.3)
         stop.set()
     await renewal.close()

@@ -12,7 +12,7 @@ import pytest
 from est_frontend.auth.client_certificates import PeerValidator
 from est_frontend.revocation.http_server import CRLServer
 from est_frontend.settings import CRLListenSettings
-from est_frontend.signer_state.cache import State
+from est_frontend.signer_state.cache import SignerState
 from estcore.clock import SystemClock
 from estcore.messages import topics
 from estcore.messages.envelope import encode
@@ -31,19 +31,19 @@ def listed(number: int, octets: bytes = b"\x30\x00", at: dt.datetime = NOW) -> R
     )
 
 
-def state_with(folder: Path, *lists: RevocationList) -> State:
-    state = State(folder, PeerValidator(SystemClock()), SystemClock())
+def state_with(folder: Path, *lists: RevocationList) -> SignerState:
+    state = SignerState(folder, PeerValidator(SystemClock()), SystemClock())
     state.load()
     for one in lists:
         state.apply(topics.crl_topic(one.issuer_id), encode(one))
     return state
 
 
-def server(state: State) -> CRLServer:
+def server(state: SignerState) -> CRLServer:
     return CRLServer(CRLListenSettings(port=0), state, SystemClock())
 
 
-def get(state: State, head: bytes = b"GET /crl/issuing.crl HTTP/1.1\r\n\r\n") -> bytes:
+def get(state: SignerState, head: bytes = b"GET /crl/issuing.crl HTTP/1.1\r\n\r\n") -> bytes:
     return server(state).answer(head)
 
 

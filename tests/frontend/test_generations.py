@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from est_frontend.auth.client_certificates import PeerValidator
-from est_frontend.signer_state.cache import State
-from est_frontend.trust_adoption import TrustFetches
+from est_frontend.signer_state.cache import SignerState
+from est_frontend.trust_adoption import TrustAdoptionReporter
 from estcore import ids
 from estcore.errors import NotAuthenticated
 from estcore.est.certs_only import read_certs_only
@@ -58,7 +58,7 @@ class World:
     def __init__(self, folder: Path) -> None:
         self.clock = FakeClock(NOON)
         self.peers = PeerValidator(self.clock)
-        self.state = State(folder, self.peers.set_anchors, self.clock)
+        self.state = SignerState(folder, self.peers.set_anchors, self.clock)
         self.old, self.new = (certificate("issuing", ca=True) for _ in range(2))
 
     def tell(self, *accepted: Pair, age_s: int = 0, rollover: UUID | None = ROLLOVER) -> bool:
@@ -133,7 +133,7 @@ class Told:
         fetched = decode(TrustFetched, message.payload)
         self.messages.append(fetched)
         counted = TrustFetchCounted(new=len(fetched.fingerprints))
-        await self.bus.hint(message.reply, encode(counted))
+        await self.bus.publish_unconfirmed(message.reply, encode(counted))
 
 
 @pytest.mark.integration
@@ -141,7 +141,7 @@ async def test_D8_who_fetched_is_told_once_in_one_message(world: World, platform
     signer = await Bus.connect(platform.bus("ca-signer"), "ca-signer", "test")
     frontend = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "test")
     told = Told(signer)
-    fetches = TrustFetches(frontend, world.state, world.peers)
+    fetches = TrustAdoptionReporter(frontend, world.state, world.peers)
     leaves = [certificate("svc", world.old), certificate("svc", world.new)]
     stranger = certificate("svc", certificate("issuing", ca=True))
 

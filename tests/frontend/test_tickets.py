@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from est_frontend.enrollment.pending_requests import LONGEST, OpenTickets
+from est_frontend.enrollment.pending_requests import LONGEST, PendingRequests
 from estcore.clock import SystemClock
 from estcore.ids import uuid7
 from estcore.messages import topics
@@ -28,7 +28,7 @@ async def test_a_ticket_is_heard_and_believed_for_seconds_only(platform: Any) ->
     await declare(migrating, topics.owned_by("ca-signer"), (), replicas=1)
     signer = await Bus.connect(settings, "ca-signer", "test")
     frontend = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "test")
-    tickets = OpenTickets(SystemClock())
+    tickets = PendingRequests(SystemClock())
     await tickets.follow(frontend)
     now = dt.datetime.now(dt.UTC)
     open_for = {b"\x01" * 32: 3600.0, b"\x02" * 32: 1.5, b"\x03" * 32: -5.0}

@@ -304,7 +304,7 @@ async def bench(platform: Any, migrated: RenewalSettings) -> AsyncIterator[Bench
     async def collect() -> None:
         await consumer.start()
         while not stop.is_set():
-            await consumer.tend()
+            await consumer.maintain()
             if await consumer.wait(0.1):
                 for delivery in consumer.take(500):
                     found.records += decode(AuditBatch, delivery.data).records

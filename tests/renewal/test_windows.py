@@ -46,7 +46,9 @@ async def ledger(bench: Any, issued: list[Any], asked: list[Any]) -> AsyncIterat
         request = decode(ReannounceRequested, message.payload)
         asked.append(request)
         await bench.announce(*issued, times=1)
-        await bench.signer.hint(message.reply, encode(ReannounceAnswered(announced=len(issued))))
+        await bench.signer.publish_unconfirmed(
+            message.reply, encode(ReannounceAnswered(announced=len(issued)))
+        )
 
     subscription = await bench.signer.subscribe(REANNOUNCE_TOPIC, answer)
     yield

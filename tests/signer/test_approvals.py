@@ -14,9 +14,9 @@ from e2e_stack import make_csr
 from operators import TestOperator, operator, policy_with_operators
 from signer_stack import SignerStack, signer_stack
 
-from ca_signer.issuance.approvals import Tickets
+from ca_signer.issuance.approvals import ApprovalStore
 from ca_signer.issuance.decision import decide
-from ca_signer.issuance.idempotency import Leased, Repeats, Resume
+from ca_signer.issuance.idempotency import InProgress, RequestResolver, Resume
 from estcore.messages import topics
 from estcore.messages.enrollment import EnrollmentAnswered, Principal
 
@@ -212,10 +212,10 @@ async def test_two_signers_use_an_approval_once(signer: SignerStack, boss: TestO
     ]
     topic = topics.request_topic("default", "issuing", messages[0].priority)
     candidates = [decide(m, topic, signer.batch.authority, None) for m in messages]
-    others = [Repeats(signer.ledger, Tickets()) for _ in messages]
-    settled = await asyncio.gather(*(r.settle(c) for r, c in zip(others, candidates, strict=True)))
+    others = [RequestResolver(signer.ledger, ApprovalStore()) for _ in messages]
+    settled = await asyncio.gather(*(r.resolve(c) for r, c in zip(others, candidates, strict=True)))
     assert sum(isinstance(s, Resume) for s in settled) == 1
-    assert sum(isinstance(s, Leased) for s in settled) == len(messages) - 1
+    assert sum(isinstance(s, InProgress) for s in settled) == len(messages) - 1
 
 
 async def test_G8_an_approval_survives_a_signer_that_died_after_the_intent(
@@ -227,7 +227,7 @@ async def test_G8_an_approval_survives_a_signer_that_died_after_the_intent(
     await decide_on(signer, boss, "dev-unlucky", "approve")
     message = signer.message(csr, principal=Principal(method="secret", name="careful"))
     topic = topics.request_topic("default", "issuing", message.priority)
-    settled = await signer.repeats.settle(decide(message, topic, signer.batch.authority, None))
+    settled = await signer.repeats.resolve(decide(message, topic, signer.batch.authority, None))
     assert isinstance(settled, Resume)  # and then it dies
     await signer.value(
         "update issuance set lease_until = now() - interval '1 s', "
@@ -239,7 +239,7 @@ async def test_G8_an_approval_survives_a_signer_that_died_after_the_intent(
 
 
 async def test_an_owner_has_a_number_of_requests_waiting_at_most(signer: SignerStack) -> None:
-    tickets = Tickets(max_waiting=1)
+    tickets = ApprovalStore(max_waiting=1)
     signer.repeats._tickets, kept = tickets, signer.repeats._tickets
     try:
         await ask(signer, make_csr("dev-first")[1], who="somebody-else")
@@ -251,7 +251,7 @@ async def test_an_owner_has_a_number_of_requests_waiting_at_most(signer: SignerS
 
 async def test_G6_the_pause_grows_with_the_age_and_has_an_end() -> None:
     """G6: bounded; libest takes 48 hours at most."""
-    tickets = Tickets(retry_after_s=10)
+    tickets = ApprovalStore(retry_after_s=10)
     pauses = [tickets._pause(age) for age in (0, 100, 1000, 10_000, 1e9)]
     assert pauses == sorted(pauses)
     assert (pauses[0], pauses[-1]) == (10, 3600)

@@ -23,7 +23,7 @@ from other_ca import named
 from signer_stack import SignerStack, signer_stack
 
 from ca_signer.store_lint import run
-from ca_signer.store_lint.run import Checked, Scope, StoreCheck
+from ca_signer.store_lint.run import Checked, Scope, StoredCertificateLint
 from estcore import ids
 from estcore.clock import SystemClock
 
@@ -48,7 +48,9 @@ async def check(signer: SignerStack, **scope: Any) -> tuple[Checked, list[dict[s
         for name, issuer in signer.batch.authority.issuers.items()
     }
     out = io.StringIO()
-    done = await StoreCheck(signer.database, issuers, SystemClock(), out).run(Scope(**scope))
+    done = await StoredCertificateLint(signer.database, issuers, SystemClock(), out).run(
+        Scope(**scope)
+    )
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert lines[-1] == {"kind": "summary", **vars(done)}
     return done, lines[:-1]

@@ -18,8 +18,8 @@ from operators import TestOperator, operator, policy_with_operators
 from signer_stack import SignerStack, signer_stack
 
 from ca_signer.operators.enrollment import decide_operator
-from ca_signer.operators.executor import Executor
-from ca_signer.operators.verb import Caller, Effect, Verb, table
+from ca_signer.operators.executor import CommandExecutor
+from ca_signer.operators.verb import Caller, CommandResult, Verb, table
 from estclient.est.keys import make_csr as operator_csr
 from estclient.est.keys import make_key
 from estclient.operators.client import Operator
@@ -38,7 +38,7 @@ class Argument(StrictModel):
     fail: bool = False
 
 
-async def _count(connection: Connection, argument: Argument, _: Caller) -> Effect:
+async def _count(connection: Connection, argument: Argument, _: Caller) -> CommandResult:
     """A verb for these tests: its effect can be counted in the ledger."""
     await connection.execute(
         "insert into attempt (stream_sequence, attempts) values ($1, 1) "
@@ -47,7 +47,7 @@ async def _count(connection: Connection, argument: Argument, _: Caller) -> Effec
     )
     if argument.fail:
         raise Conflict("not now", code="request.conflict")
-    return Effect({"number": argument.number})
+    return CommandResult({"number": argument.number})
 
 
 COUNT = Verb("test-count", frozenset({"approver"}), Argument, _count)
@@ -105,7 +105,7 @@ async def test_two_signers_carry_a_command_out_once(
     number = next(_numbers)
     data = boss.sign(boss.command("test-count", {"number": number}))
     one = signer.operations.executor
-    other = Executor(signer.database, signer.publisher, signer.batch.authority, table(COUNT))
+    other = CommandExecutor(signer.database, signer.publisher, signer.batch.authority, table(COUNT))
     answers = await asyncio.gather(
         *(executor.execute("test-count", data) for executor in (one, other) * 5)
     )
@@ -229,7 +229,7 @@ async def test_an_operator_the_policy_forgot_is_refused(
     authority = signer.batch.authority
     policy = authority.policy.model_copy(deep=True)
     policy._operators.clear()
-    executor = Executor(
+    executor = CommandExecutor(
         signer.database, signer.publisher, replace(authority, policy=policy), table(COUNT)
     )
     data = boss.sign(boss.command("test-count", {"number": next(_numbers)}))

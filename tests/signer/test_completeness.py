@@ -14,7 +14,7 @@ from e2e_stack import make_csr
 from operators import operator, policy_with_operators
 from signer_stack import SignerStack, signer_stack
 
-from ca_signer.recovery.ledger_check import Completeness, Told, read_told
+from ca_signer.recovery.ledger_check import EventRef, StaleLedgerCheck, read_told
 from estcore import ids
 from estcore.errors import InvariantBroken, LedgerUnavailable
 from estcore.messages import topics
@@ -48,7 +48,7 @@ async def test_a_ledger_is_complete_until_the_bus_knows_more(signer: SignerStack
     revoke = {"fingerprint": (await signer.value(sql)).hex(), "reason": "superseded"}
     await boss.give(signer, "certificate-revoke", revoke)
     await signer.operations.outbox.flush()
-    compared = Completeness(signer.bus, signer.database)
+    compared = StaleLedgerCheck(signer.bus, signer.database)
     forgotten = await compared.missing()
     own = await signer.rows("select issuance_id from issuance where subject <> 'CN=dev-held'")
     assert not {row["issuance_id"] for row in own} & set(forgotten)
@@ -57,14 +57,14 @@ async def test_a_ledger_is_complete_until_the_bus_knows_more(signer: SignerStack
         await compared.require()
 
     # What the ledger lacks stops signing, and a signer that runs.
-    running = Completeness(signer.bus, signer.database)
+    running = StaleLedgerCheck(signer.bus, signer.database)
     before = await running.missing()
     lost = ids.uuid7()
     await announce(signer, lost)
     assert set(await running.missing()) - set(before) == {UUID(lost)}
     assert not running.complete
     with pytest.raises(LedgerUnavailable) as refused:
-        await Completeness(signer.bus, signer.database).require()
+        await StaleLedgerCheck(signer.bus, signer.database).require()
     assert refused.value.code == "ledger.behind"
     with pytest.raises(InvariantBroken):
         async with asyncio.timeout(20):
@@ -72,7 +72,7 @@ async def test_a_ledger_is_complete_until_the_bus_knows_more(signer: SignerStack
     # At the start it waits, says so on record, and goes on only when told to stop.
     stop = asyncio.Event()
     holding = asyncio.ensure_future(
-        Completeness(signer.bus, signer.database).hold(signer.publisher, stop)
+        StaleLedgerCheck(signer.bus, signer.database).hold(signer.publisher, stop)
     )
     async with asyncio.timeout(10):
         while not (records := await signer.audited("signing.refused")):
@@ -88,9 +88,9 @@ async def test_a_ledger_is_complete_until_the_bus_knows_more(signer: SignerStack
 async def test_a_forgotten_revocation_counts_as_well(signer: SignerStack) -> None:
     await signer.ask(signer.message(make_csr("dev-held")[1]))
     known = await signer.value("select issuance_id from issuance where subject = 'CN=dev-held'")
-    before = set(await Completeness(signer.bus, signer.database).missing())
+    before = set(await StaleLedgerCheck(signer.bus, signer.database).missing())
     await announce(signer, f"revoked-{known}-7", "revoked")
-    assert set(await Completeness(signer.bus, signer.database).missing()) - before == {known}
+    assert set(await StaleLedgerCheck(signer.bus, signer.database).missing()) - before == {known}
 
 
 @pytest.mark.parametrize("payload", [b"", b"{}", b'{"id":5}', b'{"id":"revoked-x-1"}', b"[1]"])
@@ -100,5 +100,5 @@ async def test_what_is_no_event_of_ours_is_passed_over(payload: bytes) -> None:
 
 async def test_an_event_names_the_issuance_and_its_change() -> None:
     name = UUID(ids.uuid7())
-    assert read_told(b'{"id":"%s"}' % str(name).encode()) == Told(name, 0)
-    assert read_told(b'{"id":"revoked-%s-12"}' % str(name).encode()) == Told(name, 12)
+    assert read_told(b'{"id":"%s"}' % str(name).encode()) == EventRef(name, 0)
+    assert read_told(b'{"id":"revoked-%s-12"}' % str(name).encode()) == EventRef(name, 12)

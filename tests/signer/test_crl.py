@@ -19,7 +19,7 @@ from operators import TestOperator, operator, policy_with_operators
 from signer_stack import SignerStack, signer_stack
 
 from ca_signer.ledger import revocations
-from ca_signer.revocation.crl import RevocationLists
+from ca_signer.revocation.crl import CRLPublisher
 from estcore.errors import KeyStoreUnavailable
 from estcore.messages import topics
 from estcore.messages.envelope import decode
@@ -142,7 +142,7 @@ async def test_two_signers_use_a_number_once(signer: SignerStack) -> None:
         await revocations.set_revocation(connection, row[0]["issuance_id"], "superseded", None)
     issuers = signer.batch.authority.issuers
     others = [
-        RevocationLists(signer.database, signer.bus, issuers, lifetime_s=86_400) for _ in range(5)
+        CRLPublisher(signer.database, signer.bus, issuers, lifetime_s=86_400) for _ in range(5)
     ]
     made: list[bytes] = []
     issuer = issuers["issuing"]

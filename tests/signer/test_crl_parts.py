@@ -19,11 +19,11 @@ from operators import operator, policy_with_operators
 from signer_stack import PROFILES, SignerStack, signer_settings, signer_stack
 
 from ca_signer.main import authority
-from ca_signer.revocation.crl import MOST, RevocationLists
+from ca_signer.revocation.crl import MOST, CRLPublisher
 from est_frontend.auth.client_certificates import PeerValidator
 from est_frontend.revocation.http_server import CRLServer
 from est_frontend.settings import CRLListenSettings
-from est_frontend.signer_state.cache import State
+from est_frontend.signer_state.cache import SignerState
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
 from estcore.ids import serial_hex
@@ -64,9 +64,9 @@ async def signer(
         yield stack
 
 
-async def told(signer: SignerStack, folder: Path) -> State:
+async def told(signer: SignerStack, folder: Path) -> SignerState:
     """What a front end knows that reads all of the state."""
-    state = State(folder, PeerValidator(SystemClock()), SystemClock())
+    state = SignerState(folder, PeerValidator(SystemClock()), SystemClock())
     state.load()
     for topic, payload in await signer.frontend.last_values(topics.PKI_STATE, "pki.state.>"):
         state.apply(topic, payload)
@@ -174,7 +174,7 @@ async def test_more_than_one_list_holds_are_all_in_the_parts(
             "not_after = now() + interval '9 days' where issuance_id = any($1::uuid[])",
             written,
         )
-    lists = RevocationLists(
+    lists = CRLPublisher(
         signer.database,
         signer.bus,
         signer.batch.authority.issuers,

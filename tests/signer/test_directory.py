@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from ca_signer.ledger import certificate_index
 from ca_signer.ledger.certificate_index import Query, statement
-from ca_signer.ledger.inventory_metrics import Gauges
+from ca_signer.ledger.inventory_metrics import InventoryMetrics
 from ca_signer.operators.verbs.certificates import COLUMNS
 from estcore import ids
 from estcore.messages.enrollment import Principal
@@ -239,7 +239,7 @@ async def test_gauges_count_states_and_what_nothing_has_succeeded(signer: Signer
         named = {"issuer": "issuing", "profile": "workload", **labels}
         return REGISTRY.get_sample_value(gauge, named) or 0
 
-    gauges = Gauges(signer.database, every_s=300)
+    gauges = InventoryMetrics(signer.database, every_s=300)
     await gauges.count()
     states = [value("ca_signer_certificates", state=s) for s in ("good", "expired", "revoked")]
     sql = "select count(*) from certificate where profile = 'workload'"

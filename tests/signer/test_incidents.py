@@ -14,7 +14,7 @@ from e2e_stack import make_csr
 from operators import TestOperator, operator, policy_with_operators
 from signer_stack import SignerStack, signer_stack
 
-from ca_signer.revocation.bulk import LIFETIME, Incidents, allowance
+from ca_signer.revocation.bulk import LIFETIME, BulkRevocationJob, allowance
 from estcore import ids
 from estcore.messages.commands import CommandAnswered
 from estcore.messages.enrollment import Principal
@@ -70,7 +70,7 @@ async def enroll(signer: SignerStack, owner: str, count: int) -> None:
 
 async def step(signer: SignerStack, times: int = 1) -> None:
     """What the job does, by two signers at once."""
-    other = Incidents(signer.database, changed=lambda: None)
+    other = BulkRevocationJob(signer.database, changed=lambda: None)
     for _ in range(times):
         await asyncio.gather(signer.operations.incidents.step(), other.step())
 

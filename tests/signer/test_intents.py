@@ -70,8 +70,8 @@ async def test_the_fence_throws_a_late_signature_away(signer: SignerStack) -> No
     taken = await signer.ledger.take_over(10)
     ours = [t.intent for t in taken if t.intent.issuance_id == intent.issuance_id]
     assert len(ours) == 1
-    assert await signer.cycle.finish([intent]) == []  # fence 1: too late
-    stored = await signer.cycle.finish(ours)
+    assert await signer.cycle.sign_and_store([intent]) == []  # fence 1: too late
+    stored = await signer.cycle.sign_and_store(ours)
     assert [i.intent.issuance_id for i in stored] == [intent.issuance_id]
 
 
@@ -90,7 +90,7 @@ async def test_a_lease_is_kept_as_long_as_a_slow_key_store_works(signer: SignerS
     keeping = asyncio.ensure_future(signer.cycle.keep_leases(stop))
     keystore.sign_many = slow
     try:
-        work = asyncio.ensure_future(signer.cycle.finish([intent]))
+        work = asyncio.ensure_future(signer.cycle.sign_and_store([intent]))
         for _ in range(4):
             await asyncio.sleep(LEASE_OVER_S / 2)
             taken = await signer.ledger.take_over(10)
@@ -146,7 +146,7 @@ async def test_without_an_audit_pubacks_nothing_is_signed(
     await platform.nats.stop()
     try:
         with pytest.raises(BusUnavailable):
-            await signer.cycle.finish([intent])
+            await signer.cycle.sign_and_store([intent])
         row = await signer.row_of(intent)
         assert row["state"] == "intended"
         assert row["certificate"] is None

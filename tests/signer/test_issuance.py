@@ -253,7 +253,7 @@ async def test_an_unreadable_message_is_a_dead_letter_and_harms_nobody(signer: S
 async def test_unannounced_certificates_are_announced_by_the_sweeper(signer: SignerStack) -> None:
     message = signer.message()
     await signer.ask(message)
-    await signer.cycle.mark()
+    await signer.cycle.flush_published_marks()
     await signer.value(
         "update issuance set announced_at = null, issued_at = issued_at - interval '10 seconds' "
         "where request_id = $1",

@@ -22,11 +22,11 @@ from e2e_stack import make_csr
 from operators import TestOperator, operator, policy_with_operators
 from signer_stack import SignerStack, signer_stack
 
-from ca_signer.revocation.ocsp_responder import OWNER, TENANT, Responder, responder_candidate
+from ca_signer.revocation.ocsp_responder import OWNER, TENANT, OCSPResponder, responder_candidate
 from ca_signer.settings import OCSPSettings
 from est_frontend.auth.client_certificates import PeerValidator
 from est_frontend.revocation.ocsp_relay import OCSPRelay
-from est_frontend.signer_state.cache import State
+from est_frontend.signer_state.cache import SignerState
 from estcore.clock import SystemClock
 from estcore.errors import MalformedRequest, NotAuthorized
 from estcore.messages import topics
@@ -41,8 +41,8 @@ Status = ocsp.OCSPCertStatus
 SHA1 = hashes.SHA1()  # noqa: S303 - names a certificate, as most clients do it
 
 
-def responder(signer: SignerStack, **changes: int) -> Responder:
-    return Responder(
+def responder(signer: SignerStack, **changes: int) -> OCSPResponder:
+    return OCSPResponder(
         signer.bus,
         signer.database,
         signer.batch.authority,
@@ -248,13 +248,13 @@ async def test_an_intent_of_a_responder_that_died_is_given_up(signer: SignerStac
 
 
 @pytest.fixture
-def state(signer: SignerStack, tmp_path: Path) -> State:
-    found = State(tmp_path / "state", PeerValidator(SystemClock()), SystemClock())
+def state(signer: SignerStack, tmp_path: Path) -> SignerState:
+    found = SignerState(tmp_path / "state", PeerValidator(SystemClock()), SystemClock())
     found.load()
     return found
 
 
-async def known(signer: SignerStack, state: State) -> State:
+async def known(signer: SignerStack, state: SignerState) -> SignerState:
     for topic, payload in await signer.frontend.last_values(topics.PKI_STATE, "pki.state.>"):
         state.apply(topic, payload)
     return state
@@ -277,7 +277,7 @@ def away() -> Bus:
 
 
 async def test_kept_answers_outlive_the_signer(
-    signer: SignerStack, boss: TestOperator, state: State
+    signer: SignerStack, boss: TestOperator, state: SignerState
 ) -> None:
     good, bad = await issued(signer, "dev-kept"), await issued(signer, "dev-kept-bad")
     await give(signer, boss, "certificate-revoke", bad, reason="superseded")
@@ -292,7 +292,7 @@ async def test_kept_answers_outlive_the_signer(
 
 
 async def test_a_kept_good_answer_ends_with_the_revocation(
-    signer: SignerStack, boss: TestOperator, state: State
+    signer: SignerStack, boss: TestOperator, state: SignerState
 ) -> None:
     certificate = await issued(signer, "dev-kept-good")
     relay = OCSPRelay(signer.frontend, state, SystemClock())
@@ -312,7 +312,7 @@ async def test_a_kept_good_answer_ends_with_the_revocation(
     assert answer.certificate_status is Status.REVOKED
 
 
-async def test_only_so_many_answers_are_kept(signer: SignerStack, state: State) -> None:
+async def test_only_so_many_answers_are_kept(signer: SignerStack, state: SignerState) -> None:
     relay = OCSPRelay(signer.frontend, await known(signer, state), SystemClock(), kept=2)
     asked = [
         question(signer, (await issued(signer, f"dev-many-{n}")).serial_number) for n in range(3)
@@ -341,7 +341,7 @@ async def test_only_so_many_answers_are_kept(signer: SignerStack, state: State) 
     ],
 )
 async def test_other_http_requests_are_refused(
-    signer: SignerStack, state: State, head: str, status: int
+    signer: SignerStack, state: SignerState, head: str, status: int
 ) -> None:
     relay = OCSPRelay(signer.frontend, await known(signer, state), SystemClock())
     answer = await relay.answer(f"{head}\r\n\r\n".encode(), asyncio.StreamReader())

@@ -20,7 +20,7 @@ from e2e_stack import make_csr
 from operators import TestOperator, operator, policy_with_operators
 from signer_stack import SignerStack, signer_stack
 
-from ca_signer.recovery.audit_log import Outcomes, check_issued, read_records
+from ca_signer.recovery.audit_log import AuditLogContents, check_issued, read_records
 from ca_signer.recovery.event_stream import announced
 from ca_signer.recovery.restore import Restored, Restorer
 from estcore.errors import Conflict, MalformedRequest
@@ -61,11 +61,11 @@ async def records(signer: SignerStack, name: str) -> list[dict[str, Any]]:
     return [r.model_dump(mode="json", exclude_none=True) for r in found]
 
 
-def read(signer: SignerStack, found: list[dict[str, Any]]) -> Outcomes:
+def read(signer: SignerStack, found: list[dict[str, Any]]) -> AuditLogContents:
     return read_records(found, signer.batch.authority.profiles)
 
 
-async def restored(signer: SignerStack, outcomes: Outcomes) -> Restored:
+async def restored(signer: SignerStack, outcomes: AuditLogContents) -> Restored:
     return await Restorer(signer.bus, signer.database).restore(outcomes)
 
 
@@ -319,7 +319,7 @@ async def test_the_bus_tells_of_certificates_that_the_log_has_lost_too(
     for one in found:
         check_issued(one, signer.batch.authority.issuers)
     await forget(platform, "dev-both")
-    lost = Outcomes(issued={str(name): found[0]})
+    lost = AuditLogContents(issued={str(name): found[0]})
     assert (await restored(signer, lost)).issued == 1
     assert await signer.rows(sql.format(columns)) == before
     # It does not know which request it was for: that one gets another certificate.

@@ -208,7 +208,7 @@ async def test_C5_C6_D5_D6_an_issuing_ca_is_rolled_over_step_by_step(rolling: Ro
     assert candidate.intent.issuer_id == "issuing"
     assert await rolling.deaf.ledger.intend([candidate.intent]) == set()
     with pytest.raises(IssuerUnavailable) as later:
-        await rolling.deaf.repeats.settle(candidate)
+        await rolling.deaf.repeats.resolve(candidate)
     assert later.value.code == "issuer.generation"
 
     # 8. The slot goes on under the new generation, by its certificate of the old one.
@@ -266,7 +266,7 @@ async def test_C5_C6_D5_D6_an_issuing_ca_is_rolled_over_step_by_step(rolling: Ro
     later = authority(settings)
     later.generations = signer.batch.authority.generations
     assert later.signing("issuing").issuer_id == "issuing-2"
-    assert (later.families, later.lacking) == (("issuing",), [])
+    assert (later.families, later.missing_issuers) == (("issuing",), [])
 
     # 13. The next one changes the root: both roots and what links them are shown.
     await rolling.done("plan", to="issuing-3")

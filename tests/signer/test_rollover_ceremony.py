@@ -14,7 +14,7 @@ from ca_signer.ceremony import offline_ca
 from ca_signer.cli import ca
 from ca_signer.issuers.cacerts import check_cross, linked
 from ca_signer.settings import IssuerSettings
-from ca_signer.signing.issuers import Issuer, load_issuers
+from ca_signer.signing.issuers import SigningIssuer, load_issuers
 from estcore import ids
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
@@ -62,13 +62,13 @@ def settings(folder: Path, name: str, *, cross_file: Path | None = None) -> Issu
     )
 
 
-def issuers(folder: Path) -> dict[str, Issuer]:
+def issuers(folder: Path) -> dict[str, SigningIssuer]:
     return load_issuers(
         [settings(folder, "old"), settings(folder, "new", cross_file=folder / "cross.pem")]
     )
 
 
-async def leaf(issuer: Issuer, out: Path) -> Path:
+async def leaf(issuer: SigningIssuer, out: Path) -> Path:
     template = CertificateTemplate(load_profiles(PROFILES).get("service-mtls"), issuer.certificate)
     request = parse_csr(make_csr("leaf.clinic.example")[1])
     copy = template.build(request, serial_number=ids.new_serial_number(), now=CLOCK.now())

@@ -119,7 +119,7 @@ def test_a_signer_without_the_new_issuer_says_so_and_publishes_nothing(
     for issuers, lacking in ((settings.issuers, []), (settings.issuers[:1], ["issuing-2"])):
         deciding = authority(settings.model_copy(update={"issuers": issuers}))
         deciding.generations = Generations(known)
-        assert deciding.lacking == lacking
+        assert deciding.missing_issuers == lacking
         now = SystemClock().now()
         told = cacerts_of("issuing", deciding.issuers, deciding.generations, now)
         assert (told is None) == bool(lacking)

@@ -17,7 +17,7 @@ from e2e_stack import make_csr
 from operators import operator, policy_with_operators
 from signer_stack import PROFILES, SignerStack, signer_stack
 
-from ca_signer.revocation.after_rotation import Replaced
+from ca_signer.revocation.after_rotation import RevokeAfterRotation
 from estcore import ids
 from estcore.messages import topics
 from estcore.messages.enrollment import Principal
@@ -43,7 +43,7 @@ async def signer(
     policy = policy_with_operators(folder)
     async with signer_stack(platform, folder, policy_file=policy, profiles_file=path) as stack:
         stop = asyncio.Event()
-        job = Replaced(stack.bus, stack.database, stack.publisher, stack.batch.authority)
+        job = RevokeAfterRotation(stack.bus, stack.database, stack.publisher, stack.batch.authority)
         running = asyncio.ensure_future(job.run(stop))
         try:
             yield stack

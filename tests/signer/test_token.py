@@ -329,10 +329,10 @@ async def test_the_worker_ends_with_the_signer_even_while_it_hangs(
     """An orphan would keep its session and its login in the token."""
     script = (
         "import asyncio, sys\n"
-        "from ca_signer.signing.hsm.worker_process import Link\n"
+        "from ca_signer.signing.hsm.worker_process import WorkerProcess\n"
         "from ca_signer.signing.hsm.protocol import Kind, Open\n"
         "async def main():\n"
-        "    link = await Link.start(sys.argv[5:], timeout_s=60, lost=print, took=print)\n"
+        "    link = await WorkerProcess.start(sys.argv[5:], timeout_s=60, lost=print, took=print)\n"
         "    link.request(Kind.OPEN, Open(sys.argv[1], 't', '', '1', False).encode())\n"
         "    print(link.pid, flush=True)\n"
         "    await asyncio.sleep(60)\n"

@@ -28,7 +28,7 @@ from softhsm import (
 from ca_signer.cli import ca
 from ca_signer.signing.hsm.csr import CA_KEY_USAGE
 from ca_signer.signing.hsm.token import opened
-from ca_signer.signing.issuers import Issuer, load_issuers, tokens_of
+from ca_signer.signing.issuers import SigningIssuer, load_issuers, tokens_of
 from estcore import ids
 from estcore.clock import SystemClock
 from estcore.pki.certificate import CertificateTemplate, assemble
@@ -68,7 +68,7 @@ def test_openssl_verifies_the_request_of_a_key_in_a_token(hsm: SoftHSM, key_id: 
     assert "Certificate Sign, CRL Sign" in done.stdout
 
 
-async def issued(issuer: Issuer) -> bytes:
+async def issued(issuer: SigningIssuer) -> bytes:
     """One certificate, made by the very parts the signer uses."""
     profile = load_profiles(PROFILES).get("service-mtls")
     template = CertificateTemplate(profile, issuer.certificate)

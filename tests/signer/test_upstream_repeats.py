@@ -93,7 +93,7 @@ async def test_what_was_being_sent_at_a_crash_is_asked_for_again(
     stack: UpstreamStack, other: OtherCA
 ) -> None:
     message = stack.message()
-    held: Any = await stack.settle(message)
+    held: Any = await stack.resolve(message)
     assert await stack.parts.submissions.begin(held)
     await stack.lapse(message)
     answer = await stack.ask(stack.message(message.csr))
@@ -137,7 +137,7 @@ async def test_the_first_of_two_holders_stores_what_both_get(
 ) -> None:
     """The late one is the faster: its certificate counts, though its fence is old."""
     message = stack.message()
-    late: Any = await stack.settle(message)
+    late: Any = await stack.resolve(message)
     assert await stack.parts.submissions.begin(late)
     await stack.lapse(message)
     await stack.signer.value(
@@ -157,7 +157,7 @@ async def test_while_it_may_be_repeated_the_sweeper_asks_no_person(
     stack: UpstreamStack, other: OtherCA
 ) -> None:
     message = stack.message()
-    held: Any = await stack.settle(message)
+    held: Any = await stack.resolve(message)
     assert await stack.parts.submissions.begin(held)
     await stack.lapse(message)
     await asyncio.sleep(0.7)  # three sweeps
@@ -175,7 +175,7 @@ async def test_after_its_window_a_lost_answer_waits_for_a_person(
     stack: UpstreamStack, other: OtherCA
 ) -> None:
     message = stack.message()
-    held: Any = await stack.settle(message)
+    held: Any = await stack.resolve(message)
     assert await stack.parts.submissions.begin(held)
     await stack.lapse(message)
     await stack.signer.value(

@@ -15,21 +15,21 @@ from e2e_stack import POLICY, make_csr
 
 from ca_signer.ceremony import offline_ca
 from ca_signer.connections import SCHEMA, SCRIPTS
-from ca_signer.frontend_state import StatePublisher
-from ca_signer.issuance.consumer import Worker
+from ca_signer.frontend_state import FrontendStatePublisher
+from ca_signer.issuance.consumer import RequestConsumer
 from ca_signer.issuance.decision import decide
 from ca_signer.issuance.decision_context import presented_fingerprint
-from ca_signer.issuance.idempotency import Repeats
+from ca_signer.issuance.idempotency import RequestResolver
 from ca_signer.ledger.enrollment_secrets import SecretStore
-from ca_signer.ledger.issuances import Ledger
+from ca_signer.ledger.issuances import IssuanceStore
 from ca_signer.main import authority, tickets
-from ca_signer.model import Intent
+from ca_signer.model import IssuanceIntent
 from ca_signer.operators.wiring import Operations, assemble
 from ca_signer.publishing.publisher import EventPublisher
-from ca_signer.publishing.reconciliation_windows import Windows
+from ca_signer.publishing.reconciliation_windows import ReconciliationWindows
 from ca_signer.settings import SignerSettings
-from ca_signer.signing.batch_handler import Batch
-from ca_signer.signing.cycle import Cycle
+from ca_signer.signing.batch_handler import BatchHandler
+from ca_signer.signing.cycle import IssuanceCycle
 from ca_signer.signing.sweeper import Sweeper
 from estcore import ids
 from estcore.clock import SystemClock
@@ -92,17 +92,17 @@ class SignerStack:
     bus: Bus
     frontend: Bus
     database: Database
-    ledger: Ledger
-    repeats: Repeats
+    ledger: IssuanceStore
+    repeats: RequestResolver
     publisher: EventPublisher
-    cycle: Cycle
-    batch: Batch
-    worker: Worker
+    cycle: IssuanceCycle
+    batch: BatchHandler
+    worker: RequestConsumer
     sweeper: Sweeper
-    windows: Windows
+    windows: ReconciliationWindows
     secrets: SecretStore
     operations: Operations
-    state: StatePublisher
+    state: FrontendStatePublisher
     answers: dict[str, asyncio.Future[EnrollmentAnswered]] = field(default_factory=dict)
     seen: list[EnrollmentAnswered] = field(default_factory=list)
     records_at: list[PullConsumer] = field(default_factory=list)
@@ -152,7 +152,7 @@ class SignerStack:
 
     async def leave_intent(
         self, message: EnrollmentRequested | None = None, **changes: Any
-    ) -> tuple[EnrollmentRequested, Intent]:
+    ) -> tuple[EnrollmentRequested, IssuanceIntent]:
         """Do what a signer does until it dies after step 5; returns message and intent."""
         message = message or self.message()
         topic = topics.request_topic(message.group, message.issuer, message.priority)
@@ -165,7 +165,7 @@ class SignerStack:
         self.expect_answer(message)
         return message, candidate.intent
 
-    async def row_of(self, intent: Intent) -> Any:
+    async def row_of(self, intent: IssuanceIntent) -> Any:
         """The ledger's row of an intent."""
         sql = "select * from issuance where issuance_id = $1"
         return (await self.rows(sql, intent.issuance_id))[0]
@@ -173,7 +173,7 @@ class SignerStack:
     async def audited(self, action: str) -> list[AuditRecord]:
         """Every record with that action published since the stack started, in order."""
         for consumer in self.records_at:
-            await consumer.tend()
+            await consumer.maintain()
             for delivery in consumer.take(1000):
                 self.records.extend(decode(AuditBatch, delivery.data).records)
         return [record for record in self.records if record.action == action]
@@ -225,11 +225,11 @@ async def signer_stack(
     database = await Database.connect(settings.database, "ca-signer", SCHEMA)
     bus = await Bus.connect(settings.bus, "ca-signer", settings.instance)
     frontend = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "front")
-    ledger = Ledger(database, lease_s=settings.lease_s)
-    repeats = Repeats(ledger, tickets(settings))
+    ledger = IssuanceStore(database, lease_s=settings.lease_s)
+    repeats = RequestResolver(ledger, tickets(settings))
     publisher = EventPublisher(bus, clock, settings.instance)
-    cycle = Cycle(ledger, publisher, deciding.issuers)
-    batch = Batch(
+    cycle = IssuanceCycle(ledger, publisher, deciding.issuers)
+    batch = BatchHandler(
         bus=bus,
         ledger=ledger,
         repeats=repeats,
@@ -249,9 +249,11 @@ async def signer_stack(
         publisher=publisher,
         cycle=cycle,
         batch=batch,
-        worker=Worker(bus, database, batch, issuers=["issuing"], batch_size=64, in_flight=2),
+        worker=RequestConsumer(
+            bus, database, batch, issuers=["issuing"], batch_size=64, in_flight=2
+        ),
         sweeper=Sweeper(ledger, repeats, cycle, publisher, deciding, every_s=0.2),
-        windows=Windows(bus, ledger, publisher, clock, window_s=5, settle_s=1),
+        windows=ReconciliationWindows(bus, ledger, publisher, clock, window_s=5, settle_s=1),
         secrets=SecretStore(database, bus, clock),
         operations=assemble(
             bus,
@@ -261,7 +263,7 @@ async def signer_stack(
             every_s=0.2,
             crl_lifetime_s=settings.crl_lifetime_s,
         ),
-        state=StatePublisher(bus, database, deciding, look_every_s=0.1),
+        state=FrontendStatePublisher(bus, database, deciding, look_every_s=0.1),
     )
     auditor = await Bus.connect(platform.bus("audit"), "audit", "test")
     for stream in (topics.AUDIT_ISSUE, topics.AUDIT_REFUSAL):

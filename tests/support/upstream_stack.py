@@ -16,8 +16,8 @@ from other_ca import OtherCA
 from signer_stack import SignerStack, signer_stack
 
 from ca_signer.connections import SCHEMA
-from ca_signer.model import Intent
-from ca_signer.operators.listener import Listener
+from ca_signer.model import IssuanceIntent
+from ca_signer.operators.listener import CommandListener
 from ca_signer.upstream.issuer import load_upstreams, opened
 from ca_signer.upstream.main import COMMAND, authority, publish_state
 from ca_signer.upstream.settings import UpstreamSettings
@@ -140,16 +140,16 @@ class UpstreamStack:
     async def issuances(self, message: EnrollmentRequested) -> list[Any]:
         return await self.signer.rows("select * from issuance where request_id = $1", message.id)
 
-    async def settle(self, message: EnrollmentRequested) -> Intent:
+    async def resolve(self, message: EnrollmentRequested) -> IssuanceIntent:
         """Do what a process does until it dies after step 5; returns the submission."""
         from ca_signer.issuance.decision import decide
         from ca_signer.issuance.idempotency import Resume
-        from ca_signer.issuance.request_handler import Item
+        from ca_signer.issuance.request_handler import ReceivedRequest
 
         topic = topics.request_topic(message.group, message.issuer, message.priority)
         candidate = decide(message, topic, self.parts.authority, None)
-        self.parts.desk._prepare(Item(None, message), candidate)  # type: ignore[arg-type]
-        settled = await self.parts.repeats.settle(candidate)
+        self.parts.desk._prepare(ReceivedRequest(None, message), candidate)  # type: ignore[arg-type]
+        settled = await self.parts.repeats.resolve(candidate)
         assert isinstance(settled, Resume)
         return settled.intent
 
@@ -197,7 +197,7 @@ async def upstream_stack(
             await publish_state(bus, database, issuers)
             jobs = [parts.worker.run, parts.desk.attend, parts.outbox.run]
             jobs += [parts.sweeper.run, parts.sweeper.watch, parts.revocations.run]
-            jobs += [Listener(bus, parts.executor).run]
+            jobs += [CommandListener(bus, parts.executor).run]
             tasks = [asyncio.ensure_future(job(stop)) for job in jobs]
             try:
                 yield UpstreamStack(signer, parts, other, settings)

@@ -27,7 +27,7 @@ from estcore.ids import serial_hex
 from estcore.messages.envelope import decode
 from estcore.messages.events import RotationEvent
 from estcore.runtime.bus import Bus, Incoming
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 from estcore.runtime.settings import BusSettings
 from estdev.demo_server import RestlessClient, SwappingServer
 from estdev.layout import Layout, Ports
@@ -296,7 +296,7 @@ class Demo:
             if self.story.seconds - begun > seconds:
                 raise DemoFailedError(f"{what} was not seen within {seconds:.0f} s")
             self.story.waiting(f"waiting for {what}")
-            if await until(self._stop, 0.2):
+            if await sleep_or_stop(self._stop, 0.2):
                 raise DemoFailedError("stopped")
 
     # What is on record.

@@ -12,7 +12,7 @@ import ssl
 from collections import Counter
 from pathlib import Path
 
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 
 
 class SwappingServer:
@@ -73,7 +73,7 @@ class RestlessClient:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Connect twenty times a second until ``stop``."""
-        while not await until(stop, 0.05):
+        while not await sleep_or_stop(stop, 0.05):
             try:
                 async with asyncio.timeout(5):
                     await self._once()

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 from estcore.errors import ConfigurationError
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 from estdev.layout import Layout, Ports, keep_secret
 from estdev.local import LocalSuite, log_to
 from estdev.operator import make_operator
@@ -96,7 +96,7 @@ def _explain(suite: LocalSuite, story: Story) -> None:
 async def _follow(suite: LocalSuite, stop: asyncio.Event, story: Story) -> None:
     ended = asyncio.ensure_future(suite.ended())
     places = {n: (suite.layout.logs / f"{n}.log").stat().st_size for n in _FOLLOWED}
-    while not await until(stop, 0.3):
+    while not await sleep_or_stop(stop, 0.3):
         for name in _FOLLOWED:
             places[name] = _tell_new(suite.layout.logs / f"{name}.log", places[name], story)
         if ended.done():

@@ -25,7 +25,7 @@ from estcore.clock import Clock
 from estcore.errors import LedgerUnavailable
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
 
@@ -74,16 +74,16 @@ class Forwarder:
         failures = 0
         while not stop.is_set():
             if not self._writer.leading:
-                await until(stop, _POLL_S)
+                await sleep_or_stop(stop, _POLL_S)
                 continue
             try:
                 failures = await self._session(stop, failures)
             except LedgerUnavailable:
-                await until(stop, 1.0)
+                await sleep_or_stop(stop, 1.0)
             except OSError as exc:
                 failures += 1
                 self._fault(exc)
-                await until(stop, self._backoff(failures))
+                await sleep_or_stop(stop, self._backoff(failures))
         metrics.SINK_CONNECTED.labels(self.sink.name).set(0)
 
     def _backoff(self, failures: int) -> float:

@@ -23,7 +23,7 @@ from estcore.runtime.bus import Bus
 from estcore.runtime.consume import Delivery, PullConsumer
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +55,12 @@ class Windows:
                 if started and not paused:
                     await self._hand_back()
                     paused = True
-                await until(stop, _TICK_S)
+                await sleep_or_stop(stop, _TICK_S)
                 continue
             if not started or paused:
                 await (self._consumer.resume() if started else self._consumer.start())
                 started, paused = True, False
-            await self._consumer.tend()
+            await self._consumer.maintain()
             await self._consumer.wait(_TICK_S)
             for delivery in self._consumer.take(_CREDIT):
                 await self._handle(delivery)

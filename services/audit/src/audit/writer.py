@@ -39,7 +39,7 @@ from estcore.runtime.consume import Delivery, PullConsumer
 from estcore.runtime.database import Connection, Database
 from estcore.runtime.faults import hit
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 from estcore.runtime.tracing import Tracing
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Writer:
                     log.warning("the log cannot be written", extra=fields(error=exc.reason))
                 self._become("down")
             await self._hand_over_own()
-            await until(stop, _TICK_S)
+            await sleep_or_stop(stop, _TICK_S)
         self._own.note("audit.stop", role=self.role)
         await self._hand_over_own()
 
@@ -170,7 +170,7 @@ class Writer:
                 async with asyncio.timeout(_TICK_S):
                     await wake.wait()
         if wake.is_set() and self._settings.linger_ms:
-            await until(stop, self._settings.linger_ms / 1000)
+            await sleep_or_stop(stop, self._settings.linger_ms / 1000)
 
     async def _round(self, connection: Connection, chain: Chain) -> bool:
         """Append what is here, seal if it is time; tells whether there was something."""
@@ -190,7 +190,7 @@ class Writer:
 
     async def _tend(self, connection: Connection) -> None:
         for consumer in self._consumers:
-            await consumer.tend()
+            await consumer.maintain()
         now = monotonic_s()
         if now - self._checked > _PROBE_S:
             await connection.fetchval("select 1")

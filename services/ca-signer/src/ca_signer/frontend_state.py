@@ -15,9 +15,9 @@ from ca_signer import metrics
 from ca_signer.issuers.cacerts import cacerts_of, own_cacerts
 from ca_signer.issuers.generations import Generations, read_generations
 from ca_signer.ledger.enrollment_secrets import SecretStore
-from ca_signer.revocation.publisher import Revocations
+from ca_signer.revocation.publisher import RevocationPublisher
 from ca_signer.settings import SERVICE
-from ca_signer.signing.issuers import SigningAuthority
+from ca_signer.signing.issuers import SigningContext
 from estcore.clock import monotonic_s
 from estcore.errors import Unavailable
 from estcore.messages import topics
@@ -26,7 +26,7 @@ from estcore.messages.state import CACertificates, PolicyState, ProfilesState
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +34,14 @@ _STATE_EVERY_S = 300
 _LOOK_EVERY_S = 1.0
 
 
-class StatePublisher:
+class FrontendStatePublisher:
     """Publishes the state of ``PKI_STATE``; any number may run."""
 
     def __init__(
         self,
         bus: Bus,
         database: Database,
-        authority: SigningAuthority,
+        authority: SigningContext,
         *,
         look_every_s: float = _LOOK_EVERY_S,
     ) -> None:
@@ -58,7 +58,7 @@ class StatePublisher:
     async def run(self, stop: asyncio.Event) -> None:
         """Follow the ledger and publish until ``stop``."""
         published_at = monotonic_s()
-        while not await until(stop, self._look_every_s):
+        while not await sleep_or_stop(stop, self._look_every_s):
             late = monotonic_s() - published_at > _STATE_EVERY_S
             try:
                 if await self.follow() or self._due.is_set() or late:
@@ -108,13 +108,13 @@ class StatePublisher:
             ]
         )
         await SecretStore(self._database, self._bus, authority.clock).publish()
-        revocations = Revocations(self._database, self._bus, SERVICE)
+        revocations = RevocationPublisher(self._database, self._bus, SERVICE)
         for issuer_id in authority.issuers:
             await revocations.publish(issuer_id)
 
 
 def _cacerts(
-    authority: SigningAuthority, generations: Generations, now: dt.datetime
+    authority: SigningContext, generations: Generations, now: dt.datetime
 ) -> list[CACertificates]:
     found = [
         cacerts_of(family, authority.issuers, generations, now) for family in authority.families

@@ -8,25 +8,25 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
 from ca_signer import connections, metrics
-from ca_signer.frontend_state import StatePublisher
-from ca_signer.issuance.approvals import Tickets
-from ca_signer.issuance.consumer import Worker
-from ca_signer.issuance.idempotency import Repeats
+from ca_signer.frontend_state import FrontendStatePublisher
+from ca_signer.issuance.approvals import ApprovalStore
+from ca_signer.issuance.consumer import RequestConsumer
+from ca_signer.issuance.idempotency import RequestResolver
 from ca_signer.issuance.policy_files import read_rules
 from ca_signer.issuers.cacerts import check_cross
-from ca_signer.ledger.inventory_metrics import Gauges
-from ca_signer.ledger.issuances import Ledger
+from ca_signer.ledger.inventory_metrics import InventoryMetrics
+from ca_signer.ledger.issuances import IssuanceStore
 from ca_signer.operators.wiring import assemble
 from ca_signer.publishing.publisher import EventPublisher
-from ca_signer.publishing.reconciliation_windows import Windows
-from ca_signer.recovery.ledger_check import Completeness
-from ca_signer.revocation.after_rotation import Replaced
-from ca_signer.revocation.ocsp_responder import Responder
+from ca_signer.publishing.reconciliation_windows import ReconciliationWindows
+from ca_signer.recovery.ledger_check import StaleLedgerCheck
+from ca_signer.revocation.after_rotation import RevokeAfterRotation
+from ca_signer.revocation.ocsp_responder import OCSPResponder
 from ca_signer.settings import SERVICE, SignerSettings
-from ca_signer.signing.batch_handler import Batch
-from ca_signer.signing.cycle import Cycle
+from ca_signer.signing.batch_handler import BatchHandler
+from ca_signer.signing.cycle import IssuanceCycle
 from ca_signer.signing.hsm.token import opened
-from ca_signer.signing.issuers import Issuer, SigningAuthority, load_issuers, tokens_of
+from ca_signer.signing.issuers import SigningContext, SigningIssuer, load_issuers, tokens_of
 from ca_signer.signing.sweeper import Sweeper
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
@@ -43,7 +43,7 @@ from estcore.runtime.tracing import Tracing
 CLOCK = SystemClock()
 
 
-def authority(settings: SignerSettings) -> SigningAuthority:
+def authority(settings: SignerSettings) -> SigningContext:
     """Read everything the signer decides and signs with.
 
     Raises:
@@ -57,7 +57,7 @@ def authority(settings: SignerSettings) -> SigningAuthority:
     issuers = load_issuers(settings.issuers)
     check_cross(issuers)
     policy, profiles = rules(settings, issuers)
-    return SigningAuthority(
+    return SigningContext(
         policy=policy,
         profiles=profiles,
         issuers=issuers,
@@ -68,7 +68,7 @@ def authority(settings: SignerSettings) -> SigningAuthority:
 
 
 def rules(
-    settings: SignerSettings, issuers: Mapping[str, Issuer]
+    settings: SignerSettings, issuers: Mapping[str, SigningIssuer]
 ) -> tuple[PolicyDocument, ProfileSet]:
     """Read policy and profiles, which must fit together and to the issuers.
 
@@ -85,9 +85,9 @@ def rules(
     )
 
 
-def tickets(settings: SignerSettings) -> Tickets:
+def tickets(settings: SignerSettings) -> ApprovalStore:
     """Return how long requests wait for operators."""
-    return Tickets(
+    return ApprovalStore(
         lifetime=dt.timedelta(seconds=settings.approval_lifetime_s),
         retry_after_s=settings.approval_retry_after_s,
         max_waiting=settings.approval_max_waiting,
@@ -118,7 +118,7 @@ async def run(settings: SignerSettings) -> None:
 
 async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
     settings: SignerSettings,
-    deciding: SigningAuthority,
+    deciding: SigningContext,
     tracing: Tracing,
     bus: Bus,
     database: Database,
@@ -126,11 +126,11 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
     checks: dict[str, Callable[[], bool]],
     stop: asyncio.Event,
 ) -> None:
-    ledger = Ledger(database, lease_s=settings.lease_s)
-    repeats = Repeats(ledger, tickets(settings))
+    ledger = IssuanceStore(database, lease_s=settings.lease_s)
+    repeats = RequestResolver(ledger, tickets(settings))
     publisher = EventPublisher(bus, CLOCK, settings.instance)
-    cycle = Cycle(ledger, publisher, deciding.issuers)
-    batch = Batch(
+    cycle = IssuanceCycle(ledger, publisher, deciding.issuers)
+    batch = BatchHandler(
         bus=bus,
         ledger=ledger,
         repeats=repeats,
@@ -140,7 +140,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         tracing=tracing,
         max_attempts=settings.max_attempts,
     )
-    worker = Worker(
+    worker = RequestConsumer(
         bus,
         database,
         batch,
@@ -151,7 +151,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         usable=deciding.can_sign,
     )
     sweeper = Sweeper(ledger, repeats, cycle, publisher, deciding, every_s=settings.sweep_every_s)
-    windows = Windows(
+    windows = ReconciliationWindows(
         bus,
         ledger,
         publisher,
@@ -167,11 +167,11 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         every_s=settings.sweep_every_s,
         crl_lifetime_s=settings.crl_lifetime_s,
     )
-    answering = settings.ocsp and Responder(
+    answering = settings.ocsp and OCSPResponder(
         bus, database, deciding, repeats=repeats, cycle=cycle, settings=settings.ocsp
     )
-    state = StatePublisher(bus, database, deciding, look_every_s=settings.reload_every_s)
-    completeness = Completeness(bus, database)
+    state = FrontendStatePublisher(bus, database, deciding, look_every_s=settings.reload_every_s)
+    completeness = StaleLedgerCheck(bus, database)
     checks["ledger_complete"] = lambda: completeness.complete
     if not await completeness.hold(publisher, stop):
         return
@@ -181,12 +181,12 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         bus=lambda: bus.ready,
         ledger=lambda: database.ready,
         consumers=lambda: worker.ready,
-        generations=lambda: not deciding.lacking,
+        generations=lambda: not deciding.missing_issuers,
         keystores=lambda: all(i.keystore.ready for i in deciding.issuers.values()),
     )
 
     def take_rules() -> None:
-        deciding.take(*rules(settings, deciding.issuers))
+        deciding.replace_rules(*rules(settings, deciding.issuers))
         state.changed()
 
     reloader = Reloader(
@@ -209,12 +209,14 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
             worker.run,
             sweeper.run,
             windows.run,
-            Gauges(database, every_s=settings.count_every_s).run,
+            InventoryMetrics(database, every_s=settings.count_every_s).run,
             operations.listener.run,
             operations.outbox.run,
             operations.lists.run,
             operations.incidents.run,
-            Replaced(bus, database, publisher, deciding, changed=operations.outbox.changed).run,
+            RevokeAfterRotation(
+                bus, database, publisher, deciding, changed=operations.outbox.changed
+            ).run,
             operations.fetches.run,
             *([answering.run] if answering else []),
             cycle.keep_leases,
@@ -224,7 +226,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         stop=stop,
         stop_timeout_s=settings.stop_timeout_s,
     )
-    await cycle.mark()
+    await cycle.flush_published_marks()
 
 
 def connected(settings: SignerSettings) -> AbstractAsyncContextManager[tuple[Bus, Database]]:

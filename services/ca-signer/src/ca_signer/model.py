@@ -22,7 +22,7 @@ OPEN_SUBMISSIONS = "state in ('recorded', 'submitted', 'pending', 'unknown')"
 EXPIRED = NotAuthorized("the request expired before it was signed", code="intent.stale")
 
 
-class Context(Part):
+class RequestFacts(Part):
     """Facts of the request that no query needs, stored as JSON beside the row."""
 
     correlation_id: str
@@ -54,7 +54,7 @@ class Context(Part):
 
 
 @dataclass
-class Intent:
+class IssuanceIntent:
     """An issuance on its way: the row of step 5, held by us under ``fence``.
 
     ``serial_number`` is 0 as long as another CA has not chosen it.
@@ -79,15 +79,15 @@ class Intent:
     presented_sha256: bytes | None
     secret_id: str | None
     sign_before: dt.datetime
-    context: Context
+    context: RequestFacts
     fence: int = 1
 
 
 @dataclass(frozen=True)
-class Issued:
+class IssuedCertificate:
     """A stored certificate with everything its announcement needs."""
 
-    intent: Intent
+    intent: IssuanceIntent
     certificate: bytes
     issued_at: dt.datetime
 

@@ -8,15 +8,15 @@ import logging
 from aiohttp import web
 
 from est_frontend import metrics
-from est_frontend.audit_trail.trail import Trail
-from est_frontend.auth.active_policy import Live
+from est_frontend.audit_trail.trail import AuditTrail
+from est_frontend.auth.active_policy import ActivePolicy
 from est_frontend.auth.authenticator import Authenticator, Credentials
 from est_frontend.enrollment.enroller import Enroller, check_type, read_body
 from est_frontend.rate_limits import Buckets, TooOften
 from est_frontend.settings import FrontendSettings
-from est_frontend.signer_state.cache import State
+from est_frontend.signer_state.cache import SignerState
 from est_frontend.tls.connection import ClientConnection
-from est_frontend.trust_adoption import TrustFetches
+from est_frontend.trust_adoption import TrustAdoptionReporter
 from est_frontend.web import responses
 from est_frontend.web.exchange import Exchange
 from estcore import ids
@@ -33,7 +33,7 @@ from estcore.errors import (
 from estcore.est.csrattrs import CSRAttrsForm, encode_csrattrs
 from estcore.est.paths import Route, parse_path
 from estcore.est.transfer import encode_response
-from estcore.messages.envelope import decode, encode, present
+from estcore.messages.envelope import decode, encode, without_none
 from estcore.messages.state import RotationAck, RotationAckAnswered
 from estcore.messages.topics import ack_topic
 from estcore.policy.decide import label_named
@@ -59,19 +59,19 @@ _RETRY_S = 5
 _UNAUTHORIZED, _FORBIDDEN = 401, 403
 
 
-class Handler:
+class Dispatcher:
     """Answers every request of this process."""
 
     def __init__(  # noqa: PLR0913 - the parts of the front end, joined in main
         self,
         settings: FrontendSettings,
         *,
-        live: Live,
-        state: State,
+        live: ActivePolicy,
+        state: SignerState,
         authenticator: Authenticator,
         enroller: Enroller,
-        fetches: TrustFetches,
-        trail: Trail,
+        fetches: TrustAdoptionReporter,
+        trail: AuditTrail,
         bus: Bus,
         tracing: Tracing,
     ) -> None:
@@ -245,7 +245,7 @@ class Handler:
             action=f"est.{exchange.operation}",
             phase="outcome",
             outcome="success",
-            details=present(status=status, linked=exchange.linked),
+            details=without_none(status=status, linked=exchange.linked),
             **exchange.parts(),
         )
 

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Sequence
 from typing import Protocol
 
-from est_frontend.audit_trail.trail import Trail
+from est_frontend.audit_trail.trail import AuditTrail
 from est_frontend.settings import ListenSettings
 from est_frontend.tls.engine import EngineContext
 from est_frontend.web.server import LimitedServer
@@ -16,7 +16,7 @@ from estcore.runtime.reload import Watched
 from estcore.runtime.service import Job
 
 
-class Door(Protocol):
+class Listener(Protocol):
     """Listens, and hands connections whose handshake is done to the server."""
 
     @property
@@ -34,7 +34,7 @@ class Door(Protocol):
         """What runs as long as it serves."""
         ...
 
-    async def open(self, server: LimitedServer, trail: Trail) -> asyncio.Server:
+    async def open(self, server: LimitedServer, trail: AuditTrail) -> asyncio.Server:
         """Begin to listen.
 
         Raises:
@@ -43,7 +43,7 @@ class Door(Protocol):
         ...
 
 
-class TLSDoor:
+class TLSListener:
     """Certificates, by ``est_frontend.tls.engine``."""
 
     jobs: Sequence[Job] = ()
@@ -63,7 +63,7 @@ class TLSDoor:
         files = (self._listen.certificate_file, self._listen.key_file)
         return [Watched("server certificate", files, lambda: self._context.swap(*files))]
 
-    async def open(self, server: LimitedServer, trail: Trail) -> asyncio.Server:
+    async def open(self, server: LimitedServer, trail: AuditTrail) -> asyncio.Server:
         """Begin to listen."""
         del trail
         listen = self._listen

@@ -10,25 +10,25 @@ from typing import Any
 from aiohttp import web
 
 from est_frontend import metrics
-from est_frontend.audit_trail.trail import SERVICE, Trail
-from est_frontend.auth.active_policy import Live
+from est_frontend.audit_trail.trail import SERVICE, AuditTrail
+from est_frontend.auth.active_policy import ActivePolicy
 from est_frontend.auth.authenticator import Authenticator
 from est_frontend.auth.client_certificates import PeerValidator
 from est_frontend.auth.http_digest import DigestVerifier
-from est_frontend.auth.password_file import Users
+from est_frontend.auth.password_file import PasswordFile
 from est_frontend.auth.tokens.access_token import TokenValidator
 from est_frontend.auth.tokens.jwks import KeySource
-from est_frontend.dispatch import Handler
+from est_frontend.dispatch import Dispatcher
 from est_frontend.enrollment.enroller import Enroller
-from est_frontend.enrollment.pending_requests import OpenTickets
-from est_frontend.enrollment.server_keygen import KeyMaker, load_secrets
-from est_frontend.enrollment.signer_gateway import Gateway
-from est_frontend.listener import Door, TLSDoor
+from est_frontend.enrollment.pending_requests import PendingRequests
+from est_frontend.enrollment.server_keygen import KeyGenerator, load_secrets
+from est_frontend.enrollment.signer_gateway import SignerGateway
+from est_frontend.listener import Listener, TLSListener
 from est_frontend.revocation.http_server import CRLServer
 from est_frontend.revocation.ocsp_relay import OCSPRelay
 from est_frontend.settings import FrontendSettings, TokenIssuerSettings
-from est_frontend.signer_state.cache import State
-from est_frontend.trust_adoption import TrustFetches
+from est_frontend.signer_state.cache import SignerState
+from est_frontend.trust_adoption import TrustAdoptionReporter
 from est_frontend.web.server import LimitedServer
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
@@ -51,8 +51,8 @@ _DIGEST_KEY_OCTETS = 32
 def check(settings: FrontendSettings) -> None:
     """Read what the settings name, as ``run`` would."""
     load_policy(settings.policy_file)
-    TLSDoor(settings.listen)
-    Users.load(settings.users_file)
+    TLSListener(settings.listen)
+    PasswordFile.load(settings.users_file)
     load_secrets(settings.keygen_secrets_file)
     _digest_key(settings)
     _token_sources(settings)
@@ -60,27 +60,27 @@ def check(settings: FrontendSettings) -> None:
 
 async def run(settings: FrontendSettings) -> None:
     """Serve until SIGTERM."""
-    await serve(settings, TLSDoor(settings.listen))
+    await serve(settings, TLSListener(settings.listen))
 
 
 async def serve(  # noqa: PLR0915 - wiring, told in order
-    settings: FrontendSettings, door: Door
+    settings: FrontendSettings, door: Listener
 ) -> None:
     """Serve what comes in by the door until SIGTERM."""
     stop = stop_on_signals()
-    live = Live(load_policy(settings.policy_file))
-    users = Users.load(settings.users_file)
+    live = ActivePolicy(load_policy(settings.policy_file))
+    users = PasswordFile.load(settings.users_file)
     tracing = Tracing(settings.telemetry, SERVICE, settings.instance)
     peers = PeerValidator(CLOCK)
     peers.set_truststores(live.policy.truststores)
-    state = State(settings.state_folder, peers.set_anchors, CLOCK)
+    state = SignerState(settings.state_folder, peers.set_anchors, CLOCK)
     state.load()
     bus = _Later(settings)
-    trail = Trail(bus.bus, settings.trail, CLOCK, settings.instance)
+    trail = AuditTrail(bus.bus, settings.trail, CLOCK, settings.instance)
     await trail.open()
-    gateway = Gateway(
+    gateway = SignerGateway(
         bus.bus,
-        OpenTickets(CLOCK),
+        PendingRequests(CLOCK),
         group=settings.group,
         instance=settings.instance,
         answer_timeout_s=settings.answer_timeout_s,
@@ -104,15 +104,15 @@ async def serve(  # noqa: PLR0915 - wiring, told in order
         state=state,
         authenticator=authenticator,
         gateway=gateway,
-        keys=KeyMaker(
+        keys=KeyGenerator(
             secrets=load_secrets(settings.keygen_secrets_file),
             certificate_file=settings.listen.certificate_file,
             key_file=settings.listen.key_file,
         ),
         clock=CLOCK,
     )
-    fetches = TrustFetches(bus.bus, state, peers)
-    handler = Handler(
+    fetches = TrustAdoptionReporter(bus.bus, state, peers)
+    handler = Dispatcher(
         settings,
         live=live,
         state=state,
@@ -208,7 +208,7 @@ async def serve(  # noqa: PLR0915 - wiring, told in order
         await asyncio.to_thread(tracing.close)
 
 
-def _crl_server(settings: FrontendSettings, state: State, bus: Bus) -> CRLServer | None:
+def _crl_server(settings: FrontendSettings, state: SignerState, bus: Bus) -> CRLServer | None:
     listen = settings.crl_listen
     if listen is None:
         return None
@@ -218,9 +218,9 @@ def _crl_server(settings: FrontendSettings, state: State, bus: Bus) -> CRLServer
 
 def _watched(
     settings: FrontendSettings,
-    live: Live,
-    door: Door,
-    users: Users,
+    live: ActivePolicy,
+    door: Listener,
+    users: PasswordFile,
     peers: PeerValidator,
 ) -> list[Watched]:
     def take_policy() -> None:
@@ -231,7 +231,7 @@ def _watched(
     watched = [Watched("policy", (settings.policy_file,), take_policy), *door.watched]
     if settings.users_file is not None:
         file = settings.users_file
-        watched.append(Watched("users", (file,), lambda: users.replace(Users.load(file))))
+        watched.append(Watched("users", (file,), lambda: users.replace(PasswordFile.load(file))))
     return watched
 
 

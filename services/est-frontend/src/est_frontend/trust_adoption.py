@@ -14,7 +14,7 @@ from uuid import UUID
 
 from est_frontend import metrics
 from est_frontend.auth.client_certificates import PeerValidator
-from est_frontend.signer_state.cache import State
+from est_frontend.signer_state.cache import SignerState
 from est_frontend.tls.connection import ClientConnection
 from estcore.errors import BusUnavailable, MalformedRequest, NotAuthenticated
 from estcore.messages.envelope import decode, encode
@@ -23,7 +23,7 @@ from estcore.messages.topics import FETCHED_TOPIC
 from estcore.policy.labels import Label
 from estcore.runtime.bus import Bus
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +35,11 @@ Fetch = tuple[UUID, str]
 """Rollover and SHA-256 of the client's certificate."""
 
 
-class TrustFetches:
+class TrustAdoptionReporter:
     """What one process has seen and not told yet."""
 
     def __init__(
-        self, bus: Bus, state: State, peers: PeerValidator, *, every_s: float = _EVERY_S
+        self, bus: Bus, state: SignerState, peers: PeerValidator, *, every_s: float = _EVERY_S
     ) -> None:
         self._bus = bus
         self._state = state
@@ -68,7 +68,7 @@ class TrustFetches:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Tell until ``stop``."""
-        while not await until(stop, self._every_s):
+        while not await sleep_or_stop(stop, self._every_s):
             await self.flush()
 
     async def flush(self) -> None:

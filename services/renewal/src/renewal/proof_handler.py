@@ -189,7 +189,7 @@ class AckListener:
         if not message.reply:
             return
         try:
-            await self._bus.hint(message.reply, encode(answer))
+            await self._bus.publish_unconfirmed(message.reply, encode(answer))
         except Unavailable as exc:
             log.warning("an answer was not sent", extra=fields(error=exc.reason))
 

@@ -8,7 +8,7 @@ import logging
 from estcore.errors import LedgerUnavailable
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 from renewal.metrics import OVERDUE_S, SHORT_LIFE, SLOTS
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ from renewal_slot group by state
 
 async def run_gauges(database: Database, every_s: float, stop: asyncio.Event) -> None:
     """Count until stopped; an outage leaves the last numbers."""
-    while not await until(stop, every_s):
+    while not await sleep_or_stop(stop, every_s):
         try:
             await count(database)
         except LedgerUnavailable as exc:

@@ -34,7 +34,7 @@ _UNREADABLE = (
 
 
 @dataclass(frozen=True)
-class Question:
+class OCSPQuery:
     """What is asked about one certificate; the first four fields are its CertID."""
 
     algorithm: hashes.HashAlgorithm
@@ -55,7 +55,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Standing:
+class CertificateStatus:
     """How a certificate stands: good where it is known and not revoked."""
 
     known: bool
@@ -63,7 +63,7 @@ class Standing:
     reason: str | None = None
 
 
-def read_question(octets: bytes) -> Question:
+def read_question(octets: bytes) -> OCSPQuery:
     """Return what an OCSPRequest asks.
 
     Raises:
@@ -75,7 +75,7 @@ def read_question(octets: bytes) -> Question:
     try:
         request = ocsp.load_der_ocsp_request(octets)
         nonce = _nonce(request)
-        question = Question(
+        question = OCSPQuery(
             request.hash_algorithm,
             request.issuer_name_hash,
             request.issuer_key_hash,
@@ -96,7 +96,7 @@ def _nonce(request: ocsp.OCSPRequest) -> bytes | None:
         return None
 
 
-def asks_issuer(question: Question, issuer: IssuerCertificate) -> bool:
+def asks_issuer(question: OCSPQuery, issuer: IssuerCertificate) -> bool:
     """Tell whether the question is about a certificate of this issuer."""
     _, key_bits = der.children(issuer.spki)
     _, start, end = der.header(key_bits, 0)
@@ -113,8 +113,8 @@ def _digest(algorithm: hashes.HashAlgorithm, octets: bytes) -> bytes:
 
 
 def sign_answer(
-    question: Question,
-    standing: Standing,
+    question: OCSPQuery,
+    standing: CertificateStatus,
     *,
     responder: x509.Certificate,
     key: ec.EllipticCurvePrivateKey,
@@ -163,7 +163,7 @@ UNAUTHORIZED = _refusal(ocsp.OCSPResponseStatus.UNAUTHORIZED)
 
 
 @dataclass(frozen=True)
-class Answer:
+class OCSPAnswer:
     """A successful answer, as whoever relays it looks at it. Its signature is not checked."""
 
     octets: bytes
@@ -174,7 +174,7 @@ class Answer:
     next_update: dt.datetime
 
 
-def read_answer(octets: bytes) -> Answer | None:
+def read_answer(octets: bytes) -> OCSPAnswer | None:
     """Return a successful answer; None for any other, which nobody should keep."""
     try:
         response = ocsp.load_der_ocsp_response(octets)
@@ -184,7 +184,7 @@ def read_answer(octets: bytes) -> Answer | None:
         if next_update is None:
             return None
         status = response.certificate_status
-        return Answer(
+        return OCSPAnswer(
             octets,
             revoked=status is ocsp.OCSPCertStatus.REVOKED,
             unknown=status is ocsp.OCSPCertStatus.UNKNOWN,

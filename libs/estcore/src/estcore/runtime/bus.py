@@ -232,7 +232,7 @@ class Bus:
                 log.debug("the connection broke while rights were tried")
                 return
 
-    async def hint(self, topic: str, payload: bytes, *, reply: str = "") -> None:
+    async def publish_unconfirmed(self, topic: str, payload: bytes, *, reply: str = "") -> None:
         """Publish on core NATS; nobody promises that it arrives.
 
         Raises:

@@ -127,7 +127,7 @@ class PullConsumer:
             return False
         return True
 
-    async def tend(self) -> None:
+    async def maintain(self) -> None:
         """Keep the standing request open; call it often (every take, at least every second)."""
         if self._paused or self._subscription is None or not self._bus.connected:
             return
@@ -212,4 +212,4 @@ class PullConsumer:
                 extra=fields(consumer=self.name, reason=(headers or {}).get("Description", "")),
             )
             await asyncio.sleep(0.2)
-        await self.tend()
+        await self.maintain()

@@ -16,7 +16,7 @@ from prometheus_client import Counter
 
 from estcore.errors import ConfigurationError
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Reloader:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Look until ``stop``."""
-        while not await until(stop, self._every_s):
+        while not await sleep_or_stop(stop, self._every_s):
             for one in self._watched:
                 if one.changed():
                     await self._take(one)

@@ -55,7 +55,7 @@ async def _job(job: Job, stop: asyncio.Event) -> None:
     await job(stop)
 
 
-async def until(stop: asyncio.Event, seconds: float) -> bool:
+async def sleep_or_stop(stop: asyncio.Event, seconds: float) -> bool:
     """Sleep ``seconds`` or until ``stop``; returns whether to stop."""
     try:
         async with asyncio.timeout(seconds):

@@ -13,7 +13,7 @@ from cryptography import x509
 from ca_signer.issuers.issuer import read_certificates
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.settings import SignerSettings
-from ca_signer.store_lint.run import Scope, StoreCheck, record
+from ca_signer.store_lint.run import Scope, StoredCertificateLint, record
 from estcore.clock import Clock
 from estcore.errors import BusUnavailable, ConfigurationError, InvariantBroken
 from estcore.ids import is_token
@@ -35,7 +35,7 @@ def add(command: ServiceCommand[SignerSettings], connected: Connected, clock: Cl
         }
         issuers.update(_other(text) for text in arguments.other)
         async with connected(settings) as (bus, database):
-            done = await StoreCheck(database, issuers, clock, sys.stdout).run(scope)
+            done = await StoredCertificateLint(database, issuers, clock, sys.stdout).run(scope)
             publisher = EventPublisher(bus, clock, settings.instance)
             try:
                 await record(publisher, scope, done, clock.now())

@@ -28,7 +28,7 @@ from ca_signer.signing.hsm.protocol import (
     decode_keys,
     encode_sign,
 )
-from ca_signer.signing.hsm.worker_process import WORKER, Answer, Link, explained, failed
+from ca_signer.signing.hsm.worker_process import WORKER, Answer, WorkerProcess, explained, failed
 from ca_signer.signing.issuers import check_token
 from estcore.errors import ConfigurationError, ESTSuiteError, KeyStoreUnavailable, WeakKey
 from estcore.pki.keys import KEY_ALGORITHMS, key_algorithm
@@ -95,8 +95,8 @@ async def _run(parsed: argparse.Namespace) -> None:
 
 
 @asynccontextmanager
-async def _opened(settings: TokenSettings, *, write: bool) -> AsyncIterator[Link]:
-    link = await Link.start(
+async def _opened(settings: TokenSettings, *, write: bool) -> AsyncIterator[WorkerProcess]:
+    link = await WorkerProcess.start(
         WORKER, timeout_s=_TIMEOUT_S, lost=lambda _link, _error: None, took=lambda _seconds: None
     )
     try:
@@ -135,7 +135,7 @@ def _line(key: Key) -> str:
     return f"{key.key_id}\t{algorithm}\t{leaves}\t{key.label}\n"
 
 
-async def _generate(link: Link, settings: TokenSettings, algorithm: str) -> None:
+async def _generate(link: WorkerProcess, settings: TokenSettings, algorithm: str) -> None:
     request = Generate(settings.key_id, settings.key_label or "", algorithm)
     answer = await link.request(Kind.GENERATE, request.encode())
     key = Key.decode(_expect(answer, Kind.KEY).body)
@@ -144,7 +144,9 @@ async def _generate(link: Link, settings: TokenSettings, algorithm: str) -> None
     sys.stdout.write(_line(key))
 
 
-async def _request(link: Link, settings: TokenSettings, *, subject: str, out: Path) -> None:
+async def _request(
+    link: WorkerProcess, settings: TokenSettings, *, subject: str, out: Path
+) -> None:
     find = Find(settings.key_id, settings.key_label or "")
     answer = await link.request(Kind.FIND, find.encode())
     public_key = signatures.public_key(Key.decode(_expect(answer, Kind.KEY).body))

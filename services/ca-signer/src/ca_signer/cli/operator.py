@@ -13,14 +13,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca_signer import main
-from ca_signer.issuance.idempotency import Repeats
+from ca_signer.issuance.idempotency import RequestResolver
 from ca_signer.issuers.generations import read_generations
-from ca_signer.ledger.issuances import Ledger
+from ca_signer.ledger.issuances import IssuanceStore
 from ca_signer.operators.enrollment import decide_operator
 from ca_signer.publishing.publisher import EventPublisher
-from ca_signer.recovery.ledger_check import Completeness
+from ca_signer.recovery.ledger_check import StaleLedgerCheck
 from ca_signer.settings import SignerSettings
-from ca_signer.signing.cycle import Cycle
+from ca_signer.signing.cycle import IssuanceCycle
 from ca_signer.signing.hsm.token import opened
 from ca_signer.signing.internal_issuance import issue_internally
 from ca_signer.signing.issuers import tokens_of
@@ -41,12 +41,14 @@ async def _enroll(settings: SignerSettings, arguments: argparse.Namespace) -> No
     deciding = main.authority(settings)
     csr = read_request(arguments.csr)
     async with opened(tokens_of(deciding.issuers)), main.connected(settings) as (bus, database):
-        await Completeness(bus, database).require()
+        await StaleLedgerCheck(bus, database).require()
         deciding.generations = await read_generations(database)
         found = decide_operator(csr, arguments.issuer or deciding.families[0], deciding)
-        ledger = Ledger(database, lease_s=settings.lease_s)
-        cycle = Cycle(ledger, EventPublisher(bus, main.CLOCK, settings.instance), deciding.issuers)
-        certificate = await issue_internally(found, Repeats(ledger), cycle)
+        ledger = IssuanceStore(database, lease_s=settings.lease_s)
+        cycle = IssuanceCycle(
+            ledger, EventPublisher(bus, main.CLOCK, settings.instance), deciding.issuers
+        )
+        certificate = await issue_internally(found, RequestResolver(ledger), cycle)
     pem = x509.load_der_x509_certificate(certificate).public_bytes(Encoding.PEM)
     arguments.out.write_bytes(pem)
     sys.stdout.write(f"{arguments.out}: certificate of operator {found.intent.service}\n")

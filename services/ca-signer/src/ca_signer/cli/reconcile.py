@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ca_signer.issuers.issuer import KnownIssuer, read_certificates
+from ca_signer.issuers.issuer import CACertificate, read_certificates
 from ca_signer.publishing.publisher import EventPublisher
-from ca_signer.recovery.audit_log import Outcomes, check_issued, read_export
+from ca_signer.recovery.audit_log import AuditLogContents, check_issued, read_export
 from ca_signer.recovery.event_stream import announced
-from ca_signer.recovery.ledger_check import Completeness
+from ca_signer.recovery.ledger_check import StaleLedgerCheck
 from ca_signer.recovery.restore import Restored, Restorer
-from ca_signer.signing.issuers import SigningAuthority
+from ca_signer.signing.issuers import SigningContext
 from estcore.errors import ConfigurationError, ESTSuiteError
 from estcore.ids import is_token
 from estcore.pki.certificate import IssuerCertificate
@@ -38,7 +38,7 @@ class Sources:
 async def reconcile(
     bus: Bus,
     database: Database,
-    authority: SigningAuthority,
+    authority: SigningContext,
     publisher: EventPublisher,
     sources: Sources,
 ) -> None:
@@ -71,12 +71,12 @@ async def reconcile(
         "given_up": str(done.given_up),
         "revocations": str(done.revocations),
         "rollovers": str(done.rollovers),
-        "forgotten_commands": str(len(done.forgotten)),
+        "forgotten_commands": str(len(done.unrecoverable_commands)),
         "events": "believed" if sources.events else "not asked",
     }
     await publisher.service_event("ledger.reconciled", {**counts, "export": sources.export.name})
     _tell(done)
-    missing = await Completeness(bus, database).missing()
+    missing = await StaleLedgerCheck(bus, database).missing()
     if missing:
         raise ConfigurationError(
             f"the bus knows {len(missing)} certificates or revocations that the export does not: "
@@ -86,7 +86,7 @@ async def reconcile(
     sys.stdout.write("the ledger is complete; signers go on\n")
 
 
-def _read(authority: SigningAuthority, sources: Sources) -> Outcomes:
+def _read(authority: SigningContext, sources: Sources) -> AuditLogContents:
     key = VerifierKey.parse(_text(sources.vkey))
     try:
         with sources.export.open("rb") as lines:
@@ -95,12 +95,12 @@ def _read(authority: SigningAuthority, sources: Sources) -> Outcomes:
         raise ConfigurationError(f"cannot read {sources.export}: {exc.strerror}") from exc
 
 
-def _other(text: str) -> tuple[str, KnownIssuer]:
+def _other(text: str) -> tuple[str, CACertificate]:
     issuer_id, found, file = text.partition("=")
     if not found or not is_token(issuer_id):
         raise ConfigurationError(f"--issuer {text}: ID=FILE is meant")
     certificate = read_certificates(Path(file))[0]
-    return issuer_id, KnownIssuer(IssuerCertificate(issuer_id, certificate), [certificate])
+    return issuer_id, CACertificate(IssuerCertificate(issuer_id, certificate), [certificate])
 
 
 def _text(vkey: str) -> str:
@@ -117,7 +117,7 @@ def _tell(done: Restored) -> None:
         sys.stdout.write("asked of another CA, with an outcome nobody knows; look there:\n")
     for line in done.elsewhere:
         sys.stdout.write(f"  issuance {line}\n")
-    if done.forgotten:
+    if done.unrecoverable_commands:
         sys.stdout.write("commands that the ledger has forgotten; give again what is needed:\n")
-    for line in done.forgotten:
+    for line in done.unrecoverable_commands:
         sys.stdout.write(f"  {line}\n")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from ca_signer.model import Context, Intent
+from ca_signer.model import IssuanceIntent, RequestFacts
 from ca_signer.publishing.outbox import Part
 from ca_signer.publishing.publisher import EventPublisher
 from estcore import ids
@@ -40,21 +40,21 @@ where approval.state = 'used' or approval.expires_at <= now()"""
 
 
 @dataclass(frozen=True)
-class Waiting:
+class PendingApproval:
     """Nobody has decided yet: the client asks again after so many seconds."""
 
     retry_after_s: int
 
 
 @dataclass(frozen=True)
-class Tickets:
+class ApprovalStore:
     """How long tickets live and how many an owner may have."""
 
     lifetime: dt.timedelta = dt.timedelta(days=7)
     retry_after_s: int = 10
     max_waiting: int = 100
 
-    async def admit(self, connection: Connection, intent: Intent) -> Waiting | None:
+    async def admit(self, connection: Connection, intent: IssuanceIntent) -> PendingApproval | None:
         """Return None where the enrollment may be recorded now, its approval used up.
 
         Raises:
@@ -75,7 +75,7 @@ class Tickets:
             why = f": {row['reason']}" if row["reason"] else ""
             raise NotAuthorized(f"an operator rejected it{why}", code="approval.rejected")
         if row["state"] == "waiting":
-            return Waiting(self._pause(row["age_s"]))
+            return PendingApproval(self._pause(row["age_s"]))
         await connection.execute(
             "update approval set state = 'used', issuance_id = $2 where enrollment_id = $1",
             intent.enrollment_id,
@@ -83,7 +83,7 @@ class Tickets:
         )
         return None
 
-    async def _ask(self, connection: Connection, intent: Intent) -> Waiting:
+    async def _ask(self, connection: Connection, intent: IssuanceIntent) -> PendingApproval:
         context = intent.context
         waiting = await connection.fetchval(
             "select count(*) from approval where tenant = $1 and service = $2 "
@@ -114,14 +114,14 @@ class Tickets:
             encode(context).decode(),
             self.lifetime,
         )
-        return Waiting(self.retry_after_s)
+        return PendingApproval(self.retry_after_s)
 
     def _pause(self, age_s: float) -> int:
         """Longer the longer it waits already, an hour at most: people are slow."""
         return min(_LONGEST_WAIT_S, max(self.retry_after_s, int(age_s) // _SHARE_OF_AGE))
 
 
-async def _recorded(connection: Connection, intent: Intent) -> bool:
+async def _recorded(connection: Connection, intent: IssuanceIntent) -> bool:
     found = await connection.fetchval(
         "select true from enrollment where enrollment_id = $1", intent.enrollment_id
     )
@@ -151,7 +151,7 @@ def approval_records(database: Database, publisher: EventPublisher) -> Part:
 
 
 def _record(publisher: EventPublisher, row: asyncpg.Record) -> AuditRecord:
-    context = decode(Context, row["context"].encode())
+    context = decode(RequestFacts, row["context"].encode())
     return AuditRecord(
         record_id=ids.record_id("approval", str(row["approval_id"])),
         producer=Producer.model_validate(publisher.audit_records.producer),
@@ -175,7 +175,7 @@ def _record(publisher: EventPublisher, row: asyncpg.Record) -> AuditRecord:
     )
 
 
-def ticket_target(row: asyncpg.Record, context: Context) -> Target:
+def ticket_target(row: asyncpg.Record, context: RequestFacts) -> Target:
     """Return how a record names what a ticket is about."""
     spki = row["spki_sha256"]
     return Target(

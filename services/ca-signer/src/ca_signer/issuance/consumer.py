@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from ca_signer import metrics
-from ca_signer.issuance.request_handler import Intake
+from ca_signer.issuance.request_handler import RequestHandler
 from estcore.clock import monotonic_s
 from estcore.errors import BusUnavailable
 from estcore.messages.topics import EST_REQUESTS, signer_consumer
@@ -22,7 +22,7 @@ SHARES = {Priority.CRITICAL: 50, Priority.HIGH: 30, Priority.NORMAL: 15, Priorit
 _CREDIT = 128
 
 
-class Worker:
+class RequestConsumer:
     """One consumer per issuer and priority, one loop, a few batches in flight.
 
     Weighted shares, not strict precedence: low priority always moves, and whoever has nothing
@@ -34,7 +34,7 @@ class Worker:
         self,
         bus: Bus,
         database: Database,
-        batch: Intake,
+        batch: RequestHandler,
         *,
         issuers: Sequence[str],
         batch_size: int,
@@ -113,7 +113,7 @@ class Worker:
             return False
         for (issuer, priority), consumer in self._consumers.items():
             await self._rest(consumer, rest=not self._usable(issuer))
-            await consumer.tend()
+            await consumer.maintain()
             metrics.WAITING.labels(issuer, priority).set(consumer.waiting)
         return True
 

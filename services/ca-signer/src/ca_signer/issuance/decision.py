@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ca_signer.issuance.decision_context import Authority, Candidate, live_certificate, parsed
+from ca_signer.issuance.decision_context import Candidate, DecisionContext, live_certificate, parsed
 from ca_signer.issuance.registration_authority import check_registrar, only_head
 from ca_signer.issuance.tbs import candidate
-from ca_signer.model import Intent, KnownCertificate
+from ca_signer.model import IssuanceIntent, KnownCertificate
 from estcore.errors import (
     NotAuthorized,
     ProfileViolation,
@@ -35,7 +35,7 @@ from estcore.policy.labels import Label
 _TOPIC_TOKENS = 5
 
 
-def check_route(topic: str, message: EnrollmentRequested, authority: Authority) -> Label:
+def check_route(topic: str, message: EnrollmentRequested, authority: DecisionContext) -> Label:
     """Check that topic, group, label, issuer and priority fit together.
 
     Raises:
@@ -78,14 +78,15 @@ def check_route(topic: str, message: EnrollmentRequested, authority: Authority) 
 def decide(
     message: EnrollmentRequested,
     topic: str,
-    authority: Authority,
+    authority: DecisionContext,
     known: KnownCertificate | None,
-    heads: Sequence[KnownCertificate] | None = None,
+    latest_certificates: Sequence[KnownCertificate] | None = None,
 ) -> Candidate:
     """Steps 1 to 4: return the candidate with its TBS built and linted.
 
-    ``known`` are the ledger's facts of the presented certificate; ``heads`` the newest live
-    certificates of the subject where a registrar renews for it (``renewed_slots``).
+    ``known`` is what the ledger has on the presented certificate. ``latest_certificates`` are the
+    newest live certificates of the subject where a registration authority renews for it
+    (``renewed_slots``).
 
     Raises:
         RequestRejected: the client's fault, with code and reason.
@@ -96,7 +97,7 @@ def decide(
     request = parse_csr(message.csr)
     predecessor = None
     if message.operation == "simplereenroll":
-        predecessor = known if heads is None else only_head(heads)
+        predecessor = known if latest_certificates is None else only_head(latest_certificates)
         rule, profile_name, owner = _reenrollment(message, request, authority, label, predecessor)
         priority = label.priority
     else:
@@ -126,7 +127,7 @@ def decide(
 def _enrollment(
     message: EnrollmentRequested,
     request: CertificationRequest,
-    authority: Authority,
+    authority: DecisionContext,
     known: KnownCertificate | None,
 ) -> Grant:
     principal, policy = message.principal, authority.policy
@@ -154,7 +155,7 @@ def _enrollment(
 def _reenrollment(
     message: EnrollmentRequested,
     request: CertificationRequest,
-    authority: Authority,
+    authority: DecisionContext,
     label: Label,
     known: KnownCertificate | None,
 ) -> tuple[Rule, str, tuple[str, str]]:
@@ -191,7 +192,7 @@ def _check_key(
         )
 
 
-def still_allowed(intent: Intent, authority: Authority) -> None:
+def recheck(intent: IssuanceIntent, authority: DecisionContext) -> None:
     """Decide again before an old intent is signed (§4, stale intents).
 
     Raises:

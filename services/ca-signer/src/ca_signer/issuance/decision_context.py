@@ -11,8 +11,8 @@ from hashlib import sha256
 from cryptography import x509
 
 from ca_signer.issuers.generations import ACCEPTED, Generations
-from ca_signer.issuers.issuer import KnownIssuer
-from ca_signer.model import Intent, KnownCertificate
+from ca_signer.issuers.issuer import CACertificate
+from ca_signer.model import IssuanceIntent, KnownCertificate
 from ca_signer.settings import GroupSettings
 from estcore.clock import Clock
 from estcore.errors import IssuerUnavailable, NotAuthenticated, NotAuthorized
@@ -23,7 +23,7 @@ from estcore.policy.document import PolicyDocument
 
 
 @dataclass
-class Authority:
+class DecisionContext:
     """What the signer decides with: its own policy, profiles, issuers and group caps.
 
     Policy, profiles and generations may be others at the next request; a decision is made in one
@@ -32,7 +32,7 @@ class Authority:
 
     policy: PolicyDocument
     profiles: ProfileSet
-    issuers: Mapping[str, KnownIssuer]
+    issuers: Mapping[str, CACertificate]
     groups: Mapping[str, GroupSettings]
     clock: Clock
     sign_within: dt.timedelta
@@ -41,7 +41,7 @@ class Authority:
         default_factory=dict
     )
 
-    def take(self, policy: PolicyDocument, profiles: ProfileSet) -> None:
+    def replace_rules(self, policy: PolicyDocument, profiles: ProfileSet) -> None:
         """Decide by these from now on."""
         self.policy, self.profiles = policy, profiles
         self.templates.clear()
@@ -64,7 +64,7 @@ class Authority:
         state = self.generations.state(issuer_id)
         return state in ACCEPTED if state else self.family(issuer_id) == issuer_id
 
-    def signing(self, family: str) -> KnownIssuer:
+    def signing(self, family: str) -> CACertificate:
         """Return the generation that signs for an issuer.
 
         Raises:
@@ -73,17 +73,17 @@ class Authority:
         issuer = self.issuers.get(self.generations.signing(family))
         if issuer is None or issuer.family != family:
             raise IssuerUnavailable(f"issuer {family} is not here", code="issuer.unknown")
-        self.check_lives(issuer)
+        self.check_not_expired(issuer)
         return issuer
 
     @property
-    def lacking(self) -> list[str]:
+    def missing_issuers(self) -> list[str]:
         """Generations that ``/cacerts`` shows and that are not configured here."""
         families = {issuer.family for issuer in self.issuers.values()}
         shown = (i for family in families for i in self.generations.shown(family))
         return [issuer_id for issuer_id in shown if issuer_id not in self.issuers]
 
-    def check_lives(self, issuer: KnownIssuer) -> None:
+    def check_not_expired(self, issuer: CACertificate) -> None:
         """Check that the issuer's certificate is not over.
 
         Raises:
@@ -98,7 +98,7 @@ class Authority:
         return [url for url in urls if url]
 
     def template(
-        self, issuer: KnownIssuer, profile: Profile, cap: dt.timedelta | None = None
+        self, issuer: CACertificate, profile: Profile, cap: dt.timedelta | None = None
     ) -> CertificateTemplate:
         """Return what issuer and profile fix of a certificate; encoded at first use.
 
@@ -125,15 +125,15 @@ class Candidate:
     """A request that passed the decision, with everything the cycle needs."""
 
     message: EnrollmentRequested
-    intent: Intent
-    issuer: KnownIssuer
+    intent: IssuanceIntent
+    issuer: CACertificate
     window: dt.timedelta
     max_per_day: int | None = None
     max_active: int | None = None
     approval: bool = False
 
     @property
-    def careful(self) -> bool:
+    def needs_own_transaction(self) -> bool:
         """It spends, counts or waits: looked at alone, in a transaction of its own."""
         counted = self.max_per_day is not None or self.max_active is not None
         return bool(self.message.claims) or counted or self.approval
@@ -156,7 +156,9 @@ def parsed(certificate: bytes) -> x509.Certificate:
     return x509.load_der_x509_certificate(certificate)
 
 
-def live_certificate(known: KnownCertificate | None, authority: Authority) -> KnownCertificate:
+def live_certificate(
+    known: KnownCertificate | None, authority: DecisionContext
+) -> KnownCertificate:
     """Return the facts of a presented certificate that may act now.
 
     Raises:

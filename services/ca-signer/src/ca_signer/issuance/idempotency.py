@@ -12,10 +12,16 @@ from uuid import UUID
 
 import asyncpg
 
-from ca_signer.issuance.approvals import Tickets, Waiting
+from ca_signer.issuance.approvals import ApprovalStore, PendingApproval
 from ca_signer.issuance.decision_context import Candidate
-from ca_signer.ledger.issuances import INTENT_COLUMNS, Ledger, give_back, insert_intents, intent_of
-from ca_signer.model import OPEN_SUBMISSIONS, Intent, Issued, Refusal
+from ca_signer.ledger.issuances import (
+    INTENT_COLUMNS,
+    IssuanceStore,
+    give_back,
+    insert_intents,
+    intent_of,
+)
+from ca_signer.model import OPEN_SUBMISSIONS, IssuanceIntent, IssuedCertificate, Refusal
 from estcore.errors import (
     Conflict,
     IssuerUnavailable,
@@ -33,14 +39,14 @@ from estcore.runtime.database import Connection
 class Resume:
     """The intent is ours now: take it through steps 6 to 10."""
 
-    intent: Intent
+    intent: IssuanceIntent
 
 
 @dataclass(frozen=True)
 class Answer:
     """The certificate is stored: answer with it. ``new`` tells whether this request was unknown."""
 
-    issued: Issued
+    issued: IssuedCertificate
     new: bool
 
 
@@ -54,7 +60,7 @@ class Refuse:
 
 
 @dataclass(frozen=True)
-class Leased:
+class InProgress:
     """Another signer has it under a live lease. ``ours`` means by this very request."""
 
     ours: bool
@@ -62,30 +68,32 @@ class Leased:
 
 
 @dataclass(frozen=True)
-class Stale:
+class ExpiredIntent:
     """The intent of an earlier request is too old to be signed; ours now, to be abandoned."""
 
-    intent: Intent
+    intent: IssuanceIntent
 
 
 @dataclass(frozen=True)
-class Undelivered:
+class KeyNotDelivered:
     """A generated key was asked for again: the certificate of the one before is of no use."""
 
-    issued: Issued
+    issued: IssuedCertificate
 
 
-Settled = Resume | Answer | Refuse | Leased | Stale | Undelivered | Waiting
+Resolution = (
+    Resume | Answer | Refuse | InProgress | ExpiredIntent | KeyNotDelivered | PendingApproval
+)
 
 
-class Repeats:
+class RequestResolver:
     """Settles one request at a time against the ledger."""
 
-    def __init__(self, ledger: Ledger, tickets: Tickets | None = None) -> None:
+    def __init__(self, ledger: IssuanceStore, tickets: ApprovalStore | None = None) -> None:
         self._ledger = ledger
-        self._tickets = tickets or Tickets()
+        self._tickets = tickets or ApprovalStore()
 
-    async def settle(self, candidate: Candidate) -> Settled:
+    async def resolve(self, candidate: Candidate) -> Resolution:
         """Find out what this request is and what is to be done.
 
         Raises:
@@ -93,12 +101,12 @@ class Repeats:
                 another owner); not yet recorded.
         """
 
-        async def work(connection: Connection) -> Settled:
-            return await self._settle(connection, candidate)
+        async def work(connection: Connection) -> Resolution:
+            return await self._resolve(connection, candidate)
 
         return await self._ledger.database.run(work)
 
-    async def _settle(self, connection: Connection, candidate: Candidate) -> Settled:
+    async def _resolve(self, connection: Connection, candidate: Candidate) -> Resolution:
         intent = candidate.intent
         refused = await connection.fetchrow(
             "select kind, code, reason, announcement, announced_at from request "
@@ -114,7 +122,9 @@ class Repeats:
         )
         if own is not None and own["state"] == "issued":
             # This request has its certificate, whatever happened to anything since.
-            return Answer(Issued(intent_of(own), own["certificate"], own["issued_at"]), new=False)
+            return Answer(
+                IssuedCertificate(intent_of(own), own["certificate"], own["issued_at"]), new=False
+            )
         await self._check_presented(connection, intent)
         await self._check_secret(connection, intent)
         if own is None:
@@ -149,35 +159,41 @@ class Repeats:
         current: asyncpg.Record,
         *,
         redelivered: bool,
-    ) -> Settled:
+    ) -> Resolution:
         intent = candidate.intent
         state = current["state"]
         ours = str(current["request_id"]) == intent.request_id
         if state == "intended":
             if not current["lease_over"]:
-                return Leased(ours, intent.enrollment_id)
+                return InProgress(ours, intent.enrollment_id)
             taken = await self._take_over(connection, current)
             # A generated key died with the request that made it.
             over = current["stale"] or taken.context.operation == "serverkeygen"
-            return Stale(taken) if over else Resume(taken)
+            return ExpiredIntent(taken) if over else Resume(taken)
         if state == "issued" and ours:
             # Stored between our first look and the lock.
-            issued = Issued(intent_of(current), current["certificate"], current["issued_at"])
+            issued = IssuedCertificate(
+                intent_of(current), current["certificate"], current["issued_at"]
+            )
             return Answer(issued, new=False)
         if redelivered:
             raise Conflict("this request was given up; send a new one", code="request.abandoned")
         live = state == "issued" and current["revoked_at"] is None
         if live and (current["in_window"] or await self._late(connection, current)):
             if candidate.message.operation == "serverkeygen":
-                return Undelivered(
-                    Issued(intent_of(current), current["certificate"], current["issued_at"])
+                return KeyNotDelivered(
+                    IssuedCertificate(
+                        intent_of(current), current["certificate"], current["issued_at"]
+                    )
                 )
             new = await self._note_repeat(connection, intent, current)
-            issued = Issued(intent_of(current), current["certificate"], current["issued_at"])
+            issued = IssuedCertificate(
+                intent_of(current), current["certificate"], current["issued_at"]
+            )
             return Answer(issued, new)
         return await self._next_generation(connection, candidate)
 
-    async def _first(self, connection: Connection, candidate: Candidate) -> Settled:
+    async def _first(self, connection: Connection, candidate: Candidate) -> Resolution:
         intent = candidate.intent
         await self._check_quota(connection, candidate)
         await self._check_active(connection, candidate)
@@ -191,7 +207,7 @@ class Repeats:
         if raced is not None:
             await give_back(connection, intent.issuance_id)
             # Another signer recorded the same enrollment between our look and our insert.
-            return Leased(str(raced) == intent.request_id, intent.enrollment_id)
+            return InProgress(str(raced) == intent.request_id, intent.enrollment_id)
         raise await self._why_not(connection, intent)
 
     # What issuers elsewhere do another way (``ca_signer.upstream.idempotency``).
@@ -200,7 +216,7 @@ class Repeats:
         """Step 5; False where something is in the way."""
         return bool(await insert_intents(connection, [candidate.intent], self._ledger.lease))
 
-    async def _raced(self, connection: Connection, intent: Intent) -> Any:
+    async def _raced(self, connection: Connection, intent: IssuanceIntent) -> Any:
         return await connection.fetchval(
             "select i.request_id from enrollment join issuance i using (issuance_id) "
             "where enrollment.enrollment_id = $1",
@@ -209,7 +225,7 @@ class Repeats:
 
     async def _without_row(
         self, connection: Connection, candidate: Candidate, issuance_id: str
-    ) -> Settled:
+    ) -> Resolution:
         """Settle an enrollment whose issuance has no row."""
         raise Conflict("the enrollment points nowhere", code="ledger.inconsistent")
 
@@ -217,7 +233,7 @@ class Repeats:
         """Whether a certificate out of its window is returned all the same."""
         return False
 
-    async def _next_generation(self, connection: Connection, candidate: Candidate) -> Settled:
+    async def _next_generation(self, connection: Connection, candidate: Candidate) -> Resolution:
         intent = candidate.intent
         await connection.execute(
             "delete from claim where enrollment_id = $1 and state = 'reserved'",
@@ -292,7 +308,7 @@ class Repeats:
                 code="profile.max_active",
             )
 
-    async def _take_over(self, connection: Connection, current: asyncpg.Record) -> Intent:
+    async def _take_over(self, connection: Connection, current: asyncpg.Record) -> IssuanceIntent:
         fence = await connection.fetchval(
             "update issuance set fence = fence + 1, lease_until = now() + $2::interval "
             "where issuance_id = $1 returning fence",
@@ -304,7 +320,7 @@ class Repeats:
         return taken
 
     async def _note_repeat(
-        self, connection: Connection, intent: Intent, current: asyncpg.Record
+        self, connection: Connection, intent: IssuanceIntent, current: asyncpg.Record
     ) -> bool:
         done = await connection.fetchval(
             "insert into request (request_id, enrollment_id, outcome, issuance_id, announced_at) "
@@ -315,7 +331,7 @@ class Repeats:
         )
         return bool(done)
 
-    async def _check_presented(self, connection: Connection, intent: Intent) -> None:
+    async def _check_presented(self, connection: Connection, intent: IssuanceIntent) -> None:
         if intent.presented_sha256 is None:
             return
         revoked = await connection.fetchval(
@@ -328,7 +344,7 @@ class Repeats:
                 "the presented certificate is revoked", code="auth.certificate_revoked"
             )
 
-    async def _check_secret(self, connection: Connection, intent: Intent) -> None:
+    async def _check_secret(self, connection: Connection, intent: IssuanceIntent) -> None:
         if intent.secret_id is None:
             return
         live = await connection.fetchval(
@@ -340,7 +356,7 @@ class Repeats:
             raise NotAuthenticated("the secret is not valid any more", code="secret.invalid")
 
     async def _why_not(
-        self, connection: Connection, intent: Intent
+        self, connection: Connection, intent: IssuanceIntent
     ) -> RequestRejected | IssuerUnavailable:
         state = await connection.fetchval(
             "select state from generation where issuer_id = $1", intent.issuer_id

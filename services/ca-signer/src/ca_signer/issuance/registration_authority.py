@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ca_signer.issuance.decision_context import Authority, live_certificate, parsed
+from ca_signer.issuance.decision_context import DecisionContext, live_certificate, parsed
 from ca_signer.model import KnownCertificate
 from estcore import ids
 from estcore.errors import Conflict, NotAuthorized
@@ -20,7 +20,7 @@ REGISTRAR = "ra"
 
 
 def renewed_slots(
-    message: EnrollmentRequested, authority: Authority, known: KnownCertificate | None
+    message: EnrollmentRequested, authority: DecisionContext, known: KnownCertificate | None
 ) -> list[str] | None:
     """Return the slots in which the predecessor of a registrar's renewal must be.
 
@@ -64,22 +64,22 @@ def _check_some(request: CertificationRequest, rule: Rule, profiles: Sequence[Pr
         raise refused
 
 
-def only_head(heads: Sequence[KnownCertificate]) -> KnownCertificate:
+def only_head(latest_certificates: Sequence[KnownCertificate]) -> KnownCertificate:
     """Return the one certificate to renew.
 
     Raises:
         NotAuthorized: there is none.
         Conflict: there are several.
     """
-    if not heads:
+    if not latest_certificates:
         raise NotAuthorized(
             "there is no live certificate of this subject to renew", code="registrar.nothing"
         )
-    if len(heads) > 1:
+    if len(latest_certificates) > 1:
         raise Conflict(
             "more than one live certificate has this subject", code="registrar.ambiguous"
         )
-    return heads[0]
+    return latest_certificates[0]
 
 
 def check_registrar(known: KnownCertificate | None) -> None:

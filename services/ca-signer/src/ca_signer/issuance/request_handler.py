@@ -18,11 +18,11 @@ import asyncpg
 
 from ca_signer import metrics
 from ca_signer.issuance.decision import decide
-from ca_signer.issuance.decision_context import Authority, Candidate, presented_fingerprint
-from ca_signer.issuance.idempotency import Repeats
+from ca_signer.issuance.decision_context import Candidate, DecisionContext, presented_fingerprint
+from ca_signer.issuance.idempotency import RequestResolver
 from ca_signer.issuance.registration_authority import renewed_slots
-from ca_signer.ledger.issuances import Ledger
-from ca_signer.model import Intent, Issued, KnownCertificate
+from ca_signer.ledger.issuances import IssuanceStore
+from ca_signer.model import IssuanceIntent, IssuedCertificate, KnownCertificate
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.publishing.replies import issued_answer, rejected_answer
 from estcore.clock import monotonic_s
@@ -59,24 +59,24 @@ _GIVEN_UP = RequestRejected(
 
 
 @dataclass
-class Item:
+class ReceivedRequest:
     """A delivery and the request in it."""
 
     delivery: Delivery
     message: EnrollmentRequested
 
 
-class Intake(ABC):
+class RequestHandler(ABC):
     """Reads, decides and answers; one instance serves all deliveries of a process."""
 
     def __init__(
         self,
         *,
         bus: Bus,
-        ledger: Ledger,
-        repeats: Repeats,
+        ledger: IssuanceStore,
+        repeats: RequestResolver,
         publisher: EventPublisher,
-        authority: Authority,
+        authority: DecisionContext,
         max_attempts: int,
     ) -> None:
         self._bus = bus
@@ -93,34 +93,36 @@ class Intake(ABC):
         """End every delivery with exactly one of ack, nak, term."""
 
     @abstractmethod
-    async def _settle(self, item: Item, candidate: Candidate) -> None:
+    async def _resolve(self, item: ReceivedRequest, candidate: Candidate) -> None:
         """Find out what a decided request is, and do it."""
 
-    async def _read(self, delivery: Delivery) -> Item | None:
+    async def _read(self, delivery: Delivery) -> ReceivedRequest | None:
         try:
             if delivery.attempt > 1:
                 attempts = await self._ledger.count_attempt(delivery.sequence)
                 if attempts >= self._max_attempts:
                     await self._dead_letter(delivery, "request.too_many_attempts", "given up")
                     return None
-            return Item(delivery, decode(EnrollmentRequested, delivery.data))
+            return ReceivedRequest(delivery, decode(EnrollmentRequested, delivery.data))
         except MalformedRequest as exc:
             await self._dead_letter(delivery, exc.code, exc.reason)
         except Unavailable as exc:
-            await self._later([delivery], exc.code)
+            await self._nak_all([delivery], exc.code)
         return None
 
-    async def _decide_all(self, items: Sequence[Item]) -> tuple[list[Candidate], dict[str, Item]]:
+    async def _decide_all(
+        self, items: Sequence[ReceivedRequest]
+    ) -> tuple[list[Candidate], dict[str, ReceivedRequest]]:
         await self._learn([f for i in items if (f := presented_fingerprint(i.message))])
         candidates = []
-        routed: dict[str, Item] = {}
+        routed: dict[str, ReceivedRequest] = {}
         for item in items:
             try:
                 candidates.append(await self._decide(item))
             except RequestRejected as exc:
                 await self._refuse(item, exc)
             except Unavailable as exc:
-                await self._later([item.delivery], exc.code)
+                await self._nak_all([item.delivery], exc.code)
             else:
                 routed[item.message.id] = item
         return candidates, routed
@@ -140,13 +142,15 @@ class Intake(ABC):
         if caps is not None and self._counted[group] > caps.max_per_minute:
             raise Unavailable(f"group {group} asks too often", code="frontend.rate")
 
-    async def _decide(self, item: Item) -> Candidate:
+    async def _decide(self, item: ReceivedRequest) -> Candidate:
         self._count(item.message.group)
         fingerprint = presented_fingerprint(item.message)
         known = self._known.get(fingerprint) if fingerprint else None
         slots = renewed_slots(item.message, self.authority, known)
-        heads = None if slots is None else await self._ledger.heads(slots)
-        return decide(item.message, item.delivery.topic, self.authority, known, heads)
+        latest_certificates = (
+            None if slots is None else await self._ledger.latest_certificates(slots)
+        )
+        return decide(item.message, item.delivery.topic, self.authority, known, latest_certificates)
 
     async def _learn(self, fingerprints: Sequence[bytes]) -> None:
         """Fetch ledger facts not yet known. They never change; revocation is checked apart."""
@@ -157,22 +161,22 @@ class Intake(ABC):
             while len(self._known) > _KNOWN_LIMIT:
                 self._known.popitem(last=False)
 
-    async def _alone(self, item: Item) -> None:
+    async def _alone(self, item: ReceivedRequest) -> None:
         try:
             candidates, _ = await self._decide_all([item])
             for candidate in candidates:
-                await self._settle(item, candidate)
+                await self._resolve(item, candidate)
         except Unavailable as exc:
-            await self._later([item.delivery], exc.code)
+            await self._nak_all([item.delivery], exc.code)
         except InvariantBroken as exc:
             log.error("nothing was signed", extra=fields(code=exc.code, reason=exc.reason))
             await self._dead_letter(item.delivery, exc.code, exc.reason)
         except Exception as exc:  # Bulkhead: it comes again, is counted, and ends a dead letter.
             log.error("a request failed", exc_info=exc)
             code = "ledger.refused" if isinstance(exc, asyncpg.PostgresError) else "internal"
-            await self._later([item.delivery], code)
+            await self._nak_all([item.delivery], code)
 
-    async def _answer(self, item: Item, issued: Issued, *, new: bool) -> None:
+    async def _answer(self, item: ReceivedRequest, issued: IssuedCertificate, *, new: bool) -> None:
         message = item.message
         if new:
             metrics.REPEATED.inc()
@@ -189,14 +193,16 @@ class Intake(ABC):
         await self._publisher.replies.send(message.group, message.instance, answer)
         await item.delivery.ack()
 
-    async def _leased(self, item: Item, intent: Intent, *, ours: bool) -> None:
+    async def _leased(self, item: ReceivedRequest, intent: IssuanceIntent, *, ours: bool) -> None:
         if ours or item.delivery.attempt > 1:
             await item.delivery.nak(LEASED_S)
             return
         # Another request for the same enrollment: its client asks again by itself.
         await self._pending(item, intent, _LEASED_RETRY_S)
 
-    async def _pending(self, item: Item, intent: Intent, retry_after_s: int) -> None:
+    async def _pending(
+        self, item: ReceivedRequest, intent: IssuanceIntent, retry_after_s: int
+    ) -> None:
         message = item.message
         until = self.authority.clock.now() + dt.timedelta(seconds=retry_after_s)
         event = EnrollmentPending(
@@ -220,7 +226,7 @@ class Intake(ABC):
         )
         await item.delivery.ack()
 
-    async def _refuse(self, item: Item, error: RequestRejected) -> None:
+    async def _refuse(self, item: ReceivedRequest, error: RequestRejected) -> None:
         message = item.message
         refusal = self._publisher.audit_records.refusal(message, error)
         if await self._repeats.remember_refusal(refusal, error):
@@ -238,7 +244,7 @@ class Intake(ABC):
         )
         await item.delivery.ack()
 
-    async def _later(self, deliveries: Sequence[Delivery], code: str) -> None:
+    async def _nak_all(self, deliveries: Sequence[Delivery], code: str) -> None:
         metrics.DELAYED.labels(code).inc(len(deliveries))
         log.warning("requests put back", extra=fields(code=code, count=len(deliveries)))
         for delivery in deliveries:
@@ -255,7 +261,7 @@ class Intake(ABC):
             await self._bus.publish_confirmed([Outgoing(topic, delivery.data, message_id)])
             await self._publisher.dead_letter(delivery, code, reason, message)
         except Unavailable as exc:
-            await self._later([delivery], exc.code)
+            await self._nak_all([delivery], exc.code)
             return
         asked = message or _readable(ReplyAddress, delivery)
         if asked is not None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 
-from ca_signer.issuance.decision_context import Authority, Candidate, presented_fingerprint
-from ca_signer.issuers.issuer import KnownIssuer
-from ca_signer.model import Context, Intent, KnownCertificate
+from ca_signer.issuance.decision_context import Candidate, DecisionContext, presented_fingerprint
+from ca_signer.issuers.issuer import CACertificate
+from ca_signer.model import IssuanceIntent, KnownCertificate, RequestFacts
 from estcore import ids
 from estcore.errors import LintFailed, ProfileViolation
 from estcore.messages.audit import Origin
@@ -23,8 +23,8 @@ from estcore.policy.identity import enrollment_id
 def candidate(  # noqa: PLR0913, PLR0917 - the decision's parts, joined once
     message: EnrollmentRequested,
     request: CertificationRequest,
-    authority: Authority,
-    issuer: KnownIssuer,
+    authority: DecisionContext,
+    issuer: CACertificate,
     profile: Profile,
     rule: Rule,
     owner: tuple[str, str],
@@ -56,7 +56,7 @@ def candidate(  # noqa: PLR0913, PLR0917 - the decision's parts, joined once
             raise ProfileViolation("this key is the issuer's own", code="key.issuers") from exc
         raise
     tenant, service = owner
-    intent = Intent(
+    intent = IssuanceIntent(
         issuance_id=ids.uuid7(),
         enrollment_id=enrollment_id(
             request,
@@ -121,7 +121,7 @@ def with_usages(request: CertificationRequest, profile: Profile) -> Profile:
 
 
 def _sign_before(
-    message: EnrollmentRequested, now: dt.datetime, authority: Authority
+    message: EnrollmentRequested, now: dt.datetime, authority: DecisionContext
 ) -> dt.datetime:
     limit = now + authority.sign_within
     return limit if message.expires_at is None else min(limit, message.expires_at)
@@ -130,13 +130,13 @@ def _sign_before(
 def _context(
     message: EnrollmentRequested,
     request: CertificationRequest,
-    authority: Authority,
+    authority: DecisionContext,
     profile: Profile,
     rule: Rule,
     known: KnownCertificate | None,
     predecessor: KnownCertificate | None,
-) -> Context:
-    return Context(
+) -> RequestFacts:
+    return RequestFacts(
         correlation_id=message.correlation_id,
         traceparent=message.traceparent,
         operation=message.operation,

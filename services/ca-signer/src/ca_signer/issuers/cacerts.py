@@ -17,7 +17,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca_signer.issuers.generations import Generations
-from ca_signer.issuers.issuer import KnownIssuer
+from ca_signer.issuers.issuer import CACertificate
 from estcore.errors import ConfigurationError
 from estcore.messages.state import AcceptedIssuer, CACertificates
 from estcore.pki.keys import spki_der
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def cacerts_of(
-    family: str, issuers: Mapping[str, KnownIssuer], generations: Generations, now: dt.datetime
+    family: str, issuers: Mapping[str, CACertificate], generations: Generations, now: dt.datetime
 ) -> CACertificates | None:
     """Return what front ends are told of a family.
 
@@ -58,7 +58,7 @@ def cacerts_of(
     )
 
 
-def own_cacerts(issuer: KnownIssuer, now: dt.datetime) -> CACertificates:
+def own_cacerts(issuer: CACertificate, now: dt.datetime) -> CACertificates:
     """Return the chain of one generation by itself."""
     chain = _octets([issuer.certificate.certificate, *issuer.chain])
     return CACertificates(issuer_id=issuer.issuer_id, updated_at=now, chain=tuple(chain))
@@ -76,7 +76,7 @@ def links(certificate: x509.Certificate, roots: Sequence[x509.Certificate]) -> b
     )
 
 
-def linked(issuer: KnownIssuer, other: KnownIssuer) -> bool:
+def linked(issuer: CACertificate, other: CACertificate) -> bool:
     """Tell whether whoever has one of the two roots can come to trust the other one."""
     if _is_key_of(issuer.root, other.root):
         return True
@@ -85,7 +85,7 @@ def linked(issuer: KnownIssuer, other: KnownIssuer) -> bool:
     return all(any(_is_key_of(c, a) and _is_issued_by(c, b) for c in cross) for a, b in pairs)
 
 
-def check_cross(issuers: Mapping[str, KnownIssuer]) -> None:
+def check_cross(issuers: Mapping[str, CACertificate]) -> None:
     """Check that every cross certificate links two roots of its issuer's family.
 
     Raises:

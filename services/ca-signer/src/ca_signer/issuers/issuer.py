@@ -30,7 +30,7 @@ class CRLParts:
         return list(dict.fromkeys(filled(t, self.issuer_id, part) for t in named))
 
 
-class KnownIssuer:
+class CACertificate:
     """An issuer's certificate and the certificates above it up to the root."""
 
     def __init__(
@@ -67,7 +67,7 @@ def _name_constraints(chain: Sequence[x509.Certificate]) -> Iterator[x509.NameCo
             continue
 
 
-def check_authority(certificate: x509.Certificate, path: Path) -> None:
+def check_is_ca(certificate: x509.Certificate, path: Path) -> None:
     """Check that a certificate is that of a CA.
 
     Raises:

@@ -51,7 +51,7 @@ _LEFT_BEHIND = f"""select count(*) from (
 
 
 @dataclass(frozen=True)
-class Fleet:
+class AdoptionCount:
     """How many slots have a live certificate, and how many of them fetched the trust."""
 
     slots: int
@@ -241,7 +241,7 @@ async def under_way(connection: Connection, family: str) -> asyncpg.Record:
     return row
 
 
-async def count(connection: Connection, row: asyncpg.Record) -> Fleet:
+async def count(connection: Connection, row: asyncpg.Record) -> AdoptionCount:
     """Return how many slots the rollover concerns, and how many have fetched its trust."""
     await _patiently(connection)
     rows = await connection.fetch(
@@ -251,7 +251,7 @@ async def count(connection: Connection, row: asyncpg.Record) -> Fleet:
         list(INTERNAL_PROFILES),
         timeout=_COUNTING_S,
     )
-    return Fleet(rows[0]["fleet"], rows[0]["fetched"])
+    return AdoptionCount(rows[0]["fleet"], rows[0]["fetched"])
 
 
 async def lacking(

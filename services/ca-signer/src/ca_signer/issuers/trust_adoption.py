@@ -30,7 +30,7 @@ _COUNT = """with seen as (
 select count(*) from seen"""
 
 
-class FetchCounter:
+class TrustAdoptionTracker:
     """Runs in every signer; any of them takes a message."""
 
     def __init__(self, bus: Bus, database: Database) -> None:
@@ -45,7 +45,7 @@ class FetchCounter:
     async def _arrived(self, message: Incoming) -> None:
         try:
             new = await self.count(decode(TrustFetched, message.payload))
-            await self._bus.hint(message.reply, encode(TrustFetchCounted(new=new)))
+            await self._bus.publish_unconfirmed(message.reply, encode(TrustFetchCounted(new=new)))
         except (MalformedRequest, Unavailable) as exc:
             # Not answered: told again.
             log.warning("fetches not counted", extra=fields(code=exc.code))

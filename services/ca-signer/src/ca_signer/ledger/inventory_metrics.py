@@ -16,7 +16,7 @@ from ca_signer import metrics
 from estcore.errors import Unavailable
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ where c.revoked_at is null and c.not_after > now() and c.not_after < now() + int
 group by 1, 2, 3"""
 
 
-class Gauges:
+class InventoryMetrics:
     """Counts, and remembers which series it set, so that none outlives what it counted."""
 
     def __init__(self, database: Database, *, every_s: float) -> None:
@@ -49,7 +49,7 @@ class Gauges:
                 await self.count()
             except Unavailable as exc:
                 log.warning("certificates not counted", extra=fields(code=exc.code))
-            stopping = await until(stop, self._every_s)
+            stopping = await sleep_or_stop(stop, self._every_s)
 
     async def count(self) -> None:
         """Set the gauges to what the directory holds.

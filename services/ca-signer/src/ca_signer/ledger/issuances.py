@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import asyncpg
 
 from ca_signer.ledger import certificate_index, revocations
-from ca_signer.model import Context, Intent, Issued, KnownCertificate
+from ca_signer.model import IssuanceIntent, IssuedCertificate, KnownCertificate, RequestFacts
 from estcore.errors import SerialNumberReused
 from estcore.messages.envelope import decode, encode
 from estcore.runtime.database import Connection, Database
@@ -143,22 +143,22 @@ limit 2"""
 class TakenOver:
     """An intent whose lease had run out and that is now ours.
 
-    ``objection`` is the code of what in the ledger forbids it by now: it is too old, or the
+    ``rejection_code`` is the code of what in the ledger forbids it by now: it is too old, or the
     certificate or secret that asked for it has ended.
     """
 
-    intent: Intent
-    objection: str | None
+    intent: IssuanceIntent
+    rejection_code: str | None
 
 
-class Ledger:
+class IssuanceStore:
     """The statements, on one database."""
 
     def __init__(self, database: Database, *, lease_s: int) -> None:
         self.database = database
         self.lease = dt.timedelta(seconds=lease_s)
 
-    async def intend(self, intents: Sequence[Intent]) -> set[str]:
+    async def intend(self, intents: Sequence[IssuanceIntent]) -> set[str]:
         """Step 5 for fresh enrollments: record all that are; return the ids of those recorded.
 
         Raises:
@@ -168,7 +168,9 @@ class Ledger:
         async with self.database.connection() as connection:
             return await insert_intents(connection, intents, self.lease)
 
-    async def store(self, signed: Sequence[tuple[Intent, bytes, bytes]]) -> list[Issued]:
+    async def store(
+        self, signed: Sequence[tuple[IssuanceIntent, bytes, bytes]]
+    ) -> list[IssuedCertificate]:
         """Step 9: store certificates whose fence is still ours; the others are not returned.
 
         ``signed`` holds (intent, certificate, its SHA-256).
@@ -183,7 +185,7 @@ class Ledger:
                 [sha256 for _, _, sha256 in signed],
             )
         return [
-            Issued(by_id[str(row["issuance_id"])], row["certificate"], row["issued_at"])
+            IssuedCertificate(by_id[str(row["issuance_id"])], row["certificate"], row["issued_at"])
             for row in rows
         ]
 
@@ -193,7 +195,7 @@ class Ledger:
             rows = await connection.fetch(_KNOWN, list(fingerprints))
         return [_facts(row) for row in rows]
 
-    async def heads(self, slots: Sequence[str]) -> list[KnownCertificate]:
+    async def latest_certificates(self, slots: Sequence[str]) -> list[KnownCertificate]:
         """Return live certificates of the slots that nothing has succeeded yet; two at most."""
         async with self.database.connection() as connection:
             rows = await connection.fetch(_HEADS, list(slots))
@@ -205,7 +207,7 @@ class Ledger:
             rows = await connection.fetch(_TAKE_OVER, self.lease, limit)
         return [TakenOver(intent_of(row), row["objection"]) for row in rows]
 
-    async def abandon(self, intent: Intent) -> bool:
+    async def abandon(self, intent: IssuanceIntent) -> bool:
         """Give an intent up for good, release its claims; its serial is never used again."""
 
         async def work(connection: Connection) -> bool:
@@ -241,7 +243,7 @@ class Ledger:
 
         return await self.database.run(work)
 
-    async def release(self, intents: Sequence[Intent]) -> None:
+    async def release(self, intents: Sequence[IssuanceIntent]) -> None:
         """End our leases at once, so that a retry need not wait for them."""
         async with self.database.connection() as connection:
             await connection.execute(
@@ -264,17 +266,17 @@ class Ledger:
                 self.lease,
             )
 
-    async def unannounced(self, *, older_than_s: float, limit: int) -> list[Issued]:
+    async def unannounced(self, *, older_than_s: float, limit: int) -> list[IssuedCertificate]:
         """Return certificates whose announcement nobody has confirmed."""
         async with self.database.connection() as connection:
             rows = await connection.fetch(_UNANNOUNCED, dt.timedelta(seconds=older_than_s), limit)
-        return [Issued(intent_of(r), r["certificate"], r["issued_at"]) for r in rows]
+        return [IssuedCertificate(intent_of(r), r["certificate"], r["issued_at"]) for r in rows]
 
-    async def issued_between(self, start: dt.datetime, end: dt.datetime) -> list[Issued]:
+    async def issued_between(self, start: dt.datetime, end: dt.datetime) -> list[IssuedCertificate]:
         """Return every certificate committed in [start, end)."""
         async with self.database.connection() as connection:
             rows = await connection.fetch(_IN_WINDOW, start, end)
-        return [Issued(intent_of(r), r["certificate"], r["issued_at"]) for r in rows]
+        return [IssuedCertificate(intent_of(r), r["certificate"], r["issued_at"]) for r in rows]
 
     async def mark_announced(self, issuance_ids: Sequence[str]) -> None:
         """Record that event and audit outcome have their PubAcks; they can be searched then."""
@@ -303,7 +305,7 @@ async def give_back(connection: Connection, issuance_id: str) -> None:
 
 
 async def insert_intents(
-    connection: Connection, intents: Sequence[Intent], lease: dt.timedelta
+    connection: Connection, intents: Sequence[IssuanceIntent], lease: dt.timedelta
 ) -> set[str]:
     """Run step 5 on a connection; returns the ids recorded.
 
@@ -343,7 +345,7 @@ def serial_octets(number: int) -> bytes:
     return number.to_bytes(max((number.bit_length() + 7) // 8, SERIAL_OCTETS), "big")
 
 
-def intent_row(intent: Intent) -> tuple[object, ...]:
+def intent_row(intent: IssuanceIntent) -> tuple[object, ...]:
     """Return an intent as the values of ``CHECKED``, in order."""
     return (
         intent.issuance_id,
@@ -369,9 +371,9 @@ def intent_row(intent: Intent) -> tuple[object, ...]:
     )
 
 
-def intent_of(row: asyncpg.Record) -> Intent:
+def intent_of(row: asyncpg.Record) -> IssuanceIntent:
     """Return the intent in a row with INTENT_COLUMNS."""
-    return Intent(
+    return IssuanceIntent(
         issuance_id=str(row["issuance_id"]),
         enrollment_id=row["enrollment_id"],
         request_id=str(row["request_id"]),
@@ -391,6 +393,6 @@ def intent_of(row: asyncpg.Record) -> Intent:
         presented_sha256=None,
         secret_id=None,
         sign_before=row["sign_before"],
-        context=decode(Context, row["context"].encode()),
+        context=decode(RequestFacts, row["context"].encode()),
         fence=row["fence"],
     )

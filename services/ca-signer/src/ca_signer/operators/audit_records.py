@@ -7,7 +7,7 @@ from hashlib import sha256
 
 from pydantic import JsonValue
 
-from ca_signer.operators.verb import Caller, Effect
+from ca_signer.operators.verb import Caller, CommandResult
 from ca_signer.publishing.publisher import EventPublisher
 from estcore import ids
 from estcore.errors import RequestRejected
@@ -18,7 +18,11 @@ _LONGEST = 300
 
 
 def executed(
-    publisher: EventPublisher, command: Command, caller: Caller, effect: Effect, now: dt.datetime
+    publisher: EventPublisher,
+    command: Command,
+    caller: Caller,
+    effect: CommandResult,
+    now: dt.datetime,
 ) -> AuditRecord:
     """Return the record of a command that was carried out."""
     said = _arguments(command)

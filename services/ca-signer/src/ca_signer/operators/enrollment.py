@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import getpass
 
-from ca_signer.issuance.decision_context import Authority, Candidate
+from ca_signer.issuance.decision_context import Candidate, DecisionContext
 from ca_signer.issuance.tbs import candidate
 from estcore import ids
 from estcore.errors import NotAuthorized
@@ -23,7 +23,7 @@ TENANT = "operators"
 _LABEL = "operator"
 
 
-def decide_operator(csr: bytes, issuer_id: str, authority: Authority) -> Candidate:
+def decide_operator(csr: bytes, issuer_id: str, authority: DecisionContext) -> Candidate:
     """Return the candidate for an operator's certificate.
 
     Raises:

@@ -21,9 +21,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from ca_signer import metrics
-from ca_signer.issuance.decision_context import Authority, parsed
+from ca_signer.issuance.decision_context import DecisionContext, parsed
 from ca_signer.operators import audit_records
-from ca_signer.operators.verb import Caller, Effect, Verb, Verbs
+from ca_signer.operators.verb import Caller, CommandResult, Verb, Verbs
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.settings import SERVICE
 from estcore import ids
@@ -49,14 +49,14 @@ _OPERATOR = """select issuer_id, serial_number, profile, certificate, revoked_at
 from issuance where certificate_sha256 = $1 and certificate is not null for share"""
 
 
-class Executor:
+class CommandExecutor:
     """Verifies commands and carries them out, each once."""
 
     def __init__(
         self,
         database: Database,
         publisher: EventPublisher,
-        authority: Authority,
+        authority: DecisionContext,
         verbs: Verbs,
         *,
         changed: Callable[[], None] = lambda: None,
@@ -160,7 +160,7 @@ class Executor:
 
     async def _do(
         self, connection: Connection, signed: SignedCommand, verb: Verb[Any], caller: Caller
-    ) -> tuple[CommandAnswered, Effect | RequestRejected]:
+    ) -> tuple[CommandAnswered, CommandResult | RequestRejected]:
         command_id = str(signed.command.command_id)
         try:
             arguments = verb.arguments.model_validate(signed.command.arguments)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from ca_signer import metrics
-from ca_signer.operators.executor import Executor
+from ca_signer.operators.executor import CommandExecutor
 from ca_signer.settings import SERVICE
 from estcore.errors import Unavailable
 from estcore.messages.commands import CommandAnswered
@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 _WAITING = 100
 
 
-class Listener:
+class CommandListener:
     """Answers commands; any number of signers share the topics."""
 
-    def __init__(self, bus: Bus, executor: Executor) -> None:
+    def __init__(self, bus: Bus, executor: CommandExecutor) -> None:
         self._bus = bus
         self._executor = executor
         self._queue: asyncio.Queue[tuple[str, Incoming]] = asyncio.Queue(_WAITING)
@@ -60,6 +60,6 @@ class Listener:
         if not message.reply:
             return
         try:
-            await self._bus.hint(message.reply, encode(answer))
+            await self._bus.publish_unconfirmed(message.reply, encode(answer))
         except Unavailable as exc:
             log.warning("an answer was not sent", extra=fields(code=exc.code))

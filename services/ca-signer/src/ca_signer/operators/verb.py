@@ -28,7 +28,7 @@ class Caller:
 
 
 @dataclass(frozen=True)
-class Effect:
+class CommandResult:
     """What a command did: the answer's result and what its record is about."""
 
     result: dict[str, JsonValue]
@@ -46,7 +46,7 @@ class Verb(Generic[A]):
     name: str
     roles: frozenset[Role]
     arguments: type[A]
-    run: Callable[[Connection, A, Caller], Awaitable[Effect]]
+    run: Callable[[Connection, A, Caller], Awaitable[CommandResult]]
     reads: bool = False
 
 

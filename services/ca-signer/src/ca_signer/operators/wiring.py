@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ca_signer.issuance.approvals import approval_records
-from ca_signer.issuers.trust_adoption import FetchCounter
-from ca_signer.operators.executor import Executor
-from ca_signer.operators.listener import Listener
+from ca_signer.issuers.trust_adoption import TrustAdoptionTracker
+from ca_signer.operators.executor import CommandExecutor
+from ca_signer.operators.listener import CommandListener
 from ca_signer.operators.verb import table
 from ca_signer.operators.verbs import approvals, bulk_revocation, certificates, revocation
 from ca_signer.operators.verbs.rollover import Rolling
 from ca_signer.publishing.outbox import Outbox, command_records
 from ca_signer.publishing.publisher import EventPublisher
-from ca_signer.revocation.bulk import Incidents, incident_records
-from ca_signer.revocation.crl import RevocationLists
-from ca_signer.revocation.publisher import Revocations
-from ca_signer.signing.issuers import SigningAuthority
+from ca_signer.revocation.bulk import BulkRevocationJob, incident_records
+from ca_signer.revocation.crl import CRLPublisher
+from ca_signer.revocation.publisher import RevocationPublisher
+from ca_signer.signing.issuers import SigningContext
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
 
@@ -25,29 +25,31 @@ from estcore.runtime.database import Database
 class Operations:
     """The jobs that serve operators, and what they share."""
 
-    executor: Executor
-    listener: Listener
+    executor: CommandExecutor
+    listener: CommandListener
     outbox: Outbox
-    revocations: Revocations
-    lists: RevocationLists
-    incidents: Incidents
-    fetches: FetchCounter
+    revocations: RevocationPublisher
+    lists: CRLPublisher
+    incidents: BulkRevocationJob
+    fetches: TrustAdoptionTracker
 
 
 def assemble(
     bus: Bus,
     database: Database,
     publisher: EventPublisher,
-    authority: SigningAuthority,
+    authority: SigningContext,
     *,
     every_s: float,
     crl_lifetime_s: int,
 ) -> Operations:
     """Join the parts; the result's ``listener``, ``outbox`` and ``lists`` have jobs."""
-    lists = RevocationLists(
+    lists = CRLPublisher(
         database, bus, authority.issuers, lifetime_s=crl_lifetime_s, urls=authority.crl_urls
     )
-    revocations = Revocations(database, bus, publisher.audit_records.source, changed=lists.changed)
+    revocations = RevocationPublisher(
+        database, bus, publisher.audit_records.source, changed=lists.changed
+    )
     # Revocations first: they wait for nobody.
     parts = [
         revocations.announce,
@@ -65,14 +67,14 @@ def assemble(
         **bulk_revocation.verbs(),
         **rolling,
     }
-    executor = Executor(database, publisher, authority, verbs, changed=outbox.changed)
-    fetches = FetchCounter(bus, database)
+    executor = CommandExecutor(database, publisher, authority, verbs, changed=outbox.changed)
+    fetches = TrustAdoptionTracker(bus, database)
     return Operations(
         executor=executor,
-        listener=Listener(bus, executor),
+        listener=CommandListener(bus, executor),
         outbox=outbox,
         revocations=revocations,
         lists=lists,
         fetches=fetches,
-        incidents=Incidents(database, changed=outbox.changed),
+        incidents=BulkRevocationJob(database, changed=outbox.changed),
     )

@@ -11,7 +11,7 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
-from ca_signer.model import Context, Intent, Issued, Refusal
+from ca_signer.model import IssuanceIntent, IssuedCertificate, Refusal, RequestFacts
 from ca_signer.settings import SERVICE
 from estcore import ids
 from estcore.clock import Clock
@@ -19,7 +19,7 @@ from estcore.errors import RequestRejected
 from estcore.messages import topics
 from estcore.messages.audit import Actor, AuditRecord, Origin, Phase, Producer, Target
 from estcore.messages.enrollment import EnrollmentRequested
-from estcore.messages.envelope import encode_mapping, present
+from estcore.messages.envelope import encode_mapping, without_none
 from estcore.messages.events import EnrollmentRejected
 from estcore.runtime.bus import Outgoing
 from estcore.runtime.consume import Delivery
@@ -37,7 +37,7 @@ class AuditRecords:
         self.source = f"{SERVICE}/{instance}"
         self.producer = {"service": SERVICE, "instance": instance, "boot_id": ids.uuid7()}
 
-    def intent(self, intent: Intent) -> Record:
+    def intent(self, intent: IssuanceIntent) -> Record:
         """Return the record of step 6; one per attempt, so a resumed intent shows both."""
         record_id = ids.record_id("intent", intent.issuance_id, str(intent.fence))
         record = self._record(intent, record_id, "intent")
@@ -45,12 +45,12 @@ class AuditRecords:
             record["target"]["tbs_sha256"] = sha256(intent.tbs).hexdigest()
         return record
 
-    def intent_of_issued(self, issued: Issued) -> Record:
+    def intent_of_issued(self, issued: IssuedCertificate) -> Record:
         """Return the record of step 6 again, from a stored certificate."""
         record = self.intent(replace(issued.intent, tbs=issued.tbs))
         return record | {"occurred_at": issued.issued_at}
 
-    def outcome(self, issued: Issued) -> Record:
+    def outcome(self, issued: IssuedCertificate) -> Record:
         """Return the record of step 10."""
         intent = issued.intent
         record = self._record(intent, ids.record_id("issued", intent.issuance_id), "outcome")
@@ -62,7 +62,7 @@ class AuditRecords:
         )
         # ca_signer.recovery.audit_log completes a restored ledger with these.
         predecessor = intent.predecessor_sha256
-        record["details"] = present(
+        record["details"] = without_none(
             enrollment_id=intent.enrollment_id.hex(),
             operation=intent.context.operation,
             predecessor_sha256=predecessor.hex() if predecessor else None,
@@ -70,7 +70,13 @@ class AuditRecords:
         return record
 
     def about_intent(
-        self, intent: Intent, *, record_id: str, action: str, error: RequestRejected, phase: Phase
+        self,
+        intent: IssuanceIntent,
+        *,
+        record_id: str,
+        action: str,
+        error: RequestRejected,
+        phase: Phase,
     ) -> Record:
         """Return a record about an intent other than its two regular ones."""
         record = self._record(intent, record_id, phase)
@@ -129,7 +135,7 @@ class AuditRecords:
         """Return the record of a dead letter; ``message`` is None where it is unreadable."""
         name = ids.record_id("dead", delivery.topic, str(delivery.sequence))
         principal = message.principal if message else None
-        return present(
+        return without_none(
             record_id=name,
             schema_version=1,
             producer=self.producer,
@@ -142,15 +148,15 @@ class AuditRecords:
             reason_code=code,
             reason=reason[:500],
             severity="error",
-            actor=present(type="service", subject=principal.key if principal else None),
-            target=present(request_id=message.id if message else None),
+            actor=without_none(type="service", subject=principal.key if principal else None),
+            target=without_none(request_id=message.id if message else None),
             details={"topic": delivery.topic, "sequence": delivery.sequence},
         )
 
     def service_event(self, action: str, details: dict[str, str]) -> Record:
         """Return the record of something the service did by itself."""
         name = ids.uuid7()
-        return present(
+        return without_none(
             record_id=name,
             schema_version=1,
             producer=self.producer,
@@ -164,11 +170,11 @@ class AuditRecords:
             details=details,
         )
 
-    def issued_event(self, issued: Issued, *, again: bool = False) -> Outgoing:
+    def issued_event(self, issued: IssuedCertificate, *, again: bool = False) -> Outgoing:
         """Return the event of step 10; ``again`` for one that JetStream must not drop."""
         intent, context = issued.intent, issued.intent.context
         predecessor = intent.predecessor_sha256
-        event = present(
+        event = without_none(
             id=intent.issuance_id,
             source=self.source,
             time=issued.issued_at,
@@ -205,9 +211,9 @@ class AuditRecords:
         message_id = None if again else f"issued-{intent.issuance_id}"
         return Outgoing(topic, encode_mapping(event), message_id)
 
-    def _record(self, intent: Intent, record_id: str, phase: Phase) -> Record:
+    def _record(self, intent: IssuanceIntent, record_id: str, phase: Phase) -> Record:
         context = intent.context
-        return present(
+        return without_none(
             record_id=record_id,
             schema_version=1,
             producer=self.producer,
@@ -220,7 +226,7 @@ class AuditRecords:
             phase=phase,
             outcome="unknown" if phase == "intent" else "success",
             severity="info",
-            actor=present(
+            actor=without_none(
                 type="service",
                 subject=context.principal,
                 auth_method=context.auth_method,
@@ -232,8 +238,8 @@ class AuditRecords:
         )
 
 
-def _target(intent: Intent, context: Context) -> dict[str, Any]:
-    return present(
+def _target(intent: IssuanceIntent, context: RequestFacts) -> dict[str, Any]:
+    return without_none(
         tenant=intent.tenant,
         service=intent.service,
         slot_id=intent.slot_id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from ca_signer.model import Intent, Issued, Refusal
+from ca_signer.model import IssuanceIntent, IssuedCertificate, Refusal
 from ca_signer.publishing.audit_records import AuditRecords, Record
 from ca_signer.publishing.replies import Replies
 from ca_signer.settings import SERVICE
@@ -37,7 +37,7 @@ class EventPublisher:
         self.replies = Replies(bus)
         self._refusal_topic = topics.audit_refusal_topic(SERVICE, instance)
 
-    async def intents(self, intents: Sequence[Intent]) -> None:
+    async def intents(self, intents: Sequence[IssuanceIntent]) -> None:
         """Step 6: publish the intents; without the PubAck nothing is signed.
 
         Raises:
@@ -45,7 +45,7 @@ class EventPublisher:
         """
         await self.mappings([self.audit_records.intent(i) for i in intents])
 
-    async def issued(self, issued: Sequence[Issued]) -> None:
+    async def issued(self, issued: Sequence[IssuedCertificate]) -> None:
         """Step 10: publish outcome records and events.
 
         Raises:
@@ -58,14 +58,14 @@ class EventPublisher:
             ]
         )
 
-    async def republish_records(self, issued: Sequence[Issued]) -> None:
+    async def republish_records(self, issued: Sequence[IssuedCertificate]) -> None:
         """Publish intent and outcome records again, for the audit service."""
         build = self.audit_records
         await self.mappings(
             [r for i in issued for r in (build.intent_of_issued(i), build.outcome(i))]
         )
 
-    async def republish_events(self, issued: Sequence[Issued]) -> None:
+    async def republish_events(self, issued: Sequence[IssuedCertificate]) -> None:
         """Publish the events again, for renewal."""
         await self._bus.publish_confirmed(
             [self.audit_records.issued_event(i, again=True) for i in issued]

@@ -12,7 +12,7 @@ import datetime as dt
 import logging
 
 from ca_signer import metrics
-from ca_signer.ledger.issuances import Ledger
+from ca_signer.ledger.issuances import IssuanceStore
 from ca_signer.publishing.publisher import EventPublisher
 from estcore import ids
 from estcore.clock import Clock
@@ -27,7 +27,7 @@ from estcore.messages.events import (
 )
 from estcore.runtime.bus import Bus, Incoming, Outgoing
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +36,13 @@ _LIMIT = 120
 _PIECE = 200
 
 
-class Windows:
+class ReconciliationWindows:
     """Publishes window sums and answers requests to announce again."""
 
     def __init__(
         self,
         bus: Bus,
-        ledger: Ledger,
+        ledger: IssuanceStore,
         publisher: EventPublisher,
         clock: Clock,
         *,
@@ -59,7 +59,7 @@ class Windows:
     async def run(self, stop: asyncio.Event) -> None:
         """Publish closed windows until ``stop``."""
         await self._bus.subscribe(topics.REANNOUNCE_TOPIC, self._asked, queue="ca-signer")
-        while not await until(stop, min(self._length.total_seconds() / 4, 10)):
+        while not await sleep_or_stop(stop, min(self._length.total_seconds() / 4, 10)):
             try:
                 await self.publish_closed()
             except Unavailable as exc:
@@ -114,7 +114,9 @@ class Windows:
         try:
             asked = decode(ReannounceRequested, message.payload)
             announced = await self.announce_again(asked)
-            await self._bus.hint(message.reply, encode(ReannounceAnswered(announced=announced)))
+            await self._bus.publish_unconfirmed(
+                message.reply, encode(ReannounceAnswered(announced=announced))
+            )
         except (MalformedRequest, Unavailable) as exc:
             log.warning("windows not announced again", extra=fields(code=exc.code))
 

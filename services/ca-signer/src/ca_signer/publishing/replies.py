@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ca_signer.model import EXPIRED, Intent
+from ca_signer.model import EXPIRED, IssuanceIntent
 from estcore.errors import BusUnavailable, RequestRejected
 from estcore.messages import topics
 from estcore.messages.enrollment import EnrollmentAnswered
@@ -22,11 +22,11 @@ class Replies:
         """Send an answer to one front end; without the bus it is dropped."""
         topic = topics.reply_topic(group, instance, answer.request_id)
         try:
-            await self._bus.hint(topic, encode(answer))
+            await self._bus.publish_unconfirmed(topic, encode(answer))
         except BusUnavailable:
             return
 
-    async def send_abandoned(self, intent: Intent, why: RequestRejected) -> None:
+    async def send_abandoned(self, intent: IssuanceIntent, why: RequestRejected) -> None:
         """Answer the request of an intent that is not signed.
 
         An expired one may be sent again, so its client is told to; any other is refused.

@@ -26,9 +26,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import TypeAdapter, ValidationError
 
-from ca_signer.issuers.issuer import KnownIssuer
+from ca_signer.issuers.issuer import CACertificate
 from ca_signer.ledger.revocations import HOLD
-from ca_signer.model import Context, Intent, Issued
+from ca_signer.model import IssuanceIntent, IssuedCertificate, RequestFacts
 from ca_signer.recovery.rollover_history import Move
 from ca_signer.signing import signatures
 from estcore.errors import ConfigurationError, MalformedRequest
@@ -59,14 +59,14 @@ class Change:
 
 
 @dataclass
-class Outcomes:
+class AuditLogContents:
     """What the log knows, by issuance id; ``commands`` are those carried out, oldest first.
 
     ``elsewhere`` are those that another CA was asked for, and of which nothing more is known.
     """
 
-    issued: dict[str, Issued] = field(default_factory=dict)
-    given_up: dict[str, Intent] = field(default_factory=dict)
+    issued: dict[str, IssuedCertificate] = field(default_factory=dict)
+    given_up: dict[str, IssuanceIntent] = field(default_factory=dict)
     elsewhere: set[str] = field(default_factory=set)
     changes: dict[str, Change] = field(default_factory=dict)
     commands: list[AuditRecord] = field(default_factory=list)
@@ -75,7 +75,7 @@ class Outcomes:
 
 def read_export(
     lines: Iterable[bytes], key: VerifierKey, profiles: ProfileSet, now: dt.datetime
-) -> Outcomes:
+) -> AuditLogContents:
     """Return what a whole export says, after it was verified.
 
     Raises:
@@ -95,13 +95,13 @@ def read_export(
     return read_records((leaf["record"] for leaf in found.records), profiles)
 
 
-def read_records(records: Iterable[Mapping[str, Any]], profiles: ProfileSet) -> Outcomes:
+def read_records(records: Iterable[Mapping[str, Any]], profiles: ProfileSet) -> AuditLogContents:
     """Return what records in the order of the log say.
 
     Raises:
         MalformedRequest: a record of issuing is not one.
     """
-    found = Outcomes()
+    found = AuditLogContents()
     for raw in records:
         action, phase = raw.get("action"), raw.get("phase")
         if action == "certificate.issue" and phase in {"intent", "outcome"}:
@@ -133,7 +133,7 @@ def _record(raw: Mapping[str, Any]) -> AuditRecord:
         raise MalformedRequest(f"record {raw.get('record_id')} is not one", code=BAD) from exc
 
 
-def _issuing(found: Outcomes, record: AuditRecord, profiles: ProfileSet) -> None:
+def _issuing(found: AuditLogContents, record: AuditRecord, profiles: ProfileSet) -> None:
     if record.phase == "intent" and record.target.serial is None:
         # The serial number was for another CA to choose.
         found.elsewhere.add(str(record.target.issuance_id))
@@ -147,20 +147,20 @@ def _issuing(found: Outcomes, record: AuditRecord, profiles: ProfileSet) -> None
             assert target.certificate is not None  # noqa: S101 - below, with the other gaps
             assert target.issued_at is not None  # noqa: S101
             der = base64.b64decode(target.certificate, validate=True)
-            found.issued[intent.issuance_id] = Issued(intent, der, target.issued_at)
+            found.issued[intent.issuance_id] = IssuedCertificate(intent, der, target.issued_at)
     except (AssertionError, ValueError, TypeError, KeyError, binascii.Error) as exc:
         raise MalformedRequest(
             f"record {record.record_id} does not say all of an issuance", code=BAD
         ) from exc
 
 
-def _intent(record: AuditRecord, profiles: ProfileSet) -> Intent:
+def _intent(record: AuditRecord, profiles: ProfileSet) -> IssuanceIntent:
     target, details = record.target, record.details or {}
     values = {name: _said(target, name) for name in _NEEDED}
     predecessor = details.get("predecessor_sha256")
     enrollment = details.get("enrollment_id")
     issuance_id = str(values["issuance_id"])
-    return Intent(
+    return IssuanceIntent(
         issuance_id=issuance_id,
         # One that no request can have, where the record does not say which it was.
         enrollment_id=bytes.fromhex(str(enrollment))
@@ -201,11 +201,11 @@ def _said(target: Any, name: str) -> Any:
     return value
 
 
-def _context(record: AuditRecord, profiles: ProfileSet) -> Context:
+def _context(record: AuditRecord, profiles: ProfileSet) -> RequestFacts:
     target, actor = record.target, record.actor
     profile = profiles.profiles.get(target.profile or "")
     renewal = profile.renewal if profile else None
-    return Context(
+    return RequestFacts(
         correlation_id=record.correlation_id,
         operation=str((record.details or {}).get("operation", _RESTORED)),
         group=_RESTORED,
@@ -228,7 +228,7 @@ def _context(record: AuditRecord, profiles: ProfileSet) -> Context:
     )
 
 
-def _move(found: Outcomes, record: AuditRecord) -> None:
+def _move(found: AuditLogContents, record: AuditRecord) -> None:
     said = record.details or {}
     if said.get("changed") is not True:
         return
@@ -259,7 +259,7 @@ def _reason(record: AuditRecord) -> str | None:
     return HOLD if record.action == "operator.certificate-hold" else None
 
 
-def _change(found: Outcomes, record: AuditRecord, reason: str | None) -> None:
+def _change(found: AuditLogContents, record: AuditRecord, reason: str | None) -> None:
     issuance_id = record.target.issuance_id
     if issuance_id is None:
         return
@@ -269,7 +269,7 @@ def _change(found: Outcomes, record: AuditRecord, reason: str | None) -> None:
     found.changes[issuance_id] = Change(reason, record.occurred_at, by, count)
 
 
-def check_issued(issued: Issued, issuers: Mapping[str, KnownIssuer]) -> None:
+def check_issued(issued: IssuedCertificate, issuers: Mapping[str, CACertificate]) -> None:
     """Check that a certificate is what its record says, and that its issuer signed it.
 
     Raises:

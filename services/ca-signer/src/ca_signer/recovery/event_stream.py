@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from hashlib import sha256
 
-from ca_signer.model import Context, Intent, Issued
+from ca_signer.model import IssuanceIntent, IssuedCertificate, RequestFacts
 from ca_signer.recovery.ledger_check import ISSUED
 from estcore.errors import MalformedRequest
 from estcore.messages.envelope import decode
@@ -21,14 +21,14 @@ from estcore.runtime.bus import Bus
 _ANNOUNCED = "announced"
 
 
-async def announced(bus: Bus, known: Collection[str]) -> list[Issued]:
+async def announced(bus: Bus, known: Collection[str]) -> list[IssuedCertificate]:
     """Return the certificates the bus tells of whose issuance ids are not ``known``, each once.
 
     Raises:
         BusUnavailable: no answer in time.
         MalformedRequest: an event is none; nobody but a signer could have published it.
     """
-    found: dict[str, Issued] = {}
+    found: dict[str, IssuedCertificate] = {}
     newest = await bus.last_sequence(PKI_EVENTS, ISSUED)
     start = 1
     while start <= newest:
@@ -41,9 +41,9 @@ async def announced(bus: Bus, known: Collection[str]) -> list[Issued]:
     return list(found.values())
 
 
-def _issued(event: CertificateIssued) -> Issued:
+def _issued(event: CertificateIssued) -> IssuedCertificate:
     try:
-        intent = Intent(
+        intent = IssuanceIntent(
             issuance_id=event.id,
             # One that no request can have: the next one of its holder is a new enrollment.
             enrollment_id=sha256(f"{_ANNOUNCED}/{event.id}".encode()).digest(),
@@ -70,11 +70,11 @@ def _issued(event: CertificateIssued) -> Issued:
         )
     except ValueError as exc:
         raise MalformedRequest(f"event {event.id} cannot be read", code="reconcile.event") from exc
-    return Issued(intent, event.certificate, event.issued_at)
+    return IssuedCertificate(intent, event.certificate, event.issued_at)
 
 
-def _context(event: CertificateIssued) -> Context:
-    return Context(
+def _context(event: CertificateIssued) -> RequestFacts:
+    return RequestFacts(
         correlation_id=event.correlation_id,
         operation=_ANNOUNCED,
         group=_ANNOUNCED,

@@ -28,7 +28,7 @@ from estcore.messages.topics import PKI_EVENTS
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
 
@@ -45,26 +45,26 @@ _MISSING_REVOKED = """select id from unnest($1::uuid[], $2::int[]) as t(id, seq)
 
 
 @dataclass(frozen=True)
-class Told:
+class EventRef:
     """What an event says of a certificate; ``change`` counts its revocations and releases."""
 
     issuance_id: UUID
     change: int
 
 
-def read_told(payload: bytes) -> Told | None:
+def read_told(payload: bytes) -> EventRef | None:
     """Return what an event of issuing or revoking says; None where it is none of ours."""
     try:
         name = str(from_json(payload)["id"])
         if not name.startswith("revoked-"):
-            return Told(UUID(name), 0)
+            return EventRef(UUID(name), 0)
         issuance_id, _, change = name.removeprefix("revoked-").rpartition("-")
-        return Told(UUID(issuance_id), int(change))
+        return EventRef(UUID(issuance_id), int(change))
     except (ValueError, KeyError, TypeError):
         return None
 
 
-class Completeness:
+class StaleLedgerCheck:
     """Compares the ledger with the newest events."""
 
     def __init__(self, bus: Bus, database: Database) -> None:
@@ -72,7 +72,7 @@ class Completeness:
         self._database = database
         self.complete = False
         self._next: dict[str, int] = {}
-        self._told: dict[str, deque[Told]] = {
+        self._result: dict[str, deque[EventRef]] = {
             topics: deque(maxlen=_LOOKED_AT) for topics in (ISSUED, REVOKED)
         }
 
@@ -85,8 +85,8 @@ class Completeness:
         # The events first: what is announced meanwhile is committed already.
         for topics in (ISSUED, REVOKED):
             await self._hear(topics)
-        issued = [one.issuance_id for one in self._told[ISSUED]]
-        revoked = [(one.issuance_id, one.change) for one in self._told[REVOKED]]
+        issued = [one.issuance_id for one in self._result[ISSUED]]
+        revoked = [(one.issuance_id, one.change) for one in self._result[REVOKED]]
         async with self._database.connection() as connection:
             rows: list[Any] = await connection.fetch(_MISSING_ISSUED, issued)
             rows += await connection.fetch(
@@ -103,7 +103,7 @@ class Completeness:
             start = 1
         while start <= newest:
             found = await self._bus.stored_from(PKI_EVENTS, topics, start)
-            self._told[topics].extend(t for one in found if (t := read_told(one.payload)))
+            self._result[topics].extend(t for one in found if (t := read_told(one.payload)))
             start = found[-1].sequence + 1 if found else newest + 1
         self._next[topics] = start
 
@@ -126,7 +126,7 @@ class Completeness:
                 missing = await self.missing()
             except Unavailable as exc:
                 log.warning("ledger not compared", extra=fields(code=exc.code, reason=exc.reason))
-                await until(stop, 1)
+                await sleep_or_stop(stop, 1)
                 continue
             if not missing:
                 return True
@@ -135,7 +135,7 @@ class Completeness:
                 log.error(_sentence(missing), extra=fields(code=BEHIND))
                 details = {"reason": BEHIND, "issuance": str(missing[0])}
                 await publisher.service_event("signing.refused", details)
-            await until(stop, _EVERY_S)
+            await sleep_or_stop(stop, _EVERY_S)
         return False
 
     async def watch(self, stop: asyncio.Event) -> None:
@@ -144,7 +144,7 @@ class Completeness:
         Raises:
             InvariantBroken: the ledger is behind; the process ends, and its next start waits.
         """
-        while not await until(stop, _EVERY_S):
+        while not await sleep_or_stop(stop, _EVERY_S):
             try:
                 missing = await self.missing()
             except Unavailable as exc:

@@ -19,8 +19,8 @@ import asyncpg
 from ca_signer.ledger import certificate_index
 from ca_signer.ledger.issuances import serial_octets
 from ca_signer.ledger.revocations import RELEASED
-from ca_signer.model import OPEN_SUBMISSIONS, Intent, Issued
-from ca_signer.recovery.audit_log import Change, Outcomes
+from ca_signer.model import OPEN_SUBMISSIONS, IssuanceIntent, IssuedCertificate
+from ca_signer.recovery.audit_log import AuditLogContents, Change
 from ca_signer.recovery.ledger_check import REVOKED, read_told
 from ca_signer.recovery.rollover_history import Replayed, replay
 from estcore.errors import Conflict, MalformedRequest
@@ -86,9 +86,10 @@ set last_number = greatest(crl.last_number, excluded.last_number)"""
 
 @dataclass
 class Restored:
-    """How much was put back, and what the ledger has forgotten that nobody can put back.
+    """What was restored, and what could not be.
 
-    ``elsewhere`` are issuances that another CA was asked for; ``forgotten`` what operators did.
+    ``elsewhere`` counts issuances by upstream CAs; ``unrecoverable_commands`` are commands of
+    operators whose effect is not in the audit log.
     """
 
     issued: int = 0
@@ -96,7 +97,7 @@ class Restored:
     revocations: int = 0
     rollovers: int = 0
     elsewhere: list[str] = field(default_factory=list)
-    forgotten: list[str] = field(default_factory=list)
+    unrecoverable_commands: list[str] = field(default_factory=list)
 
 
 class Restorer:
@@ -106,7 +107,7 @@ class Restorer:
         self._bus = bus
         self._database = database
 
-    async def restore(self, found: Outcomes) -> Restored:
+    async def restore(self, found: AuditLogContents) -> Restored:
         """Put back what is missing.
 
         Raises:
@@ -126,7 +127,7 @@ class Restorer:
         played = replay(found.moves)
         done.rollovers = await self._database.run(partial(_put_rollovers, played=played))
         done.elsewhere = await self._unknown(found)
-        done.forgotten = await self._forgotten(found)
+        done.unrecoverable_commands = await self._forgotten(found)
         return done
 
     async def _with_announced(self, changes: dict[str, Change]) -> dict[str, Change]:
@@ -161,7 +162,7 @@ class Restorer:
         async with self._database.connection() as connection:
             await connection.executemany(_NUMBER, numbers)
 
-    async def _unknown(self, found: Outcomes) -> list[str]:
+    async def _unknown(self, found: AuditLogContents) -> list[str]:
         async with self._database.connection() as connection:
             rows = await connection.fetch(
                 "select id from unnest($1::uuid[]) id where not exists "
@@ -170,7 +171,7 @@ class Restorer:
             )
         return [str(row["id"]) for row in rows]
 
-    async def _forgotten(self, found: Outcomes) -> list[str]:
+    async def _forgotten(self, found: AuditLogContents) -> list[str]:
         async with self._database.connection() as connection:
             rows = await connection.fetch(
                 "select id from unnest($1::text[]) id where not exists "
@@ -198,7 +199,7 @@ def _pieces(items: Sequence[Any]) -> list[Sequence[Any]]:
     return [items[start : start + _PIECE] for start in range(0, len(items), _PIECE)]
 
 
-async def _put_issued(connection: Connection, piece: Sequence[Issued]) -> int:
+async def _put_issued(connection: Connection, piece: Sequence[IssuedCertificate]) -> int:
     count = 0
     for one in piece:
         intent = one.intent
@@ -226,7 +227,7 @@ async def _put_issued(connection: Connection, piece: Sequence[Issued]) -> int:
     return count
 
 
-async def _put_given_up(connection: Connection, piece: Sequence[Intent]) -> int:
+async def _put_given_up(connection: Connection, piece: Sequence[IssuanceIntent]) -> int:
     count = 0
     for intent in piece:
         known = await connection.fetchval(
@@ -240,7 +241,9 @@ async def _put_given_up(connection: Connection, piece: Sequence[Intent]) -> int:
     return count
 
 
-def _columns(intent: Intent, moment: dt.datetime, certificate: bytes | None) -> tuple[Any, ...]:
+def _columns(
+    intent: IssuanceIntent, moment: dt.datetime, certificate: bytes | None
+) -> tuple[Any, ...]:
     return (
         intent.issuance_id,
         intent.enrollment_id,

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import asyncpg
 
-from ca_signer.issuance.decision_context import Authority
+from ca_signer.issuance.decision_context import DecisionContext
 from ca_signer.ledger import revocations
 from ca_signer.publishing.publisher import EventPublisher
 from estcore import ids
@@ -41,7 +41,7 @@ left join issuance n on n.certificate_sha256 = $2 and n.state = 'issued'
 where o.certificate_sha256 = $1 and o.state = 'issued' for update of o"""
 
 
-class Replaced:
+class RevokeAfterRotation:
     """Runs in every signer; any number may run."""
 
     def __init__(
@@ -49,7 +49,7 @@ class Replaced:
         bus: Bus,
         database: Database,
         publisher: EventPublisher,
-        authority: Authority,
+        authority: DecisionContext,
         *,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
@@ -66,7 +66,7 @@ class Replaced:
         """Take what renewal tells until ``stop``."""
         await self._consumer.start()
         while not stop.is_set():
-            await self._consumer.tend()
+            await self._consumer.maintain()
             if await self._consumer.wait(0.5):
                 for delivery in self._consumer.take(_CREDIT):
                     await self.handle(delivery)

@@ -33,7 +33,7 @@ from estcore.pki.profile import StrictModel, Token
 from estcore.policy.internal_profiles import INTERNAL_PROFILES
 from estcore.runtime.database import Connection, Database
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ async def select_members(connection: Connection, incident_id: str, selector: Sel
     return int(done.split()[-1])
 
 
-class Incidents:
+class BulkRevocationJob:
     """The job: selects, revokes at the pace, lets proposals expire."""
 
     def __init__(self, database: Database, *, changed: Callable[[], None]) -> None:
@@ -119,7 +119,7 @@ class Incidents:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop``."""
-        while not await until(stop, _EVERY_S):
+        while not await sleep_or_stop(stop, _EVERY_S):
             try:
                 await self.step()
             except Unavailable as exc:

@@ -19,7 +19,7 @@ import asyncpg
 
 from ca_signer import metrics
 from ca_signer.ledger.issuances import serial_octets
-from ca_signer.signing.issuers import Issuer
+from ca_signer.signing.issuers import SigningIssuer
 from estcore.clock import monotonic_s
 from estcore.errors import InvariantBroken, Unavailable
 from estcore.messages import topics
@@ -38,7 +38,7 @@ from estcore.pki.crl_shards import Partition, all_of
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.database import Connection, Database
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +73,14 @@ class _Ledger:
         return frozenset(e for e in self.entries if part.holds(e.serial_number))
 
 
-class RevocationLists:
+class CRLPublisher:
     """Runs in every signer; any number may run."""
 
     def __init__(
         self,
         database: Database,
         bus: Bus,
-        issuers: Mapping[str, Issuer],
+        issuers: Mapping[str, SigningIssuer],
         *,
         lifetime_s: int,
         urls: Callable[[], Sequence[str]] = lambda: (),
@@ -103,12 +103,12 @@ class RevocationLists:
     async def run(self, stop: asyncio.Event) -> None:
         """Keep the lists fresh until ``stop``."""
         next_look = made_at = 0.0
-        while not await until(stop, _TICK_S):
+        while not await sleep_or_stop(stop, _TICK_S):
             due = self._due.is_set() and monotonic_s() > made_at + _LEAST_BETWEEN_S
             if not due and monotonic_s() < next_look:
                 continue
             self._due.clear()
-            if due and await until(stop, _DEBOUNCE_S):  # several in a row make one list
+            if due and await sleep_or_stop(stop, _DEBOUNCE_S):  # several in a row make one list
                 return
             await self.refresh()
             made_at = monotonic_s()
@@ -124,7 +124,7 @@ class RevocationLists:
             except InvariantBroken as exc:
                 log.error("no CRL was made", extra=fields(code=exc.code, reason=exc.reason))
 
-    async def _refresh(self, issuer: Issuer) -> None:
+    async def _refresh(self, issuer: SigningIssuer) -> None:
         issuer_id = issuer.issuer_id
         parts: list[Partition | None] = [p for n in issuer.crl.counts for p in all_of(n)]
         async with self._database.connection() as connection:
@@ -217,7 +217,7 @@ class RevocationLists:
         found = self._known[issuer_id, part] = _Known(number, entries)
         return found
 
-    async def _make(self, issuer: Issuer, part: Partition | None) -> None:
+    async def _make(self, issuer: SigningIssuer, part: Partition | None) -> None:
         issuer_id, name = issuer.issuer_id, _name(part)
         async with self._database.connection() as connection:
             number = await connection.fetchval(
@@ -277,7 +277,7 @@ class RevocationLists:
             extra=fields(issuer=issuer_id, partition=name, number=number, entries=len(entries)),
         )
 
-    async def _publish(self, issuer: Issuer, parts: Sequence[Partition | None]) -> None:
+    async def _publish(self, issuer: SigningIssuer, parts: Sequence[Partition | None]) -> None:
         issuer_id = issuer.issuer_id
         async with self._database.connection() as connection:
             rows = await connection.fetch(

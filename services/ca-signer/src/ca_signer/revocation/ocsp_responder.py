@@ -22,13 +22,13 @@ from cryptography.x509.oid import NameOID
 
 from ca_signer import metrics
 from ca_signer.issuance.decision_context import Candidate
-from ca_signer.issuance.idempotency import Repeats
+from ca_signer.issuance.idempotency import RequestResolver
 from ca_signer.issuance.tbs import candidate
 from ca_signer.ledger.issuances import SERIAL_OCTETS
 from ca_signer.settings import SERVICE, OCSPSettings
-from ca_signer.signing.cycle import Cycle
+from ca_signer.signing.cycle import IssuanceCycle
 from ca_signer.signing.internal_issuance import issue_internally
-from ca_signer.signing.issuers import Issuer, SigningAuthority
+from ca_signer.signing.issuers import SigningContext, SigningIssuer
 from estcore import ids
 from estcore.errors import ESTSuiteError, MalformedRequest, Unavailable
 from estcore.messages import topics
@@ -38,7 +38,7 @@ from estcore.pki.ocsp import (
     MALFORMED,
     TRY_LATER,
     UNAUTHORIZED,
-    Standing,
+    CertificateStatus,
     asks_issuer,
     read_question,
     sign_answer,
@@ -50,7 +50,7 @@ from estcore.policy.internal_profiles import OCSP_RESPONDER_PROFILE
 from estcore.runtime.bus import Bus, Incoming
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
 
@@ -65,17 +65,17 @@ class _Signing:
     certificate: x509.Certificate
 
 
-class Responder:
+class OCSPResponder:
     """Runs in every signer with ``ocsp`` in its settings; any number may run."""
 
     def __init__(
         self,
         bus: Bus,
         database: Database,
-        authority: SigningAuthority,
+        authority: SigningContext,
         *,
-        repeats: Repeats,
-        cycle: Cycle,
+        repeats: RequestResolver,
+        cycle: IssuanceCycle,
         settings: OCSPSettings,
     ) -> None:
         self._bus = bus
@@ -89,7 +89,7 @@ class Responder:
     async def run(self, stop: asyncio.Event) -> None:
         """Keep every issuer's responder certificate fresh until ``stop``."""
         await self.renew()
-        while not await until(stop, _LOOK_EVERY_S):
+        while not await sleep_or_stop(stop, _LOOK_EVERY_S):
             await self.renew()
 
     async def renew(self) -> None:
@@ -106,15 +106,15 @@ class Responder:
                     "no OCSP responder certificate", extra=fields(code=exc.code, reason=exc.reason)
                 )
 
-    def _is_due(self, issuer: Issuer) -> bool:
+    def _is_due(self, issuer: SigningIssuer) -> bool:
         known = self._signing.get(issuer.issuer_id)
         if known is None:
             return True
         half = dt.timedelta(seconds=self._settings.certificate_lifetime_s) / 2
         return known.certificate.not_valid_after_utc - self._authority.clock.now() < half
 
-    async def _enroll(self, issuer: Issuer) -> None:
-        self._authority.check_lives(issuer)
+    async def _enroll(self, issuer: SigningIssuer) -> None:
+        self._authority.check_not_expired(issuer)
         key = ec.generate_private_key(ec.SECP256R1())
         lifetime = dt.timedelta(seconds=self._settings.certificate_lifetime_s)
         found = responder_candidate(key, issuer, self._authority, lifetime)
@@ -137,7 +137,7 @@ class Responder:
             log.warning("OCSP request put off", extra=fields(code=exc.code))
             answer = _counted(issuer_id, "try_later", TRY_LATER)
         try:
-            await self._bus.hint(message.reply, answer)
+            await self._bus.publish_unconfirmed(message.reply, answer)
         except Unavailable as exc:
             log.warning("an OCSP answer was not sent", extra=fields(code=exc.code))
 
@@ -170,9 +170,9 @@ class Responder:
         status = "good" if standing.known else "unknown"
         return _counted(issuer_id, "revoked" if standing.revoked_at else status, answer)
 
-    async def _standing(self, issuer_id: str, serial_number: int) -> Standing:
+    async def _standing(self, issuer_id: str, serial_number: int) -> CertificateStatus:
         if not 0 < serial_number < 1 << 8 * SERIAL_OCTETS:
-            return Standing(known=False)
+            return CertificateStatus(known=False)
         async with self._database.connection() as connection:
             row = await connection.fetchrow(
                 "select state, revoked_at, revocation_reason, announced_at from issuance "
@@ -181,11 +181,13 @@ class Responder:
                 serial_number.to_bytes(SERIAL_OCTETS, "big"),
             )
         if row is None:
-            return Standing(known=False)
+            return CertificateStatus(known=False)
         if row["state"] == "abandoned":
             # Its serial is never used again; somebody may have signed it and died.
-            return Standing(known=True, revoked_at=row["announced_at"])
-        return Standing(known=True, revoked_at=row["revoked_at"], reason=row["revocation_reason"])
+            return CertificateStatus(known=True, revoked_at=row["announced_at"])
+        return CertificateStatus(
+            known=True, revoked_at=row["revoked_at"], reason=row["revocation_reason"]
+        )
 
 
 def _counted(issuer_id: str, status: str, answer: bytes) -> bytes:
@@ -209,8 +211,8 @@ def responder_profile(lifetime: dt.timedelta) -> Profile:
 
 def responder_candidate(
     key: ec.EllipticCurvePrivateKey,
-    issuer: Issuer,
-    authority: SigningAuthority,
+    issuer: SigningIssuer,
+    authority: SigningContext,
     lifetime: dt.timedelta,
 ) -> Candidate:
     """Return the candidate for a responder's certificate."""

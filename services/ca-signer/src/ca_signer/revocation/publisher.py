@@ -25,7 +25,7 @@ _LIMIT = 200
 _ISSUER_LIMIT = 400_000
 
 
-class Revocations:
+class RevocationPublisher:
     """Tells the others what is revoked."""
 
     def __init__(

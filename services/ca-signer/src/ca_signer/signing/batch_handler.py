@@ -8,23 +8,23 @@ from collections.abc import Sequence
 from typing_extensions import override
 
 from ca_signer import metrics
-from ca_signer.issuance.approvals import Waiting
-from ca_signer.issuance.decision_context import Authority, Candidate
+from ca_signer.issuance.approvals import PendingApproval
+from ca_signer.issuance.decision_context import Candidate, DecisionContext
 from ca_signer.issuance.idempotency import (
     Answer,
-    Leased,
+    ExpiredIntent,
+    InProgress,
+    KeyNotDelivered,
     Refuse,
-    Repeats,
+    RequestResolver,
     Resume,
-    Stale,
-    Undelivered,
 )
-from ca_signer.issuance.request_handler import LEASED_S, Intake, Item
-from ca_signer.ledger.issuances import Ledger
-from ca_signer.model import EXPIRED, Intent, Issued
+from ca_signer.issuance.request_handler import LEASED_S, ReceivedRequest, RequestHandler
+from ca_signer.ledger.issuances import IssuanceStore
+from ca_signer.model import EXPIRED, IssuanceIntent, IssuedCertificate
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.publishing.replies import issued_answer
-from ca_signer.signing.cycle import Cycle
+from ca_signer.signing.cycle import IssuanceCycle
 from estcore.errors import RequestRejected, Unavailable
 from estcore.runtime import faults
 from estcore.runtime.bus import Bus
@@ -34,18 +34,18 @@ from estcore.runtime.tracing import Tracing
 log = logging.getLogger(__name__)
 
 
-class Batch(Intake):
+class BatchHandler(RequestHandler):
     """Takes deliveries through the cycle together; one instance serves a whole process."""
 
     def __init__(  # noqa: PLR0913 - the parts of the signer, joined in main
         self,
         *,
         bus: Bus,
-        ledger: Ledger,
-        repeats: Repeats,
-        cycle: Cycle,
+        ledger: IssuanceStore,
+        repeats: RequestResolver,
+        cycle: IssuanceCycle,
         publisher: EventPublisher,
-        authority: Authority,
+        authority: DecisionContext,
         tracing: Tracing,
         max_attempts: int,
     ) -> None:
@@ -63,7 +63,7 @@ class Batch(Intake):
     @override
     async def process(self, deliveries: Sequence[Delivery]) -> None:
         """End every delivery with exactly one of ack, nak, term."""
-        fresh: list[Item] = []
+        fresh: list[ReceivedRequest] = []
         for delivery in deliveries:
             item = await self._read(delivery)
             if item is None:
@@ -79,19 +79,19 @@ class Batch(Intake):
         try:
             await self._together(fresh)
         except Unavailable as exc:
-            await self._later([i.delivery for i in fresh], exc.code)
+            await self._nak_all([i.delivery for i in fresh], exc.code)
         except Exception as exc:  # Bulkhead: one poisoned request must harm nobody else.
             log.warning("batch failed, taking its requests one by one", exc_info=exc)
             for item in fresh:
                 await self._alone(item)
 
-    async def _together(self, items: Sequence[Item]) -> None:
+    async def _together(self, items: Sequence[ReceivedRequest]) -> None:
         candidates, routed = await self._decide_all(items)
         fresh: dict[bytes, Candidate] = {}
         doubled = []
         for candidate in candidates:
             key = candidate.intent.enrollment_id
-            if candidate.careful or fresh.setdefault(key, candidate) is not candidate:
+            if candidate.needs_own_transaction or fresh.setdefault(key, candidate) is not candidate:
                 doubled.append(candidate)
         faults.hit("signer.4.decided")
         # 5. Record all that are fresh in one statement; the others are looked at alone.
@@ -110,19 +110,19 @@ class Batch(Intake):
         for candidate in rest:
             item = routed[candidate.message.id]
             try:
-                await self._settle(item, candidate)
+                await self._resolve(item, candidate)
             except Unavailable as exc:
-                await self._later([item.delivery], exc.code)
+                await self._nak_all([item.delivery], exc.code)
 
-    async def _finish(self, intents: Sequence[Intent]) -> list[Issued]:
+    async def _finish(self, intents: Sequence[IssuanceIntent]) -> list[IssuedCertificate]:
         traced = next((i.context.traceparent for i in intents if i.context.traceparent), None)
         with self._tracing.span("issue certificates", traced, batch=len(intents)):
-            return await self._cycle.finish(intents)
+            return await self._cycle.sign_and_store(intents)
 
     @override
-    async def _settle(self, item: Item, candidate: Candidate) -> None:
+    async def _resolve(self, item: ReceivedRequest, candidate: Candidate) -> None:
         try:
-            settled = await self._repeats.settle(candidate)
+            settled = await self._repeats.resolve(candidate)
         except RequestRejected as exc:
             await self._refuse(item, exc)
             return
@@ -133,18 +133,18 @@ class Batch(Intake):
                 await self._answer(item, issued, new=new)
             case Refuse(error=error):
                 await self._refuse(item, error)
-            case Stale(intent=intent):
+            case ExpiredIntent(intent=intent):
                 await self._cycle.abandon(intent, EXPIRED)
-                await self._settle(item, candidate)
-            case Undelivered(issued=issued):
+                await self._resolve(item, candidate)
+            case KeyNotDelivered(issued=issued):
                 await self._cycle.supersede(issued)
-                await self._settle(item, candidate)
-            case Leased(ours=ours):
+                await self._resolve(item, candidate)
+            case InProgress(ours=ours):
                 await self._leased(item, candidate.intent, ours=ours)
-            case Waiting(retry_after_s=retry_after_s):
+            case PendingApproval(retry_after_s=retry_after_s):
                 await self._pending(item, candidate.intent, retry_after_s)
 
-    async def _resume(self, item: Item, intent: Intent) -> None:
+    async def _resume(self, item: ReceivedRequest, intent: IssuanceIntent) -> None:
         if intent.fence > 1:
             metrics.RESUMED.inc()
         stored = await self._finish([intent])

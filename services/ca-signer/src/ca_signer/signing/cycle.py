@@ -24,11 +24,11 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
 from ca_signer import metrics
-from ca_signer.ledger.issuances import Ledger
-from ca_signer.model import Intent, Issued
+from ca_signer.ledger.issuances import IssuanceStore
+from ca_signer.model import IssuanceIntent, IssuedCertificate
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.publishing.replies import issued_answer
-from ca_signer.signing.issuers import Issuer
+from ca_signer.signing.issuers import SigningIssuer
 from estcore.errors import (
     BusUnavailable,
     IssuerUnavailable,
@@ -40,7 +40,7 @@ from estcore.ids import record_id, serial_hex
 from estcore.pki.certificate import assemble, tbs_signature_algorithm
 from estcore.runtime import faults
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +49,11 @@ _UNDELIVERED = RequestRejected(
 )
 
 
-class Cycle:
+class IssuanceCycle:
     """Steps 6 to 10 for rows that are ours."""
 
     def __init__(
-        self, ledger: Ledger, publisher: EventPublisher, issuers: Mapping[str, Issuer]
+        self, ledger: IssuanceStore, publisher: EventPublisher, issuers: Mapping[str, SigningIssuer]
     ) -> None:
         self._ledger = ledger
         self._publisher = publisher
@@ -61,7 +61,7 @@ class Cycle:
         self._announced: list[str] = []
         self._held: dict[str, int] = {}
 
-    async def finish(self, intents: Sequence[Intent]) -> list[Issued]:
+    async def sign_and_store(self, intents: Sequence[IssuanceIntent]) -> list[IssuedCertificate]:
         """Take recorded intents through steps 6 to 9 and answer; returns what was stored.
 
         Raises:
@@ -106,7 +106,9 @@ class Cycle:
             )
         return stored
 
-    async def _sign(self, intents: Sequence[Intent]) -> list[tuple[Intent, bytes, bytes]]:
+    async def _sign(
+        self, intents: Sequence[IssuanceIntent]
+    ) -> list[tuple[IssuanceIntent, bytes, bytes]]:
         signed = []
         for issuer_id in dict.fromkeys(i.issuer_id for i in intents):
             issuer = self._issuers.get(issuer_id)
@@ -121,7 +123,7 @@ class Cycle:
                 signed.append((intent, certificate, sha256(certificate).digest()))
         return signed
 
-    async def abandon(self, intent: Intent, why: RequestRejected) -> None:
+    async def abandon(self, intent: IssuanceIntent, why: RequestRejected) -> None:
         """Abandon an intent that is ours and answer its request.
 
         Its serial number is never used again.
@@ -143,7 +145,7 @@ class Cycle:
             log.warning("intent abandoned", extra=fields(code=why.code, reason=why.reason))
             await self._publisher.replies.send_abandoned(intent, why)
 
-    async def supersede(self, issued: Issued) -> None:
+    async def supersede(self, issued: IssuedCertificate) -> None:
         """Revoke a certificate whose generated key never reached its client.
 
         Raises:
@@ -160,7 +162,7 @@ class Cycle:
         await self._publisher.mappings([record])
         await self._ledger.revoke(issued.intent.issuance_id, "superseded")
 
-    async def announce(self, issued: Sequence[Issued]) -> None:
+    async def announce(self, issued: Sequence[IssuedCertificate]) -> None:
         """Step 10: tell the world and remember that it was told.
 
         Raises:
@@ -174,7 +176,7 @@ class Cycle:
 
     async def keep_leases(self, stop: asyncio.Event) -> None:
         """Hold on to intents whose signatures a slow key store is still working on."""
-        while not await until(stop, self._ledger.lease.total_seconds() / 3):
+        while not await sleep_or_stop(stop, self._ledger.lease.total_seconds() / 3):
             held = dict(self._held)
             if not held:
                 continue
@@ -187,10 +189,10 @@ class Cycle:
         """Write ``announced`` for what was announced, every second."""
         stopping = False
         while not stopping:
-            stopping = await until(stop, 1)
-            await self.mark()
+            stopping = await sleep_or_stop(stop, 1)
+            await self.flush_published_marks()
 
-    async def mark(self) -> None:
+    async def flush_published_marks(self) -> None:
         """Write ``announced`` for what was announced since the last call."""
         ready, self._announced = self._announced, []
         if not ready:
@@ -200,7 +202,7 @@ class Cycle:
         except LedgerUnavailable:
             self._announced.extend(ready)
 
-    async def _release(self, intents: Sequence[Intent]) -> None:
+    async def _release(self, intents: Sequence[IssuanceIntent]) -> None:
         try:
             await self._ledger.release(intents)
         except LedgerUnavailable:

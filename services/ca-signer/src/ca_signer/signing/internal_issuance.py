@@ -8,15 +8,23 @@ from __future__ import annotations
 import asyncio
 
 from ca_signer.issuance.decision_context import Candidate
-from ca_signer.issuance.idempotency import Answer, Leased, Repeats, Resume, Stale
+from ca_signer.issuance.idempotency import (
+    Answer,
+    ExpiredIntent,
+    InProgress,
+    RequestResolver,
+    Resume,
+)
 from ca_signer.model import EXPIRED
-from ca_signer.signing.cycle import Cycle
+from ca_signer.signing.cycle import IssuanceCycle
 from estcore.errors import ConfigurationError, IssuerUnavailable
 
 _ATTEMPTS = 30
 
 
-async def issue_internally(found: Candidate, repeats: Repeats, cycle: Cycle) -> bytes:
+async def issue_internally(
+    found: Candidate, repeats: RequestResolver, cycle: IssuanceCycle
+) -> bytes:
     """Take the candidate through the cycle; returns the certificate.
 
     Raises:
@@ -24,18 +32,18 @@ async def issue_internally(found: Candidate, repeats: Repeats, cycle: Cycle) -> 
         Unavailable: database, bus, audit or key store is away.
     """
     for _ in range(_ATTEMPTS):
-        match await repeats.settle(found):
+        match await repeats.resolve(found):
             case Resume(intent=intent):
-                stored = await cycle.finish([intent])
+                stored = await cycle.sign_and_store([intent])
                 if stored:
                     await cycle.announce(stored)
-                    await cycle.mark()
+                    await cycle.flush_published_marks()
                     return stored[0].certificate
             case Answer(issued=issued):
                 return issued.certificate
-            case Stale(intent=intent):
+            case ExpiredIntent(intent=intent):
                 await cycle.abandon(intent, EXPIRED)
-            case Leased():
+            case InProgress():
                 await asyncio.sleep(1)
             case other:
                 raise ConfigurationError(f"the ledger answers {type(other).__name__}")

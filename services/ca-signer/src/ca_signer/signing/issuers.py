@@ -16,12 +16,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from ca_signer.issuance.decision_context import Authority
+from ca_signer.issuance.decision_context import DecisionContext
 from ca_signer.issuers.issuer import (
+    CACertificate,
     CRLParts,
-    KnownIssuer,
-    check_authority,
     check_chain,
+    check_is_ca,
     read_certificates,
 )
 from ca_signer.settings import IssuerSettings, TokenSettings
@@ -34,7 +34,7 @@ from estcore.pki.keys import spki_der
 from estcore.runtime.settings import read_secret
 
 
-class Issuer(KnownIssuer):
+class SigningIssuer(CACertificate):
     """An issuer ready to sign: certificate, chain, key store."""
 
     def __init__(
@@ -65,10 +65,10 @@ class Issuer(KnownIssuer):
 
 
 @dataclass
-class SigningAuthority(Authority):
+class SigningContext(DecisionContext):
     """An authority whose issuers' keys are here."""
 
-    issuers: Mapping[str, Issuer]
+    issuers: Mapping[str, SigningIssuer]
 
     def can_sign(self, family: str) -> bool:
         """Tell whether a signature for an issuer may be asked for now."""
@@ -76,7 +76,7 @@ class SigningAuthority(Authority):
         return issuer is not None and issuer.keystore.ready
 
 
-def load_issuers(settings: Sequence[IssuerSettings]) -> dict[str, Issuer]:
+def load_issuers(settings: Sequence[IssuerSettings]) -> dict[str, SigningIssuer]:
     """Read the issuers' files; keys in one token share it. No token is opened yet.
 
     Raises:
@@ -100,7 +100,7 @@ def load_issuers(settings: Sequence[IssuerSettings]) -> dict[str, Issuer]:
     return issuers
 
 
-def tokens_of(issuers: Mapping[str, Issuer]) -> list[Token]:
+def tokens_of(issuers: Mapping[str, SigningIssuer]) -> list[Token]:
     """Return the tokens the issuers' keys are in, each once."""
     found = {
         id(k.token): k.token for i in issuers.values() if isinstance(k := i.keystore, TokenKey)
@@ -108,7 +108,7 @@ def tokens_of(issuers: Mapping[str, Issuer]) -> list[Token]:
     return list(found.values())
 
 
-def load_issuer(settings: IssuerSettings, token: Token | None = None) -> Issuer:
+def load_issuer(settings: IssuerSettings, token: Token | None = None) -> SigningIssuer:
     """Read an issuer's files and check that they belong together.
 
     Raises:
@@ -124,8 +124,8 @@ def load_issuer(settings: IssuerSettings, token: Token | None = None) -> Issuer:
     else:
         keystore = SoftwareKey(_private_key(settings, certificate))
     check_chain(certificate, chain, f"{settings.chain_file}: the chain of {settings.issuer_id}")
-    check_authority(certificate, settings.certificate_file)
-    return Issuer(
+    check_is_ca(certificate, settings.certificate_file)
+    return SigningIssuer(
         IssuerCertificate(settings.issuer_id, certificate, (settings.crl_partitions or (1,))[0]),
         chain,
         keystore,

@@ -6,17 +6,17 @@ import asyncio
 import logging
 
 from ca_signer import metrics
-from ca_signer.issuance.decision import still_allowed
-from ca_signer.issuance.decision_context import Authority
-from ca_signer.issuance.idempotency import Repeats
-from ca_signer.ledger.issuances import Ledger, TakenOver
-from ca_signer.model import EXPIRED, Intent
+from ca_signer.issuance.decision import recheck
+from ca_signer.issuance.decision_context import DecisionContext
+from ca_signer.issuance.idempotency import RequestResolver
+from ca_signer.ledger.issuances import IssuanceStore, TakenOver
+from ca_signer.model import EXPIRED, IssuanceIntent
 from ca_signer.publishing.publisher import EventPublisher
-from ca_signer.signing.cycle import Cycle
+from ca_signer.signing.cycle import IssuanceCycle
 from estcore.clock import monotonic_s
 from estcore.errors import InvariantBroken, NotAuthorized, RequestRejected, Unavailable
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +36,11 @@ class Sweeper:
 
     def __init__(
         self,
-        ledger: Ledger,
-        repeats: Repeats,
-        cycle: Cycle,
+        ledger: IssuanceStore,
+        repeats: RequestResolver,
+        cycle: IssuanceCycle,
         publisher: EventPublisher,
-        authority: Authority,
+        authority: DecisionContext,
         *,
         every_s: float,
     ) -> None:
@@ -54,7 +54,7 @@ class Sweeper:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sweep until ``stop``."""
-        while not await until(stop, self._every_s):
+        while not await sleep_or_stop(stop, self._every_s):
             try:
                 await self.sweep()
             except Unavailable as exc:
@@ -88,9 +88,9 @@ class Sweeper:
         good = []
         for one in taken:
             try:
-                if one.objection is not None:
-                    raise NotAuthorized(_OBJECTIONS[one.objection], code=one.objection)
-                still_allowed(one.intent, self._authority)
+                if one.rejection_code is not None:
+                    raise NotAuthorized(_OBJECTIONS[one.rejection_code], code=one.rejection_code)
+                recheck(one.intent, self._authority)
             except RequestRejected as exc:
                 await self._cycle.abandon(one.intent, exc)
                 continue
@@ -106,12 +106,12 @@ class Sweeper:
             for intent in good:
                 await self._finish_alone(intent)
 
-    async def _finish(self, intents: list[Intent]) -> None:
-        stored = await self._cycle.finish(intents)
+    async def _finish(self, intents: list[IssuanceIntent]) -> None:
+        stored = await self._cycle.sign_and_store(intents)
         if stored:
             await self._cycle.announce(stored)
 
-    async def _finish_alone(self, intent: Intent) -> None:
+    async def _finish_alone(self, intent: IssuanceIntent) -> None:
         try:
             await self._finish([intent])
         except InvariantBroken as exc:

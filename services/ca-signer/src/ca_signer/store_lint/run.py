@@ -66,7 +66,7 @@ class Checked:
     """Certificates whose issuer's certificate is not here, so their signature was not verified."""
 
 
-class StoreCheck:
+class StoredCertificateLint:
     """One run over one database."""
 
     def __init__(

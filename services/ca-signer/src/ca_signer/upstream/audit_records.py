@@ -7,7 +7,7 @@ from hashlib import sha256
 import asyncpg
 from pydantic import JsonValue
 
-from ca_signer.model import Context
+from ca_signer.model import RequestFacts
 from ca_signer.publishing.outbox import Part
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.settings import SERVICE
@@ -56,7 +56,7 @@ def submission_records(database: Database, publisher: EventPublisher) -> Part:
 
 def submission_target(row: asyncpg.Record) -> Target:
     """Return how a record names a submission."""
-    context = decode(Context, row["context"].encode())
+    context = decode(RequestFacts, row["context"].encode())
     return Target(
         tenant=row["tenant"],
         service=row["service"],
@@ -74,7 +74,7 @@ def submission_target(row: asyncpg.Record) -> Target:
 
 
 def _submission(publisher: EventPublisher, row: asyncpg.Record) -> AuditRecord:
-    context = decode(Context, row["context"].encode())
+    context = decode(RequestFacts, row["context"].encode())
     details: dict[str, JsonValue] = {
         "submission": str(row["issuance_id"]),
         "sendings": row["sendings"],

@@ -30,8 +30,8 @@ from typing import TypeVar
 from cryptography import x509
 
 from ca_signer import metrics as signer_metrics
-from ca_signer.ledger.issuances import Ledger
-from ca_signer.model import Issued
+from ca_signer.ledger.issuances import IssuanceStore
+from ca_signer.model import IssuedCertificate
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.publishing.replies import issued_answer
 from ca_signer.upstream import metrics
@@ -45,7 +45,7 @@ from ca_signer.upstream.plugin import (
     Unknown,
     Wanted,
 )
-from ca_signer.upstream.response_lint import Terms, WrongCertificate, judge, pattern_of
+from ca_signer.upstream.response_lint import Terms, UnexpectedCertificate, judge, pattern_of
 from ca_signer.upstream.submissions import Submission, Submissions
 from estcore.clock import Clock, monotonic_s
 from estcore.errors import (
@@ -75,18 +75,18 @@ _UNDELIVERED = RequestRejected(
 
 
 @dataclass(frozen=True)
-class Waits:
+class PendingUpstream:
     """The client asks again after so many seconds."""
 
     retry_after_s: int
 
 
 @dataclass(frozen=True)
-class Lost:
+class LeaseLost:
     """Somebody else holds the row; whatever came of it is in there."""
 
 
-Outcome = Issued | RequestRejected | Waits | Lost
+Outcome = IssuedCertificate | RequestRejected | PendingUpstream | LeaseLost
 
 
 class UpstreamCycle:
@@ -95,7 +95,7 @@ class UpstreamCycle:
     def __init__(
         self,
         submissions: Submissions,
-        ledger: Ledger,
+        ledger: IssuanceStore,
         publisher: EventPublisher,
         issuers: Mapping[str, UpstreamIssuer],
         clock: Clock,
@@ -112,7 +112,7 @@ class UpstreamCycle:
         self._unknown_retry_after_s = unknown_retry_after_s
         self._changed = changed
 
-    async def finish(self, one: Submission) -> Outcome:
+    async def sign_and_store(self, one: Submission) -> Outcome:
         """Take a recorded submission through steps 6 to 9 and answer.
 
         Raises:
@@ -132,7 +132,7 @@ class UpstreamCycle:
         # 7. Say so before it is done.
         try:
             if not await self._submissions.begin(one):
-                return Lost()
+                return LeaseLost()
         except LedgerUnavailable:
             # Committed or not, nothing was sent: say that as soon as anybody listens.
             await self._insist(lambda: self._submissions.put_back(one, *_NOT_SENT))
@@ -198,7 +198,7 @@ class UpstreamCycle:
         der = submitted.certificate
         known = await self._insist(lambda: self._submissions.known(der))
         if known == one.issuance_id:
-            return Lost()  # another holder was faster, with the same answer
+            return LeaseLost()  # another holder was faster, with the same answer
         if known is not None:
             # Its own earlier answer to the same CSR: good, in use, and no new one.
             return await self._repeated(one)
@@ -215,13 +215,13 @@ class UpstreamCycle:
                     shared=issuer.plugin.repeatable_s > 0,
                 )
             )
-        except WrongCertificate as exc:
+        except UnexpectedCertificate as exc:
             issuer.failed()
             return await self._quarantine(one, der, exc, revoke=exc.check not in _NOT_ITS_OWN)
         except SerialNumberReused as exc:
             issuer.failed()
             # Revoking it would revoke the other one.
-            wrong = WrongCertificate("serial_reused", exc.reason)
+            wrong = UnexpectedCertificate("serial_reused", exc.reason)
             return await self._quarantine(one, der, wrong, revoke=False)
         issuer.succeeded()
         if stored is None:
@@ -245,7 +245,7 @@ class UpstreamCycle:
         )
         return judge(der, terms, now=self._clock.now())
 
-    async def _answer(self, issued: Issued) -> None:
+    async def _answer(self, issued: IssuedCertificate) -> None:
         intent = issued.intent
         context = intent.context
         answer = issued_answer(intent.request_id, issued.certificate)
@@ -263,7 +263,7 @@ class UpstreamCycle:
             ),
         )
 
-    async def announce(self, issued: Issued) -> None:
+    async def announce(self, issued: IssuedCertificate) -> None:
         """Step 10: tell the world and remember that it was told.
 
         Raises:
@@ -286,12 +286,12 @@ class UpstreamCycle:
             "another CA takes its time",
             extra=fields(correlation_id=one.context.correlation_id, issuer=one.issuer_id),
         )
-        return Waits(said.retry_after_s)
+        return PendingUpstream(said.retry_after_s)
 
     async def _unknown(self, issuer: UpstreamIssuer, one: Submission, said: Unknown) -> Outcome:
         if issuer.plugin.repeatable_s > 0:
             # It stays ``submitted``, held by nobody: the next delivery asks again, as long as
-            # that gets the same certificate (``SubmissionRepeats``).
+            # that gets the same certificate (``SubmissionResolver``).
             one.came_from = "submitted"
             await self._insist(lambda: self._submissions.put_back(one, said.code, said.reason))
             raise IssuerUnavailable(said.reason, code=said.code) from said
@@ -307,7 +307,7 @@ class UpstreamCycle:
                 reason=said.reason,
             ),
         )
-        return Waits(self._unknown_retry_after_s)
+        return PendingUpstream(self._unknown_retry_after_s)
 
     async def _repeated(self, one: Submission) -> Outcome:
         reason = "the other CA repeated a certificate that the ledger has already"
@@ -315,7 +315,7 @@ class UpstreamCycle:
         return Conflict(f"{reason}; use another key, or come later", code=_REPEATED)
 
     async def _quarantine(
-        self, one: Submission, der: bytes, wrong: WrongCertificate, *, revoke: bool
+        self, one: Submission, der: bytes, wrong: UnexpectedCertificate, *, revoke: bool
     ) -> Outcome:
         await self._insist(
             lambda: self._submissions.quarantine(one, der, wrong.check, wrong.reason, revoke=revoke)
@@ -337,9 +337,9 @@ class UpstreamCycle:
     async def _stray(self, one: Submission, der: bytes) -> Outcome:
         """An answer to a row that went on without it: nobody will ever use this certificate."""
         if await self._submissions.known(der) is None:
-            late = WrongCertificate("late", "the answer came when the row had another holder")
+            late = UnexpectedCertificate("late", "the answer came when the row had another holder")
             await self._quarantine(one, der, late, revoke=True)
-        return Lost()
+        return LeaseLost()
 
     async def abandon(self, one: Submission, why: RequestRejected) -> None:
         """Abandon a submission that was never sent, or never fetched, and answer its request."""
@@ -348,7 +348,7 @@ class UpstreamCycle:
             log.warning("submission abandoned", extra=fields(code=why.code, reason=why.reason))
             await self._publisher.replies.send_abandoned(one, why)
 
-    async def supersede(self, issued: Issued) -> None:
+    async def supersede(self, issued: IssuedCertificate) -> None:
         """Revoke a certificate whose generated key never reached its client.
 
         Raises:

@@ -13,10 +13,16 @@ from typing import Any
 import asyncpg
 from typing_extensions import override
 
-from ca_signer.issuance.approvals import Tickets, Waiting
+from ca_signer.issuance.approvals import ApprovalStore, PendingApproval
 from ca_signer.issuance.decision_context import Candidate
-from ca_signer.issuance.idempotency import Leased, Repeats, Resume, Settled, Stale
-from ca_signer.ledger.issuances import Ledger
+from ca_signer.issuance.idempotency import (
+    ExpiredIntent,
+    InProgress,
+    RequestResolver,
+    Resolution,
+    Resume,
+)
+from ca_signer.ledger.issuances import IssuanceStore
 from ca_signer.model import OPEN_SUBMISSION_STATES
 from ca_signer.upstream import submissions
 from ca_signer.upstream.submissions import COLUMNS, Submission, submission_of
@@ -26,13 +32,13 @@ from estcore.runtime.database import Connection
 RESTARTED = "upstream.lease_over"
 
 
-class SubmissionRepeats(Repeats):
+class SubmissionResolver(RequestResolver):
     """Settles one request at a time against ledger and submissions."""
 
     def __init__(
         self,
-        ledger: Ledger,
-        tickets: Tickets,
+        ledger: IssuanceStore,
+        tickets: ApprovalStore,
         *,
         repeatable_s: Callable[[str], float],
         unknown_retry_after_s: int,
@@ -67,7 +73,7 @@ class SubmissionRepeats(Repeats):
     @override
     async def _without_row(
         self, connection: Connection, candidate: Candidate, issuance_id: str
-    ) -> Settled:
+    ) -> Resolution:
         row = await connection.fetchrow(
             f"select {COLUMNS}, lease_until < now() as lease_over, "  # noqa: S608 - our constants
             "sign_before < now() as stale, code, reason, "
@@ -86,25 +92,25 @@ class SubmissionRepeats(Repeats):
             if stored is not None:
                 return await self._known(connection, candidate, stored, redelivered=ours)
         if row["state"] == "unknown":
-            return Waiting(self._unknown_retry_after_s)
+            return PendingApproval(self._unknown_retry_after_s)
         if row["state"] not in OPEN_SUBMISSION_STATES:
             return await self._ended(connection, candidate, row, ours=ours)
         if not row["lease_over"]:
-            return Leased(ours, candidate.intent.enrollment_id)
+            return InProgress(ours, candidate.intent.enrollment_id)
         return await self._free(connection, row)
 
-    async def _free(self, connection: Connection, row: asyncpg.Record) -> Settled:
+    async def _free(self, connection: Connection, row: asyncpg.Record) -> Resolution:
         """Settle what is on its way and nobody holds."""
         if row["state"] == "pending" and row["early_s"] > 0:
-            return Waiting(int(row["early_s"]) + 1)
+            return PendingApproval(int(row["early_s"]) + 1)
         if row["state"] == "submitted" and not row["repeatable"]:
             await self._mark_unknown(connection, row["issuance_id"])
-            return Waiting(self._unknown_retry_after_s)
+            return PendingApproval(self._unknown_retry_after_s)
         taken = await self._take(connection, row)
         # A generated key died with the request that made it.
         unsent = row["state"] == "recorded"
         over = unsent and (row["stale"] or taken.generated)
-        return Stale(taken) if over else Resume(taken)
+        return ExpiredIntent(taken) if over else Resume(taken)
 
     async def _take(self, connection: Connection, row: asyncpg.Record) -> Submission:
         taken = submission_of(row)
@@ -127,7 +133,7 @@ class SubmissionRepeats(Repeats):
 
     async def _ended(
         self, connection: Connection, candidate: Candidate, row: asyncpg.Record, *, ours: bool
-    ) -> Settled:
+    ) -> Resolution:
         if ours and row["state"] == "refused":
             raise NotAuthorized(row["reason"], code=row["code"])
         if ours and row["state"] == "quarantined":

@@ -14,7 +14,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from ca_signer.circuit_breaker import Breaker
-from ca_signer.issuers.issuer import KnownIssuer, check_authority, check_chain, read_certificates
+from ca_signer.issuers.issuer import CACertificate, check_chain, check_is_ca, read_certificates
 from ca_signer.upstream import metrics
 from ca_signer.upstream.plugin import GROUP, Factory, Retryable, Unknown, Upstream
 from ca_signer.upstream.settings import UpstreamIssuerSettings
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 _STATES = {"closed": 0, "half_open": 1, "open": 2}
 
 
-class UpstreamIssuer(KnownIssuer):
+class UpstreamIssuer(CACertificate):
     """One issuer whose key another CA holds."""
 
     def __init__(
@@ -96,7 +96,7 @@ class UpstreamIssuer(KnownIssuer):
         Raises:
             ConfigurationError: not good; those read before stay.
         """
-        KnownIssuer.__init__(self, *_certificates(self.settings))
+        CACertificate.__init__(self, *_certificates(self.settings))
 
     async def shows_itself(self) -> bool:
         """Ask the other CA whether it is the issuer we think.
@@ -161,7 +161,7 @@ def _certificates(
     path = settings.certificate_file
     certificate = read_certificates(path)[0]
     chain = read_certificates(settings.chain_file)
-    check_authority(certificate, path)
+    check_is_ca(certificate, path)
     check_chain(certificate, chain, f"{settings.chain_file}: the chain of {settings.issuer_id}")
     try:
         certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)

@@ -18,11 +18,11 @@ from contextlib import AbstractAsyncContextManager
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca_signer import connections, metrics
-from ca_signer.issuance.decision_context import Authority
+from ca_signer.issuance.decision_context import DecisionContext
 from ca_signer.issuance.policy_files import read_rules
-from ca_signer.operators.listener import Listener
-from ca_signer.recovery.ledger_check import Completeness
-from ca_signer.revocation.publisher import Revocations
+from ca_signer.operators.listener import CommandListener
+from ca_signer.recovery.ledger_check import StaleLedgerCheck
+from ca_signer.revocation.publisher import RevocationPublisher
 from ca_signer.settings import SERVICE
 from ca_signer.upstream.issuer import UpstreamIssuer, load_upstreams, opened
 from ca_signer.upstream.plugin import Retryable, Unknown
@@ -40,7 +40,7 @@ from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
 from estcore.runtime.reload import Reloader, Watched
-from estcore.runtime.service import ServiceCommand, run_jobs, stop_on_signals, until
+from estcore.runtime.service import ServiceCommand, run_jobs, sleep_or_stop, stop_on_signals
 from estcore.runtime.tracing import Tracing
 
 COMMAND = "ca-signer-upstream"
@@ -50,14 +50,14 @@ _STATE_EVERY_S = 300
 log = logging.getLogger(__name__)
 
 
-def authority(settings: UpstreamSettings, issuers: Issuers) -> Authority:
+def authority(settings: UpstreamSettings, issuers: Issuers) -> DecisionContext:
     """Read everything requests are decided with.
 
     Raises:
         ConfigurationError: anything unreadable, inconsistent or not allowed.
     """
     policy, profiles = _rules(settings, issuers)
-    return Authority(
+    return DecisionContext(
         policy=policy,
         profiles=profiles,
         issuers=issuers,
@@ -93,7 +93,7 @@ async def run(settings: UpstreamSettings) -> None:
     try:
         async with opened(issuers), connected(settings) as (bus, database):
             parts = assemble(settings, bus, database, issuers, deciding)
-            completeness = Completeness(bus, database)
+            completeness = StaleLedgerCheck(bus, database)
             checks["ledger_complete"] = lambda: completeness.complete
             if not await completeness.hold(parts.publisher, stop):
                 return
@@ -131,7 +131,7 @@ async def _serve(
     async def keep_published(stopping: asyncio.Event) -> None:
         # The stream may have been lost or restored; front ends ignore what they know already.
         waited = 0.0
-        while not await until(stopping, settings.reload_every_s):
+        while not await sleep_or_stop(stopping, settings.reload_every_s):
             waited += settings.reload_every_s
             if not changed.is_set() and waited < _STATE_EVERY_S:
                 continue
@@ -158,7 +158,7 @@ async def _serve(
             parts.sweeper.watch,
             parts.revocations.run,
             parts.outbox.run,
-            Listener(bus, parts.executor).run,
+            CommandListener(bus, parts.executor).run,
         ],
         stop=stop,
         stop_timeout_s=settings.stop_timeout_s,
@@ -169,7 +169,7 @@ def _watched(settings: UpstreamSettings, parts: Parts, changed: asyncio.Event) -
     """What may change while running: rules, the other CAs' certificates, files of plug-ins."""
 
     def take_rules() -> None:
-        parts.authority.take(*_rules(settings, parts.issuers))
+        parts.authority.replace_rules(*_rules(settings, parts.issuers))
 
     found = [Watched("rules", (settings.policy_file, settings.profiles_file), take_rules)]
     for issuer in parts.issuers.values():
@@ -210,7 +210,7 @@ async def publish_state(bus: Bus, database: Database, issuers: Issuers) -> None:
             for issuer in issuers.values()
         ]
     )
-    revocations = Revocations(database, bus, SERVICE)
+    revocations = RevocationPublisher(database, bus, SERVICE)
     for issuer_id in issuers:
         await revocations.publish(issuer_id)
 

@@ -16,11 +16,11 @@ import asyncpg
 from cryptography import x509
 from pydantic import Field, JsonValue
 
-from ca_signer.model import Context
-from ca_signer.operators.verb import Caller, Effect, Verb, Verbs, table
+from ca_signer.model import RequestFacts
+from ca_signer.operators.verb import Caller, CommandResult, Verb, Verbs, table
 from ca_signer.upstream import submissions
 from ca_signer.upstream.audit_records import submission_target
-from ca_signer.upstream.response_lint import WrongCertificate
+from ca_signer.upstream.response_lint import UnexpectedCertificate
 from ca_signer.upstream.submissions import COLUMNS, Submission, let_go, submission_of
 from estcore import ids
 from estcore.errors import Conflict, ProfileViolation, SerialNumberReused
@@ -56,7 +56,7 @@ class Adoption(One):
     certificate: str = Field(pattern=r"^([0-9a-f]{2}){100,8000}$")
 
 
-async def _list(connection: Connection, wanted: Listing, _: Caller) -> Effect:
+async def _list(connection: Connection, wanted: Listing, _: Caller) -> CommandResult:
     rows = await connection.fetch(
         "select *, now() as now from submission where state = $1 "
         "and ($2::text is null or issuer_id = $2) order by changed_at limit $3",
@@ -64,11 +64,11 @@ async def _list(connection: Connection, wanted: Listing, _: Caller) -> Effect:
         wanted.issuer,
         wanted.limit,
     )
-    return Effect({"submissions": [_facts(row) for row in rows]})
+    return CommandResult({"submissions": [_facts(row) for row in rows]})
 
 
 def _facts(row: asyncpg.Record) -> dict[str, JsonValue]:
-    context = decode(Context, row["context"].encode())
+    context = decode(RequestFacts, row["context"].encode())
     sent = row["submitted_at"]
     return {
         "id": str(row["issuance_id"]),
@@ -107,7 +107,7 @@ async def _unknown(connection: Connection, one: One) -> asyncpg.Record:
 def verbs(judge: Judge, *, retry_within: dt.timedelta) -> Verbs:
     """Return the verbs; ``retry_within`` is how long a client may take to come back."""
 
-    async def retry(connection: Connection, one: One, caller: Caller) -> Effect:
+    async def retry(connection: Connection, one: One, caller: Caller) -> CommandResult:
         row = await _unknown(connection, one)
         await connection.execute(
             "update submission set state = 'recorded', fence = fence + 1, lease_until = now(), "
@@ -118,9 +118,9 @@ def verbs(judge: Judge, *, retry_within: dt.timedelta) -> Verbs:
             caller.name,
             one.reason,
         )
-        return _told(row, "recorded")
+        return _result(row, "recorded")
 
-    async def adopt(connection: Connection, given: Adoption, caller: Caller) -> Effect:
+    async def adopt(connection: Connection, given: Adoption, caller: Caller) -> CommandResult:
         row = await _unknown(connection, given)
         mine = submission_of(row)
         der = bytes.fromhex(given.certificate)
@@ -129,16 +129,16 @@ def verbs(judge: Judge, *, retry_within: dt.timedelta) -> Verbs:
             issued = await submissions.store(
                 connection, mine, certificate, der, answered=False, by=caller.name
             )
-        except WrongCertificate as exc:
+        except UnexpectedCertificate as exc:
             raise ProfileViolation(f"{exc.check}: {exc.reason}", code=exc.code) from exc
         except SerialNumberReused as exc:
             raise Conflict(exc.reason, code="submission.serial_reused") from exc
         assert issued is not None  # noqa: S101 - the row is locked and unknown
-        effect = _told(row, "issued")
+        effect = _result(row, "issued")
         serial = ids.serial_hex(certificate.serial_number)
-        return Effect({**effect.result, "serial": serial}, effect.target, {"serial": serial})
+        return CommandResult({**effect.result, "serial": serial}, effect.target, {"serial": serial})
 
-    async def abandon(connection: Connection, one: One, caller: Caller) -> Effect:
+    async def abandon(connection: Connection, one: One, caller: Caller) -> CommandResult:
         row = await _unknown(connection, one)
         await connection.execute(
             "update submission set state = 'abandoned', fence = fence + 1, decided_by = $2, "
@@ -148,7 +148,7 @@ def verbs(judge: Judge, *, retry_within: dt.timedelta) -> Verbs:
             one.reason,
         )
         await let_go(connection, submission_of(row))
-        return _told(row, "abandoned")
+        return _result(row, "abandoned")
 
     return table(
         Verb("submission-list", _LOOKING, Listing, _list, reads=True),
@@ -158,8 +158,8 @@ def verbs(judge: Judge, *, retry_within: dt.timedelta) -> Verbs:
     )
 
 
-def _told(row: asyncpg.Record, state: str) -> Effect:
+def _result(row: asyncpg.Record, state: str) -> CommandResult:
     told: dict[str, JsonValue] = {"id": str(row["issuance_id"]), "state": state}
-    context = decode(Context, row["context"].encode())
+    context = decode(RequestFacts, row["context"].encode())
     details = {"request_correlation_id": context.correlation_id}
-    return Effect({**told, "subject": row["subject"]}, submission_target(row), details)
+    return CommandResult({**told, "subject": row["subject"]}, submission_target(row), details)

@@ -10,32 +10,39 @@ from cryptography import x509
 from typing_extensions import override
 
 from ca_signer import metrics
-from ca_signer.issuance.approvals import Waiting
+from ca_signer.issuance.approvals import PendingApproval
 from ca_signer.issuance.decision_context import Candidate
-from ca_signer.issuance.idempotency import Answer, Leased, Refuse, Resume, Stale, Undelivered
-from ca_signer.issuance.request_handler import LEASED_S, Intake, Item
-from ca_signer.model import EXPIRED, Intent, Issued
+from ca_signer.issuance.idempotency import (
+    Answer,
+    ExpiredIntent,
+    InProgress,
+    KeyNotDelivered,
+    Refuse,
+    Resume,
+)
+from ca_signer.issuance.request_handler import LEASED_S, ReceivedRequest, RequestHandler
+from ca_signer.model import EXPIRED, IssuanceIntent, IssuedCertificate
 from ca_signer.publishing.replies import issued_answer
-from ca_signer.upstream.cycle import Lost, UpstreamCycle, Waits
+from ca_signer.upstream.cycle import LeaseLost, PendingUpstream, UpstreamCycle
 from ca_signer.upstream.issuer import UpstreamIssuer
 from ca_signer.upstream.response_lint import check_asked, pattern_of
 from ca_signer.upstream.submissions import Submission, submission
 from estcore.errors import IssuerUnavailable, RequestRejected
 from estcore.runtime import faults
 from estcore.runtime.consume import Delivery
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 
 _WORKING_EVERY_S = 4.0
 _TURN_EVERY_S = 0.2
 
 
-class Desk(Intake):
+class UpstreamRequestHandler(RequestHandler):
     """Takes deliveries through the cycle; one instance serves a process."""
 
     def __init__(
         self, *, cycle: UpstreamCycle, issuers: Mapping[str, UpstreamIssuer], **parts: Any
     ) -> None:
-        """``parts`` are those of ``Intake``."""
+        """``parts`` are those of ``RequestHandler``."""
         super().__init__(**parts)
         self._cycle = cycle
         self._issuers = issuers
@@ -45,7 +52,7 @@ class Desk(Intake):
     async def attend(self, stop: asyncio.Event) -> None:
         """Keep the server from delivering again what is in hand: other CAs are slow."""
         self._stop = stop
-        while not await until(stop, _WORKING_EVERY_S):
+        while not await sleep_or_stop(stop, _WORKING_EVERY_S):
             for delivery in list(self._in_hand):
                 await delivery.working()
 
@@ -65,10 +72,10 @@ class Desk(Intake):
             self._in_hand.discard(delivery)
 
     @override
-    async def _settle(self, item: Item, candidate: Candidate) -> None:
+    async def _resolve(self, item: ReceivedRequest, candidate: Candidate) -> None:
         try:
             self._prepare(item, candidate)
-            settled = await self._repeats.settle(candidate)
+            settled = await self._repeats.resolve(candidate)
         except RequestRejected as exc:
             await self._refuse(item, exc)
             return
@@ -79,19 +86,19 @@ class Desk(Intake):
                 await self._answer(item, issued, new=new)
             case Refuse(error=error):
                 await self._refuse(item, error)
-            case Stale(intent=intent):
+            case ExpiredIntent(intent=intent):
                 assert isinstance(intent, Submission)  # noqa: S101 - rows of this process
                 await self._cycle.abandon(intent, EXPIRED)
-                await self._settle(item, candidate)
-            case Undelivered(issued=issued):
+                await self._resolve(item, candidate)
+            case KeyNotDelivered(issued=issued):
                 await self._cycle.supersede(issued)
-                await self._settle(item, candidate)
-            case Leased(ours=ours):
+                await self._resolve(item, candidate)
+            case InProgress(ours=ours):
                 await self._leased(item, candidate.intent, ours=ours)
-            case Waiting(retry_after_s=retry_after_s):
+            case PendingApproval(retry_after_s=retry_after_s):
                 await self._pending(item, candidate.intent, retry_after_s)
 
-    def _prepare(self, item: Item, candidate: Candidate) -> None:
+    def _prepare(self, item: ReceivedRequest, candidate: Candidate) -> None:
         if isinstance(candidate.intent, Submission):
             return
         csr = item.message.csr
@@ -99,22 +106,22 @@ class Desk(Intake):
         now = self.authority.clock.now()
         candidate.intent = submission(candidate.intent, csr, now)
 
-    async def _submit(self, item: Item, intent: Intent) -> None:
+    async def _submit(self, item: ReceivedRequest, intent: IssuanceIntent) -> None:
         assert isinstance(intent, Submission)  # noqa: S101 - rows of this process
         if intent.fence > 1:
             metrics.RESUMED.inc()
         issuer = self._issuers[intent.issuer_id]
         async with issuer.places:
             await self._turn(issuer)
-            outcome = await self._cycle.finish(intent)
+            outcome = await self._cycle.sign_and_store(intent)
         match outcome:
-            case Issued() as issued:
+            case IssuedCertificate() as issued:
                 await self._deliver(item, issued)
             case RequestRejected() as error:
                 await self._refuse(item, error)
-            case Waits(retry_after_s=retry_after_s):
+            case PendingUpstream(retry_after_s=retry_after_s):
                 await self._pending(item, intent, retry_after_s)
-            case Lost():
+            case LeaseLost():
                 await item.delivery.nak(LEASED_S)
 
     async def _turn(self, issuer: UpstreamIssuer) -> None:
@@ -127,12 +134,12 @@ class Desk(Intake):
             IssuerUnavailable: the process stops first.
         """
         while not await issuer.admit():
-            if await until(self._stop, _TURN_EVERY_S):
+            if await sleep_or_stop(self._stop, _TURN_EVERY_S):
                 raise IssuerUnavailable(
                     f"issuer {issuer.issuer_id} is left alone", code="upstream.paused"
                 )
 
-    async def _deliver(self, item: Item, issued: Issued) -> None:
+    async def _deliver(self, item: ReceivedRequest, issued: IssuedCertificate) -> None:
         message = item.message
         if issued.intent.request_id != message.id:
             # The submission of an earlier request; this one is answered with its certificate.

@@ -51,7 +51,7 @@ _UNREADABLE = (
 )
 
 
-class WrongCertificate(ESTSuiteError):
+class UnexpectedCertificate(ESTSuiteError):
     """Another CA sent a certificate that is not what was asked for."""
 
     default_code = "upstream.wrong_certificate"
@@ -84,16 +84,16 @@ def judge(der: bytes, terms: Terms, *, now: dt.datetime) -> x509.Certificate:
     try:
         certificate = x509.load_der_x509_certificate(der)
         if certificate.public_bytes(Encoding.DER) != der:
-            raise WrongCertificate("der", "the certificate is followed by something else")
+            raise UnexpectedCertificate("der", "the certificate is followed by something else")
         for check, reason in (
             *_origin(certificate, terms),
             *_identity(certificate, terms),
             *_life(certificate, terms, now),
             *_extensions(certificate, terms),
         ):
-            raise WrongCertificate(check, reason)
+            raise UnexpectedCertificate(check, reason)
     except _UNREADABLE as exc:
-        raise WrongCertificate("unreadable", "the certificate cannot be read") from exc
+        raise UnexpectedCertificate("unreadable", "the certificate cannot be read") from exc
     return certificate
 
 

@@ -20,7 +20,7 @@ from ca_signer.upstream.plugin import Refused, Retryable, Unknown
 from estcore.errors import Unavailable
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class UpstreamRevocations:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Pass revocations on until ``stop``; a job of its own, for other CAs are slow."""
-        while not await until(stop, self._every_s):
+        while not await sleep_or_stop(stop, self._every_s):
             try:
                 await self.sweep()
             except Unavailable as exc:
@@ -95,12 +95,12 @@ class UpstreamRevocations:
         except Refused as exc:
             await self._end(row, "refused", exc.code, exc.reason)
         except (Retryable, Unknown) as exc:
-            await self._later(row, exc.code, exc.reason)
+            await self._nak_all(row, exc.code, exc.reason)
         except TimeoutError:
-            await self._later(row, "upstream.timeout", "no answer in time")
+            await self._nak_all(row, "upstream.timeout", "no answer in time")
         except Exception as exc:  # Bulkhead: a plug-in's mistake must not end the sweeper.
             log.error("a plug-in failed", exc_info=exc)
-            await self._later(row, "upstream.plugin_failed", "see the log")
+            await self._nak_all(row, "upstream.plugin_failed", "see the log")
         else:
             await self._end(row, "done", None)
 
@@ -123,7 +123,7 @@ class UpstreamRevocations:
             log.error("another CA does not revoke; a person must", extra=told | more)
         self._changed()
 
-    async def _later(self, row: asyncpg.Record, code: str, reason: str) -> None:
+    async def _nak_all(self, row: asyncpg.Record, code: str, reason: str) -> None:
         pause = min(_FIRST_S * 2 ** min(row["attempts"] - 1, 12), _LONGEST_S)
         async with self._database.connection() as connection:
             await connection.execute(

@@ -22,7 +22,7 @@ import asyncpg
 from cryptography import x509
 
 from ca_signer.ledger.issuances import CHECKED, give_back, intent_of, intent_row, serial_octets
-from ca_signer.model import OPEN_SUBMISSION_STATES, Intent, Issued
+from ca_signer.model import OPEN_SUBMISSION_STATES, IssuanceIntent, IssuedCertificate
 from estcore import ids
 from estcore.errors import SerialNumberReused
 from estcore.runtime.database import Connection, Database
@@ -71,7 +71,7 @@ from done returning certificate, issued_at"""
 
 
 @dataclass
-class Submission(Intent):
+class Submission(IssuanceIntent):
     """A certificate on its way at another CA, held by us under ``fence``.
 
     ``tbs`` is what a local issuer would have signed; ``came_from`` the state it was taken from.
@@ -93,9 +93,9 @@ class Submission(Intent):
         return self.context.operation == "serverkeygen"
 
 
-def submission(intent: Intent, csr: bytes, now: dt.datetime) -> Submission:
+def submission(intent: IssuanceIntent, csr: bytes, now: dt.datetime) -> Submission:
     """Return what was decided as what another CA is asked for."""
-    said = {one.name: getattr(intent, one.name) for one in fields(Intent)}
+    said = {one.name: getattr(intent, one.name) for one in fields(IssuanceIntent)}
     return Submission(**said | {"serial_number": 0}, csr=csr, asked_at=now)
 
 
@@ -123,7 +123,7 @@ async def store(  # noqa: PLR0913 - what is known of a certificate
     answered: bool = True,
     by: str | None = None,
     shared: bool = False,
-) -> Issued | None:
+) -> IssuedCertificate | None:
     """Step 9: store the certificate if the row is still ours, or nobody's; None if it is not.
 
     ``shared`` says that every holder gets the same certificate, so the first one stores it.
@@ -155,7 +155,7 @@ async def store(  # noqa: PLR0913 - what is known of a certificate
         return None
     one.serial_number = certificate.serial_number
     one.not_before, one.not_after = before, after
-    return Issued(one, row["certificate"], row["issued_at"])
+    return IssuedCertificate(one, row["certificate"], row["issued_at"])
 
 
 class Submissions:
@@ -221,10 +221,10 @@ class Submissions:
         *,
         reference: str | None,
         shared: bool,
-    ) -> Issued | None:
+    ) -> IssuedCertificate | None:
         """Step 9, see ``store``."""
 
-        async def work(connection: Connection) -> Issued | None:
+        async def work(connection: Connection) -> IssuedCertificate | None:
             return await store(
                 connection, one, certificate, der, reference=reference, shared=shared
             )
@@ -369,7 +369,7 @@ async def _change(
     return bool(done)
 
 
-async def let_go(connection: Connection, one: Intent) -> None:
+async def let_go(connection: Connection, one: IssuanceIntent) -> None:
     """Give back what an enrollment had reserved: its secret, its approval."""
     await connection.execute(
         "delete from claim where enrollment_id = $1 and state = 'reserved'", one.enrollment_id

@@ -16,7 +16,7 @@ from ca_signer.upstream.plugin import Retryable, Unknown
 from ca_signer.upstream.submissions import Submissions
 from estcore.errors import Unavailable
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class UpstreamSweeper:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sweep until ``stop``."""
-        while not await until(stop, self._every_s):
+        while not await sleep_or_stop(stop, self._every_s):
             try:
                 await self.sweep()
             except Unavailable as exc:
@@ -78,7 +78,7 @@ class UpstreamSweeper:
         stopping = False
         while not stopping:
             await self._compare()
-            stopping = await until(stop, _LOOK_EVERY_S)
+            stopping = await sleep_or_stop(stop, _LOOK_EVERY_S)
 
     async def _compare(self) -> None:
         for issuer in self._issuers.values():

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 from cryptography import x509
 
-from ca_signer.issuance.approvals import Tickets
-from ca_signer.issuance.consumer import Worker
-from ca_signer.issuance.decision_context import Authority
-from ca_signer.ledger.issuances import Ledger
-from ca_signer.operators.executor import Executor
+from ca_signer.issuance.approvals import ApprovalStore
+from ca_signer.issuance.consumer import RequestConsumer
+from ca_signer.issuance.decision_context import DecisionContext
+from ca_signer.ledger.issuances import IssuanceStore
+from ca_signer.operators.executor import CommandExecutor
 from ca_signer.publishing.outbox import Outbox, command_records
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.upstream import operator_verbs
 from ca_signer.upstream.audit_records import revocation_records, submission_records
 from ca_signer.upstream.cycle import UpstreamCycle
-from ca_signer.upstream.idempotency import SubmissionRepeats
+from ca_signer.upstream.idempotency import SubmissionResolver
 from ca_signer.upstream.issuer import UpstreamIssuer
-from ca_signer.upstream.request_handler import Desk
+from ca_signer.upstream.request_handler import UpstreamRequestHandler
 from ca_signer.upstream.revocation import UpstreamRevocations
 from ca_signer.upstream.settings import UpstreamSettings
 from ca_signer.upstream.submissions import Submission, Submissions
@@ -37,15 +37,15 @@ class Parts:
     """What a process is made of."""
 
     issuers: Issuers
-    authority: Authority
+    authority: DecisionContext
     publisher: EventPublisher
     submissions: Submissions
-    repeats: SubmissionRepeats
+    repeats: SubmissionResolver
     cycle: UpstreamCycle
-    desk: Desk
-    worker: Worker
+    desk: UpstreamRequestHandler
+    worker: RequestConsumer
     outbox: Outbox
-    executor: Executor
+    executor: CommandExecutor
     revocations: UpstreamRevocations
     sweeper: UpstreamSweeper
 
@@ -55,10 +55,10 @@ def assemble(
     bus: Bus,
     database: Database,
     issuers: Issuers,
-    deciding: Authority,
+    deciding: DecisionContext,
 ) -> Parts:
     """Join the parts."""
-    ledger = Ledger(database, lease_s=settings.lease_s)
+    ledger = IssuanceStore(database, lease_s=settings.lease_s)
     submissions = Submissions(database, lease_s=settings.lease_s)
     publisher = EventPublisher(bus, deciding.clock, settings.instance)
     outbox = Outbox(
@@ -70,9 +70,9 @@ def assemble(
         every_s=settings.sweep_every_s,
     )
     pending_for = dt.timedelta(seconds=settings.pending_lifetime_s)
-    repeats = SubmissionRepeats(
+    repeats = SubmissionResolver(
         ledger,
-        Tickets(
+        ApprovalStore(
             lifetime=dt.timedelta(seconds=settings.approval_lifetime_s),
             retry_after_s=settings.approval_retry_after_s,
             max_waiting=settings.approval_max_waiting,
@@ -89,7 +89,7 @@ def assemble(
         unknown_retry_after_s=settings.unknown_retry_after_s,
         changed=outbox.changed,
     )
-    desk = Desk(
+    desk = UpstreamRequestHandler(
         cycle=cycle,
         issuers=issuers,
         bus=bus,
@@ -100,7 +100,7 @@ def assemble(
         max_attempts=settings.max_attempts,
     )
     places = sum(issuer.settings.concurrency for issuer in issuers.values())
-    worker = Worker(
+    worker = RequestConsumer(
         bus,
         database,
         desk,
@@ -131,7 +131,7 @@ def assemble(
             raise Conflict("another process serves its issuer", code="submission.elsewhere")
         return cycle.judged(issuer, one, der)
 
-    executor = Executor(
+    executor = CommandExecutor(
         database,
         publisher,
         deciding,

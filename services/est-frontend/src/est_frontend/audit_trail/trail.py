@@ -19,10 +19,10 @@ from estcore import ids
 from estcore.clock import Clock, monotonic_s
 from estcore.errors import AuditUnavailable, BusUnavailable
 from estcore.messages import topics
-from estcore.messages.envelope import encode_mapping, present
+from estcore.messages.envelope import encode_mapping, without_none
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _MEMORY = 20_000
 _RATE_WINDOW_S = 10
 
 
-class Trail:
+class AuditTrail:
     """Collects, numbers, sends, spools."""
 
     def __init__(self, bus: Bus, settings: TrailSettings, clock: Clock, instance: str) -> None:
@@ -78,7 +78,7 @@ class Trail:
         """Record one fact; the keyword arguments are those of AuditRecord, parts as mappings."""
         self._sequence += 1
         self._pending.append(
-            present(
+            without_none(
                 record_id=ids.uuid7(),
                 schema_version=1,
                 producer=self._producer,
@@ -121,7 +121,7 @@ class Trail:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Send what is collected until ``stop``; the last of it is sent by ``close``."""
-        while not await until(stop, self._settings.flush_every_s):
+        while not await sleep_or_stop(stop, self._settings.flush_every_s):
             if monotonic_s() >= self._window_until and self._refusals:
                 self._summarize()
             await self.flush()

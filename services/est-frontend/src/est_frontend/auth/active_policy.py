@@ -8,7 +8,7 @@ from estcore.policy.document import PolicyDocument
 
 
 @dataclass
-class Live:
+class ActivePolicy:
     """The policy in force."""
 
     policy: PolicyDocument

@@ -11,14 +11,14 @@ from hashlib import sha256
 
 from aiohttp import web
 
-from est_frontend.auth.active_policy import Live
+from est_frontend.auth.active_policy import ActivePolicy
 from est_frontend.auth.client_certificates import Peer, PeerValidator
 from est_frontend.auth.http_digest import DigestVerifier
-from est_frontend.auth.password_file import Users
+from est_frontend.auth.password_file import PasswordFile
 from est_frontend.auth.tokens.access_token import AccessToken, TokenValidator
 from est_frontend.auth.tokens.dpop import check_proof
 from est_frontend.rate_limits import Backoff
-from est_frontend.signer_state.cache import State
+from est_frontend.signer_state.cache import SignerState
 from est_frontend.tls.connection import ClientConnection
 from estcore.clock import Clock
 from estcore.errors import NotAuthenticated, NotAuthorized
@@ -35,7 +35,7 @@ class Authenticated:
 
     principal: Principal
     peer: Peer | None
-    spends: tuple[Claim, ...] = ()
+    single_use_claims: tuple[Claim, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ class Authenticator:
         self,
         *,
         peers: PeerValidator,
-        state: State,
-        users: Users,
+        state: SignerState,
+        users: PasswordFile,
         digest: DigestVerifier,
         tokens: TokenValidator,
-        live: Live,
+        live: ActivePolicy,
         clock: Clock,
         names: Callable[[], frozenset[str]],
     ) -> None:
@@ -115,10 +115,10 @@ class Authenticator:
                 "the certificate is of another CA and cannot be renewed here",
                 code="auth.certificate_foreign",
             )
-        spends: tuple[Claim, ...] = ()
+        single_use_claims: tuple[Claim, ...] = ()
         if "certificate" not in label.authentication:
-            spends = (await self._by_header(credentials, label, peer)).spends
-        return Authenticated(_by_certificate(peer), peer, spends)
+            single_use_claims = (await self._by_header(credentials, label, peer)).single_use_claims
+        return Authenticated(_by_certificate(peer), peer, single_use_claims)
 
     async def any_of(self, credentials: Credentials, label: Label) -> Authenticated:
         """Authenticate in any way the label accepts.
@@ -188,7 +188,7 @@ class Authenticator:
         principal = found.principal.model_copy(
             update={"certificate": peer.der, "certificate_issuer": peer.issuer_id}
         )
-        return Authenticated(principal, peer, found.spends)
+        return Authenticated(principal, peer, found.single_use_claims)
 
     async def _basic(self, credentials: Credentials, label: Label, encoded: str) -> Authenticated:
         name, secret = _read_basic(encoded)
@@ -237,7 +237,7 @@ class Authenticator:
         except NotAuthenticated:
             self._by_source.failed(credentials.source)
             raise
-        spends, binding = self._bound(credentials, scheme, value, token)
+        single_use_claims, binding = self._bound(credentials, scheme, value, token)
         claims = token.claims(self._live.policy.claims_wanted(token.issuer_id))
         claims.pop("cnf", None)
         if binding is not None:
@@ -245,7 +245,7 @@ class Authenticator:
         principal = Principal(
             method="token", name=f"{token.issuer_id}/{token.subject}", claims=claims
         )
-        return Authenticated(principal, None, spends)
+        return Authenticated(principal, None, single_use_claims)
 
     def _bound(
         self, credentials: Credentials, scheme: str, value: str, token: AccessToken

@@ -14,7 +14,7 @@ import re
 import secrets
 from dataclasses import dataclass
 
-from est_frontend.auth.password_file import Users
+from est_frontend.auth.password_file import PasswordFile
 from estcore.clock import Clock
 from estcore.errors import NotAuthenticated
 from estcore.est.http_digest import DIGESTS, digest
@@ -38,7 +38,7 @@ class DigestUse:
 class DigestVerifier:
     """Makes challenges and checks answers."""
 
-    def __init__(self, users: Users, clock: Clock, *, realm: str, key: bytes | None) -> None:
+    def __init__(self, users: PasswordFile, clock: Clock, *, realm: str, key: bytes | None) -> None:
         self._users = users
         self._clock = clock
         self._realm = realm

@@ -48,7 +48,7 @@ class _File(StrictModel):
     users: dict[SecretId, User]
 
 
-class Users:
+class PasswordFile:
     """The users of a file."""
 
     def __init__(self, users: dict[str, User]) -> None:
@@ -59,7 +59,7 @@ class Users:
         self._waiting = 0
 
     @classmethod
-    def load(cls, path: Path | None) -> Users:
+    def load(cls, path: Path | None) -> PasswordFile:
         """Read the file; None stands for no users at all.
 
         Raises:
@@ -69,7 +69,7 @@ class Users:
             return cls({})
         return cls(parse_model(_File, read_yaml(path), path).users)
 
-    def replace(self, other: Users) -> None:
+    def replace(self, other: PasswordFile) -> None:
         """Take over the users of another file."""
         self._users = other._users
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from aiohttp import HttpVersion11, web
 from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
 
-from est_frontend.auth.active_policy import Live
+from est_frontend.auth.active_policy import ActivePolicy
 from est_frontend.auth.authenticator import Authenticated, Authenticator, Credentials
-from est_frontend.enrollment.server_keygen import KeyMaker
-from est_frontend.enrollment.signer_gateway import Gateway
+from est_frontend.enrollment.server_keygen import KeyGenerator
+from est_frontend.enrollment.signer_gateway import SignerGateway
 from est_frontend.rate_limits import Buckets
 from est_frontend.settings import FrontendSettings
-from est_frontend.signer_state.cache import State
+from est_frontend.signer_state.cache import SignerState
 from est_frontend.tls.channel_binding import check_linking
 from est_frontend.web import responses
 from est_frontend.web.exchange import Exchange
@@ -65,11 +65,11 @@ class Enroller:
         self,
         settings: FrontendSettings,
         *,
-        live: Live,
-        state: State,
+        live: ActivePolicy,
+        state: SignerState,
         authenticator: Authenticator,
-        gateway: Gateway,
-        keys: KeyMaker,
+        gateway: SignerGateway,
+        keys: KeyGenerator,
         clock: Clock,
     ) -> None:
         self._settings = settings
@@ -250,7 +250,7 @@ class Enroller:
             principal=who.principal.key,
             # A generated key is known to this request alone: nobody shares its answer.
             predecessor=exchange.request_id.encode()
-            if generated or who.spends
+            if generated or who.single_use_claims
             else who.peer.fingerprint
             if who.peer
             else b"",
@@ -269,7 +269,7 @@ class Enroller:
             priority=route.priority,
             principal=who.principal,
             csr=csr.der,
-            claims=who.spends,
+            claims=who.single_use_claims,
             linked=exchange.linked,
             origin=exchange.source(),
             expires_at=self._expiry(label, generated=generated),
@@ -280,7 +280,7 @@ class Enroller:
         self, exchange: Exchange, who: Authenticated, csr: CertificationRequest, route: Route
     ) -> int | None:
         """Return how long the client has to wait still; None where the signer is to be asked."""
-        if route.tenant is None or who.spends or exchange.operation == "simplereenroll":
+        if route.tenant is None or who.single_use_claims or exchange.operation == "simplereenroll":
             return None
         ticket = enrollment_id(
             csr,
@@ -326,7 +326,7 @@ async def read_body(request: web.BaseRequest, limit: int, *, timeout_s: float) -
     too_large = MalformedRequest(f"the body has more than {limit} bytes", code="body.too_large")
     if (request.content_length or 0) > limit:
         raise too_large
-    _invite(request)
+    _send_100_continue(request)
     try:
         async with asyncio.timeout(timeout_s):
             return await request.read()
@@ -336,7 +336,7 @@ async def read_body(request: web.BaseRequest, limit: int, *, timeout_s: float) -
         raise too_large from None
 
 
-def _invite(request: web.BaseRequest) -> None:
+def _send_100_continue(request: web.BaseRequest) -> None:
     """Tell a client that waits for it to send its body (RFC 9110 section 10.1.1)."""
     wish = request.headers.get("Expect")
     if wish is None or request.version < HttpVersion11:

@@ -28,7 +28,7 @@ _MOST = 50_000
 _TOPIC = "pki.certificate.pending.>"
 
 
-class OpenTickets:
+class PendingRequests:
     """What one process has heard of; the oldest are forgotten first."""
 
     def __init__(self, clock: Clock) -> None:

@@ -37,7 +37,7 @@ from estcore.pki.profile import Profile, read_yaml
 _SECRET_SIZES = (16, 24, 32)
 
 
-class KeyMaker:
+class KeyGenerator:
     """Makes keys and the answers that carry them."""
 
     def __init__(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from est_frontend import metrics
-from est_frontend.enrollment.pending_requests import OpenTickets
+from est_frontend.enrollment.pending_requests import PendingRequests
 from estcore.clock import monotonic_s
 from estcore.errors import BusUnavailable, MalformedRequest
 from estcore.messages import topics
@@ -39,13 +39,13 @@ class _Ticket:
     expires: float
 
 
-class Gateway:
+class SignerGateway:
     """Submits requests and matches answers."""
 
     def __init__(
         self,
         bus: Bus,
-        tickets: OpenTickets,
+        tickets: PendingRequests,
         *,
         group: str,
         instance: str,

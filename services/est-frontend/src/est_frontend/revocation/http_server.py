@@ -17,7 +17,7 @@ from email.utils import format_datetime
 
 from est_frontend.revocation.ocsp_relay import OCSPRelay, response
 from est_frontend.settings import CRLListenSettings
-from est_frontend.signer_state.cache import State
+from est_frontend.signer_state.cache import SignerState
 from estcore.clock import Clock
 from estcore.errors import ConfigurationError
 
@@ -35,7 +35,7 @@ class CRLServer:
     def __init__(
         self,
         settings: CRLListenSettings,
-        state: State,
+        state: SignerState,
         clock: Clock,
         *,
         ocsp: OCSPRelay | None = None,

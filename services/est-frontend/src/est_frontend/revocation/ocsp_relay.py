@@ -18,7 +18,7 @@ from hashlib import sha256
 from urllib.parse import unquote_to_bytes
 
 from est_frontend import metrics
-from est_frontend.signer_state.cache import State
+from est_frontend.signer_state.cache import SignerState
 from estcore.clock import Clock
 from estcore.errors import BusUnavailable, MalformedRequest
 from estcore.messages.topics import ocsp_topic
@@ -26,8 +26,8 @@ from estcore.pki.ocsp import (
     MALFORMED,
     MOST_OCTETS,
     TRY_LATER,
-    Answer,
-    Question,
+    OCSPAnswer,
+    OCSPQuery,
     read_answer,
     read_question,
 )
@@ -47,12 +47,12 @@ Key = tuple[str, tuple[str, bytes, bytes, int]]
 class OCSPRelay:
     """Answers of one process."""
 
-    def __init__(self, bus: Bus, state: State, clock: Clock, *, kept: int = _KEPT) -> None:
+    def __init__(self, bus: Bus, state: SignerState, clock: Clock, *, kept: int = _KEPT) -> None:
         self._bus = bus
         self._state = state
         self._clock = clock
         self._most = kept
-        self._kept: OrderedDict[Key, Answer] = OrderedDict()
+        self._kept: OrderedDict[Key, OCSPAnswer] = OrderedDict()
 
     @staticmethod
     def is_for(head: bytes) -> bool:
@@ -77,7 +77,7 @@ class OCSPRelay:
         octets, _ = await self._ask(issuer_id, await reader.readexactly(int(length[1])))
         return _sent(octets, None, self._clock)
 
-    async def _ask(self, issuer_id: str, request: bytes) -> tuple[bytes, Answer | None]:
+    async def _ask(self, issuer_id: str, request: bytes) -> tuple[bytes, OCSPAnswer | None]:
         """Return the response, and the same read where HTTP caches may keep it."""
         try:
             question = read_question(request)
@@ -108,10 +108,10 @@ class OCSPRelay:
         except BusUnavailable:
             return TRY_LATER
 
-    def _is_revoked(self, issuer_id: str, question: Question) -> bool:
+    def _is_revoked(self, issuer_id: str, question: OCSPQuery) -> bool:
         return self._state.is_revoked(issuer_id, question.serial_number)
 
-    def _fresh(self, key: Key) -> Answer | None:
+    def _fresh(self, key: Key) -> OCSPAnswer | None:
         known = self._kept.get(key)
         if known is None:
             return None
@@ -121,7 +121,7 @@ class OCSPRelay:
         self._kept.move_to_end(key)
         return known
 
-    def _keep(self, key: Key, answer: Answer) -> None:
+    def _keep(self, key: Key, answer: OCSPAnswer) -> None:
         self._kept[key] = answer
         self._kept.move_to_end(key)
         while len(self._kept) > self._most:
@@ -147,7 +147,7 @@ def _counted(source: str, octets: bytes) -> bytes:
     return octets
 
 
-def _sent(octets: bytes, cacheable: Answer | None, clock: Clock) -> bytes:
+def _sent(octets: bytes, cacheable: OCSPAnswer | None, clock: Clock) -> bytes:
     headers = {"Content-Type": "application/ocsp-response"}
     if cacheable is None:
         return response("200 OK", headers | _NOT_STORED, octets)

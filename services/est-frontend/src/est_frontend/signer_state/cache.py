@@ -36,7 +36,7 @@ from estcore.messages.topics import CRL_MANIFEST, PKI_STATE
 from estcore.pki.profile import Profile
 from estcore.runtime.bus import Bus, Incoming
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ _NOBODY = SecretVerifier(
 SetAnchors = Callable[[str, Sequence[bytes]], None]
 
 
-class State:
+class SignerState:
     """Memory and disk copy of the state."""
 
     def __init__(self, folder: Path, set_anchors: SetAnchors, clock: Clock) -> None:
@@ -100,7 +100,7 @@ class State:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Fetch everything again now and then, in case an update was missed."""
-        while not await until(stop, _REFRESH_S):
+        while not await sleep_or_stop(stop, _REFRESH_S):
             await self._refresh()
 
     def cacerts(self, *issuers: str) -> bytes | None:

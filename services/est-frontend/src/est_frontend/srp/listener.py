@@ -17,7 +17,7 @@ from typing import Any, cast
 from typing_extensions import override
 
 from est_frontend import metrics
-from est_frontend.audit_trail.trail import Trail
+from est_frontend.audit_trail.trail import AuditTrail
 from est_frontend.listener import taken
 from est_frontend.rate_limits import Backoff, TooOften
 from est_frontend.srp.connection import Attempt, SRPContext
@@ -32,7 +32,7 @@ from estcore.runtime.service import Job
 log = logging.getLogger(__name__)
 
 
-class SRPDoor:
+class SRPListener:
     """TLS-SRP, by ``est_frontend.srp.connection``."""
 
     names: frozenset[str] = frozenset()
@@ -46,7 +46,7 @@ class SRPDoor:
         self._handshakes: set[asyncio.Transport] = set()
         self._group: asyncio.TaskGroup | None = None
         self._server: LimitedServer | None = None
-        self._trail: Trail | None = None
+        self._trail: AuditTrail | None = None
 
     @property
     def watched(self) -> Sequence[Watched]:
@@ -61,7 +61,7 @@ class SRPDoor:
         """The handshakes."""
         return [self._run]
 
-    async def open(self, server: LimitedServer, trail: Trail) -> asyncio.Server:
+    async def open(self, server: LimitedServer, trail: AuditTrail) -> asyncio.Server:
         """Begin to listen."""
         self._server, self._trail = server, trail
         listen = self._settings.listen
@@ -150,7 +150,7 @@ class SRPDoor:
 class _Arriving(asyncio.Protocol):
     """A connection before its handshake."""
 
-    def __init__(self, door: SRPDoor) -> None:
+    def __init__(self, door: SRPListener) -> None:
         self._door = door
         self._early = bytearray()
 

@@ -29,9 +29,9 @@ def check(settings: SRPFrontendSettings) -> None:
 
 async def run(settings: SRPFrontendSettings) -> None:
     """Serve until SIGTERM."""
-    from est_frontend.srp.listener import SRPDoor  # needs the extra
+    from est_frontend.srp.listener import SRPListener  # needs the extra
 
-    await serve(settings, SRPDoor(settings))
+    await serve(settings, SRPListener(settings))
 
 
 async def user(settings: SRPFrontendSettings, parsed: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from est_frontend.auth.client_certificates import serial_of
 from est_frontend.tls.channel_binding import Linked
 from est_frontend.tls.connection import ClientConnection
 from estcore.messages.enrollment import Source
-from estcore.messages.envelope import present
+from estcore.messages.envelope import without_none
 from estcore.pki.csr import CertificationRequest
 from estcore.policy.labels import Label
 from estcore.runtime.tracing import trace_id
@@ -68,19 +68,19 @@ class Exchange:
         return {
             "correlation_id": self.correlation_id,
             "trace_id": trace_id(self.traceparent),
-            "actor": present(
+            "actor": without_none(
                 type="service",
                 subject=who.principal.key if who else None,
                 auth_method=who.principal.method if who else None,
                 certificate_serial=serial_of(presented[0]) if presented else None,
             ),
-            "origin": present(
+            "origin": without_none(
                 peer=self.peer,
                 tls_version=self.connection.version(),
                 user_agent=self.agent,
                 client_correlation_id=claimed[:_CORRELATION_LIMIT] if claimed else None,
             ),
-            "target": present(
+            "target": without_none(
                 label=self.label_name,
                 request_id=self.request_id,
                 subject=csr.subject_text if csr else None,

@@ -19,7 +19,7 @@ from estcore.runtime import faults
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Connection, Database
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 from estcore.runtime.tracing import Tracing
 from renewal.dispatch import claims
 from renewal.metrics import DISPATCHED, LAPSED
@@ -135,4 +135,4 @@ class Scheduler:
             # Work waiting: look again at once; a full look means there is more.
             pause = 0.0 if done >= self._scheduler.claim_size else self._scheduler.poll_s
             jitter = 0.75 + random.random() / 2  # noqa: S311 - spreading, not secrecy
-            await until(stop, max(pause * jitter, 0.001))
+            await sleep_or_stop(stop, max(pause * jitter, 0.001))

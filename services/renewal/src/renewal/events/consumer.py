@@ -29,7 +29,7 @@ from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.consume import Delivery, PullConsumer
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 from estcore.runtime.tracing import Tracing
 from renewal.events.projection import Projected, project
 from renewal.events.reconciliation import Verdict, Windows
@@ -93,12 +93,12 @@ class EventConsumer:
         """Apply events until stopped; what was fetched and not applied goes back."""
         await self.consumer.start()
         while not stop.is_set():
-            await self.consumer.tend()
+            await self.consumer.maintain()
             if not await self.consumer.wait(0.5):
                 continue
             if self._settings.linger_ms:
                 # Nobody waits for a projection: a fuller batch costs the same transaction.
-                await until(stop, self._settings.linger_ms / 1000)
+                await sleep_or_stop(stop, self._settings.linger_ms / 1000)
             taken = self.consumer.take(self._settings.batch_size)
             if taken and not await self.handle(taken):
                 await self._wait_for_database(stop)
@@ -252,7 +252,7 @@ class EventConsumer:
         while not stop.is_set() and not await self._database.alive():
             for delivery in self.consumer.take(self._settings.credit):
                 await delivery.nak(self._settings.retry_s)
-            await until(stop, 0.5)
+            await sleep_or_stop(stop, 0.5)
 
 
 def _line(error: Exception) -> str:

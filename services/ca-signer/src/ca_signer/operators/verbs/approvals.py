@@ -9,8 +9,8 @@ import asyncpg
 from pydantic import Field, JsonValue
 
 from ca_signer.issuance.approvals import ticket_target
-from ca_signer.model import Context
-from ca_signer.operators.verb import Caller, Effect, Verb, Verbs, table
+from ca_signer.model import RequestFacts
+from ca_signer.operators.verb import Caller, CommandResult, Verb, Verbs, table
 from estcore.errors import Conflict
 from estcore.messages.envelope import decode
 from estcore.pki.profile import StrictModel, Token
@@ -37,7 +37,7 @@ class Decision(StrictModel):
     reason: str | None = Field(default=None, min_length=1, max_length=200, pattern=r"^[ -~]*$")
 
 
-async def _list(connection: Connection, wanted: Listing, _: Caller) -> Effect:
+async def _list(connection: Connection, wanted: Listing, _: Caller) -> CommandResult:
     rows = await connection.fetch(
         "select *, now() as now from approval where ($1::text is null or tenant = $1) "
         "and ($2::text is null or service = $2) "
@@ -47,11 +47,11 @@ async def _list(connection: Connection, wanted: Listing, _: Caller) -> Effect:
         wanted.all,
         wanted.limit,
     )
-    return Effect({"requests": [_facts(row) for row in rows]})
+    return CommandResult({"requests": [_facts(row) for row in rows]})
 
 
 def _facts(row: asyncpg.Record) -> dict[str, JsonValue]:
-    context = decode(Context, row["context"].encode())
+    context = decode(RequestFacts, row["context"].encode())
     spki = row["spki_sha256"]
     over = row["expires_at"] <= row["now"] and row["state"] != "used"
     return {
@@ -76,15 +76,17 @@ def _facts(row: asyncpg.Record) -> dict[str, JsonValue]:
     }
 
 
-async def _approve(connection: Connection, decision: Decision, caller: Caller) -> Effect:
+async def _approve(connection: Connection, decision: Decision, caller: Caller) -> CommandResult:
     return await _decide(connection, decision, caller, "approved")
 
 
-async def _reject(connection: Connection, decision: Decision, caller: Caller) -> Effect:
+async def _reject(connection: Connection, decision: Decision, caller: Caller) -> CommandResult:
     return await _decide(connection, decision, caller, "rejected")
 
 
-async def _decide(connection: Connection, decision: Decision, caller: Caller, state: str) -> Effect:
+async def _decide(
+    connection: Connection, decision: Decision, caller: Caller, state: str
+) -> CommandResult:
     row = await connection.fetchrow(
         "select *, expires_at <= now() as over, now() as now from approval "
         "where approval_id = $1 for update",
@@ -108,10 +110,10 @@ async def _decide(connection: Connection, decision: Decision, caller: Caller, st
         decision.reason,
         until,
     )
-    context = decode(Context, row["context"].encode())
+    context = decode(RequestFacts, row["context"].encode())
     told: dict[str, JsonValue] = {"id": str(decision.id), "state": state}
     details = {"request_correlation_id": context.correlation_id}
-    return Effect({**told, "subject": row["subject"]}, ticket_target(row, context), details)
+    return CommandResult({**told, "subject": row["subject"]}, ticket_target(row, context), details)
 
 
 def verbs() -> Verbs:

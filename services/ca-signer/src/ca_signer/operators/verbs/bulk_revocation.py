@@ -12,7 +12,7 @@ from uuid import UUID
 import asyncpg
 from pydantic import Field, JsonValue
 
-from ca_signer.operators.verb import Caller, Effect, Verb, Verbs, table
+from ca_signer.operators.verb import Caller, CommandResult, Verb, Verbs, table
 from ca_signer.revocation.bulk import LIFETIME, Selector
 from estcore import ids
 from estcore.errors import Conflict, NotAuthorized
@@ -51,7 +51,7 @@ class Listing(StrictModel):
     limit: int = Field(default=20, ge=1, le=200)
 
 
-async def _propose(connection: Connection, wanted: Proposal, caller: Caller) -> Effect:
+async def _propose(connection: Connection, wanted: Proposal, caller: Caller) -> CommandResult:
     incident_id = ids.uuid7()
     selector = wanted.model_dump(mode="json", exclude={"reason", "per_minute"}, exclude_none=True)
     await connection.execute(
@@ -63,15 +63,15 @@ async def _propose(connection: Connection, wanted: Proposal, caller: Caller) -> 
         wanted.per_minute,
         caller.name,
     )
-    return _told(await _find(connection, UUID(incident_id)))
+    return _result(await _find(connection, UUID(incident_id)))
 
 
-async def _confirm(connection: Connection, wanted: Confirmation, caller: Caller) -> Effect:
+async def _confirm(connection: Connection, wanted: Confirmation, caller: Caller) -> CommandResult:
     row = await _find(connection, wanted.id)
     if row["proposed_by"] == caller.name:
         raise NotAuthorized("another operator than the proposer confirms", code="incident.dual")
     if row["state"] == "running" and row["confirmed_by"] == caller.name:
-        return _told(row)
+        return _result(row)
     if row["state"] != "proposed":
         raise Conflict(f"the incident is {row['state']}, not proposed", code="incident.state")
     if row["moment"] - row["proposed_at"] > LIFETIME:
@@ -87,10 +87,10 @@ async def _confirm(connection: Connection, wanted: Confirmation, caller: Caller)
         wanted.id,
         caller.name,
     )
-    return _told(await _find(connection, wanted.id))
+    return _result(await _find(connection, wanted.id))
 
 
-async def _stop(connection: Connection, wanted: One, caller: Caller) -> Effect:
+async def _stop(connection: Connection, wanted: One, caller: Caller) -> CommandResult:
     row = await _find(connection, wanted.id)
     if row["state"] in {"selecting", "proposed", "running"}:
         await connection.execute(
@@ -101,10 +101,10 @@ async def _stop(connection: Connection, wanted: One, caller: Caller) -> Effect:
         )
     elif row["state"] != "stopped":
         raise Conflict(f"the incident is {row['state']}", code="incident.state")
-    return _told(await _find(connection, wanted.id))
+    return _result(await _find(connection, wanted.id))
 
 
-async def _show(connection: Connection, wanted: One, _: Caller) -> Effect:
+async def _show(connection: Connection, wanted: One, _: Caller) -> CommandResult:
     row = await _find(connection, wanted.id)
     owners = await connection.fetch(
         "select i.tenant, i.service, i.profile, count(*) as count, "
@@ -120,7 +120,7 @@ async def _show(connection: Connection, wanted: One, _: Caller) -> Effect:
         wanted.id,
         _SHOWN,
     )
-    told = _told(row)
+    told = _result(row)
     members: list[JsonValue] = [
         {
             "issuer": r["issuer_id"],
@@ -130,14 +130,14 @@ async def _show(connection: Connection, wanted: One, _: Caller) -> Effect:
         }
         for r in some
     ]
-    return Effect({**told.result, "owners": [dict(r) for r in owners], "some": members})
+    return CommandResult({**told.result, "owners": [dict(r) for r in owners], "some": members})
 
 
-async def _list(connection: Connection, wanted: Listing, _: Caller) -> Effect:
+async def _list(connection: Connection, wanted: Listing, _: Caller) -> CommandResult:
     rows = await connection.fetch(
         "select *, now() as moment from incident order by proposed_at desc limit $1", wanted.limit
     )
-    return Effect({"incidents": [_told(row).result for row in rows]})
+    return CommandResult({"incidents": [_result(row).result for row in rows]})
 
 
 async def _find(connection: Connection, incident_id: UUID) -> asyncpg.Record:
@@ -149,7 +149,7 @@ async def _find(connection: Connection, incident_id: UUID) -> asyncpg.Record:
     return row
 
 
-def _told(row: asyncpg.Record) -> Effect:
+def _result(row: asyncpg.Record) -> CommandResult:
     facts: dict[str, Any] = {
         "id": str(row["incident_id"]),
         "state": row["state"],
@@ -165,7 +165,9 @@ def _told(row: asyncpg.Record) -> Effect:
         "stopped_by": row["stopped_by"],
         "ended_at": row["ended_at"].isoformat() if row["ended_at"] else None,
     }
-    return Effect(facts, details={"incident": str(row["incident_id"]), "state": row["state"]})
+    return CommandResult(
+        facts, details={"incident": str(row["incident_id"]), "state": row["state"]}
+    )
 
 
 def verbs() -> Verbs:

@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, Field, JsonValue, model_validator
 
 from ca_signer.ledger.certificate_index import Query, State, search
 from ca_signer.ledger.issuances import serial_octets
-from ca_signer.operators.verb import Caller, Effect, Verb
+from ca_signer.operators.verb import Caller, CommandResult, Verb
 from estcore import ids
 from estcore.errors import Conflict
 from estcore.messages.audit import Target
@@ -125,12 +125,12 @@ def target(row: asyncpg.Record) -> Target:
     )
 
 
-async def _show(connection: Connection, one: One, _: Caller) -> Effect:
+async def _show(connection: Connection, one: One, _: Caller) -> CommandResult:
     row = await find(connection, one)
-    return Effect({**facts(row), "certificate": row["certificate"].hex()}, target(row))
+    return CommandResult({**facts(row), "certificate": row["certificate"].hex()}, target(row))
 
 
-async def _list(connection: Connection, wanted: Listing, _: Caller) -> Effect:
+async def _list(connection: Connection, wanted: Listing, _: Caller) -> CommandResult:
     query = Query(
         serial_number=None if wanted.serial is None else serial_octets(int(wanted.serial, 16)),
         issuer_id=wanted.issuer,
@@ -149,7 +149,7 @@ async def _list(connection: Connection, wanted: Listing, _: Caller) -> Effect:
         else facts(row)
         for row in rows
     ]
-    return Effect({"certificates": found, "next": following})
+    return CommandResult({"certificates": found, "next": following})
 
 
 SHOW = Verb("certificate-show", LOOKING, One, _show, reads=True)

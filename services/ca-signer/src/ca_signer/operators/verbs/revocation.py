@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ca_signer.ledger import revocations
-from ca_signer.operators.verb import Caller, Effect, Verb, Verbs, table
+from ca_signer.operators.verb import Caller, CommandResult, Verb, Verbs, table
 from ca_signer.operators.verbs.certificates import One, facts, find, target
 from estcore.errors import Conflict
 from estcore.pki.crl import RevocationReason
@@ -21,28 +21,28 @@ class Revocation(One):
     reason: RevocationReason
 
 
-async def _revoke(connection: Connection, wanted: Revocation, caller: Caller) -> Effect:
+async def _revoke(connection: Connection, wanted: Revocation, caller: Caller) -> CommandResult:
     row = await find(connection, wanted, lock=True)
     before = row["revocation_reason"] if row["revoked_at"] else None
     for_good = row["revoked_at"] is not None and before != revocations.HOLD
     if for_good and before == wanted.reason:
-        return _told(row, changed=False)
+        return _result(row, changed=False)
     if for_good and wanted.reason != revocations.COMPROMISED:
         # That a key was lost may turn out later; any other second reason is a mistake.
         raise Conflict(f"the certificate is revoked ({before})", code="revocation.final")
     return await _changed(connection, row, wanted.reason, caller)
 
 
-async def _hold(connection: Connection, one: One, caller: Caller) -> Effect:
+async def _hold(connection: Connection, one: One, caller: Caller) -> CommandResult:
     row = await find(connection, one, lock=True)
     if row["revoked_at"] is None:
         return await _changed(connection, row, revocations.HOLD, caller)
     if row["revocation_reason"] == revocations.HOLD:
-        return _told(row, changed=False)
+        return _result(row, changed=False)
     raise Conflict("a certificate revoked for good is not held", code="revocation.final")
 
 
-async def _unhold(connection: Connection, one: One, caller: Caller) -> Effect:
+async def _unhold(connection: Connection, one: One, caller: Caller) -> CommandResult:
     row = await find(connection, one, lock=True)
     if row["revoked_at"] is None:
         raise Conflict("the certificate is not held", code="revocation.not_held")
@@ -51,14 +51,16 @@ async def _unhold(connection: Connection, one: One, caller: Caller) -> Effect:
     return await _changed(connection, row, None, caller)
 
 
-async def _changed(connection: Connection, row: Any, reason: str | None, caller: Caller) -> Effect:
+async def _changed(
+    connection: Connection, row: Any, reason: str | None, caller: Caller
+) -> CommandResult:
     await revocations.set_revocation(connection, row["issuance_id"], reason, caller.name)
     now = await find(connection, One(fingerprint=row["certificate_sha256"].hex()))
-    return _told(now, changed=True)
+    return _result(now, changed=True)
 
 
-def _told(row: Any, *, changed: bool) -> Effect:
-    return Effect({**facts(row), "changed": changed}, target(row), {"changed": changed})
+def _result(row: Any, *, changed: bool) -> CommandResult:
+    return CommandResult({**facts(row), "changed": changed}, target(row), {"changed": changed})
 
 
 def verbs() -> Verbs:

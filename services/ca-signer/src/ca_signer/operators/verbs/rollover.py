@@ -9,8 +9,8 @@ from pydantic import Field, JsonValue
 
 from ca_signer.issuers import rollover
 from ca_signer.issuers.cacerts import linked
-from ca_signer.operators.verb import Caller, Effect, Verb, Verbs, table
-from ca_signer.signing.issuers import Issuer, SigningAuthority
+from ca_signer.operators.verb import Caller, CommandResult, Verb, Verbs, table
+from ca_signer.signing.issuers import SigningContext, SigningIssuer
 from estcore import ids
 from estcore.errors import Conflict
 from estcore.messages.audit import Target
@@ -58,7 +58,7 @@ class Question(Family):
 class Rolling:
     """The verbs, with the issuers this signer has."""
 
-    def __init__(self, authority: SigningAuthority) -> None:
+    def __init__(self, authority: SigningContext) -> None:
         self._authority = authority
 
     def verbs(self) -> Verbs:
@@ -72,12 +72,14 @@ class Rolling:
             Verb("rollover-status", _LOOKING, Question, self._status, reads=True),
         )
 
-    async def _plan(self, connection: Connection, wanted: Plan, caller: Caller) -> Effect:
+    async def _plan(self, connection: Connection, wanted: Plan, caller: Caller) -> CommandResult:
         self._configured(wanted.issuer, wanted.to)
         row, changed = await rollover.begin(connection, wanted.issuer, wanted.to, caller.name)
-        return _told(row, changed=changed)
+        return _result(row, changed=changed)
 
-    async def _publish(self, connection: Connection, wanted: Family, caller: Caller) -> Effect:
+    async def _publish(
+        self, connection: Connection, wanted: Family, caller: Caller
+    ) -> CommandResult:
         row = await rollover.under_way(connection, wanted.issuer)
         new = self._configured(wanted.issuer, row["to_issuer"])
         old = self._authority.issuers.get(row["from_issuer"])
@@ -88,18 +90,20 @@ class Rolling:
                 code="rollover.cross",
             )
         row, changed = await rollover.publish(connection, wanted.issuer, caller.name)
-        return _told(row, changed=changed)
+        return _result(row, changed=changed)
 
-    async def _sign(self, connection: Connection, wanted: Switch, caller: Caller) -> Effect:
+    async def _sign(self, connection: Connection, wanted: Switch, caller: Caller) -> CommandResult:
         row, changed = await rollover.sign(
             connection, wanted.issuer, caller.name, least_percent=wanted.min_fetched
         )
         new = self._configured(wanted.issuer, row["to_issuer"])
         if not new.keystore.ready:
             raise Conflict(f"the key of {new.issuer_id} is away", code="rollover.key")
-        return _told(row, changed=changed, fleet=row["fleet"], fetched=row["fetched"])
+        return _result(row, changed=changed, fleet=row["fleet"], fetched=row["fetched"])
 
-    async def _retire(self, connection: Connection, wanted: Retirement, caller: Caller) -> Effect:
+    async def _retire(
+        self, connection: Connection, wanted: Retirement, caller: Caller
+    ) -> CommandResult:
         row, changed = await rollover.retire(
             connection, wanted.issuer, caller.name, left_behind=wanted.left_behind
         )
@@ -114,13 +118,15 @@ class Rolling:
                 f"your own certificate is by {own}: enroll again, then retire it",
                 code="rollover.operator",
             )
-        return _told(row, changed=changed)
+        return _result(row, changed=changed)
 
-    async def _roll_back(self, connection: Connection, wanted: Family, caller: Caller) -> Effect:
+    async def _roll_back(
+        self, connection: Connection, wanted: Family, caller: Caller
+    ) -> CommandResult:
         row, changed = await rollover.roll_back(connection, wanted.issuer, caller.name)
-        return _told(row, changed=changed)
+        return _result(row, changed=changed)
 
-    def _configured(self, family: str, issuer_id: str) -> Issuer:
+    def _configured(self, family: str, issuer_id: str) -> SigningIssuer:
         """Return the issuer a rollover leads to.
 
         Raises:
@@ -137,7 +143,7 @@ class Rolling:
             raise Conflict(f"the certificate of {issuer_id} is not of now", code="rollover.issuer")
         return issuer
 
-    async def _status(self, connection: Connection, wanted: Question, _: Caller) -> Effect:
+    async def _status(self, connection: Connection, wanted: Question, _: Caller) -> CommandResult:
         rows = await connection.fetch(
             "select * from rollover where family = $1 order by planned_at desc limit $2",
             wanted.issuer,
@@ -158,7 +164,7 @@ class Rolling:
             result["lacking"] = [_slot(row) for row in page]
             if len(page) == wanted.limit:
                 result["after"] = str(page[-1]["slot_id"])
-        return Effect(result, Target(issuer_id=wanted.issuer))
+        return CommandResult(result, Target(issuer_id=wanted.issuer))
 
     async def _generations(self, connection: Connection, family: str) -> list[JsonValue]:
         rows = await connection.fetch(
@@ -181,10 +187,10 @@ class Rolling:
         ]
 
 
-def _told(row: Any, *, changed: bool, **more: int | None) -> Effect:
+def _result(row: Any, *, changed: bool, **more: int | None) -> CommandResult:
     known = {name: value for name, value in more.items() if value is not None}
     facts = {"from": row["from_issuer"], "to": row["to_issuer"], "state": row["state"]}
-    return Effect(
+    return CommandResult(
         {**_facts(row), "changed": changed},
         Target(issuer_id=row["family"]),
         {**facts, "rollover_id": str(row["rollover_id"]), "changed": changed, **known},

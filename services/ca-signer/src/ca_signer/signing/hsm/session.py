@@ -79,7 +79,7 @@ class TokenSession:
             raise TokenFailed("key", "MultipleObjectsReturned" if found else "NoSuchKey")
         self._keys.append(found[0])
         with _phase("key"):
-            return self._told(found[0])
+            return self._result(found[0])
 
     def sign(self, key: int, mechanism: Mechanism, data: bytes) -> bytes:
         """Return the raw signature of the token.
@@ -97,7 +97,7 @@ class TokenSession:
         """Return every private key of the token."""
         with _phase("key"):
             found = list(self._session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY}))
-            return [self._told(key) for key in found]
+            return [self._result(key) for key in found]
 
     def generate(self, request: Generate) -> Key:
         """Make a key pair in the token: sensitive, not extractable, for signing only.
@@ -120,7 +120,7 @@ class TokenSession:
                     Attribute.EXTRACTABLE: False,
                 },
             )
-            return self._told(private)
+            return self._result(private)
 
     def _pair(self, algorithm: str) -> Any:
         if algorithm in RSA_BITS:
@@ -134,7 +134,7 @@ class TokenSession:
         )
         return parameters.generate_keypair
 
-    def _told(self, private: Any) -> Key:
+    def _result(self, private: Any) -> Key:
         """Return what the token tells: the private object's attributes, else the public one's."""
         key_id = _attribute(private, Attribute.ID) or b""
         objects = self._session.get_objects(

@@ -40,7 +40,7 @@ from ca_signer.signing.hsm.worker_process import (
     PIN_REFUSED,
     WORKER,
     Answer,
-    Link,
+    WorkerProcess,
     explained,
     failed,
 )
@@ -48,7 +48,7 @@ from estcore.clock import monotonic_s
 from estcore.errors import ConfigurationError, KeyStoreUnavailable
 from estcore.pki.keys import spki_der
 from estcore.runtime.logs import fields
-from estcore.runtime.service import until
+from estcore.runtime.service import sleep_or_stop
 from estcore.runtime.settings import read_secret
 
 log = logging.getLogger(__name__)
@@ -99,8 +99,8 @@ class Token:
         )
         self._command = command
         self._keys: list[TokenKey] = []
-        self._link: Link | None = None
-        self._old: Link | None = None
+        self._link: WorkerProcess | None = None
+        self._old: WorkerProcess | None = None
         self._error = KeyStoreUnavailable("the token was never opened")
         self._stopped: KeyStoreUnavailable | None = None
         self._opening = asyncio.Lock()
@@ -134,7 +134,7 @@ class Token:
 
     async def watch(self, stop: asyncio.Event) -> None:
         """Open the token again whenever it was lost and the breaker lets us."""
-        while not await until(stop, _LOOK_EVERY_S):
+        while not await sleep_or_stop(stop, _LOOK_EVERY_S):
             state = _STOPPED if self._stopped else _STATES[self.breaker.state]
             metrics.TOKEN_BREAKER.labels(self.name).set(state)
             if self._link or self._stopped or not self.breaker.due(monotonic_s()):
@@ -203,7 +203,7 @@ class Token:
             signed.append(signature)
         return signed
 
-    async def _opened(self) -> Link:
+    async def _opened(self) -> WorkerProcess:
         """2. Return the open link; whoever comes while it is being opened shares the outcome."""
         before = self.starts
         async with self._opening:
@@ -220,8 +220,8 @@ class Token:
             log.info("token opened", extra=fields(token=self.name, keys=len(self._keys)))
             return self._link
 
-    async def _open(self) -> Link:
-        link = await Link.start(
+    async def _open(self) -> WorkerProcess:
+        link = await WorkerProcess.start(
             self._command,
             timeout_s=self.settings.open_s,
             lost=self._lost,
@@ -240,7 +240,7 @@ class Token:
         link.timeout_s = self.settings.timeout_s
         return link
 
-    async def _log_in(self, link: Link) -> None:
+    async def _log_in(self, link: WorkerProcess) -> None:
         settings = self.settings
         request = Open(
             module=str(settings.module),
@@ -291,7 +291,7 @@ class Token:
             raise ConfigurationError(reason, code="keystore.key")
         raise KeyStoreUnavailable(reason)
 
-    def _lost(self, link: Link, error: KeyStoreUnavailable) -> None:
+    def _lost(self, link: WorkerProcess, error: KeyStoreUnavailable) -> None:
         """Called once for every link that failed, open or on its way there."""
         self._old, self._error = link, error
         if self._link is link:

@@ -47,14 +47,14 @@ MISCONFIGURED = {
 Answer = Frame | KeyStoreUnavailable
 
 
-class Link(asyncio.Protocol):
+class WorkerProcess(asyncio.Protocol):
     """One worker process; made by ``start``."""
 
     def __init__(
         self,
         *,
         timeout_s: float,
-        lost: Callable[[Link, KeyStoreUnavailable], None],
+        lost: Callable[[WorkerProcess, KeyStoreUnavailable], None],
         took: Callable[[float], None],
     ) -> None:
         self.timeout_s = timeout_s
@@ -74,9 +74,9 @@ class Link(asyncio.Protocol):
         command: Sequence[str],
         *,
         timeout_s: float,
-        lost: Callable[[Link, KeyStoreUnavailable], None],
+        lost: Callable[[WorkerProcess, KeyStoreUnavailable], None],
         took: Callable[[float], None],
-    ) -> Link:
+    ) -> WorkerProcess:
         """Start a worker process; nothing is opened yet.
 
         ``lost`` is told once, when the link failed; ``took`` the seconds of every signature.
