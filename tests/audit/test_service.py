@@ -78,6 +78,7 @@ async def test_what_is_delivered_twice_is_kept_once(world: Any, record: Build) -
     assert (await judged(world)).ok
 
 
+@pytest.mark.logs_errors("audit message unreadable")
 async def test_an_unreadable_message_is_set_aside_and_its_good_records_are_kept(
     world: Any, record: Build
 ) -> None:

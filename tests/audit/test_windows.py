@@ -76,6 +76,7 @@ async def test_equal_windows_settle_and_missing_records_are_asked_for(
         await world.wait("select count(*) from window_check where state = 'equal'", 2)
 
 
+@pytest.mark.logs_errors("audit log differs from the ledger")
 async def test_a_window_that_stays_different_is_given_up_on_record(world: Any) -> None:
     async with world.service(windows=QUICK), world.publisher() as publisher:
         await publisher.bus.publish_confirmed([closed(["i-9"], minute=7)])

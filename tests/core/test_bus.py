@@ -15,7 +15,11 @@ from estcore.runtime.consume import Delivery, PullConsumer
 from estcore.runtime.settings import read_secret
 from estcore.runtime.topology import declare
 
-pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.logs_errors("bus permission violation"),
+]
 
 FORBIDDEN = [
     ("est-frontend", "pki.certificate.issued.a.b"),

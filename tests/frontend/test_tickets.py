@@ -21,6 +21,7 @@ from estcore.runtime.topology import declare
 pytestmark = pytest.mark.integration
 
 
+@pytest.mark.logs_errors("pending-enrollment event unreadable")
 async def test_a_ticket_is_heard_and_believed_for_seconds_only(platform: Any) -> None:
     settings = platform.bus("ca-signer")
     seed = read_secret(settings.migration_nkey_seed_file, "seed")

@@ -95,6 +95,7 @@ async def test_a_certificate_that_is_held_and_released_goes_on(bench: Any) -> No
     assert (await bench.certificate(one))["state"] == "active"
 
 
+@pytest.mark.logs_errors("message dead-lettered")
 async def test_an_unreadable_message_is_a_dead_letter_and_harms_nobody(bench: Any) -> None:
     good = bench.issue()
     poison = bench.issue(slot_id="no-uuid")

@@ -39,6 +39,7 @@ async def announce(signer: SignerStack, name: str, kind: str = "issued") -> None
     await signer.bus.publish_confirmed([Outgoing(topic, encode_mapping({"id": name}))])
 
 
+@pytest.mark.logs_errors("ledger is older than the bus, run ca-signer reconcile")
 async def test_a_ledger_is_complete_until_the_bus_knows_more(signer: SignerStack) -> None:
     boss = await operator(signer, "CN=boss")
     for n in range(3):

@@ -196,7 +196,7 @@ async def test_a_wrong_signature_is_never_handed_out(
             await refused(key, "keystore.wrong_signature")
         await refused(key, "keystore.paused")
         assert key.token.breaker.state == "open"
-        assert "the token gave a wrong signature" in caplog.text
+        assert "token returned a wrong signature" in caplog.text
         faults.set("")
         await asyncio.sleep(0.25)
         await key.sign(b"good again")

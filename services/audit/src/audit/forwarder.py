@@ -97,7 +97,7 @@ class Forwarder:
         if self._up is False:
             return
         self._up = False
-        log.warning("sink does not take messages", extra=fields(sink=self.sink.name, error=reason))
+        log.warning("sink unavailable", extra=fields(sink=self.sink.name, error=reason))
         self._own.note(
             "audit.sink_fault",
             phase="error",
@@ -109,7 +109,7 @@ class Forwarder:
     def _recovered(self) -> None:
         metrics.SINK_CONNECTED.labels(self.sink.name).set(1)
         if self._up is False:
-            log.info("sink takes messages again", extra=fields(sink=self.sink.name))
+            log.info("sink available again", extra=fields(sink=self.sink.name))
             self._own.note("audit.sink_recovered", sink=self.sink.name)
         self._up = True
 
@@ -174,7 +174,7 @@ class Forwarder:
             return self._moved_by_operator(await store.cursor(database, self.sink.name))
 
     def _moved_by_operator(self, cursor: store.Cursor) -> store.Cursor:
-        log.info("cursor was moved", extra=fields(sink=self.sink.name, to=cursor.next_index))
+        log.info("sink cursor moved", extra=fields(sink=self.sink.name, to=cursor.next_index))
         self._position, self._sealed = cursor.next_index, cursor.checkpoint_size
         return cursor
 
@@ -201,7 +201,7 @@ class Forwarder:
     async def _dead(self, log_index: int, reason: str) -> None:
         metrics.SINK_DEAD.labels(self.sink.name).inc()
         log.error(
-            "a record was not delivered whole",
+            "record truncated for the sink",
             extra=fields(sink=self.sink.name, log_index=log_index, reason=reason),
         )
         async with self._database.connection() as database:

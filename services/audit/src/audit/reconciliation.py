@@ -77,7 +77,7 @@ class Windows:
             if window.start.tzinfo is None or window.end.tzinfo is None:
                 raise MalformedRequest("a window without time zone", code="message.malformed")
         except MalformedRequest as exc:
-            log.error("unreadable window", extra=fields(reason=exc.reason))
+            log.error("reconciliation window unreadable", extra=fields(reason=exc.reason))
             metrics.WINDOWS.labels("malformed").inc()
             await delivery.term()
             return
@@ -124,11 +124,11 @@ class Windows:
         try:
             await self._bus.request(REANNOUNCE_TOPIC, encode(question))
         except BusUnavailable as exc:
-            log.warning("no answer to a request to announce again", extra=fields(error=exc.reason))
+            log.warning("republication request unanswered", extra=fields(error=exc.reason))
 
     def _give_up(self, window: WindowClosed, found: int) -> None:
         log.error(
-            "the log differs from the ledger",
+            "audit log differs from the ledger",
             extra=fields(start=window.start, expected=window.count, found=found),
         )
         self._own.note(

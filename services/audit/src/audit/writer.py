@@ -107,7 +107,7 @@ class Writer:
             except LedgerUnavailable as exc:
                 if self.role != "down":
                     metrics.OUTAGES.inc()
-                    log.warning("the log cannot be written", extra=fields(error=exc.reason))
+                    log.warning("audit log not writable", extra=fields(error=exc.reason))
                 self._become("down")
             await self._hand_over_own()
             await sleep_or_stop(stop, _TICK_S)
@@ -116,7 +116,7 @@ class Writer:
 
     def _become(self, role: Role) -> None:
         if role != self.role:
-            log.info("role in the audit log", extra=fields(role=role))
+            log.info("audit writer role changed", extra=fields(role=role))
         self.role = role
         metrics.WRITER.set(self.leading)
 
@@ -281,11 +281,11 @@ class Writer:
                 [Outgoing(f"dead.audit.{fault}", delivery.data, identity)]
             )
         except BusUnavailable as exc:
-            log.warning("a dead letter was not taken", extra=fields(error=exc.reason))
+            log.warning("dead letter not published", extra=fields(error=exc.reason))
             await delivery.nak(self._settings.retry_s)
             return False
         metrics.DEAD_LETTERS.labels(fault).inc()
-        log.error("unreadable audit message", extra=fields(place=place, reason=one.read.reason))
+        log.error("audit message unreadable", extra=fields(place=place, reason=one.read.reason))
         self._own.note(
             "audit.dead_letter",
             phase="error",

@@ -81,7 +81,10 @@ class TrustAdoptionReporter:
                 answer = await self._bus.request(FETCHED_TOPIC, encode(message))
                 decode(TrustFetchCounted, answer)
             except (BusUnavailable, MalformedRequest) as exc:
-                log.warning("fetches not told", extra=fields(code=exc.code, waiting=len(piece)))
+                log.warning(
+                    "CA certificate downloads not reported",
+                    extra=fields(code=exc.code, waiting=len(piece)),
+                )
                 return
             for fetch in piece:
                 del self._waiting[fetch]

@@ -62,7 +62,7 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
     )
     projector: EventConsumer | None = None
     port = await admin.start()
-    log.info("est-renewal starts", extra=fields(admin_port=port))
+    log.info("service started", extra=fields(admin_port=port))
     try:
         database = await _unless(stop, Database.connect(settings.database, SERVICE, SCHEMA))
         rights = [audit_issue_topic(SERVICE), rotation_topic("due", "any", "any")]
@@ -84,7 +84,7 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
             await database.close()
         await admin.stop()
         await asyncio.to_thread(tracing.close)
-    log.info("est-renewal stopped")
+    log.info("service stopped")
 
 
 async def _unless(stop: asyncio.Event, connecting: Coroutine[Any, Any, T]) -> T | None:

@@ -111,7 +111,7 @@ class AckListener:
         try:
             ack = decode(RotationAck, message.payload)
         except MalformedRequest as exc:
-            log.warning("a proof cannot be read", extra=fields(error=exc.reason))
+            log.warning("proof of use unreadable", extra=fields(error=exc.reason))
             PROOFS.labels("malformed").inc()
             return
         accepted: Accepted | None = None
@@ -130,7 +130,7 @@ class AckListener:
             await self._record_refusal(ack, exc)
         except Unavailable as exc:
             PROOFS.labels("unavailable").inc()
-            log.warning("proof of use not answered", extra=fields(error=exc.reason))
+            log.warning("proof of use unanswered", extra=fields(error=exc.reason))
             return
         await self._answer(message, answer)
         if accepted is not None and not accepted.known:
@@ -191,13 +191,13 @@ class AckListener:
         try:
             await self._bus.publish_unconfirmed(message.reply, encode(answer))
         except Unavailable as exc:
-            log.warning("an answer was not sent", extra=fields(error=exc.reason))
+            log.warning("reply not sent", extra=fields(error=exc.reason))
 
     async def _tell(self, slot_id: str) -> None:
         try:
             await self._announcer.rotations([slot_id])
         except Unavailable as exc:
-            log.warning("the sweeper will tell it", extra=fields(error=exc.reason))
+            log.warning("publication deferred to the sweeper", extra=fields(error=exc.reason))
 
     async def _record_refusal(self, ack: RotationAck, error: RequestRejected) -> None:
         record = self._teller.proof_refused(
@@ -211,4 +211,4 @@ class AckListener:
         try:
             await self._bus.publish_confirmed(self._teller.batch([record]), timeout_s=2)
         except Unavailable as exc:
-            log.warning("a refusal is not on record", extra=fields(error=exc.reason))
+            log.warning("refusal not recorded", extra=fields(error=exc.reason))

@@ -30,7 +30,7 @@ async def run_gauges(database: Database, every_s: float, stop: asyncio.Event) ->
         try:
             await count(database)
         except LedgerUnavailable as exc:
-            log.warning("slots are not counted", extra=fields(error=exc.reason))
+            log.warning("slots not counted", extra=fields(error=exc.reason))
 
 
 async def count(database: Database) -> None:

@@ -192,7 +192,7 @@ class Agent:
         try:
             event = decode(RotationEvent, message.payload)
         except MalformedRequest as exc:
-            log.warning("an event cannot be read", extra=fields(error=exc.reason))
+            log.warning("rotation event unreadable", extra=fields(error=exc.reason))
             return
         await self.hear(event)
 
@@ -350,7 +350,7 @@ class Agent:
         doubled = self._settings.retry_s * 2 ** min(self._failures - 1, 16)
         pause: float = min(doubled, self._settings.longest_retry_s)
         text = error.reason if isinstance(error, ESTSuiteError) else type(error).__name__
-        log.warning("a step failed, will try again", extra=fields(error=text, pause_s=pause))
+        log.warning("agent step failed, retrying", extra=fields(error=text, pause_s=pause))
         await self._say("failed", error=text, retry_in_s=pause)
         self._retry_at = monotonic_s() + pause
         return pause

@@ -67,7 +67,7 @@ class TrustKeeper:
         try:
             return await self._fetch(client, current)
         except ESTClientError as exc:
-            log.warning("the old CA certificates are kept", extra=fields(error=exc.reason))
+            log.warning("keeping the previous CA certificates", extra=fields(error=exc.reason))
             return current.authorities
 
     async def refreshed(self, bundle: Bundle, client: Callable[[], ESTClient]) -> Bundle:
@@ -81,7 +81,7 @@ class TrustKeeper:
                 return bundle
             changed = self._store.replace_authorities(bundle, authorities, now=self._clock.now())
         except ESTClientError as exc:
-            log.warning("the old CA certificates are kept", extra=fields(error=exc.reason))
+            log.warning("keeping the previous CA certificates", extra=fields(error=exc.reason))
             return bundle
         log.info("CA certificates changed", extra=fields(certificates=len(authorities)))
         return changed
@@ -91,7 +91,7 @@ class TrustKeeper:
         taken = take_up(current.authorities, received, now=self._clock.now())
         if len(taken) < len(set(received)):
             left = len(set(received)) - len(taken)
-            log.warning("CA certificates nobody vouches for", extra=fields(certificates=left))
+            log.warning("CA certificates not trusted", extra=fields(certificates=left))
         self._keep_server_roots(received)
         return taken
 

@@ -129,7 +129,7 @@ class Bus:
                     reconnected_cb=self._reconnected,
                 )
             except (TimeoutError, OSError, nats.errors.Error) as exc:
-                log.warning("bus not reached, will retry", extra=fields(error=str(exc)))
+                log.warning("bus unreachable, retrying", extra=fields(error=str(exc)))
                 await asyncio.sleep(0.5)
                 continue
             await self.try_rights(self._rights)
@@ -139,7 +139,7 @@ class Bus:
         text = str(error)
         if "permissions violation" in text.lower():
             self.violation = text
-            log.error("bus refuses a topic to this service", extra=fields(error=text))
+            log.error("bus permission violation", extra=fields(error=text))
             return
         log.warning("bus error", extra=fields(error=f"{type(error).__name__}: {text}"))
 
@@ -149,7 +149,7 @@ class Bus:
         log.warning("bus connection lost, reconnecting")
 
     async def _reconnected(self) -> None:
-        log.info("bus connection is back")
+        log.info("bus connection restored")
         self.violation = None  # rights may have been given meanwhile; a refusal sets it again
         await self.try_rights(self._rights)
         for callback in self._on_reconnect:
@@ -229,7 +229,7 @@ class Bus:
             try:
                 await self.client.publish(topic, b"", headers={_EXPECTED_STREAM: _NO_STREAM})
             except (nats.errors.Error, OSError):
-                log.debug("the connection broke while rights were tried")
+                log.debug("connection lost while publish permissions were probed")
                 return
 
     async def publish_unconfirmed(self, topic: str, payload: bytes, *, reply: str = "") -> None:
@@ -338,14 +338,14 @@ class Bus:
                 else:
                     await self.client.close()
         except (TimeoutError, nats.errors.Error, OSError) as exc:
-            log.warning("bus did not close in order", extra=fields(error=str(exc)))
+            log.warning("bus connection did not close cleanly", extra=fields(error=str(exc)))
 
 
 async def _quietly(step: Awaitable[None]) -> None:
     try:
         await step
     except (nats.errors.Error, OSError):
-        log.debug("a subscription could not be closed")
+        log.debug("subscription not closed")
 
 
 def _tls(settings: BusSettings) -> ssl.SSLContext | None:

@@ -71,7 +71,7 @@ class Delivery:
             await self._bus.client.publish(self.reply, word)
         except (nats.errors.Error, OSError):
             # The server delivers again; handlers are idempotent.
-            log.debug("an acknowledgement was not sent")
+            log.debug("acknowledgement not sent")
 
 
 class PullConsumer:
@@ -132,7 +132,7 @@ class PullConsumer:
         if self._paused or self._subscription is None or not self._bus.connected:
             return
         if monotonic_s() - self._heard > _SILENCE_S:
-            log.warning("consumer is silent, subscribing anew", extra=fields(consumer=self.name))
+            log.warning("consumer silent, resubscribing", extra=fields(consumer=self.name))
             await self._restart()
             return
         free = self._credit - self._open - len(self._queue)
@@ -147,7 +147,7 @@ class PullConsumer:
             try:
                 await subscription.unsubscribe()
             except (nats.errors.Error, OSError):
-                log.debug("the consumer's subscription could not be closed")
+                log.debug("subscription of the consumer not closed")
         rest = list(self._queue)
         self._queue.clear()
         return rest
@@ -173,7 +173,7 @@ class PullConsumer:
             try:
                 await old.unsubscribe()
             except (nats.errors.Error, OSError):
-                log.debug("the old subscription could not be closed")
+                log.debug("previous subscription not closed")
         try:
             await self._subscribe()
         except (nats.errors.Error, OSError) as exc:
@@ -187,7 +187,7 @@ class PullConsumer:
         try:
             await self._bus.client.publish(topic, json.dumps(body).encode(), reply=self._inbox)
         except (nats.errors.Error, OSError):
-            log.debug("a pull request was not sent")
+            log.debug("pull request not sent")
             return
         self._open += batch
 

@@ -69,12 +69,14 @@ class Reloader:
             one.take()
         except ConfigurationError as exc:
             self._counter.labels(one.what, "refused").inc()
-            log.error("change refused", extra=fields(what=one.what, reason=exc.reason))
+            log.error(
+                "configuration change rejected", extra=fields(what=one.what, reason=exc.reason)
+            )
             details = {"what": one.what, "reason": exc.reason[:_REASON_LIMIT]}
             await self._report("config.refused", details)
             return
         self._counter.labels(one.what, "taken").inc()
-        log.info("change taken over", extra=fields(what=one.what))
+        log.info("configuration reloaded", extra=fields(what=one.what))
         await self._report("config.changed", {"what": one.what})
 
 

@@ -47,7 +47,7 @@ async def run_jobs(jobs: Sequence[Job], *, stop: asyncio.Event, stop_timeout_s: 
         await stop.wait()
         _, late = await asyncio.wait(tasks, timeout=stop_timeout_s)
         for task in late:
-            log.warning("a job did not finish in time", extra=fields(job=task.get_name()))
+            log.warning("job did not stop in time", extra=fields(job=task.get_name()))
             task.cancel()
 
 

@@ -169,10 +169,13 @@ class RequestHandler(ABC):
         except Unavailable as exc:
             await self._nak_all([item.delivery], exc.code)
         except InvariantBroken as exc:
-            log.error("nothing was signed", extra=fields(code=exc.code, reason=exc.reason))
+            log.error(
+                "internal check failed, nothing was signed",
+                extra=fields(code=exc.code, reason=exc.reason),
+            )
             await self._dead_letter(item.delivery, exc.code, exc.reason)
         except Exception as exc:  # Bulkhead: it comes again, is counted, and ends a dead letter.
-            log.error("a request failed", exc_info=exc)
+            log.error("request failed", exc_info=exc)
             code = "ledger.refused" if isinstance(exc, asyncpg.PostgresError) else "internal"
             await self._nak_all([item.delivery], code)
 
@@ -246,14 +249,18 @@ class RequestHandler(ABC):
 
     async def _nak_all(self, deliveries: Sequence[Delivery], code: str) -> None:
         metrics.DELAYED.labels(code).inc(len(deliveries))
-        log.warning("requests put back", extra=fields(code=code, count=len(deliveries)))
+        log.warning(
+            "requests deferred for redelivery", extra=fields(code=code, count=len(deliveries))
+        )
         for delivery in deliveries:
             await delivery.nak(_RETRY_S)
 
     async def _dead_letter(self, delivery: Delivery, code: str, reason: str) -> None:
         """Keep a message for an operator, record that, answer its request, end the delivery."""
         metrics.DEAD.labels(code).inc()
-        log.error("message given up", extra=fields(code=code, reason=reason, topic=delivery.topic))
+        log.error(
+            "message dead-lettered", extra=fields(code=code, reason=reason, topic=delivery.topic)
+        )
         topic = "dead.ca-signer." + code.replace(".", "-").replace("_", "-")
         message = _readable(EnrollmentRequested, delivery)
         try:

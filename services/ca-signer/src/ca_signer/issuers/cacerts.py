@@ -37,7 +37,7 @@ def cacerts_of(
     shown = generations.shown(family)
     missing = [i for i in shown if i not in issuers]
     if missing:
-        log.error("an issuer is not configured here", extra=fields(issuer=", ".join(missing)))
+        log.error("issuer not configured in this signer", extra=fields(issuer=", ".join(missing)))
         return None
     found = [issuers[i] for i in shown]
     chain = _octets([found[0].certificate.certificate, *found[0].chain])

@@ -48,7 +48,7 @@ class TrustAdoptionTracker:
             await self._bus.publish_unconfirmed(message.reply, encode(TrustFetchCounted(new=new)))
         except (MalformedRequest, Unavailable) as exc:
             # Not answered: told again.
-            log.warning("fetches not counted", extra=fields(code=exc.code))
+            log.warning("CA certificate downloads not counted", extra=fields(code=exc.code))
 
     async def count(self, fetched: TrustFetched) -> int:
         """Record the slots of these certificates; returns how many are new.

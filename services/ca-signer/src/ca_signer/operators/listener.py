@@ -52,14 +52,14 @@ class CommandListener:
         try:
             answer = await self._executor.execute(verb, message.payload)
         except Unavailable as exc:
-            log.warning("command not carried out", extra=fields(code=exc.code, reason=exc.reason))
+            log.warning("command not executed", extra=fields(code=exc.code, reason=exc.reason))
             answer = CommandAnswered(outcome="unavailable", code=exc.code, reason=exc.reason)
         except Exception as exc:  # Bulkhead: one poisoned command must not end the signer.
-            log.error("a command failed", exc_info=exc)
+            log.error("command failed", exc_info=exc)
             answer = CommandAnswered(outcome="unavailable", code="internal", reason="see the log")
         if not message.reply:
             return
         try:
             await self._bus.publish_unconfirmed(message.reply, encode(answer))
         except Unavailable as exc:
-            log.warning("an answer was not sent", extra=fields(code=exc.code))
+            log.warning("reply not sent", extra=fields(code=exc.code))

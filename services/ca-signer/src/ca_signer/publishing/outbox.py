@@ -54,7 +54,7 @@ class Outbox:
                 while await part():
                     pass
             except Unavailable as exc:
-                log.warning("announcements put off", extra=fields(code=exc.code))
+                log.warning("publication deferred", extra=fields(code=exc.code))
 
 
 def command_records(database: Database, publisher: EventPublisher) -> Part:

@@ -63,7 +63,7 @@ class ReconciliationWindows:
             try:
                 await self.publish_closed()
             except Unavailable as exc:
-                log.warning("windows put off", extra=fields(code=exc.code))
+                log.warning("reconciliation windows deferred", extra=fields(code=exc.code))
 
     async def publish_closed(self) -> None:
         """Publish every window that closed and was not published.
@@ -118,7 +118,7 @@ class ReconciliationWindows:
                 message.reply, encode(ReannounceAnswered(announced=announced))
             )
         except (MalformedRequest, Unavailable) as exc:
-            log.warning("windows not announced again", extra=fields(code=exc.code))
+            log.warning("reconciliation windows not republished", extra=fields(code=exc.code))
 
     async def announce_again(self, asked: ReannounceRequested) -> int:
         """Announce every certificate of the windows to whoever asked; returns how many.
@@ -138,7 +138,7 @@ class ReconciliationWindows:
                 count += len(piece)
         metrics.REANNOUNCED.labels(asked.requester).inc(count)
         log.warning(
-            "windows announced again",
+            "reconciliation windows republished",
             extra=fields(requester=asked.requester, windows=len(asked.windows), count=count),
         )
         return count

@@ -125,14 +125,20 @@ class StaleLedgerCheck:
             try:
                 missing = await self.missing()
             except Unavailable as exc:
-                log.warning("ledger not compared", extra=fields(code=exc.code, reason=exc.reason))
+                log.warning(
+                    "ledger not compared with the bus",
+                    extra=fields(code=exc.code, reason=exc.reason),
+                )
                 await sleep_or_stop(stop, 1)
                 continue
             if not missing:
                 return True
             if said_at is None or monotonic_s() - said_at > _SAY_EVERY_S:
                 said_at = monotonic_s()
-                log.error(_sentence(missing), extra=fields(code=BEHIND))
+                log.error(
+                    "ledger is older than the bus, run ca-signer reconcile",
+                    extra=fields(code=BEHIND, missing=len(missing)),
+                )
                 details = {"reason": BEHIND, "issuance": str(missing[0])}
                 await publisher.service_event("signing.refused", details)
             await sleep_or_stop(stop, _EVERY_S)
@@ -148,7 +154,10 @@ class StaleLedgerCheck:
             try:
                 missing = await self.missing()
             except Unavailable as exc:
-                log.warning("ledger not compared", extra=fields(code=exc.code, reason=exc.reason))
+                log.warning(
+                    "ledger not compared with the bus",
+                    extra=fields(code=exc.code, reason=exc.reason),
+                )
                 continue
             if missing:
                 raise InvariantBroken(_sentence(missing), code=BEHIND)
@@ -156,6 +165,6 @@ class StaleLedgerCheck:
 
 def _sentence(missing: list[UUID]) -> str:
     return (
-        f"the ledger is older than the bus: it lacks {len(missing)} of the newest certificates or "
-        "revocations; nothing is signed before ca-signer reconcile"
+        f"the ledger lacks {len(missing)} of the newest certificates or revocations on the bus; "
+        "run ca-signer reconcile"
     )

@@ -81,11 +81,11 @@ class RevokeAfterRotation:
             if record is not None:
                 await self._publisher.records([record])
         except MalformedRequest as exc:
-            log.error("a rotation was not understood", extra=fields(reason=exc.reason))
+            log.error("rotation event unreadable", extra=fields(reason=exc.reason))
             await delivery.term()
             return
         except Unavailable as exc:
-            log.warning("a rotation waits", extra=fields(code=exc.code))
+            log.warning("rotation deferred", extra=fields(code=exc.code))
             await delivery.nak(_RETRY_S)
             return
         await delivery.ack()

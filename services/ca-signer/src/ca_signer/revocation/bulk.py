@@ -123,7 +123,7 @@ class BulkRevocationJob:
             try:
                 await self.step()
             except Unavailable as exc:
-                log.warning("incidents put off", extra=fields(code=exc.code))
+                log.warning("bulk revocation deferred", extra=fields(code=exc.code))
 
     async def step(self) -> None:
         """Do what is due now for one incident, if another signer does not.
@@ -166,7 +166,10 @@ class BulkRevocationJob:
             row["incident_id"],
             count,
         )
-        log.info("incident selected", extra=fields(incident=str(row["incident_id"]), count=count))
+        log.info(
+            "bulk revocation selected its certificates",
+            extra=fields(incident=str(row["incident_id"]), count=count),
+        )
 
     async def _revoke(self, connection: Connection, row: asyncpg.Record) -> bool:
         incident_id = row["incident_id"]
@@ -235,7 +238,7 @@ async def _end(connection: Connection, incident_id: Any, state: str) -> None:
         incident_id,
         state,
     )
-    log.warning("incident ended", extra=fields(incident=str(incident_id), state=state))
+    log.warning("bulk revocation ended", extra=fields(incident=str(incident_id), state=state))
 
 
 def incident_records(database: Database, publisher: EventPublisher) -> Part:

@@ -120,9 +120,9 @@ class CRLPublisher:
             try:
                 await self._refresh(issuer)
             except Unavailable as exc:
-                log.warning("CRL put off", extra=fields(issuer=issuer.issuer_id, code=exc.code))
+                log.warning("CRL deferred", extra=fields(issuer=issuer.issuer_id, code=exc.code))
             except InvariantBroken as exc:
-                log.error("no CRL was made", extra=fields(code=exc.code, reason=exc.reason))
+                log.error("CRL not signed", extra=fields(code=exc.code, reason=exc.reason))
 
     async def _refresh(self, issuer: SigningIssuer) -> None:
         issuer_id = issuer.issuer_id
@@ -232,7 +232,7 @@ class CRLPublisher:
         now, entries = ledger.now, ledger.entries
         if len(entries) > MOST:
             log.error(
-                "CRL is too large for one message; set crl_partitions, or more of them",
+                "CRL too large for one message, increase crl_partitions",
                 extra=fields(issuer=issuer_id, partition=name, entries=len(entries)),
             )
             return
@@ -273,7 +273,7 @@ class CRLPublisher:
             )
         metrics.CRL_MADE.labels(issuer_id).inc()
         log.info(
-            "CRL made",
+            "CRL signed",
             extra=fields(issuer=issuer_id, partition=name, number=number, entries=len(entries)),
         )
 

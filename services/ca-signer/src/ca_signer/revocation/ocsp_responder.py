@@ -100,7 +100,7 @@ class OCSPResponder:
             try:
                 await self._enroll(issuer)
             except Unavailable as exc:
-                log.warning("OCSP responder put off", extra=fields(code=exc.code))
+                log.warning("OCSP responder deferred", extra=fields(code=exc.code))
             except ESTSuiteError as exc:
                 log.error(
                     "no OCSP responder certificate", extra=fields(code=exc.code, reason=exc.reason)
@@ -134,12 +134,12 @@ class OCSPResponder:
         try:
             answer = await self.answer(issuer_id, message.payload)
         except Unavailable as exc:
-            log.warning("OCSP request put off", extra=fields(code=exc.code))
+            log.warning("OCSP request deferred", extra=fields(code=exc.code))
             answer = _counted(issuer_id, "try_later", TRY_LATER)
         try:
             await self._bus.publish_unconfirmed(message.reply, answer)
         except Unavailable as exc:
-            log.warning("an OCSP answer was not sent", extra=fields(code=exc.code))
+            log.warning("OCSP response not sent", extra=fields(code=exc.code))
 
     async def answer(self, issuer_id: str, request: bytes) -> bytes:
         """Return the OCSPResponse to an OCSPRequest.

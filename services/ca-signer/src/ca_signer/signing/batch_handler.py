@@ -81,7 +81,7 @@ class BatchHandler(RequestHandler):
         except Unavailable as exc:
             await self._nak_all([i.delivery for i in fresh], exc.code)
         except Exception as exc:  # Bulkhead: one poisoned request must harm nobody else.
-            log.warning("batch failed, taking its requests one by one", exc_info=exc)
+            log.warning("batch failed, processing its requests one by one", exc_info=exc)
             for item in fresh:
                 await self._alone(item)
 

@@ -183,7 +183,7 @@ class IssuanceCycle:
             try:
                 await self._ledger.extend(held)
             except LedgerUnavailable:
-                log.warning("leases could not be extended", extra=fields(count=len(held)))
+                log.warning("leases not extended", extra=fields(count=len(held)))
 
     async def keep_marking(self, stop: asyncio.Event) -> None:
         """Write ``announced`` for what was announced, every second."""
@@ -206,4 +206,4 @@ class IssuanceCycle:
         try:
             await self._ledger.release(intents)
         except LedgerUnavailable:
-            log.warning("leases could not be released; they run out by themselves")
+            log.warning("leases not released, they will expire")

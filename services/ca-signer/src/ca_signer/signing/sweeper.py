@@ -58,7 +58,7 @@ class Sweeper:
             try:
                 await self.sweep()
             except Unavailable as exc:
-                log.warning("sweep put off", extra=fields(code=exc.code, reason=exc.reason))
+                log.warning("sweep deferred", extra=fields(code=exc.code, reason=exc.reason))
             except InvariantBroken as exc:
                 log.error("sweep stopped", extra=fields(code=exc.code, reason=exc.reason))
 
@@ -96,13 +96,13 @@ class Sweeper:
                 continue
             good.append(one.intent)
         metrics.RESUMED.inc(len(good))
-        log.info("intents taken over", extra=fields(count=len(good)))
+        log.info("leases acquired from another signer", extra=fields(count=len(good)))
         try:
             await self._finish(good)
         except Unavailable:
             raise
         except Exception as exc:  # Bulkhead: one poisoned intent must harm nobody else.
-            log.warning("intents failed together, taking them one by one", exc_info=exc)
+            log.warning("intents failed as a batch, processing them one by one", exc_info=exc)
             for intent in good:
                 await self._finish_alone(intent)
 
@@ -115,8 +115,11 @@ class Sweeper:
         try:
             await self._finish([intent])
         except InvariantBroken as exc:
-            log.error("nothing was signed", extra=fields(code=exc.code, reason=exc.reason))
+            log.error(
+                "internal check failed, nothing was signed",
+                extra=fields(code=exc.code, reason=exc.reason),
+            )
         except Unavailable:
             raise
         except Exception as exc:  # Bulkhead: it stays intended until it is stale, then ends.
-            log.error("an intent cannot be finished", exc_info=exc)
+            log.error("intent not finished", exc_info=exc)

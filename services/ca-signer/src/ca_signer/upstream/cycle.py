@@ -187,7 +187,7 @@ class UpstreamCycle:
             raise Unknown("no answer in time", code="upstream.timeout") from exc
         except Exception as exc:  # Bulkhead: a plug-in's mistake, perhaps after it has sent.
             issuer.failed()
-            log.error("a plug-in failed", exc_info=exc)
+            log.error("upstream plug-in failed", exc_info=exc)
             raise Unknown("the plug-in failed; see the log", code="upstream.plugin_failed") from exc
         finally:
             metrics.CALLS.labels(one.issuer_id, outcome).inc()
@@ -274,7 +274,7 @@ class UpstreamCycle:
         try:
             await self._ledger.mark_announced([issued.intent.issuance_id])
         except LedgerUnavailable:
-            log.warning("not marked as announced; it is announced once more")
+            log.warning("publication not recorded, it will be repeated")
 
     async def _pending(self, one: Submission, said: Pending) -> Outcome:
         if one.generated:
@@ -283,7 +283,7 @@ class UpstreamCycle:
             return Conflict(reason, code="upstream.pending_keygen")
         await self._insist(lambda: self._submissions.wait(one, said.retry_after_s))
         log.info(
-            "another CA takes its time",
+            "upstream request pending",
             extra=fields(correlation_id=one.context.correlation_id, issuer=one.issuer_id),
         )
         return PendingUpstream(said.retry_after_s)
@@ -298,7 +298,7 @@ class UpstreamCycle:
         await self._submissions.unknown(one, said.code, said.reason)
         self._changed()
         log.error(
-            "nobody knows whether another CA issued; an operator must find out",
+            "upstream outcome unknown, operator action required",
             extra=fields(
                 correlation_id=one.context.correlation_id,
                 submission=one.issuance_id,
@@ -323,7 +323,7 @@ class UpstreamCycle:
         self._changed()
         metrics.QUARANTINED.labels(one.issuer_id, wrong.check).inc()
         log.error(
-            "a certificate of another CA was set aside",
+            "upstream certificate quarantined",
             extra=fields(
                 correlation_id=one.context.correlation_id,
                 submission=one.issuance_id,
@@ -383,4 +383,4 @@ class UpstreamCycle:
         try:
             await self._submissions.release(one)
         except LedgerUnavailable:
-            log.warning("a lease could not be released; it runs out by itself")
+            log.warning("lease not released, it will expire")

@@ -69,7 +69,7 @@ class UpstreamIssuer(CACertificate):
                 await self.plugin.authorities()
         except (Retryable, Unknown, TimeoutError) as exc:
             log.warning(
-                "another CA is still away",
+                "upstream CA still unavailable",
                 extra=fields(issuer=self.issuer_id, error=type(exc).__name__),
             )
             self.failed()

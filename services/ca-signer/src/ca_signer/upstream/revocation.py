@@ -69,7 +69,7 @@ class UpstreamRevocations:
             try:
                 await self.sweep()
             except Unavailable as exc:
-                log.warning("revocations put off", extra=fields(code=exc.code))
+                log.warning("upstream revocations deferred", extra=fields(code=exc.code))
 
     async def sweep(self) -> None:
         """Pass on everything that is due.
@@ -99,7 +99,7 @@ class UpstreamRevocations:
         except TimeoutError:
             await self._nak_all(row, "upstream.timeout", "no answer in time")
         except Exception as exc:  # Bulkhead: a plug-in's mistake must not end the sweeper.
-            log.error("a plug-in failed", exc_info=exc)
+            log.error("upstream plug-in failed", exc_info=exc)
             await self._nak_all(row, "upstream.plugin_failed", "see the log")
         else:
             await self._end(row, "done", None)
@@ -117,10 +117,10 @@ class UpstreamRevocations:
             )
         told = fields(issuer=row["issuer_id"], certificate=row["certificate_sha256"].hex())
         if state == "done":
-            log.info("another CA has revoked", extra=told)
+            log.info("revoked upstream", extra=told)
         else:
             more = fields(state=state, code=code, reason=reason)
-            log.error("another CA does not revoke; a person must", extra=told | more)
+            log.error("upstream revocation failed permanently, revoke manually", extra=told | more)
         self._changed()
 
     async def _nak_all(self, row: asyncpg.Record, code: str, reason: str) -> None:
@@ -134,7 +134,7 @@ class UpstreamRevocations:
                 code,
             )
         log.warning(
-            "a revocation is put off",
+            "upstream revocation deferred",
             extra=fields(issuer=row["issuer_id"], code=code, reason=reason, again_in_s=pause),
         )
 

@@ -50,7 +50,7 @@ class UpstreamSweeper:
             try:
                 await self.sweep()
             except Unavailable as exc:
-                log.warning("sweep put off", extra=fields(code=exc.code, reason=exc.reason))
+                log.warning("sweep deferred", extra=fields(code=exc.code, reason=exc.reason))
 
     async def sweep(self) -> None:
         """Do everything that is due once.
@@ -89,13 +89,13 @@ class UpstreamSweeper:
                     shown = await issuer.shows_itself()
             except (Retryable, Unknown, TimeoutError) as exc:
                 log.warning(
-                    "another CA does not show its certificates",
+                    "upstream CA certificates not available",
                     extra=fields(issuer=issuer.issuer_id, error=str(exc)),
                 )
                 continue
             metrics.CHAIN_DIFFERS.labels(issuer.issuer_id).set(0 if shown else 1)
             if not shown:
                 log.error(
-                    "another CA does not show the issuer that is configured here",
+                    "upstream CA does not present the configured issuer",
                     extra=fields(issuer=issuer.issuer_id),
                 )

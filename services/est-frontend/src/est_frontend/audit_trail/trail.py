@@ -137,7 +137,7 @@ class AuditTrail:
                 await self._keep(len(records), body)
             except AuditUnavailable as exc:
                 self._broken = True
-                log.error("audit records cannot be kept", extra=fields(code=exc.code))
+                log.error("audit records cannot be stored", extra=fields(code=exc.code))
                 return
             del self._pending[: len(records)]
             self._broken = False
@@ -148,7 +148,7 @@ class AuditTrail:
             try:
                 await self._bus.publish_confirmed([Outgoing(self._topic, body)])
             except BusUnavailable:
-                log.warning("audit records go to the spool")
+                log.warning("audit records written to the spool")
             else:
                 return
         await self._spool.put(count, body)

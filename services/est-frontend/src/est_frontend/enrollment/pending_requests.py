@@ -55,7 +55,7 @@ class PendingRequests:
         try:
             event = decode(EnrollmentPending, message.payload)
         except MalformedRequest as exc:
-            log.error("a ticket was not understood", extra=fields(reason=exc.reason))
+            log.error("pending-enrollment event unreadable", extra=fields(reason=exc.reason))
             return
         self._until[event.enrollment_id] = min(event.until, self._clock.now() + LONGEST)
         self._until.move_to_end(event.enrollment_id)

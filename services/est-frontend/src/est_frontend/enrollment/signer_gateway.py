@@ -138,7 +138,7 @@ class SignerGateway:
         try:
             answer = decode(EnrollmentAnswered, message.payload)
         except MalformedRequest:
-            log.error("an answer was not understood")
+            log.error("answer of ca-signer unreadable")
             return
         ticket = self._waiting.get(answer.request_id)
         if ticket is not None and not ticket.future.done():

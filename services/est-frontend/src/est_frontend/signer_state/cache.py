@@ -187,7 +187,7 @@ class SignerState:
         try:
             return self._apply(topic, payload)
         except (MalformedRequest, ValueError) as exc:
-            log.error("state message not understood", extra=fields(topic=topic, error=str(exc)))
+            log.error("state message unreadable", extra=fields(topic=topic, error=str(exc)))
         return False
 
     def _apply(self, topic: str, payload: bytes) -> bool:

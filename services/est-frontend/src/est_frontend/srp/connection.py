@@ -131,7 +131,7 @@ class SRPConnection:
         except (BaseTLSException, OSError):
             self._fail(None)
         except Exception:  # Bulkhead: a parser that is not ours reads octets of strangers.
-            log.info("a handshake was not understood", exc_info=True)
+            log.info("SRP handshake unreadable", exc_info=True)
             self._fail(AlertDescription.handshake_failure)
         raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "want read")
 

@@ -128,7 +128,7 @@ class SRPListener:
             handler.connection_made(secured)
 
     def _failed(self, attempt: Attempt, source: str) -> None:
-        log.info("srp handshake failed", extra=fields(peer=source, named=attempt.name is not None))
+        log.info("SRP handshake failed", extra=fields(peer=source, named=attempt.name is not None))
         if attempt.name is None:
             return
         metrics.REFUSED.labels("auth.srp").inc()

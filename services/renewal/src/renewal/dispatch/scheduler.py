@@ -113,7 +113,7 @@ class Scheduler:
         )
         if lapsed:
             LAPSED.inc(len(lapsed))
-            log.warning("nobody answered in time", extra=fields(slots=len(lapsed)))
+            log.warning("renewal lease expired", extra=fields(slots=len(lapsed)))
         if not self._bus.connected:
             return len(lapsed) + len(settled)
         if lapsed:
@@ -122,7 +122,7 @@ class Scheduler:
         patience = dt.timedelta(seconds=self._scheduler.sweep_after_s)
         swept = await self._announcer.sweep(patience)
         if swept:
-            log.warning("announced what was left over", extra=fields(events=swept))
+            log.warning("unpublished rotation events published", extra=fields(events=swept))
         return len(lapsed) + len(settled) + swept
 
     async def _repeat(self, stop: asyncio.Event, look: Callable[[], Awaitable[int]]) -> None:
@@ -130,7 +130,7 @@ class Scheduler:
             try:
                 done = await look()
             except Unavailable as exc:
-                log.warning("will look again", extra=fields(error=exc.reason, code=exc.code))
+                log.warning("scheduler deferred", extra=fields(error=exc.reason, code=exc.code))
                 done = 0
             # Work waiting: look again at once; a full look means there is more.
             pause = 0.0 if done >= self._scheduler.claim_size else self._scheduler.poll_s

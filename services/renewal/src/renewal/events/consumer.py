@@ -119,7 +119,9 @@ class EventConsumer:
             good = False
         except Exception as exc:  # noqa: BLE001
             # Bulkhead: one message must not hold up the others; each is tried alone.
-            log.warning("a batch failed, trying one by one", extra=fields(error=_line(exc)))
+            log.warning(
+                "batch failed, processing its messages one by one", extra=fields(error=_line(exc))
+            )
             good = await self._one_by_one(batch.deliveries())
         good = await self._one_by_one(alone) and good if alone else good
         good = await self._check_windows(batch.windows) and good
@@ -198,7 +200,7 @@ class EventConsumer:
         except Exception as exc:  # noqa: BLE001
             # Bulkhead: this message is at fault; it is tried again later, then buried.
             error = _line(exc)
-            log.warning("a message failed", extra=fields(sequence=delivery.sequence, error=error))
+            log.warning("message failed", extra=fields(sequence=delivery.sequence, error=error))
             await delivery.nak(self._settings.retry_s)
             return
         await self._forget(delivery)
@@ -226,7 +228,7 @@ class EventConsumer:
 
     async def _dead_letter(self, delivery: Delivery, reason: str, text: str) -> None:
         log.error(
-            "a message is given up",
+            "message dead-lettered",
             extra=fields(topic=delivery.topic, sequence=delivery.sequence, error=text),
         )
         letter = Outgoing(
@@ -243,7 +245,7 @@ class EventConsumer:
     async def _later(
         self, deliveries: Sequence[Delivery], error: Unavailable, delay_s: float | None = None
     ) -> None:
-        log.warning("events wait", extra=fields(count=len(deliveries), error=error.reason))
+        log.warning("events deferred", extra=fields(count=len(deliveries), error=error.reason))
         for delivery in deliveries:
             await delivery.nak(delay_s or self._settings.retry_s)
 

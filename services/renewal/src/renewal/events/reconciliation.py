@@ -73,11 +73,14 @@ class Windows:
         if looks > self._settings.patience + self._settings.max_requests:
             self._looks.pop(window.start, None)
             WINDOWS_GIVEN_UP.inc()
-            log.error("window still differs from the ledger", extra=fields(start=start))
+            log.error("reconciliation window differs from the ledger", extra=fields(start=start))
             return Verdict.DONE
         if looks > self._settings.patience:
             announced = await self._request(window)
-            log.warning("window asked for again", extra=fields(start=start, announced=announced))
+            log.warning(
+                "reconciliation window requested again",
+                extra=fields(start=start, announced=announced),
+            )
         self._looks[window.start] = looks
         return Verdict.AGAIN
 

@@ -130,7 +130,9 @@ class Token:
         try:
             await self._opened()
         except KeyStoreUnavailable:
-            log.warning("starting without the token", extra=fields(token=self.name))
+            log.warning(
+                "starting without the token, it is unavailable", extra=fields(token=self.name)
+            )
 
     async def watch(self, stop: asyncio.Event) -> None:
         """Open the token again whenever it was lost and the breaker lets us."""
@@ -142,7 +144,7 @@ class Token:
             try:
                 await self._opened()
             except (KeyStoreUnavailable, ConfigurationError) as exc:
-                log.debug("the token is still away", extra=fields(code=exc.code))
+                log.debug("token still unavailable", extra=fields(code=exc.code))
 
     async def stop(self) -> None:
         """End the worker process."""
@@ -194,7 +196,7 @@ class Token:
                 signature = signatures.from_token(key, self._expect(answer, Kind.SIGNED).body)
                 signatures.verify(key, one, signature)
             except InvalidSignature:
-                log.error("the token gave a wrong signature", extra=fields(token=self.name))
+                log.error("token returned a wrong signature", extra=fields(token=self.name))
                 link.fail(KeyStoreUnavailable("wrong signature", code="keystore.wrong_signature"))
                 _raise(self._error)
             except (KeyStoreUnavailable, ConfigurationError) as exc:
@@ -283,7 +285,7 @@ class Token:
         if wrong.phase == "login" and wrong.error in PIN_REFUSED:
             self._stopped = KeyStoreUnavailable(reason, code="keystore.pin")
             log.error(
-                "the PIN was refused and is not tried again; restart when it is right",
+                "PIN rejected by the token, not retried until restart",
                 extra=fields(token=self.name, reason=reason),
             )
             _raise(self._stopped)
@@ -301,7 +303,7 @@ class Token:
         self.breaker.failed(monotonic_s())
         metrics.TOKEN_FAILURES.labels(self.name, error.code).inc()
         log.warning(
-            "the token failed", extra=fields(token=self.name, code=error.code, reason=error.reason)
+            "token failed", extra=fields(token=self.name, code=error.code, reason=error.reason)
         )
 
     def _enter(self, count: int) -> None:

@@ -150,7 +150,7 @@ class WorkerProcess(asyncio.Protocol):
             async with asyncio.timeout(_END_S):
                 await self._process.wait()
         except TimeoutError:
-            log.warning("a killed token worker does not end", extra=fields(pid=self.pid))
+            log.warning("killed token worker still running", extra=fields(pid=self.pid))
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

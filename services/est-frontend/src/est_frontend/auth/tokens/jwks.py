@@ -90,7 +90,8 @@ class KeySource:
             return
         except (OSError, ValueError) as exc:
             log.warning(
-                "kept keys not used", extra=fields(issuer=self._settings.id, error=str(exc)[:200])
+                "stored token issuer keys not used",
+                extra=fields(issuer=self._settings.id, error=str(exc)[:200]),
             )
             return
         self._fetched_s = monotonic_s() - age_s
@@ -149,18 +150,18 @@ class KeySource:
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as exc:
             metrics.JWKS_FETCHES.labels(self._settings.id, "failed").inc()
             log.warning(
-                "keys of a token issuer not fetched",
+                "token issuer keys not fetched",
                 extra=fields(issuer=self._settings.id, error=f"{type(exc).__name__}: {exc}"[:200]),
             )
             return False
         metrics.JWKS_FETCHES.labels(self._settings.id, "good").inc()
         if keys.keys() != self._keys.keys():
-            log.info("keys of a token issuer changed", extra=fields(issuer=self._settings.id))
+            log.info("token issuer keys changed", extra=fields(issuer=self._settings.id))
         self._keys, self._fetched_s = keys, monotonic_s()
         try:
             await asyncio.to_thread(_keep, self._file, self._settings.issuer, body)
         except OSError as exc:
-            log.warning("keys not kept on disk", extra=fields(error=str(exc)))
+            log.warning("token issuer keys not stored", extra=fields(error=str(exc)))
         return True
 
     async def _fetch(self) -> bytes:
