@@ -320,7 +320,7 @@ class Demo:
         await self._siem(correlation, {r["record_id"] for r in records})
         config = str(self.layout.config_file("audit"))
         verified = await self.suite.command("audit", "verify", "--config", config)
-        self.story.step(f"audit log verified: {verified.strip().splitlines()[-1]}")
+        self.story.step(f"audit log {verified.strip().splitlines()[-1]}")
 
     async def _records(self, correlation: str) -> list[dict[str, Any]]:
         config = str(self.layout.config_file("audit"))

@@ -1,6 +1,6 @@
 """Checkpoints (C2SP tlog-checkpoint) as signed notes (C2SP signed-note), Ed25519 (pure).
 
-Called by: audit.commands, audit.keys, audit.sealer, estcore.tlog.verify
+Called by: audit.keys, audit.sealer, estcore.runtime.log_verification, estcore.tlog.verify
 A checkpoint is text: origin, size, base64 root, extension lines; an empty line; one line for
 each signature: ``— <key name> <base64 of key hash and signature>``. A verifier key travels as
 ``<name>+<key hash>+<base64 of 0x01 and public key>``.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 
@@ -87,6 +88,15 @@ class SignedCheckpoint:
     checkpoint: Checkpoint
     signatures: tuple[tuple[str, bytes, bytes], ...]
 
+    @property
+    def note(self) -> str:
+        """The signed note that it was parsed from."""
+        lines = (
+            f"— {name} {base64.b64encode(key_hash + signature).decode()}\n"
+            for name, key_hash, signature in self.signatures
+        )
+        return f"{self.checkpoint.text()}\n{''.join(lines)}"
+
     def verify(self, key: VerifierKey) -> None:
         """Check that ``key`` signed it; signatures of other keys are not looked at.
 
@@ -126,6 +136,22 @@ def parse_signed(note: str) -> SignedCheckpoint:
     checkpoint = _parse_text(text + "\n")
     signatures = tuple(_parse_signature(line) for line in tail[:-1].split("\n"))
     return SignedCheckpoint(checkpoint, signatures)
+
+
+def kept_note(text: str) -> str:
+    """Return the note in a file that somebody kept: as it is, or inside JSON.
+
+    JSON is a checkpoint's line of an export, or the message that a SIEM received. What is
+    neither is returned as it is; ``parse_signed`` judges it.
+    """
+    if not text.lstrip("\ufeff").startswith("{"):
+        return text
+    try:
+        value = json.loads(text.lstrip("\ufeff"))
+    except (ValueError, RecursionError):
+        return text
+    notes = [value[name] for name in ("note", "checkpoint") if isinstance(value.get(name), str)]
+    return notes[0] if notes else text
 
 
 def check_name(name: str) -> str:
