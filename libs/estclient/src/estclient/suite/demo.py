@@ -26,6 +26,7 @@ from estclient.store import Bundle
 from estclient.suite.demo_server import RestlessClient, SwappingServer
 from estclient.suite.layout import Layout, Ports
 from estclient.suite.local import LocalSuite, log_to
+from estclient.suite.siem import without_body
 from estclient.suite.story import Story
 from estcore.errors import ConfigurationError, ESTSuiteError
 from estcore.ids import serial_hex
@@ -350,8 +351,7 @@ class Demo:
         await self._until(complete, "the same records at the SIEM", 30)
         self.story.step("the same records, as the SIEM got them over TLS (RFC 5424):")
         for line in lines:
-            head, _, _ = line.partition("]")
-            self.story.detail(head[:150] + "]")
+            self.story.detail("\n".join(without_body(line)))
 
     async def _run(self, *command: str, stdin: str = "") -> bytes:
         process = await asyncio.create_subprocess_exec(
