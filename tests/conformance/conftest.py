@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 
 import pytest
 import pytest_asyncio
+from conformance_check import Check, Stopped
 from e2e_stack import POLICY, start_stack, stop_stack
 from est_target import Target, from_environment
 from raw_client import BASE
@@ -37,6 +38,41 @@ async def target(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Targ
             label="services",
             common_name="dev-conformance",
             serverkeygen=True,
+            ours=True,
         )
     finally:
         await stop_stack(stack)
+
+
+@pytest.fixture
+def check(request: pytest.FixtureRequest) -> Check:
+    """The verdicts of the items in the test's name."""
+    return Check(request.node.name)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Turn what a test decided into its outcome, and hand the verdicts to the report."""
+    check = pyfuncitem.funcargs.get("check")
+    if not isinstance(check, Check):
+        return (yield)
+    result, cause = None, None
+    try:
+        result = yield
+    except Stopped:
+        pass
+    except Exception as exc:  # noqa: BLE001 - whatever a server does becomes a sentence
+        check.aborted(exc)
+        cause = exc
+    else:
+        check.complete()
+    verdicts = {item: (v.state, v.sentence) for item, v in check.verdicts.items()}
+    pyfuncitem.user_properties.append(("verdicts", verdicts))
+    if check.failures:
+        raise AssertionError("\n".join(check.failures)) from cause
+    target = pyfuncitem.funcargs["target"]
+    if check.stopped and target.ours:
+        raise AssertionError(f"our own suite has to be judged: {check.stopped}")
+    if check.stopped:
+        pytest.skip(check.stopped)
+    return result

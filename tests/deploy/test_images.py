@@ -1,6 +1,6 @@
 """Each Dockerfile's installation, carried out without Docker: the package alone, from the lock.
 
-What the build stage copies is copied (through .dockerignore's eyes), what it runs is run.
+The build context is the one that Docker 20.10 would send; each ``RUN`` of the build stage is run.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from build_context import build_context
 from estdeploy.services import SERVICES
 
 UV = Path(sys.executable).parent / "uv"
@@ -28,16 +29,10 @@ FORBIDDEN = {
 def context(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The build context: only what .dockerignore lets through."""
     folder = tmp_path_factory.mktemp("context")
-    lines = (root / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    assert "*" in lines
-    allowed = [line[1:] for line in lines if line.startswith("!")]
-    for found in sorted(path for pattern in allowed for path in root.glob(pattern)):
-        target = folder / found.relative_to(root)
+    for path in build_context(root, (root / ".dockerignore").read_text(encoding="utf-8")):
+        target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        if found.is_dir():
-            shutil.copytree(found, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-        else:
-            shutil.copyfile(found, target)
+        shutil.copyfile(root / path, target)
     return folder
 
 

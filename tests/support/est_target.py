@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,11 +20,16 @@ class Target:
     port: int
     ca: Path
     user: str
-    password: str
+    password: str = field(repr=False)
     base: str
     label: str
     common_name: str
     serverkeygen: bool
+    timeout_s: float = 15
+    ours: bool = False
+    """The suite of this repository, where every item has to be judged."""
+    refusal: str | None = field(default=None, repr=False)
+    """Why a good CSR is refused; empty if it is accepted, None if that was not tried."""
 
     def context(self) -> ssl.SSLContext:
         """A client context that trusts the server."""
@@ -38,6 +43,7 @@ class Target:
             context=self.context(),
             user=self.user,
             password=self.password,
+            timeout_s=self.timeout_s,
         )
 
     def path(self, operation: str) -> str:
@@ -49,7 +55,7 @@ def from_environment(url: str) -> Target:
     """The server named by the environment (see ``run.py``)."""
     parts = urlsplit(url)
     if parts.scheme != "https" or parts.hostname is None:
-        raise pytest.UsageError(f"EST_TARGET: {url} is not an https URL")
+        raise pytest.UsageError("EST_TARGET is not an https URL")
     label = os.environ.get("EST_TARGET_LABEL", "")
     password = Path(os.environ["EST_TARGET_PASSWORD_FILE"]).read_text().strip()
     return Target(
@@ -62,4 +68,5 @@ def from_environment(url: str) -> Target:
         label=label or os.environ.get("EST_TARGET_OTHER_LABEL", ""),
         common_name=os.environ.get("EST_TARGET_COMMON_NAME", "conformance.test"),
         serverkeygen=os.environ.get("EST_TARGET_SERVERKEYGEN", "") == "yes",
+        timeout_s=float(os.environ.get("EST_TARGET_TIMEOUT_S", "15")),
     )

@@ -19,7 +19,7 @@ relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def judged(lines: list[bytes], key: VerifierKey | None = None, *notes: str) -> Report:
-    return verify(lines, Options(now=NOW, key=key, witnessed=notes)).report
+    return verify(lines, Options(now=NOW, key=key, kept=notes)).report
 
 
 def codes(report: Report) -> set[str]:
@@ -34,8 +34,9 @@ def test_an_untouched_log_passes(make_log: Callable[..., Any]) -> None:
     assert report.to_json()["ok"] is True
 
 
-def test_an_empty_log_passes_and_an_empty_file_does_not(make_log: Callable[..., Any]) -> None:
-    assert judged(make_log().export()).ok
+def test_a_log_without_a_checkpoint_does_not_pass(make_log: Callable[..., Any]) -> None:
+    for records in (0, 2):
+        assert codes(judged(make_log(records).export())) == {"checkpoint.none"}
     assert codes(judged([])) == {"export.empty"}
 
 
@@ -113,7 +114,7 @@ def test_a_checkpoint_kept_elsewhere_reveals_a_rewritten_log(make_log: Callable[
     assert judged(rewritten.export(), log.vkey).ok
     report = judged(rewritten.export(), log.vkey, log.notes[-1][1])
     assert codes(report) == {"checkpoint.root"}
-    assert "witnessed checkpoint 1" in report.findings[0].place
+    assert "kept checkpoint 1" in report.findings[0].place
 
 
 def _other(number: int) -> dict[str, Any]:
@@ -126,13 +127,19 @@ def _other(number: int) -> dict[str, Any]:
     }
 
 
+def sealed(log: Any) -> list[bytes]:
+    log.seal()
+    lines: list[bytes] = log.export()
+    return lines
+
+
 def test_a_gap_in_a_producers_sequence_is_found(
     make_log: Callable[..., Any], make_record: Callable[..., Any]
 ) -> None:
     log = make_log()
     for number in (0, 1, 4, 5):
         log.add(make_record(number))
-    report = judged(log.export())
+    report = judged(sealed(log))
     assert [(f.code, f.place) for f in report.findings] == [("sequence.gap", "record 2")]
     assert "number 3 to 4" in report.findings[0].sentence
 
@@ -142,7 +149,7 @@ def test_a_sequence_that_does_not_begin_at_its_beginning_is_a_gap(
 ) -> None:
     log = make_log()
     log.add(make_record(4))
-    assert codes(judged(log.export())) == {"sequence.gap"}
+    assert codes(judged(sealed(log))) == {"sequence.gap"}
 
 
 def test_a_number_used_twice_and_a_record_kept_twice_are_found(
@@ -151,7 +158,7 @@ def test_a_number_used_twice_and_a_record_kept_twice_are_found(
     log = make_log()
     log.add(make_record(0))
     log.add(make_record(0))
-    assert codes(judged(log.export())) == {"sequence.repeated", "record.repeated"}
+    assert codes(judged(sealed(log))) == {"sequence.repeated", "record.repeated"}
 
 
 @pytest.mark.parametrize(("minutes", "expected"), [(1, set()), (60, {"intent.open"})])
@@ -165,9 +172,9 @@ def test_an_intent_without_outcome_is_found_after_a_while(
     moment = NOW - dt.timedelta(minutes=minutes)
     target = {"issuance_id": "i-1"}
     log.add(make_record(0, phase="intent", target=target), recorded_at=moment)
-    assert codes(judged(log.export())) == expected
+    assert codes(judged(sealed(log))) == expected
     log.add(make_record(1, phase="outcome", target=target), recorded_at=NOW)
-    assert judged(log.export()).ok
+    assert judged(sealed(log)).ok
 
 
 def test_time_that_runs_backwards_is_found(
@@ -175,7 +182,7 @@ def test_time_that_runs_backwards_is_found(
 ) -> None:
     log = make_log(2)
     log.add(make_record(2), recorded_at=NOW - dt.timedelta(days=9))
-    report = judged(log.export())
+    report = judged(sealed(log))
     assert codes(report) == {"record.time"}
     assert len(report.findings) == 2
 

@@ -10,25 +10,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
 
 from estclient import cli_tools
 from estclient.agent.agent import run_agent
 from estclient.agent.settings import AgentSettings
 from estclient.operators import cli
-from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError, ESTSuiteError
-from estcore.runtime import logs
+from estcore.runtime import log_verification, logs
+from estcore.runtime.console import console_script
 from estcore.runtime.service import stop_on_signals
 from estcore.runtime.settings import load_settings
-from estcore.tlog.checkpoint import VerifierKey
-from estcore.tlog.cross import cross
-from estcore.tlog.verify import Options, verify
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,10 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     checks = audit.add_subparsers(dest="check", required=True)
     offline = checks.add_parser("verify", help="hash chain, tree, checkpoints, gaps")
     offline.add_argument("--export", type=Path, required=True, help="from est-audit export")
-    offline.add_argument("--vkey", help="verifier key, or a file with it")
-    offline.add_argument("--cross", type=Path, metavar="LEDGER", help="from ca-signer export")
-    offline.add_argument("--renewal", type=Path, help="from est-renewal export")
-    offline.add_argument("--json", action="store_true", help="print the report as JSON")
+    log_verification.add_arguments(offline)
     cli.add_verbs(verbs)
     return parser
 
@@ -60,32 +52,9 @@ async def _agent(config: Path | None) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    with ExitStack() as stack:
-
-        def lines(path: Path | None) -> Iterator[bytes] | None:
-            if path is None:
-                return None
-            try:
-                return iter(stack.enter_context(path.open("rb")))
-            except OSError as exc:
-                raise ConfigurationError(f"cannot read {path}: {exc.strerror}") from exc
-
-        text = arguments.vkey
-        if text is not None and Path(text).is_file():
-            text = Path(text).read_text().strip()
-        key = None if text is None else VerifierKey.parse(text)
-        export, ledger = lines(arguments.export), lines(arguments.cross)
-        assert export is not None  # noqa: S101 - argparse requires it
-        verification = verify(export, Options(now=SystemClock().now(), key=key))
-        report = verification.report
-        if ledger is not None:
-            report.extend(cross(verification.records, ledger, lines(arguments.renewal)))
-    if arguments.json:
-        sys.stdout.write(json.dumps(report.to_json()) + "\n")
-    else:
-        for finding in report.findings:
-            sys.stdout.write(f"{finding}\n")
-        sys.stdout.write("verified\n" if report.ok else f"{len(report.findings)} findings\n")
+    with log_verification.open_lines(arguments.export) as lines:
+        report = log_verification.verify_log(lines, arguments)
+    log_verification.print_report(report, as_json=arguments.json)
     return 0 if report.ok else 1
 
 
@@ -99,6 +68,7 @@ async def _run(arguments: argparse.Namespace) -> None:
             await _agent(arguments.config)
 
 
+@console_script
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``estctl``."""
     parsed = _parser().parse_args(arguments)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from estcore.errors import ESTSuiteError
+from estcore.runtime.console import console_script
 from estdev.demo import run_demo
 from estdev.layout import Ports
 from estdev.up import run_up
@@ -44,6 +45,7 @@ async def _run(arguments: argparse.Namespace) -> None:
     await run_up(arguments.folder, ports)
 
 
+@console_script
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``estsuite``."""
     try:

@@ -32,6 +32,7 @@ from estcore.runtime.settings import BusSettings
 from estdev.demo_server import RestlessClient, SwappingServer
 from estdev.layout import Layout, Ports
 from estdev.local import LocalSuite, log_to
+from estdev.siem import without_body
 from estdev.story import Story
 
 NAME = "web.clinic.example"
@@ -319,7 +320,7 @@ class Demo:
         await self._siem(correlation, {r["record_id"] for r in records})
         config = str(self.layout.config_file("audit"))
         verified = await self.suite.command("audit", "verify", "--config", config)
-        self.story.step(f"audit log verified: {verified.strip().splitlines()[-1]}")
+        self.story.step(f"audit log {verified.strip().splitlines()[-1]}")
 
     async def _records(self, correlation: str) -> list[dict[str, Any]]:
         config = str(self.layout.config_file("audit"))
@@ -349,8 +350,7 @@ class Demo:
         await self._until(complete, "the same records at the SIEM", 30)
         self.story.step("the same records, as the SIEM got them over TLS (RFC 5424):")
         for line in lines:
-            head, _, _ = line.partition("]")
-            self.story.detail(head[:150] + "]")
+            self.story.detail("\n".join(without_body(line)))
 
     async def _run(self, *command: str, stdin: str = "") -> bytes:
         process = await asyncio.create_subprocess_exec(

@@ -6,10 +6,33 @@ Writes every message to a file, one a line, in the order received. For demo and 
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from pathlib import Path
 
 _MAX_FRAME = 64 * 1024
+_HEADER_FIELDS = 6
+_PARAMETER = r'[^ =\]"]+="(?:\\.|[^"\\])*"'
+_STRUCTURED_DATA = re.compile(rf"\[[^ =\]]+(?: {_PARAMETER})*\]")
+
+
+def without_body(message: str, width: int = 100) -> list[str]:
+    """Return header and structured data of an RFC 5424 message, wrapped between fields.
+
+    A field longer than ``width`` stays whole. A message without structured data is returned
+    as it is.
+    """
+    parts = message.split(" ", _HEADER_FIELDS)
+    data = _STRUCTURED_DATA.match(parts[-1])
+    if len(parts) <= _HEADER_FIELDS or data is None:
+        return [message]
+    lines = [" ".join(parts[:_HEADER_FIELDS])]
+    for field in re.findall(rf"\[[^ \]]+| {_PARAMETER}\]?|\]", data[0]):
+        if len(lines[-1]) + len(field) > width or field.startswith("["):
+            lines.append(f"    {field.strip()}")
+        else:
+            lines[-1] += field
+    return lines
 
 
 class LocalSIEM:

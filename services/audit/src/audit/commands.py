@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -29,14 +28,13 @@ from estcore.errors import (
 from estcore.messages.audit import AuditBatch, Phase
 from estcore.messages.envelope import encode
 from estcore.messages.topics import audit_issue_topic
+from estcore.runtime import log_verification
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.database import Database
-from estcore.tlog.checkpoint import VerifierKey, check_name
+from estcore.tlog.checkpoint import check_name
 from estcore.tlog.findings import Report
-from estcore.tlog.verify import Options, cross, verify
 
 _DEADLINE_S = 15
-_SHOWN = 20
 
 
 def arguments_of_keygen(parser: argparse.ArgumentParser) -> None:
@@ -50,13 +48,7 @@ def arguments_of_keygen(parser: argparse.ArgumentParser) -> None:
 def arguments_of_verify(parser: argparse.ArgumentParser) -> None:
     """``verify`` reads the database, or with --export nothing but files."""
     parser.add_argument("--export", type=Path, help="verify this file instead of the database")
-    parser.add_argument("--vkey", help="verifier key; by default the one configured or exported")
-    parser.add_argument("--cross", type=Path, help="ledger export to compare with")
-    parser.add_argument("--renewal", type=Path, help="renewal export to compare with the ledger's")
-    parser.add_argument(
-        "--checkpoint", type=Path, action="append", default=[], help="signed note kept elsewhere"
-    )
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    log_verification.add_arguments(parser)
 
 
 def keygen(parsed: argparse.Namespace) -> None:
@@ -78,8 +70,8 @@ def verify_offline(parsed: argparse.Namespace) -> None:
     Raises:
         AuditChainBroken: there are findings.
     """
-    with _open(parsed.export) as lines:
-        _finish(_verify(lines, parsed, None), parsed)
+    with log_verification.open_lines(parsed.export) as lines:
+        _finish(log_verification.verify_log(lines, parsed), parsed)
 
 
 async def verify_online(settings: Settings, parsed: argparse.Namespace) -> None:
@@ -90,13 +82,15 @@ async def verify_online(settings: Settings, parsed: argparse.Namespace) -> None:
     """
     key = checkpoint_key.verifier_key(settings.checkpoint)
     if parsed.export is not None:
-        with _open(parsed.export) as lines:
-            _finish(_verify(lines, parsed, key), parsed)
+        with log_verification.open_lines(parsed.export) as lines:
+            _finish(log_verification.verify_log(lines, parsed, key=key), parsed)
         return
     async with _database(settings) as database:
         origin = settings.checkpoint.origin
         lines_ = [line async for line in export.lines(database, origin, str(key))]
-    report = await asyncio.to_thread(_verify, iter(lines_), parsed, key)
+    report = await asyncio.to_thread(
+        log_verification.verify_log, lines_, parsed, key=key, live=True
+    )
     if not report.ok:
         first = report.findings[0]
         await _audited(
@@ -149,34 +143,8 @@ async def replay(settings: Settings, parsed: argparse.Namespace) -> None:
     sys.stdout.write(f"{parsed.sink}: cursor moved from {before} to {parsed.start}\n")
 
 
-def _verify(lines: Iterator[bytes], parsed: argparse.Namespace, key: VerifierKey | None) -> Report:
-    try:
-        given = VerifierKey.parse(parsed.vkey) if parsed.vkey else key
-    except MalformedRequest as exc:
-        raise ConfigurationError(exc.reason) from exc
-    witnessed = tuple(_text(path) for path in parsed.checkpoint)
-    done = verify(lines, Options(now=SystemClock().now(), key=given, witnessed=witnessed))
-    if parsed.renewal is not None and parsed.cross is None:
-        raise ConfigurationError("--renewal is compared with a ledger: give --cross too")
-    if parsed.cross is not None:
-        with _open(parsed.cross) as ledger:
-            renewal = None
-            if parsed.renewal is not None:
-                renewal = parsed.renewal.read_bytes().splitlines()
-            done.report.extend(cross(done.records, ledger, renewal))
-    return done.report
-
-
 def _finish(report: Report, parsed: argparse.Namespace) -> None:
-    if parsed.json:
-        sys.stdout.write(json.dumps(report.to_json(), indent=1) + "\n")
-    else:
-        for finding in report.findings[:_SHOWN]:
-            sys.stdout.write(f"{finding}\n")
-        sys.stdout.write(
-            f"{report.records} records, {report.checkpoints} checkpoints,"
-            f" sealed to {report.sealed}, {len(report.findings)} findings\n"
-        )
+    log_verification.print_report(report, as_json=parsed.json)
     if not report.ok:
         raise AuditChainBroken(f"verification has {len(report.findings)} findings")
 
@@ -216,24 +184,3 @@ async def _database(settings: Settings) -> AsyncIterator[Database]:
         yield database
     finally:
         await database.close()
-
-
-class _open:  # noqa: N801 - reads as a function
-    """The lines of a file, or a configuration error naming it."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._file = path.open("rb")
-        except OSError as exc:
-            raise ConfigurationError(f"cannot read {path}: {exc.strerror}") from exc
-
-    def __enter__(self) -> Iterator[bytes]:
-        return iter(self._file)
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-
-def _text(path: Path) -> str:
-    with _open(path) as lines:
-        return b"".join(lines).decode(errors="replace")

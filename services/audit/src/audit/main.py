@@ -24,6 +24,7 @@ from estcore.errors import ConfigurationError, ESTSuiteError
 from estcore.messages.topics import AUDIT_CONSUMERS, audit_issue_topic, owned_by
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus
+from estcore.runtime.console import console_script
 from estcore.runtime.database import Database
 from estcore.runtime.migrations import migrate as migrate_schema
 from estcore.runtime.service import (
@@ -185,6 +186,7 @@ def _index(text: str) -> int:
     return value
 
 
+@console_script
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     command = _command()

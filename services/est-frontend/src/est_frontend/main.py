@@ -37,6 +37,7 @@ from estcore.pki.profile import Priority
 from estcore.policy.document import load_policy
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus
+from estcore.runtime.console import console_script
 from estcore.runtime.logs import fields
 from estcore.runtime.reload import Reloader, Watched
 from estcore.runtime.service import ServiceCommand, run_jobs, stop_on_signals
@@ -298,6 +299,7 @@ async def migrate(settings: FrontendSettings) -> None:
     log.info("nothing to migrate", extra=fields(instance=settings.instance))
 
 
+@console_script
 def main() -> None:
     """Entry point of ``est-frontend``."""
     command = ServiceCommand(

@@ -16,6 +16,7 @@ from estcore.messages.topics import RENEWAL_CONSUMERS, audit_issue_topic, owned_
 from estcore.runtime import migrations, topology
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus
+from estcore.runtime.console import console_script
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
 from estcore.runtime.service import Job, ServiceCommand, run_jobs, stop_on_signals
@@ -200,6 +201,7 @@ def command() -> ServiceCommand[RenewalSettings]:
     return found
 
 
+@console_script
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out the command line; returns the exit code."""
     return command().main(arguments)

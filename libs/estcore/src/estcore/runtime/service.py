@@ -21,6 +21,7 @@ import uvloop
 
 from estcore.errors import ConfigurationError, ESTSuiteError
 from estcore.runtime import logs
+from estcore.runtime.console import output_closed
 from estcore.runtime.logs import fields
 from estcore.runtime.settings import ServiceSettings, load_settings
 
@@ -148,6 +149,8 @@ class ServiceCommand(Generic[S]):
         first: BaseException = group
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]
+        if isinstance(first, BrokenPipeError) and output_closed():
+            raise first
         if isinstance(first, ConfigurationError):
             sys.stderr.write(f"{self.name}: {first.reason} [{first.code}]\n")
             return EXIT_CONFIGURATION

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 
@@ -86,6 +87,15 @@ class SignedCheckpoint:
     checkpoint: Checkpoint
     signatures: tuple[tuple[str, bytes, bytes], ...]
 
+    @property
+    def note(self) -> str:
+        """The signed note that it was parsed from."""
+        lines = (
+            f"— {name} {base64.b64encode(key_hash + signature).decode()}\n"
+            for name, key_hash, signature in self.signatures
+        )
+        return f"{self.checkpoint.text()}\n{''.join(lines)}"
+
     def verify(self, key: VerifierKey) -> None:
         """Check that ``key`` signed it; signatures of other keys are not looked at.
 
@@ -125,6 +135,22 @@ def parse_signed(note: str) -> SignedCheckpoint:
     checkpoint = _parse_text(text + "\n")
     signatures = tuple(_parse_signature(line) for line in tail[:-1].split("\n"))
     return SignedCheckpoint(checkpoint, signatures)
+
+
+def kept_note(text: str) -> str:
+    """Return the note in a file that somebody kept: as it is, or inside JSON.
+
+    JSON is a checkpoint's line of an export, or the message that a SIEM received. What is
+    neither is returned as it is; ``parse_signed`` judges it.
+    """
+    if not text.lstrip("\ufeff").startswith("{"):
+        return text
+    try:
+        value = json.loads(text.lstrip("\ufeff"))
+    except (ValueError, RecursionError):
+        return text
+    notes = [value[name] for name in ("note", "checkpoint") if isinstance(value.get(name), str)]
+    return notes[0] if notes else text
 
 
 def check_name(name: str) -> str:

@@ -22,12 +22,39 @@ class Finding:
         return f"{self.place}: {self.sentence} [{self.code}]"
 
 
+@dataclass(frozen=True)
+class Signer:
+    """The key that the checkpoints were verified with.
+
+    ``given`` is False if the key comes from the export, where whoever wrote it can replace it.
+    """
+
+    name: str
+    key_id: str
+    given: bool
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """One valid checkpoint: the first ``size`` records have ``root``.
+
+    ``recorded_at`` is the time of the last record it covers, so it was signed at that time or
+    later; None if the export does not contain that record.
+    """
+
+    size: int
+    root: str
+    recorded_at: str | None
+
+
 @dataclass
 class Report:
     """The outcome of a verification. No findings is a pass.
 
-    ``sealed`` is how many records the newest valid checkpoint covers; those after it are
-    unchanged only as far as the export itself can be believed.
+    ``tree_size`` and ``root`` are those of all records; of a part of a log, those of its newest
+    checkpoint. ``sealed`` is the number of records that the newest valid checkpoint covers. The
+    ``unsealed`` records after it are under no signature. ``kept`` is the number of records that
+    a checkpoint from outside the export proves.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -37,6 +64,14 @@ class Report:
     sealed: int = 0
     partial: bool = False
     root: str = ""
+    tree_size: int = 0
+    first_recorded_at: str | None = None
+    last_recorded_at: str | None = None
+    first_checkpoint: Sealed | None = None
+    last_checkpoint: Sealed | None = None
+    unsealed: int = 0
+    kept: int | None = None
+    signer: Signer | None = None
 
     @property
     def ok(self) -> bool:

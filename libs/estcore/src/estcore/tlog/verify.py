@@ -4,11 +4,14 @@
 2. log_index is contiguous, the leaf hash is that of the leaf, prev_hash chains
 3. every checkpoint is signed, of this origin, and has the root of its size
 4. each checkpoint's tree begins with the one before it
-5. producers' sequences have no gaps or repetitions, times do not run backwards
-6. no intent is without its outcome for long
+5. checkpoints reach as far as the service signs them: some exist, and none is missing for long
+6. producers' sequences have no gaps or repetitions, times do not run backwards
+7. no intent is without its outcome for long
 
 Not checked: who held the signing key, and records after the newest checkpoint beyond their own
-hashes. A finding is data, not an exception, so that one report names every place.
+hashes. A log cut at an older checkpoint is a valid older log: only a checkpoint kept outside the
+export shows that records are missing. A finding is data, not an exception, so that one report
+names every place.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from estcore.errors import AuditChainBroken, ESTSuiteError
 from estcore.tlog import canonical, export, sequences
 from estcore.tlog.checkpoint import SignedCheckpoint, VerifierKey, parse_signed
 from estcore.tlog.cross import cross
-from estcore.tlog.findings import Finding, Report
+from estcore.tlog.findings import Finding, Report, Sealed, Signer
 from estcore.tlog.tree import Tree, leaf_hash, verify_consistency, verify_inclusion
 
 __all__ = ["Finding", "Options", "Report", "Verification", "cross", "verify"]
@@ -37,8 +40,12 @@ class Options:
     outcome_within: dt.timedelta = dt.timedelta(minutes=15)
     sequence_settles: dt.timedelta = dt.timedelta(minutes=2)
     clock_skew: dt.timedelta = dt.timedelta(minutes=5)
-    witnessed: tuple[str, ...] = ()
-    """Signed notes kept elsewhere (SIEM, WORM), checked with those in the export."""
+    sealed_within: dt.timedelta = dt.timedelta(hours=1)
+    """The longest ``checkpoint.interval_s`` that a log may have."""
+    live: bool = False
+    """The lines come from the running log: its newest records may have no checkpoint yet."""
+    kept: tuple[str, ...] = ()
+    """Signed notes kept outside the export; it must contain at least what they cover."""
 
 
 @dataclass
@@ -47,11 +54,24 @@ class Verification:
 
     report: Report
     records: list[dict[str, Any]] = field(default_factory=list)
+    newest: SignedCheckpoint | None = None
+    """The newest valid checkpoint."""
 
 
 def verify(lines: Iterable[bytes], options: Options) -> Verification:
     """Verify an export given as lines with or without their ends."""
     return _Verifier(options).run(lines)
+
+
+@dataclass(frozen=True)
+class _Note:
+    place: str
+    signed: SignedCheckpoint
+    kept: bool
+
+    @property
+    def size(self) -> int:
+        return self.signed.checkpoint.size
 
 
 class _Verifier:
@@ -62,10 +82,13 @@ class _Verifier:
         self.tree = Tree()
         self.chain = export.GENESIS
         self.key = options.key
+        if self.key is not None:
+            self.report.signer = Signer(self.key.name, self.key.key_hash.hex(), given=True)
         self.header: dict[str, Any] | None = None
-        self.notes: list[tuple[str, int, SignedCheckpoint]] = []
+        self.notes: list[_Note] = []
         self.proofs: list[tuple[int, bytes, list[str]]] = []
-        self.last_recorded = ""
+        self.recorded: list[str | None] = []
+        self.newest: SignedCheckpoint | None = None
 
     def run(self, lines: Iterable[bytes]) -> Verification:
         number = 0
@@ -73,13 +96,15 @@ class _Verifier:
             self._line(number, line.removesuffix(b"\n"))
         if number == 0:
             self.report.add("export.empty", "line 1", "the export is empty")
-        for position, note in enumerate(self.options.witnessed, 1):
-            self._note(f"witnessed checkpoint {position}", note, None)
+        for position, note in enumerate(self.options.kept, 1):
+            self._note(f"kept checkpoint {position}", note, None)
         self._counts()
         self._checkpoints()
+        self._period()
         if not self.report.partial:
+            self._tail()
             self.report.extend(sequences.check(self.records, self.options.now, self.options))
-        return Verification(self.report, self.records)
+        return Verification(self.report, self.records, self.newest)
 
     def _line(self, number: int, line: bytes) -> None:
         place = f"line {number}"
@@ -113,11 +138,13 @@ class _Verifier:
             self.report.add("key.name", place, "the key is not that of the origin")
         if self.key is None:
             self.key = named
+            self.report.signer = Signer(named.name, named.key_hash.hex(), given=False)
         elif str(self.key) != str(named):
             self.report.add("key.differs", place, "the export names another key than the given one")
 
     def _record(self, place: str, value: dict[str, Any]) -> None:
         self.report.records += 1
+        self.recorded.append(None)
         octets = value["leaf"].encode()
         hashed = leaf_hash(octets)
         if value["leaf_hash"] != hashed.hex():
@@ -150,6 +177,8 @@ class _Verifier:
                 self.report.add("record.canonical", place, "the leaf is not canonical JSON")
             index, recorded, record = leaf["log_index"], leaf["recorded_at"], leaf["record"]
             recorded_at = dt.datetime.fromisoformat(recorded)
+            if recorded_at.tzinfo is None:
+                raise ValueError
             occurred_at = dt.datetime.fromisoformat(record["occurred_at"])
             late = occurred_at - recorded_at > self.options.clock_skew
             wanted = self.header and self.header["correlation_id"]
@@ -160,11 +189,12 @@ class _Verifier:
             return
         if index != value["log_index"]:
             self.report.add("record.index", place, f"the leaf says it is record {index}")
-        if recorded < self.last_recorded:
+        before = next((moment for moment in reversed(self.recorded) if moment), recorded)
+        if recorded < before:
             self.report.add("record.time", place, "recorded before the record preceding it")
         if late:
             self.report.add("record.time", place, "occurred later than it was recorded")
-        self.last_recorded = recorded
+        self.recorded[-1] = recorded
         self.records.append(leaf)
 
     def _note(self, place: str, note: str, size: int | None) -> None:
@@ -175,9 +205,9 @@ class _Verifier:
             return
         if size is not None and signed.checkpoint.size != size:
             self.report.add("checkpoint.size", place, "the note is of another size")
-        if size is not None and self.notes and size <= self.notes[-1][1]:
+        if size is not None and self.notes and size <= self.notes[-1].size:
             self.report.add("checkpoint.order", place, "checkpoints are not in order of size")
-        self.notes.append((place, signed.checkpoint.size, signed))
+        self.notes.append(_Note(place, signed, kept=size is None))
 
     def _counts(self) -> None:
         for name in ("records", "checkpoints"):
@@ -188,36 +218,89 @@ class _Verifier:
                 )
 
     def _checkpoints(self) -> None:
-        before: SignedCheckpoint | None = None
-        for place, _, signed in sorted(self.notes, key=lambda n: n[1]):
+        self.report.tree_size, self.report.root = self.tree.size, self.tree.root().hex()
+        for note in sorted(self.notes, key=lambda n: n.size):
             try:
-                self._checkpoint(place, signed, before)
+                self._checkpoint(note)
             except ESTSuiteError as exc:
-                self.report.add(exc.code, place, exc.reason)
-                continue
-            before = signed
+                self.report.add(exc.code, note.place, exc.reason)
         if self.report.partial:
-            self._proofs(before)
+            self._proofs(self.newest)
 
-    def _checkpoint(
-        self, place: str, signed: SignedCheckpoint, before: SignedCheckpoint | None
-    ) -> None:
-        point = signed.checkpoint
+    def _checkpoint(self, note: _Note) -> None:
+        place, point = note.place, note.signed.checkpoint
         if self.header and point.origin != self.header["origin"]:
             self.report.add("checkpoint.origin", place, f"the origin is {point.origin}")
         if self.key is not None:
-            signed.verify(self.key)
+            note.signed.verify(self.key)
         if self.report.partial:
-            self.report.sealed = point.size
-            self.report.root = point.root.hex()
+            self._of_part(note)
             return
-        if point.size > self.tree.size or self.tree.root(point.size) != point.root:
+        if point.size > self.tree.size:
+            self.report.add(
+                "checkpoint.records",
+                place,
+                f"it covers {point.size} records, the export has {self.tree.size}:"
+                f" {point.size - self.tree.size} are missing",
+            )
+            return
+        if self.tree.root(point.size) != point.root:
             raise AuditChainBroken("the records do not have this root", code="checkpoint.root")
-        self.report.sealed, self.report.root = point.size, point.root.hex()
-        if before is not None and before.checkpoint.size:
-            old = before.checkpoint
+        if self.newest is not None and self.newest.checkpoint.size:
+            old = self.newest.checkpoint
             proof = self.tree.consistency(old.size, point.size)
             verify_consistency(old.size, point.size, proof, old.root, point.root)
+        self._valid(note)
+
+    def _of_part(self, note: _Note) -> None:
+        """A part proves a kept checkpoint only if it contains that very checkpoint."""
+        point = note.signed.checkpoint
+        if not note.kept:
+            self.report.tree_size, self.report.root = point.size, point.root.hex()
+        elif point not in [n.signed.checkpoint for n in self.notes if not n.kept]:
+            self.report.add(
+                "checkpoint.part",
+                note.place,
+                "the export of one correlation id cannot prove it: export the whole log",
+            )
+            return
+        self._valid(note)
+
+    def _valid(self, note: _Note) -> None:
+        point = note.signed.checkpoint
+        covered = self.recorded[point.size - 1] if point.size and not self.report.partial else None
+        sealed = Sealed(point.size, point.root.hex(), covered)
+        self.newest = note.signed
+        self.report.sealed = point.size
+        self.report.last_checkpoint = sealed
+        if self.report.first_checkpoint is None:
+            self.report.first_checkpoint = sealed
+        if note.kept:
+            self.report.kept = point.size
+
+    def _period(self) -> None:
+        moments = [moment for moment in self.recorded if moment is not None]
+        if moments:
+            self.report.first_recorded_at, self.report.last_recorded_at = moments[0], moments[-1]
+        if not self.report.partial:
+            self.report.unsealed = self.tree.size - self.report.sealed
+
+    def _tail(self) -> None:
+        """Find checkpoints that were removed, as far as the records show it."""
+        if not self.options.live and self.header and not self.report.sealed:
+            if not any(note.size for note in self.notes):
+                self.report.add("checkpoint.none", "line 1", "no checkpoint: nothing is signed")
+            return
+        moments = [moment for moment in self.recorded[self.report.sealed :] if moment is not None]
+        if not moments:
+            return
+        last = self.options.now if self.options.live else dt.datetime.fromisoformat(moments[-1])
+        if last - dt.datetime.fromisoformat(moments[0]) > self.options.sealed_within:
+            self.report.add(
+                "checkpoint.overdue",
+                f"record {self.report.sealed}",
+                f"no checkpoint covers the records from {moments[0]} on",
+            )
 
     def _proofs(self, newest: SignedCheckpoint | None) -> None:
         for index, hashed, proof in self.proofs:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 
+from estcore.runtime.console import console_script
 
+
+@console_script
 def main() -> None:
     """Hand over to ceremony or token, which run offline, or to the service's command line.
 

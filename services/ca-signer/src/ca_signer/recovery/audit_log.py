@@ -39,7 +39,7 @@ from estcore.tlog.checkpoint import VerifierKey
 from estcore.tlog.verify import Options, verify
 
 BAD = "reconcile.record"
-_HARMLESS = {"intent.open", "sequence.gap"}
+_HARMLESS = {"intent.open", "sequence.gap", "checkpoint.none", "checkpoint.overdue"}
 """Findings that tell of what is missing, not of a log that was changed."""
 _RESTORED = "restored"
 _MOVE: TypeAdapter[Move] = TypeAdapter(Move)

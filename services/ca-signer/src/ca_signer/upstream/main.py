@@ -37,6 +37,7 @@ from estcore.pki.profile import ProfileSet
 from estcore.policy.document import PolicyDocument
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.console import console_script
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
 from estcore.runtime.reload import Reloader, Watched
@@ -254,6 +255,7 @@ async def _probe(settings: UpstreamSettings, _: argparse.Namespace) -> None:
                 )
 
 
+@console_script
 def main() -> None:
     """The command line."""
     command = ServiceCommand(

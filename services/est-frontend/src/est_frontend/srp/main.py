@@ -13,6 +13,7 @@ from est_frontend.main import check as check_frontend
 from est_frontend.main import migrate, serve
 from est_frontend.srp.settings import SRPFrontendSettings
 from estcore.errors import ConfigurationError
+from estcore.runtime.console import console_script
 from estcore.runtime.service import EXIT_CONFIGURATION, ServiceCommand
 from estcore.runtime.settings import read_secret
 
@@ -53,6 +54,7 @@ def _password(file: Path | None) -> str:
     return first
 
 
+@console_script
 def main() -> None:
     """Entry point of ``est-frontend-srp``."""
     if importlib.util.find_spec("tlslite") is None:

@@ -1,0 +1,184 @@
+"""Command line of the audit log's verification, shared by ``estctl`` and ``est-audit``.
+
+It prints what the log proves (records, period, tree, checkpoints, signer, unsealed tail), then
+the findings, then one line with the verdict. A log without findings proves no more than it
+prints: that no record is missing at its end is shown by a checkpoint kept from an earlier time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from estcore.clock import SystemClock
+from estcore.errors import ConfigurationError, MalformedRequest
+from estcore.tlog.checkpoint import VerifierKey, kept_note
+from estcore.tlog.cross import cross
+from estcore.tlog.findings import Report, Sealed
+from estcore.tlog.verify import Options, Verification, verify
+
+_PRINTED_FINDINGS = 20
+_LABEL_WIDTH = 18
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments besides ``--export``."""
+    parser.add_argument("--vkey", help="verifier key of the log, or a file with it")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="checkpoint kept from an earlier time; the log must contain what it covers",
+    )
+    parser.add_argument(
+        "--save-checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="write the newest checkpoint to a new file, for the next --checkpoint",
+    )
+    parser.add_argument("--cross", type=Path, metavar="LEDGER", help="from ca-signer export")
+    parser.add_argument("--renewal", type=Path, help="from est-renewal export; with --cross")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def verify_log(
+    lines: Iterable[bytes],
+    arguments: argparse.Namespace,
+    *,
+    key: VerifierKey | None = None,
+    live: bool = False,
+) -> Report:
+    """Verify the lines of an export as the arguments say; ``--vkey`` wins over ``key``.
+
+    Raises:
+        ConfigurationError: an argument or a file that it names cannot be used.
+    """
+    if arguments.renewal is not None and arguments.cross is None:
+        raise ConfigurationError("--renewal is compared with a ledger: give --cross too")
+    options = Options(
+        now=SystemClock().now(),
+        key=_key(arguments.vkey) or key,
+        live=live,
+        kept=tuple(_kept(path) for path in arguments.checkpoint),
+    )
+    verification = verify(lines, options)
+    report = verification.report
+    if arguments.cross is not None:
+        with open_lines(arguments.cross) as ledger:
+            if arguments.renewal is None:
+                report.extend(cross(verification.records, ledger))
+            else:
+                with open_lines(arguments.renewal) as renewal:
+                    report.extend(cross(verification.records, ledger, renewal))
+    if arguments.save_checkpoint is not None and report.ok:
+        _save(arguments.save_checkpoint, verification)
+    return report
+
+
+def print_report(report: Report, *, as_json: bool) -> None:
+    """Write the report to standard output, for a person or as JSON."""
+    if as_json:
+        sys.stdout.write(json.dumps(report.to_json(), indent=1) + "\n")
+        return
+    sys.stdout.write("".join(f"{line}\n" for line in render(report)))
+
+
+def render(report: Report) -> list[str]:
+    """Return the report as lines for a person; the last one is the verdict."""
+    lines = [f"{label:<{_LABEL_WIDTH}}{text}" for label, text in _facts(report)]
+    lines += [str(finding) for finding in report.findings[:_PRINTED_FINDINGS]]
+    if len(report.findings) > _PRINTED_FINDINGS:
+        more = len(report.findings) - _PRINTED_FINDINGS
+        lines.append(f"and {more} more findings; --json prints all")
+    verdict = "verified"
+    if not report.ok:
+        verdict = f"NOT verified, {_count(len(report.findings), 'finding')}"
+    records, checkpoints = report.records, report.checkpoints
+    counts = f"{_count(records, 'record')}, {_count(checkpoints, 'checkpoint')}"
+    return [*lines, f"{verdict}: {counts}, sealed to {report.sealed}"]
+
+
+@contextmanager
+def open_lines(path: Path) -> Iterator[Iterator[bytes]]:
+    """Open a file as lines.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as exc:
+        raise ConfigurationError(f"cannot read {path}: {exc.strerror}") from exc
+    with file:
+        yield iter(file)
+
+
+def _facts(report: Report) -> Iterator[tuple[str, str]]:
+    yield "log", report.origin or "unknown"
+    part = ", a part of the log: one correlation id" if report.partial else ""
+    yield "records", f"{report.records}{part}"
+    period = "none"
+    if report.first_recorded_at is not None:
+        period = f"{report.first_recorded_at} to {report.last_recorded_at}"
+    yield "period", period
+    yield "tree size", str(report.tree_size)
+    yield "root hash", report.root or "none"
+    yield "first checkpoint", _sealed(report.first_checkpoint)
+    yield "last checkpoint", _sealed(report.last_checkpoint)
+    if report.signer is not None:
+        source = "as given" if report.signer.given else "named by the export itself; give --vkey"
+        yield "signer", f"{report.signer.name}+{report.signer.key_id} ({source})"
+    if not report.partial:
+        tail = "none: every record is under a signature"
+        if report.unsealed:
+            after = _count(report.unsealed, "record")
+            tail = f"{after} after the last checkpoint, under no signature"
+        yield "unsealed", tail
+    kept = "none given: records removed at the end would not show; give --checkpoint"
+    if report.kept is not None:
+        kept = f"the log contains what it covers: {_count(report.kept, 'record')}"
+    yield "kept checkpoint", kept
+
+
+def _sealed(sealed: Sealed | None) -> str:
+    if sealed is None:
+        return "none"
+    moment = f", the last recorded at {sealed.recorded_at}" if sealed.recorded_at else ""
+    return f"{_count(sealed.size, 'record')}{moment}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _key(text: str | None) -> VerifierKey | None:
+    if not text:
+        return None
+    try:
+        path = Path(text)
+        return VerifierKey.parse(path.read_text(encoding="ascii") if path.is_file() else text)
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigurationError(f"cannot read the verifier key {text}") from exc
+    except MalformedRequest as exc:
+        raise ConfigurationError(exc.reason) from exc
+
+
+def _kept(path: Path) -> str:
+    with open_lines(path) as lines:
+        return kept_note(b"".join(lines).decode(errors="replace"))
+
+
+def _save(path: Path, verification: Verification) -> None:
+    if verification.newest is None:
+        raise ConfigurationError("the log has no checkpoint to save")
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(verification.newest.note)
+    except OSError as exc:
+        raise ConfigurationError(f"cannot write {path}: {exc.strerror}") from exc
