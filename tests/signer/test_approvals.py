@@ -211,7 +211,7 @@ async def test_two_signers_use_an_approval_once(signer: SignerStack, boss: TestO
         signer.message(csr, principal=Principal(method="secret", name="careful")) for _ in range(8)
     ]
     topic = topics.request_topic("default", "issuing", messages[0].priority)
-    candidates = [decide(m, topic, signer.batch.authority, None) for m in messages]
+    candidates = [decide(m, topic, signer.batch.decision_context, None) for m in messages]
     others = [RequestResolver(signer.ledger, ApprovalStore()) for _ in messages]
     settled = await asyncio.gather(*(r.resolve(c) for r, c in zip(others, candidates, strict=True)))
     assert sum(isinstance(s, Resume) for s in settled) == 1
@@ -227,7 +227,9 @@ async def test_G8_an_approval_survives_a_signer_that_died_after_the_intent(
     await decide_on(signer, boss, "dev-unlucky", "approve")
     message = signer.message(csr, principal=Principal(method="secret", name="careful"))
     topic = topics.request_topic("default", "issuing", message.priority)
-    settled = await signer.repeats.resolve(decide(message, topic, signer.batch.authority, None))
+    settled = await signer.resolver.resolve(
+        decide(message, topic, signer.batch.decision_context, None)
+    )
     assert isinstance(settled, Resume)  # and then it dies
     await signer.value(
         "update issuance set lease_until = now() - interval '1 s', "
@@ -240,12 +242,12 @@ async def test_G8_an_approval_survives_a_signer_that_died_after_the_intent(
 
 async def test_an_owner_has_a_number_of_requests_waiting_at_most(signer: SignerStack) -> None:
     tickets = ApprovalStore(max_waiting=1)
-    signer.repeats._tickets, kept = tickets, signer.repeats._tickets
+    signer.resolver._tickets, kept = tickets, signer.resolver._tickets
     try:
         await ask(signer, make_csr("dev-first")[1], who="somebody-else")
         answer = await ask(signer, make_csr("dev-second")[1], who="somebody-else")
     finally:
-        signer.repeats._tickets = kept
+        signer.resolver._tickets = kept
     assert (answer.outcome, answer.code) == ("rejected", "approval.too_many")
 
 

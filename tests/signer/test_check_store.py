@@ -45,7 +45,7 @@ async def signer(
 async def check(signer: SignerStack, **scope: Any) -> tuple[Checked, list[dict[str, Any]]]:
     issuers = {
         name: issuer.certificate.certificate
-        for name, issuer in signer.batch.authority.issuers.items()
+        for name, issuer in signer.batch.decision_context.issuers.items()
     }
     out = io.StringIO()
     done = await StoredCertificateLint(signer.database, issuers, SystemClock(), out).run(

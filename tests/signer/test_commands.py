@@ -105,7 +105,9 @@ async def test_two_signers_carry_a_command_out_once(
     number = next(_numbers)
     data = boss.sign(boss.command("test-count", {"number": number}))
     one = signer.operations.executor
-    other = CommandExecutor(signer.database, signer.publisher, signer.batch.authority, table(COUNT))
+    other = CommandExecutor(
+        signer.database, signer.publisher, signer.batch.decision_context, table(COUNT)
+    )
     answers = await asyncio.gather(
         *(executor.execute("test-count", data) for executor in (one, other) * 5)
     )
@@ -226,11 +228,11 @@ async def test_a_certificate_of_another_profile_gives_no_commands(signer: Signer
 async def test_an_operator_the_policy_forgot_is_refused(
     signer: SignerStack, boss: TestOperator
 ) -> None:
-    authority = signer.batch.authority
-    policy = authority.policy.model_copy(deep=True)
+    decision_context = signer.batch.decision_context
+    policy = decision_context.policy.model_copy(deep=True)
     policy._operators.clear()
     executor = CommandExecutor(
-        signer.database, signer.publisher, replace(authority, policy=policy), table(COUNT)
+        signer.database, signer.publisher, replace(decision_context, policy=policy), table(COUNT)
     )
     data = boss.sign(boss.command("test-count", {"number": next(_numbers)}))
     assert (await executor.execute("test-count", data)).code == "command.operator"
@@ -238,7 +240,9 @@ async def test_an_operator_the_policy_forgot_is_refused(
 
 async def test_only_subjects_of_the_policy_become_operators(signer: SignerStack) -> None:
     with pytest.raises(NotAuthorized) as caught:
-        decide_operator(operator_csr(make_key(), "CN=somebody"), "issuing", signer.batch.authority)
+        decide_operator(
+            operator_csr(make_key(), "CN=somebody"), "issuing", signer.batch.decision_context
+        )
     assert caught.value.code == "command.operator"
 
 

@@ -140,7 +140,7 @@ async def test_two_signers_use_a_number_once(signer: SignerStack) -> None:
     )
     async with signer.database.connection() as connection:
         await revocations.set_revocation(connection, row[0]["issuance_id"], "superseded", None)
-    issuers = signer.batch.authority.issuers
+    issuers = signer.batch.decision_context.issuers
     others = [
         CRLPublisher(signer.database, signer.bus, issuers, lifetime_s=86_400) for _ in range(5)
     ]
@@ -172,7 +172,7 @@ async def test_a_key_store_that_is_away_leaves_the_old_list(
     await boss.give(
         signer, "certificate-revoke", fingerprint(certificate) | {"reason": "superseded"}
     )
-    issuer = signer.batch.authority.issuers["issuing"]
+    issuer = signer.batch.decision_context.issuers["issuing"]
     kept = issuer.keystore.sign
 
     async def away(_: bytes) -> bytes:
@@ -191,7 +191,7 @@ async def test_a_key_store_that_is_away_leaves_the_old_list(
 async def test_a_wrong_signature_is_never_published(signer: SignerStack) -> None:
     first, _ = await refreshed(signer)
     await signer.value("update crl set next_update = now() where issuer_id = 'issuing'")
-    issuer = signer.batch.authority.issuers["issuing"]
+    issuer = signer.batch.decision_context.issuers["issuing"]
     kept = issuer.keystore.sign
 
     async def lying(tbs: bytes) -> bytes:

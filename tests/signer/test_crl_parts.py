@@ -18,7 +18,7 @@ from many_certificates import write_certificates
 from operators import operator, policy_with_operators
 from signer_stack import PROFILES, SignerStack, signer_settings, signer_stack
 
-from ca_signer.main import authority
+from ca_signer.main import load_signing_context
 from ca_signer.revocation.crl import MOST, CRLPublisher
 from est_frontend.auth.client_certificates import PeerValidator
 from est_frontend.revocation.http_server import CRLServer
@@ -177,9 +177,9 @@ async def test_more_than_one_list_holds_are_all_in_the_parts(
     lists = CRLPublisher(
         signer.database,
         signer.bus,
-        signer.batch.authority.issuers,
+        signer.batch.decision_context.issuers,
         lifetime_s=86_400,
-        urls=signer.batch.authority.crl_urls,
+        urls=signer.batch.decision_context.crl_urls,
     )
     await lists.refresh()
     state = await told(signer, tmp_path)
@@ -213,4 +213,4 @@ async def test_a_profile_that_names_parts_needs_an_issuer_that_makes_them(
 ) -> None:
     settings = signer_settings(platform, tmp_path, profiles_file=profiles_in_parts(tmp_path))
     with pytest.raises(ConfigurationError, match="no crl_partitions"):
-        authority(settings)
+        load_signing_context(settings)

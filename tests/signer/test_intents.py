@@ -77,7 +77,7 @@ async def test_the_fence_throws_a_late_signature_away(signer: SignerStack) -> No
 
 async def test_a_lease_is_kept_as_long_as_a_slow_key_store_works(signer: SignerStack) -> None:
     """Else another signer takes over what is about to be signed, again and again."""
-    keystore = signer.batch.authority.issuers["issuing"].keystore  # type: ignore[attr-defined]
+    keystore = signer.batch.decision_context.issuers["issuing"].keystore  # type: ignore[attr-defined]
     kept = keystore.sign_many
 
     async def slow(tbs: Sequence[bytes]) -> list[bytes]:
@@ -131,7 +131,7 @@ async def test_a_stale_intent_is_abandoned_and_its_serial_never_used(signer: Sig
 async def test_serial_numbers_are_refused_a_second_time(signer: SignerStack) -> None:
     _, intent = await signer.leave_intent()
     candidate = decide(
-        signer.message(), "est.request.default.issuing.normal", signer.batch.authority, None
+        signer.message(), "est.request.default.issuing.normal", signer.batch.decision_context, None
     )
     candidate.intent.serial_number = intent.serial_number
     with pytest.raises(SerialNumberReused):

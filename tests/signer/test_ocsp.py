@@ -45,8 +45,8 @@ def responder(signer: SignerStack, **changes: int) -> OCSPResponder:
     return OCSPResponder(
         signer.bus,
         signer.database,
-        signer.batch.authority,
-        repeats=signer.repeats,
+        signer.batch.decision_context,
+        resolver=signer.resolver,
         cycle=signer.cycle,
         settings=OCSPSettings(**changes),
     )
@@ -69,7 +69,7 @@ async def boss(signer: SignerStack) -> TestOperator:
 
 
 def ca(signer: SignerStack) -> x509.Certificate:
-    return signer.batch.authority.issuers["issuing"].certificate.certificate
+    return signer.batch.decision_context.issuers["issuing"].certificate.certificate
 
 
 async def issued(signer: SignerStack, name: str) -> x509.Certificate:
@@ -235,9 +235,9 @@ async def test_a_certificate_is_renewed_after_half_its_life_and_not_before(
 
 
 async def test_an_intent_of_a_responder_that_died_is_given_up(signer: SignerStack) -> None:
-    issuer = signer.batch.authority.issuers["issuing"]
+    issuer = signer.batch.decision_context.issuers["issuing"]
     key = ec.generate_private_key(ec.SECP256R1())
-    found = responder_candidate(key, issuer, signer.batch.authority, dt.timedelta(days=7))
+    found = responder_candidate(key, issuer, signer.batch.decision_context, dt.timedelta(days=7))
     assert await signer.ledger.intend([found.intent]) == {found.intent.issuance_id}
     await signer.value(
         "update issuance set lease_until = now() - interval '1 s' where issuance_id = $1",

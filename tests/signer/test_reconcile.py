@@ -62,7 +62,7 @@ async def records(signer: SignerStack, name: str) -> list[dict[str, Any]]:
 
 
 def read(signer: SignerStack, found: list[dict[str, Any]]) -> AuditLogContents:
-    return read_records(found, signer.batch.authority.profiles)
+    return read_records(found, signer.batch.decision_context.profiles)
 
 
 async def restored(signer: SignerStack, outcomes: AuditLogContents) -> Restored:
@@ -94,7 +94,7 @@ async def test_what_was_lost_comes_back_as_it_was(
     (before,) = await signer.rows(sql)
     found = read(signer, await records(signer, "dev-lost"))
     for one in found.issued.values():
-        check_issued(one, signer.batch.authority.issuers)
+        check_issued(one, signer.batch.decision_context.issuers)
     assert await restored(signer, found) == Restored()
     await forget(platform, "dev-lost")
 
@@ -269,7 +269,7 @@ async def test_a_certificate_that_is_not_what_its_record_says_is_refused(
     found[0]["target"][change] = wrong[change]
     (one,) = read(signer, found).issued.values()
     with pytest.raises(MalformedRequest) as refused:
-        check_issued(one, signer.batch.authority.issuers)
+        check_issued(one, signer.batch.decision_context.issuers)
     assert refused.value.code.startswith("reconcile.")
 
 
@@ -317,7 +317,7 @@ async def test_the_bus_tells_of_certificates_that_the_log_has_lost_too(
             await asyncio.sleep(0.1)
     assert str(name) not in {i.intent.issuance_id for i in await announced(signer.bus, {str(name)})}
     for one in found:
-        check_issued(one, signer.batch.authority.issuers)
+        check_issued(one, signer.batch.decision_context.issuers)
     await forget(platform, "dev-both")
     lost = AuditLogContents(issued={str(name): found[0]})
     assert (await restored(signer, lost)).issued == 1

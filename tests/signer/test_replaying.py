@@ -108,7 +108,7 @@ async def test_rollovers_come_back_into_a_ledger_that_has_forgotten_them(
             row = await carry_out(connection, family, step)
         records.append(record(row))
     before = await tables(signer, family)
-    found = read_records(records, signer.batch.authority.profiles)
+    found = read_records(records, signer.batch.decision_context.profiles)
     restorer = Restorer(signer.bus, signer.database)
     assert (await restorer.restore(found)).rollovers == 0
 
@@ -153,5 +153,5 @@ async def test_a_rollover_that_is_half_on_record_stops_everything(
     half = record(row)
     del half["details"][gone]
     with pytest.raises(MalformedRequest) as refused:
-        read_records([half], signer.batch.authority.profiles)
+        read_records([half], signer.batch.decision_context.profiles)
     assert refused.value.code == "reconcile.record"

@@ -20,7 +20,7 @@ from signer_stack import SignerStack, signer_settings, signer_stack
 from ca_signer.ceremony import cross_certificates, offline_ca
 from ca_signer.issuance.decision import decide
 from ca_signer.issuers import rollover
-from ca_signer.main import authority
+from ca_signer.main import load_signing_context
 from estcore import ids
 from estcore.clock import SystemClock
 from estcore.errors import Conflict, IssuerUnavailable
@@ -198,7 +198,7 @@ async def test_C5_C6_D5_D6_an_issuing_ca_is_rolled_over_step_by_step(rolling: Ro
     candidate = decide(
         deaf_message := rolling.deaf.message(),
         topics.request_topic("default", "issuing", deaf_message.priority),
-        rolling.deaf.batch.authority,
+        rolling.deaf.batch.decision_context,
         None,
     )
     switched = await rolling.done("sign", min_fetched=0)
@@ -208,7 +208,7 @@ async def test_C5_C6_D5_D6_an_issuing_ca_is_rolled_over_step_by_step(rolling: Ro
     assert candidate.intent.issuer_id == "issuing"
     assert await rolling.deaf.ledger.intend([candidate.intent]) == set()
     with pytest.raises(IssuerUnavailable) as later:
-        await rolling.deaf.repeats.resolve(candidate)
+        await rolling.deaf.resolver.resolve(candidate)
     assert later.value.code == "issuer.generation"
 
     # 8. The slot goes on under the new generation, by its certificate of the old one.
@@ -223,7 +223,7 @@ async def test_C5_C6_D5_D6_an_issuing_ca_is_rolled_over_step_by_step(rolling: Ro
     assert (await rolling.row(third.certificate))["slot_id"] == old_row["slot_id"]
     made = x509.load_der_x509_certificate(second.certificate)
     made.verify_directly_issued_by(
-        signer.batch.authority.issuers["issuing-2"].certificate.certificate
+        signer.batch.decision_context.issuers["issuing-2"].certificate.certificate
     )
 
     # 9. It cannot be rolled back any more, and slots that stayed behind keep it from retiring.
@@ -263,8 +263,8 @@ async def test_C5_C6_D5_D6_an_issuing_ca_is_rolled_over_step_by_step(rolling: Ro
 
     # Once its leaves are over, the old issuer leaves the settings, and labels go on naming it.
     settings = signer.settings.model_copy(update={"issuers": signer.settings.issuers[1:2]})
-    later = authority(settings)
-    later.generations = signer.batch.authority.generations
+    later = load_signing_context(settings)
+    later.generations = signer.batch.decision_context.generations
     assert later.signing("issuing").issuer_id == "issuing-2"
     assert (later.families, later.missing_issuers) == (("issuing",), [])
 

@@ -16,7 +16,7 @@ from signer_stack import PROFILES, SignerStack, signer_settings, signer_stack
 from ca_signer.ceremony import cross_certificates
 from ca_signer.issuers.cacerts import cacerts_of
 from ca_signer.issuers.generations import Generation, Generations
-from ca_signer.main import authority
+from ca_signer.main import load_signing_context
 from estcore.clock import SystemClock
 from estcore.messages.enrollment import EnrollmentAnswered
 
@@ -117,9 +117,9 @@ def test_a_signer_without_the_new_issuer_says_so_and_publishes_nothing(
         "issuing-2": Generation("issuing-2", "issuing", "published"),
     }
     for issuers, lacking in ((settings.issuers, []), (settings.issuers[:1], ["issuing-2"])):
-        deciding = authority(settings.model_copy(update={"issuers": issuers}))
-        deciding.generations = Generations(known)
-        assert deciding.missing_issuers == lacking
+        decision_context = load_signing_context(settings.model_copy(update={"issuers": issuers}))
+        decision_context.generations = Generations(known)
+        assert decision_context.missing_issuers == lacking
         now = SystemClock().now()
-        told = cacerts_of("issuing", deciding.issuers, deciding.generations, now)
+        told = cacerts_of("issuing", decision_context.issuers, decision_context.generations, now)
         assert (told is None) == bool(lacking)

@@ -43,7 +43,9 @@ async def signer(
     policy = policy_with_operators(folder)
     async with signer_stack(platform, folder, policy_file=policy, profiles_file=path) as stack:
         stop = asyncio.Event()
-        job = RevokeAfterRotation(stack.bus, stack.database, stack.publisher, stack.batch.authority)
+        job = RevokeAfterRotation(
+            stack.bus, stack.database, stack.publisher, stack.batch.decision_context
+        )
         running = asyncio.ensure_future(job.run(stop))
         try:
             yield stack
@@ -163,15 +165,15 @@ async def test_without_the_profiles_word_old_ones_run_to_their_end(
     signer: SignerStack, renewal: Bus
 ) -> None:
     old, new = await rotated(signer)
-    authority = signer.batch.authority
-    before = authority.profiles
+    decision_context = signer.batch.decision_context
+    before = decision_context.profiles
     plain = before.profiles["service-mtls"]
     rules = plain.renewal.model_copy(update={"revoke_replaced": False})
     changed = {**before.profiles, "service-mtls": plain.model_copy(update={"renewal": rules})}
-    authority.profiles = before.model_copy(update={"profiles": changed})
+    decision_context.profiles = before.model_copy(update={"profiles": changed})
     try:
         await told(renewal, old, new)
         await asyncio.sleep(1)
         assert await standing(signer, old) == (None, None, 0)
     finally:
-        authority.profiles = before
+        decision_context.profiles = before

@@ -114,7 +114,7 @@ async def test_a_token_signs_what_a_front_end_asks_for(service: Service) -> None
             answer = await service.frontend.answers[message.id]
         assert answer.certificate is not None
         certificate = x509.load_der_x509_certificate(answer.certificate)
-        issuer = service.frontend.batch.authority.issuers["issuing"]
+        issuer = service.frontend.batch.decision_context.issuers["issuing"]
         certificate.verify_directly_issued_by(issuer.certificate.certificate)
 
 

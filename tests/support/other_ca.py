@@ -57,8 +57,8 @@ class OtherCA:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.root_key, self.key = new_key(), new_key()
-        self.root = self._authority("Other Root", self.root_key, None)
-        self.certificate = self._authority("Other Issuing CA", self.key, self.root)
+        self.root = self._decision_context("Other Root", self.root_key, None)
+        self.certificate = self._decision_context("Other Issuing CA", self.key, self.root)
         self.write("root.pem", self.root)
         self.write("issuing.pem", self.certificate)
         self.credential(
@@ -88,7 +88,7 @@ class OtherCA:
         octets = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         self.path(f"{name}.key").write_bytes(octets)
 
-    def _authority(
+    def _decision_context(
         self, name: str, key: ec.EllipticCurvePrivateKey, parent: x509.Certificate | None
     ) -> x509.Certificate:
         now = dt.datetime.now(dt.UTC)

@@ -22,7 +22,7 @@ from ca_signer.issuance.decision_context import presented_fingerprint
 from ca_signer.issuance.idempotency import RequestResolver
 from ca_signer.ledger.enrollment_secrets import SecretStore
 from ca_signer.ledger.issuances import IssuanceStore
-from ca_signer.main import authority, tickets
+from ca_signer.main import approval_store, load_signing_context
 from ca_signer.model import IssuanceIntent
 from ca_signer.operators.wiring import Operations, assemble
 from ca_signer.publishing.publisher import EventPublisher
@@ -93,7 +93,7 @@ class SignerStack:
     frontend: Bus
     database: Database
     ledger: IssuanceStore
-    repeats: RequestResolver
+    resolver: RequestResolver
     publisher: EventPublisher
     cycle: IssuanceCycle
     batch: BatchHandler
@@ -158,7 +158,7 @@ class SignerStack:
         topic = topics.request_topic(message.group, message.issuer, message.priority)
         fingerprint = presented_fingerprint(message)
         known = await self.ledger.known_certificates([fingerprint] if fingerprint else [])
-        candidate = decide(message, topic, self.batch.authority, known[0] if known else None)
+        candidate = decide(message, topic, self.batch.decision_context, known[0] if known else None)
         for name, value in changes.items():
             setattr(candidate.intent, name, value)
         assert await self.ledger.intend([candidate.intent]) == {candidate.intent.issuance_id}
@@ -220,22 +220,22 @@ async def signer_stack(
     """A signer ready to serve; ``running=False`` leaves worker and sweeper to the test."""
     settings = signer_settings(platform, folder, **changes)
     await prepare(settings)
-    deciding = authority(settings)
+    decision_context = load_signing_context(settings)
     clock = SystemClock()
     database = await Database.connect(settings.database, "ca-signer", SCHEMA)
     bus = await Bus.connect(settings.bus, "ca-signer", settings.instance)
     frontend = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "front")
     ledger = IssuanceStore(database, lease_s=settings.lease_s)
-    repeats = RequestResolver(ledger, tickets(settings))
+    resolver = RequestResolver(ledger, approval_store(settings))
     publisher = EventPublisher(bus, clock, settings.instance)
-    cycle = IssuanceCycle(ledger, publisher, deciding.issuers)
+    cycle = IssuanceCycle(ledger, publisher, decision_context.issuers)
     batch = BatchHandler(
         bus=bus,
         ledger=ledger,
-        repeats=repeats,
+        resolver=resolver,
         cycle=cycle,
         publisher=publisher,
-        authority=deciding,
+        decision_context=decision_context,
         tracing=Tracing(settings.telemetry, "ca-signer", "test"),
         max_attempts=settings.max_attempts,
     )
@@ -245,25 +245,25 @@ async def signer_stack(
         frontend=frontend,
         database=database,
         ledger=ledger,
-        repeats=repeats,
+        resolver=resolver,
         publisher=publisher,
         cycle=cycle,
         batch=batch,
         worker=RequestConsumer(
             bus, database, batch, issuers=["issuing"], batch_size=64, in_flight=2
         ),
-        sweeper=Sweeper(ledger, repeats, cycle, publisher, deciding, every_s=0.2),
+        sweeper=Sweeper(ledger, resolver, cycle, publisher, decision_context, every_s=0.2),
         windows=ReconciliationWindows(bus, ledger, publisher, clock, window_s=5, settle_s=1),
         secrets=SecretStore(database, bus, clock),
         operations=assemble(
             bus,
             database,
             publisher,
-            deciding,
+            decision_context,
             every_s=0.2,
             crl_lifetime_s=settings.crl_lifetime_s,
         ),
-        state=FrontendStatePublisher(bus, database, deciding, look_every_s=0.1),
+        state=FrontendStatePublisher(bus, database, decision_context, look_every_s=0.1),
     )
     auditor = await Bus.connect(platform.bus("audit"), "audit", "test")
     for stream in (topics.AUDIT_ISSUE, topics.AUDIT_REFUSAL):

@@ -19,7 +19,7 @@ from ca_signer.connections import SCHEMA
 from ca_signer.model import IssuanceIntent
 from ca_signer.operators.listener import CommandListener
 from ca_signer.upstream.issuer import load_upstreams, opened
-from ca_signer.upstream.main import COMMAND, authority, publish_state
+from ca_signer.upstream.main import COMMAND, load_decision_context, publish_state
 from ca_signer.upstream.settings import UpstreamSettings
 from ca_signer.upstream.wiring import Parts, assemble
 from estcore.messages import topics
@@ -147,9 +147,9 @@ class UpstreamStack:
         from ca_signer.issuance.request_handler import ReceivedRequest
 
         topic = topics.request_topic(message.group, message.issuer, message.priority)
-        candidate = decide(message, topic, self.parts.authority, None)
+        candidate = decide(message, topic, self.parts.decision_context, None)
         self.parts.desk._prepare(ReceivedRequest(None, message), candidate)  # type: ignore[arg-type]
-        settled = await self.parts.repeats.resolve(candidate)
+        settled = await self.parts.resolver.resolve(candidate)
         assert isinstance(settled, Resume)
         return settled.intent
 
@@ -188,12 +188,12 @@ async def upstream_stack(
         await declare(migrator, [], topics.signer_consumers(ISSUER), replicas=1)
         await migrator.close()
         issuers = load_upstreams(settings.issuers)
-        deciding = authority(settings, issuers)
+        decision_context = load_decision_context(settings, issuers)
         database = await Database.connect(settings.database, COMMAND, SCHEMA)
         bus = await Bus.connect(settings.bus, COMMAND, settings.instance)
         stop = asyncio.Event()
         async with opened(issuers):
-            parts = assemble(settings, bus, database, issuers, deciding)
+            parts = assemble(settings, bus, database, issuers, decision_context)
             await publish_state(bus, database, issuers)
             jobs = [parts.worker.run, parts.desk.attend, parts.outbox.run]
             jobs += [parts.sweeper.run, parts.sweeper.watch, parts.revocations.run]

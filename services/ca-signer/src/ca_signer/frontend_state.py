@@ -41,13 +41,13 @@ class FrontendStatePublisher:
         self,
         bus: Bus,
         database: Database,
-        authority: SigningContext,
+        decision_context: SigningContext,
         *,
         look_every_s: float = _LOOK_EVERY_S,
     ) -> None:
         self._bus = bus
         self._database = database
-        self._authority = authority
+        self._decision_context = decision_context
         self._look_every_s = min(look_every_s, _LOOK_EVERY_S)
         self._due = asyncio.Event()
 
@@ -75,8 +75,8 @@ class FrontendStatePublisher:
         Raises:
             LedgerUnavailable: PostgreSQL is away.
         """
-        before = self._authority.generations
-        now = self._authority.generations = await read_generations(self._database)
+        before = self._decision_context.generations
+        now = self._decision_context.generations = await read_generations(self._database)
         for generation in now.known.values():
             one = metrics.GENERATION.labels(generation.family, generation.issuer_id)
             one.set(generation.state == "signing")
@@ -89,39 +89,40 @@ class FrontendStatePublisher:
             Unavailable: database or bus is away.
         """
         await self.follow()
-        authority = self._authority
-        now = authority.generations.as_of or authority.clock.now()
-        policy = PolicyState(version=authority.policy.version, updated_at=now)
+        decision_context = self._decision_context
+        now = decision_context.generations.as_of or decision_context.clock.now()
+        policy = PolicyState(version=decision_context.policy.version, updated_at=now)
         profiles = ProfilesState(
-            version=authority.profiles.version,
+            version=decision_context.profiles.version,
             updated_at=now,
-            profiles=tuple(authority.profiles.profiles.values()),
+            profiles=tuple(decision_context.profiles.profiles.values()),
         )
         await self._bus.publish_confirmed(
             [
                 *(
                     Outgoing(topics.cacerts_topic(m.issuer_id), encode(m))
-                    for m in _cacerts(authority, authority.generations, now)
+                    for m in _cacerts(decision_context, decision_context.generations, now)
                 ),
                 Outgoing(topics.POLICY_TOPIC, encode(policy)),
                 Outgoing(topics.PROFILES_TOPIC, encode(profiles)),
             ]
         )
-        await SecretStore(self._database, self._bus, authority.clock).publish()
+        await SecretStore(self._database, self._bus, decision_context.clock).publish()
         revocations = RevocationPublisher(self._database, self._bus, SERVICE)
-        for issuer_id in authority.issuers:
+        for issuer_id in decision_context.issuers:
             await revocations.publish(issuer_id)
 
 
 def _cacerts(
-    authority: SigningContext, generations: Generations, now: dt.datetime
+    decision_context: SigningContext, generations: Generations, now: dt.datetime
 ) -> list[CACertificates]:
     found = [
-        cacerts_of(family, authority.issuers, generations, now) for family in authority.families
+        cacerts_of(family, decision_context.issuers, generations, now)
+        for family in decision_context.families
     ]
     others = [
         own_cacerts(issuer, now)
-        for issuer in authority.issuers.values()
+        for issuer in decision_context.issuers.values()
         if issuer.family != issuer.issuer_id
     ]
     return [*(message for message in found if message is not None), *others]

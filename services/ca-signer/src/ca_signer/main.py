@@ -43,7 +43,7 @@ from estcore.runtime.tracing import Tracing
 CLOCK = SystemClock()
 
 
-def authority(settings: SignerSettings) -> SigningContext:
+def load_signing_context(settings: SignerSettings) -> SigningContext:
     """Read everything the signer decides and signs with.
 
     Raises:
@@ -85,7 +85,7 @@ def rules(
     )
 
 
-def tickets(settings: SignerSettings) -> ApprovalStore:
+def approval_store(settings: SignerSettings) -> ApprovalStore:
     """Return how long requests wait for operators."""
     return ApprovalStore(
         lifetime=dt.timedelta(seconds=settings.approval_lifetime_s),
@@ -96,21 +96,24 @@ def tickets(settings: SignerSettings) -> ApprovalStore:
 
 def check(settings: SignerSettings) -> None:
     """Read what the settings name, as ``run`` would."""
-    authority(settings)
+    load_signing_context(settings)
 
 
 async def run(settings: SignerSettings) -> None:
     """Serve until SIGTERM."""
     stop = stop_on_signals()
-    deciding = authority(settings)
+    decision_context = load_signing_context(settings)
     tracing = Tracing(settings.telemetry, SERVICE, settings.instance)
     checks: dict[str, Callable[[], bool]] = {"started": lambda: False}
     # Alive before the bus and the database are: liveness never depends on them.
     admin = AdminServer(settings.admin, checks)
     await admin.start()
     try:
-        async with opened(tokens_of(deciding.issuers)), connected(settings) as (bus, database):
-            await _serve(settings, deciding, tracing, bus, database, admin, checks, stop)
+        async with (
+            opened(tokens_of(decision_context.issuers)),
+            connected(settings) as (bus, database),
+        ):
+            await _serve(settings, decision_context, tracing, bus, database, admin, checks, stop)
     finally:
         await admin.stop()
         await asyncio.to_thread(tracing.close)
@@ -118,7 +121,7 @@ async def run(settings: SignerSettings) -> None:
 
 async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
     settings: SignerSettings,
-    deciding: SigningContext,
+    decision_context: SigningContext,
     tracing: Tracing,
     bus: Bus,
     database: Database,
@@ -127,16 +130,16 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
     stop: asyncio.Event,
 ) -> None:
     ledger = IssuanceStore(database, lease_s=settings.lease_s)
-    repeats = RequestResolver(ledger, tickets(settings))
+    resolver = RequestResolver(ledger, approval_store(settings))
     publisher = EventPublisher(bus, CLOCK, settings.instance)
-    cycle = IssuanceCycle(ledger, publisher, deciding.issuers)
+    cycle = IssuanceCycle(ledger, publisher, decision_context.issuers)
     batch = BatchHandler(
         bus=bus,
         ledger=ledger,
-        repeats=repeats,
+        resolver=resolver,
         cycle=cycle,
         publisher=publisher,
-        authority=deciding,
+        decision_context=decision_context,
         tracing=tracing,
         max_attempts=settings.max_attempts,
     )
@@ -144,13 +147,15 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         bus,
         database,
         batch,
-        issuers=deciding.families,
+        issuers=decision_context.families,
         batch_size=settings.batch_size,
         in_flight=settings.batches_in_flight,
         linger_s=settings.linger_ms / 1000,
-        usable=deciding.can_sign,
+        usable=decision_context.can_sign,
     )
-    sweeper = Sweeper(ledger, repeats, cycle, publisher, deciding, every_s=settings.sweep_every_s)
+    sweeper = Sweeper(
+        ledger, resolver, cycle, publisher, decision_context, every_s=settings.sweep_every_s
+    )
     windows = ReconciliationWindows(
         bus,
         ledger,
@@ -163,14 +168,16 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         bus,
         database,
         publisher,
-        deciding,
+        decision_context,
         every_s=settings.sweep_every_s,
         crl_lifetime_s=settings.crl_lifetime_s,
     )
     answering = settings.ocsp and OCSPResponder(
-        bus, database, deciding, repeats=repeats, cycle=cycle, settings=settings.ocsp
+        bus, database, decision_context, resolver=resolver, cycle=cycle, settings=settings.ocsp
     )
-    state = FrontendStatePublisher(bus, database, deciding, look_every_s=settings.reload_every_s)
+    state = FrontendStatePublisher(
+        bus, database, decision_context, look_every_s=settings.reload_every_s
+    )
     completeness = StaleLedgerCheck(bus, database)
     checks["ledger_complete"] = lambda: completeness.complete
     if not await completeness.hold(publisher, stop):
@@ -181,12 +188,12 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         bus=lambda: bus.ready,
         ledger=lambda: database.ready,
         consumers=lambda: worker.ready,
-        generations=lambda: not deciding.missing_issuers,
-        keystores=lambda: all(i.keystore.ready for i in deciding.issuers.values()),
+        generations=lambda: not decision_context.missing_issuers,
+        keystores=lambda: all(i.keystore.ready for i in decision_context.issuers.values()),
     )
 
     def take_rules() -> None:
-        deciding.replace_rules(*rules(settings, deciding.issuers))
+        decision_context.replace_rules(*rules(settings, decision_context.issuers))
         state.changed()
 
     reloader = Reloader(
@@ -215,13 +222,13 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
             operations.lists.run,
             operations.incidents.run,
             RevokeAfterRotation(
-                bus, database, publisher, deciding, changed=operations.outbox.changed
+                bus, database, publisher, decision_context, changed=operations.outbox.changed
             ).run,
             operations.fetches.run,
             *([answering.run] if answering else []),
             cycle.keep_leases,
             cycle.keep_marking,
-            *(token.watch for token in tokens_of(deciding.issuers)),
+            *(token.watch for token in tokens_of(decision_context.issuers)),
         ],
         stop=stop,
         stop_timeout_s=settings.stop_timeout_s,

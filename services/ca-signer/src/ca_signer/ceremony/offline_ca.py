@@ -126,28 +126,28 @@ def server_certificate(
     Writes ``server.pem`` (leaf, then infrastructure CA) and ``server.key`` into ``out``.
     """
     passphrase = read_secret(passphrase_file, "the passphrase").encode()
-    authority = open_ca(folder, "infrastructure", passphrase)
+    decision_context = open_ca(folder, "infrastructure", passphrase)
     key = ec.generate_private_key(ec.SECP256R1())
     now = clock.now().replace(microsecond=0)
     builder = (
         new_certificate(
             x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])]), key.public_key(), now
         )
-        .issuer_name(authority.certificate.subject)
+        .issuer_name(decision_context.certificate.subject)
         .not_valid_after(
-            min(now + dt.timedelta(days=days), authority.certificate.not_valid_after_utc)
+            min(now + dt.timedelta(days=days), decision_context.certificate.not_valid_after_utc)
         )
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(key_usage(leaf=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(issued_by(authority.certificate), critical=False)
+        .add_extension(issued_by(decision_context.certificate), critical=False)
         .add_extension(
             x509.SubjectAlternativeName([_general_name(n) for n in names]), critical=False
         )
     )
-    certificate = builder.sign(authority.key, SHA256())
+    certificate = builder.sign(decision_context.key, SHA256())
     out.mkdir(parents=True, exist_ok=True, mode=0o700)
-    (out / "server.pem").write_bytes(pem(certificate) + pem(authority.certificate))
+    (out / "server.pem").write_bytes(pem(certificate) + pem(decision_context.certificate))
     _private_file(
         out / "server.key",
         key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),

@@ -38,15 +38,20 @@ def add(command: ServiceCommand[SignerSettings]) -> None:
 
 
 async def _enroll(settings: SignerSettings, arguments: argparse.Namespace) -> None:
-    deciding = main.authority(settings)
+    decision_context = main.load_signing_context(settings)
     csr = read_request(arguments.csr)
-    async with opened(tokens_of(deciding.issuers)), main.connected(settings) as (bus, database):
+    async with (
+        opened(tokens_of(decision_context.issuers)),
+        main.connected(settings) as (bus, database),
+    ):
         await StaleLedgerCheck(bus, database).require()
-        deciding.generations = await read_generations(database)
-        found = decide_operator(csr, arguments.issuer or deciding.families[0], deciding)
+        decision_context.generations = await read_generations(database)
+        found = decide_operator(
+            csr, arguments.issuer or decision_context.families[0], decision_context
+        )
         ledger = IssuanceStore(database, lease_s=settings.lease_s)
         cycle = IssuanceCycle(
-            ledger, EventPublisher(bus, main.CLOCK, settings.instance), deciding.issuers
+            ledger, EventPublisher(bus, main.CLOCK, settings.instance), decision_context.issuers
         )
         certificate = await issue_internally(found, RequestResolver(ledger), cycle)
     pem = x509.load_der_x509_certificate(certificate).public_bytes(Encoding.PEM)

@@ -38,7 +38,7 @@ class Sources:
 async def reconcile(
     bus: Bus,
     database: Database,
-    authority: SigningContext,
+    decision_context: SigningContext,
     publisher: EventPublisher,
     sources: Sources,
 ) -> None:
@@ -52,13 +52,13 @@ async def reconcile(
         Unavailable: bus or database is away; repeat it.
     """
     try:
-        found = _read(authority, sources)
+        found = _read(decision_context, sources)
         if sources.events:
             more = await announced(bus, found.issued.keys())
             found.issued |= {one.intent.issuance_id: one for one in more}
             for one in more:
                 found.given_up.pop(one.intent.issuance_id, None)
-        issuers = {**authority.issuers, **dict(_other(text) for text in sources.others)}
+        issuers = {**decision_context.issuers, **dict(_other(text) for text in sources.others)}
         for issued in found.issued.values():
             check_issued(issued, issuers)
         done = await Restorer(bus, database).restore(found)
@@ -86,11 +86,11 @@ async def reconcile(
     sys.stdout.write("the ledger is complete; signers go on\n")
 
 
-def _read(authority: SigningContext, sources: Sources) -> AuditLogContents:
+def _read(decision_context: SigningContext, sources: Sources) -> AuditLogContents:
     key = VerifierKey.parse(_text(sources.vkey))
     try:
         with sources.export.open("rb") as lines:
-            return read_export(lines, key, authority.profiles, authority.clock.now())
+            return read_export(lines, key, decision_context.profiles, decision_context.clock.now())
     except OSError as exc:
         raise ConfigurationError(f"cannot read {sources.export}: {exc.strerror}") from exc
 

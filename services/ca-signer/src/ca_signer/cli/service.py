@@ -51,13 +51,13 @@ async def _secret(settings: SignerSettings, arguments: argparse.Namespace) -> No
 
 
 async def _reconcile(settings: SignerSettings, arguments: argparse.Namespace) -> None:
-    deciding = main.authority(settings)
+    decision_context = main.load_signing_context(settings)
     async with main.connected(settings) as (bus, database):
         publisher = EventPublisher(bus, main.CLOCK, settings.instance)
         sources = reconcile.Sources(
             arguments.export, arguments.vkey, arguments.issuer, arguments.events
         )
-        await reconcile.reconcile(bus, database, deciding, publisher, sources)
+        await reconcile.reconcile(bus, database, decision_context, publisher, sources)
 
 
 def run() -> None:

@@ -35,7 +35,9 @@ from estcore.policy.labels import Label
 _TOPIC_TOKENS = 5
 
 
-def check_route(topic: str, message: EnrollmentRequested, authority: DecisionContext) -> Label:
+def check_route(
+    topic: str, message: EnrollmentRequested, decision_context: DecisionContext
+) -> Label:
     """Check that topic, group, label, issuer and priority fit together.
 
     Raises:
@@ -45,12 +47,12 @@ def check_route(topic: str, message: EnrollmentRequested, authority: DecisionCon
     claimed = [message.group, message.issuer, str(message.priority)]
     if len(tokens) != _TOPIC_TOKENS or tokens[2:] != claimed:
         raise NotAuthorized("topic and request do not agree", code="frontend.route")
-    group = authority.groups.get(message.group)
+    group = decision_context.groups.get(message.group)
     if group is None or message.label not in group.labels:
         raise NotAuthorized(
             f"group {message.group} may not use label {message.label}", code="frontend.label"
         )
-    label = authority.policy.labels.get(message.label)
+    label = decision_context.policy.labels.get(message.label)
     if label is None or message.issuer not in label.issuers:
         raise NotAuthorized("the label has another issuer", code="frontend.issuer")
     principal = message.principal
@@ -78,7 +80,7 @@ def check_route(topic: str, message: EnrollmentRequested, authority: DecisionCon
 def decide(
     message: EnrollmentRequested,
     topic: str,
-    authority: DecisionContext,
+    decision_context: DecisionContext,
     known: KnownCertificate | None,
     latest_certificates: Sequence[KnownCertificate] | None = None,
 ) -> Candidate:
@@ -93,20 +95,22 @@ def decide(
         IssuerUnavailable: the issuer's certificate is over or not yet valid.
         LintFailed: our own builder made something that is not what was decided.
     """
-    label = check_route(topic, message, authority)
+    label = check_route(topic, message, decision_context)
     request = parse_csr(message.csr)
     predecessor = None
     if message.operation == "simplereenroll":
         predecessor = known if latest_certificates is None else only_head(latest_certificates)
-        rule, profile_name, owner = _reenrollment(message, request, authority, label, predecessor)
+        rule, profile_name, owner = _reenrollment(
+            message, request, decision_context, label, predecessor
+        )
         priority = label.priority
     else:
-        given = _enrollment(message, request, authority, known)
+        given = _enrollment(message, request, decision_context, known)
         rule, profile_name, priority = given.rule, given.profile, given.priority
         owner = (rule.owner.tenant, rule.owner.service)
     if priority != message.priority:
         raise NotAuthorized("the request was routed at another priority", code="frontend.priority")
-    if profile_name not in authority.groups[message.group].profiles:
+    if profile_name not in decision_context.groups[message.group].profiles:
         raise NotAuthorized(
             f"group {message.group} may not ask for profile {profile_name}", code="frontend.profile"
         )
@@ -114,29 +118,38 @@ def decide(
         profile_name, request.key_algorithm
     ):
         raise NotAuthorized("the label has another issuer for this", code="frontend.issuer")
-    profile = authority.profiles.get(profile_name)
+    profile = decision_context.profiles.get(profile_name)
     granted = request if predecessor else granted_request(request, profile, *owner)
     check_profile(granted, profile)
     _check_key(request, profile, message, predecessor)
-    issuer = authority.signing(message.issuer)
+    issuer = decision_context.signing(message.issuer)
     return candidate(
-        message, request, authority, issuer, profile, rule, owner, known, predecessor, granted
+        message,
+        request,
+        decision_context,
+        issuer,
+        profile,
+        rule,
+        owner,
+        known,
+        predecessor,
+        granted,
     )
 
 
 def _enrollment(
     message: EnrollmentRequested,
     request: CertificationRequest,
-    authority: DecisionContext,
+    decision_context: DecisionContext,
     known: KnownCertificate | None,
 ) -> Grant:
-    principal, policy = message.principal, authority.policy
+    principal, policy = message.principal, decision_context.policy
     name, subject = principal.name, None
     if principal.certificate is not None:
         issuer_id = principal.certificate_issuer
         if issuer_id not in policy.labels[message.label].truststores:
             # A certificate of ours counts as the ledger knows it.
-            issuer_id = authority.family(live_certificate(known, authority).issuer_id)
+            issuer_id = decision_context.family(live_certificate(known, decision_context).issuer_id)
         if principal.method == "certificate":
             subject = parsed(principal.certificate).subject
             name = f"{issuer_id}/"
@@ -147,7 +160,7 @@ def _enrollment(
     if given.rule.registrar:
         check_registrar(known)
     owner = given.rule.owner
-    profile = authority.profiles.get(given.profile)
+    profile = decision_context.profiles.get(given.profile)
     check_names(request, given.rule.names, profile, (owner.tenant, owner.service))
     return given
 
@@ -155,25 +168,25 @@ def _enrollment(
 def _reenrollment(
     message: EnrollmentRequested,
     request: CertificationRequest,
-    authority: DecisionContext,
+    decision_context: DecisionContext,
     label: Label,
     known: KnownCertificate | None,
 ) -> tuple[Rule, str, tuple[str, str]]:
     # Owner, issuer and profile come from the predecessor's row, never from the label: a label
     # that disagrees is refused, so no label upgrades a profile.
-    facts = live_certificate(known, authority)
-    family = authority.family(facts.issuer_id)
+    facts = live_certificate(known, decision_context)
+    family = decision_context.family(facts.issuer_id)
     if family != message.issuer or facts.profile not in label.profiles:
         raise NotAuthorized(
             f"label {message.label} does not renew profile {facts.profile}", code="reenroll.label"
         )
     check_same_identity(request, parsed(facts.certificate))
     rule = inherited_rule(
-        authority.policy,
+        decision_context.policy,
         request,
         tenant=facts.tenant,
         service=facts.service,
-        profile=authority.profiles.get(facts.profile),
+        profile=decision_context.profiles.get(facts.profile),
         label_name=message.label,
     )
     return rule, facts.profile, (facts.tenant, facts.service)
@@ -192,17 +205,17 @@ def _check_key(
         )
 
 
-def recheck(intent: IssuanceIntent, authority: DecisionContext) -> None:
+def recheck(intent: IssuanceIntent, decision_context: DecisionContext) -> None:
     """Decide again before an old intent is signed (§4, stale intents).
 
     Raises:
         RequestRejected: issuer, profile or rule of then is no longer there.
     """
-    issuer = authority.issuers.get(intent.issuer_id)
+    issuer = decision_context.issuers.get(intent.issuer_id)
     if issuer is None or issuer.certificate.not_after < intent.not_after:
         raise NotAuthorized("the issuer is no longer active", code="issuer.unknown")
-    if intent.profile not in authority.profiles.profiles:
+    if intent.profile not in decision_context.profiles.profiles:
         raise NotAuthorized("the profile is gone", code="profile.unknown")
-    rules = authority.policy.rules_of_owner(intent.tenant, intent.service)
+    rules = decision_context.policy.rules_of_owner(intent.tenant, intent.service)
     if not any(intent.profile in r.profiles and intent.context.label in r.labels for r in rules):
         raise NotAuthorized("the policy no longer allows it", code="policy.no_rule")

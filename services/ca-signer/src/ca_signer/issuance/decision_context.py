@@ -157,7 +157,7 @@ def parsed(certificate: bytes) -> x509.Certificate:
 
 
 def live_certificate(
-    known: KnownCertificate | None, authority: DecisionContext
+    known: KnownCertificate | None, decision_context: DecisionContext
 ) -> KnownCertificate:
     """Return the facts of a presented certificate that may act now.
 
@@ -169,11 +169,11 @@ def live_certificate(
         raise NotAuthorized(
             "the presented certificate is not in the ledger", code="auth.certificate_unknown"
         )
-    if known.not_after < authority.clock.now():
+    if known.not_after < decision_context.clock.now():
         raise NotAuthenticated(
             "the presented certificate has expired", code="auth.certificate_expired"
         )
-    if not authority.accepts(known.issuer_id):
+    if not decision_context.accepts(known.issuer_id):
         raise NotAuthenticated(
             "the issuer of the presented certificate is retired", code="auth.certificate_retired"
         )

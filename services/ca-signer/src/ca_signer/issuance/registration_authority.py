@@ -20,7 +20,7 @@ REGISTRAR = "ra"
 
 
 def renewed_slots(
-    message: EnrollmentRequested, authority: DecisionContext, known: KnownCertificate | None
+    message: EnrollmentRequested, decision_context: DecisionContext, known: KnownCertificate | None
 ) -> list[str] | None:
     """Return the slots in which the predecessor of a registrar's renewal must be.
 
@@ -32,18 +32,20 @@ def renewed_slots(
     if message.operation != "simplereenroll" or known is None or known.profile != REGISTRAR:
         return None
     presented = parsed(known.certificate).subject
-    issuer = authority.family(known.issuer_id)
-    rule = find_rule(authority.policy, method="certificate", name=f"{issuer}/", subject=presented)
+    issuer = decision_context.family(known.issuer_id)
+    rule = find_rule(
+        decision_context.policy, method="certificate", name=f"{issuer}/", subject=presented
+    )
     request = parse_csr(message.csr)
     if rule is None or not rule.registrar:
         return None
     if request.subject_canonical == canonical_name(presented):
         return None
-    live_certificate(known, authority)
-    given = grant(authority.policy, rule, message.label, operation=message.operation)
+    live_certificate(known, decision_context)
+    given = grant(decision_context.policy, rule, message.label, operation=message.operation)
     owner = (rule.owner.tenant, rule.owner.service)
     profiles = [p for p in rule.profiles if p in given.label.profiles]
-    _check_some(request, rule, [authority.profiles.get(p) for p in profiles])
+    _check_some(request, rule, [decision_context.profiles.get(p) for p in profiles])
     return [
         ids.slot_id(*owner, message.issuer, profile, request.subject_canonical, request.san)
         for profile in profiles

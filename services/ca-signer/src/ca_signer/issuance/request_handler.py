@@ -74,16 +74,16 @@ class RequestHandler(ABC):
         *,
         bus: Bus,
         ledger: IssuanceStore,
-        repeats: RequestResolver,
+        resolver: RequestResolver,
         publisher: EventPublisher,
-        authority: DecisionContext,
+        decision_context: DecisionContext,
         max_attempts: int,
     ) -> None:
         self._bus = bus
         self._ledger = ledger
-        self._repeats = repeats
+        self._resolver = resolver
         self._publisher = publisher
-        self.authority = authority
+        self.decision_context = decision_context
         self._max_attempts = max_attempts
         self._known: OrderedDict[bytes, KnownCertificate] = OrderedDict()
         self._minute, self._counted = 0, Counter[str]()
@@ -138,7 +138,7 @@ class RequestHandler(ABC):
             self._minute = minute
             self._counted.clear()
         self._counted[group] += 1
-        caps = self.authority.groups.get(group)
+        caps = self.decision_context.groups.get(group)
         if caps is not None and self._counted[group] > caps.max_per_minute:
             raise Unavailable(f"group {group} asks too often", code="frontend.rate")
 
@@ -146,11 +146,13 @@ class RequestHandler(ABC):
         self._count(item.message.group)
         fingerprint = presented_fingerprint(item.message)
         known = self._known.get(fingerprint) if fingerprint else None
-        slots = renewed_slots(item.message, self.authority, known)
+        slots = renewed_slots(item.message, self.decision_context, known)
         latest_certificates = (
             None if slots is None else await self._ledger.latest_certificates(slots)
         )
-        return decide(item.message, item.delivery.topic, self.authority, known, latest_certificates)
+        return decide(
+            item.message, item.delivery.topic, self.decision_context, known, latest_certificates
+        )
 
     async def _learn(self, fingerprints: Sequence[bytes]) -> None:
         """Fetch ledger facts not yet known. They never change; revocation is checked apart."""
@@ -207,11 +209,11 @@ class RequestHandler(ABC):
         self, item: ReceivedRequest, intent: IssuanceIntent, retry_after_s: int
     ) -> None:
         message = item.message
-        until = self.authority.clock.now() + dt.timedelta(seconds=retry_after_s)
+        until = self.decision_context.clock.now() + dt.timedelta(seconds=retry_after_s)
         event = EnrollmentPending(
             id=f"pending-{message.id}",
             source="ca-signer",
-            time=self.authority.clock.now(),
+            time=self.decision_context.clock.now(),
             correlation_id=message.correlation_id,
             tenant=intent.tenant,
             service=intent.service,
@@ -232,7 +234,7 @@ class RequestHandler(ABC):
     async def _refuse(self, item: ReceivedRequest, error: RequestRejected) -> None:
         message = item.message
         refusal = self._publisher.audit_records.refusal(message, error)
-        if await self._repeats.remember_refusal(refusal, error):
+        if await self._resolver.remember_refusal(refusal, error):
             metrics.REJECTED.labels(error.code).inc()
             log.info(
                 "request refused",
@@ -241,7 +243,7 @@ class RequestHandler(ABC):
                 ),
             )
         await self._publisher.refusals([refusal])
-        await self._repeats.refusals_announced([message.id])
+        await self._resolver.refusals_announced([message.id])
         await self._publisher.replies.send(
             message.group, message.instance, rejected_answer(message.id, error)
         )

@@ -23,7 +23,7 @@ from estcore.policy.identity import enrollment_id
 def candidate(  # noqa: PLR0913, PLR0917 - the decision's parts, joined once
     message: EnrollmentRequested,
     request: CertificationRequest,
-    authority: DecisionContext,
+    decision_context: DecisionContext,
     issuer: CACertificate,
     profile: Profile,
     rule: Rule,
@@ -41,12 +41,12 @@ def candidate(  # noqa: PLR0913, PLR0917 - the decision's parts, joined once
             above may not certify a name.
         LintFailed: our own builder made something that is not what was decided.
     """
-    now = authority.clock.now()
+    now = decision_context.clock.now()
     named = granted or request
     if issuer.name_constraints:
         check_name_constraints(named.subject, named.san_extension or (), issuer.name_constraints)
     # 3. Build the TBS.
-    template = authority.template(issuer, with_usages(request, profile), rule.max_lifetime)
+    template = decision_context.template(issuer, with_usages(request, profile), rule.max_lifetime)
     copy = template.build(named, serial_number=ids.new_serial_number(), now=now)
     # 4. Lint it, so that nothing unlinted is ever real.
     try:
@@ -88,8 +88,10 @@ def candidate(  # noqa: PLR0913, PLR0917 - the decision's parts, joined once
         predecessor_sha256=predecessor.fingerprint if predecessor else None,
         presented_sha256=presented_fingerprint(message),
         secret_id=message.principal.name if message.principal.method == "secret" else None,
-        sign_before=_sign_before(message, now, authority),
-        context=_context(message, request, authority, template.profile, rule, known, predecessor),
+        sign_before=_sign_before(message, now, decision_context),
+        context=_context(
+            message, request, decision_context, template.profile, rule, known, predecessor
+        ),
     )
     return Candidate(
         message,
@@ -121,16 +123,16 @@ def with_usages(request: CertificationRequest, profile: Profile) -> Profile:
 
 
 def _sign_before(
-    message: EnrollmentRequested, now: dt.datetime, authority: DecisionContext
+    message: EnrollmentRequested, now: dt.datetime, decision_context: DecisionContext
 ) -> dt.datetime:
-    limit = now + authority.sign_within
+    limit = now + decision_context.sign_within
     return limit if message.expires_at is None else min(limit, message.expires_at)
 
 
 def _context(
     message: EnrollmentRequested,
     request: CertificationRequest,
-    authority: DecisionContext,
+    decision_context: DecisionContext,
     profile: Profile,
     rule: Rule,
     known: KnownCertificate | None,
@@ -148,8 +150,8 @@ def _context(
         presented_serial=ids.serial_hex(known.serial_number) if known else None,
         presented_sha256=known.fingerprint.hex() if known else None,
         rule=rule.name,
-        policy_version=authority.policy.version,
-        profile_version=f"{profile.name}@{profile.version}#{authority.profiles.version}",
+        policy_version=decision_context.policy.version,
+        profile_version=f"{profile.name}@{profile.version}#{decision_context.profiles.version}",
         priority=rule.priority or profile.priority,
         key_algorithm=request.key_algorithm,
         csr_sha256=request.sha256.hex(),

@@ -23,7 +23,7 @@ TENANT = "operators"
 _LABEL = "operator"
 
 
-def decide_operator(csr: bytes, issuer_id: str, authority: DecisionContext) -> Candidate:
+def decide_operator(csr: bytes, issuer_id: str, decision_context: DecisionContext) -> Candidate:
     """Return the candidate for an operator's certificate.
 
     Raises:
@@ -31,14 +31,14 @@ def decide_operator(csr: bytes, issuer_id: str, authority: DecisionContext) -> C
         IssuerUnavailable: the issuer is not here or has expired.
     """
     request = parse_csr(csr)
-    issuer = authority.signing(issuer_id)
-    operator = authority.policy.operator(issuer_id, request.subject_canonical)
+    issuer = decision_context.signing(issuer_id)
+    operator = decision_context.policy.operator(issuer_id, request.subject_canonical)
     if operator is None:
         raise NotAuthorized(
             f"the policy has no operator {request.subject_text} of issuer {issuer_id}",
             code="command.operator",
         )
-    profile = authority.profiles.get(OPERATOR_PROFILE)
+    profile = decision_context.profiles.get(OPERATOR_PROFILE)
     check_profile(request, profile)
     # Not a rule of the policy: nobody enrolls or renews by it.
     rule = Rule(
@@ -55,7 +55,7 @@ def decide_operator(csr: bytes, issuer_id: str, authority: DecisionContext) -> C
     message = EnrollmentRequested(
         id=ids.uuid7(),
         source="ca-signer/operator",
-        time=authority.clock.now(),
+        time=decision_context.clock.now(),
         correlation_id=ids.uuid7(),
         operation="simpleenroll",
         label=_LABEL,
@@ -67,7 +67,7 @@ def decide_operator(csr: bytes, issuer_id: str, authority: DecisionContext) -> C
         csr=csr,
     )
     owner = (rule.owner.tenant, rule.owner.service)
-    found = candidate(message, request, authority, issuer, profile, rule, owner, None, None)
+    found = candidate(message, request, decision_context, issuer, profile, rule, owner, None, None)
     found.intent.context = found.intent.context.model_copy(
         update={"principal": f"console:{name}", "auth_method": "console", "mode": "poll"}
     )

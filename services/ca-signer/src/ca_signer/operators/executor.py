@@ -56,7 +56,7 @@ class CommandExecutor:
         self,
         database: Database,
         publisher: EventPublisher,
-        authority: DecisionContext,
+        decision_context: DecisionContext,
         verbs: Verbs,
         *,
         changed: Callable[[], None] = lambda: None,
@@ -64,7 +64,7 @@ class CommandExecutor:
         """``changed`` is called after every commit: there is something to announce."""
         self._database = database
         self._publisher = publisher
-        self._authority = authority
+        self._decision_context = decision_context
         self.verbs = verbs
         self._changed = changed
 
@@ -94,7 +94,7 @@ class CommandExecutor:
         command = signed.command
         if command.service != SERVICE or command.verb != verb or verb not in self.verbs:
             raise MalformedRequest("the command is for another topic", code="command.malformed")
-        check_time(command, self._authority.clock.now())
+        check_time(command, self._decision_context.clock.now())
 
     async def _carry_out(self, connection: Connection, signed: SignedCommand) -> CommandAnswered:
         command = signed.command
@@ -114,7 +114,7 @@ class CommandExecutor:
         )
         if not first:
             return await self._again(connection, signed, verb, caller)
-        now = self._authority.clock.now()
+        now = self._decision_context.clock.now()
         answer, effect = await self._do(connection, signed, verb, caller)
         if isinstance(effect, RequestRejected):
             record = audit_records.refused(self._publisher, command, caller, effect, now)
@@ -142,12 +142,12 @@ class CommandExecutor:
         if row["revoked_at"] is not None or row["over"]:
             raise NotAuthenticated("the operator's certificate is over", code="command.operator")
         subject = canonical_name(parsed(row["certificate"]).subject)
-        if not self._authority.accepts(row["issuer_id"]):
+        if not self._decision_context.accepts(row["issuer_id"]):
             raise NotAuthenticated(
                 "the issuer of the operator's certificate is retired", code="command.operator"
             )
-        issuer = self._authority.family(row["issuer_id"])
-        operator = self._authority.policy.operator(issuer, subject)
+        issuer = self._decision_context.family(row["issuer_id"])
+        operator = self._decision_context.policy.operator(issuer, subject)
         if operator is None:
             raise NotAuthorized("the policy knows no such operator", code="command.operator")
         return Caller(
@@ -212,7 +212,7 @@ class CommandExecutor:
     ) -> CommandAnswered:
         metrics.COMMANDS.labels("refused", error.code).inc()
         log.warning("command refused", extra=fields(code=error.code, reason=error.reason))
-        now = self._authority.clock.now()
+        now = self._decision_context.clock.now()
         record = audit_records.turned_away(self._publisher, data, signed, error, now)
         await self._publisher.denials([record])
         return _refusal(str(signed.command.command_id) if signed else None, error)

@@ -38,14 +38,18 @@ def assemble(
     bus: Bus,
     database: Database,
     publisher: EventPublisher,
-    authority: SigningContext,
+    decision_context: SigningContext,
     *,
     every_s: float,
     crl_lifetime_s: int,
 ) -> Operations:
     """Join the parts; the result's ``listener``, ``outbox`` and ``lists`` have jobs."""
     lists = CRLPublisher(
-        database, bus, authority.issuers, lifetime_s=crl_lifetime_s, urls=authority.crl_urls
+        database,
+        bus,
+        decision_context.issuers,
+        lifetime_s=crl_lifetime_s,
+        urls=decision_context.crl_urls,
     )
     revocations = RevocationPublisher(
         database, bus, publisher.audit_records.source, changed=lists.changed
@@ -59,7 +63,7 @@ def assemble(
     ]
     outbox = Outbox(parts, every_s=every_s)
     looking = table(certificates.SHOW, certificates.LIST)
-    rolling = Rolling(authority).verbs()
+    rolling = Rolling(decision_context).verbs()
     verbs = {
         **looking,
         **approvals.verbs(),
@@ -67,7 +71,7 @@ def assemble(
         **bulk_revocation.verbs(),
         **rolling,
     }
-    executor = CommandExecutor(database, publisher, authority, verbs, changed=outbox.changed)
+    executor = CommandExecutor(database, publisher, decision_context, verbs, changed=outbox.changed)
     fetches = TrustAdoptionTracker(bus, database)
     return Operations(
         executor=executor,

@@ -49,14 +49,14 @@ class RevokeAfterRotation:
         bus: Bus,
         database: Database,
         publisher: EventPublisher,
-        authority: DecisionContext,
+        decision_context: DecisionContext,
         *,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         """``changed`` is called after a revocation: there is something to announce."""
         self._database = database
         self._publisher = publisher
-        self._authority = authority
+        self._decision_context = decision_context
         self._changed = changed
         self._consumer = PullConsumer(
             bus, topics.PKI_EVENTS, topics.ROTATIONS_CONSUMER, credit=_CREDIT
@@ -115,7 +115,7 @@ class RevokeAfterRotation:
         return self._record(event, row)
 
     def _is_wanted(self, profile: str) -> bool:
-        found = self._authority.profiles.profiles.get(profile)
+        found = self._decision_context.profiles.profiles.get(profile)
         return found is not None and found.renewal.revoke_replaced
 
     def _record(self, event: RotationEvent, row: asyncpg.Record) -> AuditRecord:

@@ -72,16 +72,16 @@ class OCSPResponder:
         self,
         bus: Bus,
         database: Database,
-        authority: SigningContext,
+        decision_context: SigningContext,
         *,
-        repeats: RequestResolver,
+        resolver: RequestResolver,
         cycle: IssuanceCycle,
         settings: OCSPSettings,
     ) -> None:
         self._bus = bus
         self._database = database
-        self._authority = authority
-        self._repeats = repeats
+        self._decision_context = decision_context
+        self._resolver = resolver
         self._cycle = cycle
         self._settings = settings
         self._signing: dict[str, _Signing] = {}
@@ -94,7 +94,7 @@ class OCSPResponder:
 
     async def renew(self) -> None:
         """Get certificates that are due; an issuer that is away waits."""
-        for issuer in self._authority.issuers.values():
+        for issuer in self._decision_context.issuers.values():
             if not self._is_due(issuer) or not issuer.keystore.ready:
                 continue
             try:
@@ -111,14 +111,14 @@ class OCSPResponder:
         if known is None:
             return True
         half = dt.timedelta(seconds=self._settings.certificate_lifetime_s) / 2
-        return known.certificate.not_valid_after_utc - self._authority.clock.now() < half
+        return known.certificate.not_valid_after_utc - self._decision_context.clock.now() < half
 
     async def _enroll(self, issuer: SigningIssuer) -> None:
-        self._authority.check_not_expired(issuer)
+        self._decision_context.check_not_expired(issuer)
         key = ec.generate_private_key(ec.SECP256R1())
         lifetime = dt.timedelta(seconds=self._settings.certificate_lifetime_s)
-        found = responder_candidate(key, issuer, self._authority, lifetime)
-        octets = await issue_internally(found, self._repeats, self._cycle)
+        found = responder_candidate(key, issuer, self._decision_context, lifetime)
+        octets = await issue_internally(found, self._resolver, self._cycle)
         first = issuer.issuer_id not in self._signing
         certificate = x509.load_der_x509_certificate(octets)
         self._signing[issuer.issuer_id] = _Signing(key, certificate)
@@ -147,14 +147,14 @@ class OCSPResponder:
         Raises:
             LedgerUnavailable: nobody knows now.
         """
-        signing, issuer = self._signing[issuer_id], self._authority.issuers[issuer_id]
+        signing, issuer = self._signing[issuer_id], self._decision_context.issuers[issuer_id]
         try:
             question = read_question(request)
         except MalformedRequest:
             return _counted(issuer_id, "malformed", MALFORMED)
         if not asks_issuer(question, issuer.certificate):
             return _counted(issuer_id, "unauthorized", UNAUTHORIZED)
-        now = self._authority.clock.now()
+        now = self._decision_context.clock.now()
         last = signing.certificate.not_valid_after_utc
         if last <= now:
             return _counted(issuer_id, "try_later", TRY_LATER)
@@ -212,7 +212,7 @@ def responder_profile(lifetime: dt.timedelta) -> Profile:
 def responder_candidate(
     key: ec.EllipticCurvePrivateKey,
     issuer: SigningIssuer,
-    authority: SigningContext,
+    decision_context: SigningContext,
     lifetime: dt.timedelta,
 ) -> Candidate:
     """Return the candidate for a responder's certificate."""
@@ -233,7 +233,7 @@ def responder_candidate(
     message = EnrollmentRequested(
         id=ids.uuid7(),
         source=f"{SERVICE}/{_OPERATION}",
-        time=authority.clock.now(),
+        time=decision_context.clock.now(),
         correlation_id=ids.uuid7(),
         operation="simpleenroll",
         label=OCSP_RESPONDER_PROFILE,
@@ -247,7 +247,7 @@ def responder_candidate(
     owner = (TENANT, OWNER)
     profile = responder_profile(lifetime)
     found = candidate(
-        message, parse_csr(octets), authority, issuer, profile, rule, owner, None, None
+        message, parse_csr(octets), decision_context, issuer, profile, rule, owner, None, None
     )
     changes = {
         "operation": _OPERATION,

@@ -42,19 +42,19 @@ class BatchHandler(RequestHandler):
         *,
         bus: Bus,
         ledger: IssuanceStore,
-        repeats: RequestResolver,
+        resolver: RequestResolver,
         cycle: IssuanceCycle,
         publisher: EventPublisher,
-        authority: DecisionContext,
+        decision_context: DecisionContext,
         tracing: Tracing,
         max_attempts: int,
     ) -> None:
         super().__init__(
             bus=bus,
             ledger=ledger,
-            repeats=repeats,
+            resolver=resolver,
             publisher=publisher,
-            authority=authority,
+            decision_context=decision_context,
             max_attempts=max_attempts,
         )
         self._cycle = cycle
@@ -122,7 +122,7 @@ class BatchHandler(RequestHandler):
     @override
     async def _resolve(self, item: ReceivedRequest, candidate: Candidate) -> None:
         try:
-            settled = await self._repeats.resolve(candidate)
+            settled = await self._resolver.resolve(candidate)
         except RequestRejected as exc:
             await self._refuse(item, exc)
             return

@@ -23,7 +23,7 @@ _ATTEMPTS = 30
 
 
 async def issue_internally(
-    found: Candidate, repeats: RequestResolver, cycle: IssuanceCycle
+    found: Candidate, resolver: RequestResolver, cycle: IssuanceCycle
 ) -> bytes:
     """Take the candidate through the cycle; returns the certificate.
 
@@ -32,7 +32,7 @@ async def issue_internally(
         Unavailable: database, bus, audit or key store is away.
     """
     for _ in range(_ATTEMPTS):
-        match await repeats.resolve(found):
+        match await resolver.resolve(found):
             case Resume(intent=intent):
                 stored = await cycle.sign_and_store([intent])
                 if stored:

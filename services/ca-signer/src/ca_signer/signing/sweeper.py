@@ -37,18 +37,18 @@ class Sweeper:
     def __init__(
         self,
         ledger: IssuanceStore,
-        repeats: RequestResolver,
+        resolver: RequestResolver,
         cycle: IssuanceCycle,
         publisher: EventPublisher,
-        authority: DecisionContext,
+        decision_context: DecisionContext,
         *,
         every_s: float,
     ) -> None:
         self._ledger = ledger
-        self._repeats = repeats
+        self._resolver = resolver
         self._cycle = cycle
         self._publisher = publisher
-        self._authority = authority
+        self._decision_context = decision_context
         self._every_s = every_s
         self._purge_at = 0.0
 
@@ -76,12 +76,12 @@ class Sweeper:
             await self._publisher.issued(late)
             await self._ledger.mark_announced([i.intent.issuance_id for i in late])
             metrics.REANNOUNCED.labels("all").inc(len(late))
-        refused = await self._repeats.unannounced_refusals(older_than_s=_QUIET_S, limit=_LIMIT)
+        refused = await self._resolver.unannounced_refusals(older_than_s=_QUIET_S, limit=_LIMIT)
         if refused:
             await self._publisher.refusals(refused)
-            await self._repeats.refusals_announced([r.event.id for r in refused])
+            await self._resolver.refusals_announced([r.event.id for r in refused])
         if monotonic_s() > self._purge_at:
-            await self._repeats.forget_spent()
+            await self._resolver.forget_spent()
             self._purge_at = monotonic_s() + _PURGE_EVERY_S
 
     async def _resume(self, taken: list[TakenOver]) -> None:
@@ -90,7 +90,7 @@ class Sweeper:
             try:
                 if one.rejection_code is not None:
                     raise NotAuthorized(_OBJECTIONS[one.rejection_code], code=one.rejection_code)
-                recheck(one.intent, self._authority)
+                recheck(one.intent, self._decision_context)
             except RequestRejected as exc:
                 await self._cycle.abandon(one.intent, exc)
                 continue

@@ -51,7 +51,7 @@ _STATE_EVERY_S = 300
 log = logging.getLogger(__name__)
 
 
-def authority(settings: UpstreamSettings, issuers: Issuers) -> DecisionContext:
+def load_decision_context(settings: UpstreamSettings, issuers: Issuers) -> DecisionContext:
     """Read everything requests are decided with.
 
     Raises:
@@ -79,21 +79,21 @@ def _rules(settings: UpstreamSettings, issuers: Issuers) -> tuple[PolicyDocument
 
 def check(settings: UpstreamSettings) -> None:
     """Read what the settings name, as ``run`` would; nobody is asked."""
-    authority(settings, load_upstreams(settings.issuers))
+    load_decision_context(settings, load_upstreams(settings.issuers))
 
 
 async def run(settings: UpstreamSettings) -> None:
     """Serve until SIGTERM."""
     stop = stop_on_signals()
     issuers = load_upstreams(settings.issuers)
-    deciding = authority(settings, issuers)
+    decision_context = load_decision_context(settings, issuers)
     tracing = Tracing(settings.telemetry, SERVICE, settings.instance)
     checks: dict[str, Callable[[], bool]] = {"started": lambda: False}
     admin = AdminServer(settings.admin, checks)
     await admin.start()
     try:
         async with opened(issuers), connected(settings) as (bus, database):
-            parts = assemble(settings, bus, database, issuers, deciding)
+            parts = assemble(settings, bus, database, issuers, decision_context)
             completeness = StaleLedgerCheck(bus, database)
             checks["ledger_complete"] = lambda: completeness.complete
             if not await completeness.hold(parts.publisher, stop):
@@ -170,7 +170,7 @@ def _watched(settings: UpstreamSettings, parts: Parts, changed: asyncio.Event) -
     """What may change while running: rules, the other CAs' certificates, files of plug-ins."""
 
     def take_rules() -> None:
-        parts.authority.replace_rules(*_rules(settings, parts.issuers))
+        parts.decision_context.replace_rules(*_rules(settings, parts.issuers))
 
     found = [Watched("rules", (settings.policy_file, settings.profiles_file), take_rules)]
     for issuer in parts.issuers.values():
@@ -178,7 +178,7 @@ def _watched(settings: UpstreamSettings, parts: Parts, changed: asyncio.Event) -
 
         def take(issuer: UpstreamIssuer = issuer) -> None:
             issuer.take_certificates()
-            parts.authority.templates.clear()
+            parts.decision_context.templates.clear()
             changed.set()
 
         found.append(

@@ -75,7 +75,7 @@ class UpstreamRequestHandler(RequestHandler):
     async def _resolve(self, item: ReceivedRequest, candidate: Candidate) -> None:
         try:
             self._prepare(item, candidate)
-            settled = await self._repeats.resolve(candidate)
+            settled = await self._resolver.resolve(candidate)
         except RequestRejected as exc:
             await self._refuse(item, exc)
             return
@@ -103,7 +103,7 @@ class UpstreamRequestHandler(RequestHandler):
             return
         csr = item.message.csr
         check_asked(x509.load_der_x509_csr(csr), pattern_of(candidate.intent.tbs))
-        now = self.authority.clock.now()
+        now = self.decision_context.clock.now()
         candidate.intent = submission(candidate.intent, csr, now)
 
     async def _submit(self, item: ReceivedRequest, intent: IssuanceIntent) -> None:

@@ -37,10 +37,10 @@ class Parts:
     """What a process is made of."""
 
     issuers: Issuers
-    authority: DecisionContext
+    decision_context: DecisionContext
     publisher: EventPublisher
     submissions: Submissions
-    repeats: SubmissionResolver
+    resolver: SubmissionResolver
     cycle: UpstreamCycle
     desk: UpstreamRequestHandler
     worker: RequestConsumer
@@ -55,12 +55,12 @@ def assemble(
     bus: Bus,
     database: Database,
     issuers: Issuers,
-    deciding: DecisionContext,
+    decision_context: DecisionContext,
 ) -> Parts:
     """Join the parts."""
     ledger = IssuanceStore(database, lease_s=settings.lease_s)
     submissions = Submissions(database, lease_s=settings.lease_s)
-    publisher = EventPublisher(bus, deciding.clock, settings.instance)
+    publisher = EventPublisher(bus, decision_context.clock, settings.instance)
     outbox = Outbox(
         [
             command_records(database, publisher),
@@ -70,7 +70,7 @@ def assemble(
         every_s=settings.sweep_every_s,
     )
     pending_for = dt.timedelta(seconds=settings.pending_lifetime_s)
-    repeats = SubmissionResolver(
+    resolver = SubmissionResolver(
         ledger,
         ApprovalStore(
             lifetime=dt.timedelta(seconds=settings.approval_lifetime_s),
@@ -85,7 +85,7 @@ def assemble(
         ledger,
         publisher,
         issuers,
-        deciding.clock,
+        decision_context.clock,
         unknown_retry_after_s=settings.unknown_retry_after_s,
         changed=outbox.changed,
     )
@@ -94,9 +94,9 @@ def assemble(
         issuers=issuers,
         bus=bus,
         ledger=ledger,
-        repeats=repeats,
+        resolver=resolver,
         publisher=publisher,
-        authority=deciding,
+        decision_context=decision_context,
         max_attempts=settings.max_attempts,
     )
     places = sum(issuer.settings.concurrency for issuer in issuers.values())
@@ -134,16 +134,16 @@ def assemble(
     executor = CommandExecutor(
         database,
         publisher,
-        deciding,
+        decision_context,
         operator_verbs.verbs(judge, retry_within=pending_for),
         changed=outbox.changed,
     )
     return Parts(
         issuers,
-        deciding,
+        decision_context,
         publisher,
         submissions,
-        repeats,
+        resolver,
         cycle,
         desk,
         worker,

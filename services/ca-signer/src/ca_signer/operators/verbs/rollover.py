@@ -58,8 +58,8 @@ class Question(Family):
 class Rolling:
     """The verbs, with the issuers this signer has."""
 
-    def __init__(self, authority: SigningContext) -> None:
-        self._authority = authority
+    def __init__(self, decision_context: SigningContext) -> None:
+        self._decision_context = decision_context
 
     def verbs(self) -> Verbs:
         """Return the verbs about rollovers."""
@@ -82,7 +82,7 @@ class Rolling:
     ) -> CommandResult:
         row = await rollover.under_way(connection, wanted.issuer)
         new = self._configured(wanted.issuer, row["to_issuer"])
-        old = self._authority.issuers.get(row["from_issuer"])
+        old = self._decision_context.issuers.get(row["from_issuer"])
         if old is None or not linked(new, old):
             raise Conflict(
                 f"the roots of {row['from_issuer']} and {row['to_issuer']} are not linked: "
@@ -132,13 +132,13 @@ class Rolling:
         Raises:
             Conflict: not configured for this family, or its certificate is not of now.
         """
-        issuer = self._authority.issuers.get(issuer_id)
+        issuer = self._decision_context.issuers.get(issuer_id)
         if issuer is None or issuer.family != family:
             raise Conflict(
                 f"no issuer {issuer_id} is configured as generation_of {family}",
                 code="rollover.issuer",
             )
-        now, certificate = self._authority.clock.now(), issuer.certificate.certificate
+        now, certificate = self._decision_context.clock.now(), issuer.certificate.certificate
         if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
             raise Conflict(f"the certificate of {issuer_id} is not of now", code="rollover.issuer")
         return issuer
@@ -178,7 +178,7 @@ class Rolling:
             {
                 "issuer": row["issuer_id"],
                 "state": row["state"],
-                "configured": row["issuer_id"] in self._authority.issuers,
+                "configured": row["issuer_id"] in self._decision_context.issuers,
                 "live_certificates": row["live"],
                 # Until then its revocation lists, and so its key, are needed.
                 "last_not_after": row["last"].isoformat() if row["last"] else None,
