@@ -16,7 +16,7 @@ from signer_stack import SignerStack, signer_stack
 
 from ca_signer.issuance.approvals import ApprovalStore
 from ca_signer.issuance.decision import decide
-from ca_signer.issuance.idempotency import InProgress, RequestResolver, Resume
+from ca_signer.issuance.idempotency import InProgress, IntendedIssuances, RequestResolver, Resume
 from estcore.messages import topics
 from estcore.messages.enrollment import EnrollmentAnswered, Principal
 
@@ -212,7 +212,10 @@ async def test_two_signers_use_an_approval_once(signer: SignerStack, boss: TestO
     ]
     topic = topics.request_topic("default", "issuing", messages[0].priority)
     candidates = [decide(m, topic, signer.batch.decision_context, None) for m in messages]
-    others = [RequestResolver(signer.ledger, ApprovalStore()) for _ in messages]
+    others = [
+        RequestResolver(signer.ledger, IntendedIssuances(signer.ledger), ApprovalStore())
+        for _ in messages
+    ]
     settled = await asyncio.gather(*(r.resolve(c) for r, c in zip(others, candidates, strict=True)))
     assert sum(isinstance(s, Resume) for s in settled) == 1
     assert sum(isinstance(s, InProgress) for s in settled) == len(messages) - 1
@@ -242,12 +245,12 @@ async def test_G8_an_approval_survives_a_signer_that_died_after_the_intent(
 
 async def test_an_owner_has_a_number_of_requests_waiting_at_most(signer: SignerStack) -> None:
     tickets = ApprovalStore(max_waiting=1)
-    signer.resolver._tickets, kept = tickets, signer.resolver._tickets
+    signer.resolver._approvals, kept = tickets, signer.resolver._approvals
     try:
         await ask(signer, make_csr("dev-first")[1], who="somebody-else")
         answer = await ask(signer, make_csr("dev-second")[1], who="somebody-else")
     finally:
-        signer.resolver._tickets = kept
+        signer.resolver._approvals = kept
     assert (answer.outcome, answer.code) == ("rejected", "approval.too_many")
 
 

@@ -135,7 +135,7 @@ async def test_serial_numbers_are_refused_a_second_time(signer: SignerStack) -> 
     )
     candidate.intent.serial_number = intent.serial_number
     with pytest.raises(SerialNumberReused):
-        await signer.ledger.intend([candidate.intent])
+        await signer.ledger.insert([candidate.intent])
 
 
 async def test_without_an_audit_pubacks_nothing_is_signed(

@@ -206,7 +206,7 @@ async def test_C5_C6_D5_D6_an_issuing_ca_is_rolled_over_step_by_step(rolling: Ro
 
     # 7. A signer that has not heard of it records nothing, and says: later.
     assert candidate.intent.issuer_id == "issuing"
-    assert await rolling.deaf.ledger.intend([candidate.intent]) == set()
+    assert await rolling.deaf.ledger.insert([candidate.intent]) == set()
     with pytest.raises(IssuerUnavailable) as later:
         await rolling.deaf.resolver.resolve(candidate)
     assert later.value.code == "issuer.generation"

@@ -683,7 +683,7 @@ async def test_without_an_audit_puback_nothing_is_sent(
     await platform.nats.stop()
     try:
         with pytest.raises(BusUnavailable):
-            await stack.parts.cycle.sign_and_store(held)
+            await stack.parts.cycle._submit(held)
         assert (await stack.row(message.id))["state"] == "recorded"
     finally:
         await platform.nats.start()

@@ -19,9 +19,11 @@ from ca_signer.frontend_state import FrontendStatePublisher
 from ca_signer.issuance.consumer import RequestConsumer
 from ca_signer.issuance.decision import decide
 from ca_signer.issuance.decision_context import presented_fingerprint
-from ca_signer.issuance.idempotency import RequestResolver
+from ca_signer.issuance.idempotency import IntendedIssuances, RequestResolver
+from ca_signer.issuance.request_handler import RequestHandler
 from ca_signer.ledger.enrollment_secrets import SecretStore
 from ca_signer.ledger.issuances import IssuanceStore
+from ca_signer.ledger.refusals import RefusalStore
 from ca_signer.main import approval_store, load_signing_context
 from ca_signer.model import IssuanceIntent
 from ca_signer.operators.wiring import Operations, assemble
@@ -93,7 +95,7 @@ class SignerStack:
     frontend: Bus
     database: Database
     ledger: IssuanceStore
-    resolver: RequestResolver
+    resolver: RequestResolver[IssuanceIntent]
     publisher: EventPublisher
     cycle: IssuanceCycle
     batch: BatchHandler
@@ -161,7 +163,7 @@ class SignerStack:
         candidate = decide(message, topic, self.batch.decision_context, known[0] if known else None)
         for name, value in changes.items():
             setattr(candidate.intent, name, value)
-        assert await self.ledger.intend([candidate.intent]) == {candidate.intent.issuance_id}
+        assert await self.ledger.insert([candidate.intent]) == {candidate.intent.issuance_id}
         self.expect_answer(message)
         return message, candidate.intent
 
@@ -226,19 +228,22 @@ async def signer_stack(
     bus = await Bus.connect(settings.bus, "ca-signer", settings.instance)
     frontend = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "front")
     ledger = IssuanceStore(database, lease_s=settings.lease_s)
-    resolver = RequestResolver(ledger, approval_store(settings))
+    refusals = RefusalStore(database)
+    resolver = RequestResolver(ledger, IntendedIssuances(ledger), approval_store(settings))
     publisher = EventPublisher(bus, clock, settings.instance)
-    cycle = IssuanceCycle(ledger, publisher, decision_context.issuers)
-    batch = BatchHandler(
+    tracing = Tracing(settings.telemetry, "ca-signer", "test")
+    cycle = IssuanceCycle(ledger, publisher, decision_context.issuers, tracing)
+    handler = RequestHandler(
         bus=bus,
         ledger=ledger,
+        refusals=refusals,
         resolver=resolver,
-        cycle=cycle,
+        source=cycle,
         publisher=publisher,
         decision_context=decision_context,
-        tracing=Tracing(settings.telemetry, "ca-signer", "test"),
         max_attempts=settings.max_attempts,
     )
+    batch = BatchHandler(handler, ledger, cycle)
     stack = SignerStack(
         settings=settings,
         bus=bus,
@@ -252,7 +257,7 @@ async def signer_stack(
         worker=RequestConsumer(
             bus, database, batch, issuers=["issuing"], batch_size=64, in_flight=2
         ),
-        sweeper=Sweeper(ledger, resolver, cycle, publisher, decision_context, every_s=0.2),
+        sweeper=Sweeper(ledger, refusals, cycle, publisher, decision_context, every_s=0.2),
         windows=ReconciliationWindows(bus, ledger, publisher, clock, window_s=5, settle_s=1),
         secrets=SecretStore(database, bus, clock),
         operations=assemble(

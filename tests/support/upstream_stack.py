@@ -144,11 +144,10 @@ class UpstreamStack:
         """Do what a process does until it dies after step 5; returns the submission."""
         from ca_signer.issuance.decision import decide
         from ca_signer.issuance.idempotency import Resume
-        from ca_signer.issuance.request_handler import ReceivedRequest
 
         topic = topics.request_topic(message.group, message.issuer, message.priority)
         candidate = decide(message, topic, self.parts.decision_context, None)
-        self.parts.desk._prepare(ReceivedRequest(None, message), candidate)  # type: ignore[arg-type]
+        self.parts.cycle.check(candidate)
         settled = await self.parts.resolver.resolve(candidate)
         assert isinstance(settled, Resume)
         return settled.intent
@@ -195,7 +194,7 @@ async def upstream_stack(
         async with opened(issuers):
             parts = assemble(settings, bus, database, issuers, decision_context)
             await publish_state(bus, database, issuers)
-            jobs = [parts.worker.run, parts.desk.attend, parts.outbox.run]
+            jobs = [parts.worker.run, parts.handler.attend, parts.outbox.run]
             jobs += [parts.sweeper.run, parts.sweeper.watch, parts.revocations.run]
             jobs += [CommandListener(bus, parts.executor).run]
             tasks = [asyncio.ensure_future(job(stop)) for job in jobs]

@@ -11,11 +11,13 @@ from ca_signer import connections, metrics
 from ca_signer.frontend_state import FrontendStatePublisher
 from ca_signer.issuance.approvals import ApprovalStore
 from ca_signer.issuance.consumer import RequestConsumer
-from ca_signer.issuance.idempotency import RequestResolver
+from ca_signer.issuance.idempotency import IntendedIssuances, RequestResolver
 from ca_signer.issuance.policy_files import read_rules
+from ca_signer.issuance.request_handler import RequestHandler
 from ca_signer.issuers.cacerts import check_cross
 from ca_signer.ledger.inventory_metrics import InventoryMetrics
 from ca_signer.ledger.issuances import IssuanceStore
+from ca_signer.ledger.refusals import RefusalStore
 from ca_signer.operators.wiring import assemble
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.publishing.reconciliation_windows import ReconciliationWindows
@@ -130,19 +132,21 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
     stop: asyncio.Event,
 ) -> None:
     ledger = IssuanceStore(database, lease_s=settings.lease_s)
-    resolver = RequestResolver(ledger, approval_store(settings))
+    refusals = RefusalStore(database)
+    resolver = RequestResolver(ledger, IntendedIssuances(ledger), approval_store(settings))
     publisher = EventPublisher(bus, CLOCK, settings.instance)
-    cycle = IssuanceCycle(ledger, publisher, decision_context.issuers)
-    batch = BatchHandler(
+    cycle = IssuanceCycle(ledger, publisher, decision_context.issuers, tracing)
+    handler = RequestHandler(
         bus=bus,
         ledger=ledger,
+        refusals=refusals,
         resolver=resolver,
-        cycle=cycle,
+        source=cycle,
         publisher=publisher,
         decision_context=decision_context,
-        tracing=tracing,
         max_attempts=settings.max_attempts,
     )
+    batch = BatchHandler(handler, ledger, cycle)
     worker = RequestConsumer(
         bus,
         database,
@@ -154,7 +158,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
         usable=decision_context.can_sign,
     )
     sweeper = Sweeper(
-        ledger, resolver, cycle, publisher, decision_context, every_s=settings.sweep_every_s
+        ledger, refusals, cycle, publisher, decision_context, every_s=settings.sweep_every_s
     )
     windows = ReconciliationWindows(
         bus,

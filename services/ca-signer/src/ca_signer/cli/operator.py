@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca_signer import main
-from ca_signer.issuance.idempotency import RequestResolver
+from ca_signer.issuance.idempotency import IntendedIssuances, RequestResolver
 from ca_signer.issuers.generations import read_generations
 from ca_signer.ledger.issuances import IssuanceStore
 from ca_signer.operators.enrollment import decide_operator
@@ -53,7 +53,9 @@ async def _enroll(settings: SignerSettings, arguments: argparse.Namespace) -> No
         cycle = IssuanceCycle(
             ledger, EventPublisher(bus, main.CLOCK, settings.instance), decision_context.issuers
         )
-        certificate = await issue_internally(found, RequestResolver(ledger), cycle)
+        certificate = await issue_internally(
+            found, RequestResolver(ledger, IntendedIssuances(ledger)), cycle
+        )
     pem = x509.load_der_x509_certificate(certificate).public_bytes(Encoding.PEM)
     arguments.out.write_bytes(pem)
     sys.stdout.write(f"{arguments.out}: certificate of operator {found.intent.service}\n")

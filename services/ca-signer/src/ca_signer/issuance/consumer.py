@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from ca_signer import metrics
-from ca_signer.issuance.request_handler import RequestHandler
 from estcore.clock import monotonic_s
 from estcore.errors import BusUnavailable
 from estcore.messages.topics import EST_REQUESTS, signer_consumer
@@ -22,6 +22,14 @@ SHARES = {Priority.CRITICAL: 50, Priority.HIGH: 30, Priority.NORMAL: 15, Priorit
 _CREDIT = 128
 
 
+class DeliveryHandler(Protocol):
+    """Ends every delivery with exactly one of ack, nak, term."""
+
+    async def process(self, deliveries: Sequence[Delivery]) -> None:
+        """Handle deliveries that were fetched together."""
+        ...
+
+
 class RequestConsumer:
     """One consumer per issuer and priority, one loop, a few batches in flight.
 
@@ -34,7 +42,7 @@ class RequestConsumer:
         self,
         bus: Bus,
         database: Database,
-        batch: RequestHandler,
+        handler: DeliveryHandler,
         *,
         issuers: Sequence[str],
         batch_size: int,
@@ -43,7 +51,7 @@ class RequestConsumer:
         usable: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self._database = database
-        self._batch = batch
+        self._handler = handler
         self._size = batch_size
         self._in_flight = in_flight
         self._linger_s = linger_s
@@ -145,7 +153,7 @@ class RequestConsumer:
     async def _run(self, deliveries: list[Delivery], slots: asyncio.Semaphore) -> None:
         started = monotonic_s()
         try:
-            await self._batch.process(deliveries)
+            await self._handler.process(deliveries)
         finally:
             slots.release()
             metrics.SECONDS.observe(monotonic_s() - started)

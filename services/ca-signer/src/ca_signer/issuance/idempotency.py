@@ -1,18 +1,19 @@
-"""Requests that are not fresh: repeated, redelivered, resumed, refused by the ledger.
+"""Idempotency: resolve a request whose enrollment already exists.
 
-One transaction a request, the enrollment row locked ``FOR UPDATE``; slow on purpose and rare.
+One transaction per request, holding the enrollment row lock. This is the slow path; new
+enrollments go through ``IssuanceStore.insert``.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 from dataclasses import dataclass
-from typing import Any
-from uuid import UUID
+from typing import Generic, Protocol, TypeVar
 
 import asyncpg
 
+from ca_signer.issuance import ledger_checks
 from ca_signer.issuance.approvals import ApprovalStore, PendingApproval
+from ca_signer.issuance.certificate_source import RetryLater
 from ca_signer.issuance.decision_context import Candidate
 from ca_signer.ledger.issuances import (
     INTENT_COLUMNS,
@@ -21,25 +22,19 @@ from ca_signer.ledger.issuances import (
     insert_intents,
     intent_of,
 )
-from ca_signer.model import OPEN_SUBMISSIONS, IssuanceIntent, IssuedCertificate, Refusal
-from estcore.errors import (
-    Conflict,
-    IssuerUnavailable,
-    NotAuthenticated,
-    NotAuthorized,
-    RequestRejected,
-    WeakKey,
-    rejection,
-)
-from estcore.messages.envelope import decode, encode
+from ca_signer.model import IssuanceIntent, IssuedCertificate, Refusal
+from estcore.errors import Conflict, RequestRejected, rejection
+from estcore.messages.envelope import decode
 from estcore.runtime.database import Connection
+
+IntentT = TypeVar("IntentT", bound=IssuanceIntent)
 
 
 @dataclass(frozen=True)
-class Resume:
-    """The intent is ours now: take it through steps 6 to 10."""
+class Resume(Generic[IntentT]):
+    """The intent is leased to this process: take it through steps 6 to 10."""
 
-    intent: IssuanceIntent
+    intent: IntentT
 
 
 @dataclass(frozen=True)
@@ -52,61 +47,121 @@ class Answer:
 
 @dataclass(frozen=True)
 class Refuse:
-    """Refused before; ``announced`` tells whether that was told."""
+    """Refused before; ``published`` tells whether the refusal was published."""
 
     error: RequestRejected
     refusal: Refusal
-    announced: bool
+    published: bool
 
 
 @dataclass(frozen=True)
 class InProgress:
-    """Another signer has it under a live lease. ``ours`` means by this very request."""
+    """Another process holds the lease. ``ours`` means for this very request."""
 
     ours: bool
     enrollment_id: bytes
 
 
 @dataclass(frozen=True)
-class ExpiredIntent:
-    """The intent of an earlier request is too old to be signed; ours now, to be abandoned."""
+class ExpiredIntent(Generic[IntentT]):
+    """The intent of an earlier request is too old to be signed; leased to be abandoned."""
 
-    intent: IssuanceIntent
+    intent: IntentT
 
 
 @dataclass(frozen=True)
 class KeyNotDelivered:
-    """A generated key was asked for again: the certificate of the one before is of no use."""
+    """A generated key was requested again: the certificate of the earlier key is superseded."""
 
     issued: IssuedCertificate
 
 
 Resolution = (
-    Resume | Answer | Refuse | InProgress | ExpiredIntent | KeyNotDelivered | PendingApproval
+    Resume[IntentT]
+    | Answer
+    | Refuse
+    | InProgress
+    | ExpiredIntent[IntentT]
+    | KeyNotDelivered
+    | PendingApproval
+    | RetryLater
 )
 
 
-class RequestResolver:
-    """Settles one request at a time against the ledger."""
+@dataclass(frozen=True)
+class EndedRequest:
+    """The enrollment's earlier request ended without a certificate: a new one begins."""
 
-    def __init__(self, ledger: IssuanceStore, tickets: ApprovalStore | None = None) -> None:
+
+@dataclass(frozen=True)
+class StoredMeanwhile:
+    """The certificate was stored between two looks; ``redelivered`` for this very request."""
+
+    redelivered: bool
+
+
+class OpenRequests(Protocol[IntentT]):
+    """Where requests are recorded until their certificate is stored.
+
+    The signing cycle keeps them in the issuance table, an upstream CA as submissions.
+    """
+
+    async def record(self, connection: Connection, candidate: Candidate) -> IntentT | None:
+        """Step 5: record the intent and return it; None where something is in the way."""
+        ...
+
+    async def winner(self, connection: Connection, intent: IssuanceIntent) -> str | None:
+        """Return the request that recorded the same enrollment first."""
+        ...
+
+    async def open(
+        self, connection: Connection, candidate: Candidate, issuance_id: str
+    ) -> Resolution[IntentT] | EndedRequest | StoredMeanwhile:
+        """Resolve an enrollment whose issuance has no row in the issuance table.
+
+        Raises:
+            RequestRejected: this request has ended.
+        """
+        ...
+
+    async def resume(
+        self, connection: Connection, row: asyncpg.Record, *, ours: bool
+    ) -> Resolution[IntentT]:
+        """Resolve an intent of the issuance table; ``ours`` means of this very request."""
+        ...
+
+    async def late(self, connection: Connection, row: asyncpg.Record) -> bool:
+        """Tell whether a certificate outside its window is returned all the same."""
+        ...
+
+
+class RequestResolver(Generic[IntentT]):
+    """Resolves one request at a time against the ledger."""
+
+    def __init__(
+        self,
+        ledger: IssuanceStore,
+        requests: OpenRequests[IntentT],
+        approvals: ApprovalStore | None = None,
+    ) -> None:
         self._ledger = ledger
-        self._tickets = tickets or ApprovalStore()
+        self._requests = requests
+        self._approvals = approvals or ApprovalStore()
 
-    async def resolve(self, candidate: Candidate) -> Resolution:
-        """Find out what this request is and what is to be done.
+    async def resolve(self, candidate: Candidate) -> Resolution[IntentT]:
+        """Return what this request is and what is to be done.
 
         Raises:
             RequestRejected: the ledger refuses it (spent secret, revoked certificate, key of
                 another owner); not yet recorded.
         """
 
-        async def work(connection: Connection) -> Resolution:
+        async def work(connection: Connection) -> Resolution[IntentT]:
             return await self._resolve(connection, candidate)
 
         return await self._ledger.database.run(work)
 
-    async def _resolve(self, connection: Connection, candidate: Candidate) -> Resolution:
+    async def _resolve(self, connection: Connection, candidate: Candidate) -> Resolution[IntentT]:
         intent = candidate.intent
         refused = await connection.fetchrow(
             "select kind, code, reason, announcement, announced_at from request "
@@ -122,13 +177,11 @@ class RequestResolver:
         )
         if own is not None and own["state"] == "issued":
             # This request has its certificate, whatever happened to anything since.
-            return Answer(
-                IssuedCertificate(intent_of(own), own["certificate"], own["issued_at"]), new=False
-            )
-        await self._check_presented(connection, intent)
-        await self._check_secret(connection, intent)
+            return Answer(_issued(own), new=False)
+        await ledger_checks.check_presented_certificate(connection, intent)
+        await ledger_checks.check_secret(connection, intent)
         if own is None:
-            await self._spend(connection, candidate)
+            await ledger_checks.consume_single_use(connection, candidate)
         locked = await connection.fetchrow(
             "select issuance_id from enrollment where enrollment_id = $1 for update",
             intent.enrollment_id,
@@ -137,7 +190,7 @@ class RequestResolver:
             return await self._first(connection, candidate)
         current = await self._current(connection, candidate, locked["issuance_id"])
         if current is None:
-            return await self._without_row(connection, candidate, str(locked["issuance_id"]))
+            return await self._open(connection, candidate, str(locked["issuance_id"]))
         return await self._known(connection, candidate, current, redelivered=own is not None)
 
     async def _current(
@@ -159,81 +212,63 @@ class RequestResolver:
         current: asyncpg.Record,
         *,
         redelivered: bool,
-    ) -> Resolution:
+    ) -> Resolution[IntentT]:
         intent = candidate.intent
         state = current["state"]
         ours = str(current["request_id"]) == intent.request_id
         if state == "intended":
-            if not current["lease_over"]:
-                return InProgress(ours, intent.enrollment_id)
-            taken = await self._take_over(connection, current)
-            # A generated key died with the request that made it.
-            over = current["stale"] or taken.context.operation == "serverkeygen"
-            return ExpiredIntent(taken) if over else Resume(taken)
+            return await self._requests.resume(connection, current, ours=ours)
         if state == "issued" and ours:
             # Stored between our first look and the lock.
-            issued = IssuedCertificate(
-                intent_of(current), current["certificate"], current["issued_at"]
-            )
+            issued = _issued(current)
             return Answer(issued, new=False)
         if redelivered:
             raise Conflict("this request was given up; send a new one", code="request.abandoned")
         live = state == "issued" and current["revoked_at"] is None
-        if live and (current["in_window"] or await self._late(connection, current)):
+        if live and (current["in_window"] or await self._requests.late(connection, current)):
             if candidate.message.operation == "serverkeygen":
-                return KeyNotDelivered(
-                    IssuedCertificate(
-                        intent_of(current), current["certificate"], current["issued_at"]
-                    )
-                )
+                return KeyNotDelivered(_issued(current))
             new = await self._note_repeat(connection, intent, current)
-            issued = IssuedCertificate(
-                intent_of(current), current["certificate"], current["issued_at"]
-            )
+            issued = _issued(current)
             return Answer(issued, new)
         return await self._next_generation(connection, candidate)
 
-    async def _first(self, connection: Connection, candidate: Candidate) -> Resolution:
+    async def _first(self, connection: Connection, candidate: Candidate) -> Resolution[IntentT]:
         intent = candidate.intent
-        await self._check_quota(connection, candidate)
-        await self._check_active(connection, candidate)
+        await ledger_checks.check_quota(connection, candidate)
+        await ledger_checks.check_max_active(connection, candidate)
         if candidate.approval:
-            waiting = await self._tickets.admit(connection, intent)
+            waiting = await self._approvals.admit(connection, intent)
             if waiting is not None:
                 return waiting
-        if await self._record(connection, candidate):
-            return Resume(intent)
-        raced = await self._raced(connection, intent)
-        if raced is not None:
+        recorded = await self._requests.record(connection, candidate)
+        if recorded is not None:
+            return Resume(recorded)
+        winner = await self._requests.winner(connection, intent)
+        if winner is not None:
             await give_back(connection, intent.issuance_id)
             # Another signer recorded the same enrollment between our look and our insert.
-            return InProgress(str(raced) == intent.request_id, intent.enrollment_id)
-        raise await self._why_not(connection, intent)
+            return InProgress(winner == intent.request_id, intent.enrollment_id)
+        raise await ledger_checks.why_not_recorded(connection, intent)
 
-    # What issuers elsewhere do another way (``ca_signer.upstream.idempotency``).
-
-    async def _record(self, connection: Connection, candidate: Candidate) -> bool:
-        """Step 5; False where something is in the way."""
-        return bool(await insert_intents(connection, [candidate.intent], self._ledger.lease))
-
-    async def _raced(self, connection: Connection, intent: IssuanceIntent) -> Any:
-        return await connection.fetchval(
-            "select i.request_id from enrollment join issuance i using (issuance_id) "
-            "where enrollment.enrollment_id = $1",
-            intent.enrollment_id,
-        )
-
-    async def _without_row(
+    async def _open(
         self, connection: Connection, candidate: Candidate, issuance_id: str
-    ) -> Resolution:
-        """Settle an enrollment whose issuance has no row."""
-        raise Conflict("the enrollment points nowhere", code="ledger.inconsistent")
+    ) -> Resolution[IntentT]:
+        found = await self._requests.open(connection, candidate, issuance_id)
+        match found:
+            case EndedRequest():
+                return await self._next_generation(connection, candidate)
+            case StoredMeanwhile(redelivered=redelivered):
+                current = await self._current(connection, candidate, issuance_id)
+                if current is None:
+                    raise Conflict("the enrollment points nowhere", code="ledger.inconsistent")
+                return await self._known(connection, candidate, current, redelivered=redelivered)
+            case _:
+                return found
 
-    async def _late(self, connection: Connection, current: asyncpg.Record) -> bool:
-        """Whether a certificate out of its window is returned all the same."""
-        return False
-
-    async def _next_generation(self, connection: Connection, candidate: Candidate) -> Resolution:
+    async def _next_generation(
+        self, connection: Connection, candidate: Candidate
+    ) -> Resolution[IntentT]:
         intent = candidate.intent
         await connection.execute(
             "delete from claim where enrollment_id = $1 and state = 'reserved'",
@@ -243,81 +278,6 @@ class RequestResolver:
             "delete from enrollment where enrollment_id = $1", intent.enrollment_id
         )
         return await self._first(connection, candidate)
-
-    async def _spend(self, connection: Connection, candidate: Candidate) -> None:
-        """Use up what is good for one request only (DPoP proofs, Digest nonces)."""
-        for claim in candidate.message.claims:
-            spent = await connection.fetchval(
-                "insert into claim (kind, id, enrollment_id, state) "
-                "values ($1, $2, $3, 'consumed') on conflict (kind, id) do update "
-                "set state = 'consumed' where claim.enrollment_id = excluded.enrollment_id "
-                "returning true",
-                claim.kind,
-                claim.id,
-                # Good for this request, however often it is delivered, and for no other.
-                UUID(candidate.intent.request_id).bytes,
-            )
-            if not spent:
-                raise NotAuthenticated(
-                    f"the {claim.kind} proof was used before", code="auth.replayed"
-                )
-
-    async def _check_quota(self, connection: Connection, candidate: Candidate) -> None:
-        intent, limit = candidate.intent, candidate.max_per_day
-        if limit is None:
-            return
-        # One at a time per owner, so that two signers cannot both see the last place free.
-        await connection.execute(
-            "select pg_advisory_xact_lock(hashtextextended($1, 0))",
-            f"quota/{intent.tenant}/{intent.service}",
-        )
-        count = await connection.fetchval(
-            "select (select count(*) from issuance "  # noqa: S608 - our constant
-            "where tenant = $1 and service = $2 "
-            "and state <> 'abandoned' and created_at > now() - interval '1 day') "
-            "+ (select count(*) from submission where tenant = $1 and service = $2 "
-            f"and {OPEN_SUBMISSIONS})",
-            intent.tenant,
-            intent.service,
-        )
-        if count >= limit:
-            raise NotAuthorized(
-                f"{intent.tenant}/{intent.service} had its {limit} certificates of 24 hours",
-                code="policy.quota",
-            )
-
-    async def _check_active(self, connection: Connection, candidate: Candidate) -> None:
-        intent, limit = candidate.intent, candidate.max_active
-        if limit is None:
-            return
-        await connection.execute(
-            "select pg_advisory_xact_lock(hashtextextended($1, 0))", f"active/{intent.slot_id}"
-        )
-        count = await connection.fetchval(
-            "select (select count(*) from issuance "  # noqa: S608 - our constant
-            "where slot_id = $1 and state <> 'abandoned' "
-            "and revoked_at is null and not_after > now()) "
-            "+ (select count(*) from submission where slot_id = $1 "
-            f"and {OPEN_SUBMISSIONS})",
-            intent.slot_id,
-        )
-        if count >= limit:
-            raise NotAuthorized(
-                f"this identity has {count} certificates that are good, the most of profile "
-                f"{intent.profile}; revoke one or wait",
-                code="profile.max_active",
-            )
-
-    async def _take_over(self, connection: Connection, current: asyncpg.Record) -> IssuanceIntent:
-        fence = await connection.fetchval(
-            "update issuance set fence = fence + 1, lease_until = now() + $2::interval "
-            "where issuance_id = $1 returning fence",
-            current["issuance_id"],
-            self._ledger.lease,
-        )
-        taken = intent_of(current)
-        taken.fence = fence
-        return taken
 
     async def _note_repeat(
         self, connection: Connection, intent: IssuanceIntent, current: asyncpg.Record
@@ -331,112 +291,65 @@ class RequestResolver:
         )
         return bool(done)
 
-    async def _check_presented(self, connection: Connection, intent: IssuanceIntent) -> None:
-        if intent.presented_sha256 is None:
-            return
-        revoked = await connection.fetchval(
-            "select true from issuance where certificate_sha256 = $1 "
-            "and certificate is not null and revoked_at is not null",
-            intent.presented_sha256,
+
+class IntendedIssuances:
+    """Open requests of the signing cycle: rows of the issuance table in state ``intended``."""
+
+    def __init__(self, ledger: IssuanceStore) -> None:
+        self._ledger = ledger
+
+    async def record(self, connection: Connection, candidate: Candidate) -> IssuanceIntent | None:
+        """Step 5: record the intent and return it; None where something is in the way."""
+        intent = candidate.intent
+        done = await insert_intents(connection, [intent], self._ledger.lease)
+        return intent if done else None
+
+    async def winner(self, connection: Connection, intent: IssuanceIntent) -> str | None:
+        """Return the request that recorded the same enrollment first."""
+        found = await connection.fetchval(
+            "select i.request_id from enrollment join issuance i using (issuance_id) "
+            "where enrollment.enrollment_id = $1",
+            intent.enrollment_id,
         )
-        if revoked:
-            raise NotAuthenticated(
-                "the presented certificate is revoked", code="auth.certificate_revoked"
-            )
+        return None if found is None else str(found)
 
-    async def _check_secret(self, connection: Connection, intent: IssuanceIntent) -> None:
-        if intent.secret_id is None:
-            return
-        live = await connection.fetchval(
-            "select true from secret where secret_id = $1 "
-            "and revoked_at is null and not_after > now()",
-            intent.secret_id,
+    async def open(
+        self, connection: Connection, candidate: Candidate, issuance_id: str
+    ) -> Resolution[IssuanceIntent] | EndedRequest | StoredMeanwhile:
+        """Refuse: every enrollment of the signing cycle has its issuance row."""
+        del connection, candidate, issuance_id
+        raise Conflict("the enrollment points nowhere", code="ledger.inconsistent")
+
+    async def resume(
+        self, connection: Connection, row: asyncpg.Record, *, ours: bool
+    ) -> Resolution[IssuanceIntent]:
+        """Acquire the lease if it has run out; otherwise another signer works on the intent."""
+        if not row["lease_over"]:
+            return InProgress(ours, row["enrollment_id"])
+        leased = intent_of(row)
+        leased.fence = await connection.fetchval(
+            "update issuance set fence = fence + 1, lease_until = now() + $2::interval "
+            "where issuance_id = $1 returning fence",
+            row["issuance_id"],
+            self._ledger.lease,
         )
-        if not live:
-            raise NotAuthenticated("the secret is not valid any more", code="secret.invalid")
+        # A generated key died with the request that made it.
+        expired = row["stale"] or leased.context.operation == "serverkeygen"
+        return ExpiredIntent(leased) if expired else Resume(leased)
 
-    async def _why_not(
-        self, connection: Connection, intent: IssuanceIntent
-    ) -> RequestRejected | IssuerUnavailable:
-        state = await connection.fetchval(
-            "select state from generation where issuer_id = $1", intent.issuer_id
-        )
-        if state not in {None, "signing"} and intent.context.operation != "ocsp":
-            # Decided a moment before or after a switch: decided again, by who signs now.
-            return IssuerUnavailable(
-                f"issuer {intent.issuer_id} does not sign now", code="issuer.generation"
-            )
-        owner = await connection.fetchrow(
-            "select tenant, service from key_binding where spki_sha256 = $1", intent.spki_sha256
-        )
-        if owner is not None and (owner["tenant"], owner["service"]) != (
-            intent.tenant,
-            intent.service,
-        ):
-            return Conflict("this key belongs to another owner", code="key.bound")
-        lost = await connection.fetchval(
-            "select true from issuance where spki_sha256 = $1 "
-            "and revocation_reason = 'keyCompromise' limit 1",
-            intent.spki_sha256,
-        )
-        if lost:
-            return WeakKey("this key is known to be lost; make a new one", code="key.compromised")
-        if intent.secret_id is not None:
-            return NotAuthorized("the one-time secret is spent", code="secret.spent")
-        return Conflict("the request collides with another one", code="request.conflict")
+    async def late(self, connection: Connection, row: asyncpg.Record) -> bool:
+        """Never: outside its window a certificate is issued anew."""
+        del connection, row
+        return False
 
-    async def remember_refusal(self, refusal: Refusal, error: RequestRejected) -> bool:
-        """Record that a request was refused; False when it was recorded before."""
-        async with self._ledger.database.connection() as connection:
-            done = await connection.fetchval(
-                "insert into request (request_id, outcome, kind, code, reason, announcement) "
-                "values ($1, 'rejected', $2, $3, $4, $5) on conflict do nothing returning true",
-                refusal.event.id,
-                type(error).__name__,
-                error.code,
-                error.reason,
-                encode(refusal).decode(),
-            )
-        return bool(done)
 
-    async def forget_spent(self) -> None:
-        """Drop proofs that are too old to be accepted by anybody (a day; they live minutes).
-
-        And tickets that ended long ago; what became of them is in the log.
-        """
-        async with self._ledger.database.connection() as connection:
-            await connection.execute(
-                "delete from approval where expires_at < now() - interval '90 days' "
-                "and announced_at is not null"
-            )
-            await connection.execute(
-                "delete from claim where kind in ('dpop', 'digest') "
-                "and created_at < now() - interval '1 day'"
-            )
-
-    async def refusals_announced(self, request_ids: list[str]) -> None:
-        """Record that refusals were told."""
-        async with self._ledger.database.connection() as connection:
-            await connection.execute(
-                "update request set announced_at = now() where request_id = any($1::uuid[])",
-                request_ids,
-            )
-
-    async def unannounced_refusals(self, *, older_than_s: float, limit: int) -> list[Refusal]:
-        """Return refusals nobody has confirmed to have heard of."""
-        async with self._ledger.database.connection() as connection:
-            rows = await connection.fetch(
-                "select announcement from request where announced_at is null "
-                "and created_at < now() - $1::interval order by created_at limit $2",
-                dt.timedelta(seconds=older_than_s),
-                limit,
-            )
-        return [decode(Refusal, row["announcement"].encode()) for row in rows]
+def _issued(row: asyncpg.Record) -> IssuedCertificate:
+    return IssuedCertificate(intent_of(row), row["certificate"], row["issued_at"])
 
 
 def _refuse(row: asyncpg.Record) -> Refuse:
     return Refuse(
         error=rejection(row["kind"], row["reason"], row["code"]),
         refusal=decode(Refusal, row["announcement"].encode()),
-        announced=row["announced_at"] is not None,
+        published=row["announced_at"] is not None,
     )

@@ -1,28 +1,34 @@
-"""What happens to one delivery that is not the cycle itself: read, decide, answer, end it.
-
-Shared by the batches of issuers whose keys are here and by the desk of issuers that are
-elsewhere (``ca_signer.upstream``).
-"""
+"""Request handling shared by local and upstream issuers: decode, authorize, reply, acknowledge."""
 
 from __future__ import annotations
 
 import datetime as dt
 import logging
-from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import asyncpg
 
 from ca_signer import metrics
+from ca_signer.issuance.approvals import PendingApproval
+from ca_signer.issuance.certificate_source import CertificateSource, LeaseLost, RetryLater
 from ca_signer.issuance.decision import decide
 from ca_signer.issuance.decision_context import Candidate, DecisionContext, presented_fingerprint
-from ca_signer.issuance.idempotency import RequestResolver
+from ca_signer.issuance.idempotency import (
+    Answer,
+    ExpiredIntent,
+    InProgress,
+    KeyNotDelivered,
+    Refuse,
+    RequestResolver,
+    Resume,
+)
 from ca_signer.issuance.registration_authority import renewed_slots
 from ca_signer.ledger.issuances import IssuanceStore
-from ca_signer.model import IssuanceIntent, IssuedCertificate, KnownCertificate
+from ca_signer.ledger.refusals import RefusalStore
+from ca_signer.model import EXPIRED, IssuanceIntent, IssuedCertificate, KnownCertificate
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.publishing.replies import issued_answer, rejected_answer
 from estcore.clock import monotonic_s
@@ -37,17 +43,19 @@ from estcore.messages import topics
 from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested, ReplyAddress
 from estcore.messages.envelope import decode, encode
 from estcore.messages.events import EnrollmentPending
+from estcore.runtime import faults
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.consume import Delivery
 from estcore.runtime.logs import fields
 
 log = logging.getLogger(__name__)
 
+IntentT = TypeVar("IntentT", bound=IssuanceIntent)
 P = TypeVar("P", EnrollmentRequested, ReplyAddress)
 
 _KNOWN_LIMIT = 20_000
 _RETRY_S = 1.0
-LEASED_S = 3.0
+_LEASED_S = 3.0
 _LEASED_RETRY_S = 2
 _REPEATED = RequestRejected(
     "the enrollment was made before; the stored certificate was returned",
@@ -66,37 +74,37 @@ class ReceivedRequest:
     message: EnrollmentRequested
 
 
-class RequestHandler(ABC):
-    """Reads, decides and answers; one instance serves all deliveries of a process."""
+class RequestHandler(Generic[IntentT]):
+    """Handles single requests; one instance serves all deliveries of a process.
 
-    def __init__(
+    Every delivery ends with exactly one of ack, nak, term, and its request is answered.
+    """
+
+    def __init__(  # noqa: PLR0913 - the parts of the signer, joined in main
         self,
         *,
         bus: Bus,
         ledger: IssuanceStore,
-        resolver: RequestResolver,
+        refusals: RefusalStore,
+        resolver: RequestResolver[IntentT],
+        source: CertificateSource[IntentT],
         publisher: EventPublisher,
         decision_context: DecisionContext,
         max_attempts: int,
     ) -> None:
         self._bus = bus
         self._ledger = ledger
+        self._refusals = refusals
         self._resolver = resolver
+        self._source = source
         self._publisher = publisher
         self.decision_context = decision_context
         self._max_attempts = max_attempts
         self._known: OrderedDict[bytes, KnownCertificate] = OrderedDict()
         self._minute, self._counted = 0, Counter[str]()
 
-    @abstractmethod
-    async def process(self, deliveries: Sequence[Delivery]) -> None:
-        """End every delivery with exactly one of ack, nak, term."""
-
-    @abstractmethod
-    async def _resolve(self, item: ReceivedRequest, candidate: Candidate) -> None:
-        """Find out what a decided request is, and do it."""
-
-    async def _read(self, delivery: Delivery) -> ReceivedRequest | None:
+    async def read(self, delivery: Delivery) -> ReceivedRequest | None:
+        """Decode a delivery; None where it is ended or deferred already."""
         try:
             if delivery.attempt > 1:
                 attempts = await self._ledger.count_attempt(delivery.sequence)
@@ -107,12 +115,13 @@ class RequestHandler(ABC):
         except MalformedRequest as exc:
             await self._dead_letter(delivery, exc.code, exc.reason)
         except Unavailable as exc:
-            await self._nak_all([delivery], exc.code)
+            await self.nak_all([delivery], exc.code)
         return None
 
-    async def _decide_all(
+    async def decide_all(
         self, items: Sequence[ReceivedRequest]
     ) -> tuple[list[Candidate], dict[str, ReceivedRequest]]:
+        """Decide requests; returns the allowed ones, and their requests by id."""
         await self._learn([f for i in items if (f := presented_fingerprint(i.message))])
         candidates = []
         routed: dict[str, ReceivedRequest] = {}
@@ -122,7 +131,7 @@ class RequestHandler(ABC):
             except RequestRejected as exc:
                 await self._refuse(item, exc)
             except Unavailable as exc:
-                await self._nak_all([item.delivery], exc.code)
+                await self.nak_all([item.delivery], exc.code)
             else:
                 routed[item.message.id] = item
         return candidates, routed
@@ -163,23 +172,81 @@ class RequestHandler(ABC):
             while len(self._known) > _KNOWN_LIMIT:
                 self._known.popitem(last=False)
 
-    async def _alone(self, item: ReceivedRequest) -> None:
+    async def handle(self, item: ReceivedRequest) -> None:
+        """Take one request from the decision to its end, whatever happens on the way."""
         try:
-            candidates, _ = await self._decide_all([item])
+            candidates, _ = await self.decide_all([item])
             for candidate in candidates:
-                await self._resolve(item, candidate)
+                await self.resolve(item, candidate)
         except Unavailable as exc:
-            await self._nak_all([item.delivery], exc.code)
+            await self.nak_all([item.delivery], exc.code)
         except InvariantBroken as exc:
             log.error(
                 "internal check failed, nothing was signed",
                 extra=fields(code=exc.code, reason=exc.reason),
             )
             await self._dead_letter(item.delivery, exc.code, exc.reason)
-        except Exception as exc:  # Bulkhead: it comes again, is counted, and ends a dead letter.
+        except Exception as exc:  # Bulkhead: NAK for redelivery; dead-lettered after max_attempts.
             log.error("request failed", exc_info=exc)
             code = "ledger.refused" if isinstance(exc, asyncpg.PostgresError) else "internal"
-            await self._nak_all([item.delivery], code)
+            await self.nak_all([item.delivery], code)
+
+    async def resolve(self, item: ReceivedRequest, candidate: Candidate) -> None:
+        """Find out what a decided request is, and do it.
+
+        Raises:
+            Unavailable: the request is to be deferred.
+        """
+        try:
+            self._source.check(candidate)
+            resolution = await self._resolver.resolve(candidate)
+        except RequestRejected as exc:
+            await self._refuse(item, exc)
+            return
+        match resolution:
+            case Resume(intent=intent):
+                await self._issue(item, intent)
+            case Answer(issued=issued, new=new):
+                await self._answer(item, issued, new=new)
+            case Refuse(error=error):
+                await self._refuse(item, error)
+            case ExpiredIntent(intent=intent):
+                await self._source.abandon(intent, EXPIRED)
+                await self.resolve(item, candidate)
+            case KeyNotDelivered(issued=issued):
+                await self._source.supersede(issued)
+                await self.resolve(item, candidate)
+            case InProgress(ours=ours):
+                await self._leased(item, candidate.intent, ours=ours)
+            case PendingApproval(retry_after_s=retry_after_s):
+                await self._pending(item, candidate.intent, retry_after_s)
+            case RetryLater(retry_after_s=retry_after_s):
+                await self._pending(item, candidate.intent, retry_after_s)
+
+    async def _issue(self, item: ReceivedRequest, intent: IntentT) -> None:
+        if intent.fence > 1:
+            metrics.RESUMED.inc()
+        outcome = await self._source.issue(intent)
+        match outcome:
+            case IssuedCertificate() as issued:
+                await self._deliver(item, issued)
+            case RequestRejected() as error:
+                await self._refuse(item, error)
+            case RetryLater(retry_after_s=retry_after_s):
+                await self._pending(item, intent, retry_after_s)
+            case LeaseLost():
+                await item.delivery.nak(_LEASED_S)
+
+    async def _deliver(self, item: ReceivedRequest, issued: IssuedCertificate) -> None:
+        message = item.message
+        if issued.intent.request_id != message.id:
+            # The intent of an earlier request; this one is answered with its certificate.
+            answer = issued_answer(message.id, issued.certificate)
+            await self._publisher.replies.send(message.group, message.instance, answer)
+        await self._source.publish([issued])
+        # 11. Ack.
+        await item.delivery.ack()
+        faults.hit(f"{self._source.name}.11.acked")
 
     async def _answer(self, item: ReceivedRequest, issued: IssuedCertificate, *, new: bool) -> None:
         message = item.message
@@ -200,7 +267,7 @@ class RequestHandler(ABC):
 
     async def _leased(self, item: ReceivedRequest, intent: IssuanceIntent, *, ours: bool) -> None:
         if ours or item.delivery.attempt > 1:
-            await item.delivery.nak(LEASED_S)
+            await item.delivery.nak(_LEASED_S)
             return
         # Another request for the same enrollment: its client asks again by itself.
         await self._pending(item, intent, _LEASED_RETRY_S)
@@ -234,7 +301,7 @@ class RequestHandler(ABC):
     async def _refuse(self, item: ReceivedRequest, error: RequestRejected) -> None:
         message = item.message
         refusal = self._publisher.audit_records.refusal(message, error)
-        if await self._resolver.remember_refusal(refusal, error):
+        if await self._refusals.record(refusal, error):
             metrics.REJECTED.labels(error.code).inc()
             log.info(
                 "request refused",
@@ -243,13 +310,14 @@ class RequestHandler(ABC):
                 ),
             )
         await self._publisher.refusals([refusal])
-        await self._resolver.refusals_announced([message.id])
+        await self._refusals.mark_published([message.id])
         await self._publisher.replies.send(
             message.group, message.instance, rejected_answer(message.id, error)
         )
         await item.delivery.ack()
 
-    async def _nak_all(self, deliveries: Sequence[Delivery], code: str) -> None:
+    async def nak_all(self, deliveries: Sequence[Delivery], code: str) -> None:
+        """Defer deliveries for redelivery."""
         metrics.DELAYED.labels(code).inc(len(deliveries))
         log.warning(
             "requests deferred for redelivery", extra=fields(code=code, count=len(deliveries))
@@ -270,7 +338,7 @@ class RequestHandler(ABC):
             await self._bus.publish_confirmed([Outgoing(topic, delivery.data, message_id)])
             await self._publisher.dead_letter(delivery, code, reason, message)
         except Unavailable as exc:
-            await self._nak_all([delivery], exc.code)
+            await self.nak_all([delivery], exc.code)
             return
         asked = message or _readable(ReplyAddress, delivery)
         if asked is not None:

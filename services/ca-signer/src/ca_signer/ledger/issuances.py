@@ -158,7 +158,7 @@ class IssuanceStore:
         self.database = database
         self.lease = dt.timedelta(seconds=lease_s)
 
-    async def intend(self, intents: Sequence[IssuanceIntent]) -> set[str]:
+    async def insert(self, intents: Sequence[IssuanceIntent]) -> set[str]:
         """Step 5 for fresh enrollments: record all that are; return the ids of those recorded.
 
         Raises:

@@ -25,6 +25,7 @@ from ca_signer.issuance.decision_context import Candidate
 from ca_signer.issuance.idempotency import RequestResolver
 from ca_signer.issuance.tbs import candidate
 from ca_signer.ledger.issuances import SERIAL_OCTETS
+from ca_signer.model import IssuanceIntent
 from ca_signer.settings import SERVICE, OCSPSettings
 from ca_signer.signing.cycle import IssuanceCycle
 from ca_signer.signing.internal_issuance import issue_internally
@@ -74,7 +75,7 @@ class OCSPResponder:
         database: Database,
         decision_context: SigningContext,
         *,
-        resolver: RequestResolver,
+        resolver: RequestResolver[IssuanceIntent],
         cycle: IssuanceCycle,
         settings: OCSPSettings,
     ) -> None:

@@ -24,10 +24,12 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
 from ca_signer import metrics
+from ca_signer.issuance import completion
+from ca_signer.issuance.certificate_source import LeaseLost, Outcome
+from ca_signer.issuance.decision_context import Candidate
 from ca_signer.ledger.issuances import IssuanceStore
 from ca_signer.model import IssuanceIntent, IssuedCertificate
 from ca_signer.publishing.publisher import EventPublisher
-from ca_signer.publishing.replies import issued_answer
 from ca_signer.signing.issuers import SigningIssuer
 from estcore.errors import (
     BusUnavailable,
@@ -36,30 +38,43 @@ from estcore.errors import (
     LedgerUnavailable,
     RequestRejected,
 )
-from estcore.ids import record_id, serial_hex
+from estcore.ids import record_id
 from estcore.pki.certificate import assemble, tbs_signature_algorithm
 from estcore.runtime import faults
 from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop
+from estcore.runtime.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
-_UNDELIVERED = RequestRejected(
-    "the key was asked for again; this one never reached its client", code="keygen.undelivered"
-)
-
 
 class IssuanceCycle:
-    """Steps 6 to 10 for rows that are ours."""
+    """Steps 6 to 10 for leased intents; the CertificateSource of issuers whose keys are here."""
+
+    name = "signer"
 
     def __init__(
-        self, ledger: IssuanceStore, publisher: EventPublisher, issuers: Mapping[str, SigningIssuer]
+        self,
+        ledger: IssuanceStore,
+        publisher: EventPublisher,
+        issuers: Mapping[str, SigningIssuer],
+        tracing: Tracing | None = None,
     ) -> None:
         self._ledger = ledger
         self._publisher = publisher
         self._issuers = issuers
+        self._tracing = tracing
         self._announced: list[str] = []
         self._held: dict[str, int] = {}
+
+    def check(self, candidate: Candidate) -> None:
+        """Nothing: whatever was decided can be signed."""
+        del candidate
+
+    async def issue(self, intent: IssuanceIntent) -> Outcome:
+        """Take one recorded intent through steps 6 to 9; see ``sign_and_store``."""
+        stored = await self.sign_and_store([intent])
+        return stored[0] if stored else LeaseLost()
 
     async def sign_and_store(self, intents: Sequence[IssuanceIntent]) -> list[IssuedCertificate]:
         """Take recorded intents through steps 6 to 9 and answer; returns what was stored.
@@ -72,6 +87,13 @@ class IssuanceCycle:
         """
         if not intents:
             return []
+        if self._tracing is None:
+            return await self._sign_and_store(intents)
+        traced = next((i.context.traceparent for i in intents if i.context.traceparent), None)
+        with self._tracing.span("issue certificates", traced, batch=len(intents)):
+            return await self._sign_and_store(intents)
+
+    async def _sign_and_store(self, intents: Sequence[IssuanceIntent]) -> list[IssuedCertificate]:
         faults.hit("signer.5.recorded")
         self._held.update((i.issuance_id, i.fence) for i in intents)
         try:
@@ -90,20 +112,7 @@ class IssuanceCycle:
         stored = await self._ledger.store(signed)
         faults.hit("signer.9.stored")
         for issued in stored:
-            context = issued.intent.context
-            answer = issued_answer(issued.intent.request_id, issued.certificate)
-            await self._publisher.replies.send(context.group, context.instance, answer)
-            metrics.ISSUED.labels(issued.intent.issuer_id, issued.intent.profile).inc()
-            log.info(
-                "certificate issued",
-                extra=fields(
-                    correlation_id=context.correlation_id,
-                    serial=serial_hex(issued.intent.serial_number),
-                    profile=issued.intent.profile,
-                    tenant=issued.intent.tenant,
-                    owner=issued.intent.service,
-                ),
-            )
+            await completion.answer(self._publisher, issued)
         return stored
 
     async def _sign(
@@ -152,18 +161,10 @@ class IssuanceCycle:
             BusUnavailable: not audited, so not revoked either.
             LedgerUnavailable: audited; it is revoked and audited again later.
         """
-        record = self._publisher.audit_records.about_intent(
-            issued.intent,
-            record_id=record_id("superseded", issued.intent.issuance_id),
-            action="certificate.superseded",
-            error=_UNDELIVERED,
-            phase="outcome",
-        )
-        await self._publisher.mappings([record])
-        await self._ledger.revoke(issued.intent.issuance_id, "superseded")
+        await completion.supersede(self._publisher, self._ledger, issued)
 
-    async def announce(self, issued: Sequence[IssuedCertificate]) -> None:
-        """Step 10: tell the world and remember that it was told.
+    async def publish(self, issued: Sequence[IssuedCertificate]) -> None:
+        """Step 10: publish events and records of stored certificates.
 
         Raises:
             BusUnavailable: not confirmed; the sweeper announces again.

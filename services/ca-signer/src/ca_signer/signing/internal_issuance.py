@@ -15,7 +15,7 @@ from ca_signer.issuance.idempotency import (
     RequestResolver,
     Resume,
 )
-from ca_signer.model import EXPIRED
+from ca_signer.model import EXPIRED, IssuanceIntent
 from ca_signer.signing.cycle import IssuanceCycle
 from estcore.errors import ConfigurationError, IssuerUnavailable
 
@@ -23,7 +23,7 @@ _ATTEMPTS = 30
 
 
 async def issue_internally(
-    found: Candidate, resolver: RequestResolver, cycle: IssuanceCycle
+    found: Candidate, resolver: RequestResolver[IssuanceIntent], cycle: IssuanceCycle
 ) -> bytes:
     """Take the candidate through the cycle; returns the certificate.
 
@@ -36,7 +36,7 @@ async def issue_internally(
             case Resume(intent=intent):
                 stored = await cycle.sign_and_store([intent])
                 if stored:
-                    await cycle.announce(stored)
+                    await cycle.publish(stored)
                     await cycle.flush_published_marks()
                     return stored[0].certificate
             case Answer(issued=issued):

@@ -8,8 +8,8 @@ import logging
 from ca_signer import metrics
 from ca_signer.issuance.decision import recheck
 from ca_signer.issuance.decision_context import DecisionContext
-from ca_signer.issuance.idempotency import RequestResolver
 from ca_signer.ledger.issuances import IssuanceStore, TakenOver
+from ca_signer.ledger.refusals import RefusalStore
 from ca_signer.model import EXPIRED, IssuanceIntent
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.signing.cycle import IssuanceCycle
@@ -37,7 +37,7 @@ class Sweeper:
     def __init__(
         self,
         ledger: IssuanceStore,
-        resolver: RequestResolver,
+        refusals: RefusalStore,
         cycle: IssuanceCycle,
         publisher: EventPublisher,
         decision_context: DecisionContext,
@@ -45,7 +45,7 @@ class Sweeper:
         every_s: float,
     ) -> None:
         self._ledger = ledger
-        self._resolver = resolver
+        self._refusals = refusals
         self._cycle = cycle
         self._publisher = publisher
         self._decision_context = decision_context
@@ -76,12 +76,12 @@ class Sweeper:
             await self._publisher.issued(late)
             await self._ledger.mark_announced([i.intent.issuance_id for i in late])
             metrics.REANNOUNCED.labels("all").inc(len(late))
-        refused = await self._resolver.unannounced_refusals(older_than_s=_QUIET_S, limit=_LIMIT)
+        refused = await self._refusals.unpublished(older_than_s=_QUIET_S, limit=_LIMIT)
         if refused:
             await self._publisher.refusals(refused)
-            await self._resolver.refusals_announced([r.event.id for r in refused])
+            await self._refusals.mark_published([r.event.id for r in refused])
         if monotonic_s() > self._purge_at:
-            await self._resolver.forget_spent()
+            await self._refusals.delete_expired()
             self._purge_at = monotonic_s() + _PURGE_EVERY_S
 
     async def _resume(self, taken: list[TakenOver]) -> None:
@@ -109,7 +109,7 @@ class Sweeper:
     async def _finish(self, intents: list[IssuanceIntent]) -> None:
         stored = await self._cycle.sign_and_store(intents)
         if stored:
-            await self._cycle.announce(stored)
+            await self._cycle.publish(stored)
 
     async def _finish_alone(self, intent: IssuanceIntent) -> None:
         try:

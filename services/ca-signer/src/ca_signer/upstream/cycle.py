@@ -23,17 +23,18 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 from cryptography import x509
 
 from ca_signer import metrics as signer_metrics
+from ca_signer.issuance import completion
+from ca_signer.issuance.certificate_source import LeaseLost, Outcome, RetryLater
+from ca_signer.issuance.decision_context import Candidate
 from ca_signer.ledger.issuances import IssuanceStore
 from ca_signer.model import IssuedCertificate
 from ca_signer.publishing.publisher import EventPublisher
-from ca_signer.publishing.replies import issued_answer
 from ca_signer.upstream import metrics
 from ca_signer.upstream.idempotency import wrong_certificate
 from ca_signer.upstream.issuer import UpstreamIssuer
@@ -45,7 +46,13 @@ from ca_signer.upstream.plugin import (
     Unknown,
     Wanted,
 )
-from ca_signer.upstream.response_lint import Terms, UnexpectedCertificate, judge, pattern_of
+from ca_signer.upstream.response_lint import (
+    Terms,
+    UnexpectedCertificate,
+    check_asked,
+    judge,
+    pattern_of,
+)
 from ca_signer.upstream.submissions import Submission, Submissions
 from estcore.clock import Clock, monotonic_s
 from estcore.errors import (
@@ -57,40 +64,25 @@ from estcore.errors import (
     RequestRejected,
     SerialNumberReused,
 )
-from estcore.ids import record_id, serial_hex
 from estcore.runtime import faults
 from estcore.runtime.logs import fields
+from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _INSIST_S, _AGAIN_S = 60.0, 0.5
+_TURN_EVERY_S = 0.2
 _NOT_SENT = ("upstream.not_sent", "the ledger went away before it was sent")
 _REPEATED = "upstream.repeated"
 _NOT_ITS_OWN = {"issuer", "unreadable", "der"}
 """Checks that leave open whether the other CA made it, or what: nothing it could revoke."""
-_UNDELIVERED = RequestRejected(
-    "the key was asked for again; this one never reached its client", code="keygen.undelivered"
-)
-
-
-@dataclass(frozen=True)
-class PendingUpstream:
-    """The client asks again after so many seconds."""
-
-    retry_after_s: int
-
-
-@dataclass(frozen=True)
-class LeaseLost:
-    """Somebody else holds the row; whatever came of it is in there."""
-
-
-Outcome = IssuedCertificate | RequestRejected | PendingUpstream | LeaseLost
 
 
 class UpstreamCycle:
-    """Steps 6 to 10 for one row that is ours."""
+    """Steps 6 to 10 for leased submissions; the CertificateSource of upstream issuers."""
+
+    name = "upstream"
 
     def __init__(
         self,
@@ -111,8 +103,46 @@ class UpstreamCycle:
         self._clock = clock
         self._unknown_retry_after_s = unknown_retry_after_s
         self._changed = changed
+        self.stopping = asyncio.Event()
 
-    async def sign_and_store(self, one: Submission) -> Outcome:
+    def check(self, candidate: Candidate) -> None:
+        """Refuse a CSR that an upstream CA would not follow.
+
+        Raises:
+            RequestRejected: its names or extensions are not those of the expected certificate.
+        """
+        csr = x509.load_der_x509_csr(candidate.message.csr)
+        check_asked(csr, pattern_of(candidate.intent.tbs))
+
+    async def issue(self, intent: Submission) -> Outcome:
+        """Take a recorded submission through steps 6 to 9 when its upstream CA may be asked.
+
+        Raises:
+            BusUnavailable: the audit intent was not confirmed; nothing was sent.
+            IssuerUnavailable: nothing was issued, or the process stops; retry.
+            LedgerUnavailable: the row shows how far it came; redelivery goes on from there.
+        """
+        issuer = self._issuers[intent.issuer_id]
+        async with issuer.places:
+            await self._turn(issuer)
+            return await self._submit(intent)
+
+    async def _turn(self, issuer: UpstreamIssuer) -> None:
+        """Wait until the upstream CA may be asked.
+
+        Deferring the request would count a delivery each time, and an outage longer than
+        ``max_attempts`` of them would make it a dead letter.
+
+        Raises:
+            IssuerUnavailable: the process stops first.
+        """
+        while not await issuer.admit():
+            if await sleep_or_stop(self.stopping, _TURN_EVERY_S):
+                raise IssuerUnavailable(
+                    f"circuit breaker open for issuer {issuer.issuer_id}", code="upstream.paused"
+                )
+
+    async def _submit(self, one: Submission) -> Outcome:
         """Take a recorded submission through steps 6 to 9 and answer.
 
         Raises:
@@ -227,7 +257,7 @@ class UpstreamCycle:
         if stored is None:
             return await self._stray(one, der)
         faults.hit("upstream.9.stored")
-        await self._answer(stored)
+        await completion.answer(self._publisher, stored)
         return stored
 
     def judged(self, issuer: UpstreamIssuer, one: Submission, der: bytes) -> x509.Certificate:
@@ -245,34 +275,16 @@ class UpstreamCycle:
         )
         return judge(der, terms, now=self._clock.now())
 
-    async def _answer(self, issued: IssuedCertificate) -> None:
-        intent = issued.intent
-        context = intent.context
-        answer = issued_answer(intent.request_id, issued.certificate)
-        await self._publisher.replies.send(context.group, context.instance, answer)
-        signer_metrics.ISSUED.labels(intent.issuer_id, intent.profile).inc()
-        log.info(
-            "certificate issued",
-            extra=fields(
-                correlation_id=context.correlation_id,
-                serial=serial_hex(intent.serial_number),
-                issuer=intent.issuer_id,
-                profile=intent.profile,
-                tenant=intent.tenant,
-                owner=intent.service,
-            ),
-        )
-
-    async def announce(self, issued: IssuedCertificate) -> None:
-        """Step 10: tell the world and remember that it was told.
+    async def publish(self, issued: Sequence[IssuedCertificate]) -> None:
+        """Step 10: publish events and records of stored certificates.
 
         Raises:
-            BusUnavailable: not confirmed; a sweeper announces again.
+            BusUnavailable: not confirmed; a sweeper publishes again.
         """
-        await self._publisher.issued([issued])
+        await self._publisher.issued(issued)
         faults.hit("upstream.10.announced")
         try:
-            await self._ledger.mark_announced([issued.intent.issuance_id])
+            await self._ledger.mark_announced([i.intent.issuance_id for i in issued])
         except LedgerUnavailable:
             log.warning("publication not recorded, it will be repeated")
 
@@ -286,7 +298,7 @@ class UpstreamCycle:
             "upstream request pending",
             extra=fields(correlation_id=one.context.correlation_id, issuer=one.issuer_id),
         )
-        return PendingUpstream(said.retry_after_s)
+        return RetryLater(said.retry_after_s)
 
     async def _unknown(self, issuer: UpstreamIssuer, one: Submission, said: Unknown) -> Outcome:
         if issuer.plugin.repeatable_s > 0:
@@ -307,7 +319,7 @@ class UpstreamCycle:
                 reason=said.reason,
             ),
         )
-        return PendingUpstream(self._unknown_retry_after_s)
+        return RetryLater(self._unknown_retry_after_s)
 
     async def _repeated(self, one: Submission) -> Outcome:
         reason = "the other CA repeated a certificate that the ledger has already"
@@ -354,15 +366,7 @@ class UpstreamCycle:
         Raises:
             BusUnavailable: not audited, so not revoked either.
         """
-        record = self._publisher.audit_records.about_intent(
-            issued.intent,
-            record_id=record_id("superseded", issued.intent.issuance_id),
-            action="certificate.superseded",
-            error=_UNDELIVERED,
-            phase="outcome",
-        )
-        await self._publisher.mappings([record])
-        await self._ledger.revoke(issued.intent.issuance_id, "superseded")
+        await completion.supersede(self._publisher, self._ledger, issued)
 
     async def _insist(self, write: Callable[[], Awaitable[T]]) -> T:
         """Write what another CA said, through a short outage of PostgreSQL: nobody says it twice.

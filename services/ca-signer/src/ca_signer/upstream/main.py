@@ -154,7 +154,7 @@ async def _serve(
             keep_published,
             reloader.run,
             parts.worker.run,
-            parts.desk.attend,
+            parts.handler.attend,
             parts.sweeper.run,
             parts.sweeper.watch,
             parts.revocations.run,

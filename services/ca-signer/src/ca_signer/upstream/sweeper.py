@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from ca_signer.model import EXPIRED, OPEN_SUBMISSION_STATES
 from ca_signer.upstream import metrics
 from ca_signer.upstream.cycle import UpstreamCycle
-from ca_signer.upstream.idempotency import RESTARTED
+from ca_signer.upstream.idempotency import RESTARTED, RESTARTED_REASON
 from ca_signer.upstream.issuer import UpstreamIssuer
 from ca_signer.upstream.plugin import Retryable, Unknown
 from ca_signer.upstream.submissions import Submissions
@@ -62,9 +62,7 @@ class UpstreamSweeper:
         repeatable = {name: issuer.plugin.repeatable_s for name, issuer in self._issuers.items()}
         for one in await self._submissions.lapsed(repeatable, _LIMIT):
             # Nobody came back for it within a lease: its message is gone, or its process is.
-            await self._submissions.unknown(
-                one, RESTARTED, "whoever sent it did not live to see the answer"
-            )
+            await self._submissions.unknown(one, RESTARTED, RESTARTED_REASON)
         for one in await self._submissions.stale(issuers, self._pending_for, _LIMIT):
             await self._cycle.abandon(one, EXPIRED)
         counts = await self._submissions.counts(issuers)

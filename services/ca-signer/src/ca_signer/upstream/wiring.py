@@ -10,14 +10,17 @@ from cryptography import x509
 from ca_signer.issuance.approvals import ApprovalStore
 from ca_signer.issuance.consumer import RequestConsumer
 from ca_signer.issuance.decision_context import DecisionContext
+from ca_signer.issuance.idempotency import RequestResolver
+from ca_signer.issuance.request_handler import RequestHandler
 from ca_signer.ledger.issuances import IssuanceStore
+from ca_signer.ledger.refusals import RefusalStore
 from ca_signer.operators.executor import CommandExecutor
 from ca_signer.publishing.outbox import Outbox, command_records
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.upstream import operator_verbs
 from ca_signer.upstream.audit_records import revocation_records, submission_records
 from ca_signer.upstream.cycle import UpstreamCycle
-from ca_signer.upstream.idempotency import SubmissionResolver
+from ca_signer.upstream.idempotency import OpenSubmissions
 from ca_signer.upstream.issuer import UpstreamIssuer
 from ca_signer.upstream.request_handler import UpstreamRequestHandler
 from ca_signer.upstream.revocation import UpstreamRevocations
@@ -40,9 +43,9 @@ class Parts:
     decision_context: DecisionContext
     publisher: EventPublisher
     submissions: Submissions
-    resolver: SubmissionResolver
+    resolver: RequestResolver[Submission]
     cycle: UpstreamCycle
-    desk: UpstreamRequestHandler
+    handler: UpstreamRequestHandler
     worker: RequestConsumer
     outbox: Outbox
     executor: CommandExecutor
@@ -70,15 +73,19 @@ def assemble(
         every_s=settings.sweep_every_s,
     )
     pending_for = dt.timedelta(seconds=settings.pending_lifetime_s)
-    resolver = SubmissionResolver(
+    resolver = RequestResolver(
         ledger,
+        OpenSubmissions(
+            decision_context.clock,
+            lease=ledger.lease,
+            repeatable_s=lambda issuer: issuers[issuer].plugin.repeatable_s,
+            unknown_retry_after_s=settings.unknown_retry_after_s,
+        ),
         ApprovalStore(
             lifetime=dt.timedelta(seconds=settings.approval_lifetime_s),
             retry_after_s=settings.approval_retry_after_s,
             max_waiting=settings.approval_max_waiting,
         ),
-        repeatable_s=lambda issuer: issuers[issuer].plugin.repeatable_s,
-        unknown_retry_after_s=settings.unknown_retry_after_s,
     )
     cycle = UpstreamCycle(
         submissions,
@@ -89,21 +96,24 @@ def assemble(
         unknown_retry_after_s=settings.unknown_retry_after_s,
         changed=outbox.changed,
     )
-    desk = UpstreamRequestHandler(
-        cycle=cycle,
-        issuers=issuers,
-        bus=bus,
-        ledger=ledger,
-        resolver=resolver,
-        publisher=publisher,
-        decision_context=decision_context,
-        max_attempts=settings.max_attempts,
+    handler = UpstreamRequestHandler(
+        RequestHandler(
+            bus=bus,
+            ledger=ledger,
+            refusals=RefusalStore(database),
+            resolver=resolver,
+            source=cycle,
+            publisher=publisher,
+            decision_context=decision_context,
+            max_attempts=settings.max_attempts,
+        ),
+        cycle,
     )
     places = sum(issuer.settings.concurrency for issuer in issuers.values())
     worker = RequestConsumer(
         bus,
         database,
-        desk,
+        handler,
         issuers=list(issuers),
         batch_size=_BATCH,
         in_flight=max(4, -(-2 * places // _BATCH)),
@@ -145,7 +155,7 @@ def assemble(
         submissions,
         resolver,
         cycle,
-        desk,
+        handler,
         worker,
         outbox,
         executor,

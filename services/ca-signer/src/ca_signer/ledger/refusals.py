@@ -1,0 +1,62 @@
+"""Refused requests in the ledger: recorded once, published until confirmed; and what expires."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from ca_signer.model import Refusal
+from estcore.errors import RequestRejected
+from estcore.messages.envelope import decode, encode
+from estcore.runtime.database import Database
+
+
+class RefusalStore:
+    """Statements on one database, each a transaction of its own."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def record(self, refusal: Refusal, error: RequestRejected) -> bool:
+        """Record that a request was refused; False when it was recorded before."""
+        async with self._database.connection() as connection:
+            done = await connection.fetchval(
+                "insert into request (request_id, outcome, kind, code, reason, announcement) "
+                "values ($1, 'rejected', $2, $3, $4, $5) on conflict do nothing returning true",
+                refusal.event.id,
+                type(error).__name__,
+                error.code,
+                error.reason,
+                encode(refusal).decode(),
+            )
+        return bool(done)
+
+    async def mark_published(self, request_ids: list[str]) -> None:
+        """Record that refusals were published."""
+        async with self._database.connection() as connection:
+            await connection.execute(
+                "update request set announced_at = now() where request_id = any($1::uuid[])",
+                request_ids,
+            )
+
+    async def unpublished(self, *, older_than_s: float, limit: int) -> list[Refusal]:
+        """Return refusals whose publication was not confirmed, oldest first."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                "select announcement from request where announced_at is null "
+                "and created_at < now() - $1::interval order by created_at limit $2",
+                dt.timedelta(seconds=older_than_s),
+                limit,
+            )
+        return [decode(Refusal, row["announcement"].encode()) for row in rows]
+
+    async def delete_expired(self) -> None:
+        """Delete single-use proofs after a day (they live minutes) and approvals after 90 days."""
+        async with self._database.connection() as connection:
+            await connection.execute(
+                "delete from approval where expires_at < now() - interval '90 days' "
+                "and announced_at is not null"
+            )
+            await connection.execute(
+                "delete from claim where kind in ('dpop', 'digest') "
+                "and created_at < now() - interval '1 day'"
+            )
