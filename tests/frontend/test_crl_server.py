@@ -32,7 +32,7 @@ def listed(number: int, octets: bytes = b"\x30\x00", at: dt.datetime = NOW) -> R
 
 
 def state_with(folder: Path, *lists: RevocationList) -> SignerState:
-    state = SignerState(folder, PeerValidator(SystemClock()), SystemClock())
+    state = SignerState(folder, PeerValidator(SystemClock()).set_anchors, SystemClock())
     state.load()
     for one in lists:
         state.apply(topics.crl_topic(one.issuer_id), encode(one))

@@ -27,7 +27,7 @@ def test_C8_issuers_never_mix(tmp_path: Path) -> None:
             issuer_id=name, updated_at=dt.datetime.now(dt.UTC), chain=tuple(chains[name])
         )
         (tmp_path / topics.cacerts_topic(name)).write_bytes(encode(message))
-    state = SignerState(tmp_path, PeerValidator(SystemClock()), SystemClock())
+    state = SignerState(tmp_path, PeerValidator(SystemClock()).set_anchors, SystemClock())
     state.load()
     for name, chain in chains.items():
         body = state.cacerts(name)
@@ -39,7 +39,7 @@ def test_C8_issuers_never_mix(tmp_path: Path) -> None:
 def test_damaged_files_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / topics.cacerts_topic("alpha")).write_bytes(b"{not json")
     (tmp_path / topics.secrets_topic("00")).write_bytes(b"\x00\xff")
-    state = SignerState(tmp_path, PeerValidator(SystemClock()), SystemClock())
+    state = SignerState(tmp_path, PeerValidator(SystemClock()).set_anchors, SystemClock())
     state.load()
     assert state.cacerts("alpha") is None
 
@@ -48,7 +48,7 @@ def test_K17_revoked_serials_are_known_by_issuer_and_the_newest_word_counts(
     tmp_path: Path,
 ) -> None:
     now = dt.datetime.now(dt.UTC)
-    state = SignerState(tmp_path, PeerValidator(SystemClock()), SystemClock())
+    state = SignerState(tmp_path, PeerValidator(SystemClock()).set_anchors, SystemClock())
 
     def told(age_s: int, *serials: str) -> None:
         message = RevokedShard(

@@ -188,6 +188,9 @@ async def test_a_key_store_that_is_away_leaves_the_old_list(
     assert crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
 
 
+@pytest.mark.logs_errors(
+    "CRL not signed",
+)
 async def test_a_wrong_signature_is_never_published(signer: SignerStack) -> None:
     first, _ = await refreshed(signer)
     await signer.value("update crl set next_update = now() where issuer_id = 'issuing'")

@@ -66,7 +66,7 @@ async def signer(
 
 async def told(signer: SignerStack, folder: Path) -> SignerState:
     """What a front end knows that reads all of the state."""
-    state = SignerState(folder, PeerValidator(SystemClock()), SystemClock())
+    state = SignerState(folder, PeerValidator(SystemClock()).set_anchors, SystemClock())
     state.load()
     for topic, payload in await signer.frontend.last_values(topics.PKI_STATE, "pki.state.>"):
         state.apply(topic, payload)
@@ -161,6 +161,9 @@ async def test_only_the_parts_that_changed_are_made_again(signer: SignerStack) -
     assert changed == {"", f"4-{serial % 4}", f"16-{serial % 16}"}
 
 
+@pytest.mark.logs_errors(
+    "CRL too large for one message, increase crl_partitions",
+)
 async def test_more_than_one_list_holds_are_all_in_the_parts(
     signer: SignerStack, tmp_path: Path
 ) -> None:
@@ -206,6 +209,8 @@ async def test_more_than_one_list_holds_are_all_in_the_parts(
         await connection.execute("update crl set next_update = now()")
     await lists.refresh()
     assert await signer.value("select number from crl where partition = ''") > full
+    # The signer's own publisher takes up from there; other tests count on it.
+    await signer.operations.lists.refresh()
 
 
 async def test_a_profile_that_names_parts_needs_an_issuer_that_makes_them(

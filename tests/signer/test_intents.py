@@ -110,7 +110,7 @@ async def test_a_lease_is_kept_as_long_as_a_slow_key_store_works(signer: SignerS
 
 async def test_no_group_of_front_ends_may_ask_for_operators(platform: Any, tmp_path: Path) -> None:
     groups = {"default": {"labels": ["services"], "profiles": ["operator"]}}
-    with pytest.raises(ValidationError, match="no front end asks for profile operator"):
+    with pytest.raises(ValidationError, match="is for certificates of the CA itself"):
         signer_settings(platform, tmp_path, groups=groups)
 
 
@@ -240,6 +240,10 @@ async def as_owner(platform: Any, sql: str) -> None:
         await connection.close()
 
 
+@pytest.mark.logs_errors(
+    "intent not finished",
+    "internal check failed, nothing was signed",
+)
 async def test_a_poisoned_intent_does_not_stop_the_sweeper(signer: SignerStack) -> None:
     """Its TBS names another signature algorithm: the key store's signature cannot verify."""
     _, bad = await signer.leave_intent()
@@ -269,7 +273,11 @@ async def test_a_poisoned_intent_does_not_stop_the_sweeper(signer: SignerStack) 
     ("change", "outcome", "code"),
     [
         ("sign_before = now() - interval '1 s'", "pending", None),
-        ("secret_id = 'gone'", "rejected", "secret.invalid"),
+        (
+            'context = (context::jsonb || \'{"principal": "secret:gone"}\')::text',
+            "rejected",
+            "secret.invalid",
+        ),
         ("profile = 'gone'", "rejected", "profile.unknown"),
     ],
 )
@@ -290,6 +298,9 @@ async def test_an_abandoned_intent_answers_its_request(
     assert (answer.retry_after_s is not None) == (outcome == "pending")
 
 
+@pytest.mark.logs_errors(
+    "message dead-lettered",
+)
 @pytest.mark.parametrize("missing", ["csr", "label", "operation", "principal", "priority"])
 async def test_an_unreadable_request_that_says_who_asked_is_answered(
     signer: SignerStack, missing: str
@@ -306,6 +317,10 @@ async def test_an_unreadable_request_that_says_who_asked_is_answered(
     assert (answer.outcome, answer.code) == ("rejected", "request.given_up")
 
 
+@pytest.mark.logs_errors(
+    "request failed",
+    "message dead-lettered",
+)
 async def test_a_request_the_ledger_cannot_take_ends_as_a_dead_letter_on_record(
     signer: SignerStack, platform: Any
 ) -> None:

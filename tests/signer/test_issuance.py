@@ -236,6 +236,9 @@ async def test_a_refused_request_delivered_again_is_refused_with_one_record(
     assert await signer.value("select count(*) from request where request_id = $1", message.id) == 1
 
 
+@pytest.mark.logs_errors(
+    "message dead-lettered",
+)
 async def test_an_unreadable_message_is_a_dead_letter_and_harms_nobody(signer: SignerStack) -> None:
     from estcore.runtime.bus import Outgoing
 

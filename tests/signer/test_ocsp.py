@@ -249,7 +249,7 @@ async def test_an_intent_of_a_responder_that_died_is_given_up(signer: SignerStac
 
 @pytest.fixture
 def state(signer: SignerStack, tmp_path: Path) -> SignerState:
-    found = SignerState(tmp_path / "state", PeerValidator(SystemClock()), SystemClock())
+    found = SignerState(tmp_path / "state", PeerValidator(SystemClock()).set_anchors, SystemClock())
     found.load()
     return found
 

@@ -114,7 +114,7 @@ async def test_rollovers_come_back_into_a_ledger_that_has_forgotten_them(
 
     connection = await platform.postgres.superuser()
     try:
-        await connection.execute("truncate ca_signer.issuers.rollover, ca_signer.generation")
+        await connection.execute("truncate ca_signer.rollover, ca_signer.generation")
     finally:
         await connection.close()
     done = await restorer.restore(found)

@@ -74,6 +74,9 @@ async def test_keys_in_one_token_share_one_worker(hsm: SoftHSM, tmp_path: Path) 
         load_issuers([first, other])
 
 
+@pytest.mark.logs_errors(
+    "PIN rejected by the token, not retried until restart",
+)
 async def test_a_wrong_pin_reaches_the_token_once(
     hsm: SoftHSM, faults: Faults, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -101,6 +104,9 @@ async def test_a_wrong_pin_reaches_the_token_once(
         await key.sign(b"tbs")
 
 
+@pytest.mark.logs_errors(
+    "PIN rejected by the token, not retried until restart",
+)
 @pytest.mark.parametrize("error", ["PinLocked", "PinFinalTry", "PinExpired"])
 async def test_a_refused_login_is_not_tried_again(
     hsm: SoftHSM, faults: Faults, tmp_path: Path, error: str
@@ -186,6 +192,9 @@ async def test_a_token_that_is_away_at_the_start_is_opened_later(
             softhsm.come_back()
 
 
+@pytest.mark.logs_errors(
+    "token returned a wrong signature",
+)
 async def test_a_wrong_signature_is_never_handed_out(
     hsm: SoftHSM, faults: Faults, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -203,6 +212,9 @@ async def test_a_wrong_signature_is_never_handed_out(
         assert key.token.breaker.state == "closed"
 
 
+@pytest.mark.logs_errors(
+    "token returned a wrong signature",
+)
 async def test_one_bad_signature_in_a_batch_gives_none(
     hsm: SoftHSM, faults: Faults, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ca_signer.circuit_breaker import Breaker
 from ca_signer.settings import IssuerSettings, SignerSettings, TokenSettings
-from ca_signer.signing import keystore, signatures
+from ca_signer.signing import issuers, signatures
 from ca_signer.signing.hsm.protocol import (
     MAX_FRAME,
     Failed,
@@ -215,7 +215,7 @@ def test_without_the_extra_a_token_is_one_line(monkeypatch: pytest.MonkeyPatch) 
         importlib.util, "find_spec", lambda name, *a: None if name == "pkcs11" else find(name, *a)
     )
     with pytest.raises(ConfigurationError, match=r"estsuite-signer\[pkcs11\]") as caught:
-        keystore.check_token(TokenSettings.model_validate(token()))
+        issuers.check_token(TokenSettings.model_validate(token()))
     assert caught.value.code == "keystore.extra"
 
 
@@ -225,9 +225,9 @@ def test_a_pin_file_that_everybody_can_read_is_refused(tmp_path: Path) -> None:
     pin.write_text("1234")
     pin.chmod(0o644)
     with pytest.raises(ConfigurationError, match="readable by everybody"):
-        keystore.check_token(TokenSettings.model_validate(token(module=module, pin_file=pin)))
+        issuers.check_token(TokenSettings.model_validate(token(module=module, pin_file=pin)))
     pin.chmod(0o600)
-    keystore.check_token(TokenSettings.model_validate(token(module=module, pin_file=pin)))
+    issuers.check_token(TokenSettings.model_validate(token(module=module, pin_file=pin)))
     module.unlink()
     with pytest.raises(ConfigurationError, match="no PKCS#11 module"):
-        keystore.check_token(TokenSettings.model_validate(token(module=module, pin_file=pin)))
+        issuers.check_token(TokenSettings.model_validate(token(module=module, pin_file=pin)))

@@ -157,6 +157,10 @@ async def test_verbatim_says_the_usages_whatever_the_role_gives(
         await put_back(stack, before)
 
 
+@pytest.mark.logs_errors(
+    "upstream certificate quarantined",
+    "upstream revocation failed permanently, revoke manually",
+)
 async def test_more_than_was_decided_is_set_aside_and_revoked_at_vault(
     stack: UpstreamStack, bao: OpenBao
 ) -> None:

@@ -116,7 +116,7 @@ class AckListener:
             return
         accepted: Accepted | None = None
         try:
-            with self._tracing.span("renewal.rotation.proof_of_use", ack.traceparent):
+            with self._tracing.span("renewal.proof", ack.traceparent):
                 accepted = await self.accept(ack)
                 answer = RotationAckAnswered(accepted=True)
                 PROOFS.labels("repeated" if accepted.known else "accepted").inc()
