@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from aiohttp import web
 
 from est_frontend.connections import ClientConnection
 from est_frontend.digest import DigestVerifier
+from est_frontend.headers import header, target_path
 from est_frontend.limits import Backoff
 from est_frontend.live import Live
 from est_frontend.peers import Peer, PeerValidator
@@ -54,16 +54,17 @@ class Credentials:
     @classmethod
     def of(cls, request: web.BaseRequest, connection: ClientConnection, source: str) -> Credentials:
         """Return the credentials of a request."""
-        path = request.raw_path.partition("?")[0]
+        path = target_path(request)
+        host = header(request, "Host") or ""
         return cls(
             connection=connection,
             source=source,
             method=request.method,
-            host=_host(request.host),
-            url=f"https://{request.host}{path}",
+            host=_host(host),
+            url=f"https://{host}{path}",
             path=path,
-            authorization=request.headers.get("Authorization"),
-            dpop=request.headers.get("DPoP"),
+            authorization=header(request, "Authorization"),
+            dpop=header(request, "DPoP"),
         )
 
 
@@ -297,10 +298,11 @@ def _read_basic(encoded: str) -> tuple[str, str]:
         raise NotAuthenticated("the Basic credentials are too long", code="auth.basic")
     try:
         decoded = base64.b64decode(encoded, validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError) as exc:
+    except ValueError as exc:  # not ASCII, not base64, not UTF-8
         raise NotAuthenticated("the Basic credentials are malformed", code="auth.basic") from exc
     name, colon, secret = decoded.partition(":")
-    if not colon:
+    # RFC 7617 section 2: "The user-id and password MUST NOT contain any control characters".
+    if not colon or not name.isprintable():
         raise NotAuthenticated("the Basic credentials are malformed", code="auth.basic")
     return name, secret
 

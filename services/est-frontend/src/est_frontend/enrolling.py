@@ -13,6 +13,7 @@ from est_frontend import answers
 from est_frontend.authenticate import Authenticated, Authenticator, Credentials
 from est_frontend.exchange import Exchange
 from est_frontend.gateway import Gateway
+from est_frontend.headers import header
 from est_frontend.keygen import KeyMaker
 from est_frontend.limits import Buckets
 from est_frontend.linking import check_linking
@@ -312,7 +313,7 @@ def check_type(request: web.BaseRequest, expected: str) -> None:
     Raises:
         MalformedRequest: another one, or none.
     """
-    given = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    given = (header(request, "Content-Type") or "").partition(";")[0].strip().lower()
     if given != expected:
         raise MalformedRequest(f"send Content-Type: {expected}", code="request.media_type")
 
@@ -338,7 +339,7 @@ async def read_body(request: web.BaseRequest, limit: int, *, timeout_s: float) -
 
 def _invite(request: web.BaseRequest) -> None:
     """Tell a client that waits for it to send its body (RFC 9110 section 10.1.1)."""
-    wish = request.headers.get("Expect")
+    wish = header(request, "Expect")
     if wish is None or request.version < HttpVersion11:
         return
     if wish.lower() != "100-continue":

@@ -13,6 +13,7 @@ from est_frontend.connections import ClientConnection
 from est_frontend.enrolling import Enroller, check_type, read_body
 from est_frontend.exchange import Exchange
 from est_frontend.fetches import TrustFetches
+from est_frontend.headers import target_path
 from est_frontend.limits import Buckets, TooOften
 from est_frontend.live import Live
 from est_frontend.settings import FrontendSettings
@@ -96,7 +97,8 @@ class Handler:
             raise ConnectionResetError
         connection: ClientConnection = transport.get_extra_info("ssl_object")
         exchange = Exchange(request, ids.uuid7(), connection)
-        with self._tracing.root("est request", path=request.path[:200]) as traceparent:
+        path = target_path(request)[:200]
+        with self._tracing.root("est request", path=path) as traceparent:
             exchange.traceparent = traceparent
             try:
                 response = await self._route(exchange)
@@ -118,7 +120,7 @@ class Handler:
     async def _route(self, exchange: Exchange) -> web.Response:
         request = exchange.request
         self._rates.take(exchange.peer)
-        route = parse_path(request.raw_path.partition("?")[0])
+        route = parse_path(target_path(request))
         if route is None:
             raise MalformedRequest("there is nothing here", code="request.not_found")
         exchange.operation = route.operation
