@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from aiohttp import HttpVersion11, web
 from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
+from aiohttp.web_protocol import RequestPayloadError
 
 from est_frontend import answers
 from est_frontend.authenticate import Authenticated, Authenticator, Credentials
@@ -18,6 +19,7 @@ from est_frontend.keygen import KeyMaker
 from est_frontend.limits import Buckets
 from est_frontend.linking import check_linking
 from est_frontend.live import Live
+from est_frontend.server import NOT_HTTP, UnreadableRequest
 from est_frontend.settings import FrontendSettings
 from est_frontend.state import State
 from estcore import ids
@@ -322,7 +324,7 @@ async def read_body(request: web.BaseRequest, limit: int, *, timeout_s: float) -
     """Return the body of a request.
 
     Raises:
-        MalformedRequest: too large, or not here in time.
+        MalformedRequest: too large, not here in time, or not encoded as HTTP/1.1.
     """
     too_large = MalformedRequest(f"the body has more than {limit} bytes", code="body.too_large")
     if (request.content_length or 0) > limit:
@@ -335,6 +337,10 @@ async def read_body(request: web.BaseRequest, limit: int, *, timeout_s: float) -
         raise MalformedRequest("the body did not come in time", code="request.timeout") from None
     except HTTPRequestEntityTooLarge:
         raise too_large from None
+    except UnreadableRequest as exc:
+        raise exc.error from None
+    except RequestPayloadError:
+        raise MalformedRequest(NOT_HTTP) from None
 
 
 def _invite(request: web.BaseRequest) -> None:

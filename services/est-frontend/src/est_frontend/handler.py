@@ -117,6 +117,16 @@ class Handler:
         metrics.SECONDS.labels(exchange.operation).observe(monotonic_s() - started)
         return response
 
+    def refuse(self, request: web.BaseRequest, error: ESTSuiteError) -> web.Response:
+        """Answer what aiohttp could not read, or could not finish, like any other refusal."""
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError
+        exchange = Exchange(request, ids.uuid7(), transport.get_extra_info("ssl_object"))
+        response = self._failed(exchange, error)
+        metrics.REQUESTS.labels(exchange.operation, exchange.label_name, str(response.status)).inc()
+        return response
+
     async def _route(self, exchange: Exchange) -> web.Response:
         request = exchange.request
         self._rates.take(exchange.peer)

@@ -65,5 +65,8 @@ def configure(service: str, instance: str, level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level)
     logging.captureWarnings(capture=True)
-    for noisy in ("nats", "aiohttp.access", "asyncio"):
+    for noisy in ("nats", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # What aiohttp says of a request by itself repeats octets of it, credentials among them.
+    for name in ("aiohttp.access", "aiohttp.server", "aiohttp.web"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
