@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
@@ -529,15 +529,54 @@ async def test_G8_one_correlation_id_reaches_every_service(client: Client) -> No
 
 
 async def test_G9_no_secret_is_written_anywhere(client: Client) -> None:
-    secret = client.stack.secret.encode()
+    secrets = (client.stack.secret.encode(), client.basic.removeprefix("Basic ").encode())
     await client.enroll(b64(make_csr("dev-quiet")[1]))
+    correlations = set()
+    for octets in unreadable(client.basic.encode()):
+        answer = Answer(await client.raw(octets))
+        assert answer.head.startswith(b"HTTP/1.1 4")
+        assert answer.headers["Server"] == "est"
+        assert_one_line(answer, "request.malformed" if answer.status == 400 else LARGE)
+        assert not any(secret in answer.head + answer.body for secret in secrets)
+        correlations.add(answer.headers["X-Correlation-ID"])
     await asyncio.sleep(1)
-    await client.stack.exports()
+    exports = await client.stack.exports()
+    leaves = [line["leaf"] for line in exports["audit"] if line.get("type") == "record"]
+    on_record = {c for c in correlations if any(c in leaf for leaf in leaves)}
+    assert on_record == correlations
     for path in client.stack.folder.rglob("*"):
         if path.is_file() and not path.name.endswith(".password"):
             with contextlib.suppress(OSError):
-                assert secret not in path.read_bytes(), path
-    assert ec is not None
+                written = path.read_bytes()
+                assert not any(secret in written for secret in secrets), path
+    for path in client.stack.layout.logs.glob("est-frontend*"):
+        assert "Traceback" not in path.read_text()
+
+
+LARGE = "request.head_too_large"
+
+
+def unreadable(basic: bytes) -> list[bytes]:
+    """Requests with a credential that the HTTP library cannot read."""
+    start = b"POST " + f"{BASE}/simpleenroll".encode() + b" HTTP/1.1\r\nHost: localhost\r\n"
+    good = start + b"Authorization: " + basic + b"\r\n"
+    chunked = good + b"Content-Type: application/pkcs10\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return [
+        start + b"Authorization : " + basic + b"\r\n\r\n",
+        start + b"Authorization\t: " + basic + b"\r\n\r\n",
+        start + b"Authorization " + basic + b"\r\n\r\n",
+        start + b"Authorization: " + basic + b"\0\r\n\r\n",
+        start + b"Authorization: x\r\n " + basic + b"\r\n\r\n",
+        start + b"Authorization: " + basic + b"\rX: y\r\n\r\n",
+        good + b"Host: localhost\r\n\r\n",
+        good + b"Content-Length: " + basic + b"\r\n\r\n",
+        good + b"X: " + basic * 400 + b"\r\n\r\n",
+        b"GET /" + basic + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /" + basic.replace(b" ", b"/") + b" HTTP/2.0\r\nHost: localhost\r\n\r\n",
+        basic + b" / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        chunked + basic + b"\r\n",
+        chunked + b"5\r\nhello" + basic + b"\r\n",
+    ]
 
 
 async def test_C7_cacerts_outlives_nats_and_postgres(client: Client) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
+import logging
 import socket
 import ssl
 import threading
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -16,6 +20,7 @@ from hypothesis import strategies as st
 
 from est_frontend.rate_limits import Backoff
 from est_frontend.srp.connection import Attempt, SRPConnection, SRPContext
+from est_frontend.srp.listener import SRPListener
 from est_frontend.srp.tlslite import GROUPS, HandshakeSettings, TLSConnection, verifier_of
 from est_frontend.srp.verifier_file import Verifiers, set_user
 from est_frontend.tls.channel_binding import check_linking
@@ -225,3 +230,49 @@ def challenge(binding: bytes) -> Any:
     oid = bytes.fromhex("06092a864886f70d010907")
     attribute = b"\x30" + bytes([len(oid + values)]) + oid + values
     return read_attributes(b"\xa0" + bytes([len(attribute)]) + attribute)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("closed"), TypeError("x"), ValueError(), OSError(), TimeoutError()]
+)
+async def test_whatever_start_tls_raises_the_door_goes_on(
+    file: Path, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An event loop refuses a connection that was closed before its handshake: RuntimeError."""
+    settings = SimpleNamespace(
+        srp=SimpleNamespace(verifiers_file=file, max_connections=9),
+        listen=SimpleNamespace(
+            host="127.0.0.1", port=0, backlog=9, handshake_timeout_s=1, max_connections=9
+        ),
+    )
+    door = SRPListener(cast("Any", settings))
+    loop = asyncio.get_running_loop()
+
+    async def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(loop, "start_tls", fail)
+    server = cast("Any", _NoServer())
+    listening = await door.open(server, cast("Any", None))
+    stop = asyncio.Event()
+    (job,) = door.jobs
+    running = asyncio.ensure_future(job(stop))
+    await asyncio.sleep(0)
+    reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname()[:2])
+    async with asyncio.timeout(3):
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+    assert not running.done()
+    assert not door._handshakes
+    assert all(r.levelno < logging.WARNING for r in caplog.records)
+    writer.close()
+    listening.close()
+    stop.set()
+    await running
+
+
+class _NoServer:
+    connections: tuple[object, ...] = ()
+
+    def __call__(self) -> asyncio.Protocol:
+        return asyncio.Protocol()

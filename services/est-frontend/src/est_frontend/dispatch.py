@@ -12,6 +12,7 @@ from est_frontend.audit_trail.trail import AuditTrail
 from est_frontend.auth.active_policy import ActivePolicy
 from est_frontend.auth.authenticator import Authenticator, Credentials
 from est_frontend.enrollment.enroller import Enroller, check_type, read_body
+from est_frontend.headers import target_path
 from est_frontend.rate_limits import Buckets, TooOften
 from est_frontend.settings import FrontendSettings
 from est_frontend.signer_state.cache import SignerState
@@ -97,7 +98,8 @@ class Dispatcher:
             raise ConnectionResetError
         connection: ClientConnection = transport.get_extra_info("ssl_object")
         exchange = Exchange(request, ids.uuid7(), connection)
-        with self._tracing.root("est request", path=request.path[:200]) as traceparent:
+        path = target_path(request)[:200]
+        with self._tracing.root("est request", path=path) as traceparent:
             exchange.traceparent = traceparent
             try:
                 response = await self._route(exchange)
@@ -116,10 +118,20 @@ class Dispatcher:
         metrics.SECONDS.labels(exchange.operation).observe(monotonic_s() - started)
         return response
 
+    def refuse(self, request: web.BaseRequest, error: ESTSuiteError) -> web.Response:
+        """Answer what aiohttp could not read, or could not finish, like any other refusal."""
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError
+        exchange = Exchange(request, ids.uuid7(), transport.get_extra_info("ssl_object"))
+        response = self._failed(exchange, error)
+        metrics.REQUESTS.labels(exchange.operation, exchange.label_name, str(response.status)).inc()
+        return response
+
     async def _route(self, exchange: Exchange) -> web.Response:
         request = exchange.request
         self._rates.take(exchange.peer)
-        route = parse_path(request.raw_path.partition("?")[0])
+        route = parse_path(target_path(request))
         if route is None:
             raise MalformedRequest("there is nothing here", code="request.not_found")
         exchange.operation = route.operation

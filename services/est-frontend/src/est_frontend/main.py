@@ -7,7 +7,8 @@ import logging
 import sys
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
+from aiohttp.web_protocol import ERROR
 
 from est_frontend import metrics
 from est_frontend.audit_trail.trail import SERVICE, AuditTrail
@@ -287,6 +288,8 @@ def _request_factory(max_body_bytes: int) -> Any:
         message: Any, payload: Any, protocol: Any, writer: Any, task: asyncio.Task[None]
     ) -> web.BaseRequest:
         loop = asyncio.get_running_loop()
+        if message is ERROR:
+            message = message._replace(version=HttpVersion11)
         return web.BaseRequest(
             message, payload, protocol, writer, task, loop, client_max_size=max_body_bytes
         )

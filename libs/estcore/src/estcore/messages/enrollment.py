@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from estcore.messages.envelope import DER, Message, Part, Token
+from estcore.messages.text import plain_text
 from estcore.pki.profile import Priority
 
 Operation = Literal["simpleenroll", "simplereenroll", "serverkeygen"]
@@ -36,13 +37,21 @@ class Principal(Part):
         return f"{self.method}:{self.name}"
 
 
+def _agent(value: str) -> str:
+    return plain_text(value, MAX_AGENT)
+
+
+MAX_AGENT = 200
+"""Characters of a User-Agent that are kept."""
+
+
 class Source(Part):
     """Where the request came from."""
 
     peer: str | None = None
     tls_version: str | None = None
     tls_cipher: str | None = None
-    user_agent: str | None = None
+    user_agent: Annotated[str, AfterValidator(_agent)] | None = None
 
 
 class Claim(Part):

@@ -20,7 +20,8 @@ from pydantic import (
 )
 from pydantic_core import to_json
 
-from estcore.errors import MalformedRequest
+from estcore.errors import InvariantBroken, MalformedRequest
+from estcore.messages.text import without_surrogates
 
 Token = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,63}$")]
 CorrelationId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
@@ -65,8 +66,17 @@ M = TypeVar("M", bound=Part)
 
 
 def encode(message: Part) -> bytes:
-    """Return the message as JSON; absent values are left out."""
-    return message.model_dump_json(exclude_none=True).encode()
+    """Return the message as JSON; absent values are left out.
+
+    A lone surrogate becomes U+FFFD: one text of a peer must not stop a batch.
+
+    Raises:
+        InvariantBroken: a value has no JSON form.
+    """
+    try:
+        return message.model_dump_json(exclude_none=True).encode()
+    except ValueError:
+        return _encode_replaced(message)
 
 
 def without_none(**values: Any) -> dict[str, Any]:
@@ -79,8 +89,24 @@ def without_none(**values: Any) -> dict[str, Any]:
 
 
 def encode_mapping(message: dict[str, Any]) -> bytes:
-    """Return a mapping of JSON values, datetimes and models as JSON."""
-    return to_json(message, exclude_none=True)
+    """Return a mapping of JSON values, datetimes and models as JSON.
+
+    A lone surrogate becomes U+FFFD, as in ``encode``.
+
+    Raises:
+        InvariantBroken: a value has no JSON form.
+    """
+    try:
+        return to_json(message, exclude_none=True)
+    except ValueError:
+        return _encode_replaced(message)
+
+
+def _encode_replaced(message: Part | dict[str, Any]) -> bytes:
+    try:
+        return to_json(without_surrogates(message), exclude_none=True)
+    except (ValueError, TypeError, RecursionError) as exc:
+        raise InvariantBroken("a message has no JSON form", code="message.unencodable") from exc
 
 
 def decode(model: type[M], data: bytes) -> M:

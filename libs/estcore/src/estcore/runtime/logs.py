@@ -10,6 +10,8 @@ from typing import Any
 from pydantic_core import to_json
 from typing_extensions import override
 
+from estcore.messages.text import without_surrogates
+
 
 class JSONFormatter(logging.Formatter):
     """Formats a record as one JSON object: time, level, logger, message, service, fields."""
@@ -39,7 +41,15 @@ class JSONFormatter(logging.Formatter):
             line["error"] = f"{type(error).__name__}: {error}"
             if record.levelno >= logging.ERROR:
                 line["trace"] = self.formatException(record.exc_info)
-        return to_json(line, fallback=str).decode()
+        try:
+            return to_json(line, fallback=str).decode()
+        except ValueError:
+            # The handler of the standard library would print the record's arguments instead.
+            return to_json(without_surrogates(line), fallback=_str).decode()
+
+
+def _str(value: object) -> str:
+    return str(without_surrogates(str(value)))
 
 
 def fields(**values: Any) -> dict[str, dict[str, Any]]:
@@ -55,5 +65,8 @@ def configure(service: str, instance: str, level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level)
     logging.captureWarnings(capture=True)
-    for noisy in ("nats", "aiohttp.access", "asyncio"):
+    for noisy in ("nats", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # What aiohttp says of a request by itself repeats octets of it, credentials among them.
+    for name in ("aiohttp.access", "aiohttp.server", "aiohttp.web"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)

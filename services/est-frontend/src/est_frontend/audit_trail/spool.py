@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 from pathlib import Path
 
 from estcore.errors import AuditUnavailable, ConfigurationError
+from estcore.runtime.logs import fields
+
+log = logging.getLogger(__name__)
 
 
 class Spool:
@@ -83,11 +87,15 @@ class Spool:
         async with self._lock:
             try:
                 return await asyncio.to_thread(lambda: db.execute(statement, values).fetchall())
-            except sqlite3.Error as exc:
+            except (sqlite3.Error, OSError) as exc:
                 raise AuditUnavailable("the audit spool refuses", code="audit.spool_full") from exc
 
     async def close(self) -> None:
         """Close the file."""
         if self._db is not None:
-            await asyncio.to_thread(self._db.close)
-            self._db = None
+            db, self._db = self._db, None
+            try:
+                await asyncio.to_thread(db.close)
+            except sqlite3.Error as exc:
+                # Every commit is on disk already.
+                log.warning("audit spool not closed", extra=fields(error=type(exc).__name__))

@@ -1,8 +1,11 @@
 """The front end's audit trail: every answered enrollment and every refusal, off the hot path.
 
-Records are numbered without gaps per boot, sent in batches with their PubAcks awaited, and kept
-in the spool while the bus is away. Refusals of one source above a rate are counted in one
-record, so a flood can neither fill the stream nor hide among itself.
+- Records are numbered without gaps per boot, sent in batches with their PubAcks awaited, and kept
+  in the spool while the bus is unavailable.
+- A record is encoded when it is added. One that has no JSON form, or is too large, is replaced by
+  a record that says so: no record in the queue can hold up those behind it.
+- Refusals of one source above a rate are counted in one record, so a flood can neither fill the
+  stream nor hide among itself.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from est_frontend.audit_trail.spool import Spool
 from est_frontend.settings import TrailSettings
 from estcore import ids
 from estcore.clock import Clock, monotonic_s
-from estcore.errors import AuditUnavailable, BusUnavailable
+from estcore.errors import AuditUnavailable, BusUnavailable, InvariantBroken
 from estcore.messages import topics
 from estcore.messages.envelope import encode_mapping, without_none
 from estcore.runtime.bus import Bus, Outgoing
@@ -28,6 +31,9 @@ log = logging.getLogger(__name__)
 
 SERVICE = "est-frontend"
 _BATCH = 256
+_BATCH_BYTES = 512 * 1024
+"""Half of what a NATS server takes in one message by default."""
+_RECORD_BYTES = 64 * 1024
 _MEMORY = 20_000
 _RATE_WINDOW_S = 10
 
@@ -43,7 +49,7 @@ class AuditTrail:
         self._topic = topics.audit_refusal_topic(SERVICE, instance)
         self._producer = {"service": SERVICE, "instance": instance, "boot_id": ids.uuid7()}
         self._sequence = 0
-        self._pending: list[dict[str, Any]] = []
+        self._pending: list[bytes] = []
         self._traced: list[str] = []
         self._refusals: Counter[tuple[str, str]] = Counter()
         self._window_until = 0.0
@@ -76,20 +82,40 @@ class AuditTrail:
 
     def add(self, *, traceparent: str | None = None, **parts: Any) -> None:
         """Record one fact; the keyword arguments are those of AuditRecord, parts as mappings."""
+        severity = parts.pop("severity", "info")
         self._sequence += 1
-        self._pending.append(
+        try:
+            record = self._encoded(severity=severity, **parts)
+        except InvariantBroken as exc:
+            log.error("audit record replaced", extra=fields(code=exc.code))
+            record = self._encoded(
+                correlation_id=ids.uuid7(),
+                action="audit.record_replaced",
+                phase="error",
+                outcome="unknown",
+                reason_code=exc.code,
+                reason=exc.reason,
+                severity="error",
+                actor={"type": "system", "subject": SERVICE},
+            )
+        self._pending.append(record)
+        if traceparent is not None:
+            self._traced.append(traceparent)
+
+    def _encoded(self, **parts: Any) -> bytes:
+        record = encode_mapping(
             without_none(
                 record_id=ids.uuid7(),
                 schema_version=1,
                 producer=self._producer,
                 producer_seq=self._sequence,
                 occurred_at=self._clock.now(),
-                severity=parts.pop("severity", "info"),
                 **parts,
             )
         )
-        if traceparent is not None:
-            self._traced.append(traceparent)
+        if len(record) > _RECORD_BYTES:
+            raise InvariantBroken("an audit record is too large", code="message.too_large")
+        return record
 
     def event(self, action: str, **details: Any) -> None:
         """Record something the service did by itself (start, stop)."""
@@ -127,31 +153,49 @@ class AuditTrail:
             await self.flush()
 
     async def flush(self) -> None:
-        """Make everything collected durable: on the stream, else in the spool."""
-        await self._drain()
-        while self._pending:
-            records = self._pending[:_BATCH]
-            traced, self._traced = self._traced, []
-            body = encode_mapping({"records": records, "traceparents": traced})
-            try:
-                await self._keep(len(records), body)
-            except AuditUnavailable as exc:
-                self._broken = True
-                log.error("audit records cannot be stored", extra=fields(code=exc.code))
-                return
-            del self._pending[: len(records)]
-            self._broken = False
+        """Make everything collected durable: on the stream, else in the spool.
+
+        Never raises: what could not be made durable stays in memory for the next call.
+        """
+        try:
+            await self._drain()
+            while self._pending:
+                records = self._next_batch()
+                traced, self._traced = self._traced, []
+                await self._keep(len(records), _batch(records, traced))
+                del self._pending[: len(records)]
+                self._broken = False
+        except AuditUnavailable as exc:
+            self._broken = True
+            log.error("audit records cannot be kept", extra=fields(code=exc.code))
+        except Exception:  # Bulkhead: a fault here must not end the front end.
+            self._broken = True
+            log.exception("audit records cannot be kept")
         metrics.SPOOLED.set(self._spool.count)
 
+    def _next_batch(self) -> list[bytes]:
+        size = 0
+        for count, record in enumerate(self._pending[:_BATCH]):
+            size += len(record)
+            if count and size > _BATCH_BYTES:
+                return self._pending[:count]
+        return self._pending[:_BATCH]
+
     async def _keep(self, count: int, body: bytes) -> None:
-        if self._spool.count == 0:
-            try:
-                await self._bus.publish_confirmed([Outgoing(self._topic, body)])
-            except BusUnavailable:
-                log.warning("audit records written to the spool")
-            else:
-                return
+        if self._spool.count == 0 and await self._published(body):
+            return
+        log.warning("audit records go to the spool", extra=fields(records=count))
         await self._spool.put(count, body)
+
+    async def _published(self, body: bytes) -> bool:
+        try:
+            await self._bus.publish_confirmed([Outgoing(self._topic, body)])
+        except BusUnavailable:
+            return False
+        except Exception:  # Bulkhead: whatever the bus client raises, the spool keeps the records.
+            log.exception("audit records not published")
+            return False
+        return True
 
     async def _drain(self) -> None:
         while self._spool.count and self._bus.connected:
@@ -159,14 +203,22 @@ class AuditTrail:
             if first is None:
                 return
             batch_id, count, body = first
-            try:
-                await self._bus.publish_confirmed([Outgoing(self._topic, body)])
-            except BusUnavailable:
+            if not await self._published(body):
                 return
             await self._spool.drop(batch_id, count)
 
     async def close(self) -> None:
         """Make the rest durable and close the spool."""
-        self._summarize()
-        await self.flush()
-        await self._spool.close()
+        try:
+            self._summarize()
+            await self.flush()
+        finally:
+            if self._pending:
+                log.error("audit records lost", extra=fields(records=len(self._pending)))
+            await self._spool.close()
+
+
+def _batch(records: list[bytes], traceparents: list[str]) -> bytes:
+    """Return an ``AuditBatch`` of encoded records."""
+    traced = encode_mapping({"traceparents": traceparents})
+    return b'{"records":[' + b",".join(records) + b"]," + traced.removeprefix(b"{")

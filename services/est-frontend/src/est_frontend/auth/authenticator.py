@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from est_frontend.auth.http_digest import DigestVerifier
 from est_frontend.auth.password_file import PasswordFile
 from est_frontend.auth.tokens.access_token import AccessToken, TokenValidator
 from est_frontend.auth.tokens.dpop import check_proof
+from est_frontend.headers import header, target_path
 from est_frontend.rate_limits import Backoff
 from est_frontend.signer_state.cache import SignerState
 from est_frontend.tls.connection import ClientConnection
@@ -54,16 +54,17 @@ class Credentials:
     @classmethod
     def of(cls, request: web.BaseRequest, connection: ClientConnection, source: str) -> Credentials:
         """Return the credentials of a request."""
-        path = request.raw_path.partition("?")[0]
+        path = target_path(request)
+        host = header(request, "Host") or ""
         return cls(
             connection=connection,
             source=source,
             method=request.method,
-            host=_host(request.host),
-            url=f"https://{request.host}{path}",
+            host=_host(host),
+            url=f"https://{host}{path}",
             path=path,
-            authorization=request.headers.get("Authorization"),
-            dpop=request.headers.get("DPoP"),
+            authorization=header(request, "Authorization"),
+            dpop=header(request, "DPoP"),
         )
 
 
@@ -297,10 +298,11 @@ def _read_basic(encoded: str) -> tuple[str, str]:
         raise NotAuthenticated("the Basic credentials are too long", code="auth.basic")
     try:
         decoded = base64.b64decode(encoded, validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError) as exc:
+    except ValueError as exc:  # not ASCII, not base64, not UTF-8
         raise NotAuthenticated("the Basic credentials are malformed", code="auth.basic") from exc
     name, colon, secret = decoded.partition(":")
-    if not colon:
+    # RFC 7617 section 2: "The user-id and password MUST NOT contain any control characters".
+    if not colon or not name.isprintable():
         raise NotAuthenticated("the Basic credentials are malformed", code="auth.basic")
     return name, secret
 

@@ -8,17 +8,20 @@ from dataclasses import dataclass
 
 from aiohttp import HttpVersion11, web
 from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
+from aiohttp.web_protocol import RequestPayloadError
 
 from est_frontend.auth.active_policy import ActivePolicy
 from est_frontend.auth.authenticator import Authenticated, Authenticator, Credentials
 from est_frontend.enrollment.server_keygen import KeyGenerator
 from est_frontend.enrollment.signer_gateway import SignerGateway
+from est_frontend.headers import header
 from est_frontend.rate_limits import Buckets
 from est_frontend.settings import FrontendSettings
 from est_frontend.signer_state.cache import SignerState
 from est_frontend.tls.channel_binding import check_linking
 from est_frontend.web import responses
 from est_frontend.web.exchange import Exchange
+from est_frontend.web.server import NOT_HTTP, UnreadableRequest
 from estcore import ids
 from estcore.clock import Clock
 from estcore.errors import (
@@ -59,7 +62,7 @@ def _route(given: Grant, csr: CertificationRequest) -> Route:
 
 
 class Enroller:
-    """Authenticates, reads, refuses early, asks the signer, answers."""
+    """Authenticates, reads, refuses early, asks the signer, responses."""
 
     def __init__(
         self,
@@ -312,7 +315,7 @@ def check_type(request: web.BaseRequest, expected: str) -> None:
     Raises:
         MalformedRequest: another one, or none.
     """
-    given = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    given = (header(request, "Content-Type") or "").partition(";")[0].strip().lower()
     if given != expected:
         raise MalformedRequest(f"send Content-Type: {expected}", code="request.media_type")
 
@@ -321,7 +324,7 @@ async def read_body(request: web.BaseRequest, limit: int, *, timeout_s: float) -
     """Return the body of a request.
 
     Raises:
-        MalformedRequest: too large, or not here in time.
+        MalformedRequest: too large, not here in time, or not encoded as HTTP/1.1.
     """
     too_large = MalformedRequest(f"the body has more than {limit} bytes", code="body.too_large")
     if (request.content_length or 0) > limit:
@@ -334,11 +337,15 @@ async def read_body(request: web.BaseRequest, limit: int, *, timeout_s: float) -
         raise MalformedRequest("the body did not come in time", code="request.timeout") from None
     except HTTPRequestEntityTooLarge:
         raise too_large from None
+    except UnreadableRequest as exc:
+        raise exc.error from None
+    except RequestPayloadError:
+        raise MalformedRequest(NOT_HTTP) from None
 
 
 def _send_100_continue(request: web.BaseRequest) -> None:
     """Tell a client that waits for it to send its body (RFC 9110 section 10.1.1)."""
-    wish = request.headers.get("Expect")
+    wish = header(request, "Expect")
     if wish is None or request.version < HttpVersion11:
         return
     if wish.lower() != "100-continue":

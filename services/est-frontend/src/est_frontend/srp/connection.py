@@ -23,6 +23,7 @@ from est_frontend.srp.tlslite import (
     server_settings,
 )
 from est_frontend.srp.verifier_file import Entry, Verifiers
+from estcore.runtime.logs import fields
 
 log = logging.getLogger(__name__)
 
@@ -130,8 +131,8 @@ class SRPConnection:
             self._fail(AlertDescription.access_denied)
         except (BaseTLSException, OSError):
             self._fail(None)
-        except Exception:  # Bulkhead: a parser that is not ours reads octets of strangers.
-            log.info("SRP handshake unreadable", exc_info=True)
+        except Exception as exc:  # noqa: BLE001 - Bulkhead: a parser of octets of strangers.
+            log.info("handshake not readable", extra=fields(error=type(exc).__name__))
             self._fail(AlertDescription.handshake_failure)
         raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "want read")
 
@@ -162,10 +163,8 @@ class SRPConnection:
         self._reading = self._reading or self._engine.readAsync()
         try:
             found = next(self._reading)
-        except (BaseTLSException, OSError) as exc:
-            raise ssl.SSLError(ssl.SSL_ERROR_SSL, type(exc).__name__) from exc
         except Exception as exc:  # Bulkhead: a parser that is not ours, as above.
-            raise ssl.SSLError(ssl.SSL_ERROR_SSL, "not understood") from exc
+            raise ssl.SSLError(ssl.SSL_ERROR_SSL, type(exc).__name__) from exc
         if isinstance(found, int):
             return False
         self._reading = None
@@ -175,19 +174,18 @@ class SRPConnection:
     def write(self, data: Any) -> int:
         """Encrypt ``data`` whole."""
         octets = bytes(data)
-        try:
-            for _ in self._engine.writeAsync(octets):
-                pass
-        except (BaseTLSException, OSError) as exc:
-            raise ssl.SSLError(ssl.SSL_ERROR_SSL, type(exc).__name__) from exc
+        self._finish(self._engine.writeAsync(octets))
         return len(octets)
 
     def unwrap(self) -> None:
         """Send close_notify; the peer's is not waited for."""
+        self._finish(self._engine.closeAsync())
+
+    def _finish(self, steps: Iterator[Any]) -> None:
         try:
-            for _ in self._engine.closeAsync():
+            for _ in steps:
                 pass
-        except (BaseTLSException, OSError) as exc:
+        except Exception as exc:  # Bulkhead: a library that is not ours, as above.
             raise ssl.SSLError(ssl.SSL_ERROR_SSL, type(exc).__name__) from exc
 
     def pending(self) -> int:

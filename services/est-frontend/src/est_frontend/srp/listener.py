@@ -7,7 +7,6 @@ for that user and source; so does one for a user who does not exist. Pauses grow
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections.abc import Sequence
@@ -107,8 +106,8 @@ class SRPListener:
         assert self._server is not None  # noqa: S101 - connections come after ``open``
         handler = self._server()
         secured = None
-        # What is not a success is told by ``proved``: an end that is in order raises nothing.
-        with contextlib.suppress(OSError):  # ssl.SSLError and TimeoutError are among them
+        # Success is what ``proved`` says: an end that is in order raises nothing.
+        try:
             secured = await loop.start_tls(
                 transport,
                 handler,
@@ -117,7 +116,12 @@ class SRPListener:
                 ssl_handshake_timeout=self._settings.listen.handshake_timeout_s,
                 ssl_shutdown_timeout=2,
             )
-        self._handshakes.discard(transport)
+        except OSError:
+            pass  # ssl.SSLError and TimeoutError are among them
+        except Exception as exc:  # noqa: BLE001 - Bulkhead: RuntimeError of a closed connection.
+            log.info("srp handshake not started", extra=fields(error=type(exc).__name__))
+        finally:
+            self._handshakes.discard(transport)
         if not attempt.proved:
             transport.abort()
             self._failed(attempt, source)

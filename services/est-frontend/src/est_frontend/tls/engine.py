@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from cryptography import x509
 from OpenSSL import SSL, crypto
@@ -26,6 +26,12 @@ _RECORD_TYPES = range(20, 25)
 _CHUNK = 65_536
 _NO_RENEGOTIATION = 0x40000000  # SSL_OP_NO_RENEGOTIATION; pyOpenSSL has no name for it
 _NO_COMPRESSION = 0x00020000
+_FAILURES = (SSL.Error, ValueError)
+"""What pyOpenSSL raises of a connection: every SSL error, and ValueError of a memory BIO.
+
+All of it becomes ``ssl.SSLError``, the only kind that event loops end a connection by without a
+log line; anything else they log as an error with a traceback.
+"""
 
 
 class EngineContext(ssl.SSLContext):
@@ -150,7 +156,7 @@ class EngineConnection:
             while True:
                 record, data = _first_record(data)
                 if record:
-                    self._connection.bio_write(record)
+                    self._feed(record)
                 try:
                     self._connection.do_handshake()
                 except SSL.WantReadError:
@@ -159,8 +165,8 @@ class EngineConnection:
                     raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "want read") from None
                 self._finished = True
                 return
-        except SSL.Error as exc:
-            raise ssl.SSLError(ssl.SSL_ERROR_SSL, _text(exc)) from exc
+        except _FAILURES as exc:
+            raise _failure(exc) from exc
         finally:
             if data:
                 self._incoming.write(data)
@@ -177,7 +183,7 @@ class EngineConnection:
             return b"" if buffer is None else 0
         fresh = self._incoming.read()
         if fresh:
-            self._connection.bio_write(fresh)
+            self._feed(fresh)
         records = _whole_records(fresh) if self._whole else None
         # Once part of a record stayed inside, new octets need not begin with a record.
         self._whole = records is not None
@@ -212,9 +218,9 @@ class EngineConnection:
         except SSL.ZeroReturnError:
             self._closed = True
             self._flush()
-        except SSL.Error as exc:
+        except _FAILURES as exc:
             self._flush()
-            raise ssl.SSLError(ssl.SSL_ERROR_SSL, _text(exc)) from exc
+            raise _failure(exc) from exc
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, data: Any) -> int:
@@ -223,8 +229,8 @@ class EngineConnection:
             sent = self._connection.send(bytes(data))
         except SSL.WantReadError:
             raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "want read") from None
-        except SSL.Error as exc:
-            raise ssl.SSLError(ssl.SSL_ERROR_SSL, _text(exc)) from exc
+        except _FAILURES as exc:
+            raise _failure(exc) from exc
         self._flush()
         return sent
 
@@ -232,7 +238,7 @@ class EngineConnection:
         """Send close_notify, then wait for the peer's."""
         fresh = self._incoming.read()
         if fresh:
-            self._connection.bio_write(fresh)
+            self._feed(fresh)
         try:
             # The first call sends ours, the second looks for theirs.
             done = self._connection.shutdown() or self._connection.shutdown()
@@ -240,8 +246,8 @@ class EngineConnection:
             done = False
         except SSL.ZeroReturnError:
             done = True
-        except SSL.Error as exc:
-            raise ssl.SSLError(ssl.SSL_ERROR_SSL, _text(exc)) from exc
+        except _FAILURES as exc:
+            raise _failure(exc) from exc
         finally:
             self._flush()
         if not done:
@@ -251,6 +257,12 @@ class EngineConnection:
         """Positive while ``read`` has more without new data."""
         return 1 if self._more else self._connection.pending()
 
+    def _feed(self, octets: bytes) -> None:
+        try:
+            self._connection.bio_write(octets)
+        except _FAILURES as exc:
+            raise _failure(exc) from exc
+
     def _flush(self) -> None:
         try:
             while True:
@@ -258,16 +270,17 @@ class EngineConnection:
                 self._outgoing.write(octets)
                 if len(octets) < _CHUNK:
                     return
-        except SSL.WantReadError:
+        except _FAILURES:
+            # Nothing left to send, or a broken connection, which the next call reports.
             return
 
     # What aiohttp, uvloop and our handlers ask about a connection.
 
     def getpeercert(self, binary_form: bool = False) -> Any:
         """Return the peer's certificate (DER) in binary form; nothing is believed by it."""
-        peer = self.peer()
         if not binary_form:
             return {}
+        peer = self.peer()
         return peer[0] if peer else None
 
     def peer(self) -> tuple[bytes, tuple[crypto.X509, ...]] | None:
@@ -351,10 +364,16 @@ def _whole_records(data: bytes) -> int | None:
     return count if place == len(data) else None
 
 
-def _text(error: SSL.Error) -> str:
-    reasons = [
-        cast("tuple[str, str, str]", part)[2]
-        for part in (error.args[0] if error.args else [])
-        if isinstance(part, tuple)
-    ]
-    return ", ".join(reasons) or type(error).__name__
+def _failure(error: Exception) -> ssl.SSLError:
+    return ssl.SSLError(ssl.SSL_ERROR_SSL, _text(error))
+
+
+def _text(error: Exception) -> str:
+    """Return the reasons of OpenSSL's error queue, or the name of an error without one.
+
+    ``args[0]`` is the queue as a list of tuples, or a number: SysCallError(-1, "Unexpected EOF").
+    """
+    queue = error.args[0] if error.args else None
+    parts = queue if isinstance(queue, list) else []
+    reasons = [str(part[2]) for part in parts if isinstance(part, tuple) and part[2:]]
+    return ", ".join(filter(None, reasons)) or type(error).__name__

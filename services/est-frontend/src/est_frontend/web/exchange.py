@@ -8,16 +8,18 @@ from aiohttp import web
 
 from est_frontend.auth.authenticator import Authenticated
 from est_frontend.auth.client_certificates import serial_of
+from est_frontend.headers import header
 from est_frontend.tls.channel_binding import Linked
 from est_frontend.tls.connection import ClientConnection
-from estcore.messages.enrollment import Source
+from estcore.messages.enrollment import MAX_AGENT, Source
 from estcore.messages.envelope import without_none
+from estcore.messages.text import plain_text
 from estcore.pki.csr import CertificationRequest
 from estcore.policy.labels import Label
 from estcore.runtime.tracing import trace_id
 
 _CORRELATION_LIMIT = 128
-_AGENT_LIMIT = 200
+_SUBJECT_LIMIT = 2048
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Exchange:
     @property
     def agent(self) -> str | None:
         """What the client calls itself, cut to what a record holds."""
-        return self.request.headers.get("User-Agent", "")[:_AGENT_LIMIT] or None
+        return header(self.request, "User-Agent", MAX_AGENT) or None
 
     def source(self) -> Source:
         """Where the request comes from, for the signer."""
@@ -64,7 +66,7 @@ class Exchange:
         """The parts of an audit record that come from the exchange; only what is known."""
         who, csr = self.who, self.csr
         presented = self.connection.peer()
-        claimed = self.request.headers.get("X-Correlation-ID")
+        claimed = header(self.request, "X-Correlation-ID", _CORRELATION_LIMIT)
         return {
             "correlation_id": self.correlation_id,
             "trace_id": trace_id(self.traceparent),
@@ -78,12 +80,12 @@ class Exchange:
                 peer=self.peer,
                 tls_version=self.connection.version(),
                 user_agent=self.agent,
-                client_correlation_id=claimed[:_CORRELATION_LIMIT] if claimed else None,
+                client_correlation_id=claimed or None,
             ),
             "target": without_none(
                 label=self.label_name,
                 request_id=self.request_id,
-                subject=csr.subject_text if csr else None,
+                subject=plain_text(csr.subject_text, _SUBJECT_LIMIT) if csr else None,
                 csr_sha256=csr.sha256.hex() if csr else None,
                 spki_sha256=csr.spki_sha256.hex() if csr else None,
             ),

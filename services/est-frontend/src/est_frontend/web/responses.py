@@ -54,6 +54,7 @@ SPECIAL = {
     "request.not_implemented": 501,
     "request.expect": 417,
     "request.given_up": 500,
+    "request.head_too_large": 431,
     "request.timeout": 408,
     "rate.limited": 429,
     "auth.backoff": 429,
@@ -140,11 +141,12 @@ def failure(
         headers["Retry-After"] = str(retry_after_s)
     if allow is not None:
         headers["Allow"] = allow
-    if status in {408, 413}:
+    ends = status in {408, 413, 431} or error.code == "request.malformed"
+    if ends:
         headers["Connection"] = "close"
     response = web.Response(
         status=status, body=f"{text} [{error.code}]\n".encode(), headers=headers
     )
-    if status in {408, 413}:
+    if ends:
         response.force_close()
     return response
