@@ -10,10 +10,9 @@ import pytest
 import uvloop
 from aiohttp import web
 
-from est_frontend.enrollment.enroller import read_body
-from est_frontend.main import _request_factory
 from est_frontend.web import responses
-from est_frontend.web.server import LimitedServer
+from est_frontend.web.request_body import read_body
+from est_frontend.web.server import LimitedServer, request_factory
 from estcore import ids
 from estcore.errors import ESTSuiteError
 from estcore.runtime import logs
@@ -121,7 +120,7 @@ async def exchange(handler: Answering, *pieces: bytes, until: bytes = b"") -> by
         handler,
         max_connections=9,
         head_timeout_s=5,
-        request_factory=_request_factory(1000),
+        request_factory=request_factory(1000),
         access_log=None,
         max_line_size=8190,
         max_field_size=8190,

@@ -11,7 +11,7 @@ from est_frontend import metrics
 from est_frontend.audit_trail.trail import AuditTrail
 from est_frontend.auth.active_policy import ActivePolicy
 from est_frontend.auth.authenticator import Authenticator, Credentials
-from est_frontend.enrollment.enroller import Enroller, check_type, read_body
+from est_frontend.enrollment.enroller import Enroller
 from est_frontend.headers import target_path
 from est_frontend.rate_limits import Buckets, TooOften
 from est_frontend.settings import FrontendSettings
@@ -20,6 +20,7 @@ from est_frontend.tls.connection import ClientConnection
 from est_frontend.trust_adoption import TrustAdoptionReporter
 from est_frontend.web import responses
 from est_frontend.web.exchange import Exchange
+from est_frontend.web.request_body import check_type, read_body
 from estcore import ids
 from estcore.clock import monotonic_s
 from estcore.errors import (

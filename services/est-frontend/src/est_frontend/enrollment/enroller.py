@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 from dataclasses import dataclass
 
-from aiohttp import HttpVersion11, web
-from aiohttp.web_exceptions import HTTPRequestEntityTooLarge
-from aiohttp.web_protocol import RequestPayloadError
+from aiohttp import web
 
 from est_frontend.auth.active_policy import ActivePolicy
 from est_frontend.auth.authenticator import Authenticated, Authenticator, Credentials
 from est_frontend.enrollment.server_keygen import KeyGenerator
 from est_frontend.enrollment.signer_gateway import SignerGateway
-from est_frontend.headers import header
 from est_frontend.rate_limits import Buckets
 from est_frontend.settings import FrontendSettings
 from est_frontend.signer_state.cache import SignerState
 from est_frontend.tls.channel_binding import check_linking
 from est_frontend.web import responses
 from est_frontend.web.exchange import Exchange
-from est_frontend.web.server import NOT_HTTP, UnreadableRequest
+from est_frontend.web.request_body import check_type, read_body
 from estcore import ids
 from estcore.clock import Clock
 from estcore.errors import (
     IssuerUnavailable,
-    MalformedRequest,
     NotAuthorized,
     RequestRejected,
     rejection,
@@ -307,48 +302,3 @@ def _operation(name: str) -> Operation:
             return name
         case _:
             raise NotAuthorized(f"{name} enrolls nothing", code="request.not_implemented")
-
-
-def check_type(request: web.BaseRequest, expected: str) -> None:
-    """Check the media type; parameters and case do not count.
-
-    Raises:
-        MalformedRequest: another one, or none.
-    """
-    given = (header(request, "Content-Type") or "").partition(";")[0].strip().lower()
-    if given != expected:
-        raise MalformedRequest(f"send Content-Type: {expected}", code="request.media_type")
-
-
-async def read_body(request: web.BaseRequest, limit: int, *, timeout_s: float) -> bytes:
-    """Return the body of a request.
-
-    Raises:
-        MalformedRequest: too large, not here in time, or not encoded as HTTP/1.1.
-    """
-    too_large = MalformedRequest(f"the body has more than {limit} bytes", code="body.too_large")
-    if (request.content_length or 0) > limit:
-        raise too_large
-    _send_100_continue(request)
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await request.read()
-    except TimeoutError:
-        raise MalformedRequest("the body did not come in time", code="request.timeout") from None
-    except HTTPRequestEntityTooLarge:
-        raise too_large from None
-    except UnreadableRequest as exc:
-        raise exc.error from None
-    except RequestPayloadError:
-        raise MalformedRequest(NOT_HTTP) from None
-
-
-def _send_100_continue(request: web.BaseRequest) -> None:
-    """Tell a client that waits for it to send its body (RFC 9110 section 10.1.1)."""
-    wish = header(request, "Expect")
-    if wish is None or request.version < HttpVersion11:
-        return
-    if wish.lower() != "100-continue":
-        raise MalformedRequest("only 100-continue can be expected", code="request.expect")
-    if request.transport is not None:
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

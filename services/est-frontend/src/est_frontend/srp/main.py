@@ -8,9 +8,10 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from est_frontend.app import serve
 from est_frontend.audit_trail.trail import SERVICE
 from est_frontend.main import check as check_frontend
-from est_frontend.main import migrate, serve
+from est_frontend.main import migrate
 from est_frontend.srp.settings import SRPFrontendSettings
 from estcore.errors import ConfigurationError
 from estcore.runtime.console import console_script

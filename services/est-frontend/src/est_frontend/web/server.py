@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
-from aiohttp.web_protocol import RequestHandler, RequestPayloadError
+from aiohttp.web_protocol import ERROR, RequestHandler, RequestPayloadError
 from typing_extensions import override
 
 from est_frontend import metrics
@@ -184,3 +184,19 @@ class LimitedServer(web.Server):
         if len(self._connections) >= self._max_connections:
             return Refused()
         return PatientHandler(self, self._head_timeout_s, loop=self._loop, **self._kwargs)
+
+
+def request_factory(max_body_bytes: int) -> Any:
+    """Return the factory of requests whose bodies have a limit, also of unreadable ones."""
+
+    def make(
+        message: Any, payload: Any, protocol: Any, writer: Any, task: asyncio.Task[None]
+    ) -> web.BaseRequest:
+        loop = asyncio.get_running_loop()
+        if message is ERROR:
+            message = message._replace(version=HttpVersion11)
+        return web.BaseRequest(
+            message, payload, protocol, writer, task, loop, client_max_size=max_body_bytes
+        )
+
+    return make

@@ -1,0 +1,318 @@
+"""Composition of a front end: build its parts, start them in order, stop them in reverse.
+
+``est-frontend`` and ``est-frontend-srp`` differ in their listener only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from est_frontend import metrics
+from est_frontend.audit_trail.trail import SERVICE, AuditTrail
+from est_frontend.auth.active_policy import ActivePolicy
+from est_frontend.auth.authenticator import Authenticator
+from est_frontend.auth.client_certificates import PeerValidator
+from est_frontend.auth.http_digest import DigestVerifier
+from est_frontend.auth.password_file import PasswordFile
+from est_frontend.auth.tokens.access_token import TokenValidator
+from est_frontend.auth.tokens.jwks import KeySource
+from est_frontend.dispatch import Dispatcher
+from est_frontend.enrollment.enroller import Enroller
+from est_frontend.enrollment.pending_requests import PendingRequests
+from est_frontend.enrollment.server_keygen import KeyGenerator, load_secrets
+from est_frontend.enrollment.signer_gateway import SignerGateway
+from est_frontend.listener import Listener
+from est_frontend.revocation.http_server import CRLServer
+from est_frontend.revocation.ocsp_relay import OCSPRelay
+from est_frontend.settings import FrontendSettings, TokenIssuerSettings
+from est_frontend.signer_state.cache import SignerState
+from est_frontend.trust_adoption import TrustAdoptionReporter
+from est_frontend.web.server import LimitedServer, request_factory
+from estcore.clock import SystemClock
+from estcore.errors import ConfigurationError
+from estcore.messages.topics import audit_refusal_topic, ocsp_topic, request_topic
+from estcore.pki.profile import Priority
+from estcore.policy.document import load_policy
+from estcore.runtime.admin import AdminServer
+from estcore.runtime.bus import Bus
+from estcore.runtime.reload import Reloader, Watched
+from estcore.runtime.service import run_jobs, stop_on_signals
+from estcore.runtime.tracing import Tracing
+
+CLOCK = SystemClock()
+_DIGEST_KEY_OCTETS = 32
+TokenSources = dict[str, tuple[TokenIssuerSettings, KeySource]]
+
+
+@dataclass(frozen=True)
+class App:
+    """The parts of a front end that run, before anything listens."""
+
+    settings: FrontendSettings
+    listener: Listener
+    active_policy: ActivePolicy
+    passwords: PasswordFile
+    peers: PeerValidator
+    state: SignerState
+    bus: Bus
+    trail: AuditTrail
+    gateway: SignerGateway
+    token_sources: TokenSources
+    adoption: TrustAdoptionReporter
+    dispatcher: Dispatcher
+    tracing: Tracing
+
+    def ready_checks(self) -> dict[str, Any]:
+        """Return what has to hold for ``/readyz``, by name."""
+        return {
+            "bus": lambda: self.bus.ready,
+            "cacerts": lambda: self.state.has(
+                {
+                    issuer
+                    for label in self.active_policy.policy.labels.values()
+                    for issuer in label.issuers
+                }
+            ),
+            "token keys": lambda: all(s.ready for _, s in self.token_sources.values()),
+            "audit trail": lambda: self.trail.ready,
+        }
+
+    async def connect(self, stop: asyncio.Event) -> None:
+        """Connect to the bus, then follow the signer's state; /cacerts is served before."""
+        connecting = asyncio.ensure_future(_connect(self.bus, self.settings))
+        stopped = asyncio.ensure_future(stop.wait())
+        await asyncio.wait({connecting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not connecting.done():
+            connecting.cancel()
+            return
+        await connecting
+        await self.gateway.start()
+        await self.state.follow(self.bus)
+        await self.state.run(stop)
+
+    def reloader(self) -> Reloader:
+        """Return the job that takes over changed files; every change is on record."""
+
+        async def report(action: str, details: dict[str, str]) -> None:
+            self.trail.event(action, **details)
+
+        return Reloader(
+            _watched(self),
+            report,
+            metrics.RELOADS,
+            every_s=self.settings.reload_every_s,
+        )
+
+
+def build_app(settings: FrontendSettings, listener: Listener) -> App:
+    """Read what the settings name and join the parts; nothing runs yet.
+
+    Raises:
+        ConfigurationError: a file cannot be read or is inconsistent.
+    """
+    active_policy = ActivePolicy(load_policy(settings.policy_file))
+    passwords = PasswordFile.load(settings.users_file)
+    tracing = Tracing(settings.telemetry, SERVICE, settings.instance)
+    peers = PeerValidator(CLOCK)
+    peers.set_truststores(active_policy.policy.truststores)
+    state = SignerState(settings.state_folder, peers.set_anchors, CLOCK)
+    state.load()
+    bus = Bus.unconnected(SERVICE)
+    trail = AuditTrail(bus, settings.trail, CLOCK, settings.instance)
+    gateway = SignerGateway(
+        bus,
+        PendingRequests(CLOCK),
+        group=settings.group,
+        instance=settings.instance,
+        answer_timeout_s=settings.answer_timeout_s,
+    )
+    sources = token_sources(settings)
+    for _, source in sources.values():
+        source.load()
+    digest = DigestVerifier(passwords, CLOCK, realm=settings.digest.realm, key=digest_key(settings))
+    authenticator = Authenticator(
+        peers=peers,
+        state=state,
+        users=passwords,
+        digest=digest,
+        tokens=TokenValidator(sources, CLOCK),
+        live=active_policy,
+        clock=CLOCK,
+        names=lambda: listener.names,
+    )
+    keys = KeyGenerator(
+        secrets=load_secrets(settings.keygen_secrets_file),
+        certificate_file=settings.listen.certificate_file,
+        key_file=settings.listen.key_file,
+    )
+    enroller = Enroller(
+        settings,
+        live=active_policy,
+        state=state,
+        authenticator=authenticator,
+        gateway=gateway,
+        keys=keys,
+        clock=CLOCK,
+    )
+    adoption = TrustAdoptionReporter(bus, state, peers)
+    dispatcher = Dispatcher(
+        settings,
+        live=active_policy,
+        state=state,
+        authenticator=authenticator,
+        enroller=enroller,
+        fetches=adoption,
+        trail=trail,
+        bus=bus,
+        tracing=tracing,
+    )
+    return App(
+        settings=settings,
+        listener=listener,
+        active_policy=active_policy,
+        passwords=passwords,
+        peers=peers,
+        state=state,
+        bus=bus,
+        trail=trail,
+        gateway=gateway,
+        token_sources=sources,
+        adoption=adoption,
+        dispatcher=dispatcher,
+        tracing=tracing,
+    )
+
+
+async def serve(settings: FrontendSettings, listener: Listener) -> None:
+    """Serve connections of the listener until SIGTERM."""
+    stop = stop_on_signals()
+    app = build_app(settings, listener)
+    await app.trail.open()
+    admin = AdminServer(settings.admin, app.ready_checks())
+    await admin.start()
+    crls = _crl_server(settings, app.state, app.bus)
+    if crls is not None:
+        await crls.start()
+    server = _http_server(app)
+    listening = await listener.open(server, app.trail)
+    app.trail.event("service.start", policy_version=app.active_policy.policy.version)
+
+    async def listen(stopping: asyncio.Event) -> None:
+        await stopping.wait()
+        admin.stopping = True
+        listening.close()
+        await server.shutdown(settings.stop_timeout_s / 2)
+
+    try:
+        await run_jobs(
+            [
+                app.connect,
+                listen,
+                app.trail.run,
+                app.adoption.run,
+                app.reloader().run,
+                *listener.jobs,
+                *(source.run for _, source in app.token_sources.values()),
+            ],
+            stop=stop,
+            stop_timeout_s=settings.stop_timeout_s,
+        )
+        app.trail.event("service.stop")
+    finally:
+        await app.trail.close()
+        await app.bus.close()
+        await admin.stop()
+        if crls is not None:
+            await crls.stop()
+        await asyncio.to_thread(app.tracing.close)
+
+
+def _http_server(app: App) -> LimitedServer:
+    settings = app.settings
+    return LimitedServer(
+        app.dispatcher,
+        max_connections=settings.listen.max_connections,
+        head_timeout_s=settings.limits.head_timeout_s,
+        request_factory=request_factory(settings.limits.max_body_bytes),
+        access_log=None,
+        keepalive_timeout=settings.listen.idle_timeout_s,
+        max_line_size=settings.limits.max_header_bytes,
+        max_field_size=settings.limits.max_header_bytes,
+        max_headers=64,
+        lingering_time=2,
+        auto_decompress=False,
+    )
+
+
+async def _connect(bus: Bus, settings: FrontendSettings) -> None:
+    labels = load_policy(settings.policy_file).labels.values()
+    issuers = {issuer for label in labels for issuer in label.issuers}
+    rights = [
+        audit_refusal_topic(SERVICE, settings.instance),
+        *(request_topic(settings.group, i, Priority.NORMAL) for i in sorted(issuers)),
+    ]
+    if settings.crl_listen is not None and settings.crl_listen.ocsp:
+        rights += [ocsp_topic(i) for i in sorted(issuers)]
+    await bus.open(settings.bus, SERVICE, settings.instance, rights=rights)
+
+
+def _crl_server(settings: FrontendSettings, state: SignerState, bus: Bus) -> CRLServer | None:
+    listen = settings.crl_listen
+    if listen is None:
+        return None
+    relay = OCSPRelay(bus, state, CLOCK) if listen.ocsp else None
+    return CRLServer(listen, state, CLOCK, ocsp=relay)
+
+
+def _watched(app: App) -> list[Watched]:
+    settings = app.settings
+
+    def take_policy() -> None:
+        policy = load_policy(settings.policy_file)
+        app.peers.set_truststores(policy.truststores)
+        app.active_policy.policy = policy
+
+    watched = [Watched("policy", (settings.policy_file,), take_policy), *app.listener.watched]
+    file = settings.users_file
+    if file is not None:
+        watched.append(
+            Watched("users", (file,), lambda: app.passwords.replace(PasswordFile.load(file)))
+        )
+    return watched
+
+
+def token_sources(settings: FrontendSettings) -> TokenSources:
+    """Return the configured token issuers by the exact value of the claim ``iss``.
+
+    Raises:
+        ConfigurationError: an issuer or id is configured twice.
+    """
+    found: TokenSources = {}
+    for issuer in settings.token_issuers:
+        if issuer.issuer in found:
+            raise ConfigurationError(f"token issuer {issuer.issuer} stands twice")
+        if issuer.id in {known.id for known, _ in found.values()}:
+            raise ConfigurationError(f"two token issuers have the id {issuer.id}")
+        found[issuer.issuer] = (issuer, KeySource(issuer, settings.state_folder))
+    return found
+
+
+def digest_key(settings: FrontendSettings) -> bytes | None:
+    """Return the key of Digest nonces; None where each process makes its own.
+
+    Raises:
+        ConfigurationError: unreadable, or too short.
+    """
+    file = settings.digest.key_file
+    if file is None:
+        return None
+    try:
+        key = file.read_bytes()
+    except OSError as exc:
+        raise ConfigurationError(f"cannot read {file}: {exc.strerror}") from exc
+    if len(key) < _DIGEST_KEY_OCTETS:
+        raise ConfigurationError(f"{file}: {_DIGEST_KEY_OCTETS} octets or more are needed")
+    return key
