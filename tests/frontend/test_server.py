@@ -236,6 +236,9 @@ def test_any_octet_at_any_place_of_a_head_is_answered(
     assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
 
 
+@pytest.mark.logs_errors(
+    "connection failed",
+)
 @pytest.mark.parametrize(
     "failure", [lambda: ValueError(SECRET.decode()), TimeoutError, lambda: KeyError("x")]
 )

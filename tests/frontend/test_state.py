@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from pathlib import Path
 
+import pytest
 from chains import certificate
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -36,6 +37,9 @@ def test_C8_issuers_never_mix(tmp_path: Path) -> None:
     assert state.cacerts("gamma") is None
 
 
+@pytest.mark.logs_errors(
+    "state message unreadable",
+)
 def test_damaged_files_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / topics.cacerts_topic("alpha")).write_bytes(b"{not json")
     (tmp_path / topics.secrets_topic("00")).write_bytes(b"\x00\xff")

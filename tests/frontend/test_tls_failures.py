@@ -17,7 +17,7 @@ import uvloop
 from OpenSSL import SSL
 from tls_link import Link, client_context, engine
 
-from ca_signer import ceremony
+from ca_signer.ceremony import offline_ca
 from est_frontend.rate_limits import Backoff
 from est_frontend.srp.connection import Attempt, SRPConnection
 from est_frontend.srp.tlslite import BaseTLSException
@@ -75,8 +75,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     passphrase.write_text("a long enough passphrase")
     passphrase.chmod(0o600)
     clock = SystemClock()
-    ceremony.init(folder / "ca", name="T", passphrase_file=passphrase, clock=clock)
-    ceremony.server_certificate(
+    offline_ca.init(folder / "ca", name="T", passphrase_file=passphrase, clock=clock)
+    offline_ca.server_certificate(
         folder / "ca",
         out=folder,
         names=["localhost"],

@@ -81,6 +81,9 @@ def circular() -> list[Any]:
 UNENCODABLE = [NoJSON(), circular(), nested(5000), {"a": b"\xff"}, object, "x" * 70_000]
 
 
+@pytest.mark.logs_errors(
+    "audit record replaced",
+)
 @pytest.mark.parametrize("value", UNENCODABLE, ids=lambda v: type(v).__name__)
 async def test_a_record_that_cannot_be_encoded_becomes_one_that_says_so(
     bus: FakeBus, tmp_path: Path, value: object
@@ -134,6 +137,9 @@ async def test_large_records_go_in_messages_that_the_bus_takes(
     await trail.close()
 
 
+@pytest.mark.logs_errors(
+    "audit records not published",
+)
 @pytest.mark.parametrize("fault", [BusUnavailable("gone"), RuntimeError("odd"), ValueError("odd")])
 async def test_whatever_the_bus_raises_the_records_are_spooled_and_sent_later(
     bus: FakeBus, tmp_path: Path, fault: Exception
@@ -152,6 +158,9 @@ async def test_whatever_the_bus_raises_the_records_are_spooled_and_sent_later(
     await again.close()
 
 
+@pytest.mark.logs_errors(
+    "audit records cannot be stored",
+)
 @pytest.mark.parametrize("fault", [sqlite3.OperationalError("disk I/O error"), OSError("disk")])
 async def test_a_disk_that_refuses_makes_it_unready_and_nothing_is_lost(
     bus: FakeBus, tmp_path: Path, fault: Exception, monkeypatch: pytest.MonkeyPatch

@@ -167,10 +167,10 @@ class AuditTrail:
                 self._broken = False
         except AuditUnavailable as exc:
             self._broken = True
-            log.error("audit records cannot be kept", extra=fields(code=exc.code))
+            log.error("audit records cannot be stored", extra=fields(code=exc.code))
         except Exception:  # Bulkhead: a fault here must not end the front end.
             self._broken = True
-            log.exception("audit records cannot be kept")
+            log.exception("audit records cannot be stored")
         metrics.SPOOLED.set(self._spool.count)
 
     def _next_batch(self) -> list[bytes]:
@@ -184,7 +184,7 @@ class AuditTrail:
     async def _keep(self, count: int, body: bytes) -> None:
         if self._spool.count == 0 and await self._published(body):
             return
-        log.warning("audit records go to the spool", extra=fields(records=count))
+        log.warning("audit records written to the spool", extra=fields(records=count))
         await self._spool.put(count, body)
 
     async def _published(self, body: bytes) -> bool:
