@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from audit import checkpoint_key, export, store
+from audit import checkpoint_key, store
 from audit.self_records import Detail, SelfRecords
 from audit.settings import SCHEMA, SERVICE, Settings
 from estcore.clock import SystemClock
@@ -80,6 +80,8 @@ async def verify_online(settings: Settings, parsed: argparse.Namespace) -> None:
     Raises:
         AuditChainBroken: there are findings; they are on record too.
     """
+    from audit import export  # SQLAlchemy, for this verb only
+
     key = checkpoint_key.verifier_key(settings.checkpoint)
     if parsed.export is not None:
         with log_verification.open_lines(parsed.export) as lines:
@@ -101,6 +103,8 @@ async def verify_online(settings: Settings, parsed: argparse.Namespace) -> None:
 
 async def export_log(settings: Settings, parsed: argparse.Namespace) -> None:
     """Write an export to a file that does not exist yet."""
+    from audit import export  # SQLAlchemy, for this verb only
+
     key = checkpoint_key.verifier_key(settings.checkpoint)
     await _audited(
         settings, "audit.export", wanted=parsed.correlation_id or "all", file=parsed.out.name
@@ -121,6 +125,8 @@ async def export_log(settings: Settings, parsed: argparse.Namespace) -> None:
 
 async def show(settings: Settings, parsed: argparse.Namespace) -> None:
     """Print one line for each record of a correlation id."""
+    from audit import export  # SQLAlchemy, for this verb only
+
     await _audited(settings, "audit.read", wanted=parsed.correlation_id)
     async with _database(settings) as database:
         for line in await export.summary(database, parsed.correlation_id):

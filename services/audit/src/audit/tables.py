@@ -1,4 +1,4 @@
-"""Tables of the audit log: the one definition of the schema; Alembic compares it with its migrations.
+"""Tables of the audit log: the one definition of the schema, compared with the migrations.
 
 Partitions of ``record`` by month, triggers that refuse changes and their functions are in the
 migration only: SQLAlchemy has no words for them.

@@ -24,7 +24,6 @@ from estcore.runtime.settings import read_secret
 from estcore.runtime.tracing import Tracing
 from renewal.dispatch.scheduler import Scheduler
 from renewal.events.consumer import EventConsumer
-from renewal.export import export_certificates, list_slots
 from renewal.proof_handler import AckListener
 from renewal.publishing.messages import MessageBuilder
 from renewal.publishing.publisher import RotationPublisher
@@ -149,6 +148,8 @@ async def migrate(settings: RenewalSettings) -> None:
 
 async def export(settings: RenewalSettings, arguments: argparse.Namespace) -> None:
     """``export --out FILE``: every certificate as JSON lines."""
+    from renewal.export import export_certificates  # SQLAlchemy, for this verb only
+
     database = await _connect(settings)
     try:
         written = await export_certificates(database, arguments.out)
@@ -159,6 +160,8 @@ async def export(settings: RenewalSettings, arguments: argparse.Namespace) -> No
 
 async def slots(settings: RenewalSettings, _: argparse.Namespace) -> None:
     """``slots``: every slot as JSON lines on standard output."""
+    from renewal.export import list_slots  # SQLAlchemy, for this verb only
+
     database = await _connect(settings)
     try:
         await list_slots(database)

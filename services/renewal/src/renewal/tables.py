@@ -1,4 +1,4 @@
-"""Renewal's tables: the one definition of the schema; Alembic compares it with its migrations."""
+"""Renewal's tables: the one definition of the schema, compared with the migrations."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ def _now(name: str) -> Column[object]:
     return Column(name, DateTime(timezone=True), nullable=False, server_default=func.now())
 
 
-def _zero(name: str, kind: type[object], comment: str | None = None) -> Column[object]:
-    return Column(name, kind, nullable=False, server_default="0", comment=comment)  # type: ignore[call-overload]
+def _zero(
+    name: str, kind: type[BigInteger | Integer | SmallInteger], comment: str | None = None
+) -> Column[int]:
+    return Column(name, kind, nullable=False, server_default="0", comment=comment)
 
 
 certificate = Table(

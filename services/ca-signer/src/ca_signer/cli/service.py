@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ca_signer import connections, main
 from ca_signer.cli import check_store, operator, reconcile
-from ca_signer.ledger import export
 from ca_signer.ledger.enrollment_secrets import SecretStore
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.settings import SERVICE, SignerSettings
@@ -19,6 +18,8 @@ from estcore.runtime.service import ServiceCommand
 
 
 async def _export(settings: SignerSettings, arguments: argparse.Namespace) -> None:
+    from ca_signer.ledger import export  # SQLAlchemy, for this verb only
+
     database = await Database.connect(settings.database, SERVICE, connections.SCHEMA)
     try:
         count = await export.export(database, arguments.out)

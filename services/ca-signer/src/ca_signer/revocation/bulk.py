@@ -30,7 +30,6 @@ from estcore import ids
 from estcore.errors import Unavailable
 from estcore.messages.audit import Actor, AuditRecord, Producer, Target
 from estcore.pki.profile import StrictModel, Token
-from estcore.policy.internal_profiles import INTERNAL_PROFILES
 from estcore.runtime.database import Connection, Database
 from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop
@@ -41,7 +40,6 @@ LIFETIME = dt.timedelta(days=1)
 _EVERY_S = 1.0
 _BATCH = 200
 _LONGEST_PAUSE_S = 10.0
-_SELECTING_S = 120
 _LIMIT = 200
 
 
@@ -67,46 +65,6 @@ class Selector(StrictModel):
         if not any(getattr(self, name) is not None for name in Selector.model_fields):
             raise ValueError("give one condition at least")
         return self
-
-
-_CONDITIONS = {
-    "issuer": "i.issuer_id = {}",
-    "profile": "i.profile = {}",
-    "key_sha256": "i.spki_sha256 = decode({}, 'hex')",
-    "key_algorithm": "i.context::json->>'key_algorithm' = {}",
-    "tenant": "i.tenant = {}",
-    "service": "i.service = {}",
-    "team": "i.context::json->>'team' = {}",
-    "cluster": "i.context::json->>'cluster' = {}",
-    "name": "i.issuance_id in (select c.issuance_id from certificate_name n "
-    "join certificate c using (no) where n.name = lower({}))",
-    "issued_before": "i.issued_at < {}",
-    "issued_after": "i.issued_at >= {}",
-}
-
-
-async def select_members(connection: Connection, incident_id: str, selector: Selector) -> int:
-    """Write down who is concerned; returns how many."""
-    values: list[Any] = [incident_id]
-    conditions = ["i.state = 'issued'", "i.revoked_at is null", "i.not_after > now()"]
-    for name, condition in _CONDITIONS.items():
-        value = getattr(selector, name)
-        if value is not None:
-            values.append(value)
-            conditions.append(condition.format(f"${len(values)}"))
-    if selector.profile is None:
-        values.append(list(INTERNAL_PROFILES))
-        conditions.append(f"i.profile <> all(${len(values)}::text[])")
-    await connection.execute(f"set local statement_timeout = '{_SELECTING_S}s'")
-    where = " and ".join(conditions)
-    done = await connection.execute(
-        "insert into incident_member (incident_id, issuance_id) "  # noqa: S608 - our conditions
-        f"select $1, i.issuance_id from issuance i where {where}",
-        *values,
-        timeout=_SELECTING_S + 5,
-    )
-    await connection.execute("set local statement_timeout to default")
-    return int(done.split()[-1])
 
 
 class BulkRevocationJob:
@@ -160,7 +118,7 @@ class BulkRevocationJob:
             # Written by another version: whoever proposed it does so again.
             await _end(connection, row["incident_id"], "stopped")
             return
-        count = await select_members(connection, row["incident_id"], selector)
+        count = await _select(connection, row["incident_id"], selector)
         await connection.execute(
             "update incident set state = 'proposed', members = $2 where incident_id = $1",
             row["incident_id"],
@@ -330,3 +288,9 @@ def _end_record(publisher: EventPublisher, row: asyncpg.Record) -> AuditRecord:
             "skipped": row["skipped"],
         },
     )
+
+
+async def _select(connection: Connection, incident_id: str, selector: Selector) -> int:
+    from ca_signer.revocation.bulk_selection import select_members  # SQLAlchemy, when needed
+
+    return await select_members(connection, incident_id, selector)

@@ -57,12 +57,13 @@ class Adoption(One):
 
 
 async def _list(connection: Connection, wanted: Listing, _: Caller) -> CommandResult:
-    rows = await connection.fetch(
-        "select *, now() as now from submission where state = $1 "
-        "and ($2::text is null or issuer_id = $2) order by changed_at limit $3",
-        wanted.state or "unknown",
-        wanted.issuer,
-        wanted.limit,
+    from ca_signer.ledger import operator_reads  # SQLAlchemy, at the first command
+
+    rows = await operator_reads.submissions(
+        connection,
+        state=wanted.state or "unknown",
+        issuer_id=wanted.issuer,
+        limit=wanted.limit,
     )
     return CommandResult({"submissions": [_facts(row) for row in rows]})
 

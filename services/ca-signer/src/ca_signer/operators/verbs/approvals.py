@@ -38,14 +38,14 @@ class Decision(StrictModel):
 
 
 async def _list(connection: Connection, wanted: Listing, _: Caller) -> CommandResult:
-    rows = await connection.fetch(
-        "select *, now() as now from approval where ($1::text is null or tenant = $1) "
-        "and ($2::text is null or service = $2) "
-        "and ($3 or (state = 'waiting' and expires_at > now())) order by requested_at limit $4",
-        wanted.tenant,
-        wanted.service,
-        wanted.all,
-        wanted.limit,
+    from ca_signer.ledger import operator_reads  # SQLAlchemy, at the first command
+
+    rows = await operator_reads.approvals(
+        connection,
+        tenant=wanted.tenant,
+        service=wanted.service,
+        ended=wanted.all,
+        limit=wanted.limit,
     )
     return CommandResult({"requests": [_facts(row) for row in rows]})
 
