@@ -197,7 +197,8 @@ async def test_proofs_that_prove_nothing_are_refused(bench: Any) -> None:
             (new.proof(rotation), stranger, "rotation.unknown"),
             (new.proof(rotation, serial="01ff"), new, "rotation.unknown"),
             (new.proof(rotation_id(old.event.slot_id, 3)), new, "rotation.other"),
-            (unsigned, new, "proof.algorithm"),
+            (unsigned, new, "proof.malformed"),
+            (unsigned + "AA", new, "proof.algorithm"),
             ("not.a.jws", new, "proof.malformed"),
         ]
         for proof, peer, code in cases:

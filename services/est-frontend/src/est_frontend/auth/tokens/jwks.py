@@ -25,10 +25,11 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey, import_key
 from joserfc.util import base64_to_int
 
 from est_frontend import metrics
-from est_frontend.auth.tokens.jws import PublicKey, read_json
 from est_frontend.settings import TokenIssuerSettings
 from estcore.clock import monotonic_s, unix_ms
 from estcore.errors import ConfigurationError
+from estcore.pki.jws import JSONWebKey as PublicKey
+from estcore.pki.jws import read_json
 from estcore.runtime.logs import fields
 
 log = logging.getLogger(__name__)
