@@ -18,9 +18,9 @@ from estcore.pki.crl import (
     RevokedEntry,
     build_crl,
     check_crl,
+    crl_signature_algorithm,
     plain_entries,
     read_crl,
-    signature_algorithm,
 )
 from estcore.pki.crl_shards import COUNTS, all_of, partition_of, read_partition
 
@@ -56,7 +56,7 @@ def signed(key: object, tbs: bytes) -> bytes:
     else:
         assert isinstance(key, ed25519.Ed25519PrivateKey)
         signature = key.sign(tbs)
-    return assemble(tbs, signature_algorithm(key.public_key()), signature)
+    return assemble(tbs, crl_signature_algorithm(tbs), signature)
 
 
 ENTRIES = st.frozensets(

@@ -30,9 +30,9 @@ from estcore.pki.crl import (
     RevokedEntry,
     build_crl,
     check_crl,
+    crl_signature_algorithm,
     plain_entries,
     read_crl,
-    signature_algorithm,
 )
 from estcore.pki.crl_shards import Partition, all_of
 from estcore.runtime.bus import Bus, Outgoing
@@ -249,7 +249,7 @@ class CRLPublisher:
         )
         signature = await issuer.keystore.sign(tbs)
         issuer.check_signature(tbs, signature)
-        crl = assemble(tbs, signature_algorithm(issuer.certificate.public_key), signature)
+        crl = assemble(tbs, crl_signature_algorithm(tbs), signature)
         await asyncio.to_thread(
             check_crl,
             crl,
