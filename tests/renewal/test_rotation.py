@@ -174,7 +174,12 @@ async def test_a_repeated_proof_is_accepted_and_changes_nothing(bench: Any) -> N
         proof = new.proof(due.rotation_id)
         assert (await bench.acknowledge(proof, new)).accepted
         await bench.step(old, "deprecated")
-        before = await bench.certificate(new)
+
+        async def published() -> Any:
+            row = await bench.certificate(new)
+            return row if row["reached"] == row["announced"] else None
+
+        before = await bench.until(published, "everything is published")
         assert (await bench.acknowledge(proof, new)).accepted
         assert await bench.certificate(new) == before
     assert bench.steps(old).count("activated") == 1

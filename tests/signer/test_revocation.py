@@ -15,6 +15,7 @@ from operators import TestOperator, operator, policy_with_operators
 from signer_stack import SignerStack, signer_stack
 
 from ca_signer.ledger import revocations
+from ca_signer.publishing.outbox import drain
 from ca_signer.revocation.publisher import RevocationPublisher
 from estcore.errors import BusUnavailable
 from estcore.messages import topics
@@ -293,7 +294,8 @@ async def test_a_change_during_an_announcement_is_told_as_well(signer: SignerSta
     async with signer.database.connection() as connection:
         await revocations.set_revocation(connection, known["issuance_id"], revocations.HOLD, None)
     slow = Slow(signer.bus.client, signer.bus.inbox_prefix)
-    await RevocationPublisher(signer.database, slow, "ca-signer/test").announce()
+    slow_source = RevocationPublisher(signer.database, slow, "ca-signer/test").source()
+    await drain(signer.database, slow_source)
     await signer.operations.outbox.flush()
     await until_announced(signer, certificate)
     serial = known["serial_number"]

@@ -17,11 +17,12 @@ import asyncpg
 
 from ca_signer.issuance.decision_context import DecisionContext
 from ca_signer.ledger import revocations
+from ca_signer.publishing.audit_records import certificate_target
 from ca_signer.publishing.publisher import EventPublisher
 from estcore import ids
 from estcore.errors import MalformedRequest, Unavailable
 from estcore.messages import topics
-from estcore.messages.audit import Actor, AuditRecord, Producer, Target
+from estcore.messages.audit import Actor, AuditRecord
 from estcore.messages.envelope import decode
 from estcore.messages.events import RotationEvent
 from estcore.runtime.bus import Bus
@@ -119,28 +120,13 @@ class RevokeAfterRotation:
         return found is not None and found.renewal.revoke_replaced
 
     def _record(self, event: RotationEvent, row: asyncpg.Record) -> AuditRecord:
-        issuance_id = str(row["issuance_id"])
-        return AuditRecord(
-            record_id=ids.record_id("rotation-revoked", event.rotation_id, issuance_id),
-            producer=Producer.model_validate(self._publisher.audit_records.producer),
-            occurred_at=row["revocation_changed_at"],
+        return self._publisher.audit_records.build.success(
+            "certificate.revoked",
+            record_id=ids.record_id("rotation-revoked", event.rotation_id, str(row["issuance_id"])),
+            at=row["revocation_changed_at"],
             correlation_id=event.correlation_id,
             causation_id=event.id,
-            action="certificate.revoked",
-            phase="outcome",
-            outcome="success",
-            severity="notice",
             actor=Actor(type="system", subject=row["revoked_by"]),
-            target=Target(
-                tenant=row["tenant"],
-                service=row["service"],
-                issuance_id=issuance_id,
-                issuer_id=row["issuer_id"],
-                profile=row["profile"],
-                subject=row["subject"],
-                serial=ids.serial_hex(int.from_bytes(row["serial_number"], "big")),
-                certificate_sha256=row["certificate_sha256"].hex(),
-                not_after=row["not_after"],
-            ),
+            target=certificate_target(row),
             details={"reason": REASON},
         )

@@ -14,7 +14,7 @@ import importlib.util
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 import asyncpg
 from cryptography import x509
@@ -26,7 +26,7 @@ from ca_signer.store_lint.checks import StoredCertificate
 from estcore import ids
 from estcore.clock import Clock
 from estcore.errors import ConfigurationError
-from estcore.messages.audit import Actor, AuditRecord, Producer
+from estcore.messages.audit import Actor
 from estcore.runtime.database import Database
 
 PAGE = 500
@@ -209,26 +209,23 @@ async def record(publisher: EventPublisher, scope: Scope, done: Checked, now: dt
         BusUnavailable: not confirmed.
     """
     name = ids.uuid7()
-    good = done.findings == 0
-    await publisher.denials(
-        [
-            AuditRecord(
-                record_id=name,
-                producer=Producer.model_validate(publisher.audit_records.producer),
-                occurred_at=now,
-                correlation_id=name,
-                action="certificates.checked",
-                phase="outcome" if good else "error",
-                outcome="success" if good else "failure",
-                severity="info" if good else "error",
-                actor=Actor(type="system", subject=SERVICE),
-                details={
-                    "certificates": done.certificates,
-                    "lists": done.lists,
-                    "findings": done.findings,
-                    "since": scope.since.isoformat() if scope.since else "the beginning",
-                    "percent": str(scope.percent),
-                },
-            )
-        ]
+    about: dict[str, Any] = {
+        "record_id": name,
+        "at": now,
+        "correlation_id": name,
+        "actor": Actor(type="system", subject=SERVICE),
+        "details": {
+            "certificates": done.certificates,
+            "lists": done.lists,
+            "findings": done.findings,
+            "since": scope.since.isoformat() if scope.since else "the beginning",
+            "percent": str(scope.percent),
+        },
+    }
+    build = publisher.audit_records.build
+    found = (
+        build.failure("certificates.checked", **about)
+        if done.findings
+        else build.success("certificates.checked", severity="info", **about)
     )
+    await publisher.denials([found])

@@ -65,10 +65,11 @@ def assemble(
     submissions = Submissions(database, lease_s=settings.lease_s)
     publisher = EventPublisher(bus, decision_context.clock, settings.instance)
     outbox = Outbox(
+        database,
         [
-            command_records(database, publisher),
-            submission_records(database, publisher),
-            revocation_records(database, publisher),
+            command_records(publisher),
+            submission_records(publisher),
+            revocation_records(publisher),
         ],
         every_s=settings.sweep_every_s,
     )

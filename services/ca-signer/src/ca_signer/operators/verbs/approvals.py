@@ -8,9 +8,9 @@ from uuid import UUID
 import asyncpg
 from pydantic import Field, JsonValue
 
-from ca_signer.issuance.approvals import ticket_target
 from ca_signer.model import RequestFacts
 from ca_signer.operators.verb import Caller, CommandResult, Verb, Verbs, table
+from ca_signer.publishing.audit_records import request_target
 from estcore.errors import Conflict
 from estcore.messages.envelope import decode
 from estcore.pki.profile import StrictModel, Token
@@ -113,7 +113,7 @@ async def _decide(
     context = decode(RequestFacts, row["context"].encode())
     told: dict[str, JsonValue] = {"id": str(decision.id), "state": state}
     details = {"request_correlation_id": context.correlation_id}
-    return CommandResult({**told, "subject": row["subject"]}, ticket_target(row, context), details)
+    return CommandResult({**told, "subject": row["subject"]}, request_target(row, context), details)
 
 
 def verbs() -> Verbs:

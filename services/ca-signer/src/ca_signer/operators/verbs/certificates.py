@@ -9,9 +9,9 @@ from pydantic import AwareDatetime, Field, JsonValue, model_validator
 
 from ca_signer.ledger.issuances import serial_octets
 from ca_signer.operators.verb import Caller, CommandResult, Verb
+from ca_signer.publishing.audit_records import certificate_target
 from estcore import ids
 from estcore.errors import Conflict
-from estcore.messages.audit import Target
 from estcore.pki.profile import StrictModel, Token
 from estcore.policy.operators import Role
 from estcore.runtime.database import Connection
@@ -106,24 +106,11 @@ def facts(row: asyncpg.Record) -> dict[str, JsonValue]:
     }
 
 
-def target(row: asyncpg.Record) -> Target:
-    """Return how a record names a certificate."""
-    return Target(
-        tenant=row["tenant"],
-        service=row["service"],
-        issuance_id=str(row["issuance_id"]),
-        issuer_id=row["issuer_id"],
-        profile=row["profile"],
-        subject=row["subject"],
-        serial=ids.serial_hex(int.from_bytes(row["serial_number"], "big")),
-        certificate_sha256=row["certificate_sha256"].hex(),
-        not_after=row["not_after"],
-    )
-
-
 async def _show(connection: Connection, one: One, _: Caller) -> CommandResult:
     row = await find(connection, one)
-    return CommandResult({**facts(row), "certificate": row["certificate"].hex()}, target(row))
+    return CommandResult(
+        {**facts(row), "certificate": row["certificate"].hex()}, certificate_target(row)
+    )
 
 
 async def _list(connection: Connection, wanted: Listing, _: Caller) -> CommandResult:
