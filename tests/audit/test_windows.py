@@ -79,9 +79,25 @@ async def test_equal_windows_settle_and_missing_records_are_asked_for(
 @pytest.mark.logs_errors("audit log differs from the ledger")
 async def test_a_window_that_stays_different_is_given_up_on_record(world: Any) -> None:
     async with world.service(windows=QUICK), world.publisher() as publisher:
+
+        async def answer(message: Incoming) -> None:
+            await publisher.bus.publish_unconfirmed(
+                message.reply, encode(ReannounceAnswered(announced=0))
+            )
+
+        await publisher.bus.subscribe(REANNOUNCE_TOPIC, answer)
         await publisher.bus.publish_confirmed([closed(["i-9"], minute=7)])
         await world.wait("select state from window_check", "given_up")
         await world.wait("select count(*) from record where action = 'audit.window_differs'", 1)
+
+
+async def test_a_window_stays_open_as_long_as_ca_signer_does_not_answer(world: Any) -> None:
+    """An outage of ca-signer is no reason to give a window up."""
+    async with world.service(windows=QUICK), world.publisher() as publisher:
+        await publisher.bus.publish_confirmed([closed(["i-8"], minute=8)])
+        await world.wait("select state from window_check", "open")
+        await asyncio.sleep(QUICK.retry_s * QUICK.attempts * 2)
+        await world.wait("select state from window_check", "open")
 
 
 def test_the_digest_needs_no_order() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import asyncpg
 
@@ -29,6 +29,7 @@ from estcore.runtime.bus import Bus
 from estcore.runtime.consume import Delivery, PullConsumer
 from estcore.runtime.database import Connection, Database
 from estcore.runtime.logs import fields
+from estcore.runtime.worker import MessageWorker
 
 log = logging.getLogger(__name__)
 
@@ -64,15 +65,12 @@ class RevokeAfterRotation:
         )
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Take what renewal tells until ``stop``."""
-        await self._consumer.start()
-        while not stop.is_set():
-            await self._consumer.maintain()
-            if await self._consumer.wait(0.5):
-                for delivery in self._consumer.take(_CREDIT):
-                    await self.handle(delivery)
-        for delivery in await self._consumer.pause():
-            await delivery.nak(0)
+        """Consume the events of renewal until ``stop``."""
+        await MessageWorker(self._consumer, self._handle_all, batch_size=_CREDIT).run(stop)
+
+    async def _handle_all(self, deliveries: Sequence[Delivery], _: asyncio.Event) -> None:
+        for delivery in deliveries:
+            await self.handle(delivery)
 
     async def handle(self, delivery: Delivery) -> None:
         """Answer one delivery."""
