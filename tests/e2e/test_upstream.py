@@ -156,7 +156,7 @@ class World:
             },
             "policy_file": str(layout.config / "policy.yaml"),
             "profiles_file": str(layout.config / "profiles.yaml"),
-            "issuers_elsewhere": ["issuing"],
+            "remote_issuers": ["issuing"],
             "issuers": [
                 {
                     "issuer_id": ISSUER,
@@ -309,7 +309,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         ours = await start_stack(
             folder / "ours",
             policy=policies["ours"],
-            overrides={"ca-signer": {"issuers_elsewhere": [ISSUER]}},
+            overrides={"ca-signer": {"remote_issuers": [ISSUER]}},
             users={"ca-signer-upstream": permissions.upstream([ISSUER])},
         )
         try:

@@ -16,6 +16,7 @@ from e2e_stack import POLICY, make_csr
 from ca_signer.ceremony import offline_ca
 from ca_signer.connections import SCHEMA, SCRIPTS
 from ca_signer.frontend_state import FrontendStatePublisher
+from ca_signer.issuance.approvals import ApprovalStore
 from ca_signer.issuance.consumer import RequestConsumer
 from ca_signer.issuance.decision import decide
 from ca_signer.issuance.decision_context import presented_fingerprint
@@ -24,7 +25,7 @@ from ca_signer.issuance.request_handler import RequestHandler
 from ca_signer.ledger.enrollment_secrets import SecretStore
 from ca_signer.ledger.issuances import IssuanceStore
 from ca_signer.ledger.refusals import RefusalStore
-from ca_signer.main import approval_store, load_signing_context
+from ca_signer.main import load_signing_context
 from ca_signer.model import IssuanceIntent
 from ca_signer.operators.wiring import Operations, assemble
 from ca_signer.publishing.publisher import EventPublisher
@@ -229,7 +230,7 @@ async def signer_stack(
     frontend = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "front")
     ledger = IssuanceStore(database, lease_s=settings.lease_s)
     refusals = RefusalStore(database)
-    resolver = RequestResolver(ledger, IntendedIssuances(ledger), approval_store(settings))
+    resolver = RequestResolver(ledger, IntendedIssuances(ledger), ApprovalStore.of(settings))
     publisher = EventPublisher(bus, clock, settings.instance)
     tracing = Tracing(settings.telemetry, "ca-signer", "test")
     cycle = IssuanceCycle(ledger, publisher, decision_context.issuers, tracing)

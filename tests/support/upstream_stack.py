@@ -100,7 +100,7 @@ def upstream_settings(
             }
             | issuer
         ],
-        "issuers_elsewhere": ["issuing"],
+        "remote_issuers": ["issuing"],
         "groups": groups(),
         "lease_s": 8,
         "sweep_every_s": 0.2,
@@ -175,7 +175,7 @@ async def upstream_stack(
         platform,
         folder,
         policy_file=settings.policy_file,
-        issuers_elsewhere=[ISSUER],
+        remote_issuers=[ISSUER],
         groups=groups(),
         lease_s=2,
     ) as signer:

@@ -128,64 +128,94 @@ class OCSPSettings(StrictModel):
     )
 
 
-class SignerSettings(ServiceSettings):
-    """All settings of ca-signer."""
+class RequestHandlingSettings(ServiceSettings):
+    """What ca-signer and ca-signer-upstream configure alike."""
 
     database: DatabaseSettings
-    policy_file: Path
-    profiles_file: Path
-    issuers: tuple[IssuerSettings, ...] = Field(min_length=1)
-    issuers_elsewhere: tuple[Token, ...] = Field(
-        default=(), description="issuers of the policy that another process serves"
+    policy_file: Path = Field(description="policy, YAML; the same file as est-frontend's")
+    profiles_file: Path = Field(description="certificate profiles, YAML")
+    remote_issuers: tuple[Token, ...] = Field(
+        default=(), description="issuers that the policy names and another process serves"
     )
-    groups: dict[Token, GroupSettings] = Field(min_length=1)
-    software_keys: Literal["allow", "refuse"] = Field(
-        default="refuse", description="allow keys in files; refused unless said, as in production"
+    groups: dict[Token, GroupSettings] = Field(
+        min_length=1, description="what each group of front ends may request"
     )
-    batch_size: int = Field(default=64, ge=1, le=256, description="requests signed together")
-    batches_in_flight: int = Field(
-        default=1, ge=1, le=16, description="1: what comes meanwhile makes the next batch fuller"
-    )
-    linger_ms: int = Field(
-        default=4, ge=0, le=100, description="under load, how long a batch waits to fill"
-    )
-    lease_s: int = Field(default=15, ge=2, le=300, description="how long a signer owns an intent")
     sign_within_s: int = Field(
-        default=600, ge=10, le=86_400, description="an older intent is abandoned, not signed"
+        default=600,
+        ge=10,
+        le=86_400,
+        description="seconds after which an unsigned request expires and is abandoned",
     )
-    max_attempts: int = Field(default=20, ge=2, le=1000, description="then it is a dead letter")
+    max_attempts: int = Field(
+        default=20, ge=2, le=1000, description="deliveries after which a request is dead-lettered"
+    )
     reload_every_s: float = Field(
-        default=2, ge=0.1, le=3600, description="policy and profiles files are looked at"
+        default=2,
+        ge=0.1,
+        le=3600,
+        description="seconds between checks of policy, profiles and certificate files for changes",
     )
-    sweep_every_s: float = Field(default=2, ge=0.1, le=60)
-    count_every_s: float = Field(
-        default=300, ge=10, le=86_400, description="certificates are counted for the gauges"
+    sweep_every_s: float = Field(
+        default=2, ge=0.1, le=60, description="seconds between sweeps for expired leases"
     )
     approval_lifetime_s: int = Field(
         default=604_800,
         ge=60,
         le=7_776_000,
-        description="how long a request waits for an operator, and an approval for its client",
+        description="seconds a request awaits approval, and an approval its client",
     )
     approval_retry_after_s: int = Field(
         default=10,
         ge=1,
         le=3600,
-        description="Retry-After of a new request that waits; it grows with its age to an hour",
+        description="Retry-After of a new request awaiting approval; grows with its age to an hour",
     )
     approval_max_waiting: int = Field(
-        default=100, ge=1, le=10_000, description="requests of one owner that may wait at once"
+        default=100,
+        ge=1,
+        le=10_000,
+        description="maximum number of requests of one owner that await approval",
+    )
+
+
+class SignerSettings(RequestHandlingSettings):
+    """All settings of ca-signer."""
+
+    issuers: tuple[IssuerSettings, ...] = Field(
+        min_length=1, description="issuers whose keys this process uses"
+    )
+    software_keys: Literal["allow", "refuse"] = Field(
+        default="refuse", description="`allow` accepts keys in files; use an HSM in production"
+    )
+    batch_size: int = Field(
+        default=64, ge=1, le=256, description="maximum number of requests signed in one batch"
+    )
+    batches_in_flight: int = Field(
+        default=1, ge=1, le=16, description="batches processed at once; 1 makes batches fuller"
+    )
+    linger_ms: int = Field(
+        default=4, ge=0, le=100, description="milliseconds a batch waits to fill under load"
+    )
+    lease_s: int = Field(
+        default=15, ge=2, le=300, description="seconds a signer holds the lease on an intent"
+    )
+    count_every_s: float = Field(
+        default=300, ge=10, le=86_400, description="seconds between counts for the inventory gauges"
     )
     crl_lifetime_s: int = Field(
         default=86_400,
         ge=60,
         le=2_592_000,
-        description="from thisUpdate to nextUpdate; a new list is made after half of it at last",
+        description="seconds from thisUpdate to nextUpdate of a CRL; renewed after half of it",
     )
-    ocsp: OCSPSettings | None = Field(default=None, description="off unless given")
-    window_s: int = Field(default=60, ge=5, le=3600, description="length of a closed window")
+    ocsp: OCSPSettings | None = Field(
+        default=None, description="answer OCSP requests; off unless given"
+    )
+    window_s: int = Field(
+        default=60, ge=5, le=3600, description="seconds of one reconciliation window"
+    )
     window_settle_s: int = Field(
-        default=60, ge=1, le=3600, description="wait before a window counts as closed"
+        default=60, ge=1, le=3600, description="seconds before a reconciliation window is closed"
     )
 
     @model_validator(mode="after")

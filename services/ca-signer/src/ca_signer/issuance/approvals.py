@@ -21,6 +21,7 @@ from ca_signer.model import IssuanceIntent, RequestFacts
 from ca_signer.publishing.audit_records import request_actor, request_target
 from ca_signer.publishing.outbox import OutboxSource
 from ca_signer.publishing.publisher import EventPublisher
+from ca_signer.settings import RequestHandlingSettings
 from estcore import ids
 from estcore.errors import Conflict, NotAuthorized
 from estcore.messages.audit import AuditRecord, AuditRecordBuilder
@@ -43,18 +44,27 @@ where approval.state = 'used' or approval.expires_at <= now()"""
 
 @dataclass(frozen=True)
 class PendingApproval:
-    """Nobody has decided yet: the client asks again after so many seconds."""
+    """No operator has decided yet: the client asks again after so many seconds."""
 
     retry_after_s: int
 
 
 @dataclass(frozen=True)
 class ApprovalStore:
-    """How long tickets live and how many an owner may have."""
+    """Requests that await approval, within limits of lifetime and number per owner."""
 
     lifetime: dt.timedelta = dt.timedelta(days=7)
     retry_after_s: int = 10
     max_waiting: int = 100
+
+    @classmethod
+    def of(cls, settings: RequestHandlingSettings) -> ApprovalStore:
+        """Return the store with the configured limits."""
+        return cls(
+            lifetime=dt.timedelta(seconds=settings.approval_lifetime_s),
+            retry_after_s=settings.approval_retry_after_s,
+            max_waiting=settings.approval_max_waiting,
+        )
 
     async def admit(self, connection: Connection, intent: IssuanceIntent) -> PendingApproval | None:
         """Return None where the enrollment may be recorded now, its approval used up.

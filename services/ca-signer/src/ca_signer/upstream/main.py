@@ -72,7 +72,7 @@ def _rules(settings: UpstreamSettings, issuers: Issuers) -> tuple[PolicyDocument
     return read_rules(
         settings.policy_file,
         settings.profiles_file,
-        issuers=[*issuers, *settings.issuers_elsewhere],
+        issuers=[*issuers, *settings.remote_issuers],
         groups=settings.groups,
     )
 

@@ -7,9 +7,8 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from ca_signer.settings import GroupSettings
+from ca_signer.settings import RequestHandlingSettings
 from estcore.pki.profile import StrictModel, Token
-from estcore.runtime.settings import DatabaseSettings, ServiceSettings
 
 _MARGIN_S = 5
 
@@ -38,52 +37,27 @@ class UpstreamIssuerSettings(StrictModel):
     longest_pause_s: float = Field(default=60, ge=0.05, le=3600, description="never for longer")
 
 
-class UpstreamSettings(ServiceSettings):
+class UpstreamSettings(RequestHandlingSettings):
     """All settings of ca-signer-upstream."""
 
-    database: DatabaseSettings
-    policy_file: Path
-    profiles_file: Path
-    issuers: tuple[UpstreamIssuerSettings, ...] = Field(min_length=1)
-    issuers_elsewhere: tuple[Token, ...] = Field(
-        default=(), description="issuers of the policy that another process serves"
+    issuers: tuple[UpstreamIssuerSettings, ...] = Field(
+        min_length=1, description="issuers whose certificates an upstream CA signs"
     )
-    groups: dict[Token, GroupSettings] = Field(min_length=1)
     lease_s: int = Field(
-        default=30, ge=2, le=300, description="how long a process owns a submission"
-    )
-    sign_within_s: int = Field(
-        default=600, ge=10, le=86_400, description="what was not sent by then is abandoned"
+        default=30, ge=2, le=300, description="seconds a process holds the lease on a submission"
     )
     unknown_retry_after_s: int = Field(
         default=300,
         ge=1,
         le=3600,
-        description="Retry-After while a person finds out what another CA did",
+        description="Retry-After while the outcome of a submission is unknown",
     )
     pending_lifetime_s: int = Field(
         default=604_800,
         ge=60,
         le=7_776_000,
-        description="how long a client may stay away while the other CA takes its time",
+        description="seconds a client may take to return for a pending upstream certificate",
     )
-    approval_lifetime_s: int = Field(
-        default=604_800,
-        ge=60,
-        le=7_776_000,
-        description="how long a request waits for an operator; as ca-signer has it",
-    )
-    approval_retry_after_s: int = Field(
-        default=10, ge=1, le=3600, description="Retry-After of a new request that waits"
-    )
-    approval_max_waiting: int = Field(
-        default=100, ge=1, le=10_000, description="requests of one owner that may wait at once"
-    )
-    max_attempts: int = Field(default=20, ge=2, le=1000, description="then it is a dead letter")
-    reload_every_s: float = Field(
-        default=2, ge=0.1, le=3600, description="files are looked at: rules, certificates, TLS"
-    )
-    sweep_every_s: float = Field(default=2, ge=0.1, le=60)
 
     @model_validator(mode="after")
     def _leases_last(self) -> Self:

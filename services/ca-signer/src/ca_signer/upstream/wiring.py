@@ -82,11 +82,7 @@ def assemble(
             repeatable_s=lambda issuer: issuers[issuer].plugin.repeatable_s,
             unknown_retry_after_s=settings.unknown_retry_after_s,
         ),
-        ApprovalStore(
-            lifetime=dt.timedelta(seconds=settings.approval_lifetime_s),
-            retry_after_s=settings.approval_retry_after_s,
-            max_waiting=settings.approval_max_waiting,
-        ),
+        ApprovalStore.of(settings),
     )
     cycle = UpstreamCycle(
         submissions,
