@@ -7,10 +7,11 @@ export UV_PROJECT_ENVIRONMENT := $(VENV)
 export UV_PYTHON := $(VENV)/bin/python
 export UV_PYTHON_DOWNLOADS := never
 READY := $(VENV)/.ready
+DIST ?= dist
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml tests/*/pyproject.toml)
 PACKAGES := estcore estclient estdev est_frontend ca_signer renewal audit estsuite_faults
 
-.PHONY: help demo up test conformance check fmt lint type imports deploy-check bench clean
+.PHONY: help demo up test conformance check fmt lint type imports deploy-check dist bench clean
 
 help:           ## show the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -51,6 +52,9 @@ deploy-check:   ## render and validate docker-compose.yml and deploy/k8s
 
 bench: $(READY) ## enrollments per second and CPU per enrollment, everything counted
 	@$(BIN)/uv sync --frozen --quiet --group bench && $(BIN)/python benchmarks/enroll.py
+
+dist: $(READY)  ## wheels and sdists of the client and the core it needs, for devices, into dist/
+	@for name in core client; do $(BIN)/uv build --quiet --package estsuite-$$name --out-dir $(DIST) || exit 1; done
 
 clean:          ## remove the virtual environment and the local suite's data
 	rm -rf $(VENV) .estsuite

@@ -1,4 +1,4 @@
-"""Check what is deployed: docker-compose.yml, the Dockerfiles, every Kustomize overlay.
+"""Check what is deployed: docker-compose.yml, the Dockerfile, every Kustomize overlay.
 
     .venv/bin/python deploy/check.py
 
@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from estdeploy import compose_rules, manifests, pod_rules, pod_settings, service_rules
-from estdeploy.services import SERVICES
 
 from estcore.errors import ConfigurationError
 
@@ -53,17 +52,8 @@ def main() -> int:
 
 
 def _images() -> Iterator[Result]:
-    findings = []
-    for name in SERVICES:
-        path = ROOT / "services" / name / "Dockerfile"
-        findings += compose_rules.dockerfile_findings(name, path.read_text(encoding="utf-8"))
-    for file in compose_rules.EXTRA_IMAGES:
-        text = (ROOT / "services" / "ca-signer" / file).read_text(encoding="utf-8")
-        findings += compose_rules.extra_image_findings(file, text)
-    yield (
-        f"Dockerfiles: {len(SERVICES) + len(compose_rules.EXTRA_IMAGES)} read by our rules",
-        findings,
-    )
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    yield "Dockerfile: read by our rules", compose_rules.dockerfile_findings(text)
 
 
 def _compose() -> Iterator[Result]:
@@ -72,6 +62,7 @@ def _compose() -> Iterator[Result]:
         *compose_rules.compose_is_closed(document),
         *compose_rules.compose_waits_in_order(document),
         *compose_rules.compose_secrets_are_known(document),
+        *compose_rules.compose_builds_known_images(document),
     ]
     yield f"docker-compose.yml: {len(document['services'])} services read by our rules", findings
     command = compose_rules.tool(install=bool(os.environ.get("CI")))

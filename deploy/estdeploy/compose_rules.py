@@ -1,4 +1,4 @@
-"""Rules for docker-compose.yml and the Dockerfiles, and the tool's own word where it is there.
+"""Rules for docker-compose.yml and the Dockerfile, and the tool's own word where it is there.
 
 Called by: deploy/check.py
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from estdeploy.services import EST_PORT, SERVICES, USER_ID
+from estdeploy.services import EST_PORT, IMAGES, SERVICES, USER_ID
 
 SKIPPED = "docker-compose config: skipped, the tool is not here"
 _LOCAL = "./deploy/compose/local/"
@@ -96,45 +96,43 @@ def compose_secrets_are_known(compose: dict[str, Any]) -> list[str]:
     return findings + [f"secret {name} is not used" for name in sorted(declared.keys() - used)]
 
 
-def dockerfile_findings(service: str, text: str) -> list[str]:
-    """Return what is wrong with a service's Dockerfile."""
-    known = SERVICES[service]
+def compose_builds_known_images(compose: dict[str, Any]) -> list[str]:
+    """Every image of the suite is built once, from the Dockerfile's arguments in ``IMAGES``."""
+    built: dict[str, Any] = {}
+    used: set[str] = set()
+    for service in compose["services"].values():
+        name = service["image"].removeprefix("estsuite/").partition(":")[0]
+        if service["image"].startswith("estsuite/"):
+            used.add(name)
+            if "build" in service:
+                built[name] = service["build"]
+    return [
+        f"image {name} is built by {built.get(name)}"
+        for name in sorted(used)
+        if name not in IMAGES or built.get(name) != {"context": ".", "args": IMAGES[name].arguments}
+    ]
+
+
+def dockerfile_findings(text: str) -> list[str]:
+    """Return what is wrong with the Dockerfile."""
     lines = [line.strip() for line in text.replace("\\\n", " ").splitlines()]
     wanted = {
-        "FROM python:3.11-slim-bookworm AS build": "a build stage",
-        f'RUN ["uv", "sync", "--frozen", "--no-dev", "--no-editable", "--package", '
-        f'"{known.distribution}"]': "the locked installation of its package alone",
+        "FROM ${BASE} AS build": "a build stage from a base that can be pinned",
         f"USER {USER_ID}:{USER_ID}": "a numeric user",
-        f'ENTRYPOINT ["{known.command}"]': "its command without a shell",
-        f'CMD ["run", "--config", "/etc/estsuite/{service}.yaml"]': "run by default",
+        'ENTRYPOINT ["/opt/estsuite/bin/entrypoint"]': "its command without a shell",
+        "COPY --from=build /opt/estsuite /opt/estsuite": "the installation alone",
     }
-    findings = [f"{service}: no {what}" for line, what in wanted.items() if line not in lines]
-    if not any(line.startswith("HEALTHCHECK") and "/healthz" in line for line in lines):
-        findings.append(f"{service}: no health check of /healthz")
-    shell = [line for line in lines if line.startswith("RUN ") and not line.startswith("RUN [")]
-    return findings + [f"{service}: a shell runs {line[4:]!r}" for line in shell]
-
-
-EXTRA_IMAGES = {
-    "Dockerfile.check-store": ("lint", "ca-signer"),
-    "Dockerfile.upstream": ("upstream", "ca-signer-upstream"),
-}
-"""More images of ca-signer's package: file to the extra in it and the command it runs."""
-
-
-def extra_image_findings(file: str, text: str) -> list[str]:
-    """Return what is wrong with one of the ``EXTRA_IMAGES``."""
-    extra, command = EXTRA_IMAGES[file]
-    lines = [line.strip() for line in text.replace("\\\n", " ").splitlines()]
-    wanted = {
-        'RUN ["uv", "sync", "--frozen", "--no-dev", "--no-editable", "--package", '
-        f'"estsuite-signer", "--extra", "{extra}"]': f"the locked installation with {extra}",
-        f"USER {USER_ID}:{USER_ID}": "a numeric user",
-        f'ENTRYPOINT ["{command}"]': "its command without a shell",
-    }
-    findings = [f"{file}: no {what}" for line, what in wanted.items() if line not in lines]
-    shell = [line for line in lines if line.startswith("RUN ") and not line.startswith("RUN [")]
-    return findings + [f"{file}: a shell runs {line[4:]!r}" for line in shell]
+    findings = [f"no {what}" for line, what in wanted.items() if line not in lines]
+    install = next((line for line in lines if "uv sync" in line), "")
+    for option in ("--frozen", "--no-dev", "--no-editable", '--package "$PACKAGE"'):
+        if option not in install:
+            findings.append(f"the installation has no {option}")
+    if any("--mount" in line or "<<" in line for line in lines):
+        findings.append("Docker 20.10's legacy builder knows no --mount and no here-document")
+    job, service = (text.partition("AS service")[index] for index in (0, 2))
+    if "HEALTHCHECK" in job or "/healthz" not in service:
+        findings.append("services, and only they, have a health check of /healthz")
+    return findings
 
 
 def load(path: Path) -> dict[str, Any]:

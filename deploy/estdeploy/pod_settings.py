@@ -32,8 +32,8 @@ SECRETS: Mapping[str, frozenset[str]] = {
     "audit-migrate": frozenset({"nats.seed", "database.password"}),
 }
 """Secrets that come from outside, with their keys (deploy/README.md lists them)."""
-IMAGES: Mapping[str, str] = {"ca-signer-check-store": "ca-signer"}
-"""Images that hold a service's package under another name, for one verb."""
+_CHECK_STORE_IMAGE = "ca-signer-check-store"
+"""ca-signer's package with the extra ``lint``, for the verb ``check-store``."""
 _WITHOUT_KEYS = ("check-store",)
 """Verbs that read certificates only: what they run in has no key to lose."""
 _KEYS = (".key_file", ".passphrase_file")
@@ -54,7 +54,7 @@ def settings_can_be_loaded(documents: list[Document]) -> list[str]:
 
 def _container(pod: Pod, container: Document, documents: list[Document]) -> Iterator[str]:
     image = re.split("[:@]", container["image"].rpartition("/")[2])[0]
-    service = SERVICES.get(IMAGES.get(image, image))
+    service = SERVICES.get("ca-signer" if image == _CHECK_STORE_IMAGE else image)
     if service is None:
         yield f"image {container['image']} is none of the suite's"
         return

@@ -54,6 +54,30 @@ SERVICES = {
 
 
 @dataclass(frozen=True)
+class Image:
+    """The build arguments of one image, and its target in the Dockerfile."""
+
+    package: str
+    command: str
+    extras: str = ""
+    target: str = "service"
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """The build arguments; EXTRAS only where there are any."""
+        extras = {"EXTRAS": self.extras} if self.extras else {}
+        return {"PACKAGE": self.package, **extras, "COMMAND": self.command}
+
+
+IMAGES = {
+    **{s.name: Image(s.distribution, s.command) for s in SERVICES.values()},
+    "ca-signer-check-store": Image("estsuite-signer", "ca-signer", "lint", "job"),
+    "ca-signer-upstream": Image("estsuite-signer", "ca-signer-upstream", "upstream"),
+}
+"""Every image, by the name after ``estsuite/``."""
+
+
+@dataclass(frozen=True)
 class Places:
     """Where a service finds things: paths inside its container, or real ones in tests."""
 

@@ -127,6 +127,7 @@ BREAKS = [
     ("the tag latest", "audit", {"image": "estsuite/audit:latest"}, "image"),
     ("a password in the environment", "postgres", {"environment": {"PGPASSWORD": "x"}}, "secret"),
     ("no order", "audit", {"depends_on": {}}, "does not wait for migrate-audit"),
+    ("another package", "migrate-audit", {"build": {"context": "."}}, "image audit is built by"),
     ("an owner's password", "audit", {"secrets": ["audit_owner.password"]}, "sees audit_owner"),
 ]
 
@@ -142,6 +143,7 @@ def test_a_compose_rule_finds(
             *compose_rules.compose_is_closed(compose),
             *compose_rules.compose_waits_in_order(compose),
             *compose_rules.compose_secrets_are_known(compose),
+            *compose_rules.compose_builds_known_images(compose),
         ]
 
     assert findings() == []

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from estdeploy import compose_rules, manifests, pod_rules, pod_settings, service_rules
-from estdeploy.services import SERVICES
+from estdeploy.services import IMAGES
 
 Documents = list[dict[str, Any]]
 Rule = Callable[[Documents], list[str]]
@@ -300,12 +300,30 @@ def test_every_secret_is_told_in_the_readme(root: Path) -> None:
         assert {key for key in keys if f"`{key}`" in row} == keys
 
 
-@pytest.mark.parametrize("service", SERVICES)
-def test_a_dockerfile_rule_notices_a_shell_and_root(root: Path, service: str) -> None:
-    text = (root / "services" / service / "Dockerfile").read_text(encoding="utf-8")
-    assert compose_rules.dockerfile_findings(service, text) == []
-    broken = text.replace("USER 10001:10001", "USER root").replace('RUN ["pip"', 'RUN pip ["')
-    assert len(compose_rules.dockerfile_findings(service, broken)) == 2
+@pytest.mark.parametrize(
+    ("old", "new", "finding"),
+    [
+        ("USER 10001:10001", "USER root", "no a numeric user"),
+        ('ENTRYPOINT ["', "ENTRYPOINT sh -c [", "no its command without a shell"),
+        (" --no-dev", "", "the installation has no --no-dev"),
+        ("HEALTHCHECK", "# ", "services, and only they"),
+        ("RUN set", "RUN --mount=type=cache,target=/x set", "legacy builder"),
+    ],
+)
+def test_a_dockerfile_rule_finds(root: Path, old: str, new: str, finding: str) -> None:
+    text = (root / "Dockerfile").read_text(encoding="utf-8")
+    assert compose_rules.dockerfile_findings(text) == []
+    broken = text.replace(old, new) if old != "HEALTHCHECK" else text.replace("/healthz", "/")
+    assert any(finding in found for found in compose_rules.dockerfile_findings(broken))
+
+
+def test_the_readme_builds_every_image(root: Path) -> None:
+    readme = (root / "deploy" / "README.md").read_text(encoding="utf-8")
+    for name, image in IMAGES.items():
+        line = next(li for li in readme.splitlines() if f"-t estsuite/{name}:" in li)
+        target = "--target job " if image.target == "job" else ""
+        arguments = " ".join(f"--build-arg {key}={value}" for key, value in image.arguments.items())
+        assert line == f"docker build -t estsuite/{name}:0.1.0 {target}{arguments} ."
 
 
 def nightly(root: Path) -> Documents:
@@ -331,12 +349,3 @@ def test_a_cron_jobs_pod_is_held_to_the_rules_of_pods(root: Path) -> None:
     spec = find(documents, "CronJob", "check-store")["spec"]["jobTemplate"]["spec"]["template"]
     spec["spec"]["enableServiceLinks"] = True
     assert pod_rules.pods_are_restricted(documents) == ["CronJob check-store: enableServiceLinks"]
-
-
-@pytest.mark.parametrize("file", compose_rules.EXTRA_IMAGES)
-def test_more_images_of_the_signer_are_read(root: Path, file: str) -> None:
-    text = (root / "services" / "ca-signer" / file).read_text(encoding="utf-8")
-    assert compose_rules.extra_image_findings(file, text) == []
-    assert compose_rules.extra_image_findings(file, text.replace("10001:10001", "0:0")) == [
-        f"{file}: no a numeric user"
-    ]
