@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml tests/*/pyproject.toml)
 PACKAGES := estcore estclient estdev est_frontend ca_signer renewal audit estsuite_faults
 
-.PHONY: help demo up test conformance check fmt lint type imports deploy-check bench clean
+.PHONY: help demo up unit test conformance check fmt lint type imports deploy-check bench clean
 
 help:           ## show the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -25,6 +25,9 @@ demo: $(READY)  ## the main job in one command: enroll, re-enroll, rotate, audit
 
 up: $(READY)    ## the whole suite to play with, until Ctrl-C (UP="--est-port 9443" moves ports)
 	@$(BIN)/estsuite up $(UP)
+
+unit: $(READY)  ## the tests that need no server
+	@$(BIN)/pytest -q -n 2 tests/unit
 
 test: $(READY)  ## every test, unit to end-to-end, against real servers
 	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
