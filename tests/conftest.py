@@ -11,13 +11,16 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from estsuite_testing.error_log import ERRORS
 from estsuite_testing.platform import Platform, running_platform
 
-hypothesis_settings.register_profile("dev", max_examples=50, deadline=None)
-hypothesis_settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)
+# How fast the machine is says nothing about the code.
+_ANY_SPEED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+hypothesis_settings.register_profile("dev", max_examples=50, **_ANY_SPEED)
+hypothesis_settings.register_profile("ci", max_examples=200, derandomize=True, **_ANY_SPEED)
 hypothesis_settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 

@@ -112,6 +112,7 @@ async def test_replay_sends_again_and_is_on_record(
         await world.wait("select count(*) from record where action = 'audit.replay'", 1)
 
 
+@pytest.mark.logs_errors("record truncated for the sink")
 async def test_a_record_too_large_is_trimmed_and_noted(
     world: AuditWorld, record: Build, siem: SIEM
 ) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,19 +34,6 @@ def container(documents: Documents, name: str = "ca-signer") -> dict[str, Any]:
 
 def drop(documents: Documents, kind: str, name: str) -> None:
     documents.remove(find(documents, kind, name))
-
-
-def test_the_check_of_make_check_passes_and_tells_each_step(root: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, root / "deploy" / "check.py"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": "/nowhere"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "k8s overlays/prod: " in done.stdout
-    assert compose_rules.SKIPPED in done.stdout
 
 
 BREAKS: list[tuple[str, Rule, Callable[[Documents], object], str]] = [

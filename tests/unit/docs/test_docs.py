@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import re
 import subprocess
@@ -38,7 +39,6 @@ PAGES = sorted(
         *ROOT.glob("benchmarks/*.md"),
     )
 )
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 CODE = re.compile(r"[a-z]+\.[a-z0-9_]+")
 
 # Constants that look like codes and are none: fault points, actions of records, names of files.
@@ -46,6 +46,16 @@ NOT_CODES = re.compile(
     r"audit\.(?!unavailable|spool_full|chain_broken).*|service\.(start|stop)|.*\.(pem|yaml|json|der)"
 )
 OTHERS = {"auth.token_", "frontend.publish", "ca.passphrase", "service.name", "rotation.proof"}
+
+
+@functools.cache
+def trees() -> dict[Path, ast.Module]:
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
+
+
+@functools.cache
+def texts_of_tests() -> str:
+    return "\n".join(p.read_text(encoding="utf-8") for p in ROOT.glob("tests/**/test_*.py"))
 
 
 def load_script(name: str) -> ModuleType:
@@ -62,9 +72,14 @@ generate = load_script("generate")
 conformance = load_script("conformance")
 
 
-def raised() -> Iterator[tuple[str, type[ESTSuiteError] | None]]:
+@functools.cache
+def raised() -> list[tuple[str, type[ESTSuiteError] | None]]:
+    return list(_raised())
+
+
+def _raised() -> Iterator[tuple[str, type[ESTSuiteError] | None]]:
     """Every code given as ``code="…"`` with the error class it is given to, and every default."""
-    for tree in TREES.values():
+    for tree in trees().values():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 name = node.func.id if isinstance(node.func, ast.Name) else ""
@@ -81,11 +96,12 @@ def raised() -> Iterator[tuple[str, type[ESTSuiteError] | None]]:
                 yield str(node.value.value), None
 
 
+@functools.cache
 def look_like_codes() -> set[str]:
     """Constants of a family of codes that are handed on in another way than by ``code=``."""
     families = {code.partition(".")[0] for code, _ in raised()}
     found = set()
-    for tree in TREES.values():
+    for tree in trees().values():
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 text = node.value
@@ -99,9 +115,10 @@ def lint_codes() -> set[str]:
     return {f"lint.{name}" for name in re.findall(r'^        \("([a-z_0-9]+)", ', source, re.M)}
 
 
+@functools.cache
 def finding_codes() -> set[str]:
     found = set()
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         if "tlog" not in path.parts:
             continue
         for node in ast.walk(tree):
@@ -333,7 +350,7 @@ def test_the_agents_settings_in_the_onboarding_page_are_settings() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_test_a_page_names_exists(page: Path) -> None:
-    tests = "\n".join(p.read_text(encoding="utf-8") for p in ROOT.glob("tests/**/test_*.py"))
+    tests = texts_of_tests()
     named = set(re.findall(r"\btest_[A-Za-z0-9_]+\b(?!\.py)", page.read_text(encoding="utf-8")))
     assert {n for n in named if n != "test_B12_" and f"def {n}(" not in tests} == set()
 
