@@ -7,7 +7,7 @@ import logging
 import re
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import est_frontend
@@ -44,6 +44,7 @@ def test_any_text_is_printable_bounded_and_unchanged_where_it_was_plain(
 
 
 @given(ANY_TEXT)
+@example("\ud800")
 def test_any_text_is_encoded_in_every_message(value: str) -> None:
     assert decode(Source, encode(Source.model_construct(peer=value))).peer is not None
     assert json.loads(encode_mapping({"a": [value, {"b": Source.model_construct(peer=value)}]}))
