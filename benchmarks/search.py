@@ -22,8 +22,6 @@ from pathlib import Path
 import asyncpg
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-from many_certificates import write_certificates
-
 from ca_signer.connections import SCHEMA, SCRIPTS
 from ca_signer.ledger import certificate_index, certificate_search
 from ca_signer.ledger.certificate_search import Query
@@ -34,6 +32,7 @@ from estcore.runtime.migrations import migrate
 from estcore.runtime.settings import DatabaseSettings
 from estdev.ports import free_port
 from estdev.postgres import EmbeddedPostgres
+from estsuite_testing.many_certificates import write_certificates
 
 TIMES = 200
 _CHUNK = 20_000

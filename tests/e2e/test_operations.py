@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from e2e_stack import Stack, StubbornClient, start_stack, stop_stack
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from estcore.runtime.service import executable
 from estdev.local import admin_get
 from estdev.ports import free_port
+from estsuite_testing.e2e_stack import Stack, StubbornClient, start_stack, stop_stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 

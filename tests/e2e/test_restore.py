@@ -18,13 +18,21 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
-from e2e_stack import POLICY, Stack, certificate_in, make_csr, start_stack, stop_stack, write_key
-from raw_client import BASE, Answer, Client, b64
 
 from estcore.errors import ConfigurationError
 from estdev.local import admin_get
 from estdev.operator import make_operator
 from estdev.ports import free_port
+from estsuite_testing.e2e_stack import (
+    POLICY,
+    Stack,
+    certificate_in,
+    make_csr,
+    start_stack,
+    stop_stack,
+    write_key,
+)
+from estsuite_testing.raw_client import BASE, Answer, Client, b64
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

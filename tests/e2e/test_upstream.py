@@ -23,13 +23,20 @@ import pytest_asyncio
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
-from e2e_stack import Stack, certificate_in, make_csr, start_stack, stop_stack, write_key
 
 from estcore import ids
 from estcore.messages import permissions
 from estcore.runtime.service import executable
 from estdev.local import admin_get
 from estdev.ports import free_port
+from estsuite_testing.e2e_stack import (
+    Stack,
+    certificate_in,
+    make_csr,
+    start_stack,
+    stop_stack,
+    write_key,
+)
 
 pytestmark = [
     pytest.mark.e2e,
