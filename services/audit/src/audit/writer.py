@@ -174,7 +174,7 @@ class Writer:
             await sleep_or_stop(stop, self._settings.linger_ms / 1000)
 
     async def _round(self, connection: Connection, chain: Chain) -> bool:
-        """Append what is here, seal if it is time; tells whether there was something."""
+        """Append what is here, seal if it is time; returns whether there was something."""
         await self._tend(connection)
         taken = self._take()
         busy = bool(taken) or bool(self._own.waiting())

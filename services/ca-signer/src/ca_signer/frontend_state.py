@@ -73,7 +73,7 @@ class FrontendStatePublisher:
         """Take over what the ledger says of generations; True when it is news.
 
         Raises:
-            LedgerUnavailable: PostgreSQL is away.
+            LedgerUnavailable: PostgreSQL is unavailable.
         """
         before = self._decision_context.generations
         now = self._decision_context.generations = await read_generations(self._database)
@@ -86,7 +86,7 @@ class FrontendStatePublisher:
         """Publish CA certificates, profiles, verifiers, revoked serials, the policy's version.
 
         Raises:
-            Unavailable: database or bus is away.
+            Unavailable: database or bus unavailable.
         """
         await self.follow()
         decision_context = self._decision_context

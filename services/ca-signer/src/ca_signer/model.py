@@ -57,7 +57,7 @@ class RequestFacts(Part):
 class IssuanceIntent:
     """An issuance on its way: the row of step 5, held by us under ``fence``.
 
-    ``serial_number`` is 0 as long as another CA has not chosen it.
+    ``serial_number`` is 0 as long as an upstream CA has not chosen it.
     """
 
     issuance_id: str

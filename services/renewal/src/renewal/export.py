@@ -43,7 +43,7 @@ async def export_certificates(database: Database, path: Path) -> int:
 
     Raises:
         ConfigurationError: the file cannot be written.
-        LedgerUnavailable: the database is away.
+        LedgerUnavailable: the database is unavailable.
     """
     try:
         with path.open("w", encoding="utf-8") as out:
@@ -56,7 +56,7 @@ async def list_slots(database: Database, out: TextIO = sys.stdout) -> int:
     """Write one JSON object a line for every slot; returns how many.
 
     Raises:
-        LedgerUnavailable: the database is away.
+        LedgerUnavailable: the database is unavailable.
     """
     return await _pages(database, out, _SLOTS, renewal_slot.c.slot_id, _LOWEST_SLOT)
 

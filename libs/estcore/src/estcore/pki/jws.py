@@ -96,7 +96,7 @@ def algorithm(key: object) -> str:
 
 
 def signature_matches(found: CompactJWS, key: JSONWebKey, algorithm_name: str) -> bool:
-    """Tell whether the key made the signature with one of ``ALGORITHMS``."""
+    """Return whether the key made the signature with one of ``ALGORITHMS``."""
     try:
         return bool(_MODELS[algorithm_name].verify(found.signed, found.signature, key))
     except (JoseError, ValueError):
@@ -104,7 +104,7 @@ def signature_matches(found: CompactJWS, key: JSONWebKey, algorithm_name: str) -
 
 
 def signature_by(found: CompactJWS, public_key: object) -> bool:
-    """Tell whether a public key made the signature with the algorithm its header names.
+    """Return whether a public key made the signature with the algorithm its header names.
 
     Raises:
         ValueError: no algorithm is for this kind of key.

@@ -18,7 +18,7 @@ _INACTIVE_S = 1.0
 
 
 class MessageWorker:
-    """Runs one consumer. ``active`` tells whether it is this process's turn to consume."""
+    """Runs one consumer. ``active`` returns whether it is this process's turn to consume."""
 
     def __init__(
         self,

@@ -49,7 +49,7 @@ async def reconcile(
     Raises:
         ConfigurationError: the export cannot be read, does not verify, or is not complete.
         RequestRejected: a record or certificate is not right.
-        Unavailable: bus or database is away; repeat it.
+        Unavailable: bus or database is unavailable; repeat it.
     """
     try:
         found = _read(decision_context, sources)

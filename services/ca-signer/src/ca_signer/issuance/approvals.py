@@ -5,7 +5,7 @@
        └──reject──► rejected└────────────────────────────┘ generated key got lost
 
 One row an enrollment, so a repetition finds it whatever its request id, TLS session or front
-end; who repeats somebody else's request is another enrollment. A ticket that is over makes room
+end; who repeats another process's request is another enrollment. A ticket that is over makes room
 for a new request. Using an approval is one transaction with recording the intent.
 """
 

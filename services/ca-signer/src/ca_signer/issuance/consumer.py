@@ -35,7 +35,7 @@ class RequestConsumer:
 
     Weighted shares, not strict precedence: low priority always moves, and whoever has nothing
     waiting gives its share to the others. For an issuer that is not ``usable`` (its key is in a
-    token that is away) nothing is fetched, and what waits goes back for other signers.
+    token that is unavailable) nothing is fetched, and what waits goes back for other signers.
     """
 
     def __init__(  # noqa: PLR0913 - the parts of the signer, joined in main

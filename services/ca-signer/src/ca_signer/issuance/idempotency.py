@@ -39,7 +39,7 @@ class Resume(Generic[IntentT]):
 
 @dataclass(frozen=True)
 class Answer:
-    """The certificate is stored: answer with it. ``new`` tells whether this request was unknown."""
+    """The certificate is stored: answer with it. ``new`` returns whether this request was unknown."""
 
     issued: IssuedCertificate
     new: bool
@@ -47,7 +47,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Refuse:
-    """Refused before; ``published`` tells whether the refusal was published."""
+    """Refused before; ``published`` returns whether the refusal was published."""
 
     error: RequestRejected
     refusal: Refusal
@@ -131,7 +131,7 @@ class OpenRequests(Protocol[IntentT]):
         ...
 
     async def late(self, connection: Connection, row: asyncpg.Record) -> bool:
-        """Tell whether a certificate outside its window is returned all the same."""
+        """Return whether a certificate outside its window is returned all the same."""
         ...
 
 

@@ -70,14 +70,14 @@ def _octets(certificates: Sequence[x509.Certificate]) -> list[bytes]:
 
 
 def links(certificate: x509.Certificate, roots: Sequence[x509.Certificate]) -> bool:
-    """Tell whether a certificate is of one root's key, signed by another root."""
+    """Return whether a certificate is of one root's key, signed by another root."""
     return any(_is_key_of(certificate, new) for new in roots) and any(
         _is_issued_by(certificate, old) for old in roots if not _is_key_of(certificate, old)
     )
 
 
 def linked(issuer: CACertificate, other: CACertificate) -> bool:
-    """Tell whether whoever has one of the two roots can come to trust the other one."""
+    """Return whether whoever has one of the two roots can come to trust the other one."""
     if _is_key_of(issuer.root, other.root):
         return True
     cross = (*issuer.cross, *other.cross)

@@ -76,7 +76,7 @@ async def read_generations(database: Database) -> Generations:
     """Return what the ledger says now.
 
     Raises:
-        LedgerUnavailable: PostgreSQL is away.
+        LedgerUnavailable: PostgreSQL is unavailable.
     """
     async with database.connection() as connection:
         # One statement, one snapshot: both tables are as one command left them.

@@ -58,7 +58,7 @@ class AdoptionCount:
     fetched: int
 
     def reaches(self, percent: int) -> bool:
-        """Tell whether at least so many of a hundred have fetched."""
+        """Return whether at least so many of a hundred have fetched."""
         return self.fetched * 100 >= percent * self.slots
 
 

@@ -56,7 +56,7 @@ class TrustAdoptionTracker:
         Certificates the ledger does not have, or of other issuers, count for nothing.
 
         Raises:
-            LedgerUnavailable: PostgreSQL is away.
+            LedgerUnavailable: PostgreSQL is unavailable.
         """
         async with self._database.connection() as connection:
             new: int = await connection.fetchval(

@@ -1,6 +1,6 @@
 """``ca-signer export``: the ledger as JSON lines, for ``estctl audit verify --cross``.
 
-What another CA was asked for and has not given is in it too, without a serial number: its intent
+What an upstream CA was asked for and has not given is in it too, without a serial number: its intent
 is on record.
 """
 
@@ -62,7 +62,7 @@ async def export(database: Database, out: Path) -> int:
     """Write one object per issuance; returns how many.
 
     Raises:
-        LedgerUnavailable: the database is away.
+        LedgerUnavailable: the database is unavailable.
     """
     count = 0
     with out.open("w", encoding="utf-8") as file:

@@ -163,7 +163,7 @@ class IssuanceStore:
 
         Raises:
             SerialNumberReused: a serial number exists already.
-            LedgerUnavailable: PostgreSQL is away; nothing or everything was recorded.
+            LedgerUnavailable: PostgreSQL is unavailable; nothing or everything was recorded.
         """
         async with self.database.connection() as connection:
             return await insert_intents(connection, intents, self.lease)

@@ -72,7 +72,7 @@ class CommandExecutor:
         """Carry out a command that came on the topic of ``verb``; returns its answer.
 
         Raises:
-            Unavailable: database or bus is away; the same command may be sent again.
+            Unavailable: database or bus unavailable; the same command may be sent again.
         """
         signed: SignedCommand | None = None
         try:

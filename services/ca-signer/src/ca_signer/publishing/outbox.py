@@ -80,7 +80,7 @@ async def drain(database: Database, source: OutboxSource) -> bool:
     """Publish a batch of a source; returns whether there may be more.
 
     Raises:
-        Unavailable: database or bus is away; the rows stay unpublished.
+        Unavailable: database or bus unavailable; the rows stay unpublished.
     """
     async with database.connection() as connection:
         rows = await connection.fetch(source.select, source.limit)

@@ -69,7 +69,7 @@ class ReconciliationWindows:
         """Publish every window that closed and was not published.
 
         Raises:
-            Unavailable: database or bus is away.
+            Unavailable: database or bus unavailable.
         """
         async with self._ledger.database.connection() as connection:
             rows = await connection.fetch(
@@ -124,7 +124,7 @@ class ReconciliationWindows:
         """Announce every certificate of the windows to whoever asked; returns how many.
 
         Raises:
-            Unavailable: database or bus is away.
+            Unavailable: database or bus unavailable.
         """
         count = 0
         for start in asked.windows:

@@ -62,7 +62,7 @@ class Change:
 class AuditLogContents:
     """What the log knows, by issuance id; ``commands`` are those carried out, oldest first.
 
-    ``elsewhere`` are those that another CA was asked for, and of which nothing more is known.
+    ``elsewhere`` are those that an upstream CA was asked for, and of which nothing more is known.
     """
 
     issued: dict[str, IssuedCertificate] = field(default_factory=dict)
@@ -135,7 +135,7 @@ def _record(raw: Mapping[str, Any]) -> AuditRecord:
 
 def _issuing(found: AuditLogContents, record: AuditRecord, profiles: ProfileSet) -> None:
     if record.phase == "intent" and record.target.serial is None:
-        # The serial number was for another CA to choose.
+        # The serial number was for an upstream CA to choose.
         found.elsewhere.add(str(record.target.issuance_id))
         return
     try:

@@ -80,7 +80,7 @@ class StaleLedgerCheck:
         """Return the issuances among the newest events that the ledger does not know as told.
 
         Raises:
-            Unavailable: bus or database is away.
+            Unavailable: bus or database is unavailable.
         """
         # The events first: what is announced meanwhile is committed already.
         for topics in (ISSUED, REVOKED):
@@ -112,7 +112,7 @@ class StaleLedgerCheck:
 
         Raises:
             LedgerUnavailable: the ledger is behind.
-            Unavailable: bus or database is away.
+            Unavailable: bus or database is unavailable.
         """
         missing = await self.missing()
         if missing:

@@ -112,7 +112,7 @@ class Restorer:
 
         Raises:
             Conflict: a key belongs to another owner here; that piece was not written.
-            Unavailable: bus or database is away; what was written stays.
+            Unavailable: bus or database is unavailable; what was written stays.
         """
         done = Restored()
         issued = list(found.issued.values())

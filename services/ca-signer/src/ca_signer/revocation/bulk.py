@@ -88,7 +88,7 @@ class BulkRevocationJob:
         """Do what is due now for one incident, if another signer does not.
 
         Raises:
-            Unavailable: the database is away; what was begun is undone.
+            Unavailable: the database is unavailable; what was begun is undone.
         """
         if await self._database.run(self._next):
             self._changed()

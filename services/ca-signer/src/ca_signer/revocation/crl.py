@@ -115,7 +115,7 @@ class CRLPublisher:
             next_look = made_at + _LOOK_EVERY_S
 
     async def refresh(self) -> None:
-        """Make and publish every list that is due; an issuer whose key is away waits."""
+        """Make and publish every list that is due; an issuer whose key is unavailable waits."""
         for issuer in self._issuers.values():
             try:
                 await self._refresh(issuer)

@@ -94,7 +94,7 @@ class OCSPResponder:
             await self.renew()
 
     async def renew(self) -> None:
-        """Get certificates that are due; an issuer that is away waits."""
+        """Get certificates that are due; an issuer that is unavailable waits."""
         for issuer in self._decision_context.issuers.values():
             if not self._is_due(issuer) or not issuer.keystore.ready:
                 continue

@@ -71,7 +71,7 @@ class RevocationPublisher:
         """Publish the serial numbers of an issuer's revoked certificates; all shards by default.
 
         Raises:
-            Unavailable: database or bus is away.
+            Unavailable: database or bus unavailable.
         """
         async with self._database.connection() as connection:
             # Before the rows are read: what is revoked meanwhile makes a newer message.

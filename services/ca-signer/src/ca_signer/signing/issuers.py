@@ -71,7 +71,7 @@ class SigningContext(DecisionContext):
     issuers: Mapping[str, SigningIssuer]
 
     def can_sign(self, family: str) -> bool:
-        """Tell whether a signature for an issuer may be asked for now."""
+        """Return whether a signature for an issuer may be asked for now."""
         issuer = self.issuers.get(self.generations.signing(family))
         return issuer is not None and issuer.keystore.ready
 

@@ -66,7 +66,7 @@ class Sweeper:
         """Do everything that is due once.
 
         Raises:
-            Unavailable: database or bus is away; the next sweep goes on.
+            Unavailable: database or bus unavailable; the next sweep goes on.
         """
         taken = await self._ledger.take_over(_LIMIT)
         if taken:

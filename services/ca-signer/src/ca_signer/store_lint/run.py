@@ -31,7 +31,7 @@ from estcore.runtime.database import Database
 
 PAGE = 500
 _SLACK = dt.timedelta(days=8)
-"""An issuance may be recorded so long before its certificate: approvals, other CAs, operators."""
+"""An issuance may be recorded so long before its certificate: approvals, upstream CAs, operators."""
 _SHARE = 10_000
 _PAGE = """select issuance_id, issuer_id, certificate, certificate_sha256, serial_number, subject,
   san, spki_sha256, not_before, not_after from issuance
@@ -87,7 +87,7 @@ class StoredCertificateLint:
 
         Raises:
             ConfigurationError: pkilint is wanted and not installed.
-            LedgerUnavailable: PostgreSQL is away.
+            LedgerUnavailable: PostgreSQL is unavailable.
         """
         certificate, revocation_list = _pkilint(scope)
         done = Checked()

@@ -14,7 +14,7 @@
 11. Ack.
 
 A crash before 7 has sent nothing. After 7 nobody knows, so nobody sends again: a person finds
-out (``ca_signer.upstream.operator_verbs``), unless the other CA answers the same request with the
+out (``ca_signer.upstream.operator_verbs``), unless the upstream CA answers the same request with the
 same certificate (``repeatable_s``).
 """
 
@@ -76,7 +76,7 @@ _TURN_EVERY_S = 0.2
 _NOT_SENT = ("upstream.not_sent", "the ledger went away before it was sent")
 _REPEATED = "upstream.repeated"
 _NOT_ITS_OWN = {"issuer", "unreadable", "der"}
-"""Checks that leave open whether the other CA made it, or what: nothing it could revoke."""
+"""Checks that leave open whether the upstream CA made it, or what: nothing it could revoke."""
 
 
 class UpstreamCycle:
@@ -186,7 +186,7 @@ class UpstreamCycle:
         return await self._take(issuer, one, submitted)
 
     async def _send(self, issuer: UpstreamIssuer, one: Submission) -> Submitted:
-        """Ask the other CA, within its deadline; whatever is not said clearly is ``Unknown``."""
+        """Ask the upstream CA, within its deadline; whatever is not said clearly is ``Unknown``."""
         left = issuer.certificate.not_after - self._clock.now()
         wanted = Wanted(
             submission_id=one.issuance_id,
@@ -369,7 +369,7 @@ class UpstreamCycle:
         await completion.supersede(self._publisher, self._ledger, issued)
 
     async def _insist(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Write what another CA said, through a short outage of PostgreSQL: nobody says it twice.
+        """Write what an upstream CA said, through a short outage of PostgreSQL: nobody says it twice.
 
         Raises:
             LedgerUnavailable: the outage was longer; the row tells that something was sent.

@@ -65,7 +65,7 @@ class OpenSubmissions:
         return None if found is None else str(found)
 
     async def late(self, connection: Connection, row: asyncpg.Record) -> bool:
-        """Tell whether the certificate arrived while its client was waiting: returned once."""
+        """Return whether the certificate arrived while its client was waiting: returned once."""
         first = await connection.fetchval(
             "update submission set answered_at = now() "
             "where issuance_id = $1 and state = 'issued' and answered_at is null returning true",
@@ -157,7 +157,7 @@ def _ended(row: asyncpg.Record, *, ours: bool) -> EndedRequest:
 
 
 def wrong_certificate() -> Conflict:
-    """Return what a client is told when another CA sent something else than was asked for."""
+    """Return what a client is told when an upstream CA sent something else than was asked for."""
     return Conflict(
         "the other CA sent a certificate that is not what was decided; it was set aside",
         code="upstream.wrong_certificate",

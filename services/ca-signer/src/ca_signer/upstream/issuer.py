@@ -29,7 +29,7 @@ _STATES = {"closed": 0, "half_open": 1, "open": 2}
 
 
 class UpstreamIssuer(CACertificate):
-    """One issuer whose key another CA holds."""
+    """One issuer whose key an upstream CA holds."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class UpstreamIssuer(CACertificate):
         CACertificate.__init__(self, *_certificates(self.settings))
 
     async def shows_itself(self) -> bool:
-        """Ask the other CA whether it is the issuer we think.
+        """Ask the upstream CA whether it is the issuer we think.
 
         Raises:
             Retryable, Unknown: it does not answer.

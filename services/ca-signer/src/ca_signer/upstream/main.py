@@ -167,7 +167,7 @@ async def _serve(
 
 
 def _watched(settings: UpstreamSettings, parts: Parts, changed: asyncio.Event) -> list[Watched]:
-    """What may change while running: rules, the other CAs' certificates, files of plug-ins."""
+    """What may change while running: rules, the upstream CAs' certificates, files of plug-ins."""
 
     def take_rules() -> None:
         parts.decision_context.replace_rules(*_rules(settings, parts.issuers))

@@ -1,6 +1,6 @@
 """What operators do about submissions whose outcome nobody knows.
 
-Whoever asked the other CA decides by what its people or its list of certificates say: ``retry``
+Whoever asked the upstream CA decides by what its people or its list of certificates say: ``retry``
 where nothing was issued (the operator vouches for it), ``adopt`` where a certificate was (it is
 linted like an answer), ``abandon`` where nobody wants it any more.
 """

@@ -1,12 +1,12 @@
-"""What a plug-in for another CA is: docs/upstreams.md tells how to write one.
+"""What a plug-in for an upstream CA is: docs/upstreams.md tells how to write one.
 
 A plug-in says what happened by returning or by one of four errors. Which one decides whether
 the same request may ever be sent again, so "perhaps" is always ``Unknown``.
 
     Submitted    the certificate, as it came
-    Refused      the other CA said no, for good; nothing was issued
+    Refused      the upstream CA said no, for good; nothing was issued
     Retryable    nothing was issued, and the same request may be sent again later
-    Pending      the other CA has the request and answers the same request later
+    Pending      the upstream CA has the request and answers the same request later
     Unknown      a certificate may exist: sent, and no answer that can be believed
 """
 
@@ -52,7 +52,7 @@ class Submitted:
 
 
 class Refused(ESTSuiteError):
-    """The other CA refuses this request for good."""
+    """The upstream CA refuses this request for good."""
 
     default_code = "upstream.refused"
 
@@ -68,7 +68,7 @@ class Retryable(ESTSuiteError):
 
 
 class Pending(ESTSuiteError):
-    """The other CA takes its time; the same request again, after a while, gets the answer."""
+    """The upstream CA takes its time; the same request again, after a while, gets the answer."""
 
     default_code = "upstream.pending"
 
@@ -84,7 +84,7 @@ class Unknown(ESTSuiteError):
 
 
 class Upstream(Protocol):
-    """Another CA. One instance serves a process; calls may run at the same time."""
+    """An upstream CA. One instance serves a process; calls may run at the same time."""
 
     @property
     def repeatable_s(self) -> float:
@@ -137,7 +137,7 @@ class Upstream(Protocol):
         ...
 
     async def authorities(self) -> Sequence[x509.Certificate]:
-        """Return the CA certificates the other CA shows, in any order.
+        """Return the CA certificates the upstream CA shows, in any order.
 
         Raises:
             Retryable, Unknown: not now.

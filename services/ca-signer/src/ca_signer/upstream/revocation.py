@@ -1,8 +1,8 @@
 """Passes revocations on to the CA that issued: retried until it has them.
 
 The row of the ledger counts from its commit, as for every issuer: front ends refuse the
-certificate at once. What the rest of the world believes is the other CA's list, so it is told
-too. A hold stays ours: other CAs can rarely take a revocation back.
+certificate at once. What the rest of the world believes is the upstream CA's list, so it is told
+too. A hold stays ours: upstream CAs can rarely take a revocation back.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class UpstreamRevocations:
         self._changed = changed
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Pass revocations on until ``stop``; a job of its own, for other CAs are slow."""
+        """Pass revocations on until ``stop``; a job of its own, for upstream CAs are slow."""
         while not await sleep_or_stop(stop, self._every_s):
             try:
                 await self.sweep()

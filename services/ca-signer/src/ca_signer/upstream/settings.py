@@ -14,7 +14,7 @@ _MARGIN_S = 5
 
 
 class UpstreamIssuerSettings(StrictModel):
-    """One issuer whose key another CA holds."""
+    """One issuer whose key an upstream CA holds."""
 
     issuer_id: Token
     certificate_file: Path = Field(description="the issuing CA's certificate, PEM")

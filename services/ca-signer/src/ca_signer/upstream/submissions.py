@@ -1,4 +1,4 @@
-"""The rows of certificates on their way at another CA: every statement of the cycle.
+"""The rows of certificates on their way at an upstream CA: every statement of the cycle.
 
     recorded ──► submitted ──► issued (a row of ``issuance`` as well)
       ▲ │           │ ├──────► refused
@@ -72,7 +72,7 @@ from done returning certificate, issued_at"""
 
 @dataclass
 class Submission(IssuanceIntent):
-    """A certificate on its way at another CA, held by us under ``fence``.
+    """A certificate on its way at an upstream CA, held by us under ``fence``.
 
     ``tbs`` is what a local issuer would have signed; ``came_from`` the state it was taken from.
     """
@@ -94,7 +94,7 @@ class Submission(IssuanceIntent):
 
 
 def submission(intent: IssuanceIntent, csr: bytes, now: dt.datetime) -> Submission:
-    """Return what was decided as what another CA is asked for."""
+    """Return what was decided as what an upstream CA is asked for."""
     said = {one.name: getattr(intent, one.name) for one in fields(IssuanceIntent)}
     return Submission(**said | {"serial_number": 0}, csr=csr, asked_at=now)
 
@@ -184,7 +184,7 @@ class Submissions:
         await self._change(one, one.came_from, code=code, reason=reason)
 
     async def wait(self, one: Submission, seconds: int) -> None:
-        """The other CA takes its time."""
+        """The upstream CA takes its time."""
         await self._change(one, "pending", retry_s=seconds)
 
     async def unknown(self, one: Submission, code: str, reason: str) -> None:
@@ -192,7 +192,7 @@ class Submissions:
         await self._change(one, "unknown", code=code, reason=reason)
 
     async def refuse(self, one: Submission, code: str, reason: str) -> None:
-        """The other CA said no: release what was reserved."""
+        """The upstream CA said no: release what was reserved."""
 
         async def work(connection: Connection) -> None:
             if await _change(connection, one, "refused", code=code, reason=reason):

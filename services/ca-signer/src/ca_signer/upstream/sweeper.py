@@ -56,7 +56,7 @@ class UpstreamSweeper:
         """Do everything that is due once.
 
         Raises:
-            Unavailable: database or bus is away; the next sweep goes on.
+            Unavailable: database or bus unavailable; the next sweep goes on.
         """
         issuers = list(self._issuers)
         repeatable = {name: issuer.plugin.repeatable_s for name, issuer in self._issuers.items()}
@@ -72,7 +72,7 @@ class UpstreamSweeper:
         self._changed()
 
     async def watch(self, stop: asyncio.Event) -> None:
-        """See whether the other CAs are still who is configured; a rollover there is told here."""
+        """See whether the upstream CAs are still who is configured; a rollover there is told here."""
         stopping = False
         while not stopping:
             await self._compare()

@@ -9,7 +9,7 @@ The rite of a batch:
 
 A batch that fails is tried message by message, so one poisoned message harms nobody else; its
 failures are counted in the database, and over the limit it is a dead letter. While the
-database is away nothing is fetched.
+database is unavailable nothing is fetched.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class EventConsumer:
         ).run(stop)
 
     async def handle(self, taken: Sequence[Delivery]) -> bool:
-        """Apply deliveries and answer each; False when the surroundings are away."""
+        """Apply deliveries and answer each; False when the surroundings are unavailable."""
         started = monotonic_s()
         alone = [d for d in taken if d.attempt >= _ALONE_FROM and d.topic != WINDOW_TOPIC]
         batch = await self._read([d for d in taken if d not in alone])

@@ -313,7 +313,7 @@ class Token:
 
 @asynccontextmanager
 async def opened(tokens: Sequence[Token]) -> AsyncIterator[None]:
-    """Open tokens for as long as the context lasts; one that is away is opened by ``watch``.
+    """Open tokens for as long as the context lasts; one that is unavailable is opened by ``watch``.
 
     Raises:
         ConfigurationError: a token is there and its keys are not those of the issuers.

@@ -1,4 +1,4 @@
-"""HTTPS to another CA: verified, bounded in time and size, and honest about what was sent.
+"""HTTPS to an upstream CA: verified, bounded in time and size, and honest about what was sent.
 
 Only one question matters when a call fails: can the other side have acted? Before a connection
 stands nothing was sent; from then on the outcome is unknown. A kept connection that the other
@@ -29,7 +29,7 @@ _TEXT = 200
 
 
 class HTTPSettings(StrictModel):
-    """How to reach another CA over HTTPS."""
+    """How to reach an upstream CA over HTTPS."""
 
     url: str = Field(
         pattern=r"^https://[^/?#@\s]+/?$", description="https://host[:port], without a path"
@@ -200,6 +200,6 @@ def tls_context(settings: HTTPSettings) -> ssl.SSLContext:
 
 
 def plain(text: str) -> str:
-    """Return what another CA says as one short printable line."""
+    """Return what an upstream CA says as one short printable line."""
     line = " ".join("".join(c if " " <= c <= "~" else " " for c in text).split())
     return line[:_TEXT]

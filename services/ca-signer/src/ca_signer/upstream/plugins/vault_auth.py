@@ -99,7 +99,7 @@ class Login:
         except ConfigurationError as exc:
             raise Retryable(exc.reason, code=DENIED, retry_after_s=30) from exc
         if self._auth.token_file is not None:
-            # Its life is somebody else's business; look again when it is refused, or in a while.
+            # Its life is another process's business; look again when it is refused, or in a while.
             self._token, self._until = secret, monotonic_s() + 60
             return
         path, body = self._question(secret)

@@ -1,7 +1,7 @@
 """The public keys of one token issuer, through rotation, attack and outage.
 
 One job fetches, now and then and when it is asked to; requests only ask and wait. The last good
-set stays while the issuer is away, on disk too, until it is too old to be believed. A key id
+set stays while the issuer is unavailable, on disk too, until it is too old to be believed. A key id
 nobody knows causes one fetch for all who wait, at most once per cool-down, so a flood of invented
 ids costs the issuer nothing. Keys that left the set are gone at the next fetch.
 """

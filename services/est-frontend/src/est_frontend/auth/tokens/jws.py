@@ -45,7 +45,7 @@ def read(text: str, code: str) -> SignedClaims:
 
 
 def fits(key: PublicKey, algorithm: str) -> bool:
-    """Tell whether the algorithm is for keys of this kind, curve and declared purpose."""
+    """Return whether the algorithm is for keys of this kind, curve and declared purpose."""
     curve = _CURVES.get(algorithm)
     declared = key.get("alg")
     names = {"EdDSA", "Ed25519"} if algorithm in {"EdDSA", "Ed25519"} else {algorithm}
@@ -57,7 +57,7 @@ def fits(key: PublicKey, algorithm: str) -> bool:
 
 
 def signature_matches(found: SignedClaims, key: PublicKey, algorithm: str) -> bool:
-    """Tell whether the key made the signature; ``fits`` was asked before."""
+    """Return whether the key made the signature; ``fits`` was asked before."""
     return jws.signature_matches(found.parsed, key, algorithm)
 
 
