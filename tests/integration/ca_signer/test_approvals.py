@@ -138,7 +138,7 @@ async def test_G5_a_ticket_that_is_over_makes_room_for_a_new_one(
         "update approval set expires_at = now() - interval '1 s' where approval_id = $1", old["id"]
     )
     late = await boss.give(signer, "request-approve", {"id": old["id"]})
-    assert late.code == "approval.over"
+    assert late.code == "approval.expired"
     assert (await ask(signer, csr)).outcome == "pending"
     new = await ticket(signer, boss, "dev-late")
     assert new["id"] != old["id"]

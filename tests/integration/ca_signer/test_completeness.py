@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 import pytest_asyncio
 
-from ca_signer.recovery.ledger_check import EventRef, StaleLedgerCheck, read_told
+from ca_signer.recovery.ledger_check import EventRef, StaleLedgerCheck, read_event_ref
 from estcore import ids
 from estcore.errors import InvariantBroken, LedgerUnavailable
 from estcore.messages import topics
@@ -66,7 +66,7 @@ async def test_a_ledger_is_complete_until_the_bus_knows_more(signer: SignerStack
     assert not running.complete
     with pytest.raises(LedgerUnavailable) as refused:
         await StaleLedgerCheck(signer.bus, signer.database).require()
-    assert refused.value.code == "ledger.behind"
+    assert refused.value.code == "ledger.stale"
     with pytest.raises(InvariantBroken):
         async with asyncio.timeout(20):
             await running.watch(asyncio.Event())
@@ -80,7 +80,7 @@ async def test_a_ledger_is_complete_until_the_bus_knows_more(signer: SignerStack
             await asyncio.sleep(0.1)
     assert records[0].outcome == "failure"
     assert records[0].details is not None
-    assert records[0].details["reason"] == "ledger.behind"
+    assert records[0].details["reason"] == "ledger.stale"
     assert not holding.done()
     stop.set()
     assert await holding is False
@@ -96,10 +96,10 @@ async def test_a_forgotten_revocation_counts_as_well(signer: SignerStack) -> Non
 
 @pytest.mark.parametrize("payload", [b"", b"{}", b'{"id":5}', b'{"id":"revoked-x-1"}', b"[1]"])
 async def test_what_is_no_event_of_ours_is_passed_over(payload: bytes) -> None:
-    assert read_told(payload) is None
+    assert read_event_ref(payload) is None
 
 
 async def test_an_event_names_the_issuance_and_its_change() -> None:
     name = UUID(ids.uuid7())
-    assert read_told(b'{"id":"%s"}' % str(name).encode()) == EventRef(name, 0)
-    assert read_told(b'{"id":"revoked-%s-12"}' % str(name).encode()) == EventRef(name, 12)
+    assert read_event_ref(b'{"id":"%s"}' % str(name).encode()) == EventRef(name, 0)
+    assert read_event_ref(b'{"id":"revoked-%s-12"}' % str(name).encode()) == EventRef(name, 12)

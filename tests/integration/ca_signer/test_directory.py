@@ -185,7 +185,7 @@ async def test_a_search_that_takes_too_long_says_how_to_narrow_it(
     monkeypatch.setattr(certificate_search, "TIMEOUT_MS", 1)
     wanted = {"team": "team-1", "cluster": "cluster-7", "state": "held", "name": "*clinic.example"}
     answer = await auditor.give(signer, "certificate-list", wanted)
-    assert (answer.outcome, answer.code) == ("refused", "command.search_wide")
+    assert (answer.outcome, answer.code) == ("refused", "command.search_too_wide")
 
 
 SEARCHES = {

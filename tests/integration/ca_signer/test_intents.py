@@ -224,7 +224,10 @@ async def test_a_repeat_of_a_stale_intent_abandons_it_on_record(signer: SignerSt
     assert answer.outcome == "issued"
     assert (await signer.row_of(intent))["state"] == "abandoned"
     record = (await signer.audited("certificate.abandoned"))[-1]
-    assert (record.target.issuance_id, record.reason_code) == (intent.issuance_id, "intent.stale")
+    assert (record.target.issuance_id, record.reason_code) == (
+        intent.issuance_id,
+        "request.expired",
+    )
 
 
 # Poison.

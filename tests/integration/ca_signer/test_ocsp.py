@@ -154,7 +154,7 @@ async def test_a_serial_number_nobody_has_is_unknown(signer: SignerStack, number
 async def test_an_abandoned_serial_number_is_revoked(signer: SignerStack) -> None:
     _, intent = await signer.leave_intent()
     assert (await standing(signer, intent.serial_number)).certificate_status is Status.UNKNOWN
-    await signer.cycle.abandon(intent, NotAuthorized("given up", code="intent.stale"))
+    await signer.cycle.abandon(intent, NotAuthorized("given up", code="request.expired"))
     response = await standing(signer, intent.serial_number)
     assert response.certificate_status is Status.REVOKED
     assert response.revocation_reason is None

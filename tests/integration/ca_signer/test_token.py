@@ -203,7 +203,7 @@ async def test_a_wrong_signature_is_never_handed_out(
         faults.set("garbage")
         for _ in range(2):
             await refused(key, "keystore.wrong_signature")
-        await refused(key, "keystore.paused")
+        await refused(key, "keystore.circuit_open")
         assert key.token.breaker.state == "open"
         assert "token returned a wrong signature" in caplog.text
         faults.set("")

@@ -493,7 +493,7 @@ async def test_an_operator_vouches_and_it_is_sent_once_more(
     assert answer.outcome == "issued"
     assert other.seen == [message.csr] * 2
     again = await give(stack, approver, "submission-retry", id=submission)
-    assert (again.outcome, again.code) == ("refused", "submission.settled")
+    assert (again.outcome, again.code) == ("refused", "submission.resolved")
 
 
 async def test_what_an_operator_abandons_makes_room_for_a_new_request(

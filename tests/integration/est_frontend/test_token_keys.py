@@ -263,7 +263,7 @@ async def test_without_any_keys_nobody_is_believed_until_the_issuer_is_there(
         validator = TokenValidator({issuer.issuer: (mine, source)}, issuer.clock)
         source.load()
         assert not source.ready
-        assert await refusal(validator, issuer.token()) == "auth.token_keys_away"
+        assert await refusal(validator, issuer.token()) == "auth.token_keys_unavailable"
         await issuer.start()
         await until_true(lambda: source.ready)
         await validator.validate(issuer.token())
@@ -326,7 +326,7 @@ async def test_keys_are_not_believed_for_ever(issuer: TestIssuer) -> None:
                 validator = validator_of(issuer, source)
                 await validator.validate(issuer.token())
                 await until_true(lambda source=source: not source.believed)
-                assert await refusal(validator, issuer.token()) == "auth.token_keys_away"
+                assert await refusal(validator, issuer.token()) == "auth.token_keys_unavailable"
 
 
 def rewrite(path: Path, age_s: int) -> None:

@@ -1,8 +1,8 @@
-"""Tells front ends what they need without a database, and follows what the ledger says of issuers.
+"""Publish the state that front ends need, and follow the ledger's state of issuers.
 
-Every signer does: at start, when policy, profiles or generations changed, and every five
-minutes, since the stream may have been lost or restored. Front ends keep the newest word by the
-ledger's clock, so a signer that looks late takes nothing back.
+Every signer publishes at start, after a change of policy, profiles or generations, and every five
+minutes, since the stream may have been lost or restored. Front ends keep the newest message by
+the ledger's clock, so a signer that reads late takes nothing back.
 """
 
 from __future__ import annotations

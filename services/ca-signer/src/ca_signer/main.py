@@ -112,7 +112,7 @@ async def run(settings: SignerSettings) -> None:
         await asyncio.to_thread(tracing.close)
 
 
-async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
+async def _serve(  # noqa: PLR0913, PLR0917 - wiring, in order
     settings: SignerSettings,
     decision_context: SigningContext,
     tracing: Tracing,

@@ -19,30 +19,45 @@ class TokenSettings(StrictModel):
 
     module: Path = Field(description="the PKCS#11 module, a shared library")
     label: str | None = Field(
-        default=None, min_length=1, max_length=32, description="the token's label, or else"
+        default=None,
+        min_length=1,
+        max_length=32,
+        description="PKCS#11 token label; set `label` or `serial`, not both",
     )
     serial: str | None = Field(
-        default=None, min_length=1, max_length=16, description="its serial number"
+        default=None,
+        min_length=1,
+        max_length=16,
+        description="PKCS#11 token serial number; set `label` or `serial`, not both",
     )
     pin_file: Path = Field(description="file with the user's PIN")
     key_id: str = Field(pattern=r"^([0-9a-f]{2}){1,64}$", description="CKA_ID of the key, hex")
     key_label: str | None = Field(
-        default=None, min_length=1, description="its label, where the id is not enough"
+        default=None, min_length=1, description="CKA_LABEL of the key, where `key_id` is not unique"
     )
     timeout_s: float = Field(
-        default=5, ge=0.05, le=60, description="one signature; then the worker is killed"
+        default=5,
+        ge=0.05,
+        le=60,
+        description="seconds for one signature; then the worker process is killed",
     )
     wait_s: float = Field(
-        default=10, ge=0.1, le=120, description="a request in the queue; shorter than `lease_s`"
+        default=10,
+        ge=0.1,
+        le=120,
+        description="seconds a request may wait in the queue; shorter than `lease_s`",
     )
     open_s: float = Field(
-        default=10, ge=0.5, le=120, description="starting the worker, opening, logging in"
+        default=10,
+        ge=0.5,
+        le=120,
+        description="seconds to start the worker process, open the token and log in",
     )
     queue: int = Field(
         default=256, ge=1, le=4096, description="signatures asked for at once; more wait outside"
     )
     failures: int = Field(
-        default=3, ge=1, le=100, description="in a row, then the token is left alone"
+        default=3, ge=1, le=100, description="consecutive failures that open the circuit breaker"
     )
     pause_s: float = Field(
         default=1, ge=0.05, le=60, description="for so long; doubled as long as it fails"
@@ -94,7 +109,7 @@ class IssuerSettings(StrictModel):
 
 
 class GroupSettings(StrictModel):
-    """What one group of front ends may ask for, whoever it says was authenticated."""
+    """What one group of front ends may request, for any client it authenticated."""
 
     labels: tuple[str, ...] = Field(min_length=1)
     profiles: tuple[Token, ...] = Field(

@@ -169,7 +169,7 @@ class AckListener:
         if claimed != rotation_id(str(row["slot_id"]), row["generation"]):
             raise Conflict("this rotation did not lead to this certificate", code="rotation.other")
         if row["state"] not in {"active", "next"}:
-            raise Conflict(f"the certificate is {row['state']}", code="rotation.over")
+            raise Conflict(f"the certificate is {row['state']}", code="rotation.ended")
 
     async def _prove(
         self, connection: Connection, slot_id: str, issuance_id: str, peer: str | None

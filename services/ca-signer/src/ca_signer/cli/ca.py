@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     second.add_argument("--out", type=Path, required=True, help="folder of the new one")
     for one, default in ((first, 1), (second, 2)):
         one.add_argument(
-            "--issuing-csr", type=Path, help="request of an issuing key that was made elsewhere"
+            "--issuing-csr", type=Path, help="PKCS#10 request of an issuing key in a token"
         )
         one.add_argument("--generation", type=int, default=default, help="goes into the names")
     cross = verbs.add_parser("cross", help="make OldWithNew and NewWithOld of two roots")

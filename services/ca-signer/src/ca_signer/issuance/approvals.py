@@ -1,12 +1,12 @@
-"""Requests that an operator must approve: the ticket, its life and its use.
+"""Requests that await approval by an operator.
 
     waiting ──approve──► approved ──intent recorded──► used
-       │                    ▲                            │ the intent is given up, or its
-       └──reject──► rejected└────────────────────────────┘ generated key got lost
+       │                    ▲                            │ the intent is abandoned, or its
+       └──reject──► rejected└────────────────────────────┘ generated key was lost
 
-One row an enrollment, so a repetition finds it whatever its request id, TLS session or front
-end; who repeats another process's request is another enrollment. A ticket that is over makes room
-for a new request. Using an approval is one transaction with recording the intent.
+One row per enrollment, so a repeated request finds it under any request id, TLS session or front
+end. A request of another client is another enrollment. An expired row makes room for a new request.
+Using an approval and recording the intent is one transaction.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class ApprovalStore:
             intent.enrollment_id,
         )
         if row is not None and row["state"] == "used" and await _recorded(connection, intent):
-            return None  # another signer was faster; recording will tell
+            return None  # another signer was faster; recording finds its row
         if row is None or row["state"] == "used" or not row["live"]:
             return await self._ask(connection, intent)
         if row["state"] == "rejected":

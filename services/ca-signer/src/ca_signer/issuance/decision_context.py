@@ -1,4 +1,4 @@
-"""What a signer decides with, and what it knows of presented certificates."""
+"""Decision inputs: policy, profiles, issuers, front-end groups; and facts of certificates."""
 
 from __future__ import annotations
 

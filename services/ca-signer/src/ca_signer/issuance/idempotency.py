@@ -39,7 +39,7 @@ class Resume(Generic[IntentT]):
 
 @dataclass(frozen=True)
 class Answer:
-    """The certificate is stored: answer with it. ``new`` returns whether this request was unknown."""
+    """The certificate is stored: answer with it. ``new`` is true for an unknown request."""
 
     issued: IssuedCertificate
     new: bool
@@ -176,7 +176,7 @@ class RequestResolver(Generic[IntentT]):
             intent.request_id,
         )
         if own is not None and own["state"] == "issued":
-            # This request has its certificate, whatever happened to anything since.
+            # This request has its certificate, even if it was revoked or replaced since.
             return Answer(_issued(own), new=False)
         await ledger_checks.check_presented_certificate(connection, intent)
         await ledger_checks.check_secret(connection, intent)

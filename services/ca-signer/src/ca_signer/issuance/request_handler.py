@@ -175,7 +175,7 @@ class RequestHandler(Generic[IntentT]):
                 self._known.popitem(last=False)
 
     async def handle(self, item: ReceivedRequest) -> None:
-        """Take one request from the decision to its end, whatever happens on the way."""
+        """Take one request from the decision to its end; no error escapes."""
         try:
             candidates, _ = await self.decide_all([item])
             for candidate in candidates:

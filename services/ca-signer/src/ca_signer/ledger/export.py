@@ -1,7 +1,7 @@
 """``ca-signer export``: the ledger as JSON lines, for ``estctl audit verify --cross``.
 
-What an upstream CA was asked for and has not given is in it too, without a serial number: its intent
-is on record.
+Submissions to upstream CAs without a certificate are in it too, without a serial number: their
+intents are on record.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def turned_away(
     error: RequestRejected,
     now: dt.datetime,
 ) -> AuditRecord:
-    """Return the record of a command that never counted as one: nobody stands behind it.
+    """Return the record of a rejected command without a known operator behind it.
 
     The same octets refused for the same reason are one record, however often they come.
     """

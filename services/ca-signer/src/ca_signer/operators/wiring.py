@@ -54,7 +54,7 @@ def assemble(
     revocations = RevocationPublisher(
         database, bus, publisher.audit_records.source, changed=lists.changed
     )
-    # Revocations first: they wait for nobody.
+    # Revocations first: they depend on no other source.
     sources = [
         revocations.source(),
         command_records(publisher),

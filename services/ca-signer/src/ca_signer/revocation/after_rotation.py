@@ -1,10 +1,10 @@
-"""Revokes what a rotation has replaced, where the profile says so: never before proof of use.
+"""Revoke the certificate that a rotation replaced, where the profile says so, after proof of use.
 
-renewal tells ``deprecated`` when the new certificate was seen in use and the overlap is over.
-The ledger is asked again: both certificates are of one slot, the new one is younger and good, and
-today's profile has ``renewal.revoke_replaced``. So whoever could speak for renewal can end no
-certificate that has no good successor. A message is acknowledged when the row is committed and
-the record has its PubAck; delivered again it changes nothing and tells the same record.
+renewal publishes ``deprecated`` when the new certificate was seen in use and the overlap is over.
+The ledger is checked again: both certificates are of one slot, the new one is younger and good,
+and the current profile has ``renewal.revoke_replaced``. So a forged event can end no certificate
+that has no good successor. A message is acknowledged when the row is committed and the record has
+its PubAck; a redelivery changes nothing and publishes the same record.
 """
 
 from __future__ import annotations

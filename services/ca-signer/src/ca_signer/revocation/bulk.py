@@ -1,14 +1,14 @@
-"""Incidents: revoking many certificates, proposed by one operator and confirmed by another.
+"""Bulk revocation: proposed by one operator, confirmed by another, carried out at a pace.
 
-1. ``selecting``: an operator says which certificates, why, and how fast. Nothing is revoked.
-2. ``proposed``: a signer has written down the members: who is concerned can be looked at.
-3. ``running``: another operator has confirmed that very number. Some are revoked every second.
-4. ``done``, ``stopped`` by any operator of the role, or ``expired`` when nobody confirms in a day.
+1. ``selecting``: an operator gives the selector, the reason and the pace. Nothing is revoked.
+2. ``proposed``: the affected certificates are recorded and can be listed.
+3. ``running``: another operator has confirmed their number. Some are revoked every second.
+4. ``done``, ``stopped`` by an operator of the role, or ``expired`` after a day unconfirmed.
 
-Members are fixed when they are selected, so both operators decide about the same certificates.
-Each signer runs the job; the row lock of the incident lets one at a time work on it. Certificates
-of operators and OCSP responders are members only where the selector names their profile: without
-the first nobody could stop it, without the second nobody would hear of it.
+The certificates are fixed when they are selected, so both operators decide about the same ones.
+Each signer runs the job; a row lock lets one at a time work on it. Certificates of operators and
+OCSP responders are affected only if the selector names their profile: without operators no person
+could stop it, without OCSP responders no relying party would learn of it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class BulkRevocationJob:
     """The job: selects, revokes at the pace, lets proposals expire."""
 
     def __init__(self, database: Database, *, changed: Callable[[], None]) -> None:
-        """``changed`` is called when certificates were revoked: there is something to tell."""
+        """``changed`` is called when certificates were revoked and have to be published."""
         self._database = database
         self._changed = changed
 
@@ -116,7 +116,7 @@ class BulkRevocationJob:
         try:
             selector = Selector.model_validate_json(row["selector"])
         except ValidationError:
-            # Written by another version: whoever proposed it does so again.
+            # Written by another version: it has to be proposed again.
             await _end(connection, row["incident_id"], "stopped")
             return
         count = await _record_members(connection, row["incident_id"], selector)

@@ -30,7 +30,9 @@ class UpstreamIssuerSettings(StrictModel):
     backdating_s: int = Field(
         default=3600, ge=0, le=172_800, description="how far back its notBefore may lie"
     )
-    failures: int = Field(default=5, ge=1, le=1000, description="in a row, then it is left alone")
+    failures: int = Field(
+        default=5, ge=1, le=1000, description="consecutive failures that open the circuit breaker"
+    )
     pause_s: float = Field(
         default=2, ge=0.05, le=600, description="for so long; doubled as long as it fails"
     )
@@ -61,7 +63,7 @@ class UpstreamSettings(RequestHandlingSettings):
 
     @model_validator(mode="after")
     def _leases_last(self) -> Self:
-        """Whoever sends still holds the row when the answer comes."""
+        """A lease outlives the longest request to its upstream CA."""
         for issuer in self.issuers:
             if issuer.timeout_s + _MARGIN_S > self.lease_s:
                 raise ValueError(f"lease_s must be {_MARGIN_S} s longer than every timeout_s")

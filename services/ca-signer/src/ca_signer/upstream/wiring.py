@@ -1,4 +1,4 @@
-"""The parts of a process for issuers elsewhere, joined."""
+"""Wiring of ca-signer-upstream: its parts and how they are joined."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def assemble(
     def judge(one: Submission, der: bytes) -> x509.Certificate:
         issuer = issuers.get(one.issuer_id)
         if issuer is None:
-            raise Conflict("another process serves its issuer", code="submission.elsewhere")
+            raise Conflict("another process serves its issuer", code="submission.other_process")
         return cycle.judged(issuer, one, der)
 
     executor = CommandExecutor(

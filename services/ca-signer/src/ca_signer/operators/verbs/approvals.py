@@ -95,7 +95,7 @@ async def _decide(
     if row is None:
         raise Conflict("no request has this id", code="command.unknown")
     if row["over"]:
-        raise Conflict("the request is over; its client must ask again", code="approval.over")
+        raise Conflict("the request is over; its client must ask again", code="approval.expired")
     if row["state"] != "waiting":
         by = f" by {row['decided_by']}" if row["decided_by"] else ""
         raise Conflict(f"the request was {row['state']}{by} before", code="approval.decided")
@@ -111,9 +111,11 @@ async def _decide(
         until,
     )
     context = decode(RequestFacts, row["context"].encode())
-    told: dict[str, JsonValue] = {"id": str(decision.id), "state": state}
+    facts: dict[str, JsonValue] = {"id": str(decision.id), "state": state}
     details = {"request_correlation_id": context.correlation_id}
-    return CommandResult({**told, "subject": row["subject"]}, request_target(row, context), details)
+    return CommandResult(
+        {**facts, "subject": row["subject"]}, request_target(row, context), details
+    )
 
 
 def verbs() -> Verbs:

@@ -110,7 +110,7 @@ async def _show(connection: Connection, wanted: One, _: Caller) -> CommandResult
 
     owners = await operator_reads.bulk_revocation_owners(connection, wanted.id, limit=_SHOWN)
     some = await operator_reads.bulk_revocation_members(connection, wanted.id, limit=_SHOWN)
-    told = _result(row)
+    shown = _result(row)
     members: list[JsonValue] = [
         {
             "issuer": r["issuer_id"],
@@ -120,7 +120,7 @@ async def _show(connection: Connection, wanted: One, _: Caller) -> CommandResult
         }
         for r in some
     ]
-    return CommandResult({**told.result, "owners": [dict(r) for r in owners], "some": members})
+    return CommandResult({**shown.result, "owners": [dict(r) for r in owners], "some": members})
 
 
 async def _list(connection: Connection, wanted: Listing, _: Caller) -> CommandResult:

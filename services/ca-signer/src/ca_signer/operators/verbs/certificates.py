@@ -87,7 +87,7 @@ def _octets(text: str) -> bytes:
 
 
 def facts(row: asyncpg.Record) -> dict[str, JsonValue]:
-    """Return what an operator is told of a certificate."""
+    """Return what operators see of a certificate."""
     revoked = row["revoked_at"]
     return {
         "issuer": row["issuer_id"],
@@ -126,7 +126,7 @@ async def _list(connection: Connection, wanted: Listing, _: Caller) -> CommandRe
     except asyncpg.QueryCanceledError as exc:
         raise Conflict(
             "too many certificates to look through; add an owner, a profile or a narrower name",
-            code="command.search_wide",
+            code="command.search_too_wide",
         ) from exc
     found: list[JsonValue] = [
         {**facts(row), "certificate": row["certificate"].hex()}
