@@ -316,16 +316,16 @@ async def test_a_kept_file_of_another_issuer_is_ignored(issuer: TestIssuer) -> N
 async def test_keys_are_not_believed_for_ever(issuer: TestIssuer) -> None:
     """The hard limit ends belief, not readiness: the front end knows other ways to authenticate."""
     path = await kept(issuer)
-    for age_s, believed in ((57, True), (61, False), (-3600, None)):
+    for age_s, usable in ((57, True), (61, False), (-3600, None)):
         rewrite(path, age_s)
         source = KeySource(issuer.settings(keep_s=60), issuer.folder)
         source.load()
-        assert (source.ready, source.believed) == (believed is not None, bool(believed))
-        if believed:
+        assert (source.ready, source.usable) == (usable is not None, bool(usable))
+        if usable:
             async with running(source):
                 validator = validator_of(issuer, source)
                 await validator.validate(issuer.token())
-                await until_true(lambda source=source: not source.believed)
+                await until_true(lambda source=source: not source.usable)
                 assert await refusal(validator, issuer.token()) == "auth.token_keys_unavailable"
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from renewal.rotation.slot_state import Generation, Rules, Settled, Steps, compute_slot_state
+from renewal.rotation.slot_state import Generation, Rules, SlotState, Steps, compute_slot_state
 
 START = dt.datetime(2026, 11, 22, 12, 0, tzinfo=dt.UTC)
 HOUR = dt.timedelta(hours=1)
@@ -33,7 +33,7 @@ def at(hours: float) -> dt.datetime:
     return START + hours * HOUR
 
 
-def run(*found: Generation, hours: float = 500) -> Settled:
+def run(*found: Generation, hours: float = 500) -> SlotState:
     return compute_slot_state(found, rules=RULES, now=at(hours))
 
 

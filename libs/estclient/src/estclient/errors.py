@@ -2,7 +2,7 @@
 
 ESTClientError
 ├── ServerRefused      the server said no, with its text
-├── ServerAway         nobody answered, or everybody said "later"
+├── ServerAway         no server answered, or all answered "retry later"
 ├── StillPending       202 for longer than we wait
 ├── AnswerInvalid      an answer that is not what we asked for
 ├── BundleInvalid      key, certificate and chain do not fit together

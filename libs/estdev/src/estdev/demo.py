@@ -183,7 +183,7 @@ class Demo:
         made = await self.suite.command(
             "ca-signer", "secret", "create", "--id", name, "--one-time", "--config", config
         )
-        await asyncio.sleep(0.5)  # front ends hear of the new verifier
+        await asyncio.sleep(0.5)  # front ends receive the new verifier
         return made.strip()
 
     # The rotation.

@@ -41,7 +41,7 @@ class Ports:
 
     @classmethod
     def free(cls) -> Ports:
-        """Return ports nobody uses at this moment."""
+        """Return free ports."""
         return cls(est=0, postgres=0, nats=0, siem=0, admin=0)
 
     def settle(self) -> None:

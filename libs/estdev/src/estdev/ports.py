@@ -8,7 +8,7 @@ from estcore.errors import ConfigurationError
 
 
 def free_port() -> int:
-    """Return a port nobody listens on at this moment."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -16,7 +16,7 @@ def free_port() -> int:
 
 
 def check_free(port: int, what: str, setting: str) -> None:
-    """Make sure nobody listens on the port.
+    """Check that the port is free.
 
     Raises:
         ConfigurationError: naming the port, what wanted it and the setting that moves it.

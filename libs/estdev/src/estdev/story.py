@@ -1,4 +1,4 @@
-"""Telling a person what happens: steps with their time, a live line on a terminal, else plain."""
+"""Progress for a person: steps with their time, a live line on a terminal, else plain text."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Story:
             self._line(f"          {line}")
 
     def waiting(self, text: str) -> None:
-        """What is being waited for; on a terminal the line is replaced, elsewhere not printed."""
+        """Show what is awaited; on a terminal the line is replaced, otherwise not printed."""
         if self._live:
             self._out.write(f"\r\x1b[K[{monotonic_s() - self._started:6.1f}s] … {text}")
             self._out.flush()
@@ -47,4 +47,4 @@ class Story:
         return monotonic_s() - self._started
 
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]

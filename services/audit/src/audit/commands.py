@@ -176,7 +176,7 @@ async def _audited(
             finally:
                 await bus.close()
     except TimeoutError as exc:
-        raise BusUnavailable("the bus is away, so this cannot be put on record") from exc
+        raise BusUnavailable("the bus is unavailable, so this command cannot be audited") from exc
 
 
 @asynccontextmanager

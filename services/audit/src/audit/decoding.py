@@ -45,7 +45,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Intake:
-    """What one message holds. ``fault`` tells why some or all of it is unreadable."""
+    """Records of one message. ``fault`` is the reason why some or all are unreadable."""
 
     entries: tuple[Entry, ...]
     traceparents: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 The table is the queue: a sink that is unavailable costs nothing but lag, and replay is moving its
 cursor back. The cursor moves when the octets are on their way and no alert or EOF was read;
 since even that proves no delivery, the last records are sent again after every reconnect, under
-the same record ids. Each sink has a job of its own and stalls nobody.
+the same record ids. Each sink has a job of its own and stalls no other.
 """
 
 from __future__ import annotations

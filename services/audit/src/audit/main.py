@@ -48,7 +48,7 @@ async def run(
     stop: asyncio.Event | None = None,
     started: Callable[[int], None] | None = None,
 ) -> None:
-    """Run the service until ``stop`` (SIGTERM); ``started`` is told the admin port."""
+    """Run the service until ``stop`` (SIGTERM); ``started`` receives the admin port."""
     stop = stop or stop_on_signals()
     clock = SystemClock()
     sealer = Sealer(settings.checkpoint, load_key(settings.checkpoint), clock)

@@ -19,7 +19,7 @@ DELAY_SECONDS = Histogram(
 )
 DEAD_LETTERS = Counter("est_audit_dead_letters", "Messages that were unreadable", ["reason"])
 OUTAGES = Counter("est_audit_database_outages", "Times the database went away from the writer")
-WRITER = Gauge("est_audit_writer", "1 if this process is the writer, 0 if it stands by")
+WRITER = Gauge("est_audit_writer", "1 if this process is the writer, 0 if it is on standby")
 LOG_SIZE = Gauge("est_audit_log_size", "Records in the log")
 CHECKPOINT_SIZE = Gauge("est_audit_checkpoint_size", "Records under the newest checkpoint")
 CHECKPOINTS = Counter("est_audit_checkpoints", "Checkpoints signed")

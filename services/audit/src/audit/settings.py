@@ -24,11 +24,14 @@ class AppendSettings(StrictModel):
         default=100,
         ge=0,
         le=1000,
-        description="how long a first message waits for others; nobody waits for the commit",
+        description="milliseconds a first message waits for others to share its transaction",
     )
     credit: int = Field(default=256, ge=1, le=1000, description="messages in hand per stream")
     retry_s: float = Field(
-        default=2, gt=0, le=60, description="delay of redelivery while the database is away"
+        default=2,
+        gt=0,
+        le=60,
+        description="seconds before redelivery while the database is unavailable",
     )
 
 

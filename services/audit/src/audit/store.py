@@ -19,7 +19,7 @@ SEPARATOR = "\x1f"
 """Between the values of a column. Canonical JSON escapes it; other columns may not hold it."""
 
 # One statement is one transaction: the head moves from the size it is expected to have, and
-# only then are rows inserted. Another writer, whatever the lock says, makes it do nothing.
+# only then are rows inserted. If another writer moved the head, nothing is inserted.
 # Columns travel as joined text, hashes as one octet string: encoding arrays element by element
 # took the client a third of its time.
 _APPEND = """
@@ -68,7 +68,7 @@ class Head:
 async def become_writer(connection: Connection) -> bool:
     """Take the writer's lock for this session, if it is free.
 
-    The server is told to notice within half a minute that this host is gone, so that the lock
+    The server notices within half a minute that this host is gone, so that the lock
     does not outlive it for hours.
     """
     await connection.execute(
@@ -116,7 +116,7 @@ async def append(
     columns: Columns,
     issued: Sequence[tuple[str, dt.datetime]],
 ) -> bool:
-    """Append rows and move the head in one transaction; False if the head is elsewhere.
+    """Append rows and move the head in one transaction; False if the head has moved.
 
     Raises:
         asyncpg.UniqueViolationError: one of the record ids is in the log; nothing was done.

@@ -1,8 +1,8 @@
 """One TLS connection to a syslog receiver (RFC 5425), watched for alerts and EOF.
 
 Syslog has no acknowledgement. The most one can know is that the transport took the octets and
-the receiver has not hung up: under TLS 1.3 even a refused client certificate is told only after the
-handshake. So whoever moves a cursor calls ``settle`` first.
+the receiver has not closed: under TLS 1.3 even a refused client certificate shows only after the
+handshake. Call ``settle`` before moving a cursor.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class SyslogConnection(asyncio.Protocol):
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
-        """Remember why, and wake whoever waits."""
+        """Keep the reason, and wake the waiting caller."""
         self._reason = exc
         self._lost.set()
         self._writable.set()

@@ -1,8 +1,8 @@
-"""The one writer: takes records from the bus, appends, seals, and only then acknowledges.
+"""The one writer of the audit log: take records, append, seal, then acknowledge.
 
-Whoever holds the advisory lock writes, on the very connection that holds it; other replicas
-stand by. Losing the connection is losing the role: everything in hand is handed back, and the
-log is loaded anew by whoever gets the lock next. A message is acknowledged after the commit, so
+The replica that holds the advisory lock writes, on the connection that holds it; the others are
+on standby. A replica that loses the connection loses the role: it returns what it has in hand, and
+the next holder of the lock loads the log anew. A message is acknowledged after the commit, so
 it is delivered again after any crash, and the log keeps each record id once.
 """
 
@@ -93,7 +93,7 @@ class Writer:
 
     @property
     def consuming(self) -> bool:
-        """The bus is heard, or it is not this process's turn."""
+        """The consumers receive something, or this process is not the writer."""
         return not self.leading or all(consumer.ready for consumer in self._consumers)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -260,7 +260,7 @@ class Writer:
     async def _one_by_one(
         self, connection: Connection, chain: Chain, taken: Sequence[_Taken]
     ) -> None:
-        """Something in the batch cannot be stored: find it, so that it harms nobody else."""
+        """Append message by message, so that one that cannot be stored holds up no other."""
         for one in taken:
             try:
                 await self._append(connection, chain, [one])

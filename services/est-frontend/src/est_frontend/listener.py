@@ -1,4 +1,4 @@
-"""Where connections come in: what est-frontend and est-frontend-srp do each in its own way."""
+"""Listener interface and its TLS implementation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from estcore.runtime.service import Job
 
 
 class Listener(Protocol):
-    """Listens, and hands connections whose handshake is done to the server."""
+    """Accepts connections and hands those with a complete handshake to the server."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -83,7 +83,7 @@ class TLSListener:
 
 
 def taken(listen: ListenSettings, error: OSError) -> ConfigurationError:
-    """Return why nobody can listen there."""
+    """Return the error for a port that cannot be opened."""
     return ConfigurationError(
         f"cannot listen on {listen.host}:{listen.port}: {error.strerror}", code="port.taken"
     )

@@ -20,18 +20,19 @@ EARLY_POLLS = Counter(
 )
 STATE_UPDATES = Counter("est_frontend_state_updates_total", "state messages applied")
 CRL_MISSING = Gauge(
-    "est_frontend_crl_missing", "parts of revocation lists told of that are not here"
+    "est_frontend_crl_missing", "CRL shards that the signer announced and this front end lacks"
 )
 JWKS_FETCHES = Counter(
     "est_frontend_jwks_fetches_total", "key sets of token issuers fetched", ["issuer", "result"]
 )
 OCSP = Counter(
     "est_frontend_ocsp_total",
-    "OCSP requests: asked, kept, outlived (kept, and nobody answered), try_later, malformed",
+    "OCSP requests: asked, kept, outlived (kept, and no signer answered), try_later, malformed",
     ["source"],
 )
 TRUST_FETCHES = Counter(
-    "est_frontend_trust_fetches_total", "clients told of that fetched the trust of a rollover"
+    "est_frontend_trust_fetches_total",
+    "Clients reported to have downloaded the new CA certificates of a rollover",
 )
 RELOADS = Counter(
     "est_frontend_reloads_total", "files taken over while running", ["what", "result"]

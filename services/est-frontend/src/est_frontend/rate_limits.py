@@ -17,7 +17,7 @@ _ENTRIES = 50_000
 
 
 class TooOften(RequestRejected):
-    """Asked too often; ``retry_after_s`` tells when to come again."""
+    """Rate limit exceeded; ``retry_after_s`` are the seconds until the next attempt."""
 
     default_code = "rate.limited"
 
@@ -80,7 +80,7 @@ class Backoff:
         """See whether one of the names must pause; before anything costly is looked at.
 
         Raises:
-            TooOften: come again later.
+            TooOften: retry later.
         """
         now = monotonic_s()
         for name in names:

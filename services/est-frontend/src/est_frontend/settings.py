@@ -28,7 +28,7 @@ class TokenIssuerSettings(StrictModel):
         default=("RS256", "PS256", "ES256", "EdDSA", "Ed25519"), min_length=1
     )
     ca_file: Path | None = Field(
-        default=None, description="the only roots believed when keys are fetched, PEM"
+        default=None, description="trust anchors for fetching the keys, PEM; replaces the system's"
     )
     leeway_s: int = Field(default=30, ge=0, le=60, description="clock difference forgiven")
     max_age_s: int = Field(default=3600, ge=60, le=86_400, description="oldest token accepted")
@@ -67,7 +67,7 @@ class ListenSettings(StrictModel):
 
 
 class CRLListenSettings(StrictModel):
-    """Where revocation is told: plain HTTP, for everybody (RFC 5280 section 8, RFC 6960)."""
+    """Listener for CRLs and OCSP: plain HTTP for all relying parties (RFC 5280 8, RFC 6960)."""
 
     host: str = "127.0.0.1"
     port: Port = Field(default=8080, description="GET /crl/<issuer>.crl")
@@ -111,7 +111,9 @@ class DigestSettings(StrictModel):
 class TrailSettings(StrictModel):
     """The audit trail of operations that have no ledger row."""
 
-    spool_file: Path = Field(description="SQLite file for records while the bus is away")
+    spool_file: Path = Field(
+        description="SQLite file that keeps audit records while the bus is unavailable"
+    )
     max_spooled: int = Field(default=1_000_000, ge=1000, description="then enrollments get 503")
     flush_every_s: float = Field(default=0.25, ge=0.01, le=5)
     refusals_per_source: int = Field(

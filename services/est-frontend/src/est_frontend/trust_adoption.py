@@ -36,7 +36,7 @@ Fetch = tuple[UUID, str]
 
 
 class TrustAdoptionReporter:
-    """What one process has seen and not told yet."""
+    """Collects and reports what one process has seen."""
 
     def __init__(
         self, bus: Bus, state: SignerState, peers: PeerValidator, *, every_s: float = _EVERY_S
@@ -67,12 +67,12 @@ class TrustAdoptionReporter:
             self._waiting[fetch] = None
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Tell until ``stop``."""
+        """Report until ``stop``."""
         while not await sleep_or_stop(stop, self._every_s):
             await self.flush()
 
     async def flush(self) -> None:
-        """Tell everything that waits, as far as the bus lets us."""
+        """Report everything that is due, as far as the bus allows."""
         while self._waiting:
             rollover = next(iter(self._waiting))[0]
             piece = [f for f in self._waiting if f[0] == rollover][:MOST_FETCHED]

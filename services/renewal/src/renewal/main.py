@@ -88,12 +88,12 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
 
 
 async def _unless(stop: asyncio.Event, connecting: Coroutine[Any, Any, T]) -> T | None:
-    """Return the connection, or None when told to stop before it stands."""
+    """Return the connection, or None when the process stops before it is established."""
     async with asyncio.TaskGroup() as group:
         task = group.create_task(connecting)
-        told = group.create_task(stop.wait())
-        await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
-        told.cancel()
+        stopped = group.create_task(stop.wait())
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
         if not task.done():
             task.cancel()
     return None if task.cancelled() else task.result()

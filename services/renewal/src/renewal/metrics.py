@@ -14,7 +14,9 @@ DEAD_LETTERS = Counter("est_renewal_dead_letters_total", "Messages given up", ["
 DISPATCHED = Counter("est_renewal_dispatched_total", "Slots announced as due", ["priority"])
 STEPS = Counter("est_renewal_steps_total", "Rotation steps announced", ["step"])
 PROOFS = Counter("est_renewal_proofs_total", "Proofs of use received", ["outcome"])
-LAPSED = Counter("est_renewal_leases_lapsed_total", "Dispatches nobody answered in time")
+LAPSED = Counter(
+    "est_renewal_leases_lapsed_total", "Dispatches whose lease expired without a renewal"
+)
 DUE_TO_ACTIVATED_S = Histogram(
     "est_renewal_due_to_activated_seconds",
     "From the first announcement of a rotation to the proof of use",

@@ -6,11 +6,12 @@ Accepting a proof:
    certificate that authenticated the TLS connection.
 2. Verify the signature by the key of that certificate.
 3. Compare rotation id and time with the database's.
-4. Settle the slot: the certificate becomes active. A proof of what is active already is
+4. Update the slot: the certificate becomes active. A proof of what is active already is
    accepted and changes nothing.
-5. Answer, then tell ``activated``; a crash in between leaves that to the sweeper.
+5. Answer, then publish ``activated``; after a crash in between the sweeper publishes it.
 
-While the database is unavailable nobody is answered: the front end says 503 and the agent repeats.
+While the database is unavailable no proof is answered: the front end answers 503, and the agent
+retries.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from renewal.publishing.messages import MessageBuilder
 from renewal.publishing.publisher import RotationPublisher
 from renewal.rotation.proof_of_use import read_claims, verify
 from renewal.rotation.slot_state import Generation, Steps
-from renewal.rotation.store import settle_slots
+from renewal.rotation.store import update_slots
 from renewal.settings import RotationSettings
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ class AckListener:
             PROOFS.labels("overloaded").inc()  # not answered: the front end says 503
 
     async def handle(self, message: Incoming) -> None:
-        """Check one proof, answer it and tell what follows from it."""
+        """Check one proof, answer it and publish the resulting steps."""
         try:
             ack = decode(RotationAck, message.payload)
         except MalformedRequest as exc:
@@ -135,7 +136,7 @@ class AckListener:
         await self._answer(message, answer)
         if accepted is not None and not accepted.known:
             log.info("rotation proven in use", extra=fields(slot_id=accepted.slot_id))
-            await self._tell(accepted.slot_id)
+            await self._publish(accepted.slot_id)
 
     async def accept(self, ack: RotationAck) -> Accepted:
         """Return the certificate proven by ``ack`` after recording it (steps 1 to 4).
@@ -182,7 +183,7 @@ class AckListener:
             reached = one.reached | Steps.ACTIVATED
             return replace(one, activated_at=now, proof="agent_ack", reached=reached)
 
-        await settle_slots(connection, [slot_id], rotation=self._rotation, proven=proven)
+        await update_slots(connection, [slot_id], rotation=self._rotation, proven=proven)
         await connection.execute(_PEER, issuance_id, peer)
 
     async def _answer(self, message: Incoming, answer: RotationAckAnswered) -> None:
@@ -193,7 +194,7 @@ class AckListener:
         except Unavailable as exc:
             log.warning("reply not sent", extra=fields(error=exc.reason))
 
-    async def _tell(self, slot_id: str) -> None:
+    async def _publish(self, slot_id: str) -> None:
         try:
             await self._announcer.rotations([slot_id])
         except Unavailable as exc:

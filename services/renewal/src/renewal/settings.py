@@ -29,7 +29,7 @@ class ProjectorSettings(StrictModel):
 
 
 class LeaseSettings(StrictModel):
-    """How long an agent has to answer before its slot is announced again, by priority."""
+    """Seconds an agent has to renew before its slot is dispatched again, by priority."""
 
     critical: Duration = 15 * _MINUTE
     high: Duration = 60 * _MINUTE

@@ -65,7 +65,7 @@ async def run_agent(
 ) -> None:
     """Keep one service's certificate fresh until ``stop``.
 
-    ``hook`` is called with the stored bundle instead of ``settings.hook``; ``on_step`` hears
+    ``hook`` is called with the stored bundle instead of ``settings.hook``; ``on_step`` receives
     of every step with its details.
 
     Raises:
@@ -110,7 +110,7 @@ class Agent:
         self._retry_at = 0.0
 
     async def listen(self, stop: asyncio.Event) -> None:
-        """Hear of the owner's rotations until stopped; without a bus there is nothing to hear."""
+        """Receive the owner's rotation events until stopped; none without a bus."""
         settings = self._settings
         if settings.bus is None or settings.owner is None:
             return
@@ -163,7 +163,7 @@ class Agent:
         bundle = self.store.load() or bundle
         return max(min(self._seconds_to_renewal(bundle), self._trust.seconds_left), 0)
 
-    async def hear(self, event: RotationEvent) -> None:
+    async def receive(self, event: RotationEvent) -> None:
         """Take in one rotation event; events of other slots and repeated ones change nothing."""
         bundle = self.store.load()
         if event.new is not None:
@@ -194,7 +194,7 @@ class Agent:
         except MalformedRequest as exc:
             log.warning("rotation event unreadable", extra=fields(error=exc.reason))
             return
-        await self.hear(event)
+        await self.receive(event)
 
     # 2. to 4.
 
@@ -375,12 +375,12 @@ class Agent:
 
 
 async def _connect(settings: BusSettings, name: str, stop: asyncio.Event) -> Bus | None:
-    """Return the connection; None when told to stop before it stands."""
+    """Return the connection; None when the agent stops before it is established."""
     async with asyncio.TaskGroup() as group:
         connecting = group.create_task(Bus.connect(settings, f"agent-{name}", name))
-        told = group.create_task(stop.wait())
-        await asyncio.wait({connecting, told}, return_when=asyncio.FIRST_COMPLETED)
-        told.cancel()
+        stopped = group.create_task(stop.wait())
+        await asyncio.wait({connecting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
         if not connecting.done():
             connecting.cancel()
     return None if connecting.cancelled() else connecting.result()

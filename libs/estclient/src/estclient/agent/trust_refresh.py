@@ -2,9 +2,9 @@
 
 ``/cacerts`` is asked at intervals, with the credential, which is how the operator of a rollover
 knows that this service has the new trust. What comes is taken up only as far as the trust of
-before vouches for it (``estclient.est.trust_anchors``).
+before certifies it (``estclient.est.trust_anchors``).
 
-Who may vouch for the *server* is told by ``trust_file``; roots that lead on from one in that file
+``trust_file`` has the trust anchors for the *server*; roots that lead on from one in that file
 count as well, and are kept, since what links them leaves ``/cacerts`` when the old root does.
 """
 
@@ -56,7 +56,7 @@ class TrustKeeper:
     async def first(self, client: ESTClient) -> Certificates:
         """Return what a server shows to a client that has no credential yet.
 
-        Over TLS that the trust file vouches for; nothing of before could say more.
+        The download is authenticated by the trust file, so it replaces what was kept.
         """
         received = await client.cacerts()
         self._keep_server_roots(received)

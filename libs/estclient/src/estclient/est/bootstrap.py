@@ -1,7 +1,7 @@
-"""The first trust (RFC 7030 section 4.1.1): a root fetched blindly, believed after comparison.
+"""Bootstrap of trust (RFC 7030 section 4.1.1): download a root, compare it, then pin it.
 
-Nothing but ``/cacerts`` is asked over the connection nobody vouches for. After the root was
-compared by another way, it is asked once more over a connection that the root vouches for, and
+Nothing but ``/cacerts`` is requested over the unauthenticated connection. After the root was
+compared out of band, it is requested once more over a connection that the root authenticates, and
 must be the same: then the server we talk to is one of that root.
 """
 
@@ -48,7 +48,7 @@ class Found:
 
 
 async def fetch(url: str, label: str | None, fingerprint: str | None = None) -> Found:
-    """Return what the server shows, believed not at all.
+    """Return the certificates the server presents, not trusted yet.
 
     During a rollover it shows two roots: the one with this fingerprint is meant, or the first.
 
@@ -77,7 +77,7 @@ async def fetch(url: str, label: str | None, fingerprint: str | None = None) -> 
 
 
 async def pin(found: Found, url: str, label: str | None, out: Path) -> None:
-    """Ask once more over TLS that the root vouches for; then keep the root.
+    """Request the CA certificates again, authenticated by the root; then pin the root.
 
     Raises:
         ServerAway, ServerRefused, AnswerInvalid: the server is not one of that root.

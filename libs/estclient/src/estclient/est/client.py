@@ -179,7 +179,7 @@ class ESTClient:
 
         Raises:
             ServerRefused: the proof was not accepted; 409 when it may be later.
-            ServerAway: nobody answered.
+            ServerAway: no server answered.
         """
         request = _Request("rotation-ack", "POST", jws.encode("ascii"), JOSE, "text/plain")
         await self._exchange(request)

@@ -1,9 +1,9 @@
 """Which CA certificates of a new ``/cacerts`` answer are trusted, given those of before (pure).
 
-A root is trusted that was trusted before, or that a trusted root vouches for: by NewWithOld, a
+A root is trusted if it was trusted before, or if a trusted root certifies it: by NewWithOld, a
 certificate of the new root's name and key, signed by the old one (RFC 4210 section 4.4). Names may
-be the same on both sides, so what is self-signed is told by its signature. Nothing else becomes a
-root, whoever sent it.
+be the same on both sides, so the signature shows what is self-signed. Nothing else becomes a
+root, from any sender.
 """
 
 from __future__ import annotations

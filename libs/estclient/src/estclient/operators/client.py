@@ -37,11 +37,11 @@ class Operator:
         self._timeout_s = timeout_s
 
     async def send(self, service: str, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Send a command and return the result; sent again under its id when nobody answers.
+        """Send a command and return the result; repeated under the same id without an answer.
 
         Raises:
             RequestRejected: refused, as the service says.
-            Unavailable: nobody answers, or the service cannot now; nobody knows what happened.
+            Unavailable: no answer, or the service is unavailable; the outcome is unknown.
         """
         now = int(self._clock.now().timestamp())
         command = Command(

@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     asking = verbs.add_parser("csr", help="make an issuing key and a request for a CA above")
     asking.add_argument("--subject", required=True, help="RFC 4514, as CN=Issuing CA,O=Org")
     asking.add_argument("--algorithm", choices=ca_request.ALGORITHMS, default="ec-p256")
-    other = verbs.add_parser("import", help="take an issuing certificate another CA signed")
+    other = verbs.add_parser("import", help="import an issuing certificate that another CA signed")
     other.add_argument("--certificate", type=Path, required=True)
     other.add_argument("--chain", type=Path, required=True, help="above it, up to the root")
     other.add_argument("--csr", type=Path, required=True, help="the request it answers")

@@ -114,7 +114,7 @@ def _tell(done: Restored) -> None:
         f"{done.revocations} revocations, {done.rollovers} rollovers\n"
     )
     if done.sent_upstream:
-        sys.stdout.write("asked of another CA, with an outcome nobody knows; look there:\n")
+        sys.stdout.write("sent to an upstream CA, outcome unknown; check at that CA:\n")
     for line in done.sent_upstream:
         sys.stdout.write(f"  issuance {line}\n")
     if done.unrecoverable_commands:

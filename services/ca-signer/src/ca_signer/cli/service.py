@@ -91,7 +91,7 @@ def run() -> None:
     lost.add_argument(
         "--events",
         action="store_true",
-        help="believe the events on the bus where the log was lost too",
+        help="also use the event stream, where the audit log was lost as well",
     )
     check_store.add(command, main.connected, main.CLOCK)
     operator.add(command)

@@ -37,7 +37,7 @@ _PIECE = 200
 
 
 class ReconciliationWindows:
-    """Publishes window sums and answers requests to announce again."""
+    """Publishes digests of windows and answers requests to publish windows again."""
 
     def __init__(
         self,

@@ -47,11 +47,11 @@ from ca_signer.upstream.plugin import (
     Wanted,
 )
 from ca_signer.upstream.response_lint import (
-    Terms,
+    ResponseChecks,
     UnexpectedCertificate,
     check_asked,
-    judge,
-    pattern_of,
+    check_response,
+    expected_of,
 )
 from ca_signer.upstream.submissions import Submission, Submissions
 from estcore.clock import Clock, monotonic_s
@@ -112,7 +112,7 @@ class UpstreamCycle:
             RequestRejected: its names or extensions are not those of the expected certificate.
         """
         csr = x509.load_der_x509_csr(candidate.message.csr)
-        check_asked(csr, pattern_of(candidate.intent.tbs))
+        check_asked(csr, expected_of(candidate.intent.tbs))
 
     async def issue(self, intent: Submission) -> Outcome:
         """Take a recorded submission through steps 6 to 9 when its upstream CA may be asked.
@@ -192,7 +192,7 @@ class UpstreamCycle:
         wanted = Wanted(
             submission_id=one.issuance_id,
             csr=one.csr,
-            pattern=pattern_of(one.tbs),
+            pattern=expected_of(one.tbs),
             lifetime=min(one.lifetime, left),
             sending=one.sendings,
         )
@@ -267,14 +267,14 @@ class UpstreamCycle:
         Raises:
             WrongCertificate: it is not.
         """
-        terms = Terms(
-            pattern=pattern_of(one.tbs),
+        terms = ResponseChecks(
+            pattern=expected_of(one.tbs),
             issuer=issuer.certificate.certificate,
             lifetime=one.lifetime,
             asked_at=one.asked_at,
             backdating=dt.timedelta(seconds=issuer.settings.backdating_s),
         )
-        return judge(der, terms, now=self._clock.now())
+        return check_response(der, terms, now=self._clock.now())
 
     async def publish(self, issued: Sequence[IssuedCertificate]) -> None:
         """Step 10: publish events and records of stored certificates.
@@ -291,7 +291,7 @@ class UpstreamCycle:
 
     async def _pending(self, one: Submission, said: Pending) -> Outcome:
         if one.generated:
-            reason = "the other CA takes its time, and a key made here cannot wait"
+            reason = "the upstream CA answers later, which a server-generated key cannot wait for"
             await self._submissions.refuse(one, "upstream.pending_keygen", reason)
             return Conflict(reason, code="upstream.pending_keygen")
         await self._insist(lambda: self._submissions.wait(one, said.retry_after_s))
@@ -323,7 +323,7 @@ class UpstreamCycle:
         return RetryLater(self._unknown_retry_after_s)
 
     async def _repeated(self, one: Submission) -> Outcome:
-        reason = "the other CA repeated a certificate that the ledger has already"
+        reason = "the upstream CA returned a certificate that is already in the ledger"
         await self._submissions.refuse(one, _REPEATED, reason)
         return Conflict(f"{reason}; use another key, or come later", code=_REPEATED)
 

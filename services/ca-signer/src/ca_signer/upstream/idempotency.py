@@ -159,6 +159,6 @@ def _ended(row: asyncpg.Record, *, ours: bool) -> EndedRequest:
 def wrong_certificate() -> Conflict:
     """Return the refusal for a client whose upstream certificate was quarantined."""
     return Conflict(
-        "the other CA sent a certificate that is not what was decided; it was set aside",
+        "the upstream CA sent another certificate than expected; it was quarantined",
         code="upstream.wrong_certificate",
     )

@@ -250,7 +250,7 @@ async def _probe(settings: UpstreamSettings, _: argparse.Namespace) -> None:
             sys.stdout.write(f"{issuer.issuer_id}: {said}\n")
             if not same:
                 raise ConfigurationError(
-                    f"{issuer.issuer_id}: certificate_file is not what the other CA shows",
+                    f"{issuer.issuer_id}: certificate_file is not the upstream CA's certificate",
                     code="upstream.issuer_differs",
                 )
 

@@ -11,7 +11,7 @@ CALLS = Counter(
 )
 SECONDS = Histogram(
     "ca_signer_upstream_seconds",
-    "how long another CA took to answer",
+    "Seconds an upstream CA took to answer",
     ["issuer"],
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60),
 )
@@ -28,11 +28,11 @@ QUARANTINED = Counter(
 )
 REVOCATIONS = Gauge(
     "ca_signer_upstream_revocations",
-    "revocations another CA must still make (`due`), or will not (`refused`, `impossible`)",
+    "Revocations an upstream CA must still make (`due`), or will not (`refused`, `impossible`)",
     ["issuer", "state"],
 )
 CHAIN_DIFFERS = Gauge(
     "ca_signer_upstream_chain_differs",
-    "1 where the other CA does not show the issuer that is configured",
+    "1 where the upstream CA does not present the configured issuer",
     ["issuer"],
 )

@@ -30,7 +30,7 @@ from estcore.runtime.database import Connection
 
 _DECIDING: frozenset[Role] = frozenset({"approver"})
 _LOOKING: frozenset[Role] = frozenset({"approver", "auditor"})
-Judge = Callable[[Submission, bytes], x509.Certificate]
+ResponseCheck = Callable[[Submission, bytes], x509.Certificate]
 """Step 8 for the submission's issuer; raises Conflict where another process serves it."""
 
 
@@ -104,7 +104,7 @@ async def _unknown(connection: Connection, one: One) -> asyncpg.Record:
     return row
 
 
-def verbs(judge: Judge, *, retry_within: dt.timedelta) -> Verbs:
+def verbs(check_response: ResponseCheck, *, retry_within: dt.timedelta) -> Verbs:
     """Return the verbs; ``retry_within`` is how long a client may take to come back."""
 
     async def retry(connection: Connection, one: One, caller: Caller) -> CommandResult:
@@ -125,7 +125,7 @@ def verbs(judge: Judge, *, retry_within: dt.timedelta) -> Verbs:
         mine = submission_of(row)
         der = bytes.fromhex(given.certificate)
         try:
-            certificate = judge(mine, der)
+            certificate = check_response(mine, der)
             issued = await submissions.store(
                 connection, mine, certificate, der, answered=False, by=caller.name
             )

@@ -62,7 +62,7 @@ class UnexpectedCertificate(ESTSuiteError):
 
 
 @dataclass(frozen=True)
-class Terms:
+class ResponseChecks:
     """What the certificate must be, and when that was asked for."""
 
     pattern: x509.Certificate
@@ -72,7 +72,7 @@ class Terms:
     backdating: dt.timedelta
 
 
-def judge(der: bytes, terms: Terms, *, now: dt.datetime) -> x509.Certificate:
+def check_response(der: bytes, terms: ResponseChecks, *, now: dt.datetime) -> x509.Certificate:
     """Return the certificate in ``der`` if it is what was decided.
 
     Does not look for the serial number in the ledger; its unique index does. That the chain
@@ -100,7 +100,7 @@ def judge(der: bytes, terms: Terms, *, now: dt.datetime) -> x509.Certificate:
 Found = list[tuple[str, str]]
 
 
-def _origin(certificate: x509.Certificate, terms: Terms) -> Found:
+def _origin(certificate: x509.Certificate, terms: ResponseChecks) -> Found:
     try:
         certificate.verify_directly_issued_by(terms.issuer)
     except (InvalidSignature, ValueError, TypeError):
@@ -116,7 +116,7 @@ def _origin(certificate: x509.Certificate, terms: Terms) -> Found:
     return []
 
 
-def _identity(certificate: x509.Certificate, terms: Terms) -> Found:
+def _identity(certificate: x509.Certificate, terms: ResponseChecks) -> Found:
     pattern = terms.pattern
     if _spki(certificate) != _spki(pattern):
         return [("key", "it is for another key")]
@@ -131,7 +131,7 @@ def _spki(certificate: x509.Certificate) -> bytes:
     return spki_der(certificate.public_key())
 
 
-def _life(certificate: x509.Certificate, terms: Terms, now: dt.datetime) -> Found:
+def _life(certificate: x509.Certificate, terms: ResponseChecks, now: dt.datetime) -> Found:
     before, after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if after > now + terms.lifetime + SKEW:
         return [("lifetime", "it lives longer than was decided")]
@@ -146,7 +146,7 @@ def _life(certificate: x509.Certificate, terms: Terms, now: dt.datetime) -> Foun
     return []
 
 
-def _extensions(certificate: x509.Certificate, terms: Terms) -> Found:
+def _extensions(certificate: x509.Certificate, terms: ResponseChecks) -> Found:
     found: Found = []
     for extension in certificate.extensions:
         if extension.critical and extension.oid not in _CRITICAL:
@@ -223,12 +223,12 @@ def check_asked(csr: x509.CertificateSigningRequest, pattern: x509.Certificate) 
         has = {f"dns:{n.lower()}" for n in common_names(csr.subject)} & wanted
     if wanted != has or canonical_name(csr.subject) != canonical_name(pattern.subject):
         raise ProfileViolation(
-            "the profile gives names that the request lacks; another CA signs it, so ask for them",
+            "the profile adds names to the request, which an upstream CA cannot do; request them",
             code="upstream.names",
         )
 
 
-def pattern_of(tbs: bytes) -> x509.Certificate:
+def expected_of(tbs: bytes) -> x509.Certificate:
     """Return linted TBS bytes as a certificate to read; its signature is nothing."""
     algorithm = der_codec.children(tbs)[2]
     nothing = der_codec.tlv(der_codec.BIT_STRING, b"\x00")

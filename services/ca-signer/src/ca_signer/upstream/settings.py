@@ -24,7 +24,10 @@ class UpstreamIssuerSettings(StrictModel):
     )
     options: dict[str, Any] = Field(description="what the plug-in wants to know")
     timeout_s: float = Field(
-        default=20, ge=0.1, le=280, description="one request to the other CA, whole"
+        default=20,
+        ge=0.1,
+        le=280,
+        description="seconds for one request to the upstream CA, in total",
     )
     concurrency: int = Field(default=8, ge=1, le=256, description="requests at once")
     backdating_s: int = Field(

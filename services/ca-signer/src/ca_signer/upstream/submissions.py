@@ -150,7 +150,7 @@ async def store(  # noqa: PLR0913 - what is known of a certificate
                 shared,
             )
     except asyncpg.UniqueViolationError as exc:
-        raise SerialNumberReused("the other CA used a serial number twice") from exc
+        raise SerialNumberReused("the upstream CA used a serial number twice") from exc
     if row is None:
         return None
     one.serial_number = certificate.serial_number

@@ -25,7 +25,7 @@ _LOOK_EVERY_S = 300.0
 
 
 class UpstreamSweeper:
-    """Runs beside the desk in every process; any number may run."""
+    """Runs beside the request handler in every process; any number may run."""
 
     def __init__(
         self,

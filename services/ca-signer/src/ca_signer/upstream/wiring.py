@@ -132,7 +132,7 @@ def assemble(
         changed=outbox.changed,
     )
 
-    def judge(one: Submission, der: bytes) -> x509.Certificate:
+    def check_response(one: Submission, der: bytes) -> x509.Certificate:
         issuer = issuers.get(one.issuer_id)
         if issuer is None:
             raise Conflict("another process serves its issuer", code="submission.other_process")
@@ -142,7 +142,7 @@ def assemble(
         database,
         publisher,
         decision_context,
-        operator_verbs.verbs(judge, retry_within=pending_for),
+        operator_verbs.verbs(check_response, retry_within=pending_for),
         changed=outbox.changed,
     )
     return Parts(

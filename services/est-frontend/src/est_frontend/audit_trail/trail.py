@@ -192,7 +192,7 @@ class AuditTrail:
             await self._bus.publish_confirmed([Outgoing(self._topic, body)])
         except BusUnavailable:
             return False
-        except Exception:  # Bulkhead: whatever the bus client raises, the spool keeps the records.
+        except Exception:  # Bulkhead: for any error of the bus client the spool keeps the records.
             log.exception("audit records not published")
             return False
         return True

@@ -113,7 +113,7 @@ class Authenticator:
             )
         if peer.third_party:
             raise NotAuthorized(
-                "the certificate is of another CA and cannot be renewed here",
+                "the certificate was issued by another CA and cannot be renewed here",
                 code="auth.certificate_foreign",
             )
         single_use_claims: tuple[Claim, ...] = ()
@@ -156,7 +156,7 @@ class Authenticator:
         peer = self._peers.identify(credentials.connection, label)
         if peer is None or peer.third_party:
             return peer
-        # Early and cheap; what the bus has not told yet is found in the signer's ledger.
+        # Early and cheap; the signer's ledger has what the bus has not delivered yet.
         if self._state.is_peer_revoked(peer.issuer_id, peer.serial_number):
             raise NotAuthenticated(
                 "the presented certificate is revoked", code="auth.certificate_revoked"
@@ -251,7 +251,7 @@ class Authenticator:
     def _bound(
         self, credentials: Credentials, scheme: str, value: str, token: AccessToken
     ) -> tuple[tuple[Claim, ...], str | None]:
-        """Check what the token is bound to; a binding nobody here knows is never ignored."""
+        """Check what the token is bound to; an unknown binding is never ignored."""
         if token.key_thumbprint is not None:
             if scheme != "dpop" or credentials.dpop is None:
                 raise NotAuthenticated("the token needs a DPoP proof", code="auth.dpop")

@@ -81,7 +81,7 @@ class Enroller:
         self._rates = Buckets("identity", rate=rates.identity_per_s, burst=rates.identity_burst)
 
     async def enroll(self, exchange: Exchange, label: Label) -> web.Response | None:
-        """Answer simpleenroll or simplereenroll; None when the client is to come again later."""
+        """Answer simpleenroll or simplereenroll; None when the client must retry (202 Accepted)."""
         reenroll = exchange.operation == "simplereenroll"
         who = await self._authenticate(exchange, label, own=reenroll)
         der = await self._der(exchange, label)
@@ -100,7 +100,7 @@ class Enroller:
     async def demands(self, exchange: Exchange, label: Label) -> CSRDemands:
         """Return what a CSR on the label must have, for this client if it says who it is.
 
-        Nobody has to (RFC 7030 section 4.5.1); wrong credentials get the answer for anybody.
+        Authentication is optional (RFC 7030 section 4.5.1); bad credentials get the general answer.
 
         Raises:
             IssuerUnavailable: the label's profiles are not known here yet.
@@ -124,7 +124,7 @@ class Enroller:
         return demands_for(profile, names, linking_required=label.linking == "require")
 
     async def generate(self, exchange: Exchange, label: Label) -> web.Response | None:
-        """Answer serverkeygen; None when the client is to come again later."""
+        """Answer serverkeygen; None when the client should retry (202 Accepted)."""
         who = await self._authenticate(exchange, label, own=False)
         request = read_keygen_request(await self._der(exchange, label))
         self._link_generated(exchange, label, request)
@@ -246,7 +246,7 @@ class Enroller:
             tenant="",
             label=exchange.label_name,
             principal=who.principal.key,
-            # A generated key is known to this request alone: nobody shares its answer.
+            # A generated key is known to this request alone: its answer is not shared.
             predecessor=exchange.request_id.encode()
             if generated or who.single_use_claims
             else who.peer.fingerprint
@@ -290,7 +290,7 @@ class Enroller:
         return self._gateway.wait_s(ticket)
 
     def _expiry(self, label: Label, *, generated: bool) -> dt.datetime | None:
-        # Where the client is told 503, or its key is gone, a late certificate is of no use.
+        # Where the client got 503, or its key is gone, a late certificate is of no use.
         if label.when_slow == "pending" and not generated:
             return None
         return self._clock.now() + dt.timedelta(seconds=self._settings.answer_timeout_s)

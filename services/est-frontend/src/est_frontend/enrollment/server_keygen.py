@@ -1,7 +1,7 @@
-"""Keys made by the server: made in memory, given to the client once, known to nobody else.
+"""Server-side key generation: keys exist in memory only and are returned to the client once.
 
 Plain PKCS#8 inside TLS, or sealed for a key the client names: a shared secret of the
-configuration, or the key of the certificate it presented. A name nobody knows is an error; a key
+configuration, or the key of the certificate it presented. An unknown name is an error; a key
 is never sent with less protection than was asked for (RFC 7030 section 4.4).
 """
 

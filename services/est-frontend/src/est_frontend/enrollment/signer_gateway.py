@@ -1,8 +1,8 @@
 """Enrollment requests out, answers in. Never a hang: PubAck or not, answer or not, in time.
 
-An enrollment this front end has under way is not published twice: whoever repeats it (same
+An enrollment this front end has under way is not published twice: a client that repeats it (same
 principal, same key, same names) waits for the same answer. An answer that comes after the
-client was told 202 is kept for its next poll.
+client got 202 is kept for its next poll.
 """
 
 from __future__ import annotations
@@ -154,4 +154,4 @@ def _confirmed(done: asyncio.Future[Any], future: asyncio.Future[EnrollmentAnswe
         return
     code = "bus.unavailable" if error is None else "bus.full"
     future.set_exception(BusUnavailable("the request stream took nothing", code=code))
-    future.exception()  # somebody may have stopped waiting: not an error of the loop
+    future.exception()  # the caller may have stopped waiting: not an error of the loop

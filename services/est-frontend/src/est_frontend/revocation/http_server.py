@@ -5,7 +5,7 @@
 Where it is switched on, OCSP too (``est_frontend.revocation.ocsp_relay``).
 
 A client that fetches a list over TLS would have to check the server's certificate first, for
-which it wants the list (RFC 5280 section 8). The list is signed; nothing here is secret, nobody
+which it wants the CRL (RFC 5280 section 8). The CRL is signed; nothing here is secret, no client
 is authenticated, and only OCSP has bodies. It is served from memory and outlives every outage.
 """
 

@@ -1,7 +1,7 @@
 """OCSP over plain HTTP (RFC 6960 appendix A), relayed to ca-signer, which alone can answer.
 
 Answers without nonce are kept until their nextUpdate. One that fits what is known of revoked
-serial numbers is sent at once; any other is asked for again. While nobody answers, what is kept
+serial numbers is sent at once; any other is requested again. While no signer answers, what is kept
 is sent, also to who sent a nonce: the client decides whether that is enough (RFC 9654 section
 2.1). A good answer about a certificate known to be revoked is never sent.
 """
@@ -93,7 +93,7 @@ class OCSPRelay:
             return _counted("outlived", known.octets), None if question.nonce else known
         found = read_answer(octets)
         if found is None or found.nonce or found.unknown:
-            # What nobody has issued must not push out what somebody has.
+            # Responses about unknown certificates must not displace those about issued ones.
             return _counted("try_later" if octets == TRY_LATER else "asked", octets), None
         self._keep(key, found)
         return _counted("asked", octets), found

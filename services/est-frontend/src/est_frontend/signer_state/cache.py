@@ -124,7 +124,7 @@ class SignerState:
         return equal and verifier is not _NOBODY and verifier.not_after > self._clock.now()
 
     def profile(self, name: str) -> Profile | None:
-        """Return a profile as the signer has it; None before it was ever told."""
+        """Return a profile as the signer has it; None before it was received."""
         profiles = self._profiles.profiles if self._profiles else ()
         return next((p for p in profiles if p.name == name), None)
 
@@ -145,11 +145,11 @@ class SignerState:
         return trust.rollover if trust else None
 
     def crl(self, issuer_id: str, partition: str | None = None) -> RevocationList | None:
-        """Return the newest CRL of an issuer, or of a part; None before one was ever told."""
+        """Return the newest CRL of an issuer, or of a shard; None before one was received."""
         return self._lists.get((issuer_id, partition))
 
     def missing_lists(self) -> int:
-        """Return how many lists the signer has told of that are not here."""
+        """Return how many CRLs of the signer's manifest are missing here."""
         return sum(
             (manifest.issuer_id, partition) not in self._lists
             for manifest in self._manifests.values()
@@ -208,7 +208,7 @@ class SignerState:
 
     def _apply_cacerts(self, message: CACertificates) -> bool:
         known = self._trust.get(message.issuer_id)
-        # A signer that has not heard of a change yet must not take it back.
+        # A signer that has not read a change yet must not take it back.
         if known is not None and known.updated_at >= message.updated_at:
             return False
         self._trust[message.issuer_id] = message

@@ -32,7 +32,7 @@ _CIPHERS = {f"aes{bits}": (f"SRP-AES-{bits}-CBC-SHA", "TLSv1.2", bits) for bits 
 
 
 class Attempt:
-    """One client's try to be somebody; what tlslite asks for verifiers."""
+    """One client's authentication attempt, as tlslite looks up verifiers."""
 
     def __init__(self, verifiers: Verifiers, backoff: Backoff, source: str) -> None:
         self._verifiers, self._backoff = verifiers, backoff

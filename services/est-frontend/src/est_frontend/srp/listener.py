@@ -1,6 +1,6 @@
 """Accepts connections, does TLS-SRP handshakes, hands them to the server.
 
-A handshake that fails, for whatever reason after a user was named, counts as a wrong password
+A handshake that fails for any reason after a user was named counts as a wrong password
 for that user and source; so does one for a user who does not exist. Pauses grow with each.
 """
 
@@ -160,7 +160,7 @@ class _Arriving(asyncio.Protocol):
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Tell the door."""
+        """Report the failure to the listener."""
         # uvloop's transports are of no class of asyncio.
         self._door.arrived(cast("asyncio.Transport", transport), self._early)
 

@@ -16,7 +16,7 @@ from typing import Any
 from typing_extensions import override
 
 with warnings.catch_warnings():
-    # It imports asyncore for classes nobody here uses.
+    # It imports asyncore for classes that are not used here.
     warnings.simplefilter("ignore", DeprecationWarning)
     from tlslite.api import HandshakeSettings, TLSConnection
     from tlslite.constants import AlertDescription

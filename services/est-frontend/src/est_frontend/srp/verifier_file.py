@@ -1,7 +1,7 @@
 """SRP users: verifiers from a file, never passwords, and the same for those who do not exist.
 
 All users of a file have one group. Who is unknown gets a salt and a verifier worked out from
-the file's seed, always the same ones, so that nobody learns from the server which users there
+the file's seed, always the same ones, so that a client cannot learn which users there
 are (RFC 5054 section 2.5.1.3). A user's own salt is worked out in the same way: it does not
 change when the user is added or removed.
 """
@@ -87,13 +87,13 @@ class Verifiers:
         # Worked out for everybody, so that known users answer no sooner.
         octets = (content.prime.bit_length() + 7) // 8 + 16
         drawn = int.from_bytes(_keyed(content.seed, b"verifier", name, octets))
-        nobody = (
+        unknown_user = (
             content.prime,
             content.generator,
             bytearray(_keyed(content.seed, b"salt", name, _SALT_OCTETS)),
             2 + drawn % (content.prime - 4),
         )
-        return content.users.get(name, nobody)
+        return content.users.get(name, unknown_user)
 
 
 def _keyed(seed: bytes, use: bytes, name: bytes, octets: int) -> bytes:

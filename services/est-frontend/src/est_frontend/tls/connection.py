@@ -1,4 +1,4 @@
-"""What the handlers ask about a connection, whatever TLS library it came over."""
+"""Facts of a TLS connection that handlers use, independent of the TLS library."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from OpenSSL import crypto
 
 
 class ClientConnection(Protocol):
-    """A TLS connection from a client, whatever library made it."""
+    """A TLS connection from a client, of any TLS library."""
 
     @property
     def srp_user(self) -> str | None:

@@ -114,7 +114,7 @@ def _names(certificate_file: Path) -> frozenset[str]:
 def _let_finish(
     connection: SSL.Connection, certificate: crypto.X509, number: int, depth: int, verified: int
 ) -> bool:
-    """Accept every certificate for the length of the handshake; nothing is believed by it."""
+    """Accept every certificate for the length of the handshake; this establishes no trust."""
     del connection, certificate, number, depth, verified
     return True
 
@@ -130,7 +130,7 @@ class EngineConnection:
     server_side = True
     server_hostname: str | None = None
     srp_user: str | None = None
-    """Nobody: TLS-SRP is another process's (``est_frontend.srp``)."""
+    """None: TLS-SRP is another process's (``est_frontend.srp``)."""
 
     def __init__(
         self, context: SSL.Context, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO
@@ -277,7 +277,7 @@ class EngineConnection:
     # What aiohttp, uvloop and our handlers ask about a connection.
 
     def getpeercert(self, binary_form: bool = False) -> Any:
-        """Return the peer's certificate (DER) in binary form; nothing is believed by it."""
+        """Return the peer's certificate (DER) in binary form, not validated."""
         if not binary_form:
             return {}
         peer = self.peer()
@@ -334,7 +334,7 @@ class EngineConnection:
 
     @property
     def context(self) -> ssl.SSLContext | None:
-        """Nobody needs it; asyncio's transport asks for the attribute."""
+        """Required by asyncio's transport; not used."""
         return None
 
 

@@ -48,7 +48,7 @@ async def read_body(request: web.BaseRequest, limit: int, *, timeout_s: float) -
 
 
 def _send_100_continue(request: web.BaseRequest) -> None:
-    """Tell a client that waits for it to send its body (RFC 9110 section 10.1.1)."""
+    """Send 100 Continue to a client that waits for it (RFC 9110 section 10.1.1)."""
     wish = header(request, "Expect")
     if wish is None or request.version < HttpVersion11:
         return

@@ -1,4 +1,4 @@
-"""Claiming due slots, and taking back those nobody answered: any number of replicas, no leader.
+"""Claim due slots, and take back those whose lease expired: any number of replicas, no leader.
 
 Rows are locked with SKIP LOCKED, so two replicas never hold the same slot; all time is the
 database's. Every dispatch moves the slot's fence on, and what a scheduler writes later counts
@@ -15,7 +15,7 @@ from typing import Any
 from estcore.pki.profile import PRIORITIES
 from estcore.runtime.database import Connection
 from renewal.rotation.schedule import backoff, lease
-from renewal.rotation.store import settle_slots
+from renewal.rotation.store import update_slots
 from renewal.settings import LeaseSettings, RotationSettings
 
 _DUE = """
@@ -93,9 +93,9 @@ async def take_back(
 async def let_time_pass(
     connection: Connection, *, limit: int, rotation: RotationSettings
 ) -> list[str]:
-    """Settle slots in which an overlap, a certificate or a rotation's patience ended."""
+    """Update slots in which an overlap, a certificate or the time for a rotation ended."""
     rows = await connection.fetch(_TO_CHECK, limit)
     ids = [str(row["slot_id"]) for row in rows]
     if ids:
-        await settle_slots(connection, ids, rotation=rotation)
+        await update_slots(connection, ids, rotation=rotation)
     return ids

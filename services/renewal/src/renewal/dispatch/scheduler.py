@@ -62,7 +62,7 @@ class Scheduler:
             Unavailable: bus or database away; claimed slots are announced by a sweeper.
         """
         if not self._bus.connected:
-            return 0  # claiming now would only start leases nobody hears of
+            return 0  # claiming now would only start leases that no agent is notified of
         total = self._scheduler.claim_size
         claimed, full = 0, []
         places = shares(total)
@@ -108,22 +108,22 @@ class Scheduler:
             Unavailable: bus or database away; the next look continues.
         """
         lapsed = await self._database.run(lambda c: claims.take_back(c, limit=_BATCH))
-        settled = await self._database.run(
+        updated = await self._database.run(
             lambda c: claims.let_time_pass(c, limit=_BATCH, rotation=self._settings.rotation)
         )
         if lapsed:
             LAPSED.inc(len(lapsed))
             log.warning("renewal lease expired", extra=fields(slots=len(lapsed)))
         if not self._bus.connected:
-            return len(lapsed) + len(settled)
+            return len(lapsed) + len(updated)
         if lapsed:
             await self._announcer.lapses(lapsed)
-        await self._announcer.rotations(settled)
+        await self._announcer.rotations(updated)
         patience = dt.timedelta(seconds=self._scheduler.sweep_after_s)
         swept = await self._announcer.sweep(patience)
         if swept:
             log.warning("unpublished rotation events published", extra=fields(events=swept))
-        return len(lapsed) + len(settled) + swept
+        return len(lapsed) + len(updated) + swept
 
     async def _repeat(self, stop: asyncio.Event, look: Callable[[], Awaitable[int]]) -> None:
         while not stop.is_set():

@@ -1,13 +1,13 @@
-"""Reading ca-signer's events: take what waits, one transaction, tell, acknowledge.
+"""Consumer of ca-signer's events: apply a batch in one transaction, publish, acknowledge.
 
-The rite of a batch:
+Steps of a batch:
 
 1. Decode. What cannot be read is a dead letter at once.
 2. Store certificates and revocations in one transaction (``renewal.events.projection``).
 3. Publish the audit records of what was scheduled and the steps of rotations; await PubAcks.
 4. Acknowledge. A crash before this delivers everything again, which changes nothing.
 
-A batch that fails is tried message by message, so one poisoned message harms nobody else; its
+A batch that fails is processed message by message, so a poisoned message holds up no other; its
 failures are counted in the database, and over the limit it is a dead letter. While the
 database is unavailable nothing is fetched.
 """
@@ -162,17 +162,17 @@ class EventConsumer:
                     lambda c: project(c, issued, revoked, rotation=self._rotation)
                 )
                 faults.hit("renewal.projected")
-                await self._tell(projected)
+                await self._publish(projected)
         for delivery in batch.deliveries():
             await delivery.ack()
         PROJECTED.labels("issued").inc(len(issued))
         PROJECTED.labels("revoked").inc(len(revoked))
 
-    async def _tell(self, projected: Projected) -> None:
+    async def _publish(self, projected: Projected) -> None:
         messages = self._teller.scheduled(projected.scheduled)
         if messages:
             await self._bus.publish_confirmed(messages)
-        await self._announcer.rotations(projected.settled)
+        await self._announcer.rotations(projected.updated)
 
     async def _one_by_one(self, deliveries: Sequence[Delivery]) -> bool:
         for at, delivery in enumerate(deliveries):

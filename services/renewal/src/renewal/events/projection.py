@@ -17,7 +17,7 @@ from estcore.runtime.database import Connection
 from renewal.rotation.schedule import due_at, priority_rank
 from renewal.rotation.slot import Scheduled
 from renewal.rotation.slot_state import Generation
-from renewal.rotation.store import SettledSlot, settle_slots
+from renewal.rotation.store import UpdatedSlot, update_slots
 from renewal.settings import RotationSettings
 
 _INSERT = """
@@ -83,7 +83,7 @@ class Projected:
     """What a batch did: every certificate of it, and the slots that were settled."""
 
     scheduled: tuple[Scheduled, ...]
-    settled: tuple[str, ...]
+    updated: tuple[str, ...]
 
 
 async def project(
@@ -120,26 +120,26 @@ async def project(
         )
         slots.update(str(row["slot_id"]) for row in rows)
         touched += [row["issuance_id"] for row in rows]
-    settled: dict[str, SettledSlot] = {}
+    updated: dict[str, UpdatedSlot] = {}
     if slots:
-        settled = await settle_slots(
+        updated = await update_slots(
             connection, slots, rotation=rotation, newest=newest, certificates=touched
         )
-    numbers = {name: one.number for s in settled.values() for name, one in _all(s)}
+    numbers = {name: one.number for s in updated.values() for name, one in _all(s)}
     ended = [name for name in touched if name in events and name not in numbers]
     if ended:
         rows = await connection.fetch(_NUMBERS, ended)
         numbers |= {row["issuance_id"]: row["generation"] for row in rows}
-    scheduled = [_scheduled(event, settled, numbers.get(event.id, 1)) for event in events.values()]
-    return Projected(tuple(scheduled), tuple(settled))
+    scheduled = [_scheduled(event, updated, numbers.get(event.id, 1)) for event in events.values()]
+    return Projected(tuple(scheduled), tuple(updated))
 
 
-def _all(slot: SettledSlot) -> Iterable[tuple[str, Generation]]:
-    return slot.settled.generations.items()
+def _all(slot: UpdatedSlot) -> Iterable[tuple[str, Generation]]:
+    return slot.updated.generations.items()
 
 
-def _scheduled(event: CertificateIssued, settled: dict[str, SettledSlot], number: int) -> Scheduled:
-    rules = settled[event.slot_id].slot if event.slot_id in settled else event
+def _scheduled(event: CertificateIssued, updated: dict[str, UpdatedSlot], number: int) -> Scheduled:
+    rules = updated[event.slot_id].slot if event.slot_id in updated else event
     due = due_at(
         issued_at=event.issued_at,
         not_after=event.not_after,

@@ -63,7 +63,7 @@ class MessageBuilder:
         self.source = f"{SERVICE}/{instance}"
         self._build = AuditRecordBuilder(SERVICE, instance, uuid7())
 
-    def messages(self, tellings: Sequence[RotationMessage]) -> list[Outgoing]:
+    def messages(self, messages_to_send: Sequence[RotationMessage]) -> list[Outgoing]:
         """Return the events, in order, and the audit records that go with them."""
         out = [
             Outgoing(
@@ -71,10 +71,10 @@ class MessageBuilder:
                 encode(t.event),
                 t.event.id,
             )
-            for t in tellings
+            for t in messages_to_send
         ]
-        records = [self._record(t) for t in tellings]
-        return [*batches(records, [t.event.traceparent for t in tellings]), *out]
+        records = [self._record(t) for t in messages_to_send]
+        return [*batches(records, [t.event.traceparent for t in messages_to_send]), *out]
 
     def scheduled(self, found: Iterable[Scheduled]) -> list[Outgoing]:
         """Return one audit record for each projected certificate, many in a message."""
@@ -111,25 +111,25 @@ class MessageBuilder:
             target=Target(request_id=request_id, label=label),
         )
 
-    def _record(self, telling: RotationMessage) -> AuditRecord:
-        event, about = telling.event, telling.certificate
+    def _record(self, message: RotationMessage) -> AuditRecord:
+        event, about = message.event, message.certificate
         details: dict[str, JsonValue] = {"generation": event.generation, "fence": event.fence}
-        details.update(telling.details)
+        details.update(message.details)
         about_event: dict[str, Any] = {
-            "record_id": record_id("rotation", event.rotation_id, event.step, telling.key),
+            "record_id": record_id("rotation", event.rotation_id, event.step, message.key),
             "at": event.time,
             "correlation_id": event.correlation_id,
             "causation_id": event.id,
             "trace_id": trace_id(event.traceparent),
             "severity": _SEVERITY.get(event.step, "info"),
             "actor": _ACTOR,
-            "origin": Origin(peer=telling.peer) if telling.peer else None,
+            "origin": Origin(peer=message.peer) if message.peer else None,
             "target": Target(
                 tenant=event.tenant,
                 service=event.service,
                 slot_id=event.slot_id,
                 rotation_id=event.rotation_id,
-                issuance_id=telling.issuance_id,
+                issuance_id=message.issuance_id,
                 label=event.label,
                 profile=event.profile,
                 issuer_id=event.issuer_id,

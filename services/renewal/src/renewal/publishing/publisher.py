@@ -52,8 +52,8 @@ where c.reached <> c.announced and
 _OF_SLOTS = _ROTATIONS + "c.slot_id = any($1::uuid[]) order by c.issued_at limit 500"
 _LEFT = _ROTATIONS + "c.changed_at < now() - $1::interval order by c.changed_at limit 500"
 _MARK_STEPS = """
-update certificate c set announced = c.announced | t.told
-from unnest($1::text[], $2::smallint[]) as t(id, told) where c.issuance_id = t.id
+update certificate c set announced = c.announced | t.published
+from unnest($1::text[], $2::smallint[]) as t(id, published) where c.issuance_id = t.id
 """
 _DISPATCHES = f"""
 select {_SLOT}, {_CERTIFICATE}
@@ -96,7 +96,7 @@ _ORDER: tuple[tuple[Steps, RotationStep], ...] = (
 
 
 class RotationPublisher:
-    """Publishes what rows say must be told."""
+    """Publishes the steps that rows have and that are not marked as published."""
 
     def __init__(
         self, database: Database, bus: Bus, teller: MessageBuilder, rotation: RotationSettings
@@ -105,52 +105,52 @@ class RotationPublisher:
         self._rotation = rotation
 
     async def rotations(self, slot_ids: Sequence[str]) -> int:
-        """Tell the steps of these slots now; returns how many.
+        """Publish the steps of these slots now; returns how many.
 
         Raises:
-            Unavailable: not everything was confirmed; the sweeper will tell it again.
+            Unavailable: not everything was confirmed; the sweeper publishes it again.
         """
         return await self._steps(_OF_SLOTS, list(slot_ids)) if slot_ids else 0
 
     async def dues(self, slot_ids: Sequence[str]) -> int:
-        """Tell that these dispatched slots are due.
+        """Publish that these dispatched slots are due.
 
         Raises:
-            Unavailable: not everything was confirmed; the sweeper will tell it again.
+            Unavailable: not everything was confirmed; the sweeper publishes it again.
         """
         return await self._dispatches(_DUE_OF, "due", _MARK_DUE, list(slot_ids))
 
     async def lapses(self, slot_ids: Sequence[str]) -> int:
-        """Tell that the leases of these slots ran out.
+        """Publish that the leases of these slots expired.
 
         Raises:
-            Unavailable: not everything was confirmed; the sweeper will tell it again.
+            Unavailable: not everything was confirmed; the sweeper publishes it again.
         """
         return await self._dispatches(_LAPSED_OF, "lease_expired", _MARK_LAPSED, list(slot_ids))
 
     async def sweep(self, older_than: dt.timedelta) -> int:
-        """Tell what a crash or an outage left untold; returns how many events.
+        """Publish what a crash or an outage left unpublished; returns how many events.
 
         Raises:
             Unavailable: the bus or the database is unavailable.
         """
-        told = await self._dispatches(_DUE_LEFT, "due", _MARK_DUE, older_than)
-        told += await self._dispatches(_LAPSED_LEFT, "lease_expired", _MARK_LAPSED, older_than)
-        return told + await self._steps(_LEFT, older_than)
+        published = await self._dispatches(_DUE_LEFT, "due", _MARK_DUE, older_than)
+        published += await self._dispatches(_LAPSED_LEFT, "lease_expired", _MARK_LAPSED, older_than)
+        return published + await self._steps(_LEFT, older_than)
 
     async def _steps(self, query: str, argument: object) -> int:
         async with self._database.connection() as connection:
             rows = await connection.fetch(query, argument)
-        tellings = [telling for row in rows for telling in self._tell_steps(row)]
+        messages_to_send = [message for row in rows for message in self._step_messages(row)]
         if not rows:
             return 0
-        await self._publish(tellings)
+        await self._publish(messages_to_send)
         ids = [row["issuance_id"] for row in rows]
         async with self._database.connection() as connection:
             await connection.execute(_MARK_STEPS, ids, [row["reached"] for row in rows])
         for row in rows:
             _observe(row)
-        return len(tellings)
+        return len(messages_to_send)
 
     async def _dispatches(self, query: str, step: RotationStep, mark: str, argument: object) -> int:
         async with self._database.connection() as connection:
@@ -163,10 +163,10 @@ class RotationPublisher:
             await connection.execute(mark, [row["slot_id"] for row in rows], fences)
         return len(rows)
 
-    async def _publish(self, tellings: Sequence[RotationMessage]) -> None:
-        await self._bus.publish_confirmed(self._teller.messages(tellings), timeout_s=10)
-        for telling in tellings:
-            STEPS.labels(telling.event.step).inc()
+    async def _publish(self, messages_to_send: Sequence[RotationMessage]) -> None:
+        await self._bus.publish_confirmed(self._teller.messages(messages_to_send), timeout_s=10)
+        for message in messages_to_send:
+            STEPS.labels(message.event.step).inc()
 
     def _tell_dispatch(self, row: asyncpg.Record, step: RotationStep) -> RotationMessage:
         due = step == "due"
@@ -186,7 +186,7 @@ class RotationPublisher:
         details = (("due_at", row["due_at"].isoformat()), ("attempt", row["attempts"]))
         return RotationMessage(event, event.old, row["issuance_id"], str(fence), details)
 
-    def _tell_steps(self, row: asyncpg.Record) -> Iterable[RotationMessage]:
+    def _step_messages(self, row: asyncpg.Record) -> Iterable[RotationMessage]:
         left = Steps(row["reached"] & ~row["announced"])
         for bit, step in _ORDER:
             if bit not in left:
@@ -228,7 +228,7 @@ class RotationPublisher:
         return facts
 
     def _moment(self, row: asyncpg.Record, step: RotationStep) -> dt.datetime:
-        """When the step happened, the same every time it is told."""
+        """When the step happened, the same every time it is published."""
         old_end = row["old_not_after"]
         moment: dt.datetime | None = row["issued_at"]
         if step == "activated":

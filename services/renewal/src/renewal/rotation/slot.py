@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from estcore.messages.events import CertificateIssued
 from estcore.pki.profile import PRIORITIES, Priority
 from renewal.rotation.schedule import backoff, due_at
-from renewal.rotation.slot_state import Generation, Rules, Settled
+from renewal.rotation.slot_state import Generation, Rules, SlotState
 from renewal.settings import RotationSettings
 
 QUIET = frozenset({"idle", "due", "dispatched", "paused"})
@@ -70,26 +70,26 @@ class Slot:
         )
 
 
-def after(slot: Slot, settled: Settled, *, now: dt.datetime, chance: float) -> Slot:
+def after(slot: Slot, updated: SlotState, *, now: dt.datetime, chance: float) -> Slot:
     """Return the row that fits the settled certificates.
 
     Whenever the state or the active certificate changes the fence moves on, so a scheduler that
     still holds the slot from before changes nothing any more.
     """
-    active, following = settled.active, settled.next
+    active, following = updated.active, updated.next
     if active is None:
         changed = replace(slot, active_id=None, next_id=None, not_after=None, due_at=None)
-        return _moved(slot, _ended(changed, "failed", "revoked", settled))
+        return _moved(slot, _ended(changed, "failed", "revoked", updated))
     changed = replace(
         slot,
         active_id=active.issuance_id,
         next_id=following.issuance_id if following else None,
         generation=active.number,
         not_after=active.not_after,
-        check_at=settled.check_at,
+        check_at=updated.check_at,
     )
     if active.state == "expired":
-        return _moved(slot, _ended(changed, "expired", "expired", settled))
+        return _moved(slot, _ended(changed, "expired", "expired", updated))
     if _another(slot, active):
         due = slot.due(active, active.number)
         changed = replace(changed, due_at=due, next_attempt_at=due, state="idle")
@@ -109,14 +109,14 @@ def _another(slot: Slot, active: Generation) -> bool:
     return not same or slot.state in {"expired", "failed"}
 
 
-def _ended(slot: Slot, state: str, error: str, settled: Settled) -> Slot:
+def _ended(slot: Slot, state: str, error: str, updated: SlotState) -> Slot:
     return replace(
         slot,
         state=state,
         next_id=None,
         next_attempt_at=None,
         last_error_class=error,
-        check_at=settled.check_at,
+        check_at=updated.check_at,
     )
 
 

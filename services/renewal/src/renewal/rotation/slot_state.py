@@ -77,7 +77,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Settled:
+class SlotState:
     """A slot's computed state. ``check_at`` is when time alone changes something again."""
 
     generations: dict[str, Generation]
@@ -88,7 +88,7 @@ class Settled:
 
 def compute_slot_state(
     known: Iterable[Generation], *, rules: Rules, now: dt.datetime, last_number: int = 0
-) -> Settled:
+) -> SlotState:
     """Say what each certificate of the slot is at ``now``.
 
     ``last_number`` is the slot's generation, used only when nothing placed is among ``known``.
@@ -101,7 +101,7 @@ def compute_slot_state(
     fold.let_age(now)
     fold.let_stall(now)
     active, following = fold.active, fold.next
-    return Settled(
+    return SlotState(
         generations=fold.all,
         active=active,
         next=following,
@@ -279,7 +279,7 @@ class _Fold:
         )
 
     def let_expire(self, now: dt.datetime) -> None:
-        """The end of the active certificate: an unproven next takes over, or nobody does."""
+        """The end of the active certificate: an unproven next one becomes active, or none does."""
         active, following = self.active, self.next
         if following is not None and following.not_after <= now:
             self._put(following, role=None, state="expired")

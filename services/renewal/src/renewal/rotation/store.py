@@ -17,7 +17,7 @@ from estcore.messages.events import CertificateIssued
 from estcore.runtime.database import Connection
 from renewal.rotation.schedule import priority_rank
 from renewal.rotation.slot import Slot, after
-from renewal.rotation.slot_state import Generation, Settled, Steps, compute_slot_state
+from renewal.rotation.slot_state import Generation, SlotState, Steps, compute_slot_state
 from renewal.settings import RotationSettings
 
 Chance = Callable[[], float]
@@ -77,14 +77,14 @@ where s.slot_id = t.slot_id
 
 
 @dataclass(frozen=True)
-class SettledSlot:
+class UpdatedSlot:
     """A slot's row and its certificates after the transaction."""
 
     slot: Slot
-    settled: Settled
+    updated: SlotState
 
 
-async def settle_slots(
+async def update_slots(
     connection: Connection,
     slot_ids: Iterable[str],
     *,
@@ -93,8 +93,8 @@ async def settle_slots(
     certificates: Sequence[str] = (),
     proven: Callable[[Generation], Generation] | None = None,
     chance: Chance = random.random,
-) -> dict[str, SettledSlot]:
-    """Settle the slots and write what changed; returns them by id.
+) -> dict[str, UpdatedSlot]:
+    """Compute the slots' states and write what changed; returns them by id.
 
     ``newest`` brings each slot's latest rules, ``certificates`` names new or revoked rows to look
     at besides those that are live, ``proven`` marks the certificate whose use was proven.
@@ -107,29 +107,29 @@ async def settle_slots(
         one = _generation(row)
         before[one.issuance_id] = one
         found.setdefault(str(row["slot_id"]), []).append(proven(one) if proven else one)
-    done: dict[str, SettledSlot] = {}
+    done: dict[str, UpdatedSlot] = {}
     for row in rows:
         old = _slot(row)
         slot = _with_rules(old, (newest or {}).get(old.slot_id))
-        settled = compute_slot_state(
+        updated = compute_slot_state(
             found.get(slot.slot_id, ()),
             rules=slot.rules(rotation),
             now=row["now"],
             last_number=slot.generation,
         )
-        changed = after(slot, settled, now=row["now"], chance=chance())
-        done[slot.slot_id] = SettledSlot(changed, settled)
+        changed = after(slot, updated, now=row["now"], chance=chance())
+        done[slot.slot_id] = UpdatedSlot(changed, updated)
     await _write(connection, before, done)
     return done
 
 
 async def _write(
-    connection: Connection, before: Mapping[str, Generation], done: Mapping[str, SettledSlot]
+    connection: Connection, before: Mapping[str, Generation], done: Mapping[str, UpdatedSlot]
 ) -> None:
     changed = [
         one
         for slot in done.values()
-        for one in slot.settled.generations.values()
+        for one in slot.updated.generations.values()
         if one != before[one.issuance_id]
     ]
     cleared = [

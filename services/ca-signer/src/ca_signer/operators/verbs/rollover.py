@@ -98,7 +98,7 @@ class Rolling:
         )
         new = self._configured(wanted.issuer, row["to_issuer"])
         if not new.keystore.ready:
-            raise Conflict(f"the key of {new.issuer_id} is away", code="rollover.key")
+            raise Conflict(f"the key of {new.issuer_id} is unavailable", code="rollover.key")
         return _result(row, changed=changed, fleet=row["fleet"], fetched=row["fetched"])
 
     async def _retire(

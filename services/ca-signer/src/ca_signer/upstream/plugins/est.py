@@ -120,7 +120,7 @@ class ESTUpstream:
     async def revoke(self, certificate: bytes, reason: str) -> None:
         """EST cannot."""
         del certificate, reason
-        raise Refused("EST has no revocation; revoke it at the other CA")
+        raise Refused("EST has no revocation; revoke it at the upstream CA")
 
     async def authorities(self) -> Sequence[x509.Certificate]:
         """Return what ``/cacerts`` shows."""

@@ -172,8 +172,8 @@ async def _connected(_: aiohttp.ClientSession, context: SimpleNamespace, __: obj
 
 def _cannot(exc: Exception) -> str:
     if isinstance(exc, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
-        return "the other CA's TLS certificate or ours is not accepted"
-    return "the other CA cannot be reached"
+        return "the TLS certificate of the upstream CA, or ours, is not accepted"
+    return "the upstream CA cannot be reached"
 
 
 def tls_context(settings: HTTPSettings) -> ssl.SSLContext:

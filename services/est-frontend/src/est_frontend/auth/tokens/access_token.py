@@ -2,7 +2,7 @@
 
 Only compact JWS; algorithm by allow-list and by the kind of the issuer's key, never by the
 token's wish; issuer and audience exactly; never an ID or refresh token; keys only from the
-issuer's set, whatever ``jwk``, ``jku`` or ``x5c`` a token brings along.
+issuer's set; ``jwk``, ``jku`` and ``x5c`` of a token are ignored.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class TokenValidator:
         algorithm, kid = _checked_header(found.header, settings)
         key = await source.key(kid)
         if key is None:
-            if not source.believed:
+            if not source.usable:
                 raise IssuerUnavailable(
                     "the issuer's keys are not known now", code="auth.token_keys_unavailable"
                 )

@@ -1,8 +1,8 @@
 """The public keys of one token issuer, through rotation, attack and outage.
 
 One job fetches, now and then and when it is asked to; requests only ask and wait. The last good
-set stays while the issuer is unavailable, on disk too, until it is too old to be believed. A key id
-nobody knows causes one fetch for all who wait, at most once per cool-down, so a flood of invented
+set stays while the issuer is unavailable, on disk too, until it is too old to be trusted. An
+unknown key id causes one fetch for all who wait, at most once per cool-down, so a flood of invented
 ids costs the issuer nothing. Keys that left the set are gone at the next fetch.
 """
 
@@ -59,7 +59,7 @@ class KeySource:
         self._keys: dict[str, PublicKey] = {}
         self._fetched_s = 0.0
         self._unknown: dict[str, float] = {}
-        # Fetches are numbered: those begun, those ended, and the one somebody waits for.
+        # Fetches are numbered: those begun, those ended, and the one that is awaited.
         self._begun = self._ended = self._wanted = 0
         self._asked_s = -settings.cool_down_s
         self._good = False
@@ -76,7 +76,7 @@ class KeySource:
         return bool(self._keys)
 
     @property
-    def believed(self) -> bool:
+    def usable(self) -> bool:
         """There are keys, and they are not too old."""
         return self.ready and monotonic_s() - self._fetched_s < self._settings.keep_s
 
@@ -106,7 +106,7 @@ class KeySource:
             self._ended = self._begun
             done, self._round = self._round, asyncio.Event()
             done.set()
-            again_s = _AGAIN_S if self.believed else _AGAIN_WITHOUT_KEYS_S
+            again_s = _AGAIN_S if self.usable else _AGAIN_WITHOUT_KEYS_S
             await _first_of(
                 stop, self._wake, timeout_s=self._settings.refresh_s if self._good
                 else min(again_s, self._settings.refresh_s),
@@ -135,11 +135,11 @@ class KeySource:
         return found
 
     def _known(self, kid: str) -> PublicKey | None:
-        return self._keys.get(kid) if self.believed else None
+        return self._keys.get(kid) if self.usable else None
 
     def _remember_unknown(self, kid: str) -> None:
         # Longer than the cool-down, so that one client with an old token cannot use up every
-        # turn; not much longer, as the issuer may have told of the key a little late.
+        # turn; not much longer, as the issuer may have published the key a little late.
         while len(self._unknown) >= _UNKNOWN_LIMIT:
             del self._unknown[next(iter(self._unknown))]
         self._unknown[kid] = monotonic_s() + 2 * self._settings.cool_down_s
@@ -202,7 +202,7 @@ def public_key(entry: Mapping[str, Any]) -> PublicKey:
         elif name in entry:
             raise ValueError("not a key")
     try:
-        # Asked first: joserfc warns of a short key, and nobody reads the warning.
+        # Checked first: joserfc only warns of a short key.
         if kty == "RSA" and base64_to_int(str(texts["n"])).bit_length() < _MIN_RSA_BITS:
             raise ValueError("the RSA key is too short")
         key = import_key(texts)
