@@ -1,4 +1,4 @@
-"""Time as an argument: whoever needs "now" is given a Clock."""
+"""Time as an argument: code that needs "now" is given a Clock."""
 
 from __future__ import annotations
 

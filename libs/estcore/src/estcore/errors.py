@@ -4,9 +4,9 @@
     ├── RequestRejected            the client's fault, final
     │   ├── MalformedRequest       not what the protocol says it must be
     │   ├── InvalidCSR             parses, but its signature or content is wrong
-    │   ├── WeakKey                a public key nobody should certify
+    │   ├── WeakKey                a public key that must not be certified
     │   ├── ProfileViolation       not allowed by the certificate profile
-    │   ├── NotAuthenticated       nobody we know
+    │   ├── NotAuthenticated       no valid credentials
     │   ├── NotAuthorized          known, but not allowed this
     │   ├── IdentityMismatch       re-enrollment for another identity
     │   └── Conflict               allowed, but not in the present state
@@ -63,7 +63,7 @@ class InvalidCSR(RequestRejected):
 
 
 class WeakKey(RequestRejected):
-    """The public key is of a kind or strength nobody should certify."""
+    """The public key is of a kind or strength that must not be certified."""
 
     default_code = "key.weak"
 

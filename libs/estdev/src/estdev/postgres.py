@@ -244,7 +244,9 @@ def _account() -> pwd.struct_passwd | None:
             return pwd.getpwnam(name)
         except KeyError:
             continue
-    raise ConfigurationError("as root a user 'nobody' is needed to run PostgreSQL")
+    raise ConfigurationError(
+        "run as root, PostgreSQL needs an unprivileged user: 'postgres' or 'nobody'"
+    )
 
 
 def _server_home(folder: Path, account: pwd.struct_passwd | None) -> Path:

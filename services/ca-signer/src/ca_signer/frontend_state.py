@@ -70,7 +70,7 @@ class FrontendStatePublisher:
                 log.warning("state not published", extra=fields(code=exc.code))
 
     async def follow(self) -> bool:
-        """Take over what the ledger says of generations; True when it is news.
+        """Adopt the generations in the ledger; True when they changed.
 
         Raises:
             LedgerUnavailable: PostgreSQL is unavailable.

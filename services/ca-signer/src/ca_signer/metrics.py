@@ -7,7 +7,7 @@ from prometheus_client import Counter, Gauge, Histogram
 ISSUED = Counter("ca_signer_issued_total", "certificates stored", ["issuer", "profile"])
 REJECTED = Counter("ca_signer_rejected_total", "requests refused", ["code"])
 REPEATED = Counter("ca_signer_repeated_total", "requests answered with a stored certificate")
-RESUMED = Counter("ca_signer_resumed_total", "intents taken over after their lease ran out")
+RESUMED = Counter("ca_signer_resumed_total", "intents resumed after their lease expired")
 ABANDONED = Counter("ca_signer_abandoned_total", "intents given up, never signed", ["code"])
 DEAD = Counter("ca_signer_dead_letters_total", "messages that were given up", ["code"])
 DELAYED = Counter("ca_signer_delayed_total", "requests put back for later", ["code"])
@@ -46,7 +46,9 @@ TOKEN_FAILURES = Counter(
 GENERATION = Gauge(
     "ca_signer_generation_signing", "1 for the issuer that signs", ["family", "issuer"]
 )
-RELOADS = Counter("ca_signer_reloads_total", "files taken over while running", ["what", "result"])
+RELOADS = Counter(
+    "ca_signer_reloads_total", "configuration files reloaded while running", ["what", "result"]
+)
 CERTIFICATES = Gauge(
     "ca_signer_certificates",
     "certificates in the ledger: good, expired or revoked",

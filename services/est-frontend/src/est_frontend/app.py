@@ -94,7 +94,7 @@ class App:
         await self.state.run(stop)
 
     def reloader(self) -> Reloader:
-        """Return the job that takes over changed files; every change is on record."""
+        """Return the job that reloads changed files; every change is audited."""
 
         async def report(action: str, details: dict[str, str]) -> None:
             self.trail.event(action, **details)

@@ -35,5 +35,5 @@ TRUST_FETCHES = Counter(
     "Clients reported to have downloaded the new CA certificates of a rollover",
 )
 RELOADS = Counter(
-    "est_frontend_reloads_total", "files taken over while running", ["what", "result"]
+    "est_frontend_reloads_total", "configuration files reloaded while running", ["what", "result"]
 )

@@ -1,8 +1,8 @@
-"""Tells ca-signer which clients have fetched the trust of a rollover (conformance D8).
+"""Reports to ca-signer which clients have fetched the CA certificates of a rollover.
 
-Whoever gets ``/cacerts`` over a connection with a certificate of the label is known. Each is told
-once, many in a message, beside the requests: nothing waits for it. What was not confirmed stays
-and is told again; what does not fit any more is seen at the client's next fetch.
+A client is known when it fetches ``/cacerts`` over a connection with a certificate of the label.
+Each is reported once, many in one message, outside the request path. A report that was not
+confirmed is repeated; what exceeds the buffer is reported at the client's next fetch.
 """
 
 from __future__ import annotations

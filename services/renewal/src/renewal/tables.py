@@ -60,7 +60,7 @@ certificate = Table(
     _zero(
         "reached",
         SmallInteger,
-        "steps of the rotation that led here, one bit each; those not in announced must be told",
+        "steps of the rotation that led here, one bit each; those not in announced are unpublished",
     ),
     _zero("announced", SmallInteger),
     Column("correlation_id", Text, nullable=False),
@@ -123,7 +123,7 @@ renewal_slot = Table(
     _zero(
         "announced_fence",
         BigInteger,
-        "last dispatch whose event has a PubAck; behind fence means it is announced again",
+        "last dispatch whose event has a PubAck; behind fence means it is published again",
     ),
     _zero("lapsed_fence", BigInteger, "last dispatch whose lease ran out"),
     _zero("announced_lapsed_fence", BigInteger),

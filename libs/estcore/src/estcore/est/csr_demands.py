@@ -70,8 +70,8 @@ def demands_for(
     """Return what a CSR for this profile must have.
 
     ``names`` is the rule of an authenticated client, claims put in, None for anybody: where
-    the rule leaves one single name, its value is told. The key is the profile's first kind,
-    one that passes.
+    the rule leaves one single name, its value is included. The key is the profile's first
+    kind, one that passes.
     """
     algorithm = profile.key_algorithms[0]
     subject, extensions = _name_demands(profile, names)
@@ -90,8 +90,8 @@ def _name_demands(
 ) -> tuple[tuple[RDNDemand, ...], tuple[ExtensionDemand, ...]]:
     """Return what is demanded of subject and SAN.
 
-    A request must name somebody; csrattrs cannot say "one or the other", so where both would
-    do nothing is demanded but a name that is the only one.
+    A request must have a subject or a SAN. csrattrs cannot say "one or the other", so where both
+    would do, nothing is demanded but a name that is the only one possible.
     """
     if profile.subject_template is not None or profile.san_templates:
         return _demands_of_templates(profile)

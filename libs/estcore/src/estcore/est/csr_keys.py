@@ -74,7 +74,7 @@ def read_classic_key(oid: str, values: tuple[bytes, ...]) -> KeyAlgorithm | None
     """Return the kind of key an attribute asks for, None where it is about something else.
 
     Raises:
-        MalformedRequest: a curve or size nobody here makes, or more than one value.
+        MalformedRequest: a curve or size that is not supported, or more than one value.
     """
     if oid not in _KINDS:
         return None
@@ -90,7 +90,7 @@ def read_classic_key(oid: str, values: tuple[bytes, ...]) -> KeyAlgorithm | None
 def template_key(algorithm: KeyAlgorithm) -> bytes:
     """Return the fields of a SubjectPublicKeyInfoTemplate, ready for its ``[0]`` tag.
 
-    The size of an RSA key is told by a placeholder whose modulus is nothing but ones.
+    The size of an RSA key is given by a placeholder whose modulus is nothing but ones.
     """
     if algorithm in _CURVES:
         parameters = der_codec.oid(_CURVES[algorithm])
@@ -112,7 +112,7 @@ def read_template_key(fields: list[bytes]) -> KeyAlgorithm:
     """Return the kind of key a SubjectPublicKeyInfoTemplate asks for.
 
     Raises:
-        MalformedRequest: not such fields, or a key nobody here makes.
+        MalformedRequest: not such fields, or a key that is not supported.
     """
     if len(fields) not in (1, 2):
         raise _unknown("a key template is an algorithm and perhaps a placeholder")

@@ -2,7 +2,7 @@
 
 RFC 7030 section 4.5.2 as RFC 9908 clarifies it. There are two forms: the list of identifiers
 and attributes that every client knows, and the template of RFC 9908 section 3.4, which also
-tells values of the subject and leaves places to fill in. A client that knows templates ignores
+has values for the subject and places to fill in. A client that knows templates ignores
 the list beside one. What is demanded of whom is decided in ``estcore.est.csr_demands``.
 """
 
@@ -179,7 +179,7 @@ def parse_csrattrs(der: bytes) -> CSRDemands:
 
     Raises:
         MalformedRequest: not CsrAttrs, too large, contradicting itself, or a demand for a key
-            of a kind that nobody here makes (``csrattrs.key``).
+            of a kind that is not supported (``csrattrs.key``).
     """
     if len(der) > MAX_CSRATTRS_BYTES:
         raise MalformedRequest(f"more than {MAX_CSRATTRS_BYTES} bytes", code="csrattrs.too_large")
@@ -194,7 +194,7 @@ def parse_csrattrs(der: bytes) -> CSRDemands:
     if len(templates) != 1:
         raise _contradiction("two templates")
     demands = _read_template(_only(templates[0], "template"))
-    # Sent to be read by all; a binding that nobody asked for is never refused.
+    # Sent to every client; a channel binding that was not asked for is never refused.
     linked = demands.challenge_password or CHALLENGE_PASSWORD_OID in oids
     return replace(demands, challenge_password=linked)
 

@@ -1,7 +1,7 @@
 """Server-side key generation (RFC 7030 section 4.4): the request read, the key made.
 
 Of the CSR only names, extensions and attributes count; its public key and its signature are
-ignored (section 4.4.1), but the kind of that key tells which kind the client would like.
+ignored (section 4.4.1), but the kind of that key is the kind the client would like.
 What goes back is in ``estcore.est.keygen_response`` and ``estcore.est.cms.envelope``.
 """
 

@@ -20,7 +20,7 @@ _SEQUENCE = b"\x30"
 def decode_request(body: bytes, *, max_der_bytes: int, lenient: bool = False) -> bytes:
     """Return the DER inside an EST request body.
 
-    Tolerates white space anywhere in the base64 and whatever Content-Transfer-Encoding said
+    Tolerates white space anywhere in the base64 and any Content-Transfer-Encoding
     (RFC 8951 section 3.1). ``lenient`` takes PEM and raw DER too, which clients in the field
     send. Does not look inside the DER.
 

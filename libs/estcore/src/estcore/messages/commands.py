@@ -50,8 +50,8 @@ class Command(Part):
 class CommandAnswered(Part):
     """The answer to a command: done with a result, refused with a reason, or not now.
 
-    ``refused`` says kind, code and reason. A command that was answered before is answered the
-    same again, reading ones with what is there now.
+    ``refused`` has kind, code and reason. A repeated command gets the same answer; a repeated
+    query gets the present state.
     """
 
     command_id: str | None = None

@@ -78,7 +78,7 @@ class EnrollmentRequested(Message):
     )
     origin: Source = Source()
     expires_at: dt.datetime | None = Field(
-        default=None, description="after this nobody waits: do not sign any more"
+        default=None, description="the requester waits until then; do not sign later"
     )
 
 

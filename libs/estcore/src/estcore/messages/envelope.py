@@ -1,7 +1,7 @@
 """The envelope every message shares, CloudEvents-shaped, and how it becomes bytes.
 
 Unknown fields are ignored on reading, so that a newer producer and an older reader can work
-side by side during a rolling update; ``schema_version`` tells when that is not enough.
+side by side during a rolling update; ``schema_version`` rises when that is not enough.
 """
 
 from __future__ import annotations

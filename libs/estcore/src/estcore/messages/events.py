@@ -163,6 +163,6 @@ class ReannounceRequested(Part):
 
 
 class ReannounceAnswered(Part):
-    """How many issuances were announced again."""
+    """How many issuances were published again."""
 
     announced: int

@@ -171,12 +171,12 @@ def provisioner() -> Permissions:
 
 
 def operator() -> Permissions:
-    """An operator: sends signed commands, hears their answers. The right itself is in the JWS."""
+    """An operator: sends signed commands, receives answers. The right itself is in the JWS."""
     return Permissions(publish=("pki.command.>",), subscribe=("_INBOX_operator.>",))
 
 
 def agent(tenant: str, service: str) -> Permissions:
-    """A renewal agent: hears of its owner's rotations and says nothing."""
+    """A renewal agent: receives its owner's rotation events and publishes nothing."""
     return Permissions(
         publish=(),
         subscribe=(f"pki.rotation.*.{token(tenant)}.{token(service)}",),

@@ -26,7 +26,7 @@ class CACertificates(Part):
     """``pki.state.cacerts.<issuer>``: the chain of one issuer, issuing CA first, root last.
 
     The newest by ``updated_at`` counts. Without ``accepted`` certificates of the first of
-    ``chain`` are accepted; with a ``rollover`` it is told who has fetched all this.
+    ``chain`` are accepted; with a ``rollover`` front ends report which clients have fetched it.
     """
 
     issuer_id: Token
@@ -138,8 +138,8 @@ class PolicyState(Part):
 class ProfilesState(Part):
     """``pki.state.profiles.current``: the profiles the signer decides with.
 
-    From them front ends answer csrattrs and choose the kind of generated keys, so that what a
-    client is told is what it is held to.
+    From them front ends answer csrattrs and choose the kind of generated keys, so that csrattrs
+    asks for exactly what the signer accepts.
     """
 
     version: str

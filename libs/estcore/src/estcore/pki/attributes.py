@@ -1,7 +1,7 @@
 """Attributes of a certification request (RFC 2986 section 4.1), read from their DER.
 
-Pure functions over the ``attributes`` field of a parsed CSR. Nothing is compared or believed
-here: whether a challenge is right is decided by whoever knows the TLS session or the secret.
+Pure functions over the ``attributes`` field of a parsed CSR. Nothing is compared or
+verified here: a challenge is checked where the TLS session or the secret is known.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class IssuerCertificate:
     issuer_id: str
     certificate: x509.Certificate
     crl_partitions: int = 1
-    """In how many parts its revocation list is told to new certificates; 1 for not at all."""
+    """Number of CRL shards; new certificates point to theirs. 1: one complete CRL."""
 
     @cached_property
     def subject(self) -> x509.Name:
@@ -160,7 +160,7 @@ class CertificateTemplate:
         if access is not None:
             self._after_san.append((access, False))
         if OCSP_SIGNING in profile.extended_key_usage:
-            # RFC 6960 section 4.2.2.2.1: nobody has to ask about the responder itself.
+            # RFC 6960 section 4.2.2.2.1: the responder's own certificate is not checked.
             self._after_san.append((x509.OCSPNoCheck(), False))
         self._after_san += _further(profile)
         self._head = b"".join(_extension(e, critical=c) for e, c in self._before_ski)

@@ -173,5 +173,5 @@ def _plain(entry: RevokedEntry) -> RevokedEntry:
 
 
 def plain_entries(entries: Iterable[RevokedEntry]) -> frozenset[RevokedEntry]:
-    """Return the entries as a CRL tells them: whole seconds, known reasons."""
+    """Return the entries as a CRL encodes them: whole seconds, known reasons."""
     return frozenset(_plain(one) for one in entries)

@@ -1,6 +1,6 @@
 """Certification requests (RFC 2986): parsed once, possession proven, nothing trusted.
 
-Used by est-frontend for cheap early refusals and again by ca-signer, which does not believe
+Used by est-frontend for cheap early refusals and again by ca-signer, which does not trust
 the front end. Does not decide whether the names are allowed: that is ``estcore.policy``.
 """
 
@@ -102,7 +102,7 @@ def parse_csr(der: bytes) -> CertificationRequest:
 
     Raises:
         MalformedRequest: not one DER CertificationRequest, or too large.
-        InvalidCSR: the signature does not verify, or a hash nobody should rely on.
+        InvalidCSR: the signature does not verify, or uses a hash that is not accepted.
         WeakKey: key kind, size or encoding not accepted, or a key that can be broken.
     """
     if len(der) > MAX_CSR_BYTES:

@@ -127,7 +127,7 @@ def sign(payload: bytes, *, typ: str, key: PrivateKey, certificate_der: bytes) -
     """Return the compact JWS over ``payload`` with its certificate in ``x5c``.
 
     Raises:
-        ValueError: the key is not that of the certificate, or of a kind nobody signs with.
+        ValueError: the key is not that of the certificate, or of an unsupported kind.
     """
     if key.public_key() != x509.load_der_x509_certificate(certificate_der).public_key():
         raise ValueError("the key is not the certificate's")

@@ -1,7 +1,7 @@
 """Lint before sign: fast checks of our own that a certificate is exactly what was decided.
 
-Run on the lint copy, so a failure costs no signature. pkilint judges the same certificates in
-the tests; it is too slow for the hot path.
+Run on the lint copy, so a failure costs no signature. pkilint checks the same certificates
+in the tests; it is too slow for the hot path.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def _permitted(name: x509.GeneralName, constraints: x509.NameConstraints) -> boo
     excluded = [b for b in constraints.excluded_subtrees or () if isinstance(b, type(name))]
     permitted = [b for b in constraints.permitted_subtrees or () if isinstance(b, type(name))]
     if not isinstance(name, _CONSTRAINED):
-        # Nobody can say whether such a name is within such a constraint.
+        # It is undefined whether such a name is within such a constraint.
         return not excluded and not permitted
     if isinstance(name, x509.UniformResourceIdentifier) and not _uri_host(name.value):
         # RFC 5280 section 4.2.1.10: without a host no constraint can be applied.

@@ -164,7 +164,7 @@ UNAUTHORIZED = _refusal(ocsp.OCSPResponseStatus.UNAUTHORIZED)
 
 @dataclass(frozen=True)
 class OCSPAnswer:
-    """A successful answer, as whoever relays it looks at it. Its signature is not checked."""
+    """A successful response as a relay reads it. Its signature is not verified."""
 
     octets: bytes
     revoked: bool
@@ -175,7 +175,7 @@ class OCSPAnswer:
 
 
 def read_answer(octets: bytes) -> OCSPAnswer | None:
-    """Return a successful answer; None for any other, which nobody should keep."""
+    """Return a successful response; None for any other, which must not be cached."""
     try:
         response = ocsp.load_der_ocsp_response(octets)
         if response.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:

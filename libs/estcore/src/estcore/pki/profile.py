@@ -95,8 +95,8 @@ class RenewalRules(StrictModel):
 class ExtensionPolicy(StrictModel):
     """What becomes of extensions that a request asks for.
 
-    ``override``: the profile's own count, whatever was asked. ``append``: what was asked is
-    added, as far as the profile lets it be asked. ``deny``: a request that asks is refused.
+    ``override``: only the profile's own apply. ``append``: a requested one is added if the
+    profile allows it. ``deny``: a request that asks is refused.
     """
 
     subject_alternative_name: Literal["override", "append", "deny"] = Field(
@@ -132,7 +132,7 @@ class ExtensionPolicy(StrictModel):
 
 
 class NameLimits(StrictModel):
-    """Names outside of which nobody gets this profile, whatever a rule allows. Empty: no limit."""
+    """Names outside of which this profile is never issued, even if a rule allows. Empty: any."""
 
     dns_suffixes: tuple[str, ...] = Field(default=(), description="domains, names under them")
     ips: tuple[str, ...] = Field(default=(), description="addresses or networks in CIDR form")

@@ -1,4 +1,4 @@
-"""Public keys nobody should certify, although their kind and size are right (pure).
+"""Weak public keys whose kind and size look right (pure).
 
 What the CA/Browser Forum's Baseline Requirements ask of a CA in section 6.1.1.3 (ROCA, close
 primes) and 6.1.6 (odd modulus, no small factor, no power of a prime), and Ed25519 points of

@@ -185,7 +185,7 @@ def check_names(
         if check is None or not check(value, names):
             raise NotAuthorized(f"SAN {entry} is not allowed", code="policy.san")
     if own.nobody:
-        raise NotAuthorized("the request names nobody", code="policy.subject")
+        raise NotAuthorized("the request has neither a subject nor a SAN", code="policy.subject")
 
 
 def _subject_value_allowed(short: str, value: str, names: Names) -> bool:

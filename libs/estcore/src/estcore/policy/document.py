@@ -188,8 +188,8 @@ class Rule(StrictModel):
         """Return the rule as it is for an owner; None when it can never be that owner.
 
         For renewals, which keep the names of their certificate: a claim that the owner does not
-        tell stands for any plain value in a pattern; where there are no patterns such a name is
-        left out.
+        determine matches any plain value in a pattern; where there are no patterns such a name
+        is left out.
         """
         claims: dict[str, str] = {}
         for template, value in ((self.owner.tenant, tenant), (self.owner.service, service)):
@@ -348,7 +348,7 @@ class PolicyDocument(StrictModel):
         return None
 
     def operator(self, issuer_id: str, subject_canonical: str) -> Operator | None:
-        """Return the operator with that certificate; None when it is nobody's."""
+        """Return the operator with that certificate; None when there is none."""
         return self._operators.get((issuer_id, subject_canonical))
 
     def claims_wanted(self, issuer_id: str) -> frozenset[str]:

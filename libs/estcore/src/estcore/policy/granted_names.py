@@ -46,7 +46,7 @@ def granted_request(
     """Return the request with the names that its certificate will have.
 
     For first enrollments: a renewal keeps the names of its certificate (RFC 7030 section
-    4.2.2), whatever the templates are by then.
+    4.2.2), even if the templates have changed since.
 
     Raises:
         ProfileViolation: it has no value for a template, or may not ask for a SAN.

@@ -233,7 +233,7 @@ class Bus:
                 return
 
     async def publish_unconfirmed(self, topic: str, payload: bytes, *, reply: str = "") -> None:
-        """Publish on core NATS; nobody promises that it arrives.
+        """Publish on core NATS, which does not confirm delivery.
 
         Raises:
             BusUnavailable: not connected, or the outbound buffer is full.
@@ -260,7 +260,7 @@ class Bus:
         """Return the answer to a core request.
 
         Raises:
-            BusUnavailable: nobody answers, or not in time.
+            BusUnavailable: no answer, or not in time.
         """
         try:
             answer = await self.client.request(topic, payload, timeout=timeout_s)

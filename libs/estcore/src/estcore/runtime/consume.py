@@ -106,7 +106,7 @@ class PullConsumer:
 
     @property
     def ready(self) -> bool:
-        """The server was heard lately."""
+        """The server has answered recently."""
         return monotonic_s() - self._heard < _UNREADY_S
 
     def take(self, limit: int) -> list[Delivery]:

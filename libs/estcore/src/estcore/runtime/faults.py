@@ -1,4 +1,4 @@
-"""Fault points: places where a test build may be told to die or to wait.
+"""Fault points: places where a test build can be made to crash or to wait.
 
 Without the distribution ``estsuite-faults`` (tests only, in no image) ``hit`` does nothing and
 nothing can make it do anything: there is no setting for it.

@@ -1,7 +1,7 @@
 """Files that may change while a service runs: policy, profiles, certificates, users.
 
-A loop looks at them. A good change is applied at once; a bad one is refused, told and audited,
-and what was in force stays so.
+A loop polls them. A valid change is applied at once; an invalid one is refused, logged and
+audited, and the previous content stays in force.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 _REASON_LIMIT = 300
 Report = Callable[[str, dict[str, str]], Awaitable[None]]
-"""Told (action, details) of every change: ``config.changed`` or ``config.refused``."""
+"""Called with (action, details) of every change: ``config.changed`` or ``config.refused``."""
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""Builders and judges for tests: movable clock, certificate factory."""
+"""Helpers for tests: a movable clock, a certificate factory."""

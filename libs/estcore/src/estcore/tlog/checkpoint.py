@@ -138,10 +138,10 @@ def parse_signed(note: str) -> SignedCheckpoint:
 
 
 def kept_note(text: str) -> str:
-    """Return the note in a file that somebody kept: as it is, or inside JSON.
+    """Return the note in a kept file: as it is, or inside JSON.
 
     JSON is a checkpoint's line of an export, or the message that a SIEM received. What is
-    neither is returned as it is; ``parse_signed`` judges it.
+    neither is returned as it is; ``parse_signed`` refuses it.
     """
     if not text.lstrip("\ufeff").startswith("{"):
         return text

@@ -127,9 +127,11 @@ def _log(
 
 def _one(issuance: str, place: str, row: Row, outcomes: list[Row]) -> Iterator[Finding]:
     if not outcomes:
-        told = "" if row["audited"] else ", and the ledger has not announced it"
+        unpublished = "" if row["audited"] else ", and the ledger has not published it"
         yield Finding(
-            "cross.outcome_missing", place, f"issuance {issuance} has no outcome on record{told}"
+            "cross.outcome_missing",
+            place,
+            f"issuance {issuance} has no outcome on record{unpublished}",
         )
     if len(outcomes) > 1:
         yield Finding(

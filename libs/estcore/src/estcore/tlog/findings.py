@@ -26,7 +26,7 @@ class Finding:
 class Signer:
     """The key that the checkpoints were verified with.
 
-    ``given`` is False if the key comes from the export, where whoever wrote it can replace it.
+    ``given`` is False if the key comes from the export, whose author could replace it.
     """
 
     name: str

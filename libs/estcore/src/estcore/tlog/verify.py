@@ -33,7 +33,7 @@ __all__ = ["Finding", "Options", "Report", "Verification", "cross", "verify"]
 
 @dataclass(frozen=True)
 class Options:
-    """What a verification is told. ``key`` None takes the key the export names itself."""
+    """Options of a verification. ``key`` None takes the key the export names itself."""
 
     now: dt.datetime
     key: VerifierKey | None = None

@@ -39,7 +39,7 @@ enrollment = Table(
     Column("enrollment_id", LargeBinary, primary_key=True),
     Column("issuance_id", UUID, nullable=False),
     _now("created_at"),
-    comment="one row per EnrollmentId, locked by whoever works on it",
+    comment="one row per EnrollmentId, locked by the process that handles it",
 )
 
 issuance = Table(
@@ -185,7 +185,7 @@ window = Table(
     Column("count", Integer, nullable=False),
     Column("digest", LargeBinary, nullable=False),
     _time("published_at"),
-    comment="closed windows already told to the consumers of ledger events",
+    comment="closed windows whose ledger.closed event was published",
 )
 
 command = Table(
@@ -267,7 +267,7 @@ submission = Table(
     Column("sendings", Integer, nullable=False, server_default="0"),
     _time("submitted_at"),
     _time("retry_at"),
-    Column("reference", Text, comment="what the other CA calls it"),
+    Column("reference", Text, comment="the request's identifier at the upstream CA"),
     Column("code", Text),
     Column("reason", Text),
     _now("created_at"),
@@ -293,7 +293,7 @@ submission = Table(
         postgresql_where="announced_at is null "
         "and state in ('unknown', 'quarantined', 'abandoned')",
     ),
-    comment="certificates on their way at another CA; what is issued is a row of issuance too",
+    comment="requests sent to an upstream CA; an issued certificate is a row of issuance too",
 )
 
 quarantine = Table(
@@ -307,7 +307,7 @@ quarantine = Table(
     Column("reason", Text, nullable=False),
     _now("created_at"),
     Index("quarantine_issuance", "issuance_id"),
-    comment="what another CA sent and nobody may use",
+    comment="certificates an upstream CA returned that failed a check and are not used",
 )
 
 upstream_revocation = Table(
@@ -329,7 +329,7 @@ upstream_revocation = Table(
         "state in ('due', 'done', 'refused', 'impossible')", name="upstream_revocation_state"
     ),
     Index("upstream_revocation_due", "issuer_id", "next_at", postgresql_where="state = 'due'"),
-    comment="certificates that another CA must revoke, and whether it has",
+    comment="certificates that an upstream CA must revoke, and whether it has",
 )
 
 crl = Table(

@@ -113,7 +113,7 @@ class Authenticator:
             )
         if peer.third_party:
             raise NotAuthorized(
-                "the certificate was issued by another CA and cannot be renewed here",
+                "the certificate was issued by a different CA and cannot be renewed here",
                 code="auth.certificate_foreign",
             )
         single_use_claims: tuple[Claim, ...] = ()

@@ -70,7 +70,7 @@ class PasswordFile:
         return cls(parse_model(_File, read_yaml(path), path).users)
 
     def replace(self, other: PasswordFile) -> None:
-        """Take over the users of another file."""
+        """Replace the users by those of the changed file."""
         self._users = other._users
 
     def __contains__(self, name: str) -> bool:

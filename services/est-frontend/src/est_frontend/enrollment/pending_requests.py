@@ -1,9 +1,10 @@
-"""Open tickets, as ca-signer tells them to every front end: who came too early is told so here.
+"""Pending enrollments: a client that retries too early is answered 202 without queueing again.
 
-A client that was told 202 may come back at another front end. While its ticket is open, no copy
-of its request is queued; the ledger would recognise it, but a fleet that polls would fill the
-stream. Nothing is decided here: a ticket is believed for a few seconds only, so that whoever asks
-right after an operator has decided is heard.
+ca-signer publishes every pending enrollment to all front ends, because a client answered 202
+may retry at any of them. While an enrollment is pending, no copy of its request is queued; the
+ledger would recognise the copy, but a polling fleet would fill the stream. Nothing is decided
+here: an entry is valid for a few seconds only, so that a request made right after an operator's
+decision reaches ca-signer.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _TOPIC = "pki.certificate.pending.>"
 
 
 class PendingRequests:
-    """What one process has heard of; the oldest are forgotten first."""
+    """The pending enrollments known to one process; the oldest are dropped first."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -78,7 +78,7 @@ class Verifiers:
         return cls(_Content(prime, generator, bytes.fromhex(found.seed), users))
 
     def replace(self, other: Verifiers) -> None:
-        """Take over the users of another file."""
+        """Replace the users by those of the changed file."""
         self._content = other._content
 
     def lookup(self, name: bytes) -> Entry:

@@ -1,8 +1,8 @@
 """Events of ca-signer become rows: one statement for a batch of first certificates.
 
 A slot's first certificate is the common case and costs one statement for the whole batch. What
-the statement finds not to be a first (a renewal, a repetition, a revoked one) is settled in the
-same transaction.
+the statement finds not to be a first (a renewal, a repetition, a revoked one) is handled in
+the same transaction.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ _NUMBERS = "select issuance_id, generation from certificate where issuance_id = 
 
 @dataclass(frozen=True)
 class Projected:
-    """What a batch did: every certificate of it, and the slots that were settled."""
+    """What a batch did: every certificate of it, and the slots that were updated."""
 
     scheduled: tuple[Scheduled, ...]
     updated: tuple[str, ...]

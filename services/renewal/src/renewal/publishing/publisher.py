@@ -1,9 +1,9 @@
-"""RotationMessage what rows say has happened: read, publish, await the PubAcks, mark.
+"""Publishes the events that the rows record: read, publish, await the PubAcks, mark.
 
 There is no outbox table. A certificate whose ``reached`` differs from ``announced``, or a slot
-whose ``announced_fence`` is behind ``fence``, is what still has to be told. Whoever made the
-change tells it at once; after a crash the sweeper of any replica finds the rows and publishes
-the same events under the same message ids.
+whose ``announced_fence`` is behind ``fence``, has unpublished events. The process that made the
+change publishes them at once; after a crash the sweeper of any replica finds the rows and
+publishes the same events under the same message ids.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One slot's row, and how it changes when its certificates were settled (pure)."""
+"""One slot's row, and how it changes with the roles of its certificates (pure)."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Slot:
 
 
 def after(slot: Slot, updated: SlotState, *, now: dt.datetime, chance: float) -> Slot:
-    """Return the row that fits the settled certificates.
+    """Return the row that fits the certificates in their new roles.
 
     Whenever the state or the active certificate changes the fence moves on, so a scheduler that
     still holds the slot from before changes nothing any more.

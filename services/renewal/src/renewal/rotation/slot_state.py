@@ -110,7 +110,7 @@ def compute_slot_state(
 
 
 class _Fold:
-    """The certificates of a slot while they are being settled."""
+    """The certificates of a slot while their roles are computed."""
 
     def __init__(self, rules: Rules, last_number: int) -> None:
         self._rules, self._last_number = rules, last_number

@@ -47,7 +47,7 @@ _BLOCK_BYTES = 16
 
 @dataclass(frozen=True, repr=False)
 class PackageSigner:
-    """Who vouches for the key package: a certificate the client can check, and its key.
+    """Who signs the key package: a certificate the client can verify, and its key.
 
     Not Ed25519: OpenSSL 3.0 cannot verify it in CMS. Another kind of key, or one that is
     not the certificate's, is a ConfigurationError.

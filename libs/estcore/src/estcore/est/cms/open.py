@@ -61,7 +61,7 @@ def unseal(sealed: bytes, *, key_identifier: bytes, opening_key: OpeningKey) -> 
 
     Raises:
         MalformedRequest: not such a message, not for this key, or its signature does not
-            verify; one code for all, so that nobody learns how far a forgery came.
+            verify; one code for all, so that the answer is no oracle for a forger.
     """
     if len(sealed) > MAX_SEALED_BYTES:
         raise _cannot("it is too large")
@@ -206,7 +206,7 @@ def _signer(certificates: list[bytes], who: bytes) -> x509.Certificate:
 def _hash_name(algorithm: bytes) -> str:
     oid = der_codec.oid_text(der_codec.inside(algorithm, der_codec.SEQUENCE)[0])
     if oid not in _HASH_NAMES:
-        raise MalformedRequest("a hash nobody should rely on")
+        raise MalformedRequest("a hash algorithm that is not accepted")
     return _HASH_NAMES[oid]
 
 

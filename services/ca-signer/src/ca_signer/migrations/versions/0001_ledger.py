@@ -55,7 +55,7 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement a table or index
         sa.Column("issuance_id", UUID, nullable=False),
         sa.Column("created_at", TIME, server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("enrollment_id"),
-        comment="one row per EnrollmentId, locked by whoever works on it",
+        comment="one row per EnrollmentId, locked by the process that handles it",
     )
     op.create_table(
         "issuance",
@@ -211,7 +211,7 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement a table or index
         sa.Column("digest", sa.LargeBinary, nullable=False),
         sa.Column("published_at", TIME),
         sa.PrimaryKeyConstraint("started_at"),
-        comment="closed windows already told to the consumers of ledger events",
+        comment="closed windows whose ledger.closed event was published",
     )
     op.create_table(
         "command",
@@ -299,7 +299,7 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement a table or index
         sa.Column("sendings", sa.Integer, server_default="0", nullable=False),
         sa.Column("submitted_at", TIME),
         sa.Column("retry_at", TIME),
-        sa.Column("reference", sa.Text, comment="what the other CA calls it"),
+        sa.Column("reference", sa.Text, comment="the request's identifier at the upstream CA"),
         sa.Column("code", sa.Text),
         sa.Column("reason", sa.Text),
         sa.Column("created_at", TIME, server_default=sa.text("now()"), nullable=False),
@@ -314,7 +314,7 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement a table or index
         ),
         sa.PrimaryKeyConstraint("issuance_id"),
         sa.UniqueConstraint("request_id", name="submission_request"),
-        comment="certificates on their way at another CA; what is issued is a row of issuance too",
+        comment="requests sent to an upstream CA; an issued certificate is a row of issuance too",
     )
     op.create_index(
         "submission_open",
@@ -339,7 +339,7 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement a table or index
         sa.Column("reason", sa.Text, nullable=False),
         sa.Column("created_at", TIME, server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("quarantine_id"),
-        comment="what another CA sent and nobody may use",
+        comment="certificates an upstream CA returned that failed a check and are not used",
     )
     op.create_index("quarantine_issuance", "quarantine", ["issuance_id"])
     op.create_table(
@@ -360,7 +360,7 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement a table or index
             "state in ('due', 'done', 'refused', 'impossible')", name="upstream_revocation_state"
         ),
         sa.PrimaryKeyConstraint("certificate_sha256"),
-        comment="certificates that another CA must revoke, and whether it has",
+        comment="certificates that an upstream CA must revoke, and whether it has",
     )
     op.create_index(
         "upstream_revocation_due",

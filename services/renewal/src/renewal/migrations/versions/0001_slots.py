@@ -35,7 +35,7 @@ create table certificate (
     changed_at timestamptz not null default now()
 );
 comment on column certificate.reached is
-    'steps of the rotation that led here, one bit each; those not in announced must be told';
+    'steps of the rotation that led here, one bit each; those not in announced are unpublished';
 create table renewal_slot (
     slot_id uuid primary key,
     tenant text not null,
@@ -74,7 +74,7 @@ create table renewal_slot (
     check (next_id is null or state in ('issued', 'overlap', 'paused'))
 );
 comment on column renewal_slot.announced_fence is
-    'last dispatch whose event has a PubAck; behind fence means it is announced again';
+    'last dispatch whose event has a PubAck; behind fence means it is published again';
 comment on column renewal_slot.lapsed_fence is 'last dispatch whose lease ran out';
 comment on column renewal_slot.check_at is 'when time alone changes something in this slot';
 create table revocation (
