@@ -116,7 +116,7 @@ async def standing(signer: SignerStack, der: bytes) -> tuple[str | None, str | N
     return tuple(row)
 
 
-async def test_a_replaced_certificate_is_revoked_once_and_on_record(
+async def test_F10_a_replaced_certificate_is_revoked_once_and_on_record(
     signer: SignerStack, renewal: Bus
 ) -> None:
     old, new = await rotated(signer)

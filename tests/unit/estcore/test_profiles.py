@@ -270,7 +270,7 @@ def test_limits_hold_whatever_a_rule_allows(kind: str, inside: str, outside: str
         ("1.2.3.4", "anything", False),
     ],
 )
-def test_other_names_are_allowed_by_type_and_text(
+def test_E9_other_names_are_allowed_by_type_and_text(
     allowed: str, entry: str, is_allowed: bool
 ) -> None:
     csr = request(san=(f"other:{UPN}:{entry}",))

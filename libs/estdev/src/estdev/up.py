@@ -65,28 +65,29 @@ async def _operator(suite: LocalSuite, story: Story) -> None:
 
 def _explain(suite: LocalSuite, story: Story) -> None:
     layout = suite.layout
-    secret = (layout.secrets / f"{SECRET_ID}.txt").read_text().strip()
+    secret = layout.secrets / f"{SECRET_ID}.txt"
     root, url = layout.root_file, suite.url
     admin = {name: r.admin_port for name, r in suite.services.items()}
     story.step("the suite is up")
     story.detail(
         f"EST          {url}\n"
         f"root CA      {root}\n"
-        f"credentials  user {SECRET_ID}, secret {secret}\n"
+        f"credentials  user {SECRET_ID}, secret in {secret}\n"
         f"PostgreSQL   127.0.0.1:{layout.ports.postgres}, database estsuite, "
         f"passwords in {layout.secrets}\n"
         f"NATS         {layout.nats.url}, seeds in {layout.secrets}\n"
         f"SIEM         {layout.siem_file}\n"
         "health       "
         + "  ".join(f"{n} http://127.0.0.1:{p}/readyz" for n, p in admin.items())
-        + f"\npolicy       {layout.config / 'policy.yaml'} (restart after a change)\n"
+        + f"\npolicy       {layout.config / 'policy.yaml'} (a change is loaded within seconds)\n"
         f"operator     estctl cert list --config {layout.config_file('operator')}\n"
         "\nTry, in another terminal:\n\n"
         f"  curl --cacert {root} {url}/cacerts\n\n"
         "  openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout web.key \\\n"
         "    -subj /CN=web.clinic.example -addext subjectAltName=DNS:web.clinic.example \\\n"
         "    -outform DER | openssl base64 -out web.csr\n\n"
-        f"  curl --cacert {root} -u {SECRET_ID}:{secret} -H 'Content-Type: application/pkcs10' \\\n"
+        f'  printf \'user = "{SECRET_ID}:%s"\\n\' "$(cat {secret})" |\n'
+        f"    curl -K - --cacert {root} -H 'Content-Type: application/pkcs10' \\\n"
         f"    --data-binary @web.csr {url}/simpleenroll | tr -d '\\n' | openssl base64 -d -A | \\\n"
         "    openssl pkcs7 -inform DER -print_certs -out web.pem\n\n"
         "Ctrl-C stops everything. The log follows.\n"

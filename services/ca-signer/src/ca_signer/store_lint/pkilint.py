@@ -18,6 +18,8 @@ SEVERITIES = {
     "error": ValidationFindingSeverity.ERROR,
 }
 _OTHER_SCHEMES = re.compile(r'"(spiffe://[^"]*|urn:[^"]*)"')
+_LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_DNS_NAME = re.compile(rf'"(?:\*\.)?{_LABEL}(?:\.{_LABEL})*"')
 Finding = tuple[str, str, str]
 """Severity, code, message."""
 
@@ -75,12 +77,19 @@ def _findings(validator: Any, document: Any, worst: Any) -> list[Finding]:
         for result in validator.validate(document.root)
         for found in result.finding_descriptions
         # Lower numbers are worse.
-        if found.finding.severity <= worst and not _of_another_scheme(found)
+        if found.finding.severity <= worst and not _allowed_by_rfc(found)
     ]
 
 
-def _of_another_scheme(found: Any) -> bool:
-    """It knows the schemes of the web alone; RFC 3986 has spiffe and urn as well."""
-    if found.finding.code != "pkix.invalid_uri_syntax":
-        return False
-    return _OTHER_SCHEMES.search(str(found)) is not None
+def _allowed_by_rfc(found: Any) -> bool:
+    """Return whether a finding is a rule of the public web that RFC 5280 does not have.
+
+    - RFC 3986 has the schemes spiffe and urn.
+    - The preferred name syntax of RFC 1034 section 3.5, with digits first (RFC 1123 section 2.1),
+      allows one label, such as ``localhost``, and any last label. Wildcards are RFC 9525's.
+    """
+    if found.finding.code == "pkix.invalid_uri_syntax":
+        return _OTHER_SCHEMES.search(str(found)) is not None
+    if found.finding.code == "pkix.invalid_domain_name_syntax":
+        return _DNS_NAME.search(str(found.message)) is not None
+    return False

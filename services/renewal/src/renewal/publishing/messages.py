@@ -115,6 +115,10 @@ class MessageBuilder:
         event, about = message.event, message.certificate
         details: dict[str, JsonValue] = {"generation": event.generation, "fence": event.fence}
         details.update(message.details)
+        # The record is about the new certificate, or about the old one at its end.
+        predecessor = event.old if about == event.new else None
+        if event.old and event.new and about == event.old:
+            details["successor_serial"] = event.new.serial
         about_event: dict[str, Any] = {
             "record_id": record_id("rotation", event.rotation_id, event.step, message.key),
             "at": event.time,
@@ -137,7 +141,7 @@ class MessageBuilder:
                 certificate_sha256=about.fingerprint_sha256 if about else None,
                 not_before=about.not_before if about else None,
                 not_after=about.not_after if about else None,
-                predecessor_serial=event.old.serial if event.old and event.new else None,
+                predecessor_serial=predecessor.serial if predecessor else None,
             ),
             "details": details,
         }
