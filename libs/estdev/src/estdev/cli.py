@@ -2,56 +2,55 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from estcore.errors import ESTSuiteError
+import click
+
+from estcore.runtime import command_line
+from estcore.runtime.command_line import PATH, Group
 from estcore.runtime.console import console_script
-from estdev.demo import run_demo
-from estdev.layout import Ports
-from estdev.up import run_up
+
+NAME = "estsuite"
+estsuite = Group(NAME, distribution="estsuite-dev", help="The whole EST suite on one machine.")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="estsuite")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    up = verbs.add_parser("up", help="run the whole suite on this machine until Ctrl-C")
-    folder = Path(os.environ.get("ESTSUITE_HOME", ".estsuite"))
-    up.add_argument("--folder", type=Path, default=folder, help="folder of its data")
-    ports = Ports()
-    for name in ("est", "postgres", "nats", "siem"):
-        default = getattr(ports, name)
-        text = f"default {default}; 0 takes any free one"
-        up.add_argument(f"--{name}-port", type=int, default=default, metavar="PORT", help=text)
-    demo = verbs.add_parser("demo", help="show the main job end to end")
-    demo.add_argument("--keep", type=Path, help="use this folder and leave it there")
-    return parser
-
-
-async def _run(arguments: argparse.Namespace) -> None:
-    if arguments.verb == "demo":
-        await run_demo(arguments.keep)
-        return
-    ports = Ports(
-        est=arguments.est_port,
-        postgres=arguments.postgres_port,
-        nats=arguments.nats_port,
-        siem=arguments.siem_port,
+def _port(name: str, default: int) -> click.Option:
+    return click.Option(
+        [f"--{name}-port"], type=int, default=default, metavar="PORT", help="0 takes any free port."
     )
-    await run_up(arguments.folder, ports)
+
+
+@estsuite.lazy("up", "Run the whole suite on this machine until Ctrl-C.")
+def _up() -> click.Command:
+    from estdev.layout import Ports
+    from estdev.up import run_up
+
+    def callback(folder: Path, **ports: int) -> None:
+        chosen = Ports(**{name.removesuffix("_port"): port for name, port in ports.items()})
+        asyncio.run(run_up(folder, chosen))
+
+    default = Path(os.environ.get("ESTSUITE_HOME", ".estsuite"))
+    folder = click.Option(["--folder"], type=PATH, default=default, help="Folder of its data.")
+    ports = [_port(name, getattr(Ports(), name)) for name in ("est", "postgres", "nats", "siem")]
+    return click.Command("up", callback=callback, params=[folder, *ports])
+
+
+@estsuite.lazy("demo", "Show enrollment, renewal, rotation and audit from end to end.")
+def _demo() -> click.Command:
+    from estdev.demo import run_demo
+
+    @click.command("demo")
+    @click.option("--keep", type=PATH, help="Use this folder and leave it there.")
+    def demo(keep: Path | None) -> None:
+        asyncio.run(run_demo(keep))
+
+    return demo
 
 
 @console_script
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``estsuite``."""
-    try:
-        asyncio.run(_run(_parser().parse_args(arguments)))
-    except ESTSuiteError as exc:
-        sys.stderr.write(f"estsuite: {exc.reason} [{exc.code}]\n")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    return command_line.run(estsuite, NAME, arguments, exit_configuration=command_line.EXIT_FAILED)
