@@ -22,19 +22,17 @@ from pathlib import Path
 import asyncpg
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-from many_certificates import write_certificates
-
 from ca_signer.connections import SCHEMA, SCRIPTS
-from ca_signer.ledger import certificate_index
-from ca_signer.ledger.certificate_index import Query
+from ca_signer.ledger import certificate_index, certificate_search
+from ca_signer.ledger.certificate_search import Query
 from ca_signer.ledger.inventory_metrics import EXPIRING, STATES
-from ca_signer.operators.verbs.certificates import COLUMNS
 from estcore.clock import SystemClock
 from estcore.runtime.database import Database
 from estcore.runtime.migrations import migrate
 from estcore.runtime.settings import DatabaseSettings
 from estdev.ports import free_port
 from estdev.postgres import EmbeddedPostgres
+from estsuite_testing.many_certificates import write_certificates
 
 TIMES = 200
 _CHUNK = 20_000
@@ -103,7 +101,7 @@ async def one(database: Database, query: Query) -> tuple[float, str | None]:
     began = time.perf_counter()
 
     async def work(connection: asyncpg.Connection) -> str | None:
-        return (await certificate_index.search(connection, query, COLUMNS))[1]
+        return (await certificate_search.search(connection, query))[1]
 
     cursor = await database.run(work)
     return (time.perf_counter() - began) * 1000, cursor

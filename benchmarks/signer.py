@@ -35,7 +35,6 @@ from nats.aio.msg import Msg
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from enroll import ticks
-from softhsm import ALGORITHMS, SoftHSM, with_keys
 
 from ca_signer.ceremony import offline_ca
 from estclient.est.keys import make_csr, make_key
@@ -49,6 +48,7 @@ from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.settings import BusSettings
 from estdev.layout import Layout, Ports
 from estdev.local import LocalSuite
+from estsuite_testing.softhsm import ALGORITHMS, SoftHSM, with_keys
 
 CLOCK = SystemClock()
 STORES = ("file", "token")

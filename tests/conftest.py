@@ -1,90 +1,34 @@
-"""Fixtures: real servers for every test that needs them.
+"""Fixtures of all tests: real servers, and no error line that nobody expects.
 
-Each test module gets its own, in a folder that is removed afterwards; where they come from is
-told in ``tests/support/servers.py``. Nothing here is ever skipped.
+Each test module gets its own servers, in a folder that is removed afterwards; where they come
+from is told in ``estsuite_testing/servers.py``. Nothing here is ever skipped.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-from error_log import ERRORS
+from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
-from servers import make_nats, make_postgres
 
-from estcore.messages import permissions
-from estcore.runtime.settings import BusSettings, DatabaseSettings
-from estdev.nats import EmbeddedNATS
-from estdev.postgres import EmbeddedPostgres, Role
+from estsuite_testing.error_log import ERRORS
+from estsuite_testing.platform import Platform, running_platform
 
-hypothesis_settings.register_profile("dev", max_examples=50, deadline=None)
-hypothesis_settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)
+# How fast the machine is says nothing about the code.
+_ANY_SPEED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+hypothesis_settings.register_profile("dev", max_examples=50, **_ANY_SPEED)
+hypothesis_settings.register_profile("ci", max_examples=200, derandomize=True, **_ANY_SPEED)
 hypothesis_settings.load_profile("ci" if os.environ.get("CI") else "dev")
-
-SERVICES = ("ca-signer", "renewal", "audit")
-
-
-@dataclass
-class Platform:
-    """A PostgreSQL and a NATS with every role and user of the suite."""
-
-    postgres: EmbeddedPostgres
-    nats: EmbeddedNATS
-    roles: dict[str, Role]
-
-    def bus(self, user: str) -> BusSettings:
-        """Return how ``user`` reaches NATS (with the right to migrate)."""
-        return BusSettings(
-            url=self.nats.url,
-            nkey_seed_file=self.nats.seed_file(user),
-            migration_nkey_seed_file=self.nats.seed_file("migrate"),
-        )
-
-    def database(self, service: str) -> DatabaseSettings:
-        """Return how a service reaches its schema (with the owner's access to migrate)."""
-        role = self.roles[service]
-        return DatabaseSettings(
-            url=self.postgres.url(role.runtime),
-            password_file=role.runtime_password_file,
-            migration_url=self.postgres.url(role.owner),
-            migration_password_file=role.owner_password_file,
-        )
 
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """A fresh PostgreSQL and NATS for the module."""
-    folder: Path = tmp_path_factory.mktemp("platform")
-    postgres = make_postgres(folder)
-    nats = make_nats(
-        folder,
-        {
-            "migrate": permissions.provisioner(),
-            "est-frontend": permissions.frontend("default"),
-            "ca-signer": permissions.signer(),
-            "ca-signer-upstream": permissions.upstream(["corporate"]),
-            "renewal": permissions.renewal(),
-            "audit": permissions.audit(),
-            "operator": permissions.operator(),
-            "agent": permissions.agent("demo", "web"),
-        },
-    )
-    asyncio.run(postgres.start())
-    try:
-        roles = asyncio.run(postgres.provision(SERVICES))
-        asyncio.run(nats.start())
-        yield Platform(postgres, nats, roles)
-    finally:
-        asyncio.run(nats.stop(kill=True))
-        asyncio.run(postgres.stop(immediate=True))
-        shutil.rmtree(postgres.home, ignore_errors=True)
+    with running_platform(tmp_path_factory.mktemp("platform")) as servers:
+        yield servers
 
 
 def _expected(node: pytest.Item) -> set[str]:

@@ -185,7 +185,7 @@ def _agreement(
         path.write_text(files.get(str(getattr(settings, "profiles_file", "")), ""), "utf-8")
         profiles = load_profiles(path)
     issuers = {issuer.issuer_id for issuer in getattr(settings, "issuers", ())}
-    issuers |= set(getattr(settings, "issuers_elsewhere", ()))
+    issuers |= set(getattr(settings, "remote_issuers", ()))
     for name, label in policy.labels.items():
         for issuer in set(label.issuers) - issuers:
             yield f"label {name} names the unknown issuer {issuer}"

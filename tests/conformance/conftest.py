@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Generator
 
 import pytest
 import pytest_asyncio
-from conformance_check import Check, Stopped
-from e2e_stack import POLICY, start_stack, stop_stack
-from est_target import Target, from_environment
-from raw_client import BASE
+
+from estsuite_testing.conformance_check import Check, Stopped
+from estsuite_testing.e2e_stack import POLICY, start_stack, stop_stack
+from estsuite_testing.est_target import Target, from_environment
+from estsuite_testing.raw_client import BASE
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

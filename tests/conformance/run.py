@@ -22,8 +22,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
-from conformance_check import FAIL, NOT_JUDGED, PASS, Verdict, sentence_of  # noqa: E402 - the folder above
-from conformance_report import ConformanceReport, Redactor  # noqa: E402
+from estsuite_testing.conformance_check import FAIL, NOT_JUDGED, PASS, Verdict, sentence_of  # noqa: E402 - the folder above
+from estsuite_testing.conformance_report import ConformanceReport, Redactor  # noqa: E402
 
 OURS = "our own suite"
 REPORT, JUNIT = Path("conformance-report.md"), Path("conformance-report.xml")

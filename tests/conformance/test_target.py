@@ -16,7 +16,6 @@ import warnings
 from pathlib import Path
 
 import pytest
-from conformance_check import Check, sentence_of
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -27,13 +26,14 @@ from cryptography.hazmat.primitives.serialization import (
     pkcs7,
 )
 from cryptography.x509.oid import AttributeOID, ExtendedKeyUsageOID, NameOID
-from e2e_stack import certificate_in, same_key, write_key
-from est_target import Target
-from raw_client import Answer, b64
 
 from estcore.est.csr_demands import csr_builder
 from estcore.est.csrattrs import parse_csrattrs
 from estcore.est.keygen_response import parse_keygen_response
+from estsuite_testing.conformance_check import Check, sentence_of
+from estsuite_testing.e2e_stack import certificate_in, same_key, write_key
+from estsuite_testing.est_target import Target
+from estsuite_testing.raw_client import Answer, b64
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from conformance_check import FAIL, NOT_JUDGED, PASS, Check, Verdict
-from conformance_report import ConformanceReport, Redactor
-from est_target import Target
-from foreign_server import ForeignServer
+
+from estsuite_testing.conformance_check import FAIL, NOT_JUDGED, PASS, Check, Verdict
+from estsuite_testing.conformance_report import ConformanceReport, Redactor
+from estsuite_testing.est_target import Target
+from estsuite_testing.foreign_server import ForeignServer
 
 TOOL = Path(__file__).parent / "run.py"
 USER, PASSWORD = "web-bootstrap", "Zq7!uK2%wX9|bN4<vM6"

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from e2e_stack import Stack, start_stack, stop_stack
-from ways import World, ways
+
+from estsuite_testing.e2e_stack import Stack, start_stack, stop_stack
+from estsuite_testing.ways import World, ways
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

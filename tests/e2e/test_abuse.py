@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import pytest
 import pytest_asyncio
-from e2e_stack import Stack, make_csr
-from raw_client import BASE, Answer, Client, b64
+
+from estsuite_testing.e2e_stack import Stack, make_csr
+from estsuite_testing.raw_client import BASE, Answer, Client, b64
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

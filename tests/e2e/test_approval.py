@@ -16,12 +16,20 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
-from e2e_stack import POLICY, Stack, certificate_in, make_csr, same_key, start_stack, stop_stack
-from raw_client import BASE, Answer, Client, b64
 
 from estcore.errors import ConfigurationError
 from estdev.local import admin_get
 from estdev.operator import make_operator
+from estsuite_testing.e2e_stack import (
+    POLICY,
+    Stack,
+    certificate_in,
+    make_csr,
+    same_key,
+    start_stack,
+    stop_stack,
+)
+from estsuite_testing.raw_client import BASE, Answer, Client, b64
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

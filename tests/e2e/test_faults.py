@@ -11,10 +11,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from e2e_stack import Stack, StubbornClient, start_stack, stop_stack
 
 from estcore.errors import ConfigurationError
 from estdev.ports import free_port
+from estsuite_testing.e2e_stack import Stack, StubbornClient, start_stack, stop_stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 

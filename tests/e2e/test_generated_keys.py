@@ -18,18 +18,18 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_private_key,
 )
 from cryptography.x509.oid import NameOID
-from e2e_stack import (
-    certificate_in,
-    make_csr,
-    same_key,
-)
-from raw_client import BASE, b64
-from ways import World
 
 from estclient.est.client import ESTClient
 from estcore.errors import ConfigurationError
 from estcore.est.csr_demands import csr_builder
 from estcore.est.keygen_response import parse_keygen_response
+from estsuite_testing.e2e_stack import (
+    certificate_in,
+    make_csr,
+    same_key,
+)
+from estsuite_testing.raw_client import BASE, b64
+from estsuite_testing.ways import World
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

@@ -20,11 +20,11 @@ from cryptography.hazmat.primitives.serialization import (
     pkcs7,
 )
 from cryptography.x509.oid import NameOID
-from e2e_stack import POLICY, Stack, certificate_in, start_stack, stop_stack
-from raw_client import BASE, Client, b64
 
 from ca_signer.ceremony import offline_ca
 from estcore.clock import SystemClock
+from estsuite_testing.e2e_stack import POLICY, Stack, certificate_in, start_stack, stop_stack
+from estsuite_testing.raw_client import BASE, Client, b64
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey

@@ -15,14 +15,14 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     load_pem_private_key,
 )
-from e2e_stack import (
+
+from estcore.est.csrattrs import parse_csrattrs
+from estsuite_testing.e2e_stack import (
     certificate_in,
     make_csr,
 )
-from raw_client import BASE, b64
-from ways import World, basic
-
-from estcore.est.csrattrs import parse_csrattrs
+from estsuite_testing.raw_client import BASE, b64
+from estsuite_testing.ways import World, basic
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

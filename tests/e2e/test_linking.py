@@ -16,15 +16,15 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
 )
 from cryptography.x509.oid import AttributeOID, NameOID
-from e2e_stack import (
-    make_csr,
-)
 from OpenSSL import SSL
-from raw_client import BASE, b64
-from ways import World, basic
 
 from estcore.est.csr_demands import csr_builder
 from estcore.est.csrattrs import parse_csrattrs
+from estsuite_testing.e2e_stack import (
+    make_csr,
+)
+from estsuite_testing.raw_client import BASE, b64
+from estsuite_testing.ways import World, basic
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

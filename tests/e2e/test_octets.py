@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from e2e_stack import Stack, make_csr, start_stack, stop_stack
-from raw_client import BASE, Client, b64
+
+from estsuite_testing.e2e_stack import Stack, make_csr, start_stack, stop_stack
+from estsuite_testing.raw_client import BASE, Client, b64
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

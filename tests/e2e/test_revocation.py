@@ -14,11 +14,19 @@ import pytest_asyncio
 import yaml
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
-from e2e_stack import POLICY, Stack, certificate_in, make_csr, start_stack, stop_stack, write_key
-from raw_client import BASE, Client, b64
 
 from estdev.operator import make_operator
 from estdev.ports import free_port
+from estsuite_testing.e2e_stack import (
+    POLICY,
+    Stack,
+    certificate_in,
+    make_csr,
+    start_stack,
+    stop_stack,
+    write_key,
+)
+from estsuite_testing.raw_client import BASE, Client, b64
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

@@ -19,14 +19,22 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
-from e2e_stack import POLICY, Stack, certificate_in, make_csr, start_stack, stop_stack, write_key
-from raw_client import BASE, Answer, Client, b64
 
 from estclient.agent.agent import Agent
 from estclient.agent.settings import AgentSettings
 from estcore.errors import ConfigurationError
 from estdev.operator import make_operator
 from estdev.ports import free_port
+from estsuite_testing.e2e_stack import (
+    POLICY,
+    Stack,
+    certificate_in,
+    make_csr,
+    start_stack,
+    stop_stack,
+    write_key,
+)
+from estsuite_testing.raw_client import BASE, Answer, Client, b64
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -339,4 +347,4 @@ async def test_C5_D1_D3_D4_D6_D8_a_root_is_rolled_over_while_a_fleet_renews(stor
             subprocess.run, ["curl", "-sSf", url], check=True, capture_output=True
         )
         assert x509.load_der_x509_crl(fetched.stdout).next_update_utc is not None
-    assert ", 0 findings" in await stack.verify_cross()
+    assert "\nverified: " in await stack.verify_cross()

@@ -17,12 +17,20 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import yaml
-from e2e_stack import POLICY, Stack, certificate_in, make_csr, same_key, start_stack, stop_stack
-from raw_client import BASE, b64
 
 from estcore.runtime.service import executable
 from estdev.local import Running, admin_get
 from estdev.ports import free_port
+from estsuite_testing.e2e_stack import (
+    POLICY,
+    Stack,
+    certificate_in,
+    make_csr,
+    same_key,
+    start_stack,
+    stop_stack,
+)
+from estsuite_testing.raw_client import BASE, b64
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

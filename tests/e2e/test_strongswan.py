@@ -17,8 +17,9 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     load_der_private_key,
 )
-from e2e_stack import POLICY, Stack, same_key, start_stack, stop_stack
-from strongswan import Pki, strongswan_pki
+
+from estsuite_testing.e2e_stack import POLICY, Stack, same_key, start_stack, stop_stack
+from estsuite_testing.strongswan import Pki, strongswan_pki
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

@@ -16,14 +16,14 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
 )
 from cryptography.x509.oid import NameOID
-from e2e_stack import (
+
+from estcore.est.http_digest import verifier
+from estsuite_testing.e2e_stack import (
     certificate_in,
     make_csr,
 )
-from raw_client import BASE, b64
-from ways import PASSWORD, World, basic, device
-
-from estcore.est.http_digest import verifier
+from estsuite_testing.raw_client import BASE, b64
+from estsuite_testing.ways import PASSWORD, World, basic, device
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

@@ -17,11 +17,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
-from e2e_stack import Stack, StubbornClient, certificate_in, make_csr, write_key
-from raw_client import BASE, Answer, Client, b64
 
 from estcore.runtime.bus import Bus
 from estcore.runtime.settings import BusSettings
+from estsuite_testing.e2e_stack import Stack, StubbornClient, certificate_in, make_csr, write_key
+from estsuite_testing.raw_client import BASE, Answer, Client, b64
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

@@ -99,19 +99,19 @@ class Conflict(RequestRejected):
 
 
 class Unavailable(ESTSuiteError):
-    """Something around us is away; the same request may succeed later."""
+    """Something around us is unavailable; the same request may succeed later."""
 
     default_code = "service.unavailable"
 
 
 class BusUnavailable(Unavailable):
-    """NATS is away, or a stream is full."""
+    """NATS is unavailable, or a stream is full."""
 
     default_code = "bus.unavailable"
 
 
 class LedgerUnavailable(Unavailable):
-    """The ledger's database is away."""
+    """The ledger's database is unavailable."""
 
     default_code = "ledger.unavailable"
 

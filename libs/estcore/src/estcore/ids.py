@@ -21,7 +21,7 @@ RandomBytes = Callable[[int], bytes]
 
 
 def is_token(text: str) -> bool:
-    """Tell whether ``text`` may stand as one token of a topic."""
+    """Return whether ``text`` may stand as one token of a topic."""
     return TOKEN.fullmatch(text) is not None
 
 

@@ -29,7 +29,7 @@ class Sealer:
         metrics.CHECKPOINT_SIZE.set(self._size)
 
     def due(self, size: int) -> bool:
-        """Tell whether a log of this size needs a checkpoint now."""
+        """Return whether a log of this size needs a checkpoint now."""
         if size == self._size:
             return False
         enough = size - self._size >= self._settings.every_records

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from audit import checkpoint_key, export, store
+from audit import checkpoint_key, store
 from audit.self_records import Detail, SelfRecords
 from audit.settings import SCHEMA, SERVICE, Settings
 from estcore.clock import SystemClock
@@ -92,6 +92,8 @@ async def verify_online(settings: Settings, file: Path | None, choices: Choices)
     Raises:
         AuditChainBroken: there are findings; they are on record too.
     """
+    from audit import export  # SQLAlchemy, for this verb only
+
     key = checkpoint_key.verifier_key(settings.checkpoint)
     if file is not None:
         with log_verification.open_lines(file) as lines:
@@ -115,6 +117,8 @@ async def verify_online(settings: Settings, file: Path | None, choices: Choices)
 @click.option("--correlation-id", help="Export its records only, with proofs of inclusion.")
 async def export_log(settings: Settings, out: Path, correlation_id: str | None) -> None:
     """Write an export to a file that does not exist yet."""
+    from audit import export  # SQLAlchemy, for this verb only
+
     key = checkpoint_key.verifier_key(settings.checkpoint)
     await _audited(settings, "audit.export", wanted=correlation_id or "all", file=out.name)
     count = 0
@@ -134,6 +138,8 @@ async def export_log(settings: Settings, out: Path, correlation_id: str | None) 
 @click.option("--correlation-id", required=True, help="Correlation id of the records.")
 async def show(settings: Settings, correlation_id: str) -> None:
     """Print one line for each record of a correlation id."""
+    from audit import export  # SQLAlchemy, for this verb only
+
     await _audited(settings, "audit.read", wanted=correlation_id)
     async with _database(settings) as database:
         for line in await export.summary(database, correlation_id):

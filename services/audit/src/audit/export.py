@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
 
-import asyncpg
+from sqlalchemy import JSON, cast, func, select
 
+from audit.tables import checkpoint, record
+from estcore.runtime import statements
 from estcore.runtime.database import Connection, Database
 from estcore.tlog import export
 from estcore.tlog.tree import Tree
 
-_PREFETCH = 1000
-_COLUMNS = "select log_index, leaf, leaf_hash, prev_hash from record"
+_LINES = select(record.c.log_index, record.c.leaf, record.c.leaf_hash, record.c.prev_hash).order_by(
+    record.c.log_index
+)
+_CHECKPOINTS = select(checkpoint.c.size, checkpoint.c.note)
 
 
 async def lines(
@@ -37,29 +40,30 @@ async def lines(
 
 
 async def _whole(connection: Connection, origin: str, vkey: str) -> AsyncIterator[bytes]:
-    records = await connection.fetchval("select count(*) from record")
-    checkpoints = await connection.fetchval("select count(*) from checkpoint")
+    records = await statements.fetch_value(connection, select(func.count()).select_from(record))
+    checkpoints = await statements.fetch_value(
+        connection, select(func.count()).select_from(checkpoint)
+    )
     yield export.Header(origin, vkey, records, checkpoints).line()
-    async for row in _rows(connection, f"{_COLUMNS} order by log_index"):
+    async for row in statements.stream(connection, _LINES):
         yield export.record_line(*row)
-    async for row in _rows(connection, "select size, note from checkpoint order by size"):
+    async for row in statements.stream(connection, _CHECKPOINTS.order_by(checkpoint.c.size)):
         yield export.checkpoint_line(*row)
 
 
 async def _part(
     connection: Connection, origin: str, vkey: str, correlation_id: str
 ) -> AsyncIterator[bytes]:
-    newest = await connection.fetchrow(
-        "select size, note from checkpoint order by size desc limit 1"
+    newest = await statements.fetch_row(
+        connection, _CHECKPOINTS.order_by(checkpoint.c.size.desc()).limit(1)
     )
-    found = await connection.fetch(
-        f"{_COLUMNS} where correlation_id = $1 order by log_index", correlation_id
+    found = await statements.fetch(
+        connection, _LINES.where(record.c.correlation_id == correlation_id)
     )
     sealed = newest["size"] if newest else 0
     tree = Tree()
-    async for row in _rows(
-        connection, "select leaf_hash from record where log_index < $1 order by log_index", sealed
-    ):
+    below = select(record.c.leaf_hash).where(record.c.log_index < sealed)
+    async for row in statements.stream(connection, below.order_by(record.c.log_index)):
         tree.append(row[0])
     yield export.Header(origin, vkey, len(found), 1 if newest else 0, correlation_id).line()
     for row in found:
@@ -70,22 +74,26 @@ async def _part(
         yield export.checkpoint_line(newest["size"], newest["note"])
 
 
-async def _rows(
-    connection: Connection, query: str, *arguments: Any
-) -> AsyncIterator[asyncpg.Record]:
-    async for row in connection.cursor(query, *arguments, prefetch=_PREFETCH):
-        yield row
-
-
 async def summary(database: Database, correlation_id: str) -> list[str]:
     """Return one line for each record of a correlation id, in log order."""
     async with database.connection() as connection:
-        rows = await connection.fetch(
-            "select log_index, occurred_at, service, instance, action, phase, outcome,"
-            " leaf::json #>> '{record,reason_code}' as reason,"
-            " leaf::json #>> '{record,target,serial}' as serial"
-            " from record where correlation_id = $1 order by log_index",
-            correlation_id,
+        row_ = record.c
+        leaf = cast(row_.leaf, JSON)
+        rows = await statements.fetch(
+            connection,
+            select(
+                row_.log_index,
+                row_.occurred_at,
+                row_.service,
+                row_.instance,
+                row_.action,
+                row_.phase,
+                row_.outcome,
+                leaf[("record", "reason_code")].as_string().label("reason"),
+                leaf[("record", "target", "serial")].as_string().label("serial"),
+            )
+            .where(row_.correlation_id == correlation_id)
+            .order_by(row_.log_index),
         )
     return [
         " ".join(

@@ -1,6 +1,6 @@
 """Delivery to one sink: reads the log behind a cursor, at least once, in order.
 
-The table is the queue: a sink that is away costs nothing but lag, and replay is moving its
+The table is the queue: a sink that is unavailable costs nothing but lag, and replay is moving its
 cursor back. The cursor moves when the octets are on their way and no alert or EOF was read;
 since even that proves no delivery, the last records are sent again after every reconnect, under
 the same record ids. Each sink has a job of its own and stalls nobody.
@@ -70,7 +70,7 @@ class Forwarder:
         self._position = self._sealed = 0
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Deliver until ``stop``; a sink that is away is tried again with growing delays."""
+        """Deliver until ``stop``; a sink that is unavailable is tried again with growing delays."""
         failures = 0
         while not stop.is_set():
             if not self._writer.leading:

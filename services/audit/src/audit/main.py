@@ -13,7 +13,7 @@ from audit import commands
 from audit.checkpoint_key import load_key
 from audit.checkpoints import Sealer
 from audit.forwarder import Forwarder
-from audit.reconciliation import Windows
+from audit.reconciliation import Reconciliation
 from audit.self_records import SelfRecords
 from audit.settings import SCHEMA, SERVICE, Settings
 from audit.syslog_tls import check_sink
@@ -71,7 +71,7 @@ async def run(
             sealer=sealer,
             tracing=tracing,
         )
-        windows = Windows(
+        windows = Reconciliation(
             settings.windows,
             bus=bus,
             database=database,

@@ -41,6 +41,7 @@ from estcore.runtime.faults import hit
 from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop
 from estcore.runtime.tracing import Tracing
+from estcore.runtime.worker import publish_dead_letter
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ class Writer:
             await sleep_or_stop(stop, self._settings.linger_ms / 1000)
 
     async def _round(self, connection: Connection, chain: Chain) -> bool:
-        """Append what is here, seal if it is time; tells whether there was something."""
+        """Append what is here, seal if it is time; returns whether there was something."""
         await self._tend(connection)
         taken = self._take()
         busy = bool(taken) or bool(self._own.waiting())
@@ -277,8 +278,8 @@ class Writer:
         place = f"{delivery.topic}/{delivery.sequence}"
         identity = ids.record_id("audit.dead_letter", place, ids.digest([delivery.data]).hex())
         try:
-            await self._bus.publish_confirmed(
-                [Outgoing(f"dead.audit.{fault}", delivery.data, identity)]
+            await publish_dead_letter(
+                self._bus, SERVICE, delivery, reason=fault, message_id=identity
             )
         except BusUnavailable as exc:
             log.warning("dead letter not published", extra=fields(error=exc.reason))

@@ -1,8 +1,8 @@
-"""Tells front ends what they need without a database, and follows what the ledger says of issuers.
+"""Publish the state that front ends need, and follow the ledger's state of issuers.
 
-Every signer does: at start, when policy, profiles or generations changed, and every five
-minutes, since the stream may have been lost or restored. Front ends keep the newest word by the
-ledger's clock, so a signer that looks late takes nothing back.
+Every signer publishes at start, after a change of policy, profiles or generations, and every five
+minutes, since the stream may have been lost or restored. Front ends keep the newest message by
+the ledger's clock, so a signer that reads late takes nothing back.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class FrontendStatePublisher:
         """Take over what the ledger says of generations; True when it is news.
 
         Raises:
-            LedgerUnavailable: PostgreSQL is away.
+            LedgerUnavailable: PostgreSQL is unavailable.
         """
         before = self._decision_context.generations
         now = self._decision_context.generations = await read_generations(self._database)
@@ -86,7 +86,7 @@ class FrontendStatePublisher:
         """Publish CA certificates, profiles, verifiers, revoked serials, the policy's version.
 
         Raises:
-            Unavailable: database or bus is away.
+            Unavailable: database or bus unavailable.
         """
         await self.follow()
         decision_context = self._decision_context

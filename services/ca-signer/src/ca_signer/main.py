@@ -81,18 +81,9 @@ def rules(
     return read_rules(
         settings.policy_file,
         settings.profiles_file,
-        issuers=[*families, *settings.issuers_elsewhere],
+        issuers=[*families, *settings.remote_issuers],
         groups=settings.groups,
         unparted=[i.issuer_id for i in settings.issuers if not i.crl_partitions],
-    )
-
-
-def approval_store(settings: SignerSettings) -> ApprovalStore:
-    """Return how long requests wait for operators."""
-    return ApprovalStore(
-        lifetime=dt.timedelta(seconds=settings.approval_lifetime_s),
-        retry_after_s=settings.approval_retry_after_s,
-        max_waiting=settings.approval_max_waiting,
     )
 
 
@@ -121,7 +112,7 @@ async def run(settings: SignerSettings) -> None:
         await asyncio.to_thread(tracing.close)
 
 
-async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
+async def _serve(  # noqa: PLR0913, PLR0917 - wiring, in order
     settings: SignerSettings,
     decision_context: SigningContext,
     tracing: Tracing,
@@ -133,7 +124,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, told once
 ) -> None:
     ledger = IssuanceStore(database, lease_s=settings.lease_s)
     refusals = RefusalStore(database)
-    resolver = RequestResolver(ledger, IntendedIssuances(ledger), approval_store(settings))
+    resolver = RequestResolver(ledger, IntendedIssuances(ledger), ApprovalStore.of(settings))
     publisher = EventPublisher(bus, CLOCK, settings.instance)
     cycle = IssuanceCycle(ledger, publisher, decision_context.issuers, tracing)
     handler = RequestHandler(

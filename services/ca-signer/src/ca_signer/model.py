@@ -1,4 +1,4 @@
-"""What an issuance row remembers so that it can be announced again by anybody, any time later."""
+"""What an issuance row stores, so that any signer can publish it again at any time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OPEN_SUBMISSION_STATES = ("recorded", "submitted", "pending", "unknown")
 OPEN_SUBMISSIONS = "state in ('recorded', 'submitted', 'pending', 'unknown')"
 """Submissions to an upstream CA that have no final outcome yet, as names and as SQL."""
 
-EXPIRED = NotAuthorized("the request expired before it was signed", code="intent.stale")
+EXPIRED = NotAuthorized("the request expired before it was signed", code="request.expired")
 
 
 class RequestFacts(Part):
@@ -57,7 +57,7 @@ class RequestFacts(Part):
 class IssuanceIntent:
     """An issuance on its way: the row of step 5, held by us under ``fence``.
 
-    ``serial_number`` is 0 as long as another CA has not chosen it.
+    ``serial_number`` is 0 as long as an upstream CA has not chosen it.
     """
 
     issuance_id: str

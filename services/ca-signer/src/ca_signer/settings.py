@@ -19,30 +19,45 @@ class TokenSettings(StrictModel):
 
     module: Path = Field(description="the PKCS#11 module, a shared library")
     label: str | None = Field(
-        default=None, min_length=1, max_length=32, description="the token's label, or else"
+        default=None,
+        min_length=1,
+        max_length=32,
+        description="PKCS#11 token label; set `label` or `serial`, not both",
     )
     serial: str | None = Field(
-        default=None, min_length=1, max_length=16, description="its serial number"
+        default=None,
+        min_length=1,
+        max_length=16,
+        description="PKCS#11 token serial number; set `label` or `serial`, not both",
     )
     pin_file: Path = Field(description="file with the user's PIN")
     key_id: str = Field(pattern=r"^([0-9a-f]{2}){1,64}$", description="CKA_ID of the key, hex")
     key_label: str | None = Field(
-        default=None, min_length=1, description="its label, where the id is not enough"
+        default=None, min_length=1, description="CKA_LABEL of the key, where `key_id` is not unique"
     )
     timeout_s: float = Field(
-        default=5, ge=0.05, le=60, description="one signature; then the worker is killed"
+        default=5,
+        ge=0.05,
+        le=60,
+        description="seconds for one signature; then the worker process is killed",
     )
     wait_s: float = Field(
-        default=10, ge=0.1, le=120, description="a request in the queue; shorter than `lease_s`"
+        default=10,
+        ge=0.1,
+        le=120,
+        description="seconds a request may wait in the queue; shorter than `lease_s`",
     )
     open_s: float = Field(
-        default=10, ge=0.5, le=120, description="starting the worker, opening, logging in"
+        default=10,
+        ge=0.5,
+        le=120,
+        description="seconds to start the worker process, open the token and log in",
     )
     queue: int = Field(
         default=256, ge=1, le=4096, description="signatures asked for at once; more wait outside"
     )
     failures: int = Field(
-        default=3, ge=1, le=100, description="in a row, then the token is left alone"
+        default=3, ge=1, le=100, description="consecutive failures that open the circuit breaker"
     )
     pause_s: float = Field(
         default=1, ge=0.05, le=60, description="for so long; doubled as long as it fails"
@@ -94,7 +109,7 @@ class IssuerSettings(StrictModel):
 
 
 class GroupSettings(StrictModel):
-    """What one group of front ends may ask for, whoever it says was authenticated."""
+    """What one group of front ends may request, for any client it authenticated."""
 
     labels: tuple[str, ...] = Field(min_length=1)
     profiles: tuple[Token, ...] = Field(
@@ -128,64 +143,94 @@ class OCSPSettings(StrictModel):
     )
 
 
-class SignerSettings(ServiceSettings):
-    """All settings of ca-signer."""
+class RequestHandlingSettings(ServiceSettings):
+    """What ca-signer and ca-signer-upstream configure alike."""
 
     database: DatabaseSettings
-    policy_file: Path
-    profiles_file: Path
-    issuers: tuple[IssuerSettings, ...] = Field(min_length=1)
-    issuers_elsewhere: tuple[Token, ...] = Field(
-        default=(), description="issuers of the policy that another process serves"
+    policy_file: Path = Field(description="policy, YAML; the same file as est-frontend's")
+    profiles_file: Path = Field(description="certificate profiles, YAML")
+    remote_issuers: tuple[Token, ...] = Field(
+        default=(), description="issuers that the policy names and another process serves"
     )
-    groups: dict[Token, GroupSettings] = Field(min_length=1)
-    software_keys: Literal["allow", "refuse"] = Field(
-        default="refuse", description="allow keys in files; refused unless said, as in production"
+    groups: dict[Token, GroupSettings] = Field(
+        min_length=1, description="what each group of front ends may request"
     )
-    batch_size: int = Field(default=64, ge=1, le=256, description="requests signed together")
-    batches_in_flight: int = Field(
-        default=1, ge=1, le=16, description="1: what comes meanwhile makes the next batch fuller"
-    )
-    linger_ms: int = Field(
-        default=4, ge=0, le=100, description="under load, how long a batch waits to fill"
-    )
-    lease_s: int = Field(default=15, ge=2, le=300, description="how long a signer owns an intent")
     sign_within_s: int = Field(
-        default=600, ge=10, le=86_400, description="an older intent is abandoned, not signed"
+        default=600,
+        ge=10,
+        le=86_400,
+        description="seconds after which an unsigned request expires and is abandoned",
     )
-    max_attempts: int = Field(default=20, ge=2, le=1000, description="then it is a dead letter")
+    max_attempts: int = Field(
+        default=20, ge=2, le=1000, description="deliveries after which a request is dead-lettered"
+    )
     reload_every_s: float = Field(
-        default=2, ge=0.1, le=3600, description="policy and profiles files are looked at"
+        default=2,
+        ge=0.1,
+        le=3600,
+        description="seconds between checks of policy, profiles and certificate files for changes",
     )
-    sweep_every_s: float = Field(default=2, ge=0.1, le=60)
-    count_every_s: float = Field(
-        default=300, ge=10, le=86_400, description="certificates are counted for the gauges"
+    sweep_every_s: float = Field(
+        default=2, ge=0.1, le=60, description="seconds between sweeps for expired leases"
     )
     approval_lifetime_s: int = Field(
         default=604_800,
         ge=60,
         le=7_776_000,
-        description="how long a request waits for an operator, and an approval for its client",
+        description="seconds a request awaits approval, and an approval its client",
     )
     approval_retry_after_s: int = Field(
         default=10,
         ge=1,
         le=3600,
-        description="Retry-After of a new request that waits; it grows with its age to an hour",
+        description="Retry-After of a new request awaiting approval; grows with its age to an hour",
     )
     approval_max_waiting: int = Field(
-        default=100, ge=1, le=10_000, description="requests of one owner that may wait at once"
+        default=100,
+        ge=1,
+        le=10_000,
+        description="maximum number of requests of one owner that await approval",
+    )
+
+
+class SignerSettings(RequestHandlingSettings):
+    """All settings of ca-signer."""
+
+    issuers: tuple[IssuerSettings, ...] = Field(
+        min_length=1, description="issuers whose keys this process uses"
+    )
+    software_keys: Literal["allow", "refuse"] = Field(
+        default="refuse", description="`allow` accepts keys in files; use an HSM in production"
+    )
+    batch_size: int = Field(
+        default=64, ge=1, le=256, description="maximum number of requests signed in one batch"
+    )
+    batches_in_flight: int = Field(
+        default=1, ge=1, le=16, description="batches processed at once; 1 makes batches fuller"
+    )
+    linger_ms: int = Field(
+        default=4, ge=0, le=100, description="milliseconds a batch waits to fill under load"
+    )
+    lease_s: int = Field(
+        default=15, ge=2, le=300, description="seconds a signer holds the lease on an intent"
+    )
+    count_every_s: float = Field(
+        default=300, ge=10, le=86_400, description="seconds between counts for the inventory gauges"
     )
     crl_lifetime_s: int = Field(
         default=86_400,
         ge=60,
         le=2_592_000,
-        description="from thisUpdate to nextUpdate; a new list is made after half of it at last",
+        description="seconds from thisUpdate to nextUpdate of a CRL; renewed after half of it",
     )
-    ocsp: OCSPSettings | None = Field(default=None, description="off unless given")
-    window_s: int = Field(default=60, ge=5, le=3600, description="length of a closed window")
+    ocsp: OCSPSettings | None = Field(
+        default=None, description="answer OCSP requests; off unless given"
+    )
+    window_s: int = Field(
+        default=60, ge=5, le=3600, description="seconds of one reconciliation window"
+    )
     window_settle_s: int = Field(
-        default=60, ge=1, le=3600, description="wait before a window counts as closed"
+        default=60, ge=1, le=3600, description="seconds before a reconciliation window is closed"
     )
 
     @model_validator(mode="after")

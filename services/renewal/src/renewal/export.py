@@ -7,19 +7,34 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
+from sqlalchemy import Column, Select, select
+
 from estcore.errors import ConfigurationError
+from estcore.runtime import statements
 from estcore.runtime.database import Database
+from renewal.tables import certificate, renewal_slot
 
 _PAGE = 5000
-_CERTIFICATES = """
-select issuance_id, serial, fingerprint_sha256, slot_id, state from certificate
-where issuance_id > $1 order by issuance_id limit $2
-"""
-_SLOTS = """
-select slot_id, tenant, service, profile, label, state, generation, due_at, not_after,
-       attempts, last_error_class
-from renewal_slot where slot_id > $1 order by slot_id limit $2
-"""
+_CERTIFICATES = select(
+    certificate.c.issuance_id,
+    certificate.c.serial,
+    certificate.c.fingerprint_sha256,
+    certificate.c.slot_id,
+    certificate.c.state,
+)
+_SLOTS = select(
+    renewal_slot.c.slot_id,
+    renewal_slot.c.tenant,
+    renewal_slot.c.service,
+    renewal_slot.c.profile,
+    renewal_slot.c.label,
+    renewal_slot.c.state,
+    renewal_slot.c.generation,
+    renewal_slot.c.due_at,
+    renewal_slot.c.not_after,
+    renewal_slot.c.attempts,
+    renewal_slot.c.last_error_class,
+)
 _LOWEST_SLOT = "00000000-0000-0000-0000-000000000000"
 
 
@@ -28,11 +43,11 @@ async def export_certificates(database: Database, path: Path) -> int:
 
     Raises:
         ConfigurationError: the file cannot be written.
-        LedgerUnavailable: the database is away.
+        LedgerUnavailable: the database is unavailable.
     """
     try:
         with path.open("w", encoding="utf-8") as out:
-            return await _pages(database, out, _CERTIFICATES, "issuance_id", "")
+            return await _pages(database, out, _CERTIFICATES, certificate.c.issuance_id, "")
     except OSError as exc:
         raise ConfigurationError(f"cannot write {path}: {exc.strerror}") from exc
 
@@ -41,23 +56,26 @@ async def list_slots(database: Database, out: TextIO = sys.stdout) -> int:
     """Write one JSON object a line for every slot; returns how many.
 
     Raises:
-        LedgerUnavailable: the database is away.
+        LedgerUnavailable: the database is unavailable.
     """
-    return await _pages(database, out, _SLOTS, "slot_id", _LOWEST_SLOT)
+    return await _pages(database, out, _SLOTS, renewal_slot.c.slot_id, _LOWEST_SLOT)
 
 
-async def _pages(database: Database, out: TextIO, query: str, key: str, lowest: str) -> int:
+async def _pages(
+    database: Database, out: TextIO, wanted: Select[Any], key: Column[Any], lowest: str
+) -> int:
     after: Any = lowest
     written = 0
     while True:
         async with database.connection() as connection:
-            rows = await connection.fetch(query, after, _PAGE)
+            page = wanted.where(key > after).order_by(key).limit(_PAGE)
+            rows = await statements.fetch(connection, page)
         for row in rows:
             out.write(json.dumps(dict(row), default=_text) + "\n")
         written += len(rows)
         if len(rows) < _PAGE:
             return written
-        after = rows[-1][key]
+        after = rows[-1][key.name]
 
 
 def _text(value: Any) -> str:

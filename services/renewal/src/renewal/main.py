@@ -26,7 +26,6 @@ from estcore.runtime.settings import read_secret
 from estcore.runtime.tracing import Tracing
 from renewal.dispatch.scheduler import Scheduler
 from renewal.events.consumer import EventConsumer
-from renewal.export import export_certificates, list_slots
 from renewal.proof_handler import AckListener
 from renewal.publishing.messages import MessageBuilder
 from renewal.publishing.publisher import RotationPublisher
@@ -183,6 +182,8 @@ COMMAND = ServiceCommand(
 @COMMAND.verb("export", "Write every certificate as JSON lines.")
 @click.option("--out", type=PATH, required=True, help="File to write.")
 async def _export(settings: RenewalSettings, out: Path) -> None:
+    from renewal.export import export_certificates  # SQLAlchemy, for this verb only
+
     database = await _connect(settings)
     try:
         written = await export_certificates(database, out)
@@ -193,6 +194,8 @@ async def _export(settings: RenewalSettings, out: Path) -> None:
 
 @COMMAND.verb("slots", "List every slot as JSON lines.")
 async def _slots(settings: RenewalSettings) -> None:
+    from renewal.export import list_slots  # SQLAlchemy, for this verb only
+
     database = await _connect(settings)
     try:
         await list_slots(database)

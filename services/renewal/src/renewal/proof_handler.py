@@ -10,7 +10,7 @@ Accepting a proof:
    accepted and changes nothing.
 5. Answer, then tell ``activated``; a crash in between leaves that to the sweeper.
 
-While the database is away nobody is answered: the front end says 503 and the agent repeats.
+While the database is unavailable nobody is answered: the front end says 503 and the agent repeats.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class AckListener:
 
         Raises:
             RequestRejected: the proof does not hold; ``Conflict`` when it may hold later.
-            Unavailable: the database is away.
+            Unavailable: the database is unavailable.
         """
         claims = read_claims(ack.jws)
         async with self._database.connection() as connection:
@@ -169,7 +169,7 @@ class AckListener:
         if claimed != rotation_id(str(row["slot_id"]), row["generation"]):
             raise Conflict("this rotation did not lead to this certificate", code="rotation.other")
         if row["state"] not in {"active", "next"}:
-            raise Conflict(f"the certificate is {row['state']}", code="rotation.over")
+            raise Conflict(f"the certificate is {row['state']}", code="rotation.ended")
 
     async def _prove(
         self, connection: Connection, slot_id: str, issuance_id: str, peer: str | None

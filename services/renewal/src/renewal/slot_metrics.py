@@ -37,7 +37,7 @@ async def count(database: Database) -> None:
     """Set the gauges once.
 
     Raises:
-        LedgerUnavailable: the database is away.
+        LedgerUnavailable: the database is unavailable.
     """
     async with database.connection() as connection:
         rows = {row["state"]: row for row in await connection.fetch(_COUNT)}

@@ -21,7 +21,7 @@ Certificates = tuple[x509.Certificate, ...]
 
 
 def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    """Tell whether names and signature fit; not whether the issuer may sign, nor the time."""
+    """Return whether names and signature fit; not whether the issuer may sign, nor the time."""
     try:
         certificate.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature):
@@ -30,18 +30,18 @@ def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> boo
 
 
 def is_root(certificate: x509.Certificate) -> bool:
-    """Tell whether a certificate is signed by its own key."""
+    """Return whether a certificate is signed by its own key."""
     return certificate.issuer == certificate.subject and is_issued_by(certificate, certificate)
 
 
 def is_of_key(certificate: x509.Certificate, root: x509.Certificate) -> bool:
-    """Tell whether a certificate is another one of the root's name and key."""
+    """Return whether a certificate is another one of the root's name and key."""
     same_name = certificate.subject == root.subject
     return same_name and spki_der(certificate.public_key()) == spki_der(root.public_key())
 
 
 def is_valid(certificate: x509.Certificate, now: dt.datetime) -> bool:
-    """Tell whether a certificate is of now."""
+    """Return whether a certificate is of now."""
     return certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc
 
 

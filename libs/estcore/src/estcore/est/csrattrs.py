@@ -68,7 +68,7 @@ class ExtensionDemand:
 
     @property
     def complete(self) -> bool:
-        """Tell whether nothing is left to fill in."""
+        """Return whether nothing is left to fill in."""
         if self.value is None:
             return False
         return self.oid != SAN_OID or not _has_placeholder(self.value)
@@ -90,7 +90,7 @@ class CSRDemands:
 
     @property
     def empty(self) -> bool:
-        """Tell whether 204 without a body says the same (RFC 7030 section 4.5.2)."""
+        """Return whether 204 without a body says the same (RFC 7030 section 4.5.2)."""
         return self == CSRDemands()
 
 
@@ -308,7 +308,7 @@ def _read_extension(element: bytes, *, partial: bool) -> ExtensionDemand:
 
 
 def _has_placeholder(san: bytes) -> bool:
-    """Tell whether a SAN has an empty address or an empty directory name to fill in."""
+    """Return whether a SAN has an empty address or an empty directory name to fill in."""
     try:
         names = der_codec.inside(san, der_codec.SEQUENCE)
     except MalformedRequest:

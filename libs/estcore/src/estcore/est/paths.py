@@ -24,7 +24,7 @@ class Route:
 
 
 def is_label(text: str) -> bool:
-    """Tell whether a label may be configured under this name."""
+    """Return whether a label may be configured under this name."""
     return _LABEL.fullmatch(text) is not None and text not in OPERATIONS | EXTENSIONS
 
 

@@ -7,7 +7,7 @@ keys, secrets, tokens, passwords, challengePassword values.
 from __future__ import annotations
 
 import datetime as dt
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, JsonValue
 
@@ -15,6 +15,7 @@ from estcore.messages.envelope import CorrelationId, Part, Token
 
 Phase = Literal["intent", "outcome", "denied", "error"]
 Severity = Literal["info", "notice", "warning", "error", "critical"]
+MAX_REASON = 500
 
 
 class Producer(Part):
@@ -106,6 +107,68 @@ class AuditRecord(Part):
     details: dict[str, JsonValue] | None = Field(
         default=None, description="flat extras: strings, booleans and integers only"
     )
+
+
+class AuditRecordBuilder:
+    """Builds the records of one process: fills in who wrote them, and what failed."""
+
+    def __init__(self, service: str, instance: str, boot_id: str) -> None:
+        self.producer = Producer(service=service, instance=instance, boot_id=boot_id)
+
+    def success(
+        self,
+        action: str,
+        *,
+        record_id: str,
+        at: dt.datetime,
+        correlation_id: str,
+        actor: Actor,
+        severity: Severity = "notice",
+        **more: Any,
+    ) -> AuditRecord:
+        """Return the record of something that was done; ``more`` are fields of AuditRecord."""
+        return AuditRecord(
+            record_id=record_id,
+            producer=self.producer,
+            occurred_at=at,
+            correlation_id=correlation_id,
+            action=action,
+            phase="outcome",
+            outcome="success",
+            severity=severity,
+            actor=actor,
+            **more,
+        )
+
+    def failure(  # noqa: PLR0913 - the fields of a record
+        self,
+        action: str,
+        *,
+        record_id: str,
+        at: dt.datetime,
+        correlation_id: str,
+        actor: Actor,
+        phase: Phase = "error",
+        reason_code: str | None = None,
+        reason: str | None = None,
+        severity: Severity = "error",
+        **more: Any,
+    ) -> AuditRecord:
+        """Return the record of something refused (``denied``) or failed (``error``)."""
+        return AuditRecord(
+            record_id=record_id,
+            producer=self.producer,
+            occurred_at=at,
+            correlation_id=correlation_id,
+            action=action,
+            phase=phase,
+            outcome=more.pop("outcome", "failure"),
+            reason_code=reason_code,
+            reason=None if reason is None else reason[:MAX_REASON],
+            severity=severity,
+            actor=actor,
+            **more,
+        )
 
 
 class AuditBatch(Part):

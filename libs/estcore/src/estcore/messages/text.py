@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from pydantic import BaseModel
@@ -27,6 +28,9 @@ def plain_text(value: str, limit: int) -> str:
 
 def without_surrogates(value: Any) -> Any:
     """Return a JSON value without lone surrogates, for which UTF-8 has no form (RFC 3629)."""
+    if isinstance(value, PurePath):
+        # A file name that is not UTF-8: pydantic writes paths without asking its fallback.
+        return without_surrogates(str(value))
     if isinstance(value, str):
         return _SURROGATE.sub(_REPLACEMENT, value)
     if isinstance(value, BaseModel):

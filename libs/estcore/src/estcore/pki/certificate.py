@@ -115,6 +115,21 @@ def throw_away_key(public_key: CertificatePublicKeyTypes) -> CertificateIssuerPr
     raise TypeError(f"no issuer has a key like {type(public_key).__name__}")
 
 
+def throw_away_key_like(
+    public_key: CertificatePublicKeyTypes,
+) -> CertificateIssuerPrivateKeyTypes:
+    """Return a throw-away key of the same kind, made once per kind and size."""
+    size = getattr(public_key, "key_size", 0)
+    found = _THROW_AWAY.get((type(public_key).__name__, size))
+    if found is None:
+        found = throw_away_key(public_key)
+        _THROW_AWAY[type(public_key).__name__, size] = found
+    return found
+
+
+_THROW_AWAY: dict[tuple[str, int], CertificateIssuerPrivateKeyTypes] = {}
+
+
 class CertificateTemplate:
     """Everything of a certificate that one profile and one issuer fix, encoded once.
 

@@ -1,7 +1,8 @@
-"""Certificate revocation lists (RFC 5280 section 5), written as DER and read back to be sure.
+"""Certificate revocation lists (RFC 5280 section 5): build the TBS, check the signed list.
 
-Full lists of version 2, or the parts of one: no deltas, no indirect entries. Nothing here holds
-a key.
+Full CRLs of version 2, or the shards of one: no deltas, no indirect entries. The TBS comes from
+the library's builder, signed by a throw-away key as lint copies are; nothing here holds an
+issuer's key.
 """
 
 from __future__ import annotations
@@ -12,12 +13,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPublicKeyTypes
 
 from estcore.errors import LintFailed
 from estcore.pki import der
-from estcore.pki.certificate import IssuerCertificate
+from estcore.pki.certificate import IssuerCertificate, signing_hash, throw_away_key_like
 
 RevocationReason = Literal[
     "unspecified",
@@ -40,11 +39,7 @@ REASON_CODES = {
     "aACompromise": 10,
 }
 """RFC 5280 section 5.3.1; ``unspecified`` is said by leaving the extension out."""
-_ENUMERATED, _EXPLICIT_0 = 0x0A, 0xA0
-_CRL_NUMBER, _AKI, _REASON = der.oid("2.5.29.20"), der.oid("2.5.29.35"), der.oid("2.5.29.21")
-_DISTRIBUTION_POINT = der.oid("2.5.29.28")
-_TRUE = b"\x01\x01\xff"
-_ECDSA = {256: "1.2.840.10045.4.3.2", 384: "1.2.840.10045.4.3.3", 521: "1.2.840.10045.4.3.4"}
+_REASONS = {name: x509.CRLReason(x509.ReasonFlags(name)) for name in REASON_CODES}
 
 
 @dataclass(frozen=True, order=True)
@@ -54,21 +49,6 @@ class RevokedEntry:
     serial_number: int
     revoked_at: dt.datetime
     reason: str | None = None
-
-
-def signature_algorithm(key: CertificateIssuerPublicKeyTypes) -> bytes:
-    """Return the AlgorithmIdentifier of what an issuer with this key signs.
-
-    Raises:
-        ValueError: no issuer has a key like this.
-    """
-    if isinstance(key, ec.EllipticCurvePublicKey):
-        return der.tlv(der.SEQUENCE, der.oid(_ECDSA[key.curve.key_size]))
-    if isinstance(key, rsa.RSAPublicKey):
-        return der.tlv(der.SEQUENCE, der.oid("1.2.840.113549.1.1.11"), der.tlv(der.NULL))
-    if isinstance(key, ed25519.Ed25519PublicKey):
-        return der.tlv(der.SEQUENCE, der.oid("1.3.101.112"))
-    raise ValueError(f"no issuer has a key like {type(key).__name__}")
 
 
 def build_crl(
@@ -82,34 +62,38 @@ def build_crl(
 ) -> bytes:
     """Return the TBSCertList, entries by serial number; times in whole seconds.
 
-    ``urls`` are the distribution points of a list that is not for all certificates of the
-    issuer, as those it is for name them (RFC 5280 section 5.2.5).
+    ``urls`` are the distribution points of a CRL that does not cover all certificates of the
+    issuer, as those it covers name them (RFC 5280 section 5.2.5).
     """
-    listed = b"".join(_entry(one) for one in sorted(entries, key=lambda e: e.serial_number))
-    extensions = [
-        _extension(_AKI, issuer.key_identifier.public_bytes()),
-        _extension(_CRL_NUMBER, der.integer(number)),
-    ]
-    if urls:
-        extensions.append(
-            der.tlv(
-                der.SEQUENCE,
-                _DISTRIBUTION_POINT,
-                _TRUE,
-                der.tlv(der.OCTET_STRING, _point(urls).public_bytes()),
-            )
-        )
-    return der.tlv(
-        der.SEQUENCE,
-        der.integer(1),
-        signature_algorithm(issuer.public_key),
-        issuer.subject_der,
-        _time(this_update),
-        _time(next_update),
-        # RFC 5280 section 5.1.2.6: without revoked certificates the list MUST be absent.
-        der.tlv(der.SEQUENCE, listed) if listed else b"",
-        der.tlv(_EXPLICIT_0, der.tlv(der.SEQUENCE, *extensions)),
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(issuer.subject)
+        .last_update(this_update)
+        .next_update(next_update)
+        .add_extension(issuer.key_identifier, critical=False)
+        .add_extension(x509.CRLNumber(number), critical=False)
     )
+    if urls:
+        builder = builder.add_extension(_point(urls), critical=True)
+    for entry in sorted(entries, key=lambda e: e.serial_number):
+        builder = builder.add_revoked_certificate(_revoked(entry))
+    key = throw_away_key_like(issuer.public_key)
+    return builder.sign(key, signing_hash(issuer.public_key)).tbs_certlist_bytes
+
+
+def crl_signature_algorithm(tbs: bytes) -> bytes:
+    """Return the AlgorithmIdentifier inside a TBSCertList, which the outer one must equal."""
+    return der.children(tbs)[1]
+
+
+def _revoked(entry: RevokedEntry) -> x509.RevokedCertificate:
+    revoked = (
+        x509.RevokedCertificateBuilder()
+        .serial_number(entry.serial_number)
+        .revocation_date(entry.revoked_at)
+    )
+    reason = _REASONS.get(entry.reason or "")
+    return (revoked if reason is None else revoked.add_extension(reason, critical=False)).build()
 
 
 def _point(urls: Sequence[str]) -> x509.IssuingDistributionPoint:
@@ -191,23 +175,3 @@ def _plain(entry: RevokedEntry) -> RevokedEntry:
 def plain_entries(entries: Iterable[RevokedEntry]) -> frozenset[RevokedEntry]:
     """Return the entries as a CRL tells them: whole seconds, known reasons."""
     return frozenset(_plain(one) for one in entries)
-
-
-def _entry(entry: RevokedEntry) -> bytes:
-    code = REASON_CODES.get(entry.reason or "")
-    reason = b""
-    if code is not None:
-        value = _extension(_REASON, der.tlv(_ENUMERATED, bytes((code,))))
-        reason = der.tlv(der.SEQUENCE, value)
-    return der.tlv(der.SEQUENCE, der.integer(entry.serial_number), _time(entry.revoked_at), reason)
-
-
-def _extension(oid: bytes, value: bytes) -> bytes:
-    return der.tlv(der.SEQUENCE, oid, der.tlv(der.OCTET_STRING, value))
-
-
-def _time(moment: dt.datetime) -> bytes:
-    # RFC 5280 section 5.1.2.4: UTCTime through 2049, GeneralizedTime from 2050 on.
-    if moment.year < 2050:  # noqa: PLR2004
-        return der.tlv(0x17, moment.strftime("%y%m%d%H%M%SZ").encode())
-    return der.tlv(0x18, moment.strftime("%Y%m%d%H%M%SZ").encode())

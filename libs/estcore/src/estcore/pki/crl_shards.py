@@ -27,7 +27,7 @@ class Partition:
         return f"{self.count}-{self.index}"
 
     def holds(self, serial_number: int) -> bool:
-        """Tell whether a certificate is in this part."""
+        """Return whether a certificate is in this part."""
         return serial_number % self.count == self.index
 
 

@@ -25,7 +25,7 @@ _CONSTRAINED = (
 
 
 def within_limits(kind: str, value: str, limits: NameLimits) -> bool:
-    """Tell whether a SAN entry, taken apart at its first colon, is within a profile's limits."""
+    """Return whether a SAN entry, taken apart at its first colon, is within a profile's limits."""
     match kind:
         case "dns":
             return not limits.dns_suffixes or any(
@@ -46,7 +46,7 @@ def within_limits(kind: str, value: str, limits: NameLimits) -> bool:
 
 
 def under_domain(name: str, domain: str) -> bool:
-    """Tell whether a DNS name is ``domain`` or a name under it; case does not count."""
+    """Return whether a DNS name is ``domain`` or a name under it; case does not count."""
     host, top = name.lower(), domain.lower().lstrip(".")
     return host == top or host.endswith("." + top)
 

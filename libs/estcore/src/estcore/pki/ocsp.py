@@ -97,7 +97,7 @@ def _nonce(request: ocsp.OCSPRequest) -> bytes | None:
 
 
 def asks_issuer(question: OCSPQuery, issuer: IssuerCertificate) -> bool:
-    """Tell whether the question is about a certificate of this issuer."""
+    """Return whether the question is about a certificate of this issuer."""
     _, key_bits = der.children(issuer.spki)
     _, start, end = der.header(key_bits, 0)
     return (question.issuer_name_hash, question.issuer_key_hash) == (

@@ -90,7 +90,7 @@ class TokenMatch(StrictModel):
     )
 
     def matches(self, claims: Mapping[str, ClaimValue]) -> bool:
-        """Tell whether the claims fulfil every condition."""
+        """Return whether the claims fulfil every condition."""
         return all(claim_matches(claims.get(p), wanted) for p, wanted in self.claims.items())
 
 

@@ -19,7 +19,7 @@ Linking = Literal["off", "verify", "require"]
 
 
 class Truststore(StrictModel):
-    """Certificates of other CAs (device makers, partners) whose clients a label may accept.
+    """Certificates of upstream CAs (device makers, partners) whose clients a label may accept.
 
     They identify; they never become anchors of ``/cacerts`` and give no right of their own.
     """
@@ -57,7 +57,7 @@ class IssuerChoice(StrictModel):
         return self
 
     def fits(self, profile: str, key_algorithm: str) -> bool:
-        """Tell whether this issuer signs for the profile and a key of that algorithm."""
+        """Return whether this issuer signs for the profile and a key of that algorithm."""
         kind = key_algorithm.partition("-")[0]
         return (not self.profiles or profile in self.profiles) and (
             not self.keys or kind in self.keys
@@ -116,11 +116,11 @@ class Label(StrictModel):
         return next(fitting, self.issuer)
 
     def accepts(self, method: str, *, with_certificate: bool) -> bool:
-        """Tell whether a principal of that method, with or without a certificate, suffices."""
+        """Return whether a principal of that method, with or without a certificate, suffices."""
         if method in self.authentication:
             return True
         return with_certificate and f"certificate+{method}" in self.authentication
 
     def offers(self, method: str) -> bool:
-        """Tell whether the method is part of any way in."""
+        """Return whether the method is part of any way in."""
         return any(method in way.split("+") for way in self.authentication)

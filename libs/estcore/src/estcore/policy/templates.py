@@ -62,7 +62,7 @@ def star_matches(value: str, pattern: str, *, not_in_star: str = "") -> bool:
 
 
 def claim_matches(found: ClaimValue | None, wanted: str) -> bool:
-    """Tell whether a claim, or one of several values, is what a rule wants."""
+    """Return whether a claim, or one of several values, is what a rule wants."""
     if found is None:
         return False
     values = (found,) if isinstance(found, str) else found

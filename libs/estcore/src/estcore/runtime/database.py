@@ -86,7 +86,7 @@ class Database:
         """Lend a connection outside a transaction (single statements commit by themselves).
 
         Raises:
-            LedgerUnavailable: PostgreSQL is away, read-only or too slow.
+            LedgerUnavailable: PostgreSQL is unavailable, read-only or too slow.
         """
         try:
             async with self._pool.acquire(timeout=5) as connection:
@@ -100,8 +100,8 @@ class Database:
         """Run ``work`` in one transaction, shielded from cancellation, retried on conflicts.
 
         Raises:
-            LedgerUnavailable: PostgreSQL is away, read-only or too slow; what ``work`` did is
-                unknown if the commit was under way.
+            LedgerUnavailable: PostgreSQL is unavailable, read-only or too slow; the outcome of
+                ``work`` is unknown if the commit was under way.
         """
         return await asyncio.shield(asyncio.ensure_future(self._attempts(work)))
 

@@ -1,6 +1,6 @@
 """Files that may change while a service runs: policy, profiles, certificates, users.
 
-A loop looks at them. A good change is taken over at once; a bad one is refused, told and audited,
+A loop looks at them. A good change is applied at once; a bad one is refused, told and audited,
 and what was in force stays so.
 """
 
@@ -27,7 +27,7 @@ Report = Callable[[str, dict[str, str]], Awaitable[None]]
 
 @dataclass
 class Watched:
-    """Files that belong together, and how they are taken over (raises ConfigurationError)."""
+    """Files that belong together, and how they are applied (raises ConfigurationError)."""
 
     what: str
     files: tuple[Path, ...]
@@ -35,7 +35,7 @@ class Watched:
     seen: tuple[tuple[int, int, int], ...] = ()
 
     def changed(self) -> bool:
-        """Tell whether a file is another one than at the last look."""
+        """Return whether a file is another one than at the last look."""
         now = tuple(_stamp(path) for path in self.files)
         if now == self.seen:
             return False

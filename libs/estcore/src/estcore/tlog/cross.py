@@ -46,7 +46,7 @@ def cross(
 
 
 def is_issued(record: Row) -> bool:
-    """Tell whether the record says that a certificate was issued."""
+    """Return whether the record says that a certificate was issued."""
     return (
         record.get("action") == ACTION
         and record.get("phase") == "outcome"

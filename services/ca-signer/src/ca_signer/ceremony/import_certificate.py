@@ -1,7 +1,7 @@
-"""``ca-signer ca import``: take a CA certificate that somebody else signed, after checking it.
+"""``ca-signer ca import``: take a CA certificate that another process signed, after checking it.
 
 The key stayed where it was made, in a token; its request went to the CA above, and what came
-back is checked here as a client would check it later, before the signer is told to use it.
+back is checked here as a client would check it later, before the signer uses it.
 """
 
 from __future__ import annotations

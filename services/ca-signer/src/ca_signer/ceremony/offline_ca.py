@@ -62,7 +62,7 @@ def init(
 ) -> None:
     """Make root, issuing and infrastructure CA in ``folder``.
 
-    ``issuing_csr`` is a request of whoever holds the issuing key; only its public key is used.
+    ``issuing_csr`` is a request made with the issuing key; only its public key is used.
     ``generation`` goes into the names, so that no two CAs of an organization share one.
 
     Raises:

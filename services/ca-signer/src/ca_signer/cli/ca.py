@@ -20,7 +20,7 @@ _passphrase_file = click.option(
 )
 _name = click.option("--name", required=True, help="Organization.")
 _issuing_csr = click.option(
-    "--issuing-csr", type=PATH, help="Request of an issuing key that was generated outside."
+    "--issuing-csr", type=PATH, help="PKCS#10 request of an issuing key in a token."
 )
 
 

@@ -175,7 +175,7 @@ async def _request(
     answer = await link.request(Kind.FIND, find.encode())
     public_key = signatures.public_key(Key.decode(_expect(answer, Kind.KEY).body))
     if public_key is None:
-        raise ConfigurationError("the token does not tell the public key", code="keystore.key")
+        raise ConfigurationError("the token does not report the public key", code="keystore.key")
     info, algorithm = csr.request_info(subject, public_key)
     body = encode_sign(0, *signatures.for_token(public_key, info))
     raw = _expect(await link.request(Kind.SIGN, body), Kind.SIGNED).body

@@ -1,6 +1,6 @@
 """``ca-signer operator enroll``: issue the certificate of an operator, beside the ledger.
 
-Whoever may run this has the signer's settings, its database password and its CA key already.
+It runs with the signer's settings, its database password and its CA key.
 """
 
 from __future__ import annotations

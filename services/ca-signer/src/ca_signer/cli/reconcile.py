@@ -24,7 +24,7 @@ from estcore.tlog.checkpoint import VerifierKey
 
 @dataclass(frozen=True)
 class Sources:
-    """What is believed: an export and its key; ``events`` of the bus for what it does not have.
+    """What is trusted: an export and its key; with ``events`` the event stream for the rest.
 
     ``others`` are issuers that are not configured here, as ``ID=FILE``.
     """
@@ -49,7 +49,7 @@ async def reconcile(
     Raises:
         ConfigurationError: the export cannot be read, does not verify, or is not complete.
         RequestRejected: a record or certificate is not right.
-        Unavailable: bus or database is away; repeat it.
+        Unavailable: bus or database is unavailable; repeat it.
     """
     try:
         found = _read(decision_context, sources)
@@ -72,7 +72,7 @@ async def reconcile(
         "revocations": str(done.revocations),
         "rollovers": str(done.rollovers),
         "forgotten_commands": str(len(done.unrecoverable_commands)),
-        "events": "believed" if sources.events else "not asked",
+        "events": "used" if sources.events else "not used",
     }
     await publisher.service_event("ledger.reconciled", {**counts, "export": sources.export.name})
     _tell(done)
@@ -81,7 +81,7 @@ async def reconcile(
         raise ConfigurationError(
             f"the bus knows {len(missing)} certificates or revocations that the export does not: "
             "wait until audit has caught up, and export again; if audit lost them too: --events",
-            code="ledger.behind",
+            code="ledger.stale",
         )
     sys.stdout.write("the ledger is complete; signers go on\n")
 
@@ -113,9 +113,9 @@ def _tell(done: Restored) -> None:
         f"put back: {done.issued} certificates, {done.given_up} serial numbers never delivered, "
         f"{done.revocations} revocations, {done.rollovers} rollovers\n"
     )
-    if done.elsewhere:
+    if done.sent_upstream:
         sys.stdout.write("asked of another CA, with an outcome nobody knows; look there:\n")
-    for line in done.elsewhere:
+    for line in done.sent_upstream:
         sys.stdout.write(f"  issuance {line}\n")
     if done.unrecoverable_commands:
         sys.stdout.write("commands that the ledger has forgotten; give again what is needed:\n")

@@ -10,7 +10,6 @@ import click
 
 from ca_signer import connections, main
 from ca_signer.cli import check_store, operator, reconcile
-from ca_signer.ledger import export
 from ca_signer.ledger.enrollment_secrets import SecretStore
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.settings import SERVICE, SignerSettings
@@ -37,6 +36,8 @@ _id = click.option("--id", "secret_id", required=True, help="Id of the enrollmen
 @COMMAND.verb("export", "Write the ledger as JSON lines.")
 @click.option("--out", type=PATH, required=True, help="File to write.")
 async def _export(settings: SignerSettings, out: Path) -> None:
+    from ca_signer.ledger import export  # SQLAlchemy, for this verb only
+
     database = await Database.connect(settings.database, SERVICE, connections.SCHEMA)
     try:
         count = await export.export(database, out)

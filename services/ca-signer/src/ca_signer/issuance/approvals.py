@@ -1,29 +1,32 @@
-"""Requests that an operator must approve: the ticket, its life and its use.
+"""Requests that await approval by an operator.
 
     waiting ──approve──► approved ──intent recorded──► used
-       │                    ▲                            │ the intent is given up, or its
-       └──reject──► rejected└────────────────────────────┘ generated key got lost
+       │                    ▲                            │ the intent is abandoned, or its
+       └──reject──► rejected└────────────────────────────┘ generated key was lost
 
-One row an enrollment, so a repetition finds it whatever its request id, TLS session or front
-end; who repeats somebody else's request is another enrollment. A ticket that is over makes room
-for a new request. Using an approval is one transaction with recording the intent.
+One row per enrollment, so a repeated request finds it under any request id, TLS session or front
+end. A request of another client is another enrollment. An expired row makes room for a new request.
+Using an approval and recording the intent is one transaction.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import asyncpg
 
 from ca_signer.model import IssuanceIntent, RequestFacts
-from ca_signer.publishing.outbox import Part
+from ca_signer.publishing.audit_records import request_actor, request_target
+from ca_signer.publishing.outbox import OutboxSource
 from ca_signer.publishing.publisher import EventPublisher
+from ca_signer.settings import RequestHandlingSettings
 from estcore import ids
 from estcore.errors import Conflict, NotAuthorized
-from estcore.messages.audit import Actor, AuditRecord, Producer, Target
+from estcore.messages.audit import AuditRecord, AuditRecordBuilder
 from estcore.messages.envelope import decode, encode
-from estcore.runtime.database import Connection, Database
+from estcore.runtime.database import Connection
 
 _LONGEST_WAIT_S = 3600
 _SHARE_OF_AGE = 8
@@ -41,18 +44,27 @@ where approval.state = 'used' or approval.expires_at <= now()"""
 
 @dataclass(frozen=True)
 class PendingApproval:
-    """Nobody has decided yet: the client asks again after so many seconds."""
+    """No operator has decided yet: the client asks again after so many seconds."""
 
     retry_after_s: int
 
 
 @dataclass(frozen=True)
 class ApprovalStore:
-    """How long tickets live and how many an owner may have."""
+    """Requests that await approval, within limits of lifetime and number per owner."""
 
     lifetime: dt.timedelta = dt.timedelta(days=7)
     retry_after_s: int = 10
     max_waiting: int = 100
+
+    @classmethod
+    def of(cls, settings: RequestHandlingSettings) -> ApprovalStore:
+        """Return the store with the configured limits."""
+        return cls(
+            lifetime=dt.timedelta(seconds=settings.approval_lifetime_s),
+            retry_after_s=settings.approval_retry_after_s,
+            max_waiting=settings.approval_max_waiting,
+        )
 
     async def admit(self, connection: Connection, intent: IssuanceIntent) -> PendingApproval | None:
         """Return None where the enrollment may be recorded now, its approval used up.
@@ -68,7 +80,7 @@ class ApprovalStore:
             intent.enrollment_id,
         )
         if row is not None and row["state"] == "used" and await _recorded(connection, intent):
-            return None  # another signer was faster; recording will tell
+            return None  # another signer was faster; recording finds its row
         if row is None or row["state"] == "used" or not row["live"]:
             return await self._ask(connection, intent)
         if row["state"] == "rejected":
@@ -128,66 +140,34 @@ async def _recorded(connection: Connection, intent: IssuanceIntent) -> bool:
     return bool(found)
 
 
-def approval_records(database: Database, publisher: EventPublisher) -> Part:
-    """Return the part of the outbox that publishes records of requests that wait."""
+def approval_records(publisher: EventPublisher) -> OutboxSource:
+    """Return the source of the audit records of requests that await approval."""
+    build = publisher.audit_records.build
 
-    async def part() -> bool:
-        async with database.connection() as connection:
-            rows = await connection.fetch(
-                "select * from approval where announced_at is null order by requested_at limit $1",
-                _LIMIT,
-            )
-        if not rows:
-            return False
-        await publisher.records([_record(publisher, row) for row in rows])
-        async with database.connection() as connection:
-            await connection.execute(
-                "update approval set announced_at = now() where approval_id = any($1::uuid[])",
-                [row["approval_id"] for row in rows],
-            )
-        return len(rows) == _LIMIT
+    async def publish(rows: Sequence[asyncpg.Record]) -> None:
+        await publisher.records([_record(build, row) for row in rows])
 
-    return part
-
-
-def _record(publisher: EventPublisher, row: asyncpg.Record) -> AuditRecord:
-    context = decode(RequestFacts, row["context"].encode())
-    return AuditRecord(
-        record_id=ids.record_id("approval", str(row["approval_id"])),
-        producer=Producer.model_validate(publisher.audit_records.producer),
-        occurred_at=row["requested_at"],
-        correlation_id=context.correlation_id,
-        causation_id=str(row["request_id"]),
-        action="approval.waiting",
-        phase="outcome",
-        outcome="success",
-        severity="notice",
-        actor=Actor(
-            type="service",
-            subject=context.principal,
-            auth_method=context.auth_method,
-            certificate_serial=context.presented_serial,
-            rule=context.rule,
-        ),
-        origin=context.origin,
-        target=ticket_target(row, context),
-        details={"approval_id": str(row["approval_id"])},
+    return OutboxSource(
+        select="select approval_id, request_id, requested_at, issuer_id, tenant, service, profile, "
+        "subject, san, spki_sha256, context from approval where announced_at is null "
+        "order by requested_at limit $1",
+        mark="update approval set announced_at = now() where approval_id = any($1::uuid[])",
+        keys=("approval_id",),
+        publish=publish,
     )
 
 
-def ticket_target(row: asyncpg.Record, context: RequestFacts) -> Target:
-    """Return how a record names what a ticket is about."""
-    spki = row["spki_sha256"]
-    return Target(
-        tenant=row["tenant"],
-        service=row["service"],
-        request_id=str(row["request_id"]),
-        label=context.label,
-        profile=row["profile"],
-        issuer_id=row["issuer_id"],
-        subject=row["subject"],
-        san=tuple(filter(None, row["san"].split("\n"))),
-        csr_sha256=context.csr_sha256,
-        spki_sha256=spki.hex() if spki else None,
-        key_algorithm=context.key_algorithm,
+def _record(build: AuditRecordBuilder, row: asyncpg.Record) -> AuditRecord:
+    context = decode(RequestFacts, row["context"].encode())
+    approval_id = str(row["approval_id"])
+    return build.success(
+        "approval.waiting",
+        record_id=ids.record_id("approval", approval_id),
+        at=row["requested_at"],
+        correlation_id=context.correlation_id,
+        causation_id=str(row["request_id"]),
+        actor=request_actor(context),
+        origin=context.origin,
+        target=request_target(row, context),
+        details={"approval_id": approval_id},
     )

@@ -1,4 +1,4 @@
-"""Takes requests from the consumers by weight and hands them on in batches."""
+"""Request consumer: take requests from the consumers by weight, hand them on in batches."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class DeliveryHandler(Protocol):
 class RequestConsumer:
     """One consumer per issuer and priority, one loop, a few batches in flight.
 
-    Weighted shares, not strict precedence: low priority always moves, and whoever has nothing
-    waiting gives its share to the others. For an issuer that is not ``usable`` (its key is in a
-    token that is away) nothing is fetched, and what waits goes back for other signers.
+    Weighted shares, not strict precedence: low priority always moves, and the share of a
+    priority without waiting requests goes to the others. For an issuer that is not ``usable``
+    (its token is unavailable) nothing is fetched, and waiting requests go back for other signers.
     """
 
     def __init__(  # noqa: PLR0913 - the parts of the signer, joined in main
@@ -73,7 +73,7 @@ class RequestConsumer:
 
     @property
     def ready(self) -> bool:
-        """Every consumer was heard lately."""
+        """Every consumer received something from the server lately."""
         return all(consumer.ready for consumer in self._consumers.values())
 
     async def run(self, stop: asyncio.Event) -> None:

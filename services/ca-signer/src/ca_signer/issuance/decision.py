@@ -1,7 +1,7 @@
 """Steps 1 to 4 of the issuance cycle: find, decide, build, lint. No database, no bus.
 
-The front end is believed only about who was authenticated on which label. Everything else is
-computed again here from the CSR, our own policy and the ledger's facts.
+The front end is trusted only for who was authenticated on which label. Everything else is computed
+again here from the CSR, the signer's own policy and the ledger.
 """
 
 from __future__ import annotations

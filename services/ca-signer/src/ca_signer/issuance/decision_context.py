@@ -1,4 +1,4 @@
-"""What a signer decides with, and what it knows of presented certificates."""
+"""Decision inputs: policy, profiles, issuers, front-end groups; and facts of certificates."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class DecisionContext:
         return issuer.family if issuer else issuer_id
 
     def accepts(self, issuer_id: str) -> bool:
-        """Tell whether certificates of this generation still identify their holders."""
+        """Return whether certificates of this generation still identify their holders."""
         state = self.generations.state(issuer_id)
         return state in ACCEPTED if state else self.family(issuer_id) == issuer_id
 

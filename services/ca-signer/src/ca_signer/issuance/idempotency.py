@@ -39,7 +39,7 @@ class Resume(Generic[IntentT]):
 
 @dataclass(frozen=True)
 class Answer:
-    """The certificate is stored: answer with it. ``new`` tells whether this request was unknown."""
+    """The certificate is stored: answer with it. ``new`` is true for an unknown request."""
 
     issued: IssuedCertificate
     new: bool
@@ -47,7 +47,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Refuse:
-    """Refused before; ``published`` tells whether the refusal was published."""
+    """Refused before; ``published`` returns whether the refusal was published."""
 
     error: RequestRejected
     refusal: Refusal
@@ -131,7 +131,7 @@ class OpenRequests(Protocol[IntentT]):
         ...
 
     async def late(self, connection: Connection, row: asyncpg.Record) -> bool:
-        """Tell whether a certificate outside its window is returned all the same."""
+        """Return whether a certificate outside its window is returned all the same."""
         ...
 
 
@@ -176,7 +176,7 @@ class RequestResolver(Generic[IntentT]):
             intent.request_id,
         )
         if own is not None and own["state"] == "issued":
-            # This request has its certificate, whatever happened to anything since.
+            # This request has its certificate, even if it was revoked or replaced since.
             return Answer(_issued(own), new=False)
         await ledger_checks.check_presented_certificate(connection, intent)
         await ledger_checks.check_secret(connection, intent)

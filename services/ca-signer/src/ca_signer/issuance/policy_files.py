@@ -1,4 +1,4 @@
-"""Policy and profiles as a signer reads them: they must fit together and to what it serves."""
+"""Read policy and profiles: they must fit together, and fit the issuers that are served."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Registration authorities (RFC 7030 section 3.7): who may act for others, and for whom."""
+"""Registration authorities (RFC 7030 section 3.7): which clients may enroll for others."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ from ca_signer.ledger.refusals import RefusalStore
 from ca_signer.model import EXPIRED, IssuanceIntent, IssuedCertificate, KnownCertificate
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.publishing.replies import issued_answer, rejected_answer
+from ca_signer.settings import SERVICE
 from estcore.clock import monotonic_s
 from estcore.errors import (
     InvariantBroken,
@@ -47,6 +48,7 @@ from estcore.runtime import faults
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.consume import Delivery
 from estcore.runtime.logs import fields
+from estcore.runtime.worker import publish_dead_letter
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +175,7 @@ class RequestHandler(Generic[IntentT]):
                 self._known.popitem(last=False)
 
     async def handle(self, item: ReceivedRequest) -> None:
-        """Take one request from the decision to its end, whatever happens on the way."""
+        """Take one request from the decision to its end; no error escapes."""
         try:
             candidates, _ = await self.decide_all([item])
             for candidate in candidates:
@@ -331,11 +333,13 @@ class RequestHandler(Generic[IntentT]):
         log.error(
             "message dead-lettered", extra=fields(code=code, reason=reason, topic=delivery.topic)
         )
-        topic = "dead.ca-signer." + code.replace(".", "-").replace("_", "-")
+        reason_token = code.replace(".", "-").replace("_", "-")
         message = _readable(EnrollmentRequested, delivery)
         try:
             message_id = f"dead-{delivery.sequence}"
-            await self._bus.publish_confirmed([Outgoing(topic, delivery.data, message_id)])
+            await publish_dead_letter(
+                self._bus, SERVICE, delivery, reason=reason_token, message_id=message_id
+            )
             await self._publisher.dead_letter(delivery, code, reason, message)
         except Unavailable as exc:
             await self.nak_all([delivery], exc.code)

@@ -1,4 +1,4 @@
-"""Steps 3 and 4 of the issuance cycle: from a decision to a linted TBS and its intent."""
+"""Steps 3 and 4 of the issuance cycle: build the TBS of a decision, lint it, return the intent."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def candidate(  # noqa: PLR0913, PLR0917 - the decision's parts, joined once
         tenant=tenant,
         service=service,
         profile=profile.name,
-        # A renewal stays in its slot, whatever made that; a slot goes through the generations of
+        # A renewal stays in its slot, also across rules; a slot goes through the generations of
         # its issuer.
         slot_id=predecessor.slot_id
         if predecessor

@@ -1,9 +1,8 @@
-"""What ``/cacerts`` shows of an issuer and its generations (pure), and what links two roots.
+"""What ``/cacerts`` contains for an issuer and its generations (pure), and root link certificates.
 
-During a rollover of the root (RFC 7030 section 4.1.3, RFC 4210 section 4.4) that is the chain
-of who signs, the chains of the others, and OldWithNew and NewWithOld: whoever has only one of
-the two roots can verify certificates under both. Where both generations have one root there is
-nothing to link.
+During a rollover of the root (RFC 7030 section 4.1.3, RFC 4210 section 4.4) these are the chain of
+the signing generation, the chains of the others, OldWithNew and NewWithOld: a client with one of
+the two roots can verify certificates under both. Generations under one root need no link.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ log = logging.getLogger(__name__)
 def cacerts_of(
     family: str, issuers: Mapping[str, CACertificate], generations: Generations, now: dt.datetime
 ) -> CACertificates | None:
-    """Return what front ends are told of a family.
+    """Return the message about an issuer for front ends.
 
     None where an issuer that belongs to it is not configured here: a signer that knows only a
     part must not take trust away that another one published.
@@ -70,14 +69,14 @@ def _octets(certificates: Sequence[x509.Certificate]) -> list[bytes]:
 
 
 def links(certificate: x509.Certificate, roots: Sequence[x509.Certificate]) -> bool:
-    """Tell whether a certificate is of one root's key, signed by another root."""
+    """Return whether a certificate is of one root's key, signed by another root."""
     return any(_is_key_of(certificate, new) for new in roots) and any(
         _is_issued_by(certificate, old) for old in roots if not _is_key_of(certificate, old)
     )
 
 
 def linked(issuer: CACertificate, other: CACertificate) -> bool:
-    """Tell whether whoever has one of the two roots can come to trust the other one."""
+    """Return whether a client with one of the two roots can come to trust the other one."""
     if _is_key_of(issuer.root, other.root):
         return True
     cross = (*issuer.cross, *other.cross)

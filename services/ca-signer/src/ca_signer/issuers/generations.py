@@ -1,11 +1,11 @@
-"""Which generation of an issuer signs for its labels, and whose certificates they accept.
+"""Generations of an issuer: which one signs for its labels, and which ones are accepted.
 
-A label names an issuer for ever: the *family*. Rollovers give it generations, issuers with ids,
-keys and lists of their own. Where a family has had no rollover, it is its own only generation.
+A label names an issuer for ever; its rollovers give it generations, each with an id, a key and
+CRLs of its own. An issuer without a rollover is its own only generation.
 
-The ledger's word counts: every signer reads it again each second, and step 5 refuses an intent
-whose issuer the ledger does not let sign (``ca_signer.ledger.issuances``), so a signer that has
-not read a switch yet signs nothing by mistake; its requests wait until it has.
+The ledger is authoritative: every signer reads it again each second, and step 5 refuses an intent
+whose generation may not sign (``ca_signer.ledger.issuances``). A signer that has not read a switch
+yet signs nothing by mistake; its requests wait until it has.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ async def read_generations(database: Database) -> Generations:
     """Return what the ledger says now.
 
     Raises:
-        LedgerUnavailable: PostgreSQL is away.
+        LedgerUnavailable: PostgreSQL is unavailable.
     """
     async with database.connection() as connection:
         # One statement, one snapshot: both tables are as one command left them.

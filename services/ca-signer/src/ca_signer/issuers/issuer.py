@@ -1,4 +1,4 @@
-"""An issuer as decisions know it: its certificate and the chain above. Nothing here has a key."""
+"""CA certificate of an issuer with its chain, as decisions use it. No key is loaded here."""
 
 from __future__ import annotations
 

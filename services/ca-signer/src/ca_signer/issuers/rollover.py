@@ -1,15 +1,17 @@
-"""The rollover of an issuer as a state machine, one transition a transaction.
+"""Rollover of an issuer as a state machine: one transition per transaction.
 
     planned ──► published ──► signing ──► retired
        └────────────┴──► rolled_back  └──► reversed (by a rollover back that is signing)
 
-planned: named and checked, visible to nobody. published: ``/cacerts`` shows the new chain and
-what links the roots; it is counted who has fetched it. signing: the new generation signs,
-certificates of both are accepted. retired: the old one leaves ``/cacerts`` and its certificates
-identify nobody; its revocation lists go on. What has signed cannot be made unsigned: a mistaken
-switch is ended by a rollover back, which is one of its own.
+- planned: named and checked, not visible to clients.
+- published: ``/cacerts`` has the new chain and the certificates that link the roots; downloads of
+  it are counted by slot.
+- signing: the new generation signs; certificates of both are accepted.
+- retired: the old generation leaves ``/cacerts`` and its certificates identify no client; its CRLs
+  go on.
 
-The rows are locked by their family, so two commands at once take turns.
+A signature cannot be undone: a mistaken switch is ended by a rollover back. Rows are locked by
+issuer, so concurrent commands take turns.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ class AdoptionCount:
     fetched: int
 
     def reaches(self, percent: int) -> bool:
-        """Tell whether at least so many of a hundred have fetched."""
+        """Return whether at least so many of a hundred have fetched."""
         return self.fetched * 100 >= percent * self.slots
 
 

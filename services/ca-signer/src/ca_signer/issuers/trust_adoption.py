@@ -1,7 +1,7 @@
-"""Counts, by slot, who has fetched the trust of a rollover: front ends tell, many at once.
+"""Track which slots have downloaded the new CA certificates during a rollover.
 
-A front end is believed that somebody with this certificate asked it. What it says can at most
-make a slot count as reached, which the operator weighs before the switch; nothing is issued by it.
+Front ends report in batches. The reports are unsigned: at most a slot counts as reached that is
+not, which the operator weighs before the switch; nothing is issued because of them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class TrustAdoptionTracker:
             new = await self.count(decode(TrustFetched, message.payload))
             await self._bus.publish_unconfirmed(message.reply, encode(TrustFetchCounted(new=new)))
         except (MalformedRequest, Unavailable) as exc:
-            # Not answered: told again.
+            # Not answered: the front end reports again.
             log.warning("CA certificate downloads not counted", extra=fields(code=exc.code))
 
     async def count(self, fetched: TrustFetched) -> int:
@@ -56,7 +56,7 @@ class TrustAdoptionTracker:
         Certificates the ledger does not have, or of other issuers, count for nothing.
 
         Raises:
-            LedgerUnavailable: PostgreSQL is away.
+            LedgerUnavailable: PostgreSQL is unavailable.
         """
         async with self._database.connection() as connection:
             new: int = await connection.fetchval(

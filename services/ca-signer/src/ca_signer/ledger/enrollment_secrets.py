@@ -33,7 +33,7 @@ class SecretStore:
 
         Raises:
             ConfigurationError: a live secret has the id.
-            Unavailable: database or bus is away.
+            Unavailable: database or bus unavailable.
         """
         secret = secrets.token_urlsafe(_RANDOM_BYTES)
         verifier, not_after = sha256(secret.encode()).digest(), self._clock.now() + lifetime
@@ -97,7 +97,7 @@ class SecretStore:
         """Publish the live verifiers of the shards; all shards if none is named.
 
         Raises:
-            Unavailable: database or bus is away.
+            Unavailable: database or bus unavailable.
         """
         async with self._database.connection() as connection:
             rows = await connection.fetch(

@@ -1,40 +1,73 @@
 """``ca-signer export``: the ledger as JSON lines, for ``estctl audit verify --cross``.
 
-What another CA was asked for and has not given is in it too, without a serial number: its intent
-is on record.
+Submissions to upstream CAs without a certificate are in it too, without a serial number: their
+intents are on record.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from ca_signer.model import OPEN_SUBMISSIONS
+from sqlalchemy import CompoundSelect, case, null, select, union_all
+
+from ca_signer.ledger.tables import issuance, submission
+from ca_signer.model import OPEN_SUBMISSION_STATES
 from estcore import ids
+from estcore.runtime import statements
 from estcore.runtime.database import Database
 
-_ROWS = f"""select issuance_id, request_id, enrollment_id, state, serial_number, tenant, service,
-  profile, slot_id, not_after, certificate_sha256, issued_at, announced_at, revoked_at
-from issuance
-union all
-select issuance_id, request_id, enrollment_id,
-  case when {OPEN_SUBMISSIONS} then 'intended'
-    else 'abandoned' end,
-  null, tenant, service, profile, slot_id, not_after, null, null, announced_at, null
-from submission where state <> 'issued'
-order by 1"""  # noqa: S608 - our constant
+
+def _rows() -> CompoundSelect[Any]:
+    """Return issuances, and submissions that have no certificate, as issuances."""
+    row, sent = issuance.c, submission.c
+    state = case((sent.state.in_(OPEN_SUBMISSION_STATES), "intended"), else_="abandoned")
+    issued = select(
+        row.issuance_id,
+        row.request_id,
+        row.enrollment_id,
+        row.state,
+        row.serial_number,
+        row.tenant,
+        row.service,
+        row.profile,
+        row.slot_id,
+        row.not_after,
+        row.certificate_sha256,
+        row.issued_at,
+        row.announced_at,
+        row.revoked_at,
+    )
+    submitted = select(
+        sent.issuance_id,
+        sent.request_id,
+        sent.enrollment_id,
+        state,
+        null(),
+        sent.tenant,
+        sent.service,
+        sent.profile,
+        sent.slot_id,
+        sent.not_after,
+        null(),
+        null(),
+        sent.announced_at,
+        null(),
+    ).where(sent.state != "issued")
+    return union_all(issued, submitted).order_by("issuance_id")
 
 
 async def export(database: Database, out: Path) -> int:
     """Write one object per issuance; returns how many.
 
     Raises:
-        LedgerUnavailable: the database is away.
+        LedgerUnavailable: the database is unavailable.
     """
     count = 0
     with out.open("w", encoding="utf-8") as file:
         async with database.connection() as connection, connection.transaction():
-            async for row in connection.cursor(_ROWS, prefetch=1000):
+            async for row in statements.stream(connection, _rows()):
                 serial = row["serial_number"]
                 line = {
                     "issuance_id": str(row["issuance_id"]),

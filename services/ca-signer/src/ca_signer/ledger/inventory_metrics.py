@@ -55,7 +55,7 @@ class InventoryMetrics:
         """Set the gauges to what the directory holds.
 
         Raises:
-            Unavailable: the database is away, or too slow for it.
+            Unavailable: the database is unavailable, or too slow for it.
         """
         async with self._database.connection() as connection:
             states = await connection.fetch(STATES)

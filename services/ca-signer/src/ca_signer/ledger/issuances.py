@@ -1,8 +1,8 @@
-"""The ledger in PostgreSQL: every statement of the issuance cycle.
+"""Issuances in PostgreSQL: every statement of the issuance cycle.
 
-A batch of fresh enrollments is one statement to record the intents (step 5) and one to store
-the certificates (step 9); each commits by itself. Whatever is not fresh goes through
-``ca_signer.issuance.idempotency``, one transaction each, with the enrollment row locked.
+A batch of new enrollments takes one statement to record the intents (step 5) and one to store the
+certificates (step 9); each commits by itself. Any other request goes through
+``ca_signer.issuance.idempotency``, in a transaction of its own with the enrollment row locked.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ where issuance_id in (
   order by lease_until limit $2 for update skip locked)
 returning {INTENT_COLUMNS}, case
   when sign_before < now() or issuance.context::json->>'operation' in ('serverkeygen', 'ocsp')
-    then 'intent.stale'
+    then 'request.expired'
   when exists (select 1 from issuance p
       where p.certificate_sha256 = decode(issuance.context::json->>'presented_sha256', 'hex')
         and p.certificate is not null and p.revoked_at is not null)
@@ -163,7 +163,7 @@ class IssuanceStore:
 
         Raises:
             SerialNumberReused: a serial number exists already.
-            LedgerUnavailable: PostgreSQL is away; nothing or everything was recorded.
+            LedgerUnavailable: PostgreSQL is unavailable; nothing or everything was recorded.
         """
         async with self.database.connection() as connection:
             return await insert_intents(connection, intents, self.lease)
@@ -267,7 +267,7 @@ class IssuanceStore:
             )
 
     async def unannounced(self, *, older_than_s: float, limit: int) -> list[IssuedCertificate]:
-        """Return certificates whose announcement nobody has confirmed."""
+        """Return certificates whose publication was not confirmed."""
         async with self.database.connection() as connection:
             rows = await connection.fetch(_UNANNOUNCED, dt.timedelta(seconds=older_than_s), limit)
         return [IssuedCertificate(intent_of(r), r["certificate"], r["issued_at"]) for r in rows]

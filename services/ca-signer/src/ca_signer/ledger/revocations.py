@@ -6,6 +6,8 @@ is published as well.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ca_signer.ledger import certificate_index
 from estcore.runtime.database import Connection
 
@@ -30,3 +32,20 @@ async def set_revocation(
         by,
     )
     await certificate_index.note_revocation(connection, issuance_id, revoked=reason is not None)
+
+
+async def set_revocations(
+    connection: Connection, issuance_ids: list[Any], reason: str, by: str
+) -> None:
+    """Revoke certificates whose rows are locked by the caller; as ``set_revocation`` for one."""
+    if not issuance_ids:
+        return
+    await connection.execute(
+        "update issuance set revoked_at = now(), revocation_reason = $2, revoked_by = $3, "
+        "revocation_seq = revocation_seq + 1, revocation_changed_at = now(), "
+        "revocation_announced_at = null where issuance_id = any($1::uuid[])",
+        issuance_ids,
+        reason,
+        by,
+    )
+    await certificate_index.note_revocations(connection, issuance_ids)

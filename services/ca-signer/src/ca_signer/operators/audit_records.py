@@ -11,7 +11,7 @@ from ca_signer.operators.verb import Caller, CommandResult
 from ca_signer.publishing.publisher import EventPublisher
 from estcore import ids
 from estcore.errors import RequestRejected
-from estcore.messages.audit import Actor, AuditRecord, Producer, Target
+from estcore.messages.audit import Actor, AuditRecord, Target
 from estcore.messages.commands import Command, SignedCommand
 
 _LONGEST = 300
@@ -26,15 +26,11 @@ def executed(
 ) -> AuditRecord:
     """Return the record of a command that was carried out."""
     said = _arguments(command)
-    return AuditRecord(
+    return publisher.audit_records.build.success(
+        f"operator.{command.verb}",
         record_id=ids.record_id("command", str(command.command_id)),
-        producer=_producer(publisher),
-        occurred_at=now,
+        at=now,
         correlation_id=str(command.command_id),
-        action=f"operator.{command.verb}",
-        phase="outcome",
-        outcome="success",
-        severity="notice",
         actor=_actor(caller),
         target=effect.target,
         details={**said, **effect.details},
@@ -49,16 +45,14 @@ def refused(
     now: dt.datetime,
 ) -> AuditRecord:
     """Return the record of a command of a known operator that was refused for good."""
-    return AuditRecord(
+    return publisher.audit_records.build.failure(
+        f"operator.{command.verb}",
         record_id=ids.record_id("command", str(command.command_id)),
-        producer=_producer(publisher),
-        occurred_at=now,
+        at=now,
         correlation_id=str(command.command_id),
-        action=f"operator.{command.verb}",
         phase="denied",
-        outcome="failure",
         reason_code=error.code,
-        reason=error.reason[:500],
+        reason=error.reason,
         severity="warning",
         actor=_actor(caller),
         details=_arguments(command),
@@ -72,32 +66,26 @@ def turned_away(
     error: RequestRejected,
     now: dt.datetime,
 ) -> AuditRecord:
-    """Return the record of a command that never counted as one: nobody stands behind it.
+    """Return the record of a rejected command without a known operator behind it.
 
     The same octets refused for the same reason are one record, however often they come.
     """
     fingerprint = signed.fingerprint.hex() if signed else None
     digest = sha256(data).hexdigest()
     name = ids.record_id("command-refused", digest, error.code, now.date().isoformat())
-    return AuditRecord(
+    return publisher.audit_records.build.failure(
+        f"operator.{signed.command.verb}" if signed else "operator.unreadable",
         record_id=name,
-        producer=_producer(publisher),
-        occurred_at=now,
+        at=now,
         correlation_id=str(signed.command.command_id) if signed else name,
-        action=f"operator.{signed.command.verb}" if signed else "operator.unreadable",
         phase="denied",
-        outcome="failure",
         reason_code=error.code,
-        reason=error.reason[:500],
+        reason=error.reason,
         severity="warning",
         actor=Actor(type="human", auth_method="command", certificate_fingerprint=fingerprint),
         target=Target(issuer_id=None),
         details={"octets_sha256": digest},
     )
-
-
-def _producer(publisher: EventPublisher) -> Producer:
-    return Producer.model_validate(publisher.audit_records.producer)
 
 
 def _actor(caller: Caller) -> Actor:

@@ -1,6 +1,6 @@
 """Certificates of operators: decide, outside the policy's rules.
 
-No front end, whatever its group, is trusted with profile ``operator``. The policy must name the
+No group of front ends is trusted with profile ``operator``. The policy must name the
 subject as an operator first.
 """
 
@@ -40,7 +40,7 @@ def decide_operator(csr: bytes, issuer_id: str, decision_context: DecisionContex
         )
     profile = decision_context.profiles.get(OPERATOR_PROFILE)
     check_profile(request, profile)
-    # Not a rule of the policy: nobody enrolls or renews by it.
+    # Not a rule of the policy: no client enrolls or renews by it.
     rule = Rule(
         name=operator.name,
         principal=PrincipalMatch(

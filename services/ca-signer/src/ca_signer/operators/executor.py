@@ -1,14 +1,14 @@
-"""Carrying out one signed command.
+"""Execute one signed command of an operator.
 
 1. Verify the signature by the certificate in the command, the form and the time.
-2. Take the certificate's row: of profile ``operator``, live now, not revoked.
-3. Find the operator in the policy and a role that may give this verb.
-4. Insert the ``command_id``. It was there: the same command gets the same answer, another one
+2. Read the certificate's row: profile ``operator``, valid now, not revoked.
+3. Find the operator in the policy, with a role that allows this verb.
+4. Insert the ``command_id``. If it exists, the same command gets the same answer, another command
    is refused.
-5. Do it, in the same transaction; what is refused is undone and recorded as refused.
-6. Commit, with the answer and the audit record; then answer. The outbox announces the record.
+5. Execute it in the same transaction; a refused command is rolled back and recorded as refused.
+6. Commit, with the answer and the audit record; then answer. The outbox publishes the record.
 
-What fails before step 4 leaves no row: anybody who reaches the topic could fill the table. It is
+A failure before step 4 leaves no row, since every client of the topic could fill the table. It is
 on record before it is answered.
 """
 
@@ -72,7 +72,7 @@ class CommandExecutor:
         """Carry out a command that came on the topic of ``verb``; returns its answer.
 
         Raises:
-            Unavailable: database or bus is away; the same command may be sent again.
+            Unavailable: database or bus unavailable; the same command may be sent again.
         """
         signed: SignedCommand | None = None
         try:

@@ -1,4 +1,4 @@
-"""Takes commands from the bus, one after the other, and answers them."""
+"""Listener for operator commands: receive them, execute them one by one, answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command may be: its verb, who may give it, its arguments, and what it does."""
+"""Operator command definition: name, allowed roles, argument model, handler."""
 
 from __future__ import annotations
 

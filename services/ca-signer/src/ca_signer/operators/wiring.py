@@ -54,14 +54,14 @@ def assemble(
     revocations = RevocationPublisher(
         database, bus, publisher.audit_records.source, changed=lists.changed
     )
-    # Revocations first: they wait for nobody.
-    parts = [
-        revocations.announce,
-        command_records(database, publisher),
-        approval_records(database, publisher),
-        incident_records(database, publisher),
+    # Revocations first: they depend on no other source.
+    sources = [
+        revocations.source(),
+        command_records(publisher),
+        approval_records(publisher),
+        *incident_records(publisher),
     ]
-    outbox = Outbox(parts, every_s=every_s)
+    outbox = Outbox(database, sources, every_s=every_s)
     looking = table(certificates.SHOW, certificates.LIST)
     rolling = Rolling(decision_context).verbs()
     verbs = {

@@ -11,13 +11,15 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
+import asyncpg
+
 from ca_signer.model import IssuanceIntent, IssuedCertificate, Refusal, RequestFacts
 from ca_signer.settings import SERVICE
 from estcore import ids
 from estcore.clock import Clock
 from estcore.errors import RequestRejected
 from estcore.messages import topics
-from estcore.messages.audit import Actor, AuditRecord, Origin, Phase, Producer, Target
+from estcore.messages.audit import Actor, AuditRecordBuilder, Origin, Phase, Target
 from estcore.messages.enrollment import EnrollmentRequested
 from estcore.messages.envelope import encode_mapping, without_none
 from estcore.messages.events import EnrollmentRejected
@@ -35,7 +37,8 @@ class AuditRecords:
     def __init__(self, clock: Clock, instance: str) -> None:
         self._clock = clock
         self.source = f"{SERVICE}/{instance}"
-        self.producer = {"service": SERVICE, "instance": instance, "boot_id": ids.uuid7()}
+        self.build = AuditRecordBuilder(SERVICE, instance, ids.uuid7())
+        self.producer = self.build.producer.model_dump()
 
     def intent(self, intent: IssuanceIntent) -> Record:
         """Return the record of step 6; one per attempt, so a resumed intent shows both."""
@@ -93,16 +96,14 @@ class AuditRecords:
         now = self._clock.now()
         kind = type(error).__name__
         principal = message.principal
-        record = AuditRecord(
+        record = self.build.failure(
+            "certificate.issue",
             record_id=ids.record_id("rejected", message.id),
-            producer=Producer.model_validate(self.producer),
-            occurred_at=now,
+            at=now,
             correlation_id=message.correlation_id,
             causation_id=message.id,
             trace_id=trace_id(message.traceparent),
-            action="certificate.issue",
             phase="denied",
-            outcome="failure",
             reason_code=error.code,
             reason=error.reason,
             severity="notice",
@@ -259,4 +260,49 @@ def _target(intent: IssuanceIntent, context: RequestFacts) -> dict[str, Any]:
         not_before=intent.not_before,
         not_after=intent.not_after,
         predecessor_serial=context.predecessor_serial,
+    )
+
+
+def request_actor(context: RequestFacts) -> Actor:
+    """Return the client of a recorded request."""
+    return Actor(
+        type="service",
+        subject=context.principal,
+        auth_method=context.auth_method,
+        certificate_serial=context.presented_serial,
+        rule=context.rule,
+    )
+
+
+def certificate_target(row: asyncpg.Record) -> Target:
+    """Return how a record names an issued certificate, from its row."""
+    return Target(
+        tenant=row["tenant"],
+        service=row["service"],
+        issuance_id=str(row["issuance_id"]),
+        issuer_id=row["issuer_id"],
+        profile=row["profile"],
+        subject=row["subject"],
+        serial=ids.serial_hex(int.from_bytes(row["serial_number"], "big")),
+        certificate_sha256=row["certificate_sha256"].hex(),
+        not_after=row["not_after"],
+    )
+
+
+def request_target(row: asyncpg.Record, context: RequestFacts, **more: str | None) -> Target:
+    """Return how a record names a request that has no certificate, from its row."""
+    spki = row["spki_sha256"]
+    return Target(
+        tenant=row["tenant"],
+        service=row["service"],
+        request_id=str(row["request_id"]),
+        label=context.label,
+        profile=row["profile"],
+        issuer_id=row["issuer_id"],
+        subject=row["subject"],
+        san=tuple(filter(None, row["san"].split("\n"))),
+        csr_sha256=context.csr_sha256,
+        spki_sha256=spki.hex() if spki else None,
+        key_algorithm=context.key_algorithm,
+        **more,
     )

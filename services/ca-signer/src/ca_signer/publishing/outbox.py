@@ -1,7 +1,9 @@
-"""Announces what was committed for operators and is not told yet: the row is the outbox.
+"""Transactional outbox: publish what was committed and is not marked as published.
 
-Each part goes by itself, so that a full stream of audit records keeps no revocation back. Ids
-follow from the rows: two signers, or a crash in between, tell the same facts twice.
+The row is the outbox: a source selects unpublished rows, publishes what they say, awaits the
+PubAcks and marks them. Ids follow from the rows, so two signers, or a crash in between, publish
+the same facts twice. Each source is drained by itself: a full audit stream holds no revocation
+back.
 """
 
 from __future__ import annotations
@@ -9,6 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import asyncpg
 
 from ca_signer.publishing.publisher import EventPublisher
 from estcore.errors import Unavailable
@@ -19,16 +24,30 @@ from estcore.runtime.logs import fields
 
 log = logging.getLogger(__name__)
 
-_LIMIT = 200
-Part = Callable[[], Awaitable[bool]]
-"""Tells some of what is due; returns whether there may be more."""
+
+@dataclass(frozen=True)
+class OutboxSource:
+    """One kind of row to publish.
+
+    ``select`` returns unpublished rows, oldest first; ``$1`` is how many at most. ``mark`` marks
+    them, with an array of each of ``keys`` as its parameters.
+    """
+
+    select: str
+    mark: str
+    keys: tuple[str, ...]
+    publish: Callable[[Sequence[asyncpg.Record]], Awaitable[None]]
+    limit: int = 200
 
 
 class Outbox:
     """Runs in every signer: at once after a commit, and again every ``every_s``."""
 
-    def __init__(self, parts: Sequence[Part], *, every_s: float) -> None:
-        self._parts = parts
+    def __init__(
+        self, database: Database, sources: Sequence[OutboxSource], *, every_s: float
+    ) -> None:
+        self._database = database
+        self._sources = sources
         self._every_s = every_s
         self._due = asyncio.Event()
 
@@ -37,7 +56,7 @@ class Outbox:
         self._due.set()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Announce until ``stop``."""
+        """Publish until ``stop``."""
         while not stop.is_set():
             try:
                 async with asyncio.timeout(self._every_s):
@@ -48,36 +67,43 @@ class Outbox:
             await self.flush()
 
     async def flush(self) -> None:
-        """Tell everything that is due, as far as the surroundings let us."""
-        for part in self._parts:
+        """Publish everything that is due; what cannot be published now is deferred."""
+        for source in self._sources:
             try:
-                while await part():
+                while await drain(self._database, source):
                     pass
             except Unavailable as exc:
                 log.warning("publication deferred", extra=fields(code=exc.code))
 
 
-def command_records(database: Database, publisher: EventPublisher) -> Part:
-    """Return the part that publishes the audit records of commands."""
+async def drain(database: Database, source: OutboxSource) -> bool:
+    """Publish a batch of a source; returns whether there may be more.
 
-    async def part() -> bool:
-        async with database.connection() as connection:
-            rows = await connection.fetch(
-                "select command_id, announcement from command where announced_at is null "
-                "and announcement is not null order by created_at limit $1",
-                _LIMIT,
-            )
-        if not rows:
-            return False
-        found = [decode(AuditRecord, r["announcement"].encode()) for r in rows]
-        denied = [r for r in found if r.phase == "denied"]
-        await publisher.records([r for r in found if r.phase != "denied"])
-        await publisher.denials(denied)
-        async with database.connection() as connection:
-            await connection.execute(
-                "update command set announced_at = now() where command_id = any($1::uuid[])",
-                [r["command_id"] for r in rows],
-            )
-        return len(rows) == _LIMIT
+    Raises:
+        Unavailable: database or bus unavailable; the rows stay unpublished.
+    """
+    async with database.connection() as connection:
+        rows = await connection.fetch(source.select, source.limit)
+    if not rows:
+        return False
+    await source.publish(rows)
+    async with database.connection() as connection:
+        await connection.execute(source.mark, *([row[key] for row in rows] for key in source.keys))
+    return len(rows) == source.limit
 
-    return part
+
+def command_records(publisher: EventPublisher) -> OutboxSource:
+    """Return the source of the audit records of commands."""
+
+    async def publish(rows: Sequence[asyncpg.Record]) -> None:
+        records = [decode(AuditRecord, row["announcement"].encode()) for row in rows]
+        await publisher.records([r for r in records if r.phase != "denied"])
+        await publisher.denials([r for r in records if r.phase == "denied"])
+
+    return OutboxSource(
+        select="select command_id, announcement from command where announced_at is null "
+        "and announcement is not null order by created_at limit $1",
+        mark="update command set announced_at = now() where command_id = any($1::uuid[])",
+        keys=("command_id",),
+        publish=publish,
+    )

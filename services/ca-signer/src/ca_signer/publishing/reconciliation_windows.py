@@ -1,8 +1,8 @@
-"""Anti-entropy: what the ledger committed in each closed window, and announcing it again.
+"""Publish a digest of every closed window of issuances, and republish windows on request.
 
-A PubAck says the bus has an event, not that renewal or audit applied it, and a stream can lose
-what it acknowledged. So the sum of every closed window is published; consumers compare it with
-their own tables and ask for the windows that differ.
+A PubAck says that the bus has an event, not that renewal or audit applied it, and a stream can lose
+what it acknowledged. Consumers compare the digest with their tables and request the windows that
+differ (``estcore.runtime.reconciliation``).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class ReconciliationWindows:
         """Publish every window that closed and was not published.
 
         Raises:
-            Unavailable: database or bus is away.
+            Unavailable: database or bus unavailable.
         """
         async with self._ledger.database.connection() as connection:
             rows = await connection.fetch(
@@ -121,10 +121,10 @@ class ReconciliationWindows:
             log.warning("reconciliation windows not republished", extra=fields(code=exc.code))
 
     async def announce_again(self, asked: ReannounceRequested) -> int:
-        """Announce every certificate of the windows to whoever asked; returns how many.
+        """Publish every certificate of the windows again, for the requester; returns how many.
 
         Raises:
-            Unavailable: database or bus is away.
+            Unavailable: database or bus unavailable.
         """
         count = 0
         for start in asked.windows:

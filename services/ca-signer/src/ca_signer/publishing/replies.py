@@ -29,7 +29,7 @@ class Replies:
     async def send_abandoned(self, intent: IssuanceIntent, why: RequestRejected) -> None:
         """Answer the request of an intent that is not signed.
 
-        An expired one may be sent again, so its client is told to; any other is refused.
+        The client of an expired request is asked to send it again; any other is refused.
         """
         request_id, context = intent.request_id, intent.context
         if why.code == EXPIRED.code:

@@ -1,14 +1,14 @@
-"""What a verified export of the audit log says of certificates (pure): for a restored ledger.
+"""Contents of a verified audit log export, for a restored ledger (pure).
 
 1. The log is verified whole: hashes, tree, checkpoints by the given key, all records sealed.
-2. Outcomes of issuing become rows with their certificates; intents without an outcome become
-   rows that were given up, so that their serial numbers are not used again.
+2. Outcomes of issuance become rows with their certificates. Intents without an outcome become
+   abandoned rows, so that their serial numbers are not used again.
 3. Every certificate must be what its record says, signed by an issuer that is configured here.
-4. Revocations, holds and releases of operators are followed in the order of the log, and so are
-   rollovers: which generation signs must not go back.
+4. Revocations, holds and releases are applied in the order of the log, and so are rollovers: the
+   signing generation must not go back.
 
-Older outcome records do not say which enrollment they are of. Their certificates come back as
-well; only the same request made again then leads to a new one.
+Older outcome records do not name their enrollment. Their certificates are restored as well; the
+same request made again then gets a new one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from estcore.tlog.verify import Options, verify
 
 BAD = "reconcile.record"
 _HARMLESS = {"intent.open", "sequence.gap", "checkpoint.none", "checkpoint.overdue"}
-"""Findings that tell of what is missing, not of a log that was changed."""
+"""Findings about missing records, not about a changed log."""
 _RESTORED = "restored"
 _MOVE: TypeAdapter[Move] = TypeAdapter(Move)
 _REVOKED = "operator.certificate-revoke"
@@ -62,12 +62,12 @@ class Change:
 class AuditLogContents:
     """What the log knows, by issuance id; ``commands`` are those carried out, oldest first.
 
-    ``elsewhere`` are those that another CA was asked for, and of which nothing more is known.
+    ``sent_upstream`` are those that were sent to an upstream CA and have no known outcome.
     """
 
     issued: dict[str, IssuedCertificate] = field(default_factory=dict)
     given_up: dict[str, IssuanceIntent] = field(default_factory=dict)
-    elsewhere: set[str] = field(default_factory=set)
+    sent_upstream: set[str] = field(default_factory=set)
     changes: dict[str, Change] = field(default_factory=dict)
     commands: list[AuditRecord] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
@@ -120,7 +120,7 @@ def read_records(records: Iterable[Mapping[str, Any]], profiles: ProfileSet) -> 
             found.commands.append(record)
             if action in _CHANGES and (record.details or {}).get("changed") is True:
                 _change(found, record, _reason(record))
-    found.elsewhere -= found.issued.keys()
+    found.sent_upstream -= found.issued.keys()
     for issuance_id in found.issued:
         found.given_up.pop(issuance_id, None)
     return found
@@ -135,8 +135,8 @@ def _record(raw: Mapping[str, Any]) -> AuditRecord:
 
 def _issuing(found: AuditLogContents, record: AuditRecord, profiles: ProfileSet) -> None:
     if record.phase == "intent" and record.target.serial is None:
-        # The serial number was for another CA to choose.
-        found.elsewhere.add(str(record.target.issuance_id))
+        # The serial number was for an upstream CA to choose.
+        found.sent_upstream.add(str(record.target.issuance_id))
         return
     try:
         intent = _intent(record, profiles)

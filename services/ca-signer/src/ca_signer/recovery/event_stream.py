@@ -1,8 +1,8 @@
-"""Certificates as the bus tells of them: for a ledger whose audit log was lost with it.
+"""Read issued certificates from the event stream, for a ledger whose audit log was lost as well.
 
-Only where an operator says so (``reconcile --events``). A certificate itself is checked by its
-issuer's signature as ever; whose it is, is believed of the events, which nobody but a signer may
-publish, and which nothing seals. They do not say which request a certificate answers.
+Used only with ``reconcile --events``. Each certificate is verified with its issuer's key. Its
+ownership is taken from the event: only ca-signer may publish events, but unlike audit records they
+are not signed. Events do not say which request a certificate answers.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _ANNOUNCED = "announced"
 
 
 async def announced(bus: Bus, known: Collection[str]) -> list[IssuedCertificate]:
-    """Return the certificates the bus tells of whose issuance ids are not ``known``, each once.
+    """Return the certificates of the event stream whose issuance ids are not ``known``, each once.
 
     Raises:
         BusUnavailable: no answer in time.
-        MalformedRequest: an event is none; nobody but a signer could have published it.
+        MalformedRequest: an event is unreadable, although only ca-signer may publish them.
     """
     found: dict[str, IssuedCertificate] = {}
     newest = await bus.last_sequence(PKI_EVENTS, ISSUED)

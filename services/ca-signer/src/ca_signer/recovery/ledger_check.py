@@ -1,13 +1,12 @@
-"""Is this ledger as new as what was announced from it?
+"""Detect a stale ledger (restored backup, lagging replica) by the newest events on the bus.
 
-A certificate is announced only after it is committed. So an event on the bus that the ledger does
-not know means that the ledger is an older one: restored from a backup, or a replica that was
-behind. Such a signer would certify again what it has forgotten, accept what was revoked, and
-sign revocation lists with less in them. It signs nothing, until ``ca-signer reconcile`` has put
-back what is missing. The newest events are enough to look at: what a backup lacks is the newest.
+A certificate is published only after its commit. An event that the ledger does not know means that
+the ledger is older than the bus. Such a signer would certify again what it does not know, accept
+revoked certificates and sign CRLs with entries missing. It signs nothing until ``ca-signer
+reconcile`` has restored what is missing. Comparing the newest events is enough: a backup lacks the
+newest rows.
 
-Where PostgreSQL and NATS were lost together there is nothing to compare with; the runbook says
-what to do then.
+Where PostgreSQL and NATS were lost together there is nothing to compare with; see the runbook.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from estcore.runtime.service import sleep_or_stop
 log = logging.getLogger(__name__)
 
 ISSUED, REVOKED = "pki.certificate.issued.>", "pki.certificate.revoked.>"
-BEHIND = "ledger.behind"
+BEHIND = "ledger.stale"
 _LOOKED_AT = 1000
 _EVERY_S = 5.0
 _SAY_EVERY_S = 300.0
@@ -52,7 +51,7 @@ class EventRef:
     change: int
 
 
-def read_told(payload: bytes) -> EventRef | None:
+def read_event_ref(payload: bytes) -> EventRef | None:
     """Return what an event of issuing or revoking says; None where it is none of ours."""
     try:
         name = str(from_json(payload)["id"])
@@ -77,10 +76,10 @@ class StaleLedgerCheck:
         }
 
     async def missing(self) -> list[UUID]:
-        """Return the issuances among the newest events that the ledger does not know as told.
+        """Return the issuances among the newest events that the ledger does not know.
 
         Raises:
-            Unavailable: bus or database is away.
+            Unavailable: bus or database is unavailable.
         """
         # The events first: what is announced meanwhile is committed already.
         for topics in (ISSUED, REVOKED):
@@ -99,11 +98,11 @@ class StaleLedgerCheck:
         newest = await self._bus.last_sequence(PKI_EVENTS, topics)
         start = max(self._next.get(topics, 1), newest - _LOOKED_AT + 1)
         if newest + 1 < start:
-            # The stream is another one; what the old one told still holds.
+            # The stream is another one; what the old one said still holds.
             start = 1
         while start <= newest:
             found = await self._bus.stored_from(PKI_EVENTS, topics, start)
-            self._result[topics].extend(t for one in found if (t := read_told(one.payload)))
+            self._result[topics].extend(t for one in found if (t := read_event_ref(one.payload)))
             start = found[-1].sequence + 1 if found else newest + 1
         self._next[topics] = start
 
@@ -112,14 +111,14 @@ class StaleLedgerCheck:
 
         Raises:
             LedgerUnavailable: the ledger is behind.
-            Unavailable: bus or database is away.
+            Unavailable: bus or database is unavailable.
         """
         missing = await self.missing()
         if missing:
             raise LedgerUnavailable(_sentence(missing), code=BEHIND)
 
     async def hold(self, publisher: EventPublisher, stop: asyncio.Event) -> bool:
-        """Wait until the ledger is complete; False when told to stop before."""
+        """Wait until the ledger is complete; False when the process stops before."""
         said_at: float | None = None
         while not stop.is_set():
             try:

@@ -1,8 +1,8 @@
-"""Puts back into a restored ledger what the audit log knows of it: in pieces, each all or nothing.
+"""Restore the contents of the audit log into the ledger, in batches, each all or nothing.
 
-Nothing is taken away and nothing is changed that the ledger knows better; doing it again changes
-nothing. What is put back counts as not announced yet, so the sweeper tells it once more, under
-the ids it had: renewal and audit know it already, the directory learns it.
+Idempotent: it adds missing rows, never deletes, never overwrites newer state. What is restored
+counts as unpublished, so the sweeper publishes it again under the same ids: renewal and audit know
+it already, the certificate search index learns it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ca_signer.ledger.issuances import serial_octets
 from ca_signer.ledger.revocations import RELEASED
 from ca_signer.model import OPEN_SUBMISSIONS, IssuanceIntent, IssuedCertificate
 from ca_signer.recovery.audit_log import AuditLogContents, Change
-from ca_signer.recovery.ledger_check import REVOKED, read_told
+from ca_signer.recovery.ledger_check import REVOKED, read_event_ref
 from ca_signer.recovery.rollover_history import Replayed, replay
 from estcore.errors import Conflict, MalformedRequest
 from estcore.messages import topics
@@ -88,15 +88,15 @@ set last_number = greatest(crl.last_number, excluded.last_number)"""
 class Restored:
     """What was restored, and what could not be.
 
-    ``elsewhere`` counts issuances by upstream CAs; ``unrecoverable_commands`` are commands of
-    operators whose effect is not in the audit log.
+    ``sent_upstream`` are submissions to upstream CAs without a known outcome.
+    ``unrecoverable_commands`` are commands whose effect is not in the audit log.
     """
 
     issued: int = 0
     given_up: int = 0
     revocations: int = 0
     rollovers: int = 0
-    elsewhere: list[str] = field(default_factory=list)
+    sent_upstream: list[str] = field(default_factory=list)
     unrecoverable_commands: list[str] = field(default_factory=list)
 
 
@@ -112,7 +112,7 @@ class Restorer:
 
         Raises:
             Conflict: a key belongs to another owner here; that piece was not written.
-            Unavailable: bus or database is away; what was written stays.
+            Unavailable: bus or database is unavailable; what was written stays.
         """
         done = Restored()
         issued = list(found.issued.values())
@@ -126,14 +126,14 @@ class Restorer:
         await self._raise_crl_numbers()
         played = replay(found.moves)
         done.rollovers = await self._database.run(partial(_put_rollovers, played=played))
-        done.elsewhere = await self._unknown(found)
+        done.sent_upstream = await self._unknown(found)
         done.unrecoverable_commands = await self._forgotten(found)
         return done
 
     async def _with_announced(self, changes: dict[str, Change]) -> dict[str, Change]:
         """Add revocations that were announced and are not on record yet.
 
-        Only revocations: that one was ended is believed of the log alone.
+        Only revocations: a release is taken from the audit log alone.
         """
         merged = dict(changes)
         newest = await self._bus.last_sequence(topics.PKI_EVENTS, REVOKED)
@@ -141,13 +141,13 @@ class Restorer:
         while start <= newest:
             stored = await self._bus.stored_from(topics.PKI_EVENTS, REVOKED, start)
             for one in stored:
-                told, event = read_told(one.payload), _revoked(one.payload)
-                if told is None or event is None or event.reason == RELEASED:
+                reference, event = read_event_ref(one.payload), _revoked(one.payload)
+                if reference is None or event is None or event.reason == RELEASED:
                     continue
-                name = str(told.issuance_id)
+                name = str(reference.issuance_id)
                 known = merged.get(name)
                 if known is None or (known.reason != event.reason and known.at < event.time):
-                    merged[name] = Change(event.reason, event.time, None, told.change)
+                    merged[name] = Change(event.reason, event.time, None, reference.change)
             start = stored[-1].sequence + 1 if stored else newest + 1
         return merged
 
@@ -167,7 +167,7 @@ class Restorer:
             rows = await connection.fetch(
                 "select id from unnest($1::uuid[]) id where not exists "
                 "(select 1 from submission where issuance_id = id) order by id",
-                sorted(found.elsewhere),
+                sorted(found.sent_upstream),
             )
         return [str(row["id"]) for row in rows]
 

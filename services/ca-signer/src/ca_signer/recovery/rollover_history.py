@@ -1,4 +1,4 @@
-"""Rollovers as the audit log tells them, played again (pure): for a restored ledger.
+"""Replay the rollovers of the audit log (pure), for a restored ledger.
 
 The transitions are those of ``ca_signer.issuers.rollover``. Every transition is on record with its
 rollover, so the log alone gives both tables as they last were.

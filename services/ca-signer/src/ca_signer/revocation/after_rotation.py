@@ -1,33 +1,35 @@
-"""Revokes what a rotation has replaced, where the profile says so: never before proof of use.
+"""Revoke the certificate that a rotation replaced, where the profile says so, after proof of use.
 
-renewal tells ``deprecated`` when the new certificate was seen in use and the overlap is over.
-The ledger is asked again: both certificates are of one slot, the new one is younger and good, and
-today's profile has ``renewal.revoke_replaced``. So whoever could speak for renewal can end no
-certificate that has no good successor. A message is acknowledged when the row is committed and
-the record has its PubAck; delivered again it changes nothing and tells the same record.
+renewal publishes ``deprecated`` when the new certificate was seen in use and the overlap is over.
+The ledger is checked again: both certificates are of one slot, the new one is younger and good,
+and the current profile has ``renewal.revoke_replaced``. So a forged event can end no certificate
+that has no good successor. A message is acknowledged when the row is committed and the record has
+its PubAck; a redelivery changes nothing and publishes the same record.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import asyncpg
 
 from ca_signer.issuance.decision_context import DecisionContext
 from ca_signer.ledger import revocations
+from ca_signer.publishing.audit_records import certificate_target
 from ca_signer.publishing.publisher import EventPublisher
 from estcore import ids
 from estcore.errors import MalformedRequest, Unavailable
 from estcore.messages import topics
-from estcore.messages.audit import Actor, AuditRecord, Producer, Target
+from estcore.messages.audit import Actor, AuditRecord
 from estcore.messages.envelope import decode
 from estcore.messages.events import RotationEvent
 from estcore.runtime.bus import Bus
 from estcore.runtime.consume import Delivery, PullConsumer
 from estcore.runtime.database import Connection, Database
 from estcore.runtime.logs import fields
+from estcore.runtime.worker import MessageWorker
 
 log = logging.getLogger(__name__)
 
@@ -63,15 +65,12 @@ class RevokeAfterRotation:
         )
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Take what renewal tells until ``stop``."""
-        await self._consumer.start()
-        while not stop.is_set():
-            await self._consumer.maintain()
-            if await self._consumer.wait(0.5):
-                for delivery in self._consumer.take(_CREDIT):
-                    await self.handle(delivery)
-        for delivery in await self._consumer.pause():
-            await delivery.nak(0)
+        """Consume the events of renewal until ``stop``."""
+        await MessageWorker(self._consumer, self._handle_all, batch_size=_CREDIT).run(stop)
+
+    async def _handle_all(self, deliveries: Sequence[Delivery], _: asyncio.Event) -> None:
+        for delivery in deliveries:
+            await self.handle(delivery)
 
     async def handle(self, delivery: Delivery) -> None:
         """Answer one delivery."""
@@ -119,28 +118,13 @@ class RevokeAfterRotation:
         return found is not None and found.renewal.revoke_replaced
 
     def _record(self, event: RotationEvent, row: asyncpg.Record) -> AuditRecord:
-        issuance_id = str(row["issuance_id"])
-        return AuditRecord(
-            record_id=ids.record_id("rotation-revoked", event.rotation_id, issuance_id),
-            producer=Producer.model_validate(self._publisher.audit_records.producer),
-            occurred_at=row["revocation_changed_at"],
+        return self._publisher.audit_records.build.success(
+            "certificate.revoked",
+            record_id=ids.record_id("rotation-revoked", event.rotation_id, str(row["issuance_id"])),
+            at=row["revocation_changed_at"],
             correlation_id=event.correlation_id,
             causation_id=event.id,
-            action="certificate.revoked",
-            phase="outcome",
-            outcome="success",
-            severity="notice",
             actor=Actor(type="system", subject=row["revoked_by"]),
-            target=Target(
-                tenant=row["tenant"],
-                service=row["service"],
-                issuance_id=issuance_id,
-                issuer_id=row["issuer_id"],
-                profile=row["profile"],
-                subject=row["subject"],
-                serial=ids.serial_hex(int.from_bytes(row["serial_number"], "big")),
-                certificate_sha256=row["certificate_sha256"].hex(),
-                not_after=row["not_after"],
-            ),
+            target=certificate_target(row),
             details={"reason": REASON},
         )

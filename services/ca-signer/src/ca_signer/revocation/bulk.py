@@ -1,14 +1,14 @@
-"""Incidents: revoking many certificates, proposed by one operator and confirmed by another.
+"""Bulk revocation: proposed by one operator, confirmed by another, carried out at a pace.
 
-1. ``selecting``: an operator says which certificates, why, and how fast. Nothing is revoked.
-2. ``proposed``: a signer has written down the members: who is concerned can be looked at.
-3. ``running``: another operator has confirmed that very number. Some are revoked every second.
-4. ``done``, ``stopped`` by any operator of the role, or ``expired`` when nobody confirms in a day.
+1. ``selecting``: an operator gives the selector, the reason and the pace. Nothing is revoked.
+2. ``proposed``: the affected certificates are recorded and can be listed.
+3. ``running``: another operator has confirmed their number. Some are revoked every second.
+4. ``done``, ``stopped`` by an operator of the role, or ``expired`` after a day unconfirmed.
 
-Members are fixed when they are selected, so both operators decide about the same certificates.
-Each signer runs the job; the row lock of the incident lets one at a time work on it. Certificates
-of operators and OCSP responders are members only where the selector names their profile: without
-the first nobody could stop it, without the second nobody would hear of it.
+The certificates are fixed when they are selected, so both operators decide about the same ones.
+Each signer runs the job; a row lock lets one at a time work on it. Certificates of operators and
+OCSP responders are affected only if the selector names their profile: without operators no person
+could stop it, without OCSP responders no relying party would learn of it.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import asyncpg
 from pydantic import AwareDatetime, Field, ValidationError, model_validator
 
 from ca_signer import metrics
-from ca_signer.ledger import certificate_index
-from ca_signer.publishing.outbox import Part
+from ca_signer.ledger import revocations
+from ca_signer.publishing.audit_records import certificate_target
+from ca_signer.publishing.outbox import OutboxSource
 from ca_signer.publishing.publisher import EventPublisher
 from estcore import ids
 from estcore.errors import Unavailable
-from estcore.messages.audit import Actor, AuditRecord, Producer, Target
+from estcore.messages.audit import Actor, AuditRecord, AuditRecordBuilder
 from estcore.pki.profile import StrictModel, Token
-from estcore.policy.internal_profiles import INTERNAL_PROFILES
 from estcore.runtime.database import Connection, Database
 from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop
@@ -41,7 +41,6 @@ LIFETIME = dt.timedelta(days=1)
 _EVERY_S = 1.0
 _BATCH = 200
 _LONGEST_PAUSE_S = 10.0
-_SELECTING_S = 120
 _LIMIT = 200
 
 
@@ -69,51 +68,11 @@ class Selector(StrictModel):
         return self
 
 
-_CONDITIONS = {
-    "issuer": "i.issuer_id = {}",
-    "profile": "i.profile = {}",
-    "key_sha256": "i.spki_sha256 = decode({}, 'hex')",
-    "key_algorithm": "i.context::json->>'key_algorithm' = {}",
-    "tenant": "i.tenant = {}",
-    "service": "i.service = {}",
-    "team": "i.context::json->>'team' = {}",
-    "cluster": "i.context::json->>'cluster' = {}",
-    "name": "i.issuance_id in (select c.issuance_id from certificate_name n "
-    "join certificate c using (no) where n.name = lower({}))",
-    "issued_before": "i.issued_at < {}",
-    "issued_after": "i.issued_at >= {}",
-}
-
-
-async def select_members(connection: Connection, incident_id: str, selector: Selector) -> int:
-    """Write down who is concerned; returns how many."""
-    values: list[Any] = [incident_id]
-    conditions = ["i.state = 'issued'", "i.revoked_at is null", "i.not_after > now()"]
-    for name, condition in _CONDITIONS.items():
-        value = getattr(selector, name)
-        if value is not None:
-            values.append(value)
-            conditions.append(condition.format(f"${len(values)}"))
-    if selector.profile is None:
-        values.append(list(INTERNAL_PROFILES))
-        conditions.append(f"i.profile <> all(${len(values)}::text[])")
-    await connection.execute(f"set local statement_timeout = '{_SELECTING_S}s'")
-    where = " and ".join(conditions)
-    done = await connection.execute(
-        "insert into incident_member (incident_id, issuance_id) "  # noqa: S608 - our conditions
-        f"select $1, i.issuance_id from issuance i where {where}",
-        *values,
-        timeout=_SELECTING_S + 5,
-    )
-    await connection.execute("set local statement_timeout to default")
-    return int(done.split()[-1])
-
-
 class BulkRevocationJob:
     """The job: selects, revokes at the pace, lets proposals expire."""
 
     def __init__(self, database: Database, *, changed: Callable[[], None]) -> None:
-        """``changed`` is called when certificates were revoked: there is something to tell."""
+        """``changed`` is called when certificates were revoked and have to be published."""
         self._database = database
         self._changed = changed
 
@@ -129,7 +88,7 @@ class BulkRevocationJob:
         """Do what is due now for one incident, if another signer does not.
 
         Raises:
-            Unavailable: the database is away; what was begun is undone.
+            Unavailable: the database is unavailable; what was begun is undone.
         """
         if await self._database.run(self._next):
             self._changed()
@@ -157,10 +116,10 @@ class BulkRevocationJob:
         try:
             selector = Selector.model_validate_json(row["selector"])
         except ValidationError:
-            # Written by another version: whoever proposed it does so again.
+            # Written by another version: it has to be proposed again.
             await _end(connection, row["incident_id"], "stopped")
             return
-        count = await select_members(connection, row["incident_id"], selector)
+        count = await _record_members(connection, row["incident_id"], selector)
         await connection.execute(
             "update incident set state = 'proposed', members = $2 where incident_id = $1",
             row["incident_id"],
@@ -186,7 +145,9 @@ class BulkRevocationJob:
         )
         good = [r["issuance_id"] for r in members if r["good"]]
         others = [r["issuance_id"] for r in members if not r["good"]]
-        await change_many(connection, good, row["reason"], f"incident:{incident_id}")
+        await revocations.set_revocations(
+            connection, good, row["reason"], f"incident:{incident_id}"
+        )
         await connection.execute(
             "update incident_member set revoked_at = case when issuance_id = any($2::uuid[]) "
             "then now() end, skipped_at = case when issuance_id = any($3::uuid[]) then now() end "
@@ -215,23 +176,6 @@ def allowance(since: dt.timedelta, per_minute: int) -> int:
     return max(0, int(pause_s * per_minute / 60))
 
 
-async def change_many(
-    connection: Connection, issuance_ids: list[Any], reason: str, by: str
-) -> None:
-    """Revoke certificates whose rows are the caller's; as ``revocation.change`` does for one."""
-    if not issuance_ids:
-        return
-    await connection.execute(
-        "update issuance set revoked_at = now(), revocation_reason = $2, revoked_by = $3, "
-        "revocation_seq = revocation_seq + 1, revocation_changed_at = now(), "
-        "revocation_announced_at = null where issuance_id = any($1::uuid[])",
-        issuance_ids,
-        reason,
-        by,
-    )
-    await certificate_index.note_revocations(connection, issuance_ids)
-
-
 async def _end(connection: Connection, incident_id: Any, state: str) -> None:
     await connection.execute(
         "update incident set state = $2, ended_at = now() where incident_id = $1",
@@ -241,69 +185,50 @@ async def _end(connection: Connection, incident_id: Any, state: str) -> None:
     log.warning("bulk revocation ended", extra=fields(incident=str(incident_id), state=state))
 
 
-def incident_records(database: Database, publisher: EventPublisher) -> Part:
-    """Return the part of the outbox that puts each revoked member, and each end, on record."""
+def incident_records(publisher: EventPublisher) -> list[OutboxSource]:
+    """Return the sources of records: each revoked certificate, and each end."""
+    build = publisher.audit_records.build
 
-    async def part() -> bool:
-        async with database.connection() as connection:
-            members = await connection.fetch(
-                "select m.incident_id, m.revoked_at as member_revoked_at, n.reason, "
-                "n.proposed_by, n.confirmed_by, i.* from incident_member m "
-                "join incident n using (incident_id) join issuance i using (issuance_id) "
-                "where m.revoked_at is not null and m.announced_at is null "
-                "order by m.revoked_at limit $1",
-                _LIMIT,
-            )
-            ended = await connection.fetch(
-                "select * from incident where ended_at is not null and announced_at is null "
-                "limit $1",
-                _LIMIT,
-            )
-        if not members and not ended:
-            return False
-        records = [_member_record(publisher, row) for row in members]
-        records += [_end_record(publisher, row) for row in ended]
-        await publisher.records(records)
-        async with database.connection() as connection:
-            await connection.execute(
-                "update incident_member m set announced_at = now() "
-                "from unnest($1::uuid[], $2::uuid[]) as t(incident, issuance) "
-                "where m.incident_id = t.incident and m.issuance_id = t.issuance",
-                [row["incident_id"] for row in members],
-                [row["issuance_id"] for row in members],
-            )
-            await connection.execute(
-                "update incident set announced_at = now() where incident_id = any($1::uuid[])",
-                [row["incident_id"] for row in ended],
-            )
-        return _LIMIT in (len(members), len(ended))
+    async def publish_members(rows: Sequence[asyncpg.Record]) -> None:
+        await publisher.records([_member_record(build, row) for row in rows])
 
-    return part
+    async def publish_ends(rows: Sequence[asyncpg.Record]) -> None:
+        await publisher.records([_end_record(build, row) for row in rows])
 
-
-def _member_record(publisher: EventPublisher, row: asyncpg.Record) -> AuditRecord:
-    incident_id = str(row["incident_id"])
-    return AuditRecord(
-        record_id=ids.record_id("incident", incident_id, str(row["issuance_id"])),
-        producer=Producer.model_validate(publisher.audit_records.producer),
-        occurred_at=row["member_revoked_at"],
-        correlation_id=incident_id,
-        action="certificate.revoked",
-        phase="outcome",
-        outcome="success",
-        severity="notice",
-        actor=Actor(type="system", subject=f"incident:{incident_id}"),
-        target=Target(
-            tenant=row["tenant"],
-            service=row["service"],
-            issuance_id=str(row["issuance_id"]),
-            issuer_id=row["issuer_id"],
-            profile=row["profile"],
-            subject=row["subject"],
-            serial=ids.serial_hex(int.from_bytes(row["serial_number"], "big")),
-            certificate_sha256=row["certificate_sha256"].hex(),
-            not_after=row["not_after"],
+    return [
+        OutboxSource(
+            select="select m.incident_id, m.revoked_at as member_revoked_at, n.reason, "
+            "n.proposed_by, n.confirmed_by, i.tenant, i.service, i.issuance_id, i.issuer_id, "
+            "i.profile, i.subject, i.serial_number, i.certificate_sha256, i.not_after "
+            "from incident_member m join incident n using (incident_id) "
+            "join issuance i using (issuance_id) "
+            "where m.revoked_at is not null and m.announced_at is null "
+            "order by m.revoked_at limit $1",
+            mark="update incident_member m set announced_at = now() "
+            "from unnest($1::uuid[], $2::uuid[]) as t(incident, issuance) "
+            "where m.incident_id = t.incident and m.issuance_id = t.issuance",
+            keys=("incident_id", "issuance_id"),
+            publish=publish_members,
         ),
+        OutboxSource(
+            select="select incident_id, state, ended_at, members, revoked, skipped from incident "
+            "where ended_at is not null and announced_at is null limit $1",
+            mark="update incident set announced_at = now() where incident_id = any($1::uuid[])",
+            keys=("incident_id",),
+            publish=publish_ends,
+        ),
+    ]
+
+
+def _member_record(build: AuditRecordBuilder, row: asyncpg.Record) -> AuditRecord:
+    incident_id = str(row["incident_id"])
+    return build.success(
+        "certificate.revoked",
+        record_id=ids.record_id("incident", incident_id, str(row["issuance_id"])),
+        at=row["member_revoked_at"],
+        correlation_id=incident_id,
+        actor=Actor(type="system", subject=f"incident:{incident_id}"),
+        target=certificate_target(row),
         details={
             "reason": row["reason"],
             "proposed_by": row["proposed_by"],
@@ -312,17 +237,13 @@ def _member_record(publisher: EventPublisher, row: asyncpg.Record) -> AuditRecor
     )
 
 
-def _end_record(publisher: EventPublisher, row: asyncpg.Record) -> AuditRecord:
+def _end_record(build: AuditRecordBuilder, row: asyncpg.Record) -> AuditRecord:
     incident_id = str(row["incident_id"])
-    return AuditRecord(
+    return build.success(
+        f"incident.{row['state']}",
         record_id=ids.record_id("incident-end", incident_id),
-        producer=Producer.model_validate(publisher.audit_records.producer),
-        occurred_at=row["ended_at"],
+        at=row["ended_at"],
         correlation_id=incident_id,
-        action=f"incident.{row['state']}",
-        phase="outcome",
-        outcome="success",
-        severity="notice",
         actor=Actor(type="system", subject=f"incident:{incident_id}"),
         details={
             "members": row["members"] or 0,
@@ -330,3 +251,9 @@ def _end_record(publisher: EventPublisher, row: asyncpg.Record) -> AuditRecord:
             "skipped": row["skipped"],
         },
     )
+
+
+async def _record_members(connection: Connection, incident_id: str, selector: Selector) -> int:
+    from ca_signer.revocation.bulk_selection import select_members  # SQLAlchemy, when needed
+
+    return await select_members(connection, incident_id, selector)

@@ -1,10 +1,10 @@
-"""Keeps fresh revocation lists of every issuer: made, verified, stored, published.
+"""CRL publisher: sign, verify, store and publish the CRLs of every issuer.
 
-An issuer has its full list and, where its settings say so, the parts of it that certificates
-name (``estcore.pki.crl_shards``). A list is due when it is not there, when half its lifetime is
-over, or when the ledger's revoked certificates are not those in it. A signer that makes one takes
-the next number first, so a number is used once; the list with the highest number stays. Numbers
-may leave gaps, that is all a crash in between leaves. What is published is read from the row.
+An issuer has its full CRL and, where its settings say so, the shards that certificates name
+(``estcore.pki.crl_shards``). A CRL is due when there is none, when half its lifetime is over, or
+when the ledger's revoked certificates are not those in it. A signer takes the next CRL number
+first, so a number is used once, and the CRL with the highest number stays. A crash may leave a gap
+in the numbers. What is published is read from the row.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from estcore.pki.crl import (
     RevokedEntry,
     build_crl,
     check_crl,
+    crl_signature_algorithm,
     plain_entries,
     read_crl,
-    signature_algorithm,
 )
 from estcore.pki.crl_shards import Partition, all_of
 from estcore.runtime.bus import Bus, Outgoing
@@ -115,7 +115,7 @@ class CRLPublisher:
             next_look = made_at + _LOOK_EVERY_S
 
     async def refresh(self) -> None:
-        """Make and publish every list that is due; an issuer whose key is away waits."""
+        """Make and publish every list that is due; an issuer whose key is unavailable waits."""
         for issuer in self._issuers.values():
             try:
                 await self._refresh(issuer)
@@ -227,7 +227,7 @@ class CRLPublisher:
                 issuer_id,
                 name,
             )
-        # Read after the number was taken: whoever has a higher one has seen at least this.
+        # Read after the number was taken: a CRL with a higher number has at least these entries.
         ledger = await self._ledger(issuer_id, part)
         now, entries = ledger.now, ledger.entries
         if len(entries) > MOST:
@@ -249,7 +249,7 @@ class CRLPublisher:
         )
         signature = await issuer.keystore.sign(tbs)
         issuer.check_signature(tbs, signature)
-        crl = assemble(tbs, signature_algorithm(issuer.certificate.public_key), signature)
+        crl = assemble(tbs, crl_signature_algorithm(tbs), signature)
         await asyncio.to_thread(
             check_crl,
             crl,
@@ -290,13 +290,13 @@ class CRLPublisher:
             return
         oldest = min(row["next_update"] for row in rows)
         metrics.CRL_NEXT_UPDATE.labels(issuer_id).set(oldest.timestamp())
-        told = False
+        published = False
         for part in parts:
             row = found.get(_name(part))
             if row is not None and self._is_to_be_told((issuer_id, part), row):
                 await self._tell(issuer_id, part)
-                told = True
-        if told and issuer.crl.counts:
+                published = True
+        if published and issuer.crl.counts:
             manifest = RevocationManifest(
                 issuer_id=issuer_id,
                 updated_at=rows[0]["moment"],

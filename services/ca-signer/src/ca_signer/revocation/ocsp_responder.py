@@ -1,10 +1,9 @@
-"""Answers OCSP requests from the ledger, with a key of its own (RFC 6960 section 2.6).
+"""OCSP responder: answer OCSP requests from the ledger with a key of its own (RFC 6960 2.6).
 
-The issuer's key signs one certificate for each responder, not each answer. That certificate goes
-through the cycle like every other: recorded, audited, linted, announced. Its key is in the
-memory of this process alone, so an intent that a crash leaves is given up, as one of
-serverkeygen is. Topics are bound when the first certificate is there; until then other signers
-answer, or nobody.
+The issuer's key signs one certificate for each responder, not each response. That certificate
+takes the issuance cycle like every other: recorded, audited, linted, published. Its key exists in
+the memory of this process only, so an intent left by a crash is abandoned, as one of serverkeygen
+is. Topics are subscribed when the first certificate is issued; until then other signers answer.
 """
 
 from __future__ import annotations
@@ -94,7 +93,7 @@ class OCSPResponder:
             await self.renew()
 
     async def renew(self) -> None:
-        """Get certificates that are due; an issuer that is away waits."""
+        """Get certificates that are due; an issuer that is unavailable waits."""
         for issuer in self._decision_context.issuers.values():
             if not self._is_due(issuer) or not issuer.keystore.ready:
                 continue
@@ -130,7 +129,7 @@ class OCSPResponder:
 
     async def _arrived(self, message: Incoming) -> None:
         if not message.reply:
-            return  # nobody to answer
+            return  # no reply is wanted
         issuer_id = message.topic.rpartition(".")[2]
         try:
             answer = await self.answer(issuer_id, message.payload)
@@ -146,7 +145,7 @@ class OCSPResponder:
         """Return the OCSPResponse to an OCSPRequest.
 
         Raises:
-            LedgerUnavailable: nobody knows now.
+            LedgerUnavailable: the status cannot be determined now.
         """
         signing, issuer = self._signing[issuer_id], self._decision_context.issuers[issuer_id]
         try:
@@ -184,7 +183,7 @@ class OCSPResponder:
         if row is None:
             return CertificateStatus(known=False)
         if row["state"] == "abandoned":
-            # Its serial is never used again; somebody may have signed it and died.
+            # Its serial number is never used again; a signer may have signed it and crashed.
             return CertificateStatus(known=True, revoked_at=row["announced_at"])
         return CertificateStatus(
             known=True, revoked_at=row["revoked_at"], reason=row["revocation_reason"]
@@ -222,7 +221,7 @@ def responder_candidate(
     )
     csr = x509.CertificateSigningRequestBuilder(subject).sign(key, hashes.SHA256())
     octets = csr.public_bytes(Encoding.DER)
-    # Not a rule of the policy: nobody enrolls by it.
+    # Not a rule of the policy: no client enrolls by it.
     rule = Rule(
         name=OCSP_RESPONDER_PROFILE,
         principal=PrincipalMatch(secret=OCSP_RESPONDER_PROFILE),

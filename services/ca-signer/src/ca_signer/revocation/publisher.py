@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import asyncpg
 
 from ca_signer.ledger.revocations import RELEASED
+from ca_signer.publishing.outbox import OutboxSource
 from estcore import ids
 from estcore.messages import topics
 from estcore.messages.envelope import encode
@@ -21,12 +22,11 @@ from estcore.messages.state import REVOKED_SHARDS, RevokedShard, revoked_shard
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.database import Database
 
-_LIMIT = 200
 _ISSUER_LIMIT = 400_000
 
 
 class RevocationPublisher:
-    """Tells the others what is revoked."""
+    """Publishes revocation events and the shards of revoked serial numbers."""
 
     def __init__(
         self,
@@ -42,44 +42,36 @@ class RevocationPublisher:
         self._source = source
         self._changed = changed
 
-    async def announce(self) -> bool:
-        """Publish events and shards that are due; returns whether there may be more.
+    def source(self) -> OutboxSource:
+        """Return the source of events and shards of changed revocations."""
+        return OutboxSource(
+            select="select issuance_id, issuer_id, serial_number, certificate_sha256, tenant, "
+            "service, context::json->>'correlation_id' as correlation_id, revoked_at, "
+            "revocation_reason, revocation_seq, revocation_changed_at from issuance "
+            "where revocation_changed_at is not null and revocation_announced_at is null "
+            "order by revocation_changed_at limit $1",
+            # A change during the publication is published as well.
+            mark="update issuance s set revocation_announced_at = now() "
+            "from unnest($1::uuid[], $2::int[]) as i(id, seq) "
+            "where s.issuance_id = i.id and s.revocation_seq = i.seq",
+            keys=("issuance_id", "revocation_seq"),
+            publish=self._publish_changes,
+        )
 
-        Raises:
-            Unavailable: database or bus is away; announced later.
-        """
-        async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                "select issuance_id, issuer_id, serial_number, certificate_sha256, tenant, "
-                "service, context::json->>'correlation_id' as correlation_id, revoked_at, "
-                "revocation_reason, revocation_seq, revocation_changed_at from issuance "
-                "where revocation_changed_at is not null and revocation_announced_at is null "
-                "order by revocation_changed_at limit $1",
-                _LIMIT,
-            )
-        if not rows:
-            return False
-        for issuer_id in {row["issuer_id"] for row in rows}:
+    async def _publish_changes(self, rows: Sequence[asyncpg.Record]) -> None:
+        issuers = {row["issuer_id"] for row in rows}
+        for issuer_id in issuers:
             self._changed(issuer_id)
         await self._bus.publish_confirmed([self._event(row) for row in rows])
-        for issuer_id in {row["issuer_id"] for row in rows}:
-            own = {_shard(r) for r in rows if r["issuer_id"] == issuer_id}
+        for issuer_id in issuers:
+            own = {_shard(row) for row in rows if row["issuer_id"] == issuer_id}
             await self.publish(issuer_id, sorted(own))
-        async with self._database.connection() as connection:
-            await connection.execute(
-                "update issuance s set revocation_announced_at = now() "
-                "from unnest($1::uuid[], $2::int[]) as i(id, seq) "
-                "where s.issuance_id = i.id and s.revocation_seq = i.seq",
-                [row["issuance_id"] for row in rows],
-                [row["revocation_seq"] for row in rows],
-            )
-        return len(rows) == _LIMIT
 
     async def publish(self, issuer_id: str, shards: Sequence[str] = ()) -> None:
         """Publish the serial numbers of an issuer's revoked certificates; all shards by default.
 
         Raises:
-            Unavailable: database or bus is away.
+            Unavailable: database or bus unavailable.
         """
         async with self._database.connection() as connection:
             # Before the rows are read: what is revoked meanwhile makes a newer message.

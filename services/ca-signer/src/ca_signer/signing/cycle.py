@@ -12,8 +12,8 @@
 10. Publish outcome event and audit result, reply with the stored bytes, state ``announced``.
 11. Ack.
 
-Steps 5 to 10 take a batch. A crash after step 5 leaves a row whose lease runs out; whoever
-takes it over signs the stored TBS again, so there is one serial number and one certificate.
+Steps 5 to 10 take a batch. A crash after step 5 leaves a row whose lease runs out. The signer
+that acquires it signs the stored TBS again, so there is one serial number and one certificate.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class IssuanceCycle:
         self._held: dict[str, int] = {}
 
     def check(self, candidate: Candidate) -> None:
-        """Nothing: whatever was decided can be signed."""
+        """Accept every candidate: what was decided can be signed."""
         del candidate
 
     async def issue(self, intent: IssuanceIntent) -> Outcome:

@@ -29,7 +29,7 @@ async def issue_internally(
 
     Raises:
         RequestRejected: the ledger refuses it, for example a key of another owner.
-        Unavailable: database, bus, audit or key store is away.
+        Unavailable: database, bus, audit or key store is unavailable.
     """
     for _ in range(_ATTEMPTS):
         match await resolver.resolve(found):

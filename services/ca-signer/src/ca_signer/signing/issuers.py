@@ -71,7 +71,7 @@ class SigningContext(DecisionContext):
     issuers: Mapping[str, SigningIssuer]
 
     def can_sign(self, family: str) -> bool:
-        """Tell whether a signature for an issuer may be asked for now."""
+        """Return whether a signature for an issuer may be asked for now."""
         issuer = self.issuers.get(self.generations.signing(family))
         return issuer is not None and issuer.keystore.ready
 
@@ -80,7 +80,7 @@ def load_issuers(settings: Sequence[IssuerSettings]) -> dict[str, SigningIssuer]
     """Read the issuers' files; keys in one token share it. No token is opened yet.
 
     Raises:
-        ConfigurationError: unreadable, inconsistent, or one token told in two ways.
+        ConfigurationError: unreadable, inconsistent, or one token with two different settings.
     """
     tokens: dict[tuple[Path, str | None, str | None], Token] = {}
     issuers = {}
@@ -92,7 +92,7 @@ def load_issuers(settings: Sequence[IssuerSettings]) -> dict[str, SigningIssuer]
             own = {"key_id": token.key_id, "key_label": token.key_label}
             if shared.settings.model_copy(update=own) != token:
                 raise ConfigurationError(
-                    f"{one.issuer_id}: the token {shared.name} has other settings elsewhere"
+                    f"{one.issuer_id}: token {shared.name} has two different settings"
                 )
             issuers[one.issuer_id] = load_issuer(one, shared)
         else:

@@ -1,4 +1,4 @@
-"""Signatures as certificates carry them (pure): verify, and translate from what tokens speak."""
+"""Signatures in the form of certificates (pure): verify, and translate from PKCS#11 forms."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def from_token(key: CertificatePublicKeyTypes, raw: bytes) -> bytes:
 
 
 def public_key(key: Key) -> CertificatePublicKeyTypes | None:
-    """Return the public key a token tells of; None where it tells too little to know."""
+    """Return the public key of a token's attributes; None where they are not sufficient."""
     try:
         if key.kind == "RSA" and key.modulus:
             exponent = int(key.exponent or "10001", 16)

@@ -1,4 +1,7 @@
-"""Finishes what a crash left: intents without a signer, facts without an announcement."""
+"""Sweeper: finish what a crash left.
+
+It acquires intents whose lease ran out, publishes what was not confirmed, and deletes what expired.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,7 @@ class Sweeper:
         """Do everything that is due once.
 
         Raises:
-            Unavailable: database or bus is away; the next sweep goes on.
+            Unavailable: database or bus unavailable; the next sweep goes on.
         """
         taken = await self._ledger.take_over(_LIMIT)
         if taken:
@@ -101,7 +104,7 @@ class Sweeper:
             await self._finish(good)
         except Unavailable:
             raise
-        except Exception as exc:  # Bulkhead: one poisoned intent must harm nobody else.
+        except Exception as exc:  # Bulkhead: one poisoned intent must not hold up others.
             log.warning("intents failed as a batch, processing them one by one", exc_info=exc)
             for intent in good:
                 await self._finish_alone(intent)

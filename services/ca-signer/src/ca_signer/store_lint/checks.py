@@ -1,7 +1,7 @@
-"""Our own lint of what is stored (pure): does the row tell the truth about its certificate?
+"""Lint of a stored certificate or CRL against its row (pure).
 
-The certificate was linted before it was signed; here it is looked at again as it lies in the
-ledger, so that a row changed by hand, a disk's mistake or a rule that came later is found.
+The certificate was linted before it was signed. This lint finds a row changed by hand, a disk
+error, or a violation of a rule that was added later.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A judge other than ourselves: pkilint's rules of RFC 5280, where the extra ``lint`` is."""
+"""Independent lint: pkilint's rules of RFC 5280, where the extra ``lint`` is installed."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ Finding = tuple[str, str, str]
 """Severity, code, message."""
 
 
-def judges(least: str) -> tuple[Callable[[bytes], list[Finding]], Callable[[bytes], list[Finding]]]:
-    """Return what judges certificates and what judges lists, from a severity up."""
+def linters(
+    least: str,
+) -> tuple[Callable[[bytes], list[Finding]], Callable[[bytes], list[Finding]]]:
+    """Return the linters of certificates and of CRLs; findings from a severity up."""
     worst = SEVERITIES[least]
     certificates = pkix_certificate.create_pkix_certificate_validator_container(
         pkix_certificate.create_decoding_validators(
@@ -63,7 +65,7 @@ def _loaded(load: Any, der: bytes) -> Any:
     try:
         return load(der, "stored")
     except Exception as exc:  # noqa: BLE001
-        # Bulkhead: whatever pkilint cannot read is a finding, and the night goes on.
+        # Bulkhead: what pkilint cannot read is a finding, and the check goes on.
         return [("ERROR", "unreadable", type(exc).__name__)]
 
 

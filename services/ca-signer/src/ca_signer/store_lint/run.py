@@ -1,10 +1,10 @@
-"""``ca-signer check-store``: lint everything the ledger keeps, night after night.
+"""``ca-signer check-store``: lint every certificate and CRL in the ledger.
 
-Certificates are read in pages by their key, not with one long cursor: a night's check of millions
-must not hold a transaction open, which would keep PostgreSQL from cleaning up. Issuance ids sort by
-time, so a page begins where the last one ended, and memory holds one page. Two judges: our own
-lint of row against certificate, and pkilint where the extra ``lint`` is installed. OCSP answers
-are not stored; the certificates of their signers are, and are looked at like any other.
+Certificates are read in pages by their key, not with one long cursor: a check of millions must not
+hold a transaction open, which would keep PostgreSQL from vacuuming. Issuance ids sort by time, so
+a page begins where the last one ended. Two linters run: our own (row against certificate), and
+pkilint where the extra ``lint`` is installed. OCSP responses are not stored; the certificates of
+their signers are linted like any other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import importlib.util
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 import asyncpg
 from cryptography import x509
@@ -26,12 +26,12 @@ from ca_signer.store_lint.checks import StoredCertificate
 from estcore import ids
 from estcore.clock import Clock
 from estcore.errors import ConfigurationError
-from estcore.messages.audit import Actor, AuditRecord, Producer
+from estcore.messages.audit import Actor
 from estcore.runtime.database import Database
 
 PAGE = 500
 _SLACK = dt.timedelta(days=8)
-"""An issuance may be recorded so long before its certificate: approvals, other CAs, operators."""
+"""How long before its certificate an issuance may be recorded (approvals, upstream CAs)."""
 _SHARE = 10_000
 _PAGE = """select issuance_id, issuer_id, certificate, certificate_sha256, serial_number, subject,
   san, spki_sha256, not_before, not_after from issuance
@@ -40,7 +40,7 @@ where issuance_id > $1 and certificate is not null
   and ($3::text is null or issuer_id = $3)
   and abs(hashtext(issuance_id::text) % 10000) < $4
 order by issuance_id limit $5"""
-Judge = Callable[[bytes], list[tuple[str, str, str]]]
+Linter = Callable[[bytes], list[tuple[str, str, str]]]
 Severity = Literal["notice", "warning", "error"]
 
 
@@ -87,7 +87,7 @@ class StoredCertificateLint:
 
         Raises:
             ConfigurationError: pkilint is wanted and not installed.
-            LedgerUnavailable: PostgreSQL is away.
+            LedgerUnavailable: PostgreSQL is unavailable.
         """
         certificate, revocation_list = _pkilint(scope)
         done = Checked()
@@ -140,7 +140,7 @@ class StoredCertificateLint:
                 scope.issuer,
             )
 
-    def _certificate(self, row: asyncpg.Record, judge: Judge) -> Iterator[dict[str, str]]:
+    def _certificate(self, row: asyncpg.Record, linter: Linter) -> Iterator[dict[str, str]]:
         stored = StoredCertificate(
             certificate=row["certificate"],
             sha256=row["certificate_sha256"],
@@ -152,31 +152,31 @@ class StoredCertificateLint:
             not_after=row["not_after"],
         )
         yield from _ours(checks.lint_stored(stored, self._issuers.get(row["issuer_id"])))
-        yield from _theirs(judge(row["certificate"]))
+        yield from _theirs(linter(row["certificate"]))
 
-    def _list(self, row: asyncpg.Record, judge: Judge) -> Iterator[dict[str, str]]:
+    def _list(self, row: asyncpg.Record, linter: Linter) -> Iterator[dict[str, str]]:
         issuer = self._issuers.get(row["issuer_id"])
         now = self._clock.now()
         yield from _ours(checks.lint_list(row["crl"], issuer, number=row["number"], now=now))
-        yield from _theirs(judge(row["crl"]))
+        yield from _theirs(linter(row["crl"]))
 
 
 def _ours(found: list[checks.Fault]) -> Iterator[dict[str, str]]:
     for check, message in found:
-        yield {"judge": "ledger", "severity": "error", "check": check, "message": message}
+        yield {"linter": "ledger", "severity": "error", "check": check, "message": message}
 
 
 def _theirs(found: list[tuple[str, str, str]]) -> Iterator[dict[str, str]]:
     for severity, check, message in found:
         yield {
-            "judge": "pkilint",
+            "linter": "pkilint",
             "severity": severity.lower(),
             "check": check,
             "message": message,
         }
 
 
-def _pkilint(scope: Scope) -> tuple[Judge, Judge]:
+def _pkilint(scope: Scope) -> tuple[Linter, Linter]:
     if not scope.pkilint:
         return _silent, _silent
     if importlib.util.find_spec("pkilint") is None:
@@ -187,7 +187,7 @@ def _pkilint(scope: Scope) -> tuple[Judge, Judge]:
     # Only where it is wanted: a signer that serves neither has it nor needs it.
     from ca_signer.store_lint import pkilint
 
-    return pkilint.judges(scope.severity)
+    return pkilint.linters(scope.severity)
 
 
 def _silent(_: bytes) -> list[tuple[str, str, str]]:
@@ -209,26 +209,23 @@ async def record(publisher: EventPublisher, scope: Scope, done: Checked, now: dt
         BusUnavailable: not confirmed.
     """
     name = ids.uuid7()
-    good = done.findings == 0
-    await publisher.denials(
-        [
-            AuditRecord(
-                record_id=name,
-                producer=Producer.model_validate(publisher.audit_records.producer),
-                occurred_at=now,
-                correlation_id=name,
-                action="certificates.checked",
-                phase="outcome" if good else "error",
-                outcome="success" if good else "failure",
-                severity="info" if good else "error",
-                actor=Actor(type="system", subject=SERVICE),
-                details={
-                    "certificates": done.certificates,
-                    "lists": done.lists,
-                    "findings": done.findings,
-                    "since": scope.since.isoformat() if scope.since else "the beginning",
-                    "percent": str(scope.percent),
-                },
-            )
-        ]
+    about: dict[str, Any] = {
+        "record_id": name,
+        "at": now,
+        "correlation_id": name,
+        "actor": Actor(type="system", subject=SERVICE),
+        "details": {
+            "certificates": done.certificates,
+            "lists": done.lists,
+            "findings": done.findings,
+            "since": scope.since.isoformat() if scope.since else "the beginning",
+            "percent": str(scope.percent),
+        },
+    }
+    build = publisher.audit_records.build
+    found = (
+        build.failure("certificates.checked", **about)
+        if done.findings
+        else build.success("certificates.checked", severity="info", **about)
     )
+    await publisher.denials([found])

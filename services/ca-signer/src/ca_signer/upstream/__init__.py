@@ -1,1 +1,1 @@
-"""The process ca-signer-upstream: issuance by another CA. It loads no key of a CA."""
+"""The process ca-signer-upstream: issuance by an upstream CA. It loads no key of a CA."""

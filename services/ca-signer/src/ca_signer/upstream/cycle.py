@@ -1,4 +1,4 @@
-"""The cycle of an issuer elsewhere. Nothing is sent that is not first recorded and audited.
+"""The cycle of upstream issuers. Nothing is sent that is not first recorded and audited.
 
 1. Find profile and issuer.            ca_signer.issuance.decision
 2. Decide.                             ca_signer.issuance.decision
@@ -13,9 +13,9 @@
 10. Publish outcome event and audit result, reply with the stored bytes.
 11. Ack.
 
-A crash before 7 has sent nothing. After 7 nobody knows, so nobody sends again: a person finds
-out (``ca_signer.upstream.operator_verbs``), unless the other CA answers the same request with the
-same certificate (``repeatable_s``).
+After a crash before 7 nothing was sent. After 7 the outcome is unknown and the request is not sent
+again: an operator resolves it (``ca_signer.upstream.operator_verbs``), unless the upstream CA
+answers the same request with the same certificate (``repeatable_s``).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _TURN_EVERY_S = 0.2
 _NOT_SENT = ("upstream.not_sent", "the ledger went away before it was sent")
 _REPEATED = "upstream.repeated"
 _NOT_ITS_OWN = {"issuer", "unreadable", "der"}
-"""Checks that leave open whether the other CA made it, or what: nothing it could revoke."""
+"""Checks that leave open whether the upstream CA made it, or what: nothing it could revoke."""
 
 
 class UpstreamCycle:
@@ -95,7 +95,7 @@ class UpstreamCycle:
         unknown_retry_after_s: int,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
-        """``changed`` is called when a row has something to tell that no message says."""
+        """``changed`` is called when a row has something to publish that no message carries."""
         self._submissions = submissions
         self._ledger = ledger
         self._publisher = publisher
@@ -139,7 +139,8 @@ class UpstreamCycle:
         while not await issuer.admit():
             if await sleep_or_stop(self.stopping, _TURN_EVERY_S):
                 raise IssuerUnavailable(
-                    f"circuit breaker open for issuer {issuer.issuer_id}", code="upstream.paused"
+                    f"circuit breaker open for issuer {issuer.issuer_id}",
+                    code="upstream.circuit_open",
                 )
 
     async def _submit(self, one: Submission) -> Outcome:
@@ -147,7 +148,7 @@ class UpstreamCycle:
 
         Raises:
             BusUnavailable: the audit intent was not confirmed; nothing was sent.
-            IssuerUnavailable: nothing was issued; the request comes again.
+            IssuerUnavailable: nothing was issued; the request is redelivered.
             LedgerUnavailable: the row says how far it came; redelivery goes on from there.
         """
         faults.hit("upstream.5.recorded")
@@ -186,7 +187,7 @@ class UpstreamCycle:
         return await self._take(issuer, one, submitted)
 
     async def _send(self, issuer: UpstreamIssuer, one: Submission) -> Submitted:
-        """Ask the other CA, within its deadline; whatever is not said clearly is ``Unknown``."""
+        """Send the request within its deadline; any doubt about the outcome is ``Unknown``."""
         left = issuer.certificate.not_after - self._clock.now()
         wanted = Wanted(
             submission_id=one.issuance_id,
@@ -302,7 +303,7 @@ class UpstreamCycle:
 
     async def _unknown(self, issuer: UpstreamIssuer, one: Submission, said: Unknown) -> Outcome:
         if issuer.plugin.repeatable_s > 0:
-            # It stays ``submitted``, held by nobody: the next delivery asks again, as long as
+            # It stays ``submitted`` without a lease: the next delivery sends again, as long as
             # that gets the same certificate (``SubmissionResolver``).
             one.came_from = "submitted"
             await self._insist(lambda: self._submissions.put_back(one, said.code, said.reason))
@@ -347,7 +348,7 @@ class UpstreamCycle:
         return wrong_certificate()
 
     async def _stray(self, one: Submission, der: bytes) -> Outcome:
-        """An answer to a row that went on without it: nobody will ever use this certificate."""
+        """Handle a response that arrived after the row moved on: its certificate is never used."""
         if await self._submissions.known(der) is None:
             late = UnexpectedCertificate("late", "the answer came when the row had another holder")
             await self._quarantine(one, der, late, revoke=True)
@@ -369,10 +370,10 @@ class UpstreamCycle:
         await completion.supersede(self._publisher, self._ledger, issued)
 
     async def _insist(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Write what another CA said, through a short outage of PostgreSQL: nobody says it twice.
+        """Write the outcome, retrying through a short outage of PostgreSQL: it is reported once.
 
         Raises:
-            LedgerUnavailable: the outage was longer; the row tells that something was sent.
+            LedgerUnavailable: the outage was longer; the row shows that something was sent.
         """
         give_up_at = monotonic_s() + _INSIST_S
         while True:

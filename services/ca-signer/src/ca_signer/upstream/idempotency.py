@@ -29,7 +29,7 @@ from estcore.clock import Clock
 from estcore.errors import Conflict, NotAuthorized
 from estcore.runtime.database import Connection
 
-RESTARTED = "upstream.lease_over"
+RESTARTED = "upstream.lease_expired"
 RESTARTED_REASON = "the submitting process stopped before it received a response"
 
 
@@ -65,7 +65,7 @@ class OpenSubmissions:
         return None if found is None else str(found)
 
     async def late(self, connection: Connection, row: asyncpg.Record) -> bool:
-        """Tell whether the certificate arrived while its client was waiting: returned once."""
+        """Return whether the certificate arrived while its client was waiting: returned once."""
         first = await connection.fetchval(
             "update submission set answered_at = now() "
             "where issuance_id = $1 and state = 'issued' and answered_at is null returning true",
@@ -157,7 +157,7 @@ def _ended(row: asyncpg.Record, *, ours: bool) -> EndedRequest:
 
 
 def wrong_certificate() -> Conflict:
-    """Return what a client is told when another CA sent something else than was asked for."""
+    """Return the refusal for a client whose upstream certificate was quarantined."""
     return Conflict(
         "the other CA sent a certificate that is not what was decided; it was set aside",
         code="upstream.wrong_certificate",

@@ -1,4 +1,4 @@
-"""An issuer elsewhere: its certificates, its plug-in, and how hard it may be asked."""
+"""Upstream issuer: its certificates, its plug-in, its concurrency limit and circuit breaker."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _STATES = {"closed": 0, "half_open": 1, "open": 2}
 
 
 class UpstreamIssuer(CACertificate):
-    """One issuer whose key another CA holds."""
+    """One issuer whose key an upstream CA holds."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class UpstreamIssuer(CACertificate):
         """Whether to ask for a certificate now.
 
         While the breaker is not closed, one caller at a time tries a question that changes
-        nothing: a certificate nobody answers for would be one more that a person must look for.
+        nothing: a certificate without a request would be one more that a person must look for.
         """
         if not self._tell(self._breaker.admit(monotonic_s())):
             return False
@@ -77,7 +77,7 @@ class UpstreamIssuer(CACertificate):
         return True
 
     def succeeded(self) -> None:
-        """It answers, whatever it says."""
+        """Record that the upstream CA answered."""
         self._breaker.succeeded()
         self._tell(True)
 
@@ -99,7 +99,7 @@ class UpstreamIssuer(CACertificate):
         CACertificate.__init__(self, *_certificates(self.settings))
 
     async def shows_itself(self) -> bool:
-        """Ask the other CA whether it is the issuer we think.
+        """Ask the upstream CA whether it is the issuer we think.
 
         Raises:
             Retryable, Unknown: it does not answer.

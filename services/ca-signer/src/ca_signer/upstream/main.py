@@ -1,8 +1,8 @@
-"""Joins ca-signer-upstream by hand and gives it a command line.
+"""Composition root and command line of ca-signer-upstream.
 
-The same service and ledger as ca-signer, another process: it knows no CA key and speaks HTTP, so
-it is not allowed near one. A ca-signer always runs beside it, for everything that is not its own
-issuers': secrets, profiles, windows, approvals, announcing revocations.
+It uses the ledger of ca-signer and runs as a process of its own: it speaks HTTP to upstream CAs,
+so it may load no CA key. A ca-signer always runs beside it for everything that is not specific to
+upstream issuers: secrets, profiles, reconciliation windows, approvals, publishing revocations.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ def _rules(settings: UpstreamSettings, issuers: Issuers) -> tuple[PolicyDocument
     return read_rules(
         settings.policy_file,
         settings.profiles_file,
-        issuers=[*issuers, *settings.issuers_elsewhere],
+        issuers=[*issuers, *settings.remote_issuers],
         groups=settings.groups,
     )
 
 
 def check(settings: UpstreamSettings) -> None:
-    """Read what the settings name, as ``run`` would; nobody is asked."""
+    """Read what the settings name, as ``run`` would; no upstream CA is called."""
     load_decision_context(settings, load_upstreams(settings.issuers))
 
 
@@ -166,7 +166,7 @@ async def _serve(
 
 
 def _watched(settings: UpstreamSettings, parts: Parts, changed: asyncio.Event) -> list[Watched]:
-    """What may change while running: rules, the other CAs' certificates, files of plug-ins."""
+    """What may change while running: rules, the upstream CAs' certificates, files of plug-ins."""
 
     def take_rules() -> None:
         parts.decision_context.replace_rules(*_rules(settings, parts.issuers))

@@ -1,8 +1,7 @@
-"""What operators do about submissions whose outcome nobody knows.
+"""Operator commands for submissions with an unknown outcome.
 
-Whoever asked the other CA decides by what its people or its list of certificates say: ``retry``
-where nothing was issued (the operator vouches for it), ``adopt`` where a certificate was (it is
-linted like an answer), ``abandon`` where nobody wants it any more.
+The operator finds out at the upstream CA. ``retry`` sends it again where nothing was issued,
+``adopt`` stores the certificate that was issued after the usual checks, ``abandon`` ends it.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ Judge = Callable[[Submission, bytes], x509.Certificate]
 
 
 class Listing(StrictModel):
-    """Which submissions to list, oldest first; those that wait for a person unless told."""
+    """Which submissions to list, oldest first; by default those with an unknown outcome."""
 
     issuer: Token | None = None
     state: Annotated[str, Field(pattern=r"^[a-z]{1,20}$")] | None = None
@@ -57,12 +56,13 @@ class Adoption(One):
 
 
 async def _list(connection: Connection, wanted: Listing, _: Caller) -> CommandResult:
-    rows = await connection.fetch(
-        "select *, now() as now from submission where state = $1 "
-        "and ($2::text is null or issuer_id = $2) order by changed_at limit $3",
-        wanted.state or "unknown",
-        wanted.issuer,
-        wanted.limit,
+    from ca_signer.ledger import operator_reads  # SQLAlchemy, at the first command
+
+    rows = await operator_reads.submissions(
+        connection,
+        state=wanted.state or "unknown",
+        issuer_id=wanted.issuer,
+        limit=wanted.limit,
     )
     return CommandResult({"submissions": [_facts(row) for row in rows]})
 
@@ -100,7 +100,7 @@ async def _unknown(connection: Connection, one: One) -> asyncpg.Record:
     if row is None:
         raise Conflict("no submission has this id", code="command.unknown")
     if row["state"] != "unknown":
-        raise Conflict(f"the submission is {row['state']}", code="submission.settled")
+        raise Conflict(f"the submission is {row['state']}", code="submission.resolved")
     return row
 
 
@@ -159,7 +159,7 @@ def verbs(judge: Judge, *, retry_within: dt.timedelta) -> Verbs:
 
 
 def _result(row: asyncpg.Record, state: str) -> CommandResult:
-    told: dict[str, JsonValue] = {"id": str(row["issuance_id"]), "state": state}
+    facts: dict[str, JsonValue] = {"id": str(row["issuance_id"]), "state": state}
     context = decode(RequestFacts, row["context"].encode())
     details = {"request_correlation_id": context.correlation_id}
-    return CommandResult({**told, "subject": row["subject"]}, submission_target(row), details)
+    return CommandResult({**facts, "subject": row["subject"]}, submission_target(row), details)

@@ -1,13 +1,13 @@
-"""What a plug-in for another CA is: docs/upstreams.md tells how to write one.
+"""Interface of a plug-in for an upstream CA; docs/upstreams.md describes how to write one.
 
-A plug-in says what happened by returning or by one of four errors. Which one decides whether
-the same request may ever be sent again, so "perhaps" is always ``Unknown``.
+A plug-in reports the outcome by returning or by one of four errors. The outcome decides whether
+the same request may ever be sent again, so every doubt is ``Unknown``.
 
-    Submitted    the certificate, as it came
-    Refused      the other CA said no, for good; nothing was issued
+    Submitted    the certificate, as received
+    Refused      the upstream CA refused for good; nothing was issued
     Retryable    nothing was issued, and the same request may be sent again later
-    Pending      the other CA has the request and answers the same request later
-    Unknown      a certificate may exist: sent, and no answer that can be believed
+    Pending      the upstream CA has the request and answers the same request later
+    Unknown      a certificate may exist: the request was sent, no trustworthy response arrived
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Submitted:
-    """The certificate (DER) as it came, looked at by nobody; ``reference`` is for people."""
+    """The certificate (DER) as received, not checked yet; ``reference`` is for people."""
 
     certificate: bytes
     reference: str | None = None
 
 
 class Refused(ESTSuiteError):
-    """The other CA refuses this request for good."""
+    """The upstream CA refuses this request for good."""
 
     default_code = "upstream.refused"
 
@@ -68,7 +68,7 @@ class Retryable(ESTSuiteError):
 
 
 class Pending(ESTSuiteError):
-    """The other CA takes its time; the same request again, after a while, gets the answer."""
+    """The upstream CA takes its time; the same request again, after a while, gets the answer."""
 
     default_code = "upstream.pending"
 
@@ -78,13 +78,13 @@ class Pending(ESTSuiteError):
 
 
 class Unknown(ESTSuiteError):
-    """It was sent and nobody knows what came of it."""
+    """The request was sent; whether a certificate exists is unknown."""
 
     default_code = "upstream.unknown"
 
 
 class Upstream(Protocol):
-    """Another CA. One instance serves a process; calls may run at the same time."""
+    """An upstream CA. One instance serves a process; calls may run at the same time."""
 
     @property
     def repeatable_s(self) -> float:
@@ -137,7 +137,7 @@ class Upstream(Protocol):
         ...
 
     async def authorities(self) -> Sequence[x509.Certificate]:
-        """Return the CA certificates the other CA shows, in any order.
+        """Return the CA certificates the upstream CA shows, in any order.
 
         Raises:
             Retryable, Unknown: not now.

@@ -1,4 +1,4 @@
-"""Lint what another CA sent (pure): is it the certificate that was decided, and of that CA?
+"""Lint what an upstream CA sent (pure): is it the certificate that was decided, and of that CA?
 
 The pattern is the certificate a local issuer would have signed, so decision and lint cannot
 drift apart. Narrower than decided is good (fewer usages, a shorter life); anything wider, other
@@ -52,7 +52,7 @@ _UNREADABLE = (
 
 
 class UnexpectedCertificate(ESTSuiteError):
-    """Another CA sent a certificate that is not what was asked for."""
+    """An upstream CA sent a certificate that is not what was asked for."""
 
     default_code = "upstream.wrong_certificate"
 
@@ -209,7 +209,7 @@ def check_asked(csr: x509.CertificateSigningRequest, pattern: x509.Certificate) 
     """Check that a CA which follows the CSR can make what was decided.
 
     The CSR goes on as the client signed it. The CN as a DNS name, where there is no SAN, is what
-    other CAs know too.
+    upstream CAs know too.
 
     Raises:
         ProfileViolation: the profile gives names that the CSR does not have.

@@ -1,8 +1,8 @@
-"""Passes revocations on to the CA that issued: retried until it has them.
+"""Forward revocations to the upstream CA that issued, with retries.
 
-The row of the ledger counts from its commit, as for every issuer: front ends refuse the
-certificate at once. What the rest of the world believes is the other CA's list, so it is told
-too. A hold stays ours: other CAs can rarely take a revocation back.
+The ledger's row counts from its commit, as for every issuer: front ends refuse the certificate at
+once. Relying parties read the upstream CA's CRL, so it has to revoke as well. A hold is not
+forwarded: upstream CAs can rarely release one.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class UpstreamRevocations:
         self._changed = changed
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Pass revocations on until ``stop``; a job of its own, for other CAs are slow."""
+        """Pass revocations on until ``stop``; a job of its own, for upstream CAs are slow."""
         while not await sleep_or_stop(stop, self._every_s):
             try:
                 await self.sweep()
@@ -115,12 +115,14 @@ class UpstreamRevocations:
                 state,
                 code,
             )
-        told = fields(issuer=row["issuer_id"], certificate=row["certificate_sha256"].hex())
+        certificate = fields(issuer=row["issuer_id"], certificate=row["certificate_sha256"].hex())
         if state == "done":
-            log.info("revoked upstream", extra=told)
+            log.info("revoked upstream", extra=certificate)
         else:
             more = fields(state=state, code=code, reason=reason)
-            log.error("upstream revocation failed permanently, revoke manually", extra=told | more)
+            log.error(
+                "upstream revocation failed permanently, revoke manually", extra=certificate | more
+            )
         self._changed()
 
     async def _nak_all(self, row: asyncpg.Record, code: str, reason: str) -> None:

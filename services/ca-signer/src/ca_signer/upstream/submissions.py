@@ -1,14 +1,14 @@
-"""The rows of certificates on their way at another CA: every statement of the cycle.
+"""Submissions to upstream CAs: states, and every statement of the cycle.
 
     recorded ──► submitted ──► issued (a row of ``issuance`` as well)
       ▲ │           │ ├──────► refused
       │ │           │ ├──────► quarantined
       │ │           │ └──────► pending ──► submitted …
-      │ └► abandoned└──────► unknown ──┬─► issued (adopted by an operator, or a late answer)
+      │ └► abandoned└──────► unknown ──┬─► issued (adopted by an operator, or a late response)
       └────────── retried by an operator ┴─► abandoned by one
 
-``submitted`` is committed before anything is sent. Nobody but its holder, under a live lease and
-the fence, takes a row out of it; when the lease ran out the outcome is unknown.
+``submitted`` is committed before anything is sent. Only the holder of the lease, with the current
+fence, changes the state from there. When the lease has run out the outcome is unknown.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _BEGIN = """update submission set state = 'submitted', sendings = sendings + 1,
   changed_at = now()
 where issuance_id = $1 and fence = $2 and state = $4 returning sendings"""
 
-# A late answer resolves an unknown outcome: nobody holds that row, and a certificate is a fact.
+# A late response resolves an unknown outcome: no process holds that row.
 _STORE = """with done as (
   update submission set state = 'issued', changed_at = now(), reference = $3, code = null,
     reason = null, decided_by = $11,
@@ -72,7 +72,7 @@ from done returning certificate, issued_at"""
 
 @dataclass
 class Submission(IssuanceIntent):
-    """A certificate on its way at another CA, held by us under ``fence``.
+    """A certificate on its way at an upstream CA, held by us under ``fence``.
 
     ``tbs`` is what a local issuer would have signed; ``came_from`` the state it was taken from.
     """
@@ -94,7 +94,7 @@ class Submission(IssuanceIntent):
 
 
 def submission(intent: IssuanceIntent, csr: bytes, now: dt.datetime) -> Submission:
-    """Return what was decided as what another CA is asked for."""
+    """Return what was decided as what an upstream CA is asked for."""
     said = {one.name: getattr(intent, one.name) for one in fields(IssuanceIntent)}
     return Submission(**said | {"serial_number": 0}, csr=csr, asked_at=now)
 
@@ -124,7 +124,7 @@ async def store(  # noqa: PLR0913 - what is known of a certificate
     by: str | None = None,
     shared: bool = False,
 ) -> IssuedCertificate | None:
-    """Step 9: store the certificate if the row is still ours, or nobody's; None if it is not.
+    """Step 9: store the certificate if no other process holds the row; None otherwise.
 
     ``shared`` says that every holder gets the same certificate, so the first one stores it.
 
@@ -180,11 +180,11 @@ class Submissions:
         await self._change(one, one.came_from, where=one.came_from)
 
     async def put_back(self, one: Submission, code: str, reason: str) -> None:
-        """Nothing was issued by this sending: as before it, for whoever comes next."""
+        """Record that nothing was issued: the submission may be sent again."""
         await self._change(one, one.came_from, code=code, reason=reason)
 
     async def wait(self, one: Submission, seconds: int) -> None:
-        """The other CA takes its time."""
+        """The upstream CA takes its time."""
         await self._change(one, "pending", retry_s=seconds)
 
     async def unknown(self, one: Submission, code: str, reason: str) -> None:
@@ -192,7 +192,7 @@ class Submissions:
         await self._change(one, "unknown", code=code, reason=reason)
 
     async def refuse(self, one: Submission, code: str, reason: str) -> None:
-        """The other CA said no: release what was reserved."""
+        """The upstream CA said no: release what was reserved."""
 
         async def work(connection: Connection) -> None:
             if await _change(connection, one, "refused", code=code, reason=reason):
@@ -234,7 +234,7 @@ class Submissions:
     async def quarantine(
         self, one: Submission, der: bytes, check: str, reason: str, *, revoke: bool
     ) -> None:
-        """Keep what came where nobody uses it, and have it revoked where it came from."""
+        """Quarantine a certificate that is not the expected one, and have it revoked upstream."""
 
         async def work(connection: Connection) -> None:
             if await _change(
@@ -275,10 +275,10 @@ class Submissions:
         return None if found is None else str(found)
 
     async def lapsed(self, repeatable_s: Mapping[str, float], limit: int) -> list[Submission]:
-        """Return what was being sent by somebody whose lease ran out a while ago; now ours.
+        """Acquire submissions that were being sent when their lease ran out a while ago.
 
         ``repeatable_s`` says of each issuer for how long a sending may be repeated: until then
-        whoever comes back for it may ask again.
+        a redelivery may send it again.
         """
         async with self.database.connection() as connection:
             rows = await connection.fetch(
@@ -299,7 +299,7 @@ class Submissions:
     async def stale(
         self, issuers: Sequence[str], pending_for: dt.timedelta, limit: int
     ) -> list[Submission]:
-        """Return what nobody comes back for: recorded and too old, or pending for too long."""
+        """Return expired submissions: recorded and too old, or pending for too long."""
         async with self.database.connection() as connection:
             rows = await connection.fetch(
                 "update submission set fence = fence + 1, lease_until = now() + $1::interval "

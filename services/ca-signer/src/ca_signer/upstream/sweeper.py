@@ -1,4 +1,4 @@
-"""Finishes what nobody holds: lapsed leases, what nobody waits for; and counts what is open."""
+"""Sweeper of submissions: resolve lapsed leases, abandon expired ones, count open ones."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ class UpstreamSweeper:
         """Do everything that is due once.
 
         Raises:
-            Unavailable: database or bus is away; the next sweep goes on.
+            Unavailable: database or bus unavailable; the next sweep goes on.
         """
         issuers = list(self._issuers)
         repeatable = {name: issuer.plugin.repeatable_s for name, issuer in self._issuers.items()}
         for one in await self._submissions.lapsed(repeatable, _LIMIT):
-            # Nobody came back for it within a lease: its message is gone, or its process is.
+            # Not redelivered within a lease: its message or its process is gone.
             await self._submissions.unknown(one, RESTARTED, RESTARTED_REASON)
         for one in await self._submissions.stale(issuers, self._pending_for, _LIMIT):
             await self._cycle.abandon(one, EXPIRED)
@@ -72,7 +72,7 @@ class UpstreamSweeper:
         self._changed()
 
     async def watch(self, stop: asyncio.Event) -> None:
-        """See whether the other CAs are still who is configured; a rollover there is told here."""
+        """Compare the upstream CAs' certificates with the configured ones, to notice a rollover."""
         stopping = False
         while not stopping:
             await self._compare()

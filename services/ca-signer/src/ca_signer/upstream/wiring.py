@@ -1,4 +1,4 @@
-"""The parts of a process for issuers elsewhere, joined."""
+"""Wiring of ca-signer-upstream: its parts and how they are joined."""
 
 from __future__ import annotations
 
@@ -65,10 +65,11 @@ def assemble(
     submissions = Submissions(database, lease_s=settings.lease_s)
     publisher = EventPublisher(bus, decision_context.clock, settings.instance)
     outbox = Outbox(
+        database,
         [
-            command_records(database, publisher),
-            submission_records(database, publisher),
-            revocation_records(database, publisher),
+            command_records(publisher),
+            submission_records(publisher),
+            revocation_records(publisher),
         ],
         every_s=settings.sweep_every_s,
     )
@@ -81,11 +82,7 @@ def assemble(
             repeatable_s=lambda issuer: issuers[issuer].plugin.repeatable_s,
             unknown_retry_after_s=settings.unknown_retry_after_s,
         ),
-        ApprovalStore(
-            lifetime=dt.timedelta(seconds=settings.approval_lifetime_s),
-            retry_after_s=settings.approval_retry_after_s,
-            max_waiting=settings.approval_max_waiting,
-        ),
+        ApprovalStore.of(settings),
     )
     cycle = UpstreamCycle(
         submissions,
@@ -138,7 +135,7 @@ def assemble(
     def judge(one: Submission, der: bytes) -> x509.Certificate:
         issuer = issuers.get(one.issuer_id)
         if issuer is None:
-            raise Conflict("another process serves its issuer", code="submission.elsewhere")
+            raise Conflict("another process serves its issuer", code="submission.other_process")
         return cycle.judged(issuer, one, der)
 
     executor = CommandExecutor(

@@ -1,4 +1,4 @@
-"""Where audit records wait while the bus is away: SQLite, WAL, every commit on disk."""
+"""Where audit records wait while the bus is unavailable: SQLite, WAL, every commit on disk."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Peer:
 class PeerValidator:
     """Validates client certificates against the anchors of labels.
 
-    Explicit anchors are our issuers' certificates; truststores hold those of other CAs. They
+    Explicit anchors are our issuers' certificates; truststores hold those of upstream CAs. They
     are kept apart: which of them a certificate chains to is part of who its holder is.
     """
 

@@ -74,7 +74,7 @@ class PasswordFile:
         self._users = other._users
 
     def __contains__(self, name: str) -> bool:
-        """Tell whether there is such a user."""
+        """Return whether there is such a user."""
         return name in self._users
 
     def digest_verifier(self, name: str, algorithm: str) -> str | None:

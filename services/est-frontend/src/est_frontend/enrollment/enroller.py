@@ -120,7 +120,7 @@ class Enroller:
             exchange.who = None
         profile = self._state.profile(name)
         if profile is None:
-            raise IssuerUnavailable("the profile is not here yet", code="profile.not_told")
+            raise IssuerUnavailable("the profile is not here yet", code="profile.unavailable")
         return demands_for(profile, names, linking_required=label.linking == "require")
 
     async def generate(self, exchange: Exchange, label: Label) -> web.Response | None:

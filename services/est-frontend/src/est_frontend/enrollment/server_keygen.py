@@ -58,7 +58,7 @@ class KeyGenerator:
         """
         protecting = self._protecting(request.protection, peer) if request.protection else None
         if profile is None:
-            raise IssuerUnavailable("the profile is not here yet", code="profile.not_told")
+            raise IssuerUnavailable("the profile is not here yet", code="profile.unavailable")
         kind = generated_kind(request, profile)
         slow = kind.startswith("rsa")
         key = await asyncio.to_thread(new_key, kind) if slow else new_key(kind)

@@ -70,7 +70,7 @@ class SignerGateway:
         return self._open.wait_s(enrollment_id)
 
     def under_way(self, key: bytes) -> bool:
-        """Tell whether this enrollment was submitted and not answered, lately."""
+        """Return whether this enrollment was submitted and not answered, lately."""
         ticket = self._tickets.get(key)
         return ticket is not None and ticket.expires > monotonic_s()
 

@@ -56,7 +56,7 @@ class OCSPRelay:
 
     @staticmethod
     def is_for(head: bytes) -> bool:
-        """Tell whether the head of a request asks for something here."""
+        """Return whether the head of a request asks for something here."""
         return head.partition(b" ")[2].startswith(_PREFIX)
 
     async def answer(self, head: bytes, reader: asyncio.StreamReader) -> bytes:

@@ -113,7 +113,7 @@ class SignerState:
         return found
 
     def has(self, issuers: set[str]) -> bool:
-        """Tell whether the CA certificates of all these issuers are known."""
+        """Return whether the CA certificates of all these issuers are known."""
         return issuers <= self._trust.keys()
 
     def secret_matches(self, secret_id: str, secret: str) -> bool:
@@ -129,12 +129,12 @@ class SignerState:
         return next((p for p in profiles if p.name == name), None)
 
     def is_revoked(self, issuer_id: str, serial_number: int) -> bool:
-        """Tell whether a certificate is known to be revoked; the signer's ledger decides."""
+        """Return whether a certificate is known to be revoked; the signer's ledger decides."""
         known = self._revoked.get((issuer_id, revoked_shard(serial_number)))
         return known is not None and serial_number in known[1]
 
     def is_peer_revoked(self, issuer_id: str, serial_number: int) -> bool:
-        """Tell whether a certificate by any generation of an issuer is known to be revoked."""
+        """Return whether a certificate by any generation of an issuer is known to be revoked."""
         trust = self._trust.get(issuer_id)
         generations = [g.issuer_id for g in trust.accepted] if trust else []
         return any(self.is_revoked(i, serial_number) for i in generations or [issuer_id])

@@ -1,7 +1,7 @@
 """The two loops of time: announcing what is due, and finishing what was left.
 
 Both look at the database about once a second, with jitter so that replicas do not look
-together. A database or bus that is away is waited for; nothing is lost, since rows say what
+together. A database or bus that is unavailable is waited for; nothing is lost, since rows say what
 is to be done.
 """
 

@@ -9,7 +9,7 @@ The rite of a batch:
 
 A batch that fails is tried message by message, so one poisoned message harms nobody else; its
 failures are counted in the database, and over the limit it is a dead letter. While the
-database is away nothing is fetched.
+database is unavailable nothing is fetched.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from estcore.messages.envelope import decode
 from estcore.messages.events import CertificateIssued, CertificateRevoked, WindowClosed
 from estcore.messages.topics import PKI_EVENTS, RENEWAL_CONSUMER, WINDOW_TOPIC
 from estcore.runtime import faults
-from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.bus import Bus
 from estcore.runtime.consume import Delivery, PullConsumer
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop
 from estcore.runtime.tracing import Tracing
+from estcore.runtime.worker import MessageWorker, publish_dead_letter
 from renewal.events.projection import Projected, project
-from renewal.events.reconciliation import Verdict, Windows
+from renewal.events.reconciliation import check_window, window_comparison
 from renewal.metrics import BATCH_S, DEAD_LETTERS, PROJECTED
 from renewal.publishing.messages import MessageBuilder
 from renewal.publishing.publisher import RotationPublisher
-from renewal.settings import RenewalSettings
+from renewal.settings import SERVICE, RenewalSettings
 
 log = logging.getLogger(__name__)
 
@@ -84,29 +85,27 @@ class EventConsumer:
         self._recheck_s = settings.windows.recheck_s
         self._database, self._bus, self._teller = database, bus, teller
         self._announcer, self._tracing = announcer, tracing
-        self._windows = Windows(settings.windows, database, bus)
+        self._windows = window_comparison(settings.windows, database, bus)
         self.consumer = PullConsumer(
             bus, PKI_EVENTS, RENEWAL_CONSUMER, credit=self._settings.credit
         )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Apply events until stopped; what was fetched and not applied goes back."""
-        await self.consumer.start()
-        while not stop.is_set():
-            await self.consumer.maintain()
-            if not await self.consumer.wait(0.5):
-                continue
-            if self._settings.linger_ms:
-                # Nobody waits for a projection: a fuller batch costs the same transaction.
-                await sleep_or_stop(stop, self._settings.linger_ms / 1000)
-            taken = self.consumer.take(self._settings.batch_size)
-            if taken and not await self.handle(taken):
-                await self._wait_for_database(stop)
-        for delivery in await self.consumer.pause():
-            await delivery.nak(0)
+
+        async def handle(taken: Sequence[Delivery], stopping: asyncio.Event) -> None:
+            if not await self.handle(taken):
+                await self._wait_for_database(stopping)
+
+        await MessageWorker(
+            self.consumer,
+            handle,
+            batch_size=self._settings.batch_size,
+            linger_s=self._settings.linger_ms / 1000,
+        ).run(stop)
 
     async def handle(self, taken: Sequence[Delivery]) -> bool:
-        """Apply deliveries and answer each; False when the surroundings are away."""
+        """Apply deliveries and answer each; False when the surroundings are unavailable."""
         started = monotonic_s()
         alone = [d for d in taken if d.attempt >= _ALONE_FROM and d.topic != WINDOW_TOPIC]
         batch = await self._read([d for d in taken if d not in alone])
@@ -208,11 +207,11 @@ class EventConsumer:
     async def _check_windows(self, windows: Sequence[tuple[Delivery, WindowClosed]]) -> bool:
         for at, (delivery, window) in enumerate(windows):
             try:
-                verdict = await self._windows.check(window)
+                done = await check_window(self._windows, window)
             except Unavailable as exc:
                 await self._later([d for d, _ in windows[at:]], exc, self._recheck_s)
                 return exc.code != "ledger.unavailable"
-            if verdict is Verdict.DONE:
+            if done:
                 await delivery.ack()
             else:
                 await delivery.nak(self._recheck_s)
@@ -231,11 +230,11 @@ class EventConsumer:
             "message dead-lettered",
             extra=fields(topic=delivery.topic, sequence=delivery.sequence, error=text),
         )
-        letter = Outgoing(
-            f"dead.renewal.{reason}", delivery.data, f"{PKI_EVENTS}-{delivery.sequence}"
-        )
+        message_id = f"{PKI_EVENTS}-{delivery.sequence}"
         try:
-            await self._bus.publish_confirmed([letter])
+            await publish_dead_letter(
+                self._bus, SERVICE, delivery, reason=reason, message_id=message_id
+            )
         except Unavailable as exc:
             await self._later([delivery], exc)
             return

@@ -10,12 +10,20 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 from pydantic import JsonValue
 
 from estcore.clock import Clock
 from estcore.ids import ROTATION_NAMESPACE, record_id, uuid7
-from estcore.messages.audit import Actor, AuditBatch, AuditRecord, Origin, Producer, Target
+from estcore.messages.audit import (
+    Actor,
+    AuditBatch,
+    AuditRecord,
+    AuditRecordBuilder,
+    Origin,
+    Target,
+)
 from estcore.messages.envelope import encode
 from estcore.messages.events import CertificateRef, RotationEvent, RotationStep
 from estcore.messages.topics import audit_issue_topic, rotation_topic
@@ -53,7 +61,7 @@ class MessageBuilder:
     def __init__(self, instance: str, clock: Clock) -> None:
         self._clock = clock
         self.source = f"{SERVICE}/{instance}"
-        self._producer = Producer(service=SERVICE, instance=instance, boot_id=uuid7())
+        self._build = AuditRecordBuilder(SERVICE, instance, uuid7())
 
     def messages(self, tellings: Sequence[RotationMessage]) -> list[Outgoing]:
         """Return the events, in order, and the audit records that go with them."""
@@ -89,14 +97,12 @@ class MessageBuilder:
         peer: str | None,
     ) -> AuditRecord:
         """Return the record of a proof of use that was not accepted."""
-        return AuditRecord(
+        return self._build.failure(
+            "rotation.proof",
             record_id=record_id("proof", request_id),
-            producer=self._producer,
-            occurred_at=self._clock.now(),
+            at=self._clock.now(),
             correlation_id=correlation_id,
-            action="rotation.proof",
             phase="denied",
-            outcome="failure",
             reason_code=code,
             reason=reason,
             severity="notice",
@@ -109,20 +115,16 @@ class MessageBuilder:
         event, about = telling.event, telling.certificate
         details: dict[str, JsonValue] = {"generation": event.generation, "fence": event.fence}
         details.update(telling.details)
-        return AuditRecord(
-            record_id=record_id("rotation", event.rotation_id, event.step, telling.key),
-            producer=self._producer,
-            occurred_at=event.time,
-            correlation_id=event.correlation_id,
-            causation_id=event.id,
-            trace_id=trace_id(event.traceparent),
-            action=f"rotation.{event.step}",
-            phase="outcome",
-            outcome="failure" if event.step in _SEVERITY else "success",
-            severity=_SEVERITY.get(event.step, "info"),
-            actor=_ACTOR,
-            origin=Origin(peer=telling.peer) if telling.peer else None,
-            target=Target(
+        about_event: dict[str, Any] = {
+            "record_id": record_id("rotation", event.rotation_id, event.step, telling.key),
+            "at": event.time,
+            "correlation_id": event.correlation_id,
+            "causation_id": event.id,
+            "trace_id": trace_id(event.traceparent),
+            "severity": _SEVERITY.get(event.step, "info"),
+            "actor": _ACTOR,
+            "origin": Origin(peer=telling.peer) if telling.peer else None,
+            "target": Target(
                 tenant=event.tenant,
                 service=event.service,
                 slot_id=event.slot_id,
@@ -137,21 +139,23 @@ class MessageBuilder:
                 not_after=about.not_after if about else None,
                 predecessor_serial=event.old.serial if event.old and event.new else None,
             ),
-            details=details,
-        )
+            "details": details,
+        }
+        action = f"rotation.{event.step}"
+        if event.step in _SEVERITY:
+            return self._build.failure(action, phase="outcome", **about_event)
+        return self._build.success(action, **about_event)
 
     def _scheduled(self, item: Scheduled) -> AuditRecord:
         event = item.event
-        return AuditRecord(
+        return self._build.success(
+            "renewal.scheduled",
             record_id=record_id("scheduled", event.id),
-            producer=self._producer,
-            occurred_at=event.issued_at,
+            at=event.issued_at,
             correlation_id=event.correlation_id,
             causation_id=event.id,
             trace_id=trace_id(event.traceparent),
-            action="renewal.scheduled",
-            phase="outcome",
-            outcome="success",
+            severity="info",
             actor=_ACTOR,
             target=Target(
                 tenant=event.tenant,

@@ -132,7 +132,7 @@ class RotationPublisher:
         """Tell what a crash or an outage left untold; returns how many events.
 
         Raises:
-            Unavailable: the bus or the database is away.
+            Unavailable: the bus or the database is unavailable.
         """
         told = await self._dispatches(_DUE_LEFT, "due", _MARK_DUE, older_than)
         told += await self._dispatches(_LAPSED_LEFT, "lease_expired", _MARK_LAPSED, older_than)

@@ -8,9 +8,9 @@ from uuid import UUID
 import asyncpg
 from pydantic import Field, JsonValue
 
-from ca_signer.issuance.approvals import ticket_target
 from ca_signer.model import RequestFacts
 from ca_signer.operators.verb import Caller, CommandResult, Verb, Verbs, table
+from ca_signer.publishing.audit_records import request_target
 from estcore.errors import Conflict
 from estcore.messages.envelope import decode
 from estcore.pki.profile import StrictModel, Token
@@ -38,14 +38,14 @@ class Decision(StrictModel):
 
 
 async def _list(connection: Connection, wanted: Listing, _: Caller) -> CommandResult:
-    rows = await connection.fetch(
-        "select *, now() as now from approval where ($1::text is null or tenant = $1) "
-        "and ($2::text is null or service = $2) "
-        "and ($3 or (state = 'waiting' and expires_at > now())) order by requested_at limit $4",
-        wanted.tenant,
-        wanted.service,
-        wanted.all,
-        wanted.limit,
+    from ca_signer.ledger import operator_reads  # SQLAlchemy, at the first command
+
+    rows = await operator_reads.approvals(
+        connection,
+        tenant=wanted.tenant,
+        service=wanted.service,
+        ended=wanted.all,
+        limit=wanted.limit,
     )
     return CommandResult({"requests": [_facts(row) for row in rows]})
 
@@ -95,7 +95,7 @@ async def _decide(
     if row is None:
         raise Conflict("no request has this id", code="command.unknown")
     if row["over"]:
-        raise Conflict("the request is over; its client must ask again", code="approval.over")
+        raise Conflict("the request is over; its client must ask again", code="approval.expired")
     if row["state"] != "waiting":
         by = f" by {row['decided_by']}" if row["decided_by"] else ""
         raise Conflict(f"the request was {row['state']}{by} before", code="approval.decided")
@@ -111,9 +111,11 @@ async def _decide(
         until,
     )
     context = decode(RequestFacts, row["context"].encode())
-    told: dict[str, JsonValue] = {"id": str(decision.id), "state": state}
+    facts: dict[str, JsonValue] = {"id": str(decision.id), "state": state}
     details = {"request_correlation_id": context.correlation_id}
-    return CommandResult({**told, "subject": row["subject"]}, ticket_target(row, context), details)
+    return CommandResult(
+        {**facts, "subject": row["subject"]}, request_target(row, context), details
+    )
 
 
 def verbs() -> Verbs:

@@ -74,7 +74,7 @@ async def _confirm(connection: Connection, wanted: Confirmation, caller: Caller)
         return _result(row)
     if row["state"] != "proposed":
         raise Conflict(f"the incident is {row['state']}, not proposed", code="incident.state")
-    if row["moment"] - row["proposed_at"] > LIFETIME:
+    if row["now"] - row["proposed_at"] > LIFETIME:
         raise Conflict("the proposal is older than a day; propose again", code="incident.state")
     if row["members"] != wanted.count:
         raise Conflict(
@@ -106,21 +106,11 @@ async def _stop(connection: Connection, wanted: One, caller: Caller) -> CommandR
 
 async def _show(connection: Connection, wanted: One, _: Caller) -> CommandResult:
     row = await _find(connection, wanted.id)
-    owners = await connection.fetch(
-        "select i.tenant, i.service, i.profile, count(*) as count, "
-        "count(m.revoked_at) as revoked from incident_member m join issuance i using (issuance_id) "
-        "where m.incident_id = $1 group by 1, 2, 3 order by 4 desc, 1, 2, 3 limit $2",
-        wanted.id,
-        _SHOWN,
-    )
-    some = await connection.fetch(
-        "select i.issuer_id, i.serial_number, i.subject, i.not_after from incident_member m "
-        "join issuance i using (issuance_id) where m.incident_id = $1 "
-        "order by m.issuance_id limit $2",
-        wanted.id,
-        _SHOWN,
-    )
-    told = _result(row)
+    from ca_signer.ledger import operator_reads  # SQLAlchemy, at the first command
+
+    owners = await operator_reads.bulk_revocation_owners(connection, wanted.id, limit=_SHOWN)
+    some = await operator_reads.bulk_revocation_members(connection, wanted.id, limit=_SHOWN)
+    shown = _result(row)
     members: list[JsonValue] = [
         {
             "issuer": r["issuer_id"],
@@ -130,19 +120,19 @@ async def _show(connection: Connection, wanted: One, _: Caller) -> CommandResult
         }
         for r in some
     ]
-    return CommandResult({**told.result, "owners": [dict(r) for r in owners], "some": members})
+    return CommandResult({**shown.result, "owners": [dict(r) for r in owners], "some": members})
 
 
 async def _list(connection: Connection, wanted: Listing, _: Caller) -> CommandResult:
-    rows = await connection.fetch(
-        "select *, now() as moment from incident order by proposed_at desc limit $1", wanted.limit
-    )
+    from ca_signer.ledger import operator_reads  # SQLAlchemy, at the first command
+
+    rows = await operator_reads.bulk_revocations(connection, limit=wanted.limit)
     return CommandResult({"incidents": [_result(row).result for row in rows]})
 
 
 async def _find(connection: Connection, incident_id: UUID) -> asyncpg.Record:
     row = await connection.fetchrow(
-        "select *, now() as moment from incident where incident_id = $1 for update", incident_id
+        "select *, now() as now from incident where incident_id = $1 for update", incident_id
     )
     if row is None:
         raise Conflict("there is no such incident", code="command.unknown")

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import asyncpg
 from pydantic import AwareDatetime, Field, JsonValue, model_validator
 
-from ca_signer.ledger.certificate_index import Query, State, search
 from ca_signer.ledger.issuances import serial_octets
 from ca_signer.operators.verb import Caller, CommandResult, Verb
+from ca_signer.publishing.audit_records import certificate_target
 from estcore import ids
 from estcore.errors import Conflict
-from estcore.messages.audit import Target
 from estcore.pki.profile import StrictModel, Token
 from estcore.policy.operators import Role
 from estcore.runtime.database import Connection
 
 LOOKING: frozenset[Role] = frozenset({"auditor", "revoker", "approver"})
-COLUMNS = """issuance_id, issuer_id, serial_number, certificate_sha256, tenant, service, profile,
-  subject, san, spki_sha256, not_before, not_after, issued_at, revoked_at, revocation_reason,
-  certificate"""
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{2,64}$")]
 
 
@@ -54,7 +50,7 @@ class Listing(StrictModel):
     service: Token | None = None
     team: Token | None = None
     cluster: Token | None = None
-    state: State | None = None
+    state: Literal["good", "expired", "revoked", "held"] | None = None
     expires_after: AwareDatetime | None = Field(default=None, description="by expiry")
     expires_before: AwareDatetime | None = Field(default=None, description="by expiry")
     after: str | None = Field(default=None, max_length=1000, description="next of the page before")
@@ -70,14 +66,14 @@ async def find(connection: Connection, one: One, *, lock: bool = False) -> async
     """
     serial = None if one.serial is None else serial_octets(int(one.serial, 16))
     fingerprint = None if one.fingerprint is None else _octets(one.fingerprint)
-    rows = await connection.fetch(
-        f"select {COLUMNS} from issuance where state = 'issued' "  # noqa: S608 - our constants
-        "and ($1::bytea is null or serial_number = $1) "
-        "and ($2::bytea is null or certificate_sha256 = $2) "
-        "and ($3::text is null or issuer_id = $3) limit 2" + (" for update" if lock else ""),
-        serial,
-        fingerprint,
-        one.issuer,
+    from ca_signer.ledger import certificate_search  # SQLAlchemy, at the first command
+
+    rows = await certificate_search.find(
+        connection,
+        serial_number=serial,
+        fingerprint=fingerprint,
+        issuer_id=one.issuer,
+        lock=lock,
     )
     if not rows:
         raise Conflict("the ledger has no such certificate", code="command.unknown")
@@ -91,7 +87,7 @@ def _octets(text: str) -> bytes:
 
 
 def facts(row: asyncpg.Record) -> dict[str, JsonValue]:
-    """Return what an operator is told of a certificate."""
+    """Return what operators see of a certificate."""
     revoked = row["revoked_at"]
     return {
         "issuer": row["issuer_id"],
@@ -110,38 +106,27 @@ def facts(row: asyncpg.Record) -> dict[str, JsonValue]:
     }
 
 
-def target(row: asyncpg.Record) -> Target:
-    """Return how a record names a certificate."""
-    return Target(
-        tenant=row["tenant"],
-        service=row["service"],
-        issuance_id=str(row["issuance_id"]),
-        issuer_id=row["issuer_id"],
-        profile=row["profile"],
-        subject=row["subject"],
-        serial=ids.serial_hex(int.from_bytes(row["serial_number"], "big")),
-        certificate_sha256=row["certificate_sha256"].hex(),
-        not_after=row["not_after"],
+async def _show(connection: Connection, one: One, _: Caller) -> CommandResult:
+    row = await find(connection, one)
+    return CommandResult(
+        {**facts(row), "certificate": row["certificate"].hex()}, certificate_target(row)
     )
 
 
-async def _show(connection: Connection, one: One, _: Caller) -> CommandResult:
-    row = await find(connection, one)
-    return CommandResult({**facts(row), "certificate": row["certificate"].hex()}, target(row))
-
-
 async def _list(connection: Connection, wanted: Listing, _: Caller) -> CommandResult:
-    query = Query(
+    from ca_signer.ledger import certificate_search  # SQLAlchemy, at the first command
+
+    query = certificate_search.Query(
         serial_number=None if wanted.serial is None else serial_octets(int(wanted.serial, 16)),
         issuer_id=wanted.issuer,
         **wanted.model_dump(exclude={"serial", "issuer", "with_certificate"}),
     )
     try:
-        rows, following = await search(connection, query, COLUMNS)
+        rows, following = await certificate_search.search(connection, query)
     except asyncpg.QueryCanceledError as exc:
         raise Conflict(
             "too many certificates to look through; add an owner, a profile or a narrower name",
-            code="command.search_wide",
+            code="command.search_too_wide",
         ) from exc
     found: list[JsonValue] = [
         {**facts(row), "certificate": row["certificate"].hex()}

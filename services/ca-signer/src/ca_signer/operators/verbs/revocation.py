@@ -6,7 +6,8 @@ from typing import Any
 
 from ca_signer.ledger import revocations
 from ca_signer.operators.verb import Caller, CommandResult, Verb, Verbs, table
-from ca_signer.operators.verbs.certificates import One, facts, find, target
+from ca_signer.operators.verbs.certificates import One, facts, find
+from ca_signer.publishing.audit_records import certificate_target
 from estcore.errors import Conflict
 from estcore.pki.crl import RevocationReason
 from estcore.policy.operators import Role
@@ -60,7 +61,9 @@ async def _changed(
 
 
 def _result(row: Any, *, changed: bool) -> CommandResult:
-    return CommandResult({**facts(row), "changed": changed}, target(row), {"changed": changed})
+    return CommandResult(
+        {**facts(row), "changed": changed}, certificate_target(row), {"changed": changed}
+    )
 
 
 def verbs() -> Verbs:

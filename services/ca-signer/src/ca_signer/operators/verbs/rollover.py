@@ -144,11 +144,9 @@ class Rolling:
         return issuer
 
     async def _status(self, connection: Connection, wanted: Question, _: Caller) -> CommandResult:
-        rows = await connection.fetch(
-            "select * from rollover where family = $1 order by planned_at desc limit $2",
-            wanted.issuer,
-            _HISTORY,
-        )
+        from ca_signer.ledger import operator_reads  # SQLAlchemy, at the first command
+
+        rows = await operator_reads.rollovers(connection, wanted.issuer, limit=_HISTORY)
         result: dict[str, JsonValue] = {"issuer": wanted.issuer}
         current = next((r for r in rows if r["state"] in {"published", "signing"}), None)
         if current is not None:

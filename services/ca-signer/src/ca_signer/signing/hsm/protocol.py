@@ -1,12 +1,12 @@
-"""What travels between the signer and the worker process of a token (pure, strict).
+"""Protocol between the signer and the worker process of a token (pure, strict).
 
 A frame is ``length (4) | kind (1) | number (4) | body``, big endian; the length counts what
-follows it. Requests are numbered by the signer; the worker answers every request once, in
-order, with the request's number, so many may be on their way at once. Bodies are JSON objects
-with exactly the fields below, but for SIGN (``key (1) | mechanism (1) | data``) and SIGNED
-(the raw octets). Whatever is not of this form ends the process: there is no resynchronising.
+follows it. Requests are numbered by the signer. The worker answers every request once, in order,
+with the request's number, so many may be under way at once. Bodies are JSON objects with exactly
+the fields below, except SIGN (``key (1) | mechanism (1) | data``) and SIGNED (the raw octets). A
+frame of any other form ends the process: there is no resynchronisation.
 
-The PIN travels in OPEN and nowhere else. Errors travel as names of PKCS#11 codes.
+The PIN travels in OPEN only. Errors travel as names of PKCS#11 codes.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class Generate(_Body):
 
 @dataclass(frozen=True)
 class Key(_Body):
-    """A key as the token tells of it: attributes in hex, "" where it has none.
+    """A key's attributes in the token, in hex; "" where it has none.
 
     ``kind`` is the name of CKA_KEY_TYPE: EC, RSA, EC_EDWARDS or another.
     """

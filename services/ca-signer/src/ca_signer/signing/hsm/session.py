@@ -135,7 +135,7 @@ class TokenSession:
         return parameters.generate_keypair
 
     def _result(self, private: Any) -> Key:
-        """Return what the token tells: the private object's attributes, else the public one's."""
+        """Return the attributes of the private object, else those of the public one."""
         key_id = _attribute(private, Attribute.ID) or b""
         objects = self._session.get_objects(
             {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.ID: key_id}

@@ -1,13 +1,13 @@
-"""Keys in a token, as the cycle uses them: bounded, timed, checked, behind a breaker.
+"""Keys in a PKCS#11 token: bounded queue, deadlines, checked signatures, circuit breaker.
 
-1. Refuse at once while the breaker is open or the queue is full.
-2. Start the worker process where there is none: open, log in, find the keys.
-3. Write all requests to its pipe; await the answers in order.
-4. Check every signature with the issuer's key before anybody sees it.
+1. Refuse at once while the circuit breaker is open or the queue is full.
+2. Start the worker process if there is none: open, log in, find the keys.
+3. Write all requests to its pipe; await the responses in order.
+4. Verify every signature with the issuer's key before it is used.
 
-Whatever goes wrong in 2 to 4 kills the process and counts for the breaker; the caller gets
-``KeyStoreUnavailable`` and puts the requests back. A new process is started only when the
-breaker lets it. A PIN that was refused is not tried again: that would lock the token.
+Any failure in 2 to 4 kills the process and counts for the circuit breaker; the caller gets
+``KeyStoreUnavailable`` and defers the requests. A new process is started only when the circuit
+breaker allows it. A rejected PIN is not tried again: that would lock the token.
 """
 
 from __future__ import annotations
@@ -166,7 +166,9 @@ class Token:
         if self._inside + len(tbs) > self.settings.queue:
             raise KeyStoreUnavailable("too many wait for the token", code="keystore.busy")
         if not self.breaker.admit(monotonic_s()):
-            raise KeyStoreUnavailable("the token is left alone", code="keystore.paused")
+            raise KeyStoreUnavailable(
+                "circuit breaker open for token", code="keystore.circuit_open"
+            )
         self._enter(len(tbs))
         try:
             async with asyncio.timeout(self.settings.wait_s):
@@ -192,7 +194,7 @@ class Token:
         for one, future in zip(tbs, waiting, strict=True):
             answer = await future
             try:
-                # 4. Nobody sees a signature that does not verify.
+                # 4. A signature that does not verify is never returned.
                 signature = signatures.from_token(key, self._expect(answer, Kind.SIGNED).body)
                 signatures.verify(key, one, signature)
             except InvalidSignature:
@@ -206,7 +208,7 @@ class Token:
         return signed
 
     async def _opened(self) -> WorkerProcess:
-        """2. Return the open link; whoever comes while it is being opened shares the outcome."""
+        """2. Return the worker process; callers that arrive while it starts share the outcome."""
         before = self.starts
         async with self._opening:
             if self._link is not None:
@@ -258,9 +260,9 @@ class Token:
                 found = Key.decode(self._expect(answer, Kind.KEY).body)
             except ProtocolBroken as exc:
                 raise KeyStoreUnavailable(str(exc), code="keystore.worker") from exc
-            told = signatures.public_key(found)
-            # A token that does not tell its public key shows with its first signature.
-            if told is not None and spki_der(told) != spki_der(key.public_key):
+            reported = signatures.public_key(found)
+            # A token that does not report its public key is checked by its first signature.
+            if reported is not None and spki_der(reported) != spki_der(key.public_key):
                 raise ConfigurationError(
                     f"key {key.find.key_id} in the token {self.name} is not the certificate's",
                     code="keystore.key",
@@ -313,7 +315,7 @@ class Token:
 
 @asynccontextmanager
 async def opened(tokens: Sequence[Token]) -> AsyncIterator[None]:
-    """Open tokens for as long as the context lasts; one that is away is opened by ``watch``.
+    """Open tokens for as long as the context lasts; one that is unavailable is opened by ``watch``.
 
     Raises:
         ConfigurationError: a token is there and its keys are not those of the issuers.

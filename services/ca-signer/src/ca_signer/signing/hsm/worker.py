@@ -86,7 +86,7 @@ def serve(pipe: socket.socket, server: Server) -> None:
 
 
 def end_with(pipe: socket.socket) -> None:
-    """End the process as soon as the other end of the pipe is gone, whatever hangs meanwhile."""
+    """End the process when the signer's end of the pipe is closed, even while a call hangs."""
 
     def watch() -> None:
         waiting = select.poll()

@@ -79,7 +79,8 @@ class WorkerProcess(asyncio.Protocol):
     ) -> WorkerProcess:
         """Start a worker process; nothing is opened yet.
 
-        ``lost`` is told once, when the link failed; ``took`` the seconds of every signature.
+        ``lost`` is called once, when the process failed; ``took`` after every signature, with
+        its seconds.
 
         Raises:
             KeyStoreUnavailable: the process cannot be started.
@@ -113,7 +114,7 @@ class WorkerProcess(asyncio.Protocol):
     def request(self, kind: Kind, body: bytes = b"") -> asyncio.Future[Answer]:
         """Write a request; the future's result is the answer, or the error instead of one.
 
-        It never raises, so that nobody needs to fetch what nobody waits for any more.
+        It never raises, so a result that no caller awaits any more causes no warning.
         """
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         if self.error is not None or self._transport is None:
@@ -165,7 +166,7 @@ class WorkerProcess(asyncio.Protocol):
 
     @override
     def data_received(self, data: bytes) -> None:
-        """Settle the requests that are answered."""
+        """Resolve the futures of answered requests."""
         try:
             for answer in self._reader.feed(data):
                 self._answered(answer)

@@ -1,9 +1,8 @@
-"""Another EST server as the CA (RFC 7030): we are its registration authority.
+"""Plug-in for another EST server (RFC 7030), for which we are the registration authority.
 
-The client's CSR goes on as it is, so possession of the key is proven by the client; who asks is
-told by our TLS client certificate, which the other side must know as a registrar's. Whatever the
-client's operation was, the other server is asked for ``simpleenroll``: what renews what is
-decided here. EST has no word for revocation.
+The client's CSR is forwarded unchanged, so the client proves possession of the key. Our TLS client
+certificate identifies us; the server must accept it as a registration authority's. Every operation
+is sent as ``simpleenroll``: which certificate is renewed is decided here. EST cannot revoke.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""HTTPS to another CA: verified, bounded in time and size, and honest about what was sent.
+"""HTTPS to an upstream CA: verified, bounded in time and size, exact about what was sent.
 
-Only one question matters when a call fails: can the other side have acted? Before a connection
-stands nothing was sent; from then on the outcome is unknown. A kept connection that the other
-side closes in that moment would look like a lost answer, so whoever may not repeat a request
-takes a new connection for each (``fresh``).
+When a call fails, only one fact matters: can the server have acted? Before a connection is
+established nothing was sent; afterwards the outcome is unknown. A kept connection that the server
+closes at that moment looks like a lost response, so a plug-in that may not repeat a request uses
+a new connection for each (``fresh``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TEXT = 200
 
 
 class HTTPSettings(StrictModel):
-    """How to reach another CA over HTTPS."""
+    """How to reach an upstream CA over HTTPS."""
 
     url: str = Field(
         pattern=r"^https://[^/?#@\s]+/?$", description="https://host[:port], without a path"
@@ -200,6 +200,6 @@ def tls_context(settings: HTTPSettings) -> ssl.SSLContext:
 
 
 def plain(text: str) -> str:
-    """Return what another CA says as one short printable line."""
+    """Return what an upstream CA says as one short printable line."""
     line = " ".join("".join(c if " " <= c <= "~" else " " for c in text).split())
     return line[:_TEXT]

@@ -1,12 +1,12 @@
-"""The PKI secrets engine of HashiCorp Vault or OpenBao as the CA, by its HTTP API.
+"""Plug-in for the PKI secrets engine of HashiCorp Vault or OpenBao, by its HTTP API.
 
-``POST /v1/<mount>/sign/<role>`` is what is called unless told otherwise: the role is a second
-limit that whoever takes this process over cannot lift. It takes CN, SAN and key from the CSR, the
-rest from the role. ``verbatim: true`` calls ``sign-verbatim``, which takes the whole subject and
-lets us say the usages; then Vault believes us about everything.
+``POST /v1/<mount>/sign/<role>`` is the default: the role is a second limit that a compromised
+ca-signer-upstream cannot lift. It takes CN, SAN and key from the CSR and the rest from the role.
+``verbatim: true`` calls ``sign-verbatim``, which takes the whole subject and the usages we send;
+then Vault checks nothing itself.
 
-Nothing here may be repeated: the same CSR twice is two certificates. So 500 and a lost answer are
-unknown; 503 (sealed, standby) and 429 say that nothing was done.
+No request may be repeated: the same CSR twice is two certificates. So 500 and a lost response are
+unknown; 503 (sealed, standby) and 429 mean that nothing was done.
 """
 
 from __future__ import annotations

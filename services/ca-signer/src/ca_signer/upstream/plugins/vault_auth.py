@@ -1,7 +1,7 @@
-"""How we show a Vault who we are: a token, AppRole or Kubernetes, every secret in a file.
+"""Authentication to Vault: a token, AppRole or Kubernetes; every secret is in a file.
 
-Files are read at every login, so that whoever rotates them (an agent, the platform) needs to
-tell nobody. A token that was given for a time is replaced after two thirds of it.
+Files are read at every login, so an agent or the platform may rotate them at any time. A token
+with a lifetime is renewed after two thirds of it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Login:
     def __init__(
         self, auth: VaultAuth, transport: Transport, headers: dict[str, str], *, timeout_s: float
     ) -> None:
-        """``timeout_s`` is for one login: whatever happens to it, nothing was asked for yet."""
+        """``timeout_s`` is for one login; when a login fails no certificate was requested yet."""
         self._auth = auth
         self._timeout_s = timeout_s
         self._transport = transport
@@ -99,7 +99,7 @@ class Login:
         except ConfigurationError as exc:
             raise Retryable(exc.reason, code=DENIED, retry_after_s=30) from exc
         if self._auth.token_file is not None:
-            # Its life is somebody else's business; look again when it is refused, or in a while.
+            # Its life is another process's business; look again when it is refused, or in a while.
             self._token, self._until = secret, monotonic_s() + 60
             return
         path, body = self._question(secret)

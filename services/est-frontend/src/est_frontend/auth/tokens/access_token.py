@@ -106,7 +106,7 @@ class TokenValidator:
         if key is None:
             if not source.believed:
                 raise IssuerUnavailable(
-                    "the issuer's keys are not known now", code="auth.token_keys_away"
+                    "the issuer's keys are not known now", code="auth.token_keys_unavailable"
                 )
             raise refuse("the token's key is not one of the issuer's", "auth.token_key")
         if not fits(key, algorithm):

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from est_frontend.auth.tokens.access_token import seconds_in
 from est_frontend.auth.tokens.jwks import MEMBERS, public_key
-from est_frontend.auth.tokens.jws import KEY_KINDS, CompactJWS, PublicKey, fits, read, refuse
+from est_frontend.auth.tokens.jws import KEY_KINDS, PublicKey, SignedClaims, fits, read, refuse
 from est_frontend.auth.tokens.jws import signature_matches as matches
 from estcore.clock import Clock
 
@@ -52,7 +52,7 @@ def check_proof(
     return sha256(f"{thumbprint}/{identifier}".encode()).hexdigest()
 
 
-def _key(found: CompactJWS, thumbprint: str) -> tuple[PublicKey, str]:
+def _key(found: SignedClaims, thumbprint: str) -> tuple[PublicKey, str]:
     """Return the proof's own key, which counts only because the token names its thumbprint."""
     header = found.header
     algorithm, jwk = header.get("alg"), header.get("jwk")

@@ -1,7 +1,7 @@
 """The public keys of one token issuer, through rotation, attack and outage.
 
 One job fetches, now and then and when it is asked to; requests only ask and wait. The last good
-set stays while the issuer is away, on disk too, until it is too old to be believed. A key id
+set stays while the issuer is unavailable, on disk too, until it is too old to be believed. A key id
 nobody knows causes one fetch for all who wait, at most once per cool-down, so a flood of invented
 ids costs the issuer nothing. Keys that left the set are gone at the next fetch.
 """
@@ -25,10 +25,11 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey, import_key
 from joserfc.util import base64_to_int
 
 from est_frontend import metrics
-from est_frontend.auth.tokens.jws import PublicKey, read_json
 from est_frontend.settings import TokenIssuerSettings
 from estcore.clock import monotonic_s, unix_ms
 from estcore.errors import ConfigurationError
+from estcore.pki.jws import JSONWebKey as PublicKey
+from estcore.pki.jws import read_json
 from estcore.runtime.logs import fields
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,128 @@
+"""Tables of the audit log: the one definition of the schema, compared with the migrations.
+
+Partitions of ``record`` by month, triggers that refuse changes and their functions are in the
+migration only: SQLAlchemy has no words for them.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    func,
+)
+from sqlalchemy.dialects.postgresql import UUID
+
+metadata = MetaData()
+
+
+def _time(name: str) -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=False)
+
+
+def _now(name: str) -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=False, server_default=func.now())
+
+
+head = Table(
+    "head",
+    metadata,
+    Column("log", SmallInteger, primary_key=True, autoincrement=False, server_default="1"),
+    Column("size", BigInteger, nullable=False, server_default="0"),
+    Column("frontier", LargeBinary, nullable=False, server_default=""),
+    Column("last_hash", LargeBinary, nullable=False),
+    Column(
+        "recorded_at",
+        DateTime(timezone=True),
+        nullable=False,
+        server_default="1970-01-01 00:00:00+00",
+    ),
+    CheckConstraint("log = 1", name="head_log_check"),
+)
+
+record = Table(
+    "record",
+    metadata,
+    Column("log_index", BigInteger, primary_key=True, autoincrement=False),
+    Column("recorded_at", DateTime(timezone=True), primary_key=True),
+    Column("record_id", UUID, nullable=False),
+    _time("occurred_at"),
+    Column("correlation_id", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("phase", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("service", Text, nullable=False),
+    Column("instance", Text, nullable=False),
+    Column("boot_id", Text, nullable=False),
+    Column("producer_seq", BigInteger),
+    Column("leaf", Text, nullable=False),
+    Column("leaf_hash", LargeBinary, nullable=False),
+    Column("prev_hash", LargeBinary, nullable=False),
+    Index("record_correlation_id", "correlation_id"),
+    Index("record_occurred_at", "occurred_at", postgresql_using="brin"),
+)
+
+seen = Table(
+    "seen",
+    metadata,
+    Column("record_id", UUID, primary_key=True),
+    Column("log_index", BigInteger, nullable=False),
+)
+
+issued = Table(
+    "issued",
+    metadata,
+    Column("issuance_id", Text, primary_key=True),
+    _time("issued_at"),
+    Index("issued_issued_at", "issued_at"),
+)
+
+checkpoint = Table(
+    "checkpoint",
+    metadata,
+    Column("size", BigInteger, primary_key=True, autoincrement=False),
+    Column("root", LargeBinary, nullable=False),
+    Column("note", Text, nullable=False),
+    _time("signed_at"),
+)
+
+sink_cursor = Table(
+    "sink_cursor",
+    metadata,
+    Column("sink", Text, primary_key=True),
+    Column("next_index", BigInteger, nullable=False, server_default="0"),
+    Column("checkpoint_size", BigInteger, nullable=False, server_default="0"),
+    Column("epoch", BigInteger, nullable=False, server_default="0"),
+    _now("moved_at"),
+)
+
+sink_dead_letter = Table(
+    "sink_dead_letter",
+    metadata,
+    Column("sink", Text, primary_key=True),
+    Column("log_index", BigInteger, primary_key=True, autoincrement=False),
+    Column("reason", Text, nullable=False),
+    _now("at"),
+)
+
+window_check = Table(
+    "window_check",
+    metadata,
+    Column("start", DateTime(timezone=True), primary_key=True),
+    _time("end"),
+    Column("expected", BigInteger, nullable=False),
+    Column("found", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    _now("at"),
+    CheckConstraint("state in ('equal', 'open', 'given_up')", name="window_check_state_check"),
+)

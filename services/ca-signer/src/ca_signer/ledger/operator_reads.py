@@ -1,0 +1,105 @@
+"""What operators list: approvals, submissions, bulk revocations, rollovers (SQLAlchemy Core).
+
+Every row has ``now``, the database's time, so that ages do not depend on the reader's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy import func, or_, select, true
+
+from ca_signer.ledger.tables import (
+    approval,
+    incident,
+    incident_member,
+    issuance,
+    rollover,
+    submission,
+)
+from estcore.runtime import statements
+from estcore.runtime.database import Connection
+
+_NOW = func.now().label("now")
+
+
+async def approvals(
+    connection: Connection,
+    *,
+    tenant: str | None,
+    service: str | None,
+    ended: bool,
+    limit: int,
+) -> Sequence[asyncpg.Record]:
+    """Return requests awaiting approval, oldest first; with ``ended`` all others too."""
+    row = approval.c
+    waiting = (row.state == "waiting") & (row.expires_at > func.now())
+    wanted = select(*row, _NOW).where(or_(true() if ended else waiting))
+    if tenant is not None:
+        wanted = wanted.where(row.tenant == tenant)
+    if service is not None:
+        wanted = wanted.where(row.service == service)
+    return await statements.fetch(connection, wanted.order_by(row.requested_at).limit(limit))
+
+
+async def submissions(
+    connection: Connection, *, state: str, issuer_id: str | None, limit: int
+) -> Sequence[asyncpg.Record]:
+    """Return upstream submissions in a state, the longest unchanged first."""
+    row = submission.c
+    wanted = select(*row, _NOW).where(row.state == state)
+    if issuer_id is not None:
+        wanted = wanted.where(row.issuer_id == issuer_id)
+    return await statements.fetch(connection, wanted.order_by(row.changed_at).limit(limit))
+
+
+async def bulk_revocations(connection: Connection, *, limit: int) -> Sequence[asyncpg.Record]:
+    """Return bulk revocations, newest first."""
+    wanted = select(*incident.c, _NOW).order_by(incident.c.proposed_at.desc()).limit(limit)
+    return await statements.fetch(connection, wanted)
+
+
+async def bulk_revocation_owners(
+    connection: Connection, incident_id: UUID, *, limit: int
+) -> Sequence[asyncpg.Record]:
+    """Return how many certificates of each owner and profile a bulk revocation affects."""
+    row, member = issuance.c, incident_member.c
+    count = func.count().label("count")
+    owner = (row.tenant, row.service, row.profile)
+    wanted = (
+        select(*owner, count, func.count(member.revoked_at).label("revoked"))
+        .select_from(incident_member.join(issuance, member.issuance_id == row.issuance_id))
+        .where(member.incident_id == incident_id)
+        .group_by(*owner)
+        .order_by(count.desc(), *owner)
+        .limit(limit)
+    )
+    return await statements.fetch(connection, wanted)
+
+
+async def bulk_revocation_members(
+    connection: Connection, incident_id: UUID, *, limit: int
+) -> Sequence[asyncpg.Record]:
+    """Return some of the certificates a bulk revocation affects."""
+    row, member = issuance.c, incident_member.c
+    wanted = (
+        select(row.issuer_id, row.serial_number, row.subject, row.not_after)
+        .select_from(incident_member.join(issuance, member.issuance_id == row.issuance_id))
+        .where(member.incident_id == incident_id)
+        .order_by(member.issuance_id)
+        .limit(limit)
+    )
+    return await statements.fetch(connection, wanted)
+
+
+async def rollovers(connection: Connection, family: str, *, limit: int) -> Sequence[asyncpg.Record]:
+    """Return the rollovers of an issuer, newest first."""
+    wanted = (
+        select(*rollover.c)
+        .where(rollover.c.family == family)
+        .order_by(rollover.c.planned_at.desc())
+        .limit(limit)
+    )
+    return await statements.fetch(connection, wanted)

@@ -1,0 +1,171 @@
+"""Renewal's tables: the one definition of the schema, compared with the migrations."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    func,
+)
+from sqlalchemy.dialects.postgresql import UUID
+
+metadata = MetaData()
+
+
+def _time(name: str, *, nullable: bool = True, comment: str | None = None) -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=nullable, comment=comment)
+
+
+def _now(name: str) -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=False, server_default=func.now())
+
+
+def _zero(
+    name: str, kind: type[BigInteger | Integer | SmallInteger], comment: str | None = None
+) -> Column[int]:
+    return Column(name, kind, nullable=False, server_default="0", comment=comment)
+
+
+certificate = Table(
+    "certificate",
+    metadata,
+    Column("issuance_id", Text, primary_key=True),
+    Column("slot_id", UUID, nullable=False),
+    Column("serial", Text, nullable=False),
+    Column("fingerprint_sha256", Text, nullable=False),
+    Column("spki_sha256", Text, nullable=False),
+    Column("predecessor_fingerprint", Text),
+    _time("not_before", nullable=False),
+    _time("not_after", nullable=False),
+    _time("issued_at", nullable=False),
+    Column("certificate", LargeBinary, nullable=False),
+    _zero("generation", Integer),
+    Column("role", Text),
+    Column("state", Text, nullable=False),
+    Column("replaces", Text),
+    _time("overlap_until"),
+    _time("activated_at"),
+    Column("proof", Text),
+    Column("proof_peer", Text),
+    _zero(
+        "reached",
+        SmallInteger,
+        "steps of the rotation that led here, one bit each; those not in announced must be told",
+    ),
+    _zero("announced", SmallInteger),
+    Column("correlation_id", Text, nullable=False),
+    Column("traceparent", Text),
+    _now("changed_at"),
+    CheckConstraint("role in ('active', 'next')", name="certificate_role_check"),
+    CheckConstraint(
+        "state in ('active', 'next', 'superseded', 'deprecated', 'retired', 'expired', 'revoked')",
+        name="certificate_state_check",
+    ),
+    CheckConstraint(
+        "proof in ('mtls_seen', 'agent_ack', 'operator')", name="certificate_proof_check"
+    ),
+    Index(
+        "certificate_role",
+        "slot_id",
+        "role",
+        unique=True,
+        postgresql_where="role in ('active', 'next')",
+    ),
+    Index(
+        "certificate_replaced",
+        "slot_id",
+        postgresql_where="role is null and state in ('superseded', 'deprecated')",
+    ),
+    Index("certificate_fingerprint", "fingerprint_sha256"),
+    Index("certificate_window", "issued_at", postgresql_using="brin"),
+    Index("certificate_unannounced", "changed_at", postgresql_where="reached <> announced"),
+)
+
+renewal_slot = Table(
+    "renewal_slot",
+    metadata,
+    Column("slot_id", UUID, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("service", Text, nullable=False),
+    Column("profile", Text, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("issuer_id", Text, nullable=False),
+    Column("mode", Text, nullable=False),
+    Column("priority", SmallInteger, nullable=False),
+    Column("reaction_time_s", Integer, nullable=False),
+    Column("overlap_s", Integer, nullable=False),
+    Column("spread", Double, nullable=False),
+    _time("rules_at", nullable=False),
+    Column("active_id", Text),
+    Column("next_id", Text),
+    Column("generation", Integer, nullable=False),
+    _time("not_before"),
+    _time("not_after"),
+    _time("due_at"),
+    _time("next_attempt_at"),
+    _time("check_at", comment="when time alone changes something in this slot"),
+    Column("state", Text, nullable=False),
+    _zero("attempts", Integer),
+    _time("first_due_at"),
+    Column("last_error_class", Text),
+    _time("last_error_at"),
+    _zero("fence", BigInteger),
+    _zero(
+        "announced_fence",
+        BigInteger,
+        "last dispatch whose event has a PubAck; behind fence means it is announced again",
+    ),
+    _zero("lapsed_fence", BigInteger, "last dispatch whose lease ran out"),
+    _zero("announced_lapsed_fence", BigInteger),
+    Column("lease_owner", Text),
+    _time("lease_until"),
+    _time("dispatched_at"),
+    Column("traceparent", Text),
+    CheckConstraint("mode in ('agent', 'poll', 'managed')", name="renewal_slot_mode_check"),
+    CheckConstraint("priority between 0 and 3", name="renewal_slot_priority_check"),
+    CheckConstraint(
+        "state in ('idle', 'due', 'dispatched', 'issued', 'overlap', 'failed', 'expired', "
+        "'paused')",
+        name="renewal_slot_state_check",
+    ),
+    CheckConstraint(
+        "next_id is null or state in ('issued', 'overlap', 'paused')", name="renewal_slot_check"
+    ),
+    Index("slot_due", "priority", "next_attempt_at", postgresql_where="state = 'idle'"),
+    Index("slot_leases", "lease_until", postgresql_where="state = 'dispatched'"),
+    Index("slot_checks", "check_at"),
+    Index("slot_unannounced", "dispatched_at", postgresql_where="announced_fence < fence"),
+    Index(
+        "slot_lapsed",
+        "last_error_at",
+        postgresql_where="announced_lapsed_fence < lapsed_fence",
+    ),
+)
+
+revocation = Table(
+    "revocation",
+    metadata,
+    Column("fingerprint_sha256", Text, primary_key=True),
+    _time("revoked_at", nullable=False),
+    Column("reason", Text, nullable=False),
+)
+
+failed_delivery = Table(
+    "failed_delivery",
+    metadata,
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("attempts", Integer, nullable=False),
+    Column("error", Text, nullable=False),
+    _now("first_at"),
+    _now("last_at"),
+)

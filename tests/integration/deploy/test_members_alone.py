@@ -1,0 +1,86 @@
+"""Each workspace member, installed alone: every dependency it imports is declared."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+UV = Path(sys.executable).parent / "uv"
+MEMBERS = {
+    tomllib.loads(file.read_text())["project"]["name"]: next(
+        path.parent.name for path in file.parent.glob("src/*/__init__.py")
+    )
+    for group in ("libs", "services")
+    for file in sorted(ROOT.glob(f"{group}/*/pyproject.toml"))
+}
+"""Distribution to its package."""
+EXTRAS = {
+    "estsuite-core": {"sqlalchemy", "asyncpg", "alembic"},
+    "estsuite-client": {"sqlalchemy", "asyncpg", "alembic"},
+    "estsuite-frontend": {"sqlalchemy", "asyncpg", "alembic", "tlslite"},
+    "estsuite-signer": {"pkcs11", "pkilint", "aiohttp"},
+}
+"""What a module may lack because an extra installs it."""
+IMPORTING = """
+import importlib, json, pkgutil, sys
+package = importlib.import_module(sys.argv[1])
+missing, count = {}, 0
+for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+    if ".migrations" in module.name or module.name.endswith("__main__"):
+        continue
+    count += 1
+    try:
+        importlib.import_module(module.name)
+    except ModuleNotFoundError as exc:
+        missing[module.name] = exc.name.partition(".")[0]
+print(json.dumps({"count": count, "missing": missing}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("member", MEMBERS)
+def test_a_member_declares_what_it_imports(context: Path, tmp_path: Path, member: str) -> None:
+    home = tmp_path / "venv"
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("UV_", "VIRTUAL_ENV")) or key == "UV_CACHE_DIR"
+    }
+    environment |= {
+        "UV_PROJECT_ENVIRONMENT": str(home),
+        "UV_PYTHON": getattr(sys, "_base_executable", sys.executable),
+        "UV_PYTHON_DOWNLOADS": "never",
+    }
+    done = subprocess.run(
+        [UV, "sync", "--quiet", "--frozen", "--no-dev", "--no-editable", "--package", member],
+        cwd=context,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    imported = subprocess.run(
+        [home / "bin" / "python", "-c", IMPORTING, MEMBERS[member]],
+        cwd=tmp_path,
+        env={"PATH": str(home / "bin")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert imported.returncode == 0, imported.stderr
+    report = json.loads(imported.stdout)
+    undeclared = {
+        module: name
+        for module, name in report["missing"].items()
+        if name not in EXTRAS.get(member, set())
+    }
+    assert undeclared == {}
+    assert report["count"] > 5

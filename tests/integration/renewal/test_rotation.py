@@ -1,0 +1,296 @@
+"""Whole rotations against PostgreSQL and NATS, with everything that may go wrong on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from estcore.ids import record_id, rotation_id
+from estcore.runtime.settings import BusSettings
+
+pytestmark = pytest.mark.integration
+OVERDUE = {"age_s": 6000, "lifetime_s": 7200}
+"""Issued long ago: two thirds of its lifetime are over."""
+
+
+async def rotated(bench: Any) -> tuple[Any, Any, Any]:
+    """Bring a slot into overlap; returns old, new and the due event."""
+    old = bench.issue(**OVERDUE)
+    await bench.announce(old)
+    due = await bench.step(old, "due")
+    new = bench.issue(after=old)
+    await bench.announce(new)
+    await bench.step(old, "overlap")
+    return old, new, due
+
+
+async def test_a_rotation_from_due_to_deprecated(bench: Any) -> None:
+    async with bench.running():
+        old, new, due = await rotated(bench)
+        assert due.old.fingerprint_sha256 == old.event.fingerprint_sha256
+        assert due.rotation_id == rotation_id(old.event.slot_id, 2)
+        assert due.generation == 2
+        assert due.reason == "lifetime"
+        assert due.respond_by < old.event.not_after
+        answer = await bench.acknowledge(new.proof(due.rotation_id), new)
+        assert answer.accepted
+        activated = await bench.step(old, "activated")
+        assert activated.proof == "agent_ack"
+        assert activated.new.fingerprint_sha256 == new.event.fingerprint_sha256
+        row = await bench.slot_is(old, "idle")
+        assert row["active_id"] == new.event.id
+        assert row["generation"] == 2
+        await bench.step(old, "deprecated")
+
+        async def on_record() -> Any:
+            records = [r for r in bench.records if r.correlation_id == due.rotation_id]
+            return {r.action for r in records} >= {
+                "rotation.due",
+                "rotation.issued",
+                "rotation.overlap",
+                "rotation.activated",
+                "rotation.deprecated",
+            }
+
+        await bench.until(on_record, "audit records")
+    assert bench.steps(old) == ["due", "issued", "overlap", "activated", "deprecated"]
+    assert (await bench.certificate(old))["state"] == "deprecated"
+    wanted = record_id("rotation", due.rotation_id, "due", str(due.fence))
+    assert wanted in {r.record_id for r in bench.records}
+
+
+async def test_the_old_certificate_retires_at_its_end(bench: Any) -> None:
+    async with bench.running():
+        old, new, due = await rotated(bench)
+        assert (await bench.acknowledge(new.proof(due.rotation_id), new)).accepted
+        await bench.step(old, "deprecated")
+        await bench.database.execute(
+            "update renewal.certificate set not_after = now() where issuance_id = $1",
+            old.event.id,
+        )
+        await bench.database.execute("update renewal.renewal_slot set check_at = now()")
+        retired = await bench.step(old, "retired")
+    assert retired.disposition == "expired"
+    assert (await bench.certificate(old))["state"] == "retired"
+
+
+async def test_a_replaced_certificate_that_is_revoked_is_retired_and_nothing_else_happens(
+    bench: Any,
+) -> None:
+    """As ca-signer does where the profile says so, after the overlap."""
+    async with bench.running():
+        old, new, due = await rotated(bench)
+        assert (await bench.acknowledge(new.proof(due.rotation_id), new)).accepted
+        await bench.step(old, "deprecated")
+        await bench.revoke(old, "superseded")
+        retired = await bench.step(old, "retired")
+        row = await bench.slot_is(old, "idle")
+    assert retired.disposition == "revoked"
+    assert row["active_id"] == new.event.id
+    assert bench.steps(old)[-1] == "retired"
+
+
+async def test_two_replicas_dispatch_every_slot_once(bench: Any) -> None:
+    fleet = [bench.issue(**OVERDUE, priority=p) for p in ("critical", "normal", "low") * 40]
+    async with bench.running("renewal-0", "renewal-1"):
+        await bench.announce(*fleet)
+        for one in fleet:
+            await bench.step(one, "due")
+        await asyncio.sleep(0.5)
+    for one in fleet:
+        row = await bench.slot(one)
+        assert (row["fence"], row["announced_fence"], row["attempts"]) == (1, 1, 1)
+        assert bench.steps(one) == ["due"]
+
+
+async def test_a_dispatch_whose_announcement_was_lost_in_a_crash_is_announced_again(
+    bench: Any,
+) -> None:
+    one = bench.issue(**OVERDUE)
+    async with bench.running():
+        await bench.announce(one)
+        first = await bench.step(one, "due")
+    assert bench.message_ids[0] == first.id
+    bench.events.clear()
+    bench.message_ids.clear()
+    # As after a crash between the claim and its announcement.
+    await bench.database.execute(
+        "update renewal.renewal_slot set announced_fence = 0, dispatched_at = now() - interval '1m'"
+    )
+    async with bench.running("renewal-1"):
+
+        async def told() -> Any:
+            return (await bench.slot(one))["announced_fence"] == 1
+
+        await bench.until(told, "second announcement")
+        again = await bench.step(one, "due")
+    assert again.id == first.id
+    assert bench.message_ids == [first.id]
+
+
+async def test_steps_left_over_by_a_crash_are_told_under_the_same_ids(bench: Any) -> None:
+    async with bench.running():
+        old, new, _ = await rotated(bench)
+    before = {e.step: e.id for e in bench.events}
+    bench.events.clear()
+    await bench.database.execute(
+        "update renewal.certificate set announced = 0, changed_at = now() - interval '1m'"
+    )
+    async with bench.running():
+        await bench.step(old, "overlap")
+    assert {e.step: e.id for e in bench.events} == {s: before[s] for s in ("issued", "overlap")}
+    assert new.event.id is not None
+
+
+async def test_nobody_answers_and_the_slot_is_announced_again_after_a_pause(bench: Any) -> None:
+    one = bench.issue(**OVERDUE)
+    async with bench.running():
+        await bench.announce(one)
+        first = await bench.step(one, "due")
+        await bench.database.execute("update renewal.renewal_slot set lease_until = now()")
+        lapsed = await bench.step(one, "lease_expired")
+        row = await bench.slot_is(one, "idle")
+        # Normal priority: 2.5 to 5 minutes, at most an eighth of the 20 minutes left.
+        pause = row["next_attempt_at"] - row["last_error_at"]
+        assert dt.timedelta(seconds=60) < pause <= dt.timedelta(seconds=150)
+        await bench.database.execute("update renewal.renewal_slot set next_attempt_at = now()")
+
+        async def second() -> Any:
+            return [e for e in bench.events if e.step == "due" and e.fence == 2]
+
+        (again,) = await bench.until(second, "second dispatch")
+    assert lapsed.fence == 1
+    assert (again.rotation_id, again.attempt) == (first.rotation_id, 2)
+    assert again.id != first.id
+
+
+async def test_a_repeated_proof_is_accepted_and_changes_nothing(bench: Any) -> None:
+    async with bench.running():
+        old, new, due = await rotated(bench)
+        proof = new.proof(due.rotation_id)
+        assert (await bench.acknowledge(proof, new)).accepted
+        await bench.step(old, "deprecated")
+
+        async def published() -> Any:
+            row = await bench.certificate(new)
+            return row if row["reached"] == row["announced"] else None
+
+        before = await bench.until(published, "everything is published")
+        assert (await bench.acknowledge(proof, new)).accepted
+        assert await bench.certificate(new) == before
+    assert bench.steps(old).count("activated") == 1
+
+
+async def test_proofs_that_prove_nothing_are_refused(bench: Any) -> None:
+    async with bench.running():
+        old, new, due = await rotated(bench)
+        stranger = bench.issue()
+        await bench.announce(stranger)
+        await bench.slot_is(stranger, "idle")
+        rotation = due.rotation_id
+        other_key = ec.generate_private_key(ec.SECP256R1())
+        unsigned = "eyJhbGciOiJub25lIn0." + new.proof(rotation).split(".")[1] + "."
+        cases = [
+            (new.proof(rotation, key=other_key), new, "proof.signature"),
+            (new.proof(rotation, key=old.key), new, "proof.signature"),
+            (new.proof(rotation, age_s=400), new, "proof.time"),
+            (new.proof(rotation, age_s=-400), new, "proof.time"),
+            (new.proof(rotation), stranger, "rotation.unknown"),
+            (new.proof(rotation, serial="01ff"), new, "rotation.unknown"),
+            (new.proof(rotation_id(old.event.slot_id, 3)), new, "rotation.other"),
+            (unsigned, new, "proof.malformed"),
+            (unsigned + "AA", new, "proof.algorithm"),
+            ("not.a.jws", new, "proof.malformed"),
+        ]
+        for proof, peer, code in cases:
+            answer = await bench.acknowledge(proof, peer)
+            assert (answer.accepted, answer.code) == (False, code)
+        assert (await bench.slot(old))["state"] == "overlap"
+
+        async def on_record() -> Any:
+            return sum(r.action == "rotation.proof" for r in bench.records) == len(cases)
+
+        await bench.until(on_record, "records of refusals")
+
+
+async def test_enrolling_with_the_new_certificate_is_proof_of_use(bench: Any) -> None:
+    async with bench.running():
+        old, new, _ = await rotated(bench)
+        third = bench.issue(after=new)
+        await bench.announce(third)
+        activated = await bench.step(old, "activated")
+    assert activated.proof == "mtls_seen"
+    assert activated.new.serial == new.event.serial
+
+
+async def test_without_proof_a_rotation_stalls_and_nothing_is_ever_deprecated(bench: Any) -> None:
+    async with bench.running():
+        old, new, _ = await rotated(bench)
+        await bench.database.execute(
+            "update renewal.certificate set not_after = now() + interval '4 s'"
+            " where issuance_id = $1",
+            old.event.id,
+        )
+        await bench.database.execute("update renewal.renewal_slot set check_at = now()")
+        stalled = await bench.step(old, "stalled")
+        assert 0 <= stalled.seconds_to_expiry <= 4
+        retired = await bench.step(old, "retired")
+        row = await bench.slot_is(old, "idle")
+    assert retired.disposition == "expired"
+    assert row["active_id"] == new.event.id
+    assert bench.steps(old) == ["due", "issued", "overlap", "stalled", "retired"]
+
+
+async def test_a_slot_nobody_renews_expires_and_comes_back_with_a_new_certificate(
+    bench: Any,
+) -> None:
+    one = bench.issue(age_s=70, lifetime_s=72, reaction_s=1)
+    async with bench.running():
+        await bench.announce(one)
+        expired = await bench.step(one, "expired")
+        assert (await bench.slot(one))["state"] == "expired"
+        await asyncio.sleep(0.5)
+        back = bench.issue(slot_id=one.event.slot_id)
+        await bench.announce(back)
+        row = await bench.slot_is(one, "idle")
+    assert expired.old.serial == one.event.serial
+    assert (row["active_id"], row["generation"]) == (back.event.id, 2)
+
+
+async def test_leases_of_short_certificates_last_seconds(bench: Any) -> None:
+    one = bench.issue(age_s=80, lifetime_s=120, reaction_s=1)
+    async with bench.running():
+        await bench.announce(one)
+        due = await bench.step(one, "due")
+    row = await bench.slot(one)
+    assert row["lease_until"] - row["dispatched_at"] < dt.timedelta(seconds=11)
+    assert due.respond_by == row["lease_until"]
+
+
+async def test_a_revoked_next_certificate_makes_the_slot_due_again(bench: Any) -> None:
+    async with bench.running():
+        old, new, _ = await rotated(bench)
+        await bench.revoke(new)
+        row = await bench.slot_is(old, "idle")
+    assert row["active_id"] == old.event.id
+    assert row["next_id"] is None
+
+
+async def test_the_bus_may_go_away_and_every_step_is_told_afterwards(
+    platform: Any, bench: Any
+) -> None:
+    assert isinstance(platform.bus("renewal"), BusSettings)
+    one = bench.issue(**OVERDUE)
+    async with bench.running():
+        await bench.announce(one)
+        await bench.slot_is(one, "dispatched")
+        await bench.step(one, "due")
+        await platform.nats.stop()
+        await bench.database.execute("update renewal.renewal_slot set lease_until = now()")
+        await bench.slot_is(one, "idle")
+        await platform.nats.start()
+        await bench.step(one, "lease_expired", timeout_s=30)

@@ -1,0 +1,158 @@
+"""The audit service in this process, on real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from audit import checkpoint_key, main
+from audit.settings import AppendSettings, CheckpointSettings, Settings
+from estcore import ids
+from estcore.messages import topics
+from estcore.messages.audit import Actor, AuditBatch, AuditRecord, Producer, Target
+from estcore.messages.envelope import encode
+from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.settings import DatabaseSettings, read_secret
+from estcore.runtime.topology import declare
+from estsuite_testing.platform import Platform
+
+ORIGIN = "test.example/audit"
+START = dt.datetime(2026, 1, 2, 12, 0, tzinfo=dt.UTC)
+
+
+def make_record(number: int, **changes: Any) -> AuditRecord:
+    """A refusal of a front end; one thing is changed by each test."""
+    values: dict[str, Any] = {
+        "record_id": ids.record_id("test", str(number)),
+        "producer": Producer(service="ca-signer", instance="s-0", boot_id="boot"),
+        "occurred_at": START + dt.timedelta(milliseconds=number),
+        "correlation_id": f"call-{number // 3}",
+        "action": "auth.denied",
+        "phase": "denied",
+        "outcome": "failure",
+        "actor": Actor(type="service", subject="CN=ä"),
+        "target": Target(label="dev", subject="CN=device"),
+    }
+    return AuditRecord(**(values | changes))
+
+
+class AuditWorld:
+    """A database and a bus with the audit service's schema, streams and consumers."""
+
+    def __init__(self, platform: Platform, folder: Path) -> None:
+        self.platform = platform
+        self.folder = folder
+        self.key_file = folder / "checkpoint.pem"
+        self.vkey = checkpoint_key.create_key(self.key_file, ORIGIN)
+
+    def settings(self, **changes: Any) -> Settings:
+        values: dict[str, Any] = {
+            "instance": "audit-0",
+            "bus": self.platform.bus("audit"),
+            "database": self.platform.database("audit"),
+            "append": AppendSettings(linger_ms=5, retry_s=0.2),
+            "checkpoint": CheckpointSettings(origin=ORIGIN, key_file=self.key_file, interval_s=0.3),
+            "stop_timeout_s": 10,
+        }
+        return Settings(**(values | changes))
+
+    async def migrate(self) -> None:
+        seed = read_secret(self.platform.bus("audit").migration_nkey_seed_file, "seed")
+        bus = await Bus.connect(self.platform.bus("audit"), "migrate", "test", seed=seed)
+        await declare(bus, topics.owned_by("ca-signer"), (), replicas=1)
+        await bus.close()
+        await main.migrate(self.settings())
+
+    async def superuser(self) -> asyncpg.Connection:
+        connection = await self.platform.postgres.superuser()
+        await connection.execute("set search_path to audit")
+        return connection
+
+    async def value(self, query: str, *arguments: Any) -> Any:
+        connection = await self.superuser()
+        try:
+            return await connection.fetchval(query, *arguments)
+        finally:
+            await connection.close()
+
+    async def runtime(self) -> asyncpg.Connection:
+        settings: DatabaseSettings = self.platform.database("audit")
+        assert settings.password_file
+        return await asyncpg.connect(
+            settings.url,
+            password=settings.password_file.read_text(),
+            server_settings={"search_path": "audit"},
+        )
+
+    async def wait(self, query: str, expected: Any, *, timeout_s: float = 30) -> None:
+        """Wait until the query has the expected answer."""
+        found = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (found := await self.value(query)) != expected:
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise AssertionError(f"{query}: {found}, not {expected}") from None
+
+    @asynccontextmanager
+    async def service(self, **changes: Any) -> AsyncIterator[int]:
+        """A running replica; yields its admin port."""
+        stop = asyncio.Event()
+        port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        settings = self.settings(**changes)
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(main.run(settings, stop=stop, started=port.set_result))
+            try:
+                yield await port
+            finally:
+                stop.set()
+                await asyncio.wait({task}, timeout=20)
+
+    @asynccontextmanager
+    async def publisher(self, user: str = "ca-signer") -> AsyncIterator[Publisher]:
+        bus = await Bus.connect(self.platform.bus(user), user, "test")
+        try:
+            yield Publisher(bus)
+        finally:
+            await bus.close()
+
+
+class Publisher:
+    """Publishes like ca-signer does."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+
+    async def send(self, *records: AuditRecord, traceparents: tuple[str, ...] = ()) -> None:
+        batch = AuditBatch(records=records, traceparents=traceparents)
+        await self.raw(encode(batch))
+
+    async def raw(self, payload: bytes) -> None:
+        await self.bus.publish_confirmed([Outgoing("audit.issue.ca-signer", payload)])
+
+
+async def ready(port: int) -> str:
+    """The body of /readyz."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /readyz HTTP/1.1\r\n\r\n")
+    body = await reader.read()
+    writer.close()
+    return body.decode().split("\r\n\r\n")[1]
+
+
+async def empty_world(platform: Platform, folder: Path) -> AuditWorld:
+    """Return a world whose log is empty."""
+    connection = await platform.postgres.superuser()
+    await connection.execute("drop schema if exists audit cascade")
+    await connection.execute("create schema audit authorization audit_owner")
+    await connection.execute("grant usage on schema audit to audit")
+    await connection.close()
+    world = AuditWorld(platform, folder)
+    await world.migrate()
+    return world

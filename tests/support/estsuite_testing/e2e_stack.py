@@ -1,0 +1,183 @@
+"""A whole suite, started as ``estsuite up`` starts it, and a client that never gives up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import ssl
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    pkcs7,
+)
+from cryptography.x509.oid import NameOID
+
+from estcore.messages.permissions import Permissions
+from estdev.layout import Layout, Ports, nats_users
+from estdev.local import LocalSuite
+from estdev.nats import EmbeddedNATS
+from estsuite_testing.error_log import ERRORS
+
+POLICY = Path(__file__).with_name("policy.yaml")
+ENROLL = "/.well-known/est/simpleenroll"
+
+
+@dataclass
+class Stack:
+    """A running suite with one enrollment secret for many names."""
+
+    suite: LocalSuite
+    folder: Path
+    secret: str = ""
+    ports: list[int] = field(default_factory=list)
+
+    @property
+    def layout(self) -> Layout:
+        return self.suite.layout
+
+    def client_context(
+        self, certificate: Path | None = None, key: Path | None = None
+    ) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(self.layout.root_file))
+        if certificate is not None:
+            context.load_cert_chain(certificate, key)
+        return context
+
+    async def exports(self) -> dict[str, list[dict[str, Any]]]:
+        """Ledger, audit and renewal as their own export commands write them."""
+        found = {}
+        for service, name in (("ca-signer", "ledger"), ("audit", "audit"), ("renewal", "renewal")):
+            out = self.folder / f"{name}-{len(list(self.folder.iterdir()))}.jsonl"
+            config = str(self.layout.config_file(service))
+            await self.suite.command(service, "export", "--out", str(out), "--config", config)
+            found[name] = [json.loads(line) for line in out.read_text().splitlines()]
+            found[f"{name}_file"] = [{"path": str(out)}]
+        return found
+
+    async def verify_cross(self) -> str:
+        """``est-audit verify --cross`` over fresh exports; fails the test with its findings."""
+        exports = await self.exports()
+        path = {n: exports[f"{n}_file"][0]["path"] for n in ("ledger", "renewal")}
+        config = str(self.layout.config_file("audit"))
+        return await self.suite.command(
+            "audit",
+            "verify",
+            "--config",
+            config,
+            "--cross",
+            path["ledger"],
+            "--renewal",
+            path["renewal"],
+        )
+
+
+def make_csr(name: str) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    csr = x509.CertificateSigningRequestBuilder(subject).sign(key, SHA256())
+    return key, csr.public_bytes(Encoding.DER)
+
+
+def write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> Path:
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return path
+
+
+def certificate_in(body: bytes) -> x509.Certificate:
+    found = pkcs7.load_der_pkcs7_certificates(b64decode(body))
+    assert len(found) == 1
+    return found[0]
+
+
+class StubbornClient:
+    """Repeats the same request until it has a certificate, on any front end."""
+
+    def __init__(self, stack: Stack, ports: Sequence[int], *, deadline_s: float = 90) -> None:
+        self._stack = stack
+        self._ports = list(ports)
+        self._deadline_s = deadline_s
+        self.statuses: list[int | str] = []
+
+    async def enroll(self, name: str) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+        key, csr = make_csr(name)
+        auth = aiohttp.encode_basic_auth("load", self._stack.secret)
+        context = self._stack.client_context()
+        attempt = 0
+        async with asyncio.timeout(self._deadline_s):
+            while True:
+                port = self._ports[attempt % len(self._ports)]
+                attempt += 1
+                try:
+                    connector = aiohttp.TCPConnector(ssl=context, force_close=True)
+                    async with (
+                        aiohttp.ClientSession(connector=connector) as session,
+                        session.post(
+                            f"https://localhost:{port}{ENROLL}",
+                            data=b64encode(csr),
+                            headers={"Content-Type": "application/pkcs10", "Authorization": auth},
+                            timeout=aiohttp.ClientTimeout(total=15),
+                        ) as response,
+                    ):
+                        body = await response.read()
+                        self.statuses.append(response.status)
+                        if response.status == 200:
+                            certificate = certificate_in(body)
+                            assert same_key(certificate, key)
+                            return key, certificate
+                        assert response.status in {202, 503}, (response.status, body)
+                except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+                    self.statuses.append(type(exc).__name__)
+                await asyncio.sleep(0.3)
+
+
+def same_key(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> bool:
+    def spki(k: Any) -> bytes:
+        return k.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+    return spki(certificate.public_key()) == spki(key.public_key())
+
+
+async def start_stack(
+    folder: Path,
+    *,
+    overrides: dict[str, Any] | None = None,
+    policy: Path = POLICY,
+    users: dict[str, Permissions] | None = None,
+) -> Stack:
+    """Start a suite; ``users`` are NATS users besides those every suite has."""
+    ports = Ports.free()
+    ports.settle()
+    layout = Layout(folder / "suite", ports)
+    layout.overrides = overrides or {}
+    if users:
+        layout.nats = EmbeddedNATS(layout.folder, ports.nats, {**nats_users(), **users})
+    suite = LocalSuite(layout)
+    ERRORS.follow(layout.logs)
+    layout.prepare()
+    shutil.copy(policy, layout.config / "policy.yaml")
+    await suite.start()
+    config = str(layout.config_file("ca-signer"))
+    secret = await suite.command(
+        "ca-signer", "secret", "create", "--id", "load", "--config", config
+    )
+    stack = Stack(suite, folder, secret.strip(), [layout.ports.est])
+    await asyncio.sleep(0.5)
+    return stack
+
+
+async def stop_stack(stack: Stack) -> None:
+    await stack.suite.stop()
+    shutil.rmtree(stack.layout.postgres.home, ignore_errors=True)

@@ -1,0 +1,73 @@
+"""A PostgreSQL and a NATS with every schema, role and user of the suite."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from estcore.messages import permissions
+from estcore.runtime.settings import BusSettings, DatabaseSettings
+from estdev.nats import EmbeddedNATS
+from estdev.postgres import EmbeddedPostgres, Role
+from estsuite_testing.servers import make_nats, make_postgres
+
+SERVICES = ("ca-signer", "renewal", "audit")
+
+
+@dataclass
+class Platform:
+    """A PostgreSQL and a NATS with every role and user of the suite."""
+
+    postgres: EmbeddedPostgres
+    nats: EmbeddedNATS
+    roles: dict[str, Role]
+
+    def bus(self, user: str) -> BusSettings:
+        """Return how ``user`` reaches NATS (with the right to migrate)."""
+        return BusSettings(
+            url=self.nats.url,
+            nkey_seed_file=self.nats.seed_file(user),
+            migration_nkey_seed_file=self.nats.seed_file("migrate"),
+        )
+
+    def database(self, service: str) -> DatabaseSettings:
+        """Return how a service reaches its schema (with the owner's access to migrate)."""
+        role = self.roles[service]
+        return DatabaseSettings(
+            url=self.postgres.url(role.runtime),
+            password_file=role.runtime_password_file,
+            migration_url=self.postgres.url(role.owner),
+            migration_password_file=role.owner_password_file,
+        )
+
+
+@contextmanager
+def running_platform(folder: Path) -> Iterator[Platform]:
+    """Start both servers in the folder; stop and remove them at the end."""
+    postgres = make_postgres(folder)
+    nats = make_nats(
+        folder,
+        {
+            "migrate": permissions.provisioner(),
+            "est-frontend": permissions.frontend("default"),
+            "ca-signer": permissions.signer(),
+            "ca-signer-upstream": permissions.upstream(["corporate"]),
+            "renewal": permissions.renewal(),
+            "audit": permissions.audit(),
+            "operator": permissions.operator(),
+            "agent": permissions.agent("demo", "web"),
+        },
+    )
+    asyncio.run(postgres.start())
+    try:
+        roles = asyncio.run(postgres.provision(SERVICES))
+        asyncio.run(nats.start())
+        yield Platform(postgres, nats, roles)
+    finally:
+        asyncio.run(nats.stop(kill=True))
+        asyncio.run(postgres.stop(immediate=True))
+        shutil.rmtree(postgres.home, ignore_errors=True)

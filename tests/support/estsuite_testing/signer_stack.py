@@ -1,0 +1,303 @@
+"""ca-signer in this process, on a real ledger and a real bus, driven like a front end drives it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ca_signer.ceremony import offline_ca
+from ca_signer.connections import SCHEMA, SCRIPTS
+from ca_signer.frontend_state import FrontendStatePublisher
+from ca_signer.issuance.approvals import ApprovalStore
+from ca_signer.issuance.consumer import RequestConsumer
+from ca_signer.issuance.decision import decide
+from ca_signer.issuance.decision_context import presented_fingerprint
+from ca_signer.issuance.idempotency import IntendedIssuances, RequestResolver
+from ca_signer.issuance.request_handler import RequestHandler
+from ca_signer.ledger.enrollment_secrets import SecretStore
+from ca_signer.ledger.issuances import IssuanceStore
+from ca_signer.ledger.refusals import RefusalStore
+from ca_signer.main import load_signing_context
+from ca_signer.model import IssuanceIntent
+from ca_signer.operators.wiring import Operations, assemble
+from ca_signer.publishing.publisher import EventPublisher
+from ca_signer.publishing.reconciliation_windows import ReconciliationWindows
+from ca_signer.settings import SignerSettings
+from ca_signer.signing.batch_handler import BatchHandler
+from ca_signer.signing.cycle import IssuanceCycle
+from ca_signer.signing.sweeper import Sweeper
+from estcore import ids
+from estcore.clock import SystemClock
+from estcore.messages import topics
+from estcore.messages.audit import AuditBatch, AuditRecord
+from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested, Principal
+from estcore.messages.envelope import decode, encode
+from estcore.pki.profile import Priority
+from estcore.runtime.bus import Bus, Incoming, Outgoing
+from estcore.runtime.consume import PullConsumer
+from estcore.runtime.database import Database
+from estcore.runtime.migrations import migrate
+from estcore.runtime.settings import read_secret
+from estcore.runtime.topology import declare
+from estcore.runtime.tracing import Tracing
+from estdev import layout as suite_layout
+from estsuite_testing.e2e_stack import POLICY, make_csr
+
+EVERY_FEATURE = Path(__file__).with_name("profiles.yaml")  # what no shipped example uses
+PROFILES = Path(suite_layout.__file__).parent / "examples" / "profiles.yaml"
+
+
+def signer_settings(platform: Any, folder: Path, **changes: Any) -> SignerSettings:
+    """Settings of a signer on the platform, with a CA of its own in the folder."""
+    ca, passphrase = folder / "ca", folder / "ca.passphrase"
+    if not passphrase.exists():
+        passphrase.write_text("a long enough passphrase")
+        passphrase.chmod(0o600)
+        offline_ca.init(ca, name="Test", passphrase_file=passphrase, clock=SystemClock())
+    raw = {
+        "instance": "signer-test",
+        "bus": platform.bus("ca-signer").model_dump(),
+        "database": platform.database("ca-signer").model_dump(),
+        "policy_file": POLICY,
+        "profiles_file": PROFILES,
+        "software_keys": "allow",
+        "issuers": [
+            {
+                "issuer_id": "issuing",
+                "certificate_file": ca / "issuing.pem",
+                "chain_file": ca / "chain.pem",
+                "key_file": ca / "issuing.key",
+                "passphrase_file": passphrase,
+            }
+        ],
+        "groups": {
+            "default": {
+                "labels": sorted(yaml.safe_load(POLICY.read_text())["labels"]),
+                "profiles": ["service-mtls", "demo"],
+            }
+        },
+        **changes,
+    }
+    return SignerSettings.model_validate(raw)
+
+
+@dataclass
+class SignerStack:
+    """The parts of a signer and a front end's connection."""
+
+    settings: SignerSettings
+    bus: Bus
+    frontend: Bus
+    database: Database
+    ledger: IssuanceStore
+    resolver: RequestResolver[IssuanceIntent]
+    publisher: EventPublisher
+    cycle: IssuanceCycle
+    batch: BatchHandler
+    worker: RequestConsumer
+    sweeper: Sweeper
+    windows: ReconciliationWindows
+    secrets: SecretStore
+    operations: Operations
+    state: FrontendStatePublisher
+    answers: dict[str, asyncio.Future[EnrollmentAnswered]] = field(default_factory=dict)
+    seen: list[EnrollmentAnswered] = field(default_factory=list)
+    records_at: list[PullConsumer] = field(default_factory=list)
+    records: list[AuditRecord] = field(default_factory=list)
+
+    def message(self, csr: bytes | None = None, **changes: Any) -> EnrollmentRequested:
+        """A request as est-frontend sends it; keyword arguments change one thing."""
+        values: dict[str, Any] = {
+            "id": ids.uuid7(),
+            "source": "est-frontend/test",
+            "time": dt.datetime.now(dt.UTC),
+            "correlation_id": ids.uuid7(),
+            "operation": "simpleenroll",
+            "label": "services",
+            "group": "default",
+            "instance": "front",
+            "issuer": "issuing",
+            "priority": Priority.NORMAL,
+            "principal": Principal(method="secret", name="load"),
+            "csr": csr or make_csr(f"dev-{ids.uuid7()}")[1],
+        }
+        return EnrollmentRequested.model_validate(values | changes)
+
+    async def send(
+        self, message: EnrollmentRequested, *, topic: str | None = None, fresh_id: bool = False
+    ) -> None:
+        """Publish a request; ``fresh_id`` gets it past JetStream's own de-duplication."""
+        where = topic or topics.request_topic(message.group, message.issuer, message.priority)
+        message_id = ids.uuid7() if fresh_id else message.id
+        self.expect_answer(message)
+        await self.frontend.publish_confirmed([Outgoing(where, encode(message), message_id)])
+
+    def expect_answer(self, message: EnrollmentRequested) -> None:
+        """Keep the answer to a message that ``send`` does not send."""
+        self.answers.setdefault(message.id, asyncio.get_running_loop().create_future())
+
+    async def answer_to(self, message: EnrollmentRequested) -> EnrollmentAnswered:
+        """Return the answer to a message sent before."""
+        async with asyncio.timeout(15):
+            return await self.answers[message.id]
+
+    async def ask(self, message: EnrollmentRequested, **more: Any) -> EnrollmentAnswered:
+        """Publish a request and return the answer."""
+        await self.send(message, **more)
+        async with asyncio.timeout(15):
+            return await self.answers[message.id]
+
+    async def leave_intent(
+        self, message: EnrollmentRequested | None = None, **changes: Any
+    ) -> tuple[EnrollmentRequested, IssuanceIntent]:
+        """Do what a signer does until it dies after step 5; returns message and intent."""
+        message = message or self.message()
+        topic = topics.request_topic(message.group, message.issuer, message.priority)
+        fingerprint = presented_fingerprint(message)
+        known = await self.ledger.known_certificates([fingerprint] if fingerprint else [])
+        candidate = decide(message, topic, self.batch.decision_context, known[0] if known else None)
+        for name, value in changes.items():
+            setattr(candidate.intent, name, value)
+        assert await self.ledger.insert([candidate.intent]) == {candidate.intent.issuance_id}
+        self.expect_answer(message)
+        return message, candidate.intent
+
+    async def row_of(self, intent: IssuanceIntent) -> Any:
+        """The ledger's row of an intent."""
+        sql = "select * from issuance where issuance_id = $1"
+        return (await self.rows(sql, intent.issuance_id))[0]
+
+    async def audited(self, action: str) -> list[AuditRecord]:
+        """Every record with that action published since the stack started, in order."""
+        for consumer in self.records_at:
+            await consumer.maintain()
+            for delivery in consumer.take(1000):
+                self.records.extend(decode(AuditBatch, delivery.data).records)
+        return [record for record in self.records if record.action == action]
+
+    async def rows(self, sql: str, *values: Any) -> list[Any]:
+        async with self.database.connection() as connection:
+            return await connection.fetch(sql, *values)
+
+    async def value(self, sql: str, *values: Any) -> Any:
+        async with self.database.connection() as connection:
+            return await connection.fetchval(sql, *values)
+
+    async def answered(self, message: Incoming) -> None:
+        answer = decode(EnrollmentAnswered, message.payload)
+        self.seen.append(answer)
+        future = self.answers.get(answer.request_id)
+        if future is not None and not future.done():
+            future.set_result(answer)
+
+
+async def prepare(settings: SignerSettings) -> None:
+    """Migrate schema and streams, as the services' ``migrate`` do."""
+    await migrate(settings.database, schema=SCHEMA, scripts=SCRIPTS)
+    seed_file = settings.bus.migration_nkey_seed_file
+    assert seed_file is not None
+    bus = await Bus.connect(settings.bus, "migrate", "test", seed=read_secret(seed_file, "seed"))
+    await declare(
+        bus,
+        topics.STREAMS,
+        [
+            *topics.AUDIT_CONSUMERS,
+            *topics.SIGNER_CONSUMERS,
+            *topics.signer_consumers("issuing"),
+        ],
+        replicas=1,
+    )
+    await bus.close()
+
+
+@contextlib.asynccontextmanager
+async def signer_stack(
+    platform: Any, folder: Path, *, running: bool = True, **changes: Any
+) -> AsyncIterator[SignerStack]:
+    """A signer ready to serve; ``running=False`` leaves worker and sweeper to the test."""
+    settings = signer_settings(platform, folder, **changes)
+    await prepare(settings)
+    decision_context = load_signing_context(settings)
+    clock = SystemClock()
+    database = await Database.connect(settings.database, "ca-signer", SCHEMA)
+    bus = await Bus.connect(settings.bus, "ca-signer", settings.instance)
+    frontend = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "front")
+    ledger = IssuanceStore(database, lease_s=settings.lease_s)
+    refusals = RefusalStore(database)
+    resolver = RequestResolver(ledger, IntendedIssuances(ledger), ApprovalStore.of(settings))
+    publisher = EventPublisher(bus, clock, settings.instance)
+    tracing = Tracing(settings.telemetry, "ca-signer", "test")
+    cycle = IssuanceCycle(ledger, publisher, decision_context.issuers, tracing)
+    handler = RequestHandler(
+        bus=bus,
+        ledger=ledger,
+        refusals=refusals,
+        resolver=resolver,
+        source=cycle,
+        publisher=publisher,
+        decision_context=decision_context,
+        max_attempts=settings.max_attempts,
+    )
+    batch = BatchHandler(handler, ledger, cycle)
+    stack = SignerStack(
+        settings=settings,
+        bus=bus,
+        frontend=frontend,
+        database=database,
+        ledger=ledger,
+        resolver=resolver,
+        publisher=publisher,
+        cycle=cycle,
+        batch=batch,
+        worker=RequestConsumer(
+            bus, database, batch, issuers=["issuing"], batch_size=64, in_flight=2
+        ),
+        sweeper=Sweeper(ledger, refusals, cycle, publisher, decision_context, every_s=0.2),
+        windows=ReconciliationWindows(bus, ledger, publisher, clock, window_s=5, settle_s=1),
+        secrets=SecretStore(database, bus, clock),
+        operations=assemble(
+            bus,
+            database,
+            publisher,
+            decision_context,
+            every_s=0.2,
+            crl_lifetime_s=settings.crl_lifetime_s,
+        ),
+        state=FrontendStatePublisher(bus, database, decision_context, look_every_s=0.1),
+    )
+    auditor = await Bus.connect(platform.bus("audit"), "audit", "test")
+    for stream in (topics.AUDIT_ISSUE, topics.AUDIT_REFUSAL):
+        consumer = PullConsumer(auditor, stream, topics.AUDIT_CONSUMER, credit=2000)
+        await consumer.start()
+        stack.records_at.append(consumer)
+    await frontend.subscribe("est.reply.default.front.*", stack.answered)
+    await stack.state.publish()
+    for name in ("load", "other"):
+        if not await stack.value("select true from secret where secret_id = $1", name):
+            await stack.secrets.create(name, lifetime=dt.timedelta(days=1), one_time=False)
+    stop = asyncio.Event()
+    jobs = [stack.operations.listener.run, stack.operations.outbox.run]
+    jobs += [
+        stack.worker.run,
+        stack.cycle.keep_leases,
+        stack.cycle.keep_marking,
+        stack.windows.run,
+        stack.state.run,
+    ]
+    tasks = [asyncio.ensure_future(job(stop)) for job in jobs if running]
+    try:
+        yield stack
+    finally:
+        stop.set()
+        await asyncio.gather(*tasks)
+        await auditor.close()
+        await frontend.close()
+        await bus.close()
+        await database.close()

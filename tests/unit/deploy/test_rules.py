@@ -1,0 +1,336 @@
+"""Our own rules for manifests: the real ones pass, and each rule notices what it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from estdeploy import compose_rules, manifests, pod_rules, pod_settings, service_rules
+from estdeploy.services import IMAGES
+
+Documents = list[dict[str, Any]]
+Rule = Callable[[Documents], list[str]]
+
+
+def find(documents: Documents, kind: str, name: str) -> dict[str, Any]:
+    for document in documents:
+        if document["kind"] == kind and document["metadata"]["name"].startswith(name):
+            return document
+    raise AssertionError(f"no {kind} {name}")
+
+
+def pod(documents: Documents, name: str = "ca-signer") -> dict[str, Any]:
+    kind = "Job" if name == "migrate" else "Deployment"
+    spec: dict[str, Any] = find(documents, kind, name)["spec"]["template"]["spec"]
+    return spec
+
+
+def container(documents: Documents, name: str = "ca-signer") -> dict[str, Any]:
+    one: dict[str, Any] = pod(documents, name)["containers"][0]
+    return one
+
+
+def drop(documents: Documents, kind: str, name: str) -> None:
+    documents.remove(find(documents, kind, name))
+
+
+BREAKS: list[tuple[str, Rule, Callable[[Documents], object], str]] = [
+    (
+        "a namespace that only warns",
+        pod_rules.namespace_is_restricted,
+        lambda d: find(d, "Namespace", "estsuite")["metadata"]["labels"].update(
+            {"pod-security.kubernetes.io/enforce": "baseline"}
+        ),
+        "enforce is not restricted",
+    ),
+    (
+        "service links",
+        pod_rules.pods_are_restricted,
+        lambda d: pod(d).update(enableServiceLinks=True),
+        "Deployment ca-signer: enableServiceLinks",
+    ),
+    (
+        "a mounted token",
+        pod_rules.pods_are_restricted,
+        lambda d: pod(d, "migrate").pop("automountServiceAccountToken"),
+        "Job migrate: automountServiceAccountToken",
+    ),
+    (
+        "root in a pod",
+        pod_rules.pods_are_restricted,
+        lambda d: pod(d)["securityContext"].update(runAsUser=0),
+        "Deployment ca-signer: runAsUser",
+    ),
+    (
+        "an init container that keeps its capabilities",
+        pod_rules.containers_are_restricted,
+        lambda d: pod(d, "migrate")["initContainers"][0]["securityContext"].pop("capabilities"),
+        "Job migrate, container ca-signer: capabilities.drop",
+    ),
+    (
+        "a writable root",
+        pod_rules.containers_are_restricted,
+        lambda d: container(d)["securityContext"].update(readOnlyRootFilesystem=False),
+        "readOnlyRootFilesystem",
+    ),
+    (
+        "the tag latest",
+        pod_rules.images_are_pinned,
+        lambda d: container(d).update(image="registry:5000/estsuite/ca-signer:latest"),
+        "has no tag of its own",
+    ),
+    (
+        "no tag behind a registry's port",
+        pod_rules.images_are_pinned,
+        lambda d: container(d).update(image="registry:5000/estsuite/ca-signer"),
+        "has no tag of its own",
+    ),
+    (
+        "no limit of memory",
+        pod_rules.resources_are_said,
+        lambda d: container(d)["resources"].pop("limits"),
+        "no limit of memory",
+    ),
+    (
+        "a password from a Secret in the environment",
+        pod_rules.no_secret_in_plain_sight,
+        lambda d: container(d)["env"].append(
+            {"name": "X", "valueFrom": {"secretKeyRef": {"name": "ca-signer", "key": "p"}}}
+        ),
+        "X comes from a Secret",
+    ),
+    (
+        "a password in a URL",
+        pod_rules.no_secret_in_plain_sight,
+        lambda d: container(d)["env"].append({"name": "X", "value": "postgresql://a:b@c/d"}),
+        "the value of X is a secret",
+    ),
+    (
+        "a key in a ConfigMap",
+        pod_rules.no_secret_in_plain_sight,
+        lambda d: find(d, "ConfigMap", "audit-config")["data"].update(
+            k="-----BEGIN PRIVATE KEY-----"
+        ),
+        "a secret in k",
+    ),
+    (
+        "a Secret that everybody may read, as the services refuse it",
+        pod_rules.volumes_are_bounded,
+        lambda d: next(v for v in pod(d)["volumes"] if "secret" in v)["secret"].pop("defaultMode"),
+        "a Secret that everybody may read",
+    ),
+    (
+        "/tmp on disk",
+        pod_rules.volumes_are_bounded,
+        lambda d: next(v for v in pod(d)["volumes"] if v["name"] == "tmp")["emptyDir"].pop(
+            "medium"
+        ),
+        "/tmp is not memory",
+    ),
+    (
+        "a service that could migrate",
+        pod_rules.migration_secrets_stay_with_migrations,
+        lambda d: pod(d)["volumes"].append(
+            {"name": "m", "secret": {"secretName": "ca-signer-migrate", "defaultMode": 288}}
+        ),
+        "Deployment ca-signer: mounts ca-signer-migrate",
+    ),
+    (
+        "liveness that depends on a database",
+        service_rules.probes_ask_the_admin_port,
+        lambda d: container(d)["livenessProbe"]["httpGet"].update(path="/readyz"),
+        "livenessProbe does not ask /healthz",
+    ),
+    (
+        "no budget",
+        service_rules.replicas_survive_disruption,
+        lambda d: drop(d, "PodDisruptionBudget", "audit"),
+        "Deployment audit: 0 PodDisruptionBudgets",
+    ),
+    (
+        "a budget that no node can drain under",
+        service_rules.replicas_survive_disruption,
+        lambda d: find(d, "PodDisruptionBudget", "audit").update(
+            spec={
+                "minAvailable": 2,
+                "selector": {"matchLabels": {"app.kubernetes.io/name": "audit"}},
+            }
+        ),
+        "2 replicas are not more than minAvailable 2",
+    ),
+    (
+        "a rollout with a gap",
+        service_rules.replicas_survive_disruption,
+        lambda d: find(d, "Deployment", "audit")["spec"].pop("strategy"),
+        "maxUnavailable of a rollout is not 0",
+    ),
+    (
+        "a spread that counts nobody",
+        service_rules.replicas_are_spread,
+        lambda d: pod(d)["topologySpreadConstraints"][0].pop("labelSelector"),
+        "counts other pods",
+    ),
+    (
+        "too little time to stop",
+        service_rules.shutdown_has_time,
+        lambda d: pod(d).update(terminationGracePeriodSeconds=30),
+        "30 s are too short",
+    ),
+    (
+        "a Service for nobody",
+        service_rules.selectors_find_their_pods,
+        lambda d: find(d, "Service", "est-frontend")["spec"]["selector"].update(
+            {"app.kubernetes.io/name": "frontend"}
+        ),
+        "Service est-frontend: selects no pod",
+    ),
+    (
+        "a network open by default",
+        service_rules.network_is_closed,
+        lambda d: drop(d, "NetworkPolicy", "default-deny"),
+        "no policy denies everything",
+    ),
+    (
+        "a way into the signer",
+        service_rules.network_is_closed,
+        lambda d: find(d, "NetworkPolicy", "est")["spec"].update(podSelector={}),
+        "Deployment ca-signer: ingress to est is open",
+    ),
+    (
+        "a signer without its ledger",
+        service_rules.network_is_closed,
+        lambda d: drop(d, "NetworkPolicy", "postgres"),
+        "Deployment ca-signer: cannot reach [5432]",
+    ),
+    (
+        "an unknown key in a settings file",
+        pod_settings.settings_can_be_loaded,
+        lambda d: find(d, "ConfigMap", "renewal-config")["data"].update(
+            {"renewal.yaml": "speed: 11\n"}
+        ),
+        "Deployment renewal, container service",
+    ),
+    (
+        "an unknown variable",
+        pod_settings.settings_can_be_loaded,
+        lambda d: container(d)["env"].append({"name": "CA_SIGNER_SERVICE_HOST", "value": "1"}),
+        "CA_SIGNER_SERVICE_HOST is not a setting",
+    ),
+    (
+        "a file that nothing mounts",
+        pod_settings.settings_can_be_loaded,
+        lambda d: container(d)["volumeMounts"].pop(
+            [m["name"] for m in container(d)["volumeMounts"]].index("ca-signer-issuing")
+        ),
+        "issuing.key, which nothing mounts",
+    ),
+    (
+        "a probe on loopback",
+        pod_settings.settings_can_be_loaded,
+        lambda d: container(d)["env"].append(
+            {"name": "CA_SIGNER__ADMIN__HOST", "value": "127.0.0.1"}
+        ),
+        "the admin port is not on 0.0.0.0:9100",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "break_it", "finding"), [case[1:] for case in BREAKS], ids=[case[0] for case in BREAKS]
+)
+def test_a_rule_finds(
+    base: Documents, rule: Rule, break_it: Callable[[Documents], object], finding: str
+) -> None:
+    assert rule(base) == []
+    break_it(base)
+    assert any(finding in found for found in rule(base)), rule(base)
+
+
+def test_the_strict_schema_refuses_a_misspelt_field(base: Documents) -> None:
+    pod(base).update(enableServiceLink=False)
+    assert any("enableServiceLink" in f for f in manifests.schema_findings(base))
+
+
+def test_the_oldest_version_named_in_the_readme_takes_it_too(prod: Documents) -> None:
+    assert manifests.schema_findings(prod, "1.30.0") == []
+
+
+def test_the_deployments_have_the_replicas_that_were_decided(
+    base: Documents, dev: Documents
+) -> None:
+    def counts(documents: Documents) -> dict[str, int]:
+        return {
+            d["metadata"]["name"]: service_rules.replicas(d, documents)
+            for d in manifests.of_kind(documents, "Deployment")
+        }
+
+    assert counts(base) == {"est-frontend": 3, "ca-signer": 2, "renewal": 2, "audit": 2}
+    assert set(counts(dev).values()) == {1}
+
+
+def test_production_keeps_replicas_on_different_nodes(prod: Documents) -> None:
+    for one in manifests.pods(prod, "Deployment"):
+        by_key = {
+            c["topologyKey"]: c["whenUnsatisfiable"] for c in one.spec["topologySpreadConstraints"]
+        }
+        assert by_key["kubernetes.io/hostname"] == "DoNotSchedule"
+
+
+def test_every_secret_is_told_in_the_readme(root: Path) -> None:
+    readme = (root / "deploy" / "README.md").read_text(encoding="utf-8")
+    for name, keys in pod_settings.SECRETS.items():
+        row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}` |"))
+        assert {key for key in keys if f"`{key}`" in row} == keys
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "finding"),
+    [
+        ("USER 10001:10001", "USER root", "no a numeric user"),
+        ('ENTRYPOINT ["', "ENTRYPOINT sh -c [", "no its command without a shell"),
+        (" --no-dev", "", "the installation has no --no-dev"),
+        ("HEALTHCHECK", "# ", "services, and only they"),
+        ("RUN set", "RUN --mount=type=cache,target=/x set", "legacy builder"),
+    ],
+)
+def test_a_dockerfile_rule_finds(root: Path, old: str, new: str, finding: str) -> None:
+    text = (root / "Dockerfile").read_text(encoding="utf-8")
+    assert compose_rules.dockerfile_findings(text) == []
+    broken = text.replace(old, new) if old != "HEALTHCHECK" else text.replace("/healthz", "/")
+    assert any(finding in found for found in compose_rules.dockerfile_findings(broken))
+
+
+def test_the_readme_builds_every_image(root: Path) -> None:
+    readme = (root / "deploy" / "README.md").read_text(encoding="utf-8")
+    for name, image in IMAGES.items():
+        line = next(li for li in readme.splitlines() if f"-t estsuite/{name}:" in li)
+        target = "--target job " if image.target == "job" else ""
+        arguments = " ".join(f"--build-arg {key}={value}" for key, value in image.arguments.items())
+        assert line == f"docker build -t estsuite/{name}:0.1.0 {target}{arguments} ."
+
+
+def nightly(root: Path) -> Documents:
+    return manifests.render(root / "deploy" / "k8s" / "overlays" / "prod")
+
+
+def test_the_nightly_check_runs_without_a_key_and_that_is_looked_at(root: Path) -> None:
+    documents = nightly(root)
+    assert pod_settings.settings_can_be_loaded(documents) == []
+    spec = find(documents, "CronJob", "check-store")["spec"]["jobTemplate"]["spec"]["template"]
+    (issuers,) = [v for v in spec["spec"]["volumes"] if v["name"] == "issuers"]
+    del issuers["secret"]["items"]
+    found = pod_settings.settings_can_be_loaded(documents)
+    assert found == [
+        "CronJob check-store, container check-store: "
+        f"issuers.{name}_file is mounted, and nothing here needs a key"
+        for name in ("key", "passphrase")
+    ]
+
+
+def test_a_cron_jobs_pod_is_held_to_the_rules_of_pods(root: Path) -> None:
+    documents = nightly(root)
+    spec = find(documents, "CronJob", "check-store")["spec"]["jobTemplate"]["spec"]["template"]
+    spec["spec"]["enableServiceLinks"] = True
+    assert pod_rules.pods_are_restricted(documents) == ["CronJob check-store: enableServiceLinks"]

@@ -1,0 +1,72 @@
+"""What a front end keeps on disk: each label gets the chain of its own issuer, and nothing else."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from est_frontend.auth.client_certificates import PeerValidator
+from est_frontend.signer_state.cache import SignerState
+from estcore.clock import SystemClock
+from estcore.est.certs_only import read_certs_only
+from estcore.messages import topics
+from estcore.messages.envelope import encode
+from estcore.messages.state import CACertificates, RevokedShard
+from estsuite_testing.chains import certificate
+
+
+def test_C8_issuers_never_mix(tmp_path: Path) -> None:
+    chains = {}
+    for name in ("alpha", "beta"):
+        root = certificate(f"{name} root", ca=True)
+        chain = [certificate(name, root, ca=True), root]
+        chains[name] = [c.public_bytes(Encoding.DER) for c, _ in chain]
+        message = CACertificates(
+            issuer_id=name, updated_at=dt.datetime.now(dt.UTC), chain=tuple(chains[name])
+        )
+        (tmp_path / topics.cacerts_topic(name)).write_bytes(encode(message))
+    state = SignerState(tmp_path, PeerValidator(SystemClock()).set_anchors, SystemClock())
+    state.load()
+    for name, chain in chains.items():
+        body = state.cacerts(name)
+        assert body is not None
+        assert set(read_certs_only(body)) == set(chain)
+    assert state.cacerts("gamma") is None
+
+
+@pytest.mark.logs_errors(
+    "state message unreadable",
+)
+def test_damaged_files_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / topics.cacerts_topic("alpha")).write_bytes(b"{not json")
+    (tmp_path / topics.secrets_topic("00")).write_bytes(b"\x00\xff")
+    state = SignerState(tmp_path, PeerValidator(SystemClock()).set_anchors, SystemClock())
+    state.load()
+    assert state.cacerts("alpha") is None
+
+
+def test_K17_revoked_serials_are_known_by_issuer_and_the_newest_word_counts(
+    tmp_path: Path,
+) -> None:
+    now = dt.datetime.now(dt.UTC)
+    state = SignerState(tmp_path, PeerValidator(SystemClock()).set_anchors, SystemClock())
+
+    def told(age_s: int, *serials: str) -> None:
+        message = RevokedShard(
+            issuer_id="alpha",
+            shard="0a",
+            updated_at=now - dt.timedelta(seconds=age_s),
+            serials=serials,
+        )
+        state.apply(topics.revoked_topic("alpha", "0a"), encode(message))
+
+    told(10, "0100aa", "0100ba")
+    assert state.is_revoked("alpha", 0x0100AA)
+    assert not state.is_revoked("beta", 0x0100AA)
+    told(20)  # an older word that comes late
+    assert state.is_revoked("alpha", 0x0100BA)
+    told(0, "0100ba")  # a hold was ended
+    assert not state.is_revoked("alpha", 0x0100AA)
