@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -28,7 +29,6 @@ PATH = click.Path(path_type=Path)
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
 
 T = TypeVar("T")
-Loader = Callable[[], click.Command]
 
 
 class Command(click.Command):
@@ -58,19 +58,14 @@ class Group(click.Group):
     def __init__(self, *args: Any, distribution: str | None = None, **kwargs: Any) -> None:
         kwargs.setdefault("context_settings", dict(_CONTEXT))
         super().__init__(*args, **kwargs)
-        self._lazy: dict[str, tuple[str, Loader]] = {}
+        self._lazy: dict[str, tuple[str, str]] = {}
         self._rest: Callable[[], click.Group] | None = None
         if distribution is not None:
             self.params.append(_version_option(distribution))
 
-    def lazy(self, name: str, text: str) -> Callable[[Loader], Loader]:
-        """Decorate a function that imports and returns the verb ``name``."""
-
-        def register(loader: Loader) -> Loader:
-            self._lazy[name] = (text, loader)
-            return loader
-
-        return register
+    def lazy(self, name: str, module: str, text: str) -> None:
+        """Add a verb that ``module`` has under the same name; it is imported when it is used."""
+        self._lazy[name] = (module, text)
 
     def rest(self, loader: Callable[[], click.Group]) -> Callable[[], click.Group]:
         """Decorate a function that imports and returns a group with all other verbs."""
@@ -85,8 +80,8 @@ class Group(click.Group):
     @override
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.commands and cmd_name in self._lazy:
-            text, loader = self._lazy[cmd_name]
-            command = loader()
+            module, text = self._lazy[cmd_name]
+            command: click.Command = getattr(importlib.import_module(module), cmd_name)
             command.help = command.help or text
             self.commands[cmd_name] = command
         if cmd_name not in self.commands and self._rest is not None:
@@ -111,7 +106,7 @@ class Group(click.Group):
 
     def _text(self, ctx: click.Context, name: str) -> str:
         if name in self._lazy:
-            return self._lazy[name][0]
+            return self._lazy[name][1]
         command = self.get_command(ctx, name)
         return (command.help or "").partition("\n\n")[0] if command is not None else ""
 

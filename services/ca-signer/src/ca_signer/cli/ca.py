@@ -68,11 +68,7 @@ def _cross(
 ) -> None:
     """Cross-certify two roots: OldWithNew and NewWithOld."""
     cross_certificates.cross(
-        old,
-        new,
-        out=out,
-        passphrase_file=passphrase_file,
-        new_passphrase_file=new_passphrase_file,
+        old, new, out=out, passphrase_file=passphrase_file, new_passphrase_file=new_passphrase_file
     )
 
 
@@ -86,19 +82,17 @@ def _server_certificate(
 ) -> None:
     """Issue a TLS server certificate for est-frontend."""
     offline_ca.server_certificate(
-        folder,
-        out=out,
-        names=list(host),
-        passphrase_file=passphrase_file,
-        days=days,
-        clock=CLOCK,
+        folder, out=out, names=list(host), passphrase_file=passphrase_file, days=days, clock=CLOCK
     )
 
 
 @ca.command("csr")
 @click.option("--subject", required=True, help="RFC 4514, as CN=Issuing CA,O=Org.")
 @click.option(
-    "--algorithm", type=click.Choice(ca_request.ALGORITHMS), default="ec-p256", help="Of the key."
+    "--algorithm",
+    type=click.Choice(ca_request.ALGORITHMS),
+    default="ec-p256",
+    help="Algorithm of the key.",
 )
 @options(_folder, _passphrase_file)
 def _csr(subject: str, algorithm: Any, folder: Path, passphrase_file: Path) -> None:

@@ -26,18 +26,8 @@ def _service() -> click.Group:
 
 
 # Both run offline, beside a key: they import no bus and no database.
-@ca_signer.lazy("ca", "Create, extend and import certification authorities, offline.")
-def _ca() -> click.Command:
-    from ca_signer.cli import ca
-
-    return ca.ca
-
-
-@ca_signer.lazy("token", "List, generate and certify keys in a PKCS#11 token, offline.")
-def _token() -> click.Command:
-    from ca_signer.cli import hsm
-
-    return hsm.token
+ca_signer.lazy("ca", "ca_signer.cli.ca", "Create, extend and import CAs, offline.")
+ca_signer.lazy("token", "ca_signer.cli.hsm", "List, generate and certify keys in a PKCS#11 token.")
 
 
 @console_script

@@ -81,7 +81,12 @@ def _list(where: Where) -> None:
 
 
 @token.command("generate", **_ONE_TOKEN)
-@click.option("--algorithm", type=click.Choice(KEY_ALGORITHMS), default="ec-p256")
+@click.option(
+    "--algorithm",
+    type=click.Choice(KEY_ALGORITHMS),
+    default="ec-p256",
+    help="Algorithm of the key.",
+)
 @_token_options
 @_key_options
 def _generate_key(algorithm: str, where: Where, key_id: str, key_label: str | None) -> None:
