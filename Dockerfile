@@ -28,6 +28,7 @@ RUN if [ -f ca-bundle.crt ]; then export PIP_CERT=/src/ca-bundle.crt; fi && \
 # The locked versions of one package and its dependencies. Nothing else is in the image: beside
 # the CA key there is no HTTP framework, and nowhere are there tests or tools.
 RUN set -e; \
+    : "${PACKAGE:?--build-arg PACKAGE is missing}" "${COMMAND:?--build-arg COMMAND is missing}"; \
     if [ -f ca-bundle.crt ]; then export SSL_CERT_FILE=/src/ca-bundle.crt; fi; \
     for extra in $EXTRAS; do set -- "$@" --extra "$extra"; done; \
     uv sync --frozen --no-dev --no-editable --default-index "$INDEX" --package "$PACKAGE" "$@"; \

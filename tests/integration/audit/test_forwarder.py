@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from audit import commands, main
+from audit import commands
 from audit.settings import SinkSettings
 from estcore.messages.audit import AuditRecord
 from estcore.tlog.checkpoint import parse_signed
@@ -99,14 +99,12 @@ async def test_replay_sends_again_and_is_on_record(
 ) -> None:
     sink = a_sink(siem, name="again", resend=0)
     settings = world.settings(sinks=(sink,))
-    parser = main._command().parser
     async with world.service(sinks=(sink,)), world.publisher() as publisher:
         await publisher.send(*(record(n) for n in range(20)))
         await until(lambda: 20 in siem.indexes)
         before = len(siem.indexes)
         await world.wait("select next_index >= 21 from sink_cursor where sink = 'again'", True)
-        parsed = parser.parse_args(["replay", "--sink", "again", "--from", "5"])
-        await commands.replay(settings, parsed)
+        await commands.replay(settings, sink="again", start=5)
         await until(lambda: len(siem.indexes) >= before + 16)
         assert siem.indexes[before:].count(5) == 1
         await world.wait("select count(*) from record where action = 'audit.replay'", 1)

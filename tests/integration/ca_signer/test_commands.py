@@ -21,7 +21,7 @@ from estclient.est.keys import make_csr as operator_csr
 from estclient.est.keys import make_key
 from estclient.operators.client import Operator
 from estcore.clock import SystemClock
-from estcore.errors import Conflict, NotAuthorized
+from estcore.errors import Conflict, NotAuthorized, Unavailable
 from estcore.messages.commands import sign_command
 from estcore.pki.profile import StrictModel
 from estcore.runtime.bus import Bus
@@ -284,6 +284,8 @@ async def test_commands_over_the_bus_are_answered(
         assert shown["subject"] == "CN=boss"
         with pytest.raises(Conflict, match="no such certificate"):
             await client.send("ca-signer", "certificate-show", {"serial": "02" * 18})
+        with pytest.raises(Unavailable, match="no ca-signer-upstream process answers"):
+            await client.send("ca-signer", "submission-list", {})
     finally:
         await bus.close()
 

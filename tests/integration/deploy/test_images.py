@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from estdeploy.services import IMAGES, SERVICES
-
-from estsuite_testing.build_context import build_context
 
 UV = Path(sys.executable).parent / "uv"
 FORBIDDEN = {
@@ -32,17 +29,6 @@ WORKS = {
     "ca-signer-upstream": "import ca_signer.upstream.plugins.vault, ca_signer.upstream.plugins.est",
 }
 """What an image with an extra must be able to import."""
-
-
-@pytest.fixture(scope="module")
-def context(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The build context: only what .dockerignore lets through."""
-    folder = tmp_path_factory.mktemp("context")
-    for path in build_context(root, (root / ".dockerignore").read_text(encoding="utf-8")):
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(root / path, target)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ print(json.dumps({"count": count, "missing": missing}))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("member", MEMBERS)
-def test_a_member_declares_what_it_imports(tmp_path: Path, member: str) -> None:
+def test_a_member_declares_what_it_imports(context: Path, tmp_path: Path, member: str) -> None:
     home = tmp_path / "venv"
     environment = {
         key: value
@@ -60,7 +60,7 @@ def test_a_member_declares_what_it_imports(tmp_path: Path, member: str) -> None:
     }
     done = subprocess.run(
         [UV, "sync", "--quiet", "--frozen", "--no-dev", "--no-editable", "--package", member],
-        cwd=ROOT,
+        cwd=context,
         env=environment,
         capture_output=True,
         text=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,29 @@ from estdeploy import manifests
 from estdeploy.compose_files import prepare
 from estdeploy.services import Places
 
+from estsuite_testing.build_context import build_context
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The build context of the images: only what .dockerignore lets through.
+
+    In a folder of its own every time: uv keeps wheels that it built of a folder, also when the
+    sources have changed.
+    """
+    folder = tmp_path_factory.mktemp("context")
+    for path in build_context(ROOT, (ROOT / ".dockerignore").read_text(encoding="utf-8")):
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / path, target)
+    return folder
 
 
 @pytest.fixture(scope="session")

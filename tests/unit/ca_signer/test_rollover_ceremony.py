@@ -9,7 +9,7 @@ import pytest
 from cryptography import x509
 
 from ca_signer.ceremony import offline_ca
-from ca_signer.cli import ca as ca_command
+from ca_signer.cli.entry import main as ca_signer
 from ca_signer.issuers.cacerts import check_cross, linked
 from ca_signer.settings import IssuerSettings
 from ca_signer.signing.issuers import SigningIssuer, load_issuers
@@ -47,7 +47,7 @@ def roots(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
 def cross(folder: Path, old: str, new: str, out: str) -> int:
     arguments = ["cross", "--old", folder / old, "--new", folder / new, "--out", folder / out]
     arguments += ["--passphrase-file", folder / "passphrase"]
-    return ca_command.main([str(a) for a in arguments])
+    return ca_signer(["ca", *map(str, arguments)])
 
 
 def settings(folder: Path, name: str, *, cross_file: Path | None = None) -> IssuerSettings:
@@ -169,7 +169,7 @@ def test_a_further_issuing_ca_has_the_same_root_and_another_name(
 ) -> None:
     arguments = ["issuing", "--name", "Rolled", "--folder", roots / "old", "--out", tmp_path]
     arguments += ["--passphrase-file", roots / "passphrase"]
-    assert ca_command.main([str(a) for a in arguments]) == 0
+    assert ca_signer(["ca", *map(str, arguments)]) == 0
     made = x509.load_pem_x509_certificate((tmp_path / "issuing.pem").read_bytes())
     first = x509.load_pem_x509_certificate((roots / "old" / "issuing.pem").read_bytes())
     assert (tmp_path / "chain.pem").read_bytes() == (roots / "old" / "root.pem").read_bytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estclient.operators import cli
+from estclient.cli import estctl, main
+from estclient.operators.orders import Order, operator_settings
+from estclient.operators.output import shown
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
+from estcore.runtime import command_line
 
 
-def parsed(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    cli.add_verbs(parser.add_subparsers(dest="verb", required=True))
-    return parser.parse_args(arguments)
+def ordered(*arguments: str) -> Order:
+    """Return what ``estctl`` would send."""
+    orders: list[Order] = []
+    assert command_line.run(estctl, "estctl", arguments, obj=orders.append) == 0
+    return orders[0]
 
 
 def settings_file(path: Path, **changes: Any) -> Path:
@@ -41,20 +44,23 @@ def test_a_certificate_is_shown_with_its_pem() -> None:
     now = SystemClock().now()
     made = x509.CertificateBuilder(name, name, key.public_key(), 7, now, now).sign(key, SHA256())
     der = made.public_bytes(Encoding.DER)
-    text = cli.shown({"subject": "CN=web", "san": [], "certificate": der.hex()})
+    text = shown({"subject": "CN=web", "san": [], "certificate": der.hex()})
     assert "subject      CN=web\n" in text
     assert x509.load_pem_x509_certificate(text.encode()) == made
 
 
 def test_lists_are_one_line_each_and_say_none() -> None:
     rows = [{"id": "1", "san": ["dns:a", "dns:b"], "reason": None}, {"id": "2", "san": []}]
-    assert cli.shown({"requests": rows}) == "id=1  san=dns:a,dns:b\nid=2\n"
-    assert cli.shown({"certificates": []}) == "none\n"
+    assert shown({"requests": rows}) == "id=1  san=dns:a,dns:b\nid=2\n"
+    assert shown({"certificates": []}) == "none\n"
+    assert shown({"id": "1", "reason": None, "san": []}) == (
+        "id           1\nreason       -\nsan          -\n"
+    )
 
 
 def test_a_rollover_is_shown_with_its_generations_and_who_lacks_the_trust() -> None:
     rows = [{"issuer": "issuing", "state": "accepted"}, {"issuer": "issuing-2", "state": "signing"}]
-    text = cli.shown({"issuer": "issuing", "fetched": 3, "generations": rows})
+    text = shown({"issuer": "issuing", "fetched": 3, "generations": rows})
     assert text.splitlines() == [
         "issuer       issuing",
         "fetched      3",
@@ -62,17 +68,18 @@ def test_a_rollover_is_shown_with_its_generations_and_who_lacks_the_trust() -> N
         "  issuer=issuing  state=accepted",
         "  issuer=issuing-2  state=signing",
     ]
-    assert cli.shown({"lacking": []}) == "lacking:\n"
+    assert shown({"lacking": []}) == "lacking:\n"
 
 
 def test_a_rollover_command_says_what_is_not_the_default() -> None:
-    line = parsed("ca", "rollover", "sign", "--issuer", "issuing", "--min-fetched", "95")
-    assert (line.command, line.issuer, line.min_fetched) == ("rollover-sign", "issuing", 95)
-    assert parsed("ca", "rollover", "sign", "--issuer", "issuing").min_fetched is None
+    order = ordered("ca", "rollover", "sign", "--issuer", "issuing", "--min-fetched", "95")
+    assert order.verb == "rollover-sign"
+    assert order.arguments == {"issuer": "issuing", "min_fetched": 95}
+    assert ordered("ca", "rollover", "sign", "--issuer", "x").arguments == {"issuer": "x"}
 
 
 def test_a_serial_number_may_be_written_as_openssl_does() -> None:
-    assert parsed("cert", "show", "--serial", "01:AB:0F").serial == "01ab0f"
+    assert ordered("cert", "show", "--serial", "01:AB:0F").arguments == {"serial": "01ab0f"}
 
 
 @pytest.mark.parametrize(
@@ -88,26 +95,47 @@ def test_a_serial_number_may_be_written_as_openssl_does() -> None:
         ("ca", "rollover", "plan", "--issuer", "issuing"),
     ],
 )
-def test_incomplete_commands_are_not_sent(arguments: tuple[str, ...]) -> None:
-    with pytest.raises(SystemExit):
-        parsed(*arguments)
+def test_incomplete_commands_are_not_sent(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    orders: list[Order] = []
+    assert command_line.run(estctl, "estctl", arguments, obj=orders.append) == 2
+    assert orders == []
+    errors = capsys.readouterr().err
+    assert errors.startswith("estctl: ")
+    assert errors.count("\n") == 1
+
+
+def test_flags_and_defaults_of_a_list_are_sent() -> None:
+    assert ordered("requests", "list").arguments == {"limit": 50}
+    assert ordered("requests", "list", "--all").arguments == {"limit": 50, "all": True}
+    assert ordered("incident", "list", "--json").as_json
+
+
+def test_an_unknown_verb_is_one_line_that_names_the_nearest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["cert", "revoek"]) == 2
+    expected = "estctl: no command revoek, did you mean revoke? (see estctl cert --help)\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_settings_come_from_file_variable_and_option_the_last_counts(tmp_path: Path) -> None:
     home = tmp_path / "home"
     settings_file(home / "config" / "operator.yaml")
-    line = parsed("cert", "list", "--nats-url", "nats://option:1")
-    found = cli._settings(line, home, {"ESTCTL__KEY_FILE": "variable.key"})
+    order = ordered("cert", "list", "--nats-url", "nats://option:1")
+    found = operator_settings(order.connection, home, {"ESTCTL__KEY_FILE": "variable.key"})
     assert found.bus.url == "nats://option:1"
     assert (str(found.key_file), str(found.certificate_file)) == ("variable.key", "me.pem")
     other = settings_file(tmp_path / "other.yaml", certificate_file="other.pem")
-    found = cli._settings(parsed("cert", "list"), home, {"ESTCTL_CONFIG": str(other)})
+    connection = ordered("cert", "list").connection
+    found = operator_settings(connection, home, {"ESTCTL_CONFIG": str(other)})
     assert str(found.certificate_file) == "other.pem"
 
 
 def test_without_settings_one_line_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="bus"):
-        cli._settings(parsed("requests", "list"), tmp_path, {})
+        operator_settings(ordered("requests", "list").connection, tmp_path, {})
 
 
 def test_a_certificate_to_adopt_may_be_pem_or_der(tmp_path: Path) -> None:
@@ -119,5 +147,6 @@ def test_a_certificate_to_adopt_may_be_pem_or_der(tmp_path: Path) -> None:
     for encoding in (Encoding.PEM, Encoding.DER):
         file = tmp_path / "found"
         file.write_bytes(made.public_bytes(encoding))
-        given = parsed("submissions", "adopt", "--id", "1", "--certificate", str(file))
-        assert (given.command, given.certificate) == ("submission-adopt", der.hex())
+        order = ordered("submissions", "adopt", "--id", "1", "--certificate", str(file))
+        assert order.verb == "submission-adopt"
+        assert order.arguments == {"id": "1", "certificate": der.hex()}

@@ -64,9 +64,7 @@ def files(tmp_path: Path) -> Path:
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    with pytest.raises(SystemExit) as done:
-        main(arguments)
-    return int(str(done.value.code)), capsys.readouterr().out
+    return main(arguments), capsys.readouterr().out
 
 
 def explained(
@@ -137,7 +135,7 @@ def test_a_password_becomes_verifiers_and_is_in_none_of_them(
     file = tmp_path / "password"
     file.write_text("correct horse battery\n")
     file.chmod(0o600)
-    main(["password", "--user", "alice", "--digest", "--password-file", str(file)])
+    assert main(["password", "--user", "alice", "--digest", "--password-file", str(file)]) == 0
     out = capsys.readouterr().out
     assert "horse" not in out
     entry = yaml.safe_load(out)["users"]["alice"]
@@ -149,6 +147,4 @@ def test_a_short_password_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("short\n")
     file.chmod(0o600)
-    with pytest.raises(SystemExit) as done:
-        main(["password", "--user", "alice", "--password-file", str(file)])
-    assert done.value.code == 2
+    assert main(["password", "--user", "alice", "--password-file", str(file)]) == 2

@@ -2,56 +2,47 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from estcore.errors import ESTSuiteError
+import click
+
+from estcore.runtime import command_line
+from estcore.runtime.command_line import EXIT_FAILED, PATH, Group, options
 from estcore.runtime.console import console_script
 from estdev.demo import run_demo
 from estdev.layout import Ports
 from estdev.up import run_up
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="estsuite")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    up = verbs.add_parser("up", help="run the whole suite on this machine until Ctrl-C")
-    folder = Path(os.environ.get("ESTSUITE_HOME", ".estsuite"))
-    up.add_argument("--folder", type=Path, default=folder, help="folder of its data")
-    ports = Ports()
-    for name in ("est", "postgres", "nats", "siem"):
-        default = getattr(ports, name)
-        text = f"default {default}; 0 takes any free one"
-        up.add_argument(f"--{name}-port", type=int, default=default, metavar="PORT", help=text)
-    demo = verbs.add_parser("demo", help="show the main job end to end")
-    demo.add_argument("--keep", type=Path, help="use this folder and leave it there")
-    return parser
+NAME = "estsuite"
+_HOME = Path(os.environ.get("ESTSUITE_HOME", ".estsuite"))
+estsuite = Group(NAME, distribution="estsuite-dev", help="The whole EST suite on one machine.")
 
 
-async def _run(arguments: argparse.Namespace) -> None:
-    if arguments.verb == "demo":
-        await run_demo(arguments.keep)
-        return
-    ports = Ports(
-        est=arguments.est_port,
-        postgres=arguments.postgres_port,
-        nats=arguments.nats_port,
-        siem=arguments.siem_port,
+def _port(name: str) -> Callable[[Any], Any]:
+    default = getattr(Ports(), name)
+    return click.option(
+        f"--{name}-port", name, default=default, metavar="PORT", help="0 takes any free port."
     )
-    await run_up(arguments.folder, ports)
+
+
+@estsuite.command("up", help="Run the whole suite on this machine until Ctrl-C.")
+@click.option("--folder", type=PATH, default=_HOME, help="Folder of its data.")
+@options(*map(_port, ("est", "postgres", "nats", "siem")))
+def _up(folder: Path, **ports: int) -> None:
+    asyncio.run(run_up(folder, Ports(**ports)))
+
+
+@estsuite.command("demo", help="Show enrollment, renewal, rotation and audit from end to end.")
+@click.option("--keep", type=PATH, help="Use this folder and leave it there.")
+def _demo(keep: Path | None) -> None:
+    asyncio.run(run_demo(keep))
 
 
 @console_script
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``estsuite``."""
-    try:
-        asyncio.run(_run(_parser().parse_args(arguments)))
-    except ESTSuiteError as exc:
-        sys.stderr.write(f"estsuite: {exc.reason} [{exc.code}]\n")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    return command_line.run(estsuite, NAME, arguments, exit_configuration=EXIT_FAILED)

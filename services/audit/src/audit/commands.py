@@ -7,12 +7,13 @@ database and no bus.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+import click
 
 from audit import checkpoint_key, store
 from audit.self_records import Detail, SelfRecords
@@ -30,51 +31,62 @@ from estcore.messages.envelope import encode
 from estcore.messages.topics import audit_issue_topic
 from estcore.runtime import log_verification
 from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.command_line import PATH
 from estcore.runtime.database import Database
+from estcore.runtime.log_verification import Choices
+from estcore.runtime.service import ServiceCommand
 from estcore.tlog.checkpoint import check_name
 from estcore.tlog.findings import Report
 
 _DEADLINE_S = 15
 
 
-def arguments_of_keygen(parser: argparse.ArgumentParser) -> None:
-    """``keygen`` has the file and the name of the log."""
-    parser.add_argument("--out", type=Path, required=True, help="file to create, mode 0600")
-    parser.add_argument(
-        "--origin", default="estsuite/audit", help="checkpoint.origin, the name in the vkey"
-    )
+def add(command: ServiceCommand[Settings]) -> None:
+    """Add the verbs to the command line of est-audit."""
+    command.verb("export", "Write the audit log, or one correlation id, to a file.")(export_log)
+    command.verb("show", "Print one line for each record of a correlation id.")(show)
+    command.verb("replay", "Deliver records to a sink again.")(replay)
+    command.group.command("keygen", help="Generate a checkpoint key.")(keygen)
+
+    @command.group.command("verify", help="Verify the audit log, or an export of it.")
+    @command.config_option
+    @click.option("--export", "file", type=PATH, help="File to verify instead of the database.")
+    @log_verification.choices_options
+    def _verify(config: Path | None, file: Path | None, choices: Choices) -> int:
+        if file is not None and config is None:
+            verify_offline(file, choices)
+            return 0
+        return command.execute(config, lambda settings: verify_online(settings, file, choices))
 
 
-def arguments_of_verify(parser: argparse.ArgumentParser) -> None:
-    """``verify`` reads the database, or with --export nothing but files."""
-    parser.add_argument("--export", type=Path, help="verify this file instead of the database")
-    log_verification.add_arguments(parser)
-
-
-def keygen(parsed: argparse.Namespace) -> None:
+@click.option("--out", type=PATH, required=True, help="File to create, mode 0600.")
+@click.option(
+    "--origin", default="estsuite/audit", help="The setting checkpoint.origin: name in the vkey."
+)
+def keygen(out: Path, origin: str) -> None:
     """Create a signing key and print its verifier key.
 
     Raises:
         ConfigurationError: the file exists, or the origin cannot be a key's name.
     """
     try:
-        origin = check_name(parsed.origin)
+        name = check_name(origin)
     except MalformedRequest as exc:
         raise ConfigurationError(exc.reason) from exc
-    sys.stdout.write(f"{checkpoint_key.create_key(parsed.out, origin)}\n")
+    sys.stdout.write(f"{checkpoint_key.create_key(out, name)}\n")
 
 
-def verify_offline(parsed: argparse.Namespace) -> None:
+def verify_offline(file: Path, choices: Choices) -> None:
     """Verify an export file.
 
     Raises:
         AuditChainBroken: there are findings.
     """
-    with log_verification.open_lines(parsed.export) as lines:
-        _finish(log_verification.verify_log(lines, parsed), parsed)
+    with log_verification.open_lines(file) as lines:
+        _finish(log_verification.verify_log(lines, choices), choices)
 
 
-async def verify_online(settings: Settings, parsed: argparse.Namespace) -> None:
+async def verify_online(settings: Settings, file: Path | None, choices: Choices) -> None:
     """Verify the database's log, or an export with the configured key.
 
     Raises:
@@ -83,74 +95,77 @@ async def verify_online(settings: Settings, parsed: argparse.Namespace) -> None:
     from audit import export  # SQLAlchemy, for this verb only
 
     key = checkpoint_key.verifier_key(settings.checkpoint)
-    if parsed.export is not None:
-        with log_verification.open_lines(parsed.export) as lines:
-            _finish(log_verification.verify_log(lines, parsed, key=key), parsed)
+    if file is not None:
+        with log_verification.open_lines(file) as lines:
+            _finish(log_verification.verify_log(lines, choices, key=key), choices)
         return
     async with _database(settings) as database:
         origin = settings.checkpoint.origin
         lines_ = [line async for line in export.lines(database, origin, str(key))]
     report = await asyncio.to_thread(
-        log_verification.verify_log, lines_, parsed, key=key, live=True
+        log_verification.verify_log, lines_, choices, key=key, live=True
     )
     if not report.ok:
         first = report.findings[0]
         await _audited(
             settings, "audit.verify", phase="error", findings=len(report.findings), first=str(first)
         )
-    _finish(report, parsed)
+    _finish(report, choices)
 
 
-async def export_log(settings: Settings, parsed: argparse.Namespace) -> None:
+@click.option("--out", type=PATH, required=True, help="File to create.")
+@click.option("--correlation-id", help="Export its records only, with proofs of inclusion.")
+async def export_log(settings: Settings, out: Path, correlation_id: str | None) -> None:
     """Write an export to a file that does not exist yet."""
     from audit import export  # SQLAlchemy, for this verb only
 
     key = checkpoint_key.verifier_key(settings.checkpoint)
-    await _audited(
-        settings, "audit.export", wanted=parsed.correlation_id or "all", file=parsed.out.name
-    )
+    await _audited(settings, "audit.export", wanted=correlation_id or "all", file=out.name)
     count = 0
     async with _database(settings) as database:
         try:
-            with parsed.out.open("xb") as file:
+            with out.open("xb") as file:
                 async for line in export.lines(
-                    database, settings.checkpoint.origin, str(key), parsed.correlation_id
+                    database, settings.checkpoint.origin, str(key), correlation_id
                 ):
                     file.write(line + b"\n")
                     count += 1
         except OSError as exc:
-            raise ConfigurationError(f"cannot write {parsed.out}: {exc.strerror}") from exc
+            raise ConfigurationError(f"cannot write {out}: {exc.strerror}") from exc
     sys.stdout.write(f"{count} lines, verifier key {key}\n")
 
 
-async def show(settings: Settings, parsed: argparse.Namespace) -> None:
+@click.option("--correlation-id", required=True, help="Correlation id of the records.")
+async def show(settings: Settings, correlation_id: str) -> None:
     """Print one line for each record of a correlation id."""
     from audit import export  # SQLAlchemy, for this verb only
 
-    await _audited(settings, "audit.read", wanted=parsed.correlation_id)
+    await _audited(settings, "audit.read", wanted=correlation_id)
     async with _database(settings) as database:
-        for line in await export.summary(database, parsed.correlation_id):
+        for line in await export.summary(database, correlation_id):
             sys.stdout.write(f"{line}\n")
 
 
-async def replay(settings: Settings, parsed: argparse.Namespace) -> None:
+@click.option("--sink", required=True, help="Name of the sink.")
+@click.option("--from", "start", type=click.IntRange(min=0), required=True, help="Log index.")
+async def replay(settings: Settings, sink: str, start: int) -> None:
     """Move a sink's cursor back, so that it gets everything from there again.
 
     Raises:
         ConfigurationError: no such sink, or its cursor is not beyond that place.
     """
-    if parsed.sink not in {sink.name for sink in settings.sinks}:
-        raise ConfigurationError(f"no sink has the name {parsed.sink}")
-    await _audited(settings, "audit.replay", sink=parsed.sink, start=parsed.start)
+    if sink not in {known.name for known in settings.sinks}:
+        raise ConfigurationError(f"no sink has the name {sink}")
+    await _audited(settings, "audit.replay", sink=sink, start=start)
     async with _database(settings) as database, database.connection() as connection:
-        before = await store.replay_from(connection, parsed.sink, parsed.start)
+        before = await store.replay_from(connection, sink, start)
     if before is None:
-        raise ConfigurationError(f"the cursor of {parsed.sink} is not beyond {parsed.start}")
-    sys.stdout.write(f"{parsed.sink}: cursor moved from {before} to {parsed.start}\n")
+        raise ConfigurationError(f"the cursor of {sink} is not beyond {start}")
+    sys.stdout.write(f"{sink}: cursor moved from {before} to {start}\n")
 
 
-def _finish(report: Report, parsed: argparse.Namespace) -> None:
-    log_verification.print_report(report, as_json=parsed.json)
+def _finish(report: Report, choices: Choices) -> None:
+    log_verification.print_report(report, as_json=choices.json)
     if not report.ok:
         raise AuditChainBroken(f"verification has {len(report.findings)} findings")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import hashlib
 import sys
@@ -20,20 +19,13 @@ from audit.settings import SCHEMA, SERVICE, Settings
 from audit.syslog_tls import check_sink
 from audit.writer import Writer
 from estcore.clock import SystemClock
-from estcore.errors import ConfigurationError, ESTSuiteError
 from estcore.messages.topics import AUDIT_CONSUMERS, audit_issue_topic, owned_by
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus
 from estcore.runtime.console import console_script
 from estcore.runtime.database import Database
 from estcore.runtime.migrations import migrate as migrate_schema
-from estcore.runtime.service import (
-    EXIT_CONFIGURATION,
-    EXIT_FAILED,
-    ServiceCommand,
-    run_jobs,
-    stop_on_signals,
-)
+from estcore.runtime.service import ServiceCommand, run_jobs, stop_on_signals
 from estcore.runtime.settings import read_secret
 from estcore.runtime.topology import declare
 from estcore.runtime.tracing import Tracing
@@ -160,53 +152,23 @@ async def _or_stop(work: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | Non
             await asyncio.gather(task, return_exceptions=True)
 
 
-def _command() -> ServiceCommand[Settings]:
-    command = ServiceCommand(
-        "est-audit", prefix="EST_AUDIT", settings=Settings, run=run, migrate=migrate, check=check
-    )
-    out = command.verb("export", "write the log, or one correlation id", commands.export_log)
-    out.add_argument("--out", type=Path, required=True, help="file to create")
-    out.add_argument("--correlation-id", help="only its records, with proofs of inclusion")
-    commands.arguments_of_verify(
-        command.verb("verify", "verify the log or an export", commands.verify_online)
-    )
-    show = command.verb("show", "one line per record of a correlation id", commands.show)
-    show.add_argument("--correlation-id", required=True)
-    replay = command.verb("replay", "deliver to a sink again", commands.replay)
-    replay.add_argument("--sink", required=True)
-    replay.add_argument("--from", dest="start", type=_index, required=True, help="log index")
-    commands.arguments_of_keygen(command.verbs.add_parser("keygen", help="make a checkpoint key"))
-    return command
-
-
-def _index(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError("an index is not negative")
-    return value
+COMMAND = ServiceCommand(
+    "est-audit",
+    about="Keeps the tamper-evident audit log and forwards it to SIEMs.",
+    distribution="estsuite-audit",
+    prefix="EST_AUDIT",
+    settings=Settings,
+    run=run,
+    migrate=migrate,
+    check=check,
+)
+commands.add(COMMAND)
 
 
 @console_script
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    command = _command()
-    parsed = command.parser.parse_args(arguments)
-    offline: Callable[[argparse.Namespace], None] | None = None
-    if parsed.verb == "keygen":
-        offline = commands.keygen
-    elif parsed.verb == "verify" and parsed.export is not None and parsed.config is None:
-        offline = commands.verify_offline
-    if offline is None:
-        return command.main(arguments)
-    try:
-        offline(parsed)
-    except ConfigurationError as exc:
-        sys.stderr.write(f"est-audit: {exc.reason} [{exc.code}]\n")
-        return EXIT_CONFIGURATION
-    except ESTSuiteError as exc:
-        sys.stderr.write(f"est-audit: {exc.reason} [{exc.code}]\n")
-        return EXIT_FAILED
-    return 0
+    """Entry point of ``est-audit``."""
+    return COMMAND.main(arguments)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 
 from est_frontend.app import digest_key, serve, token_sources
 from est_frontend.audit_trail.trail import SERVICE
@@ -39,19 +40,23 @@ async def migrate(settings: FrontendSettings) -> None:
     log.info("nothing to migrate", extra=fields(instance=settings.instance))
 
 
+_COMMAND = ServiceCommand(
+    SERVICE,
+    about="Speaks EST (RFC 7030) to clients.",
+    distribution="estsuite-frontend",
+    prefix="EST_FRONTEND",
+    settings=FrontendSettings,
+    run=run,
+    migrate=migrate,
+    check=check,
+)
+
+
 @console_script
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``est-frontend``."""
-    command = ServiceCommand(
-        SERVICE,
-        prefix="EST_FRONTEND",
-        settings=FrontendSettings,
-        run=run,
-        migrate=migrate,
-        check=check,
-    )
-    sys.exit(command.main())
+    return _COMMAND.main(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

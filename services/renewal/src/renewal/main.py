@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import sys
@@ -10,12 +9,15 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import click
+
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
 from estcore.messages.topics import RENEWAL_CONSUMERS, audit_issue_topic, owned_by, rotation_topic
 from estcore.runtime import migrations, topology
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus
+from estcore.runtime.command_line import PATH
 from estcore.runtime.console import console_script
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
@@ -146,29 +148,6 @@ async def migrate(settings: RenewalSettings) -> None:
         await bus.close()
 
 
-async def export(settings: RenewalSettings, arguments: argparse.Namespace) -> None:
-    """``export --out FILE``: every certificate as JSON lines."""
-    from renewal.export import export_certificates  # SQLAlchemy, for this verb only
-
-    database = await _connect(settings)
-    try:
-        written = await export_certificates(database, arguments.out)
-    finally:
-        await database.close()
-    sys.stdout.write(f"{written} certificates\n")
-
-
-async def slots(settings: RenewalSettings, _: argparse.Namespace) -> None:
-    """``slots``: every slot as JSON lines on standard output."""
-    from renewal.export import list_slots  # SQLAlchemy, for this verb only
-
-    database = await _connect(settings)
-    try:
-        await list_slots(database)
-    finally:
-        await database.close()
-
-
 async def _connect(settings: RenewalSettings) -> Database:
     try:
         async with asyncio.timeout(_MIGRATE_S):
@@ -188,26 +167,46 @@ def check(settings: RenewalSettings) -> None:
         read_secret(settings.database.password_file, "the database password")
 
 
-def command() -> ServiceCommand[RenewalSettings]:
-    """Return the command line."""
-    found = ServiceCommand(
-        "est-renewal",
-        prefix="EST_RENEWAL",
-        settings=RenewalSettings,
-        run=run,
-        migrate=migrate,
-        check=check,
-    )
-    out = found.verb("export", "write every certificate as JSON lines", export)
-    out.add_argument("--out", type=Path, required=True, help="file to write")
-    found.verb("slots", "list every slot as JSON lines", slots)
-    return found
+COMMAND = ServiceCommand(
+    "est-renewal",
+    about="Computes when certificates are due and rotates them.",
+    distribution="estsuite-renewal",
+    prefix="EST_RENEWAL",
+    settings=RenewalSettings,
+    run=run,
+    migrate=migrate,
+    check=check,
+)
+
+
+@COMMAND.verb("export", "Write every certificate as JSON lines.")
+@click.option("--out", type=PATH, required=True, help="File to write.")
+async def _export(settings: RenewalSettings, out: Path) -> None:
+    from renewal.export import export_certificates  # SQLAlchemy, for this verb only
+
+    database = await _connect(settings)
+    try:
+        written = await export_certificates(database, out)
+    finally:
+        await database.close()
+    sys.stdout.write(f"{written} certificates\n")
+
+
+@COMMAND.verb("slots", "List every slot as JSON lines.")
+async def _slots(settings: RenewalSettings) -> None:
+    from renewal.export import list_slots  # SQLAlchemy, for this verb only
+
+    database = await _connect(settings)
+    try:
+        await list_slots(database)
+    finally:
+        await database.close()
 
 
 @console_script
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out the command line; returns the exit code."""
-    return command().main(arguments)
+    """Entry point of ``est-renewal``."""
+    return COMMAND.main(arguments)
 
 
 if __name__ == "__main__":

@@ -117,9 +117,9 @@ def test_lines_that_are_not_json_are_findings() -> None:
     assert [f.code for f in cross([], [b"{", b"[]"], [b"1"])] == ["cross.malformed"] * 3
 
 
-def test_the_sentence_tells_that_the_ledger_has_not_announced() -> None:
+def test_the_finding_says_that_the_ledger_has_not_published() -> None:
     lines = [json.dumps(row(audited=False)).encode()]
-    assert "not announced" in cross([INTENT], lines)[0].sentence
+    assert "not published" in cross([INTENT], lines)[0].sentence
 
 
 def test_a_resumed_issuance_may_show_more_than_one_intent() -> None:

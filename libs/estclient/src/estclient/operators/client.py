@@ -18,7 +18,7 @@ from estcore.clock import Clock
 from estcore.errors import BusUnavailable, ConfigurationError, Unavailable, rejection
 from estcore.messages.commands import LIFETIME, Command, CommandAnswered, sign_command
 from estcore.messages.envelope import decode
-from estcore.messages.topics import command_topic
+from estcore.messages.topics import SUBMISSION_VERBS, command_topic
 from estcore.runtime.bus import Bus
 
 _SENDINGS = 3
@@ -53,7 +53,7 @@ class Operator:
             exp=now + int(LIFETIME.total_seconds()),
         )
         data = sign_command(self._key, self._certificate, command).encode()
-        answer = await self._ask(command_topic(service, verb), data)
+        answer = await self._ask(service, verb, data)
         if answer.outcome == "unavailable":
             raise Unavailable(answer.reason or "not now", code=answer.code)
         if answer.outcome == "refused":
@@ -62,12 +62,15 @@ class Operator:
             )
         return answer.result or {}
 
-    async def _ask(self, topic: str, data: bytes) -> CommandAnswered:
-        each = self._timeout_s / _SENDINGS
+    async def _ask(self, service: str, verb: str, data: bytes) -> CommandAnswered:
+        topic, each = command_topic(service, verb), self._timeout_s / _SENDINGS
         for last in (False,) * (_SENDINGS - 1) + (True,):
             try:
                 return decode(CommandAnswered, await self._bus.request(topic, data, timeout_s=each))
-            except BusUnavailable:
+            except BusUnavailable as exc:
+                if last and self._bus.client.is_connected:
+                    process = f"{service}-upstream" if verb in SUBMISSION_VERBS else service
+                    raise Unavailable(f"no {process} process answers") from exc
                 if last:
                     raise
                 await asyncio.sleep(0.2)

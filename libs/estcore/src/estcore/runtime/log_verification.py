@@ -7,15 +7,20 @@ prints: that no record is missing at its end is shown by a checkpoint kept from 
 
 from __future__ import annotations
 
-import argparse
+import functools
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, TypeVar
+
+import click
 
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError, MalformedRequest
+from estcore.runtime.command_line import PATH, options
 from estcore.tlog.checkpoint import VerifierKey, kept_note
 from estcore.tlog.cross import cross
 from estcore.tlog.findings import Report, Sealed
@@ -23,61 +28,88 @@ from estcore.tlog.verify import Options, Verification, verify
 
 _PRINTED_FINDINGS = 20
 _LABEL_WIDTH = 18
+T = TypeVar("T")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments besides ``--export``."""
-    parser.add_argument("--vkey", help="verifier key of the log, or a file with it")
-    parser.add_argument(
+@dataclass(frozen=True)
+class Choices:
+    """What the options besides ``--export`` say."""
+
+    vkey: str | None = None
+    checkpoint: tuple[Path, ...] = ()
+    save_checkpoint: Path | None = None
+    cross: Path | None = None
+    renewal: Path | None = None
+    json: bool = False
+
+
+_OPTIONS = options(
+    click.option("--vkey", help="Verifier key of the log, or a file with it."),
+    click.option(
         "--checkpoint",
-        type=Path,
-        action="append",
-        default=[],
+        type=PATH,
+        multiple=True,
         metavar="FILE",
-        help="checkpoint kept from an earlier time; the log must contain what it covers",
-    )
-    parser.add_argument(
+        help="Checkpoint kept from an earlier time; the log must contain what it covers.",
+    ),
+    click.option(
         "--save-checkpoint",
-        type=Path,
+        type=PATH,
         metavar="FILE",
-        help="write the newest checkpoint to a new file, for the next --checkpoint",
-    )
-    parser.add_argument("--cross", type=Path, metavar="LEDGER", help="from ca-signer export")
-    parser.add_argument("--renewal", type=Path, help="from est-renewal export; with --cross")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+        help="Write the newest checkpoint to a new file, for the next --checkpoint.",
+    ),
+    click.option(
+        "--cross", type=PATH, metavar="LEDGER", help="Compare with an export of ca-signer."
+    ),
+    click.option(
+        "--renewal", type=PATH, help="Compare with an export of est-renewal too; needs --cross."
+    ),
+    click.option("--json", is_flag=True, help="Print the report as JSON."),
+)
+
+
+def choices_options(function: Callable[..., T]) -> Callable[..., T]:
+    """Decorate a verb with the options; it gets them as ``choices``."""
+
+    @functools.wraps(function)
+    def packed(*args: Any, **values: Any) -> T:
+        chosen = {field.name: values.pop(field.name) for field in fields(Choices)}
+        return function(*args, choices=Choices(**chosen), **values)
+
+    return _OPTIONS(packed)
 
 
 def verify_log(
     lines: Iterable[bytes],
-    arguments: argparse.Namespace,
+    choices: Choices,
     *,
     key: VerifierKey | None = None,
     live: bool = False,
 ) -> Report:
-    """Verify the lines of an export as the arguments say; ``--vkey`` wins over ``key``.
+    """Verify the lines of an export as the options say; ``--vkey`` wins over ``key``.
 
     Raises:
-        ConfigurationError: an argument or a file that it names cannot be used.
+        ConfigurationError: an option or a file that it names cannot be used.
     """
-    if arguments.renewal is not None and arguments.cross is None:
+    if choices.renewal is not None and choices.cross is None:
         raise ConfigurationError("--renewal is compared with a ledger: give --cross too")
-    options = Options(
+    wanted = Options(
         now=SystemClock().now(),
-        key=_key(arguments.vkey) or key,
+        key=_key(choices.vkey) or key,
         live=live,
-        kept=tuple(_kept(path) for path in arguments.checkpoint),
+        kept=tuple(_kept(path) for path in choices.checkpoint),
     )
-    verification = verify(lines, options)
+    verification = verify(lines, wanted)
     report = verification.report
-    if arguments.cross is not None:
-        with open_lines(arguments.cross) as ledger:
-            if arguments.renewal is None:
+    if choices.cross is not None:
+        with open_lines(choices.cross) as ledger:
+            if choices.renewal is None:
                 report.extend(cross(verification.records, ledger))
             else:
-                with open_lines(arguments.renewal) as renewal:
+                with open_lines(choices.renewal) as renewal:
                     report.extend(cross(verification.records, ledger, renewal))
-    if arguments.save_checkpoint is not None and report.ok:
-        _save(arguments.save_checkpoint, verification)
+    if choices.save_checkpoint is not None and report.ok:
+        _save(choices.save_checkpoint, verification)
     return report
 
 

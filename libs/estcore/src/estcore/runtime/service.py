@@ -7,20 +7,22 @@ the platform starts it again.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
+import functools
 import gc
 import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+import click
 import uvloop
 
-from estcore.errors import ConfigurationError, ESTSuiteError
-from estcore.runtime import logs
+from estcore.errors import ConfigurationError
+from estcore.runtime import command_line, logs
+from estcore.runtime.command_line import EXIT_FAILED, PATH, Group
 from estcore.runtime.console import output_closed
 from estcore.runtime.logs import fields
 from estcore.runtime.settings import ServiceSettings, load_settings
@@ -29,8 +31,7 @@ log = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=ServiceSettings)
 Job = Callable[[asyncio.Event], Awaitable[None]]
-EXIT_CONFIGURATION = 2
-EXIT_FAILED = 1
+Action = TypeVar("Action", bound=Callable[..., Awaitable[None]])
 
 
 async def run_jobs(jobs: Sequence[Job], *, stop: asyncio.Event, stop_timeout_s: float) -> None:
@@ -76,12 +77,17 @@ def stop_on_signals() -> asyncio.Event:
 
 
 class ServiceCommand(Generic[S]):
-    """The command line of one service."""
+    """The command line of one service.
 
-    def __init__(
+    ``about`` is the first line of its help, ``distribution`` the package it is installed by.
+    """
+
+    def __init__(  # noqa: PLR0913 - one word per part of the command
         self,
         name: str,
         *,
+        about: str,
+        distribution: str,
         prefix: str,
         settings: type[S],
         run: Callable[[S], Awaitable[None]],
@@ -89,61 +95,78 @@ class ServiceCommand(Generic[S]):
         check: Callable[[S], None] | None = None,
     ) -> None:
         self.name, self.prefix, self.settings = name, prefix, settings
-        self._run, self._migrate, self._check = run, migrate, check
-        self.parser = argparse.ArgumentParser(prog=name)
-        self.verbs = self.parser.add_subparsers(dest="verb", required=True)
-        self._extra: dict[str, Callable[[S, argparse.Namespace], Awaitable[None]]] = {}
-        for verb, text in (
-            ("run", "serve until SIGTERM"),
-            ("migrate", "bring database schema and streams to this version"),
-            ("check-config", "read the configuration and everything it names, then stop"),
-        ):
-            self._with_config(self.verbs.add_parser(verb, help=text))
+        self._check = check
+        self.group = Group(name, distribution=distribution, help=about)
+        self.config_option = click.option(
+            "--config", type=PATH, help=f"YAML file with the settings; or {prefix}_CONFIG."
+        )
 
-    def _with_config(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--config", type=Path, help=f"YAML settings; or {self.prefix}_CONFIG")
+        @self.group.command("run", help="Serve until SIGTERM.")
+        @self.config_option
+        def _run(config: Path | None) -> int:
+            return self.execute(config, run, check=True)
+
+        @self.group.command("migrate", help="Migrate the database schema and the streams.")
+        @self.config_option
+        def _migrate(config: Path | None) -> int:
+            # A migration job holds neither the CA key nor any other secret of ``run``.
+            return self.execute(config, migrate)
+
+        @self.group.command("check-config", help="Check the settings and every file they name.")
+        @self.config_option
+        def _check_config(config: Path | None) -> int:
+            return self.execute(config, self._report, check=True)
 
     def verb(
-        self, name: str, text: str, action: Callable[[S, argparse.Namespace], Awaitable[None]]
-    ) -> argparse.ArgumentParser:
-        """Add a verb of the service's own; returns its parser for arguments."""
-        parser = self.verbs.add_parser(name, help=text)
-        self._with_config(parser)
-        self._extra[name] = action
-        return parser
+        self, name: str, text: str, *, under: click.Group | None = None
+    ) -> Callable[[Action], Action]:
+        """Decorate the action of a further verb: it gets the settings and the options."""
+
+        def register(action: Action) -> Action:
+            @functools.wraps(action)
+            def callback(config: Path | None, **values: Any) -> int:
+                return self.execute(config, lambda settings: action(settings, **values))
+
+            (under or self.group).command(name, help=text)(self.config_option(callback))
+            return action
+
+        return register
+
+    def verbs(self, name: str, text: str) -> Group:
+        """Add a group of verbs."""
+        group = Group(name, help=text)
+        self.group.add_command(group)
+        return group
 
     def main(self, arguments: Sequence[str] | None = None) -> int:
         """Carry out the command line; returns the exit code."""
-        parsed = self.parser.parse_args(arguments)
+        return command_line.run(self.group, self.name, arguments)
+
+    def execute(
+        self, config: Path | None, action: Callable[[S], Awaitable[None]], *, check: bool = False
+    ) -> int:
+        """Load the settings and carry out an action with them; returns the exit code.
+
+        Raises:
+            ConfigurationError: the settings, or with ``check`` a file they name, cannot be used.
+            ESTSuiteError: as the action raises.
+        """
+        settings = load_settings(self.settings, self.prefix, config)
+        logs.configure(self.name, settings.instance, settings.telemetry.log_level)
+        if check and self._check is not None:
+            self._check(settings)
+
+        async def carry_out() -> None:
+            await action(settings)
+
         try:
-            settings = load_settings(self.settings, self.prefix, parsed.config)
-            logs.configure(self.name, settings.instance, settings.telemetry.log_level)
-            if self._check is not None and parsed.verb in {"run", "check-config"}:
-                # A migration job holds neither the CA key nor any other secret of ``run``.
-                self._check(settings)
-            if parsed.verb == "check-config":
-                sys.stdout.write(f"{self.name}: configuration is good\n")
-                return 0
-            uvloop.run(self._action(settings, parsed))
-        except ConfigurationError as exc:
-            sys.stderr.write(f"{self.name}: {exc.reason} [{exc.code}]\n")
-            return EXIT_CONFIGURATION
-        except ESTSuiteError as exc:
-            sys.stderr.write(f"{self.name}: {exc.reason} [{exc.code}]\n")
-            return EXIT_FAILED
+            uvloop.run(carry_out())
         except ExceptionGroup as group:
             return self._crashed(group)
-        except KeyboardInterrupt:
-            return 130
         return 0
 
-    async def _action(self, settings: S, parsed: argparse.Namespace) -> None:
-        if parsed.verb == "run":
-            await self._run(settings)
-        elif parsed.verb == "migrate":
-            await self._migrate(settings)
-        else:
-            await self._extra[parsed.verb](settings, parsed)
+    async def _report(self, _: S) -> None:
+        sys.stdout.write(f"{self.name}: configuration is good\n")
 
     def _crashed(self, group: BaseExceptionGroup[BaseException]) -> int:
         first: BaseException = group
@@ -152,8 +175,7 @@ class ServiceCommand(Generic[S]):
         if isinstance(first, BrokenPipeError) and output_closed():
             raise first
         if isinstance(first, ConfigurationError):
-            sys.stderr.write(f"{self.name}: {first.reason} [{first.code}]\n")
-            return EXIT_CONFIGURATION
+            raise first
         log.error("service stops after a crash", exc_info=first)
         return EXIT_FAILED
 

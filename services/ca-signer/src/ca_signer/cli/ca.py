@@ -2,119 +2,116 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import click
 
 from ca_signer.ceremony import ca_request, cross_certificates, offline_ca
 from estcore.clock import SystemClock
-from estcore.errors import ConfigurationError
+from estcore.runtime.command_line import PATH, Group, options
 
 CLOCK = SystemClock()
+ca = Group("ca")
+
+_folder = click.option("--folder", type=PATH, required=True, help="Folder of the CA.")
+_passphrase_file = click.option(
+    "--passphrase-file", type=PATH, required=True, help="File with the passphrase of its keys."
+)
+_name = click.option("--name", required=True, help="Organization.")
+_issuing_csr = click.option(
+    "--issuing-csr", type=PATH, help="PKCS#10 request of an issuing key in a token."
+)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Carry out a ceremony; returns the exit code."""
-    parsed = _parser().parse_args(arguments)
-    try:
-        _carry_out(parsed)
-    except ConfigurationError as exc:
-        sys.stderr.write(f"ca-signer: {exc.reason} [{exc.code}]\n")
-        return 2
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ca-signer ca")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    first = verbs.add_parser("init", help="make root, issuing and infrastructure CA")
-    first.add_argument("--name", required=True, help="organization")
-    second = verbs.add_parser("issuing", help="make a further issuing CA under the same root")
-    second.add_argument("--name", required=True, help="organization")
-    second.add_argument("--out", type=Path, required=True, help="folder of the new one")
-    for one, default in ((first, 1), (second, 2)):
-        one.add_argument(
-            "--issuing-csr", type=Path, help="PKCS#10 request of an issuing key in a token"
-        )
-        one.add_argument("--generation", type=int, default=default, help="goes into the names")
-    cross = verbs.add_parser("cross", help="make OldWithNew and NewWithOld of two roots")
-    cross.add_argument("--old", type=Path, required=True, help="folder of the old root")
-    cross.add_argument("--new", type=Path, required=True, help="folder of the new root")
-    cross.add_argument("--out", type=Path, required=True, help="PEM file, for cross_file")
-    cross.add_argument(
-        "--new-passphrase-file", type=Path, help="default: the same as the old one's"
+def _generation(default: int) -> Any:
+    return click.option(
+        "--generation", type=int, default=default, help="Generation number in the names."
     )
-    server = verbs.add_parser("server-certificate", help="TLS certificate for est-frontend")
-    server.add_argument("--out", type=Path, required=True)
-    server.add_argument("--host", action="append", required=True, help="DNS name or IP address")
-    server.add_argument("--days", type=int, default=397)
-    asking = verbs.add_parser("csr", help="make an issuing key and a request for a CA above")
-    asking.add_argument("--subject", required=True, help="RFC 4514, as CN=Issuing CA,O=Org")
-    asking.add_argument("--algorithm", choices=ca_request.ALGORITHMS, default="ec-p256")
-    other = verbs.add_parser("import", help="import an issuing certificate that another CA signed")
-    other.add_argument("--certificate", type=Path, required=True)
-    other.add_argument("--chain", type=Path, required=True, help="above it, up to the root")
-    other.add_argument("--csr", type=Path, required=True, help="the request it answers")
-    for one in (first, second, server, other, asking):
-        one.add_argument("--folder", type=Path, required=True)
-    for one in (first, second, server, cross, asking):
-        one.add_argument("--passphrase-file", type=Path, required=True)
-    return parser
 
 
-def _carry_out(parsed: argparse.Namespace) -> None:
-    if parsed.verb == "init":
-        offline_ca.init(
-            parsed.folder,
-            name=parsed.name,
-            passphrase_file=parsed.passphrase_file,
-            clock=CLOCK,
-            issuing_csr=parsed.issuing_csr,
-            generation=parsed.generation,
-        )
-    elif parsed.verb == "issuing":
-        cross_certificates.issuing(
-            parsed.folder,
-            out=parsed.out,
-            name=parsed.name,
-            passphrase_file=parsed.passphrase_file,
-            clock=CLOCK,
-            issuing_csr=parsed.issuing_csr,
-            generation=parsed.generation,
-        )
-    elif parsed.verb == "cross":
-        cross_certificates.cross(
-            parsed.old,
-            parsed.new,
-            out=parsed.out,
-            passphrase_file=parsed.passphrase_file,
-            new_passphrase_file=parsed.new_passphrase_file,
-        )
-    elif parsed.verb == "csr":
-        ca_request.request(
-            parsed.folder,
-            subject=parsed.subject,
-            algorithm=parsed.algorithm,
-            passphrase_file=parsed.passphrase_file,
-        )
-    elif parsed.verb == "import":
-        # Reading key stores needs more than a ceremony does.
-        from ca_signer.ceremony import import_certificate
+@ca.command("init")
+@options(_name, _issuing_csr, _generation(1), _folder, _passphrase_file)
+def _init(
+    name: str, issuing_csr: Path | None, generation: int, folder: Path, passphrase_file: Path
+) -> None:
+    """Create a root CA, an issuing CA and an infrastructure CA."""
+    offline_ca.init(
+        folder,
+        name=name,
+        passphrase_file=passphrase_file,
+        clock=CLOCK,
+        issuing_csr=issuing_csr,
+        generation=generation,
+    )
 
-        import_certificate.import_certificate(
-            parsed.folder,
-            certificate_file=parsed.certificate,
-            chain_file=parsed.chain,
-            csr_file=parsed.csr,
-            clock=CLOCK,
-        )
-    else:
-        offline_ca.server_certificate(
-            parsed.folder,
-            out=parsed.out,
-            names=parsed.host,
-            passphrase_file=parsed.passphrase_file,
-            days=parsed.days,
-            clock=CLOCK,
-        )
+
+@ca.command("issuing")
+@_name
+@click.option("--out", type=PATH, required=True, help="Folder of the new issuing CA.")
+@options(_issuing_csr, _generation(2), _folder, _passphrase_file)
+def _issuing(out: Path, folder: Path, passphrase_file: Path, **choices: Any) -> None:
+    """Create a further issuing CA under the same root."""
+    cross_certificates.issuing(
+        folder, out=out, passphrase_file=passphrase_file, clock=CLOCK, **choices
+    )
+
+
+@ca.command("cross")
+@click.option("--old", type=PATH, required=True, help="Folder of the old root.")
+@click.option("--new", type=PATH, required=True, help="Folder of the new root.")
+@click.option("--out", type=PATH, required=True, help="PEM file to write, for cross_file.")
+@click.option("--new-passphrase-file", type=PATH, help="Default: the passphrase of the old root.")
+@_passphrase_file
+def _cross(
+    old: Path, new: Path, out: Path, new_passphrase_file: Path | None, passphrase_file: Path
+) -> None:
+    """Cross-certify two roots: OldWithNew and NewWithOld."""
+    cross_certificates.cross(
+        old, new, out=out, passphrase_file=passphrase_file, new_passphrase_file=new_passphrase_file
+    )
+
+
+@ca.command("server-certificate")
+@click.option("--out", type=PATH, required=True, help="Folder to write server.pem and its key to.")
+@click.option("--host", multiple=True, required=True, help="DNS name or IP address; repeatable.")
+@click.option("--days", type=int, default=397, help="Lifetime.")
+@options(_folder, _passphrase_file)
+def _server_certificate(
+    out: Path, host: tuple[str, ...], days: int, folder: Path, passphrase_file: Path
+) -> None:
+    """Issue a TLS server certificate for est-frontend."""
+    offline_ca.server_certificate(
+        folder, out=out, names=list(host), passphrase_file=passphrase_file, days=days, clock=CLOCK
+    )
+
+
+@ca.command("csr")
+@click.option("--subject", required=True, help="RFC 4514, as CN=Issuing CA,O=Org.")
+@click.option(
+    "--algorithm",
+    type=click.Choice(ca_request.ALGORITHMS),
+    default="ec-p256",
+    help="Algorithm of the key.",
+)
+@options(_folder, _passphrase_file)
+def _csr(subject: str, algorithm: Any, folder: Path, passphrase_file: Path) -> None:
+    """Generate an issuing key and a certificate request for a CA above."""
+    ca_request.request(
+        folder, subject=subject, algorithm=algorithm, passphrase_file=passphrase_file
+    )
+
+
+@ca.command("import")
+@click.option("--certificate", type=PATH, required=True, help="Issuing certificate, PEM.")
+@click.option("--chain", type=PATH, required=True, help="Certificates above it, up to the root.")
+@click.option("--csr", type=PATH, required=True, help="Certificate request that it answers.")
+@_folder
+def _import(certificate: Path, chain: Path, csr: Path, folder: Path) -> None:
+    """Import an issuing certificate that another CA signed."""
+    # Reading key stores needs more than a ceremony does.
+    from ca_signer.ceremony import import_certificate
+
+    import_certificate.import_certificate(
+        folder, certificate_file=certificate, chain_file=chain, csr_file=csr, clock=CLOCK
+    )

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 
+import click
+
+from estcore.runtime import command_line
+from estcore.runtime.command_line import Group
 from estcore.runtime.console import console_script
+
+NAME = "ca-signer"
+ca_signer = Group(
+    NAME,
+    distribution="estsuite-signer",
+    help="Decides about certificate requests, records them and signs.",
+)
+
+
+@ca_signer.rest
+def _service() -> click.Group:
+    from ca_signer.cli import service
+
+    return service.COMMAND.group
+
+
+# Both run offline, beside a key: they import no bus and no database.
+ca_signer.lazy("ca", "ca_signer.cli.ca", "Create, extend and import CAs, offline.")
+ca_signer.lazy("token", "ca_signer.cli.hsm", "List, generate and certify keys in a PKCS#11 token.")
 
 
 @console_script
-def main() -> None:
-    """Hand over to ceremony or token, which run offline, or to the service's command line.
-
-    Each is imported when it is wanted: ceremony and token need no bus.
-    """
-    if sys.argv[1:2] == ["ca"]:
-        from ca_signer.cli import ca
-
-        sys.exit(ca.main(sys.argv[2:]))
-    if sys.argv[1:2] == ["token"]:
-        from ca_signer.cli import hsm
-
-        sys.exit(hsm.main(sys.argv[2:]))
-    from ca_signer.cli import service
-
-    service.run()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of ``ca-signer``."""
+    return command_line.run(ca_signer, NAME, arguments)

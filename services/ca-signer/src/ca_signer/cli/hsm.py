@@ -5,13 +5,15 @@ Needs no settings, bus or database: it runs where the token is, beside the cerem
 
 from __future__ import annotations
 
-import argparse
 import asyncio
+import functools
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
+import click
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -30,68 +32,95 @@ from ca_signer.signing.hsm.protocol import (
 )
 from ca_signer.signing.hsm.worker_process import WORKER, Answer, WorkerProcess, explained, failed
 from ca_signer.signing.issuers import check_token
-from estcore.errors import ConfigurationError, ESTSuiteError, KeyStoreUnavailable, WeakKey
+from estcore.errors import ConfigurationError, KeyStoreUnavailable, WeakKey
 from estcore.pki.keys import KEY_ALGORITHMS, key_algorithm
 from estcore.pki.profile import parse_model
+from estcore.runtime.command_line import PATH, Group, options
 from estcore.runtime.settings import read_secret
 
+T = TypeVar("T")
+Where = Mapping[str, str | None]
+token = Group("token")
 _TIMEOUT_S = 120.0  # an RSA key takes its time in small tokens
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Carry out a verb; returns the exit code."""
-    parsed = _parser().parse_args(arguments)
-    try:
-        asyncio.run(_run(parsed))
-    except ConfigurationError as exc:
-        sys.stderr.write(f"ca-signer: {exc.reason} [{exc.code}]\n")
-        return 2
-    except ESTSuiteError as exc:
-        sys.stderr.write(f"ca-signer: {exc.reason} [{exc.code}]\n")
-        return 1
-    return 0
+def _token_options(function: Callable[..., T]) -> Callable[..., T]:
+    """Decorate a verb with the options that name a token; it gets them as ``where``."""
+
+    @functools.wraps(function)
+    def packed(**values: Any) -> T:
+        names = ("module", "label", "serial", "pin_file")
+        return function(where={name: values.pop(name) for name in names}, **values)
+
+    return options(
+        click.option("--module", required=True, help="PKCS#11 module, a shared library."),
+        click.option("--label", help="Label of the token."),
+        click.option("--serial", help="Serial number of the token."),
+        click.option("--pin-file", required=True, help="File with the PIN of the token."),
+    )(packed)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ca-signer token")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    every = verbs.add_parser("list", help="list the token's private keys")
-    make = verbs.add_parser("generate", help="make a key that never leaves the token")
-    make.add_argument("--algorithm", choices=KEY_ALGORITHMS, default="ec-p256")
-    ask = verbs.add_parser("csr", help="make a request for a CA certificate of a key")
-    ask.add_argument("--subject", required=True, help="RFC 4514, for example CN=Issuing CA,O=Org")
-    ask.add_argument("--out", type=Path, required=True)
-    for one in (every, make, ask):
-        one.add_argument("--module", required=True, help="the PKCS#11 module")
-        name = one.add_mutually_exclusive_group(required=True)
-        name.add_argument("--label", help="the token's label")
-        name.add_argument("--serial", help="its serial number")
-        one.add_argument("--pin-file", required=True)
-    for one in (make, ask):
-        one.add_argument("--key-id", required=True, help="CKA_ID, hex")
-        one.add_argument("--key-label")
-    return parser
+_key_options = options(
+    click.option("--key-id", required=True, help="CKA_ID of the key, hexadecimal."),
+    click.option("--key-label", help="CKA_LABEL of the key."),
+)
+_ONE_TOKEN = {"one_of": ("label", "serial")}
 
 
-async def _run(parsed: argparse.Namespace) -> None:
-    raw = {
-        "module": parsed.module,
-        "label": parsed.label,
-        "serial": parsed.serial,
-        "pin_file": parsed.pin_file,
-        "key_id": getattr(parsed, "key_id", "00"),
-        "key_label": getattr(parsed, "key_label", None),
-    }
-    settings = parse_model(TokenSettings, raw, Path("the command line"))
-    check_token(settings)
-    async with _opened(settings, write=parsed.verb == "generate") as link:
-        if parsed.verb == "list":
+@token.command("list", **_ONE_TOKEN)
+@_token_options
+def _list(where: Where) -> None:
+    """List the private keys of a token."""
+
+    async def carry_out() -> None:
+        async with _opened(_settings(where), write=False) as link:
             for key in decode_keys(_expect(await link.request(Kind.LIST), Kind.KEYS).body):
                 sys.stdout.write(_line(key))
-        elif parsed.verb == "generate":
-            await _generate(link, settings, parsed.algorithm)
-        else:
-            await _request(link, settings, subject=parsed.subject, out=parsed.out)
+
+    asyncio.run(carry_out())
+
+
+@token.command("generate", **_ONE_TOKEN)
+@click.option(
+    "--algorithm",
+    type=click.Choice(KEY_ALGORITHMS),
+    default="ec-p256",
+    help="Algorithm of the key.",
+)
+@_token_options
+@_key_options
+def _generate_key(algorithm: str, where: Where, key_id: str, key_label: str | None) -> None:
+    """Generate a key that never leaves the token."""
+
+    async def carry_out() -> None:
+        settings = _settings(where, key_id, key_label)
+        async with _opened(settings, write=True) as link:
+            await _generate(link, settings, algorithm)
+
+    asyncio.run(carry_out())
+
+
+@token.command("csr", **_ONE_TOKEN)
+@click.option("--subject", required=True, help="RFC 4514, for example CN=Issuing CA,O=Org.")
+@click.option("--out", type=PATH, required=True, help="File to write the request to, PEM.")
+@_token_options
+@_key_options
+def _csr(subject: str, out: Path, where: Where, key_id: str, key_label: str | None) -> None:
+    """Write a request for a CA certificate, signed by a key of the token."""
+
+    async def carry_out() -> None:
+        settings = _settings(where, key_id, key_label)
+        async with _opened(settings, write=False) as link:
+            await _request(link, settings, subject=subject, out=out)
+
+    asyncio.run(carry_out())
+
+
+def _settings(where: Where, key_id: str = "00", key_label: str | None = None) -> TokenSettings:
+    raw = {**where, "key_id": key_id, "key_label": key_label}
+    settings = parse_model(TokenSettings, raw, Path("the command line"))
+    check_token(settings)
+    return settings
 
 
 @asynccontextmanager

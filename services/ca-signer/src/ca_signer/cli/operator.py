@@ -5,10 +5,10 @@ It runs with the signer's settings, its database password and its CA key.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -25,30 +25,28 @@ from ca_signer.signing.hsm.token import opened
 from ca_signer.signing.internal_issuance import issue_internally
 from ca_signer.signing.issuers import tokens_of
 from estcore.errors import ConfigurationError
-from estcore.runtime.service import ServiceCommand
+from estcore.runtime.command_line import PATH
 
 
-def add(command: ServiceCommand[SignerSettings]) -> None:
-    """Add the verb to the command line."""
-    parser = command.verb("operator", "issue the certificate of an operator", _enroll)
-    parser.add_argument("action", choices=["enroll"])
-    parser.add_argument("--csr", type=Path, required=True, help="PKCS#10, PEM or DER")
-    parser.add_argument("--out", type=Path, required=True, help="where the certificate goes")
-    parser.add_argument("--issuer", help="issuer id; default: the first of the settings")
+@click.option("--csr", "csr_file", type=PATH, required=True, help="PKCS#10, PEM or DER.")
+@click.option("--out", type=PATH, required=True, help="File to write the certificate to, PEM.")
+@click.option("--issuer", help="Issuer id; default: the first one of the settings.")
+async def enroll(settings: SignerSettings, csr_file: Path, out: Path, issuer: str | None) -> None:
+    """Issue the certificate of an operator.
 
-
-async def _enroll(settings: SignerSettings, arguments: argparse.Namespace) -> None:
+    Raises:
+        ConfigurationError: the request cannot be read.
+        RequestRejected: policy or profile do not allow it.
+    """
     decision_context = main.load_signing_context(settings)
-    csr = read_request(arguments.csr)
+    csr = read_request(csr_file)
     async with (
         opened(tokens_of(decision_context.issuers)),
         main.connected(settings) as (bus, database),
     ):
         await StaleLedgerCheck(bus, database).require()
         decision_context.generations = await read_generations(database)
-        found = decide_operator(
-            csr, arguments.issuer or decision_context.families[0], decision_context
-        )
+        found = decide_operator(csr, issuer or decision_context.families[0], decision_context)
         ledger = IssuanceStore(database, lease_s=settings.lease_s)
         cycle = IssuanceCycle(
             ledger, EventPublisher(bus, main.CLOCK, settings.instance), decision_context.issuers
@@ -57,8 +55,8 @@ async def _enroll(settings: SignerSettings, arguments: argparse.Namespace) -> No
             found, RequestResolver(ledger, IntendedIssuances(ledger)), cycle
         )
     pem = x509.load_der_x509_certificate(certificate).public_bytes(Encoding.PEM)
-    arguments.out.write_bytes(pem)
-    sys.stdout.write(f"{arguments.out}: certificate of operator {found.intent.service}\n")
+    out.write_bytes(pem)
+    sys.stdout.write(f"{out}: certificate of operator {found.intent.service}\n")
 
 
 def read_request(path: Path) -> bytes:

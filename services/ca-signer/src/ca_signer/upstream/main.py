@@ -7,12 +7,11 @@ upstream issuers: secrets, profiles, reconciliation windows, approvals, publishi
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import datetime as dt
 import logging
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -237,8 +236,20 @@ async def migrate(settings: UpstreamSettings) -> None:
     )
 
 
-async def _probe(settings: UpstreamSettings, _: argparse.Namespace) -> None:
-    """Ask each other CA for its certificates; nothing is issued."""
+_COMMAND = ServiceCommand(
+    COMMAND,
+    about="Issues certificates of upstream CAs, whose keys it does not hold.",
+    distribution="estsuite-signer",
+    prefix="CA_SIGNER_UPSTREAM",
+    settings=UpstreamSettings,
+    run=run,
+    migrate=migrate,
+    check=check,
+)
+
+
+@_COMMAND.verb("probe", "Compare each upstream CA's certificate with the settings; issue nothing.")
+async def _probe(settings: UpstreamSettings) -> None:
     issuers = load_upstreams(settings.issuers)
     async with opened(issuers):
         for issuer in issuers.values():
@@ -256,15 +267,6 @@ async def _probe(settings: UpstreamSettings, _: argparse.Namespace) -> None:
 
 
 @console_script
-def main() -> None:
-    """The command line."""
-    command = ServiceCommand(
-        COMMAND,
-        prefix="CA_SIGNER_UPSTREAM",
-        settings=UpstreamSettings,
-        run=run,
-        migrate=migrate,
-        check=check,
-    )
-    command.verb("probe", "ask the other CAs who they are; nothing is issued", _probe)
-    sys.exit(command.main())
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of ``ca-signer-upstream``."""
+    return _COMMAND.main(arguments)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import getpass
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+import click
 
 from est_frontend.app import serve
 from est_frontend.audit_trail.trail import SERVICE
@@ -14,8 +16,9 @@ from est_frontend.main import check as check_frontend
 from est_frontend.main import migrate
 from est_frontend.srp.settings import SRPFrontendSettings
 from estcore.errors import ConfigurationError
+from estcore.runtime.command_line import EXIT_CONFIGURATION, PATH
 from estcore.runtime.console import console_script
-from estcore.runtime.service import EXIT_CONFIGURATION, ServiceCommand
+from estcore.runtime.service import ServiceCommand
 from estcore.runtime.settings import read_secret
 
 NAME = f"{SERVICE}-srp"
@@ -36,12 +39,35 @@ async def run(settings: SRPFrontendSettings) -> None:
     await serve(settings, SRPListener(settings))
 
 
-async def user(settings: SRPFrontendSettings, parsed: argparse.Namespace) -> None:
-    """Write a user's verifier into the file, or take the user out."""
+_COMMAND = ServiceCommand(
+    NAME,
+    about="Speaks EST (RFC 7030) to clients over TLS-SRP.",
+    distribution="estsuite-frontend",
+    prefix="EST_FRONTEND_SRP",
+    settings=SRPFrontendSettings,
+    run=run,
+    migrate=migrate,
+    check=check,
+)
+
+
+@_COMMAND.verb("user", "Write or remove the verifier of a user; asks for the password.")
+@click.option("--name", required=True, help="Name of the user.")
+@click.option("--password-file", type=PATH, help="Default: ask for the password, or read a pipe.")
+@click.option("--remove", is_flag=True, help="Remove the user.")
+@click.option(
+    "--group",
+    type=click.Choice([2048, 3072, 4096]),
+    default=2048,
+    help="Bits of the group, in a new file.",
+)
+async def _user(
+    settings: SRPFrontendSettings, name: str, password_file: Path | None, remove: bool, group: int
+) -> None:
     from est_frontend.srp.verifier_file import set_user  # needs the extra
 
-    password = None if parsed.remove else _password(parsed.password_file)
-    set_user(settings.srp.verifiers_file, parsed.name, password, group=parsed.group)
+    password = None if remove else _password(password_file)
+    set_user(settings.srp.verifiers_file, name, password, group=group)
 
 
 def _password(file: Path | None) -> str:
@@ -51,33 +77,18 @@ def _password(file: Path | None) -> str:
         return sys.stdin.readline().rstrip("\n")
     first = getpass.getpass("Password: ")
     if getpass.getpass("Again: ") != first:
-        raise ConfigurationError("the two differ")
+        raise ConfigurationError("the two passwords differ")
     return first
 
 
 @console_script
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``est-frontend-srp``."""
     if importlib.util.find_spec("tlslite") is None:
         sys.stderr.write(f"{NAME}: install estsuite-frontend[srp]\n")
-        sys.exit(EXIT_CONFIGURATION)
-    command = ServiceCommand(
-        NAME,
-        prefix="EST_FRONTEND_SRP",
-        settings=SRPFrontendSettings,
-        run=run,
-        migrate=migrate,
-        check=check,
-    )
-    parser = command.verb("user", "write a user's verifier; the password is asked for", user)
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--password-file", type=Path, help="default: ask, or read a pipe")
-    parser.add_argument("--remove", action="store_true", help="take the user out")
-    parser.add_argument(
-        "--group", type=int, choices=(2048, 3072, 4096), default=2048, help="bits, of a new file"
-    )
-    sys.exit(command.main())
+        return EXIT_CONFIGURATION
+    return _COMMAND.main(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""``estctl bootstrap``: fetch a root certificate, have its fingerprint compared, pin it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import click
+
+from estclient.est.bootstrap import Found, fetch, pin
+from estcore.errors import ConfigurationError
+from estcore.pki.names import display_name
+from estcore.runtime.command_line import PATH
+
+
+@click.command("bootstrap")
+@click.option("--url", required=True, help="Front end: https://host[:port].")
+@click.option("--label", help="Label; none is the default label.")
+@click.option("--out", type=PATH, required=True, help="File to pin the root in, PEM.")
+@click.option("--fingerprint", help="SHA-256 of the root, received by another way than this one.")
+def bootstrap(url: str, label: str | None, out: Path, fingerprint: str | None) -> None:
+    """Fetch a root certificate, compare its fingerprint and pin it.
+
+    Without --fingerprint a person compares and types yes.
+    """
+    asyncio.run(_bootstrap(url, label, out, fingerprint))
+
+
+async def _bootstrap(url: str, label: str | None, out: Path, fingerprint: str | None) -> None:
+    wanted = None if fingerprint is None else _plain(fingerprint)
+    found = await fetch(url, label, wanted)
+    _show(found)
+    if wanted is None:
+        _ask()
+    elif wanted != found.root_fingerprint:
+        raise ConfigurationError(
+            "the root is not the one with this fingerprint", code="bootstrap.fingerprint"
+        )
+    await pin(found, url, label, out)
+    sys.stdout.write(f"pinned in {out}\n")
+
+
+def _show(found: Found) -> None:
+    sys.stdout.write(f"server certificate  {display_name(found.server.subject)}\n")
+    sys.stdout.write(f"  SHA-256  {_grouped(found.server_fingerprint)}\n")
+    sys.stdout.write(f"root certificate    {display_name(found.root.subject)}\n")
+    sys.stdout.write(f"  SHA-256  {_grouped(found.root_fingerprint)}\n")
+    sys.stdout.flush()
+
+
+def _ask() -> None:
+    if not sys.stdin.isatty():
+        raise ConfigurationError(
+            "nobody can compare here: give --fingerprint", code="bootstrap.fingerprint"
+        )
+    sys.stdout.write("Compare with what you were told by phone or on paper. Type yes to trust: ")
+    sys.stdout.flush()
+    if sys.stdin.readline().strip() != "yes":
+        raise ConfigurationError("not trusted, nothing was pinned", code="bootstrap.fingerprint")
+
+
+def _plain(text: str) -> str:
+    return "".join(c for c in text.lower() if c in "0123456789abcdef")
+
+
+def _grouped(fingerprint: str) -> str:
+    return ":".join(fingerprint[i : i + 2] for i in range(0, len(fingerprint), 2)).upper()

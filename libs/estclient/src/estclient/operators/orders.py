@@ -1,0 +1,122 @@
+"""Send an operator's command to ca-signer and print its result, or export pages of it."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from estclient.operators.client import Operator, connect
+from estclient.operators.output import pem, shown
+from estclient.operators.settings import OperatorSettings
+from estcore.clock import SystemClock
+from estcore.runtime.settings import load_settings
+
+SIGNER = "ca-signer"
+_PAGE = 200
+"""Certificates an answer carries: with some 2 kB each it stays below the bus's 1 MiB."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Where a command goes and who signs it; None is taken from the settings."""
+
+    config: Path | None = None
+    operator_certificate: Path | None = None
+    operator_key: Path | None = None
+    nats_url: str | None = None
+    nats_seed: Path | None = None
+
+
+@dataclass(frozen=True)
+class Order:
+    """A command to send, with its arguments as the service takes them."""
+
+    verb: str
+    arguments: dict[str, Any]
+    connection: Connection
+    as_json: bool = False
+
+
+def carry_out(order: Order) -> None:
+    """Send the command and print its result.
+
+    Raises:
+        ConfigurationError: settings, certificate or key cannot be used.
+        RequestRejected: refused.
+        Unavailable: no answer, or not now.
+    """
+    asyncio.run(_carry_out(order))
+
+
+async def _carry_out(order: Order) -> None:
+    arguments = dict(order.arguments)
+    _resolve_expiry(arguments, SystemClock().now())
+    home = Path(os.environ.get("ESTSUITE_HOME", ".estsuite"))
+    operator, bus = await connect(
+        operator_settings(order.connection, home, os.environ), SystemClock()
+    )
+    try:
+        if "out" in arguments:
+            out, form = arguments.pop("out"), arguments.pop("form")
+            await _export(operator, arguments, out, form)
+            return
+        result = await operator.send(SIGNER, order.verb, arguments)
+    finally:
+        await bus.close()
+    sys.stdout.write(json.dumps(result, indent=1) + "\n" if order.as_json else shown(result))
+
+
+def _resolve_expiry(arguments: dict[str, Any], now: dt.datetime) -> None:
+    """Replace ``expires_within`` by the two moments that the service takes."""
+    within = arguments.pop("expires_within", None)
+    if within is not None:
+        arguments |= {"expires_after": now.isoformat(), "state": "good"}
+        arguments["expires_before"] = (now + within).isoformat()
+
+
+async def _export(operator: Operator, arguments: dict[str, Any], out: Path, form: str) -> None:
+    """Write every page; a file that is not whole is not left behind."""
+    partial, count = out.with_name(out.name + ".partial"), 0
+    asked = {**arguments, "limit": _PAGE, "with_certificate": form == "pem"}
+    with partial.open("w", encoding="utf-8") as file:
+        while True:
+            page = await operator.send(SIGNER, "certificate-list", asked)
+            for row in page["certificates"]:
+                file.write(pem(row["certificate"]) if form == "pem" else json.dumps(row) + "\n")
+            count += len(page["certificates"])
+            if page["next"] is None:
+                break
+            asked["after"] = page["next"]
+    partial.replace(out)
+    sys.stdout.write(f"{count} certificates in {out}\n")
+
+
+def operator_settings(
+    connection: Connection, home: Path, environ: Mapping[str, str]
+) -> OperatorSettings:
+    """Return the settings: options before variables before the file.
+
+    Without a file given, ``home`` of a local suite is looked into.
+
+    Raises:
+        ConfigurationError: something is missing or cannot be read.
+    """
+    local = home / "config" / "operator.yaml"
+    path = connection.config
+    if path is None and "ESTCTL_CONFIG" not in environ and local.exists():
+        path = local
+    chosen = {
+        "ESTCTL__BUS__URL": connection.nats_url,
+        "ESTCTL__BUS__NKEY_SEED_FILE": connection.nats_seed,
+        "ESTCTL__CERTIFICATE_FILE": connection.operator_certificate,
+        "ESTCTL__KEY_FILE": connection.operator_key,
+    }
+    variables = {name: json.dumps(str(v)) for name, v in chosen.items() if v is not None}
+    return load_settings(OperatorSettings, "ESTCTL", path, {**environ, **variables})
