@@ -17,15 +17,15 @@ from estdeploy.services import IMAGES, SERVICES
 
 UV = Path(sys.executable).parent / "uv"
 FORBIDDEN = {
-    "ca-signer": {"aiohttp", "pyopenssl", "requests", "joserfc", "python-pkcs11", "pkilint"},
+    "ca-signer": {"aiohttp", "pyopenssl", "requests", "python-pkcs11", "pkilint"},
     "ca-signer-check-store": {"aiohttp"},
     "ca-signer-upstream": {"pkilint", "python-pkcs11"},
     "renewal": {"aiohttp", "pyopenssl"},
-    "audit": {"aiohttp", "pyopenssl", "joserfc"},
+    "audit": {"aiohttp", "pyopenssl"},
     "est-frontend": {"tlslite-ng"},  # LGPL, an optional extra
 }
 WORKS = {
-    "ca-signer-check-store": "import ca_signer.store_lint.pkilint as j; j.judges('warning')",
+    "ca-signer-check-store": "import ca_signer.store_lint.pkilint as p; p.linters('warning')",
     "ca-signer-upstream": "import ca_signer.upstream.plugins.vault, ca_signer.upstream.plugins.est",
 }
 """What an image with an extra must be able to import."""

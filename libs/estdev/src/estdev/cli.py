@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from estcore.runtime import command_line
-from estcore.runtime.command_line import EXIT_FAILED, PATH, Group, options
+from estcore.runtime.command_line import PATH, Group, options
 from estcore.runtime.console import console_script
 from estdev.demo import run_demo
 from estdev.layout import Ports
@@ -45,4 +45,4 @@ def _demo(keep: Path | None) -> None:
 @console_script
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``estsuite``."""
-    return command_line.run(estsuite, NAME, arguments, exit_configuration=EXIT_FAILED)
+    return command_line.run(estsuite, NAME, arguments)

@@ -150,7 +150,6 @@ def run(
     arguments: Sequence[str] | None = None,
     *,
     obj: object = None,
-    exit_configuration: int = EXIT_CONFIGURATION,
 ) -> int:
     """Carry out a command line; returns the exit code, which a verb may return itself.
 
@@ -171,7 +170,7 @@ def run(
         sys.stderr.write(f"{name}: {_one_line(exc)}\n")
     except ESTSuiteError as exc:
         sys.stderr.write(f"{name}: {exc.reason} [{exc.code}]\n")
-        return exit_configuration if isinstance(exc, ConfigurationError) else EXIT_FAILED
+        return EXIT_CONFIGURATION if isinstance(exc, ConfigurationError) else EXIT_FAILED
     return EXIT_CONFIGURATION
 
 
