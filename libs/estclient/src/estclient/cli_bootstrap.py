@@ -52,9 +52,9 @@ def _show(found: Found) -> None:
 def _ask() -> None:
     if not sys.stdin.isatty():
         raise ConfigurationError(
-            "nobody can compare here: give --fingerprint", code="bootstrap.fingerprint"
+            "no terminal to compare the fingerprint on: give --fingerprint", code="bootstrap.fingerprint"
         )
-    sys.stdout.write("Compare with what you were told by phone or on paper. Type yes to trust: ")
+    sys.stdout.write("Compare with the fingerprint you received by phone or on paper. Type yes to trust: ")
     sys.stdout.flush()
     if sys.stdin.readline().strip() != "yes":
         raise ConfigurationError("not trusted, nothing was pinned", code="bootstrap.fingerprint")

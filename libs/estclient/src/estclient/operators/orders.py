@@ -82,7 +82,7 @@ def _resolve_expiry(arguments: dict[str, Any], now: dt.datetime) -> None:
 
 
 async def _export(operator: Operator, arguments: dict[str, Any], out: Path, form: str) -> None:
-    """Write every page; a file that is not whole is not left behind."""
+    """Write every page; an incomplete file is removed."""
     partial, count = out.with_name(out.name + ".partial"), 0
     asked = {**arguments, "limit": _PAGE, "with_certificate": form == "pem"}
     with partial.open("w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Entry of every command: end quietly when the reader of the output goes away.
+"""Entry of every command: end quietly when the reader of the output closes the pipe.
 
 ``estctl audit verify … | head`` ends as other Unix tools do, with the exit code of SIGPIPE and
 without a traceback. SIGPIPE itself stays ignored: a service must survive a closed connection.

@@ -108,7 +108,7 @@ def _csr(subject: str, algorithm: Any, folder: Path, passphrase_file: Path) -> N
 @click.option("--csr", type=PATH, required=True, help="Certificate request that it answers.")
 @_folder
 def _import(certificate: Path, chain: Path, csr: Path, folder: Path) -> None:
-    """Import an issuing certificate that another CA signed."""
+    """Import an issuing certificate signed by an external CA."""
     # Reading key stores needs more than a ceremony does.
     from ca_signer.ceremony import import_certificate
 

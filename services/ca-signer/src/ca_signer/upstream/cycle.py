@@ -73,7 +73,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 _INSIST_S, _AGAIN_S = 60.0, 0.5
 _TURN_EVERY_S = 0.2
-_NOT_SENT = ("upstream.not_sent", "the ledger went away before it was sent")
+_NOT_SENT = ("upstream.not_sent", "the ledger became unavailable before it was sent")
 _REPEATED = "upstream.repeated"
 _NOT_ITS_OWN = {"issuer", "unreadable", "der"}
 """Checks that leave open whether the upstream CA made it, or what: nothing it could revoke."""
@@ -235,7 +235,7 @@ class UpstreamCycle:
             return await self._repeated(one)
         # 8. Lint.
         try:
-            certificate = self.judged(issuer, one, der)
+            certificate = self.checked(issuer, one, der)
             # 9. The fence decides.
             stored = await self._insist(
                 lambda: self._submissions.store(
@@ -261,7 +261,7 @@ class UpstreamCycle:
         await completion.answer(self._publisher, stored)
         return stored
 
-    def judged(self, issuer: UpstreamIssuer, one: Submission, der: bytes) -> x509.Certificate:
+    def checked(self, issuer: UpstreamIssuer, one: Submission, der: bytes) -> x509.Certificate:
         """Step 8: return the certificate if it is what was decided.
 
         Raises:

@@ -136,7 +136,7 @@ def assemble(
         issuer = issuers.get(one.issuer_id)
         if issuer is None:
             raise Conflict("another process serves its issuer", code="submission.other_process")
-        return cycle.judged(issuer, one, der)
+        return cycle.checked(issuer, one, der)
 
     executor = CommandExecutor(
         database,

@@ -59,7 +59,7 @@ class Scheduler:
         """Claim due slots by weighted shares, work-conserving, and announce them.
 
         Raises:
-            Unavailable: bus or database away; claimed slots are announced by a sweeper.
+            Unavailable: bus or database unavailable; a sweeper publishes the claimed slots.
         """
         if not self._bus.connected:
             return 0  # claiming now would only start leases that no agent is notified of
@@ -105,7 +105,7 @@ class Scheduler:
         """Do once what upkeep does; returns how many slots or events it touched.
 
         Raises:
-            Unavailable: bus or database away; the next look continues.
+            Unavailable: bus or database unavailable; the next run continues.
         """
         lapsed = await self._database.run(lambda c: claims.take_back(c, limit=_BATCH))
         updated = await self._database.run(
