@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache
 READY := $(VENV)/.ready
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml tests/*/pyproject.toml)
-PACKAGES := estcore estclient estdev est_frontend ca_signer renewal audit estsuite_faults
+PACKAGES := estcore estclient estdev est_frontend ca_signer renewal audit estsuite_faults estsuite_testing
 
 .PHONY: help demo up unit test conformance check fmt lint type imports deploy-check bench clean
 
@@ -47,7 +47,7 @@ fmt: $(READY)   ## format and fix
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 type:
-	@$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
+	@$(BIN)/mypy $(addprefix -p ,$(PACKAGES)) $(addprefix -p tests.,unit integration e2e conformance) -m tests.conftest
 
 imports:
 	@$(BIN)/lint-imports --no-cache > $(VENV)/imports.log 2>&1 && tail -n 1 $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }

@@ -18,9 +18,9 @@ from estsuite_testing.error_log import ERRORS
 from estsuite_testing.platform import Platform, running_platform
 
 # How fast the machine is says nothing about the code.
-_ANY_SPEED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-hypothesis_settings.register_profile("dev", max_examples=50, **_ANY_SPEED)
-hypothesis_settings.register_profile("ci", max_examples=200, derandomize=True, **_ANY_SPEED)
+any_speed = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.register_profile("dev", any_speed, max_examples=50)
+hypothesis_settings.register_profile("ci", any_speed, max_examples=200, derandomize=True)
 hypothesis_settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 

@@ -18,6 +18,7 @@ from estcore.messages import topics
 from estcore.messages.enrollment import EnrollmentAnswered, Principal
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.operators import TestOperator, operator, policy_with_operators
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import SignerStack, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -40,7 +41,7 @@ SAME_NAMES = CAREFUL | {
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def signer(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[SignerStack]:
     folder: Path = tmp_path_factory.mktemp("signer")
     policy = policy_with_operators(folder, CAREFUL, SAME_NAMES)
@@ -69,7 +70,8 @@ async def ask(
 async def ticket(signer: SignerStack, boss: TestOperator, name: str) -> dict[str, Any]:
     answer = await boss.give(signer, "request-list", {"limit": 500})
     assert answer.result is not None
-    (found,) = [r for r in answer.result["requests"] if r["subject"] == f"CN={name}"]
+    listed: Any = answer.result["requests"]
+    (found,) = [r for r in listed if r["subject"] == f"CN={name}"]
     return dict(found)
 
 
@@ -211,7 +213,7 @@ async def test_two_signers_use_an_approval_once(signer: SignerStack, boss: TestO
         signer.message(csr, principal=Principal(method="secret", name="careful")) for _ in range(8)
     ]
     topic = topics.request_topic("default", "issuing", messages[0].priority)
-    candidates = [decide(m, topic, signer.batch.decision_context, None) for m in messages]
+    candidates = [decide(m, topic, signer.decision_context, None) for m in messages]
     others = [
         RequestResolver(signer.ledger, IntendedIssuances(signer.ledger), ApprovalStore())
         for _ in messages
@@ -230,9 +232,7 @@ async def test_G8_an_approval_survives_a_signer_that_died_after_the_intent(
     await decide_on(signer, boss, "dev-unlucky", "approve")
     message = signer.message(csr, principal=Principal(method="secret", name="careful"))
     topic = topics.request_topic("default", "issuing", message.priority)
-    settled = await signer.resolver.resolve(
-        decide(message, topic, signer.batch.decision_context, None)
-    )
+    settled = await signer.resolver.resolve(decide(message, topic, signer.decision_context, None))
     assert isinstance(settled, Resume)  # and then it dies
     await signer.value(
         "update issuance set lease_until = now() - interval '1 s', "

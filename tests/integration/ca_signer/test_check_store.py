@@ -25,6 +25,7 @@ from ca_signer.store_lint.run import Checked, Scope, StoredCertificateLint
 from estcore import ids
 from estcore.clock import SystemClock
 from estsuite_testing.other_ca import named
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import SignerStack, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -32,7 +33,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def signer(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[SignerStack]:
     folder: Path = tmp_path_factory.mktemp("store")
     async with signer_stack(platform, folder) as stack:
@@ -45,7 +46,7 @@ async def signer(
 async def check(signer: SignerStack, **scope: Any) -> tuple[Checked, list[dict[str, Any]]]:
     issuers = {
         name: issuer.certificate.certificate
-        for name, issuer in signer.batch.decision_context.issuers.items()
+        for name, issuer in signer.decision_context.issuers.items()
     }
     out = io.StringIO()
     done = await StoredCertificateLint(signer.database, issuers, SystemClock(), out).run(

@@ -7,7 +7,6 @@ import datetime as dt
 import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 import pytest
@@ -23,6 +22,7 @@ from estcore.messages.envelope import encode
 from estcore.runtime.bus import Outgoing
 from estcore.runtime.migrations import migrations_url
 from estsuite_testing.e2e_stack import make_csr
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import SignerStack, signer_settings, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -32,7 +32,7 @@ LEASE_OVER_S = 2.2
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def signer(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[SignerStack]:
     folder: Path = tmp_path_factory.mktemp("signer")
     async with signer_stack(platform, folder, lease_s=2, max_attempts=3) as stack:
@@ -77,7 +77,7 @@ async def test_the_fence_throws_a_late_signature_away(signer: SignerStack) -> No
 
 async def test_a_lease_is_kept_as_long_as_a_slow_key_store_works(signer: SignerStack) -> None:
     """Else another signer takes over what is about to be signed, again and again."""
-    keystore = signer.batch.decision_context.issuers["issuing"].keystore  # type: ignore[attr-defined]
+    keystore = signer.decision_context.issuers["issuing"].keystore  # type: ignore[attr-defined]
     kept = keystore.sign_many
 
     async def slow(tbs: Sequence[bytes]) -> list[bytes]:
@@ -108,7 +108,9 @@ async def test_a_lease_is_kept_as_long_as_a_slow_key_store_works(signer: SignerS
     assert other.issuance_id in {t.intent.issuance_id for t in taken}
 
 
-async def test_no_group_of_front_ends_may_ask_for_operators(platform: Any, tmp_path: Path) -> None:
+async def test_no_group_of_front_ends_may_ask_for_operators(
+    platform: Platform, tmp_path: Path
+) -> None:
     groups = {"default": {"labels": ["services"], "profiles": ["operator"]}}
     with pytest.raises(ValidationError, match="is for certificates of the CA itself"):
         signer_settings(platform, tmp_path, groups=groups)
@@ -131,7 +133,7 @@ async def test_a_stale_intent_is_abandoned_and_its_serial_never_used(signer: Sig
 async def test_serial_numbers_are_refused_a_second_time(signer: SignerStack) -> None:
     _, intent = await signer.leave_intent()
     candidate = decide(
-        signer.message(), "est.request.default.issuing.normal", signer.batch.decision_context, None
+        signer.message(), "est.request.default.issuing.normal", signer.decision_context, None
     )
     candidate.intent.serial_number = intent.serial_number
     with pytest.raises(SerialNumberReused):
@@ -139,7 +141,7 @@ async def test_serial_numbers_are_refused_a_second_time(signer: SignerStack) -> 
 
 
 async def test_without_an_audit_pubacks_nothing_is_signed(
-    signer: SignerStack, platform: Any
+    signer: SignerStack, platform: Platform
 ) -> None:
     """G5: no PubAck for the intent, no signature."""
     _, intent = await signer.leave_intent()
@@ -230,7 +232,7 @@ async def test_a_repeat_of_a_stale_intent_abandons_it_on_record(signer: SignerSt
 # Poison.
 
 
-async def as_owner(platform: Any, sql: str) -> None:
+async def as_owner(platform: Platform, sql: str) -> None:
     settings = platform.database("ca-signer")
     url = migrations_url(settings).render_as_string(hide_password=False)
     connection = await asyncpg.connect(url.replace("+asyncpg", ""))
@@ -322,7 +324,7 @@ async def test_an_unreadable_request_that_says_who_asked_is_answered(
     "message dead-lettered",
 )
 async def test_a_request_the_ledger_cannot_take_ends_as_a_dead_letter_on_record(
-    signer: SignerStack, platform: Any
+    signer: SignerStack, platform: Platform
 ) -> None:
     """The worker lives on, the others are served, the poisoned one is counted and put aside."""
     poisoned = signer.message()

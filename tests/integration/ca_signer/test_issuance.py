@@ -19,6 +19,7 @@ from estcore.messages.envelope import decode, encode
 from estcore.messages.events import ReannounceAnswered, ReannounceRequested
 from estcore.pki.profile import Priority
 from estsuite_testing.e2e_stack import make_csr
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import SignerStack, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -26,7 +27,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def signer(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[SignerStack]:
     folder: Path = tmp_path_factory.mktemp("signer")
     async with signer_stack(platform, folder, lease_s=2) as stack:
@@ -268,7 +269,9 @@ async def test_unannounced_certificates_are_announced_by_the_sweeper(signer: Sig
     )
 
 
-async def test_windows_are_announced_again_on_request(signer: SignerStack, platform: Any) -> None:
+async def test_windows_are_announced_again_on_request(
+    signer: SignerStack, platform: Platform
+) -> None:
     """Anti-entropy: renewal asks for a window, and gets every certificate of it again."""
     from estcore.runtime.bus import Bus
 
@@ -286,7 +289,7 @@ async def test_windows_are_announced_again_on_request(signer: SignerStack, platf
 
 
 async def test_postgres_away_puts_requests_back_and_loses_none(
-    signer: SignerStack, platform: Any
+    signer: SignerStack, platform: Platform
 ) -> None:
     await platform.postgres.stop(immediate=True)
     message = signer.message()

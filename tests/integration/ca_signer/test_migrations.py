@@ -14,11 +14,12 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from ca_signer.connections import SCHEMA, SCRIPTS
 from ca_signer.ledger.tables import metadata
 from estcore.runtime.migrations import migrate, migrations_url
+from estsuite_testing.platform import Platform
 
 pytestmark = pytest.mark.integration
 
 
-async def test_up_down_up_and_the_tables_match(platform: Any) -> None:
+async def test_up_down_up_and_the_tables_match(platform: Platform) -> None:
     settings = platform.database("ca-signer")
     await migrate(settings, schema=SCHEMA, scripts=SCRIPTS)
     await migrate(settings, schema=SCHEMA, scripts=SCRIPTS)
@@ -36,7 +37,7 @@ async def test_up_down_up_and_the_tables_match(platform: Any) -> None:
     await engine.dispose()
 
 
-async def test_the_runtime_role_can_neither_drop_nor_rewrite_history(platform: Any) -> None:
+async def test_the_runtime_role_can_neither_drop_nor_rewrite_history(platform: Platform) -> None:
     settings = platform.database("ca-signer")
     await migrate(settings, schema=SCHEMA, scripts=SCRIPTS)
     assert settings.password_file is not None

@@ -22,6 +22,7 @@ from estcore.messages.state import RevokedShard, revoked_shard
 from estcore.runtime.bus import Bus, Outgoing
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.operators import TestOperator, operator, policy_with_operators
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import SignerStack, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -29,7 +30,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def signer(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[SignerStack]:
     folder: Path = tmp_path_factory.mktemp("signer")
     policy = policy_with_operators(folder)
@@ -43,7 +44,9 @@ async def boss(signer: SignerStack) -> TestOperator:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def events(platform: Any, signer: SignerStack) -> AsyncIterator[list[CertificateRevoked]]:
+async def events(
+    platform: Platform, signer: SignerStack
+) -> AsyncIterator[list[CertificateRevoked]]:
     found: list[CertificateRevoked] = []
     bus = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "listener")
 

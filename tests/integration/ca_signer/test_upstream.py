@@ -28,6 +28,7 @@ from estcore.runtime.bus import Bus
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.operators import TestOperator, operator
 from estsuite_testing.other_ca import DAY, OtherCA, named, new_key, usage
+from estsuite_testing.platform import Platform
 from estsuite_testing.upstream_stack import ISSUER, UpstreamStack, upstream_stack
 
 pytestmark = [
@@ -44,7 +45,7 @@ pytestmark = [
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[UpstreamStack]:
     folder: Path = tmp_path_factory.mktemp("upstream")
     async with (
@@ -186,7 +187,7 @@ async def test_what_the_policy_refuses_is_never_sent(stack: UpstreamStack, other
 def wrong(name: str, other: OtherCA) -> dict[str, Any]:
     """How somebody else's CA gets it wrong."""
     server = ExtendedKeyUsageOID.SERVER_AUTH
-    return {
+    changes: dict[str, dict[str, Any]] = {
         "key": {"key": new_key().public_key()},
         "subject": {"subject": named("dev-somebody-else")},
         "san": {"san": [x509.DNSName("extra.test")]},
@@ -198,7 +199,8 @@ def wrong(name: str, other: OtherCA) -> dict[str, Any]:
         "extended_key_usage_missing": {"purposes": None},
         "critical": {"critical": True},
         "issuer": {"signer": (other.root, other.root_key)},
-    }[name]
+    }
+    return changes[name]
 
 
 @pytest.mark.parametrize(
@@ -509,7 +511,7 @@ async def test_what_an_operator_abandons_makes_room_for_a_new_request(
 
 
 async def test_commands_about_submissions_go_to_the_process_that_can(
-    stack: UpstreamStack, other: OtherCA, approver: TestOperator, platform: Any
+    stack: UpstreamStack, other: OtherCA, approver: TestOperator, platform: Platform
 ) -> None:
     """Over the bus, as ``estctl submissions`` sends them: the rights on it are enough."""
     message = await lost_answer(stack, other)
@@ -655,7 +657,7 @@ async def test_the_sweeper_finds_what_nobody_came_back_for(
 
 
 async def test_an_answer_outlives_a_short_outage_of_the_ledger(
-    stack: UpstreamStack, other: OtherCA, platform: Any
+    stack: UpstreamStack, other: OtherCA, platform: Platform
 ) -> None:
     """The certificate is made when PostgreSQL is away: nobody would say it a second time."""
     gate, entered = asyncio.Event(), asyncio.Event()
@@ -683,7 +685,7 @@ async def test_an_answer_outlives_a_short_outage_of_the_ledger(
 
 
 async def test_without_an_audit_puback_nothing_is_sent(
-    stack: UpstreamStack, other: OtherCA, platform: Any
+    stack: UpstreamStack, other: OtherCA, platform: Platform
 ) -> None:
     from estcore.errors import BusUnavailable
 

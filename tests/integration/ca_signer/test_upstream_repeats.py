@@ -20,6 +20,7 @@ from ca_signer.upstream.main import check
 from ca_signer.upstream.plugin import Retryable
 from estcore.errors import ConfigurationError
 from estsuite_testing.other_ca import OtherCA, certs_only
+from estsuite_testing.platform import Platform
 from estsuite_testing.upstream_stack import (
     ISSUER,
     UpstreamStack,
@@ -33,7 +34,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[UpstreamStack]:
     folder: Path = tmp_path_factory.mktemp("upstream")
     other = OtherCA(folder / "other")
@@ -293,7 +294,7 @@ async def test_a_rollover_of_the_other_ca_is_seen(stack: UpstreamStack, tmp_path
     ],
 )
 async def test_a_bad_configuration_stops_the_start(
-    stack: UpstreamStack, platform: Any, tmp_path: Path, issuer: dict[str, Any], line: str
+    stack: UpstreamStack, platform: Platform, tmp_path: Path, issuer: dict[str, Any], line: str
 ) -> None:
     settings = upstream_settings(platform, tmp_path, stack.other, issuer=issuer)
     with pytest.raises(ConfigurationError) as caught:
@@ -302,7 +303,7 @@ async def test_a_bad_configuration_stops_the_start(
 
 
 async def test_a_registrar_without_a_certificate_is_none(
-    stack: UpstreamStack, platform: Any, tmp_path: Path
+    stack: UpstreamStack, platform: Platform, tmp_path: Path
 ) -> None:
     options = est_options(stack.other, certificate_file=None, key_file=None)
     settings = upstream_settings(platform, tmp_path, stack.other, issuer={"options": options})
@@ -311,7 +312,7 @@ async def test_a_registrar_without_a_certificate_is_none(
 
 
 async def test_a_chain_that_breaks_stops_the_start(
-    stack: UpstreamStack, platform: Any, tmp_path: Path
+    stack: UpstreamStack, platform: Platform, tmp_path: Path
 ) -> None:
     stranger = OtherCA(tmp_path / "stranger")
     settings = upstream_settings(platform, tmp_path, stack.other, issuer={})
@@ -324,7 +325,7 @@ async def test_a_chain_that_breaks_stops_the_start(
 
 
 async def test_a_lease_shorter_than_an_answer_stops_the_start(
-    stack: UpstreamStack, platform: Any, tmp_path: Path
+    stack: UpstreamStack, platform: Platform, tmp_path: Path
 ) -> None:
     with pytest.raises(ValidationError, match="lease_s must be"):
         upstream_settings(platform, tmp_path, stack.other, issuer={"timeout_s": 6})

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric import ec
 from joserfc import jws
 from joserfc.jwk import ECKey
 
@@ -29,13 +30,14 @@ from estcore.messages.envelope import encode
 from estcore.messages.events import CertificateRef, RotationEvent
 from estcore.messages.topics import owned_by
 from estcore.runtime.bus import Bus, Outgoing
-from estcore.runtime.settings import read_secret
 from estcore.runtime.topology import declare
+from estsuite_testing.est_server import ESTServer
+from estsuite_testing.platform import Platform
 
 NOW = SystemClock().now
 
 
-def settings(server: Any, **changes: Any) -> AgentSettings:
+def settings(server: ESTServer, **changes: Any) -> AgentSettings:
     trust = server.folder / "trust.pem"
     trust.write_bytes(server.ca.pem)
     values: dict[str, Any] = {
@@ -89,7 +91,7 @@ class EventRef:
         self.details[step] = details
 
 
-def stored(server: Any, **changes: Any) -> Bundle:
+def stored(server: ESTServer, **changes: Any) -> Bundle:
     return CredentialStore(server.folder / "store").save(server.ca.bundle(**changes), now=NOW())
 
 
@@ -122,7 +124,7 @@ async def service(store: Path) -> AsyncIterator[tuple[int, Any]]:
         listening.close()
 
 
-async def test_a_whole_rotation(server: Any) -> None:
+async def test_a_whole_rotation(server: ESTServer) -> None:
     old = stored(server)
     told = EventRef()
     async with service(server.folder / "store") as (port, reload):
@@ -140,14 +142,14 @@ async def test_a_whole_rotation(server: Any) -> None:
     reenroll, _, ack = server.seen
     assert reenroll.client == old.fingerprint
     assert ack.client == new.fingerprint
-    proof = jws.deserialize_compact(
-        ack.body, ECKey.import_key(new.key.public_key()), algorithms=["ES256"]
-    )
+    public = new.key.public_key()
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    proof = jws.deserialize_compact(ack.body, ECKey.import_key(public), algorithms=["ES256"])
     claims = json.loads(proof.payload or b"")
     assert (claims["rotation_id"], claims["serial"]) == ("r-1", new.serial)
 
 
-async def test_the_same_event_twice_renews_once(server: Any) -> None:
+async def test_the_same_event_twice_renews_once(server: ESTServer) -> None:
     old = stored(server)
     agent = Agent(settings(server))
     due = event(old)
@@ -158,7 +160,7 @@ async def test_the_same_event_twice_renews_once(server: Any) -> None:
     assert server.operations().count("rotation-ack") == 1
 
 
-async def test_events_of_other_certificates_change_nothing(server: Any) -> None:
+async def test_events_of_other_certificates_change_nothing(server: ESTServer) -> None:
     stored(server)
     agent = Agent(settings(server))
     await agent.hear(event(server.ca.bundle()))
@@ -166,7 +168,7 @@ async def test_events_of_other_certificates_change_nothing(server: Any) -> None:
     assert not server.seen
 
 
-async def test_a_lost_answer_is_asked_for_with_the_same_key(server: Any) -> None:
+async def test_a_lost_answer_is_asked_for_with_the_same_key(server: ESTServer) -> None:
     old = stored(server)
     server.script = [lambda: web.Response(status=503)] * 4
     agent = Agent(settings(server))
@@ -180,7 +182,7 @@ async def test_a_lost_answer_is_asked_for_with_the_same_key(server: Any) -> None
     assert len(bodies) == 1
 
 
-async def test_a_proof_not_yet_known_is_repeated(server: Any) -> None:
+async def test_a_proof_not_yet_known_is_repeated(server: ESTServer) -> None:
     old = stored(server)
     server.script = [None, None, web.Response(status=409, text="unknown"), None]
     agent = Agent(settings(server))
@@ -189,7 +191,7 @@ async def test_a_proof_not_yet_known_is_repeated(server: Any) -> None:
     assert server.operations().count("rotation-ack") == 2
 
 
-async def test_a_service_that_does_not_change_is_not_vouched_for(server: Any) -> None:
+async def test_a_service_that_does_not_change_is_not_vouched_for(server: ESTServer) -> None:
     old = stored(server)
     async with service(server.folder / "store") as (port, _):
         place = {"host": "127.0.0.1", "port": port, "timeout_s": 0.5}
@@ -203,7 +205,7 @@ async def test_a_service_that_does_not_change_is_not_vouched_for(server: Any) ->
     assert not bundle.in_use
 
 
-async def test_an_agent_killed_after_storing_goes_on_with_the_proof(server: Any) -> None:
+async def test_an_agent_killed_after_storing_goes_on_with_the_proof(server: ESTServer) -> None:
     old = stored(server)
     server.script = [None, None, *[lambda: web.Response(status=503)] * 4]
     agent = Agent(settings(server))
@@ -215,7 +217,7 @@ async def test_an_agent_killed_after_storing_goes_on_with_the_proof(server: Any)
     assert told.steps == ["proven"]
 
 
-async def test_without_an_event_the_certificate_is_renewed_at_85_percent(server: Any) -> None:
+async def test_without_an_event_the_certificate_is_renewed_at_85_percent(server: ESTServer) -> None:
     old = stored(server, life=dt.timedelta(seconds=10))
 
     class Later:
@@ -236,7 +238,7 @@ async def test_without_an_event_the_certificate_is_renewed_at_85_percent(server:
     assert told.details["proven"]["rotation_id"] == "r-7"
 
 
-async def test_a_hook_is_a_command_that_finds_the_files(server: Any) -> None:
+async def test_a_hook_is_a_command_that_finds_the_files(server: ESTServer) -> None:
     old = stored(server)
     out = server.folder / "hook.txt"
     code = (
@@ -255,7 +257,7 @@ async def test_a_hook_is_a_command_that_finds_the_files(server: Any) -> None:
         await failing.advance()
 
 
-async def test_the_first_certificate_comes_by_secret(server: Any) -> None:
+async def test_the_first_certificate_comes_by_secret(server: ESTServer) -> None:
     secret = server.folder / "secret"
     secret.touch(mode=0o600)
     secret.write_text("s3cret\n")
@@ -273,17 +275,16 @@ async def test_the_first_certificate_comes_by_secret(server: Any) -> None:
     assert agent.store.load() is not None
 
 
-async def test_without_credential_and_bootstrap_the_agent_does_not_start(server: Any) -> None:
+async def test_without_credential_and_bootstrap_the_agent_does_not_start(server: ESTServer) -> None:
     with pytest.raises(ConfigurationError, match="no bootstrap"):
         await run_agent(settings(server), asyncio.Event())
 
 
 @pytest.mark.integration
-async def test_the_agent_hears_events_on_the_bus(platform: Any, server: Any) -> None:
+async def test_the_agent_hears_events_on_the_bus(platform: Platform, server: ESTServer) -> None:
     old = stored(server)
     bus = platform.bus("agent")
-    seed = read_secret(bus.migration_nkey_seed_file, "seed")
-    admin = await Bus.connect(bus, "migrate", "test", seed=seed)
+    admin = await platform.provisioner()
     await declare(admin, owned_by("ca-signer"), [], replicas=1)
     await admin.close()
     told, stop = EventRef(), asyncio.Event()

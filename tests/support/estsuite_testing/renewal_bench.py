@@ -38,7 +38,6 @@ from estcore.messages.topics import (
 from estcore.pki.keys import spki_der
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.consume import PullConsumer
-from estcore.runtime.settings import read_secret
 from estcore.runtime.topology import declare
 from estsuite_testing.platform import Platform
 from renewal.main import migrate, serve
@@ -262,10 +261,9 @@ def settings_for(platform: Platform) -> RenewalSettings:
     )
 
 
-async def prepare(settings: RenewalSettings) -> None:
+async def prepare(platform: Platform, settings: RenewalSettings) -> None:
     """Declare the streams and migrate renewal's schema."""
-    seed = read_secret(settings.bus.migration_nkey_seed_file, "seed")
-    bus = await Bus.connect(settings.bus, "migrate", "test", seed=seed)
+    bus = await platform.provisioner()
     streams = [*owned_by("ca-signer"), *owned_by("audit")]
     await declare(bus, streams, AUDIT_CONSUMERS, replicas=1)
     await bus.close()

@@ -31,6 +31,7 @@ from ca_signer.publishing.reconciliation_windows import ReconciliationWindows
 from ca_signer.settings import SignerSettings
 from ca_signer.signing.batch_handler import BatchHandler
 from ca_signer.signing.cycle import IssuanceCycle
+from ca_signer.signing.issuers import SigningContext
 from ca_signer.signing.sweeper import Sweeper
 from estcore import ids
 from estcore.clock import SystemClock
@@ -48,12 +49,13 @@ from estcore.runtime.topology import declare
 from estcore.runtime.tracing import Tracing
 from estdev import layout as suite_layout
 from estsuite_testing.e2e_stack import POLICY, make_csr
+from estsuite_testing.platform import Platform
 
 EVERY_FEATURE = Path(__file__).with_name("profiles.yaml")  # what no shipped example uses
 PROFILES = Path(suite_layout.__file__).parent / "examples" / "profiles.yaml"
 
 
-def signer_settings(platform: Any, folder: Path, **changes: Any) -> SignerSettings:
+def signer_settings(platform: Platform, folder: Path, **changes: Any) -> SignerSettings:
     """Settings of a signer on the platform, with a CA of its own in the folder."""
     ca, passphrase = folder / "ca", folder / "ca.passphrase"
     if not passphrase.exists():
@@ -92,6 +94,7 @@ class SignerStack:
     """The parts of a signer and a front end's connection."""
 
     settings: SignerSettings
+    decision_context: SigningContext
     bus: Bus
     frontend: Bus
     database: Database
@@ -161,7 +164,7 @@ class SignerStack:
         topic = topics.request_topic(message.group, message.issuer, message.priority)
         fingerprint = presented_fingerprint(message)
         known = await self.ledger.known_certificates([fingerprint] if fingerprint else [])
-        candidate = decide(message, topic, self.batch.decision_context, known[0] if known else None)
+        candidate = decide(message, topic, self.decision_context, known[0] if known else None)
         for name, value in changes.items():
             setattr(candidate.intent, name, value)
         assert await self.ledger.insert([candidate.intent]) == {candidate.intent.issuance_id}
@@ -218,7 +221,7 @@ async def prepare(settings: SignerSettings) -> None:
 
 @contextlib.asynccontextmanager
 async def signer_stack(
-    platform: Any, folder: Path, *, running: bool = True, **changes: Any
+    platform: Platform, folder: Path, *, running: bool = True, **changes: Any
 ) -> AsyncIterator[SignerStack]:
     """A signer ready to serve; ``running=False`` leaves worker and sweeper to the test."""
     settings = signer_settings(platform, folder, **changes)
@@ -247,6 +250,7 @@ async def signer_stack(
     batch = BatchHandler(handler, ledger, cycle)
     stack = SignerStack(
         settings=settings,
+        decision_context=decision_context,
         bus=bus,
         frontend=frontend,
         database=database,

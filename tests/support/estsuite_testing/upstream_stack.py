@@ -27,6 +27,7 @@ from estcore.runtime.topology import declare
 from estsuite_testing.e2e_stack import POLICY
 from estsuite_testing.operators import OPERATORS
 from estsuite_testing.other_ca import OtherCA
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import SignerStack, signer_stack
 
 ISSUER = "corporate"
@@ -76,7 +77,7 @@ def est_options(other: OtherCA, **changes: Any) -> dict[str, Any]:
 
 
 def upstream_settings(
-    platform: Any, folder: Path, other: OtherCA, *, issuer: dict[str, Any], **changes: Any
+    platform: Platform, folder: Path, other: OtherCA, *, issuer: dict[str, Any], **changes: Any
 ) -> UpstreamSettings:
     """Settings of a process for one issuer; ``issuer`` and ``changes`` change what they name."""
     chain = other.path("issuing-chain.pem")
@@ -162,7 +163,7 @@ class UpstreamStack:
 
 @contextlib.asynccontextmanager
 async def upstream_stack(
-    platform: Any,
+    platform: Platform,
     folder: Path,
     other: OtherCA,
     *,
