@@ -6,7 +6,6 @@ from is told in ``estsuite_testing/servers.py``. Nothing here is ever skipped.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 
@@ -14,8 +13,14 @@ import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
-from estsuite_testing.error_log import ERRORS
+from estsuite_testing.error_fixtures import (
+    all_expected_errors,
+    expected_errors,
+    no_unexpected_error_is_logged,
+)
 from estsuite_testing.platform import Platform, running_platform
+
+__all__ = ["all_expected_errors", "expected_errors", "no_unexpected_error_is_logged", "platform"]
 
 # How fast the machine is says nothing about the code.
 any_speed = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -29,27 +34,3 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """A fresh PostgreSQL and NATS for the module."""
     with running_platform(tmp_path_factory.mktemp("platform")) as servers:
         yield servers
-
-
-def _expected(node: pytest.Item) -> set[str]:
-    return {message for mark in node.iter_markers("logs_errors") for message in mark.args}
-
-
-@pytest.fixture(scope="module")
-def expected_errors() -> set[str]:
-    """Messages at level error that the module's tests so far have asked for."""
-    return set()
-
-
-@pytest.fixture(autouse=True)
-def no_unexpected_error_is_logged(
-    request: pytest.FixtureRequest, expected_errors: set[str]
-) -> Iterator[None]:
-    """Fail the test after which a log has an error line that no test asked for."""
-    expected_errors |= _expected(request.node)
-    root = logging.getLogger()
-    root.addHandler(ERRORS)
-    yield
-    root.removeHandler(ERRORS)
-    lines = ERRORS.unexpected(expected_errors)
-    assert not lines, "error lines that no test asked for (logs_errors):\n" + "\n".join(lines)

@@ -179,5 +179,8 @@ async def start_stack(
 
 
 async def stop_stack(stack: Stack) -> None:
-    await stack.suite.stop()
+    try:
+        await stack.suite.stop()
+    finally:
+        ERRORS.stopped(stack.layout.logs)
     shutil.rmtree(stack.layout.postgres.home, ignore_errors=True)
