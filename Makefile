@@ -33,7 +33,7 @@ unit: $(READY)  ## the tests that need no server
 	@$(BIN)/pytest -q -n 2 --dist loadfile tests/unit
 
 test: $(READY)  ## every test, unit to end-to-end, against real servers
-	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 conformance: $(READY) ## EST conformance from outside; any server with TARGET="--target https://... --ca ..."
 	@$(BIN)/python tests/conformance/run.py $(TARGET)

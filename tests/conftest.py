@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck
@@ -27,6 +28,21 @@ any_speed = hypothesis_settings(deadline=None, suppress_health_check=[HealthChec
 hypothesis_settings.register_profile("dev", any_speed, max_examples=50)
 hypothesis_settings.register_profile("ci", any_speed, max_examples=200, derandomize=True)
 hypothesis_settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+_LONGEST_FIRST = ("e2e", "conformance", "integration", "unit")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with files that take minutes, so that two workers end together; random within."""
+    tests = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        folder = item.path.relative_to(tests).parts[0]
+        return _LONGEST_FIRST.index(folder)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="module")

@@ -136,9 +136,7 @@ async def test_G5_a_ticket_that_is_over_makes_room_for_a_new_one(
     _, csr = make_csr("dev-late")
     await ask(signer, csr)
     old = await ticket(signer, boss, "dev-late")
-    await signer.value(
-        "update approval set expires_at = now() - interval '1 s' where approval_id = $1", old["id"]
-    )
+    await signer.expire_approval("CN=dev-late")
     late = await boss.give(signer, "request-approve", {"id": old["id"]})
     assert late.code == "approval.over"
     assert (await ask(signer, csr)).outcome == "pending"
@@ -151,10 +149,7 @@ async def test_an_approval_nobody_came_for_ends(signer: SignerStack, boss: TestO
     _, csr = make_csr("dev-forgetful")
     await ask(signer, csr)
     await decide_on(signer, boss, "dev-forgetful", "approve")
-    await signer.value(
-        "update approval set expires_at = now() - interval '1 s' where subject = $1",
-        "CN=dev-forgetful",
-    )
+    await signer.expire_approval("CN=dev-forgetful")
     assert (await ask(signer, csr)).outcome == "pending"
 
 
@@ -174,10 +169,10 @@ async def test_an_approval_is_good_for_one_certificate(
     _, csr = make_csr("dev-once")
     await ask(signer, csr)
     await decide_on(signer, boss, "dev-once", "approve")
-    assert (await ask(signer, csr)).outcome == "issued"
-    await signer.value(
-        "update issuance set issued_at = issued_at - interval '1 day' where subject = 'CN=dev-once'"
-    )
+    answer = await ask(signer, csr)
+    assert answer.outcome == "issued"
+    assert answer.certificate is not None
+    await signer.age_certificate(answer.certificate)
     assert (await ask(signer, csr)).outcome == "pending"
 
 
@@ -234,11 +229,7 @@ async def test_G8_an_approval_survives_a_signer_that_died_after_the_intent(
     topic = topics.request_topic("default", "issuing", message.priority)
     settled = await signer.resolver.resolve(decide(message, topic, signer.decision_context, None))
     assert isinstance(settled, Resume)  # and then it dies
-    await signer.value(
-        "update issuance set lease_until = now() - interval '1 s', "
-        "sign_before = now() - interval '1 s' where issuance_id = $1",
-        settled.intent.issuance_id,
-    )
+    await signer.make_stale(settled.intent)
     await signer.sweeper.sweep()
     assert (await ask(signer, csr)).outcome == "issued"
 

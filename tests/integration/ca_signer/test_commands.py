@@ -202,18 +202,13 @@ async def test_wrong_arguments_are_refused_with_their_place(
 async def test_a_revoked_operator_is_refused(signer: SignerStack) -> None:
     gone = await operator(signer, "CN=boss")
     assert (await gone.give(signer, "certificate-list")).outcome == "done"
-    await signer.value(
-        "update issuance set revoked_at = now() where certificate = $1", gone.certificate
-    )
+    await signer.mark_revoked(gone.certificate)
     assert (await gone.give(signer, "certificate-list")).code == "command.operator"
 
 
 async def test_an_expired_operator_is_refused(signer: SignerStack) -> None:
     gone = await operator(signer, "CN=boss")
-    await signer.value(
-        "update issuance set not_after = now() - interval '1 s' where certificate = $1",
-        gone.certificate,
-    )
+    await signer.expire_certificate(gone.certificate)
     assert (await gone.give(signer, "certificate-list")).code == "command.operator"
 
 

@@ -102,9 +102,7 @@ async def test_a_held_certificate_comes_and_goes(signer: SignerStack, boss: Test
 
 async def test_a_list_is_made_anew_after_half_its_lifetime(signer: SignerStack) -> None:
     first, _ = await refreshed(signer)
-    await signer.value(
-        "update crl set next_update = now() + interval '11 hours' where issuer_id = 'issuing'"
-    )
+    await signer.shorten_crl(dt.timedelta(hours=11))
     again, crl = await refreshed(signer)
     assert again.number > first.number
     assert crl.next_update_utc is not None
@@ -123,11 +121,9 @@ async def test_an_expired_certificate_stays_for_one_more_list_and_then_goes(
     )
     await refreshed(signer)
     der = certificate.public_bytes(Encoding.DER)
-    for age, there in (("1 hour", True), ("25 hours", False)):
-        await signer.value(
-            f"update issuance set not_after = now() - interval '{age}' where certificate = $1", der
-        )
-        await signer.value("update crl set next_update = now() where issuer_id = 'issuing'")
+    for hours, there in ((1, True), (25, False)):
+        await signer.expire_certificate(der, dt.timedelta(hours=hours))
+        await signer.shorten_crl()
         _, crl = await refreshed(signer)
         entry = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
         assert (entry is not None) is there
@@ -194,7 +190,7 @@ async def test_a_key_store_that_is_away_leaves_the_old_list(
 )
 async def test_a_wrong_signature_is_never_published(signer: SignerStack) -> None:
     first, _ = await refreshed(signer)
-    await signer.value("update crl set next_update = now() where issuer_id = 'issuing'")
+    await signer.shorten_crl()
     issuer = signer.decision_context.issuers["issuing"]
     kept = issuer.keystore.sign
 

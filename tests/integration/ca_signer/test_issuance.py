@@ -66,10 +66,7 @@ async def test_after_the_window_the_same_key_is_a_new_generation(signer: SignerS
     _, csr = make_csr("dev-window")
     message = signer.message(csr)
     first = await signer.ask(message)
-    await signer.value(
-        "update issuance set issued_at = issued_at - interval '1 day' where request_id = $1",
-        message.id,
-    )
+    await signer.age_certificate(message)
     second = await signer.ask(signer.message(csr))
     assert second.outcome == "issued"
     assert second.certificate != first.certificate
@@ -81,10 +78,7 @@ async def test_a_redelivery_after_the_window_still_gets_its_own_certificate(
     """``request_id`` is unique for ever, whatever the window says."""
     message = signer.message()
     first = await signer.ask(message)
-    await signer.value(
-        "update issuance set issued_at = issued_at - interval '1 day' where request_id = $1",
-        message.id,
-    )
+    await signer.age_certificate(message)
     signer.answers.pop(message.id)
     again = await signer.ask(message, fresh_id=True)
     assert again.certificate == first.certificate
@@ -94,7 +88,7 @@ async def test_a_revoked_certificate_is_not_returned_again(signer: SignerStack) 
     _, csr = make_csr("dev-revoked")
     message = signer.message(csr)
     first = await signer.ask(message)
-    await signer.value("update issuance set revoked_at = now() where request_id = $1", message.id)
+    await signer.mark_revoked(message)
     second = await signer.ask(signer.message(csr))
     assert second.outcome == "issued"
     assert second.certificate != first.certificate
@@ -141,9 +135,7 @@ async def test_F5_F8_reenrollment_is_refused(
     if change.get("certificate"):
         certificate = certificate[:-1] + bytes((certificate[-1] ^ 1,))
     if change.get("revoked"):
-        await signer.value(
-            "update issuance set revoked_at = now() where request_id = $1", message.id
-        )
+        await signer.mark_revoked(message)
     answer = await signer.ask(
         signer.message(
             make_csr(change.get("name", name))[1],

@@ -240,10 +240,7 @@ async def test_an_intent_of_a_responder_that_died_is_given_up(signer: SignerStac
     key = ec.generate_private_key(ec.SECP256R1())
     found = responder_candidate(key, issuer, signer.decision_context, dt.timedelta(days=7))
     assert await signer.ledger.insert([found.intent]) == {found.intent.issuance_id}
-    await signer.value(
-        "update issuance set lease_until = now() - interval '1 s' where issuance_id = $1",
-        found.intent.issuance_id,
-    )
+    await signer.expire_lease(found.intent)
     await signer.sweeper.sweep()
     assert (await signer.row_of(found.intent))["state"] == "abandoned"
 

@@ -197,19 +197,14 @@ async def test_an_intent_with_a_lost_key_is_given_up(
     _, csr = make_csr("dev-stolen-late")
     first = await signer.ask(signer.message(csr))
     assert first.certificate is not None
-    await signer.value(
-        "update issuance set issued_at = issued_at - interval '1 day' where certificate = $1",
-        first.certificate,
-    )
+    await signer.age_certificate(first.certificate)
     await signer.value(
         "delete from enrollment where issuance_id = $1",
         (await row(signer, first.certificate))["issuance_id"],
     )
     _, intent = await signer.leave_intent(signer.message(csr))
     await boss.give(signer, "certificate-revoke", one(first.certificate, reason="keyCompromise"))
-    await signer.value(
-        "update issuance set lease_until = now() where issuance_id = $1", intent.issuance_id
-    )
+    await signer.expire_lease(intent)
     await signer.sweeper.sweep()
     assert (await signer.row_of(intent))["state"] == "abandoned"
 

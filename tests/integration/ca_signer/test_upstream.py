@@ -284,10 +284,7 @@ async def test_an_old_answer_to_the_same_request_is_neither_new_nor_wrong(
         return certs_only(made)
 
     other.behaviour = again
-    await stack.signer.value(
-        "update issuance set issued_at = issued_at - interval '2 days' where request_id = $1",
-        message.id,
-    )
+    await stack.signer.age_certificate(message, dt.timedelta(days=2))
     answer = await stack.ask(stack.message(message.csr))
     assert (answer.outcome, answer.code) == ("rejected", "upstream.repeated")
     sql = "select count(*) from upstream_revocation where certificate_sha256 = $1"
@@ -462,10 +459,7 @@ async def test_an_operator_sees_and_adopts_what_was_issued(
     )
     assert adopted.outcome == "done", adopted
     # The client gets it, however late it comes back.
-    await stack.signer.value(
-        "update issuance set issued_at = issued_at - interval '2 days' where request_id = $1",
-        message.id,
-    )
+    await stack.signer.age_certificate(message, dt.timedelta(days=2))
     answer = await until_asked_again(stack, message)
     assert (answer.outcome, answer.certificate) == ("issued", made)
     assert len(other.seen) == 1
@@ -577,7 +571,7 @@ async def test_an_answer_that_comes_late_settles_the_unknown_by_itself(
     message = stack.message()
     await stack.signer.send(message)
     await asyncio.wait_for(entered.wait(), 5)
-    await stack.lapse(message)
+    await stack.expire_lease(message)
     answer = await stack.ask(stack.message(message.csr))
     assert answer.outcome == "pending"
     gate.set()
@@ -609,7 +603,7 @@ async def test_what_was_recorded_and_not_sent_is_sent_after_a_crash(
     message = stack.message()
     await stack.resolve(message)
     assert (await stack.ask(stack.message(message.csr))).outcome == "pending"  # the lease is live
-    await stack.lapse(message)
+    await stack.expire_lease(message)
     answer = await stack.ask(stack.message(message.csr))
     assert answer.outcome == "issued"
     assert len(other.seen) == 1
@@ -621,7 +615,7 @@ async def test_what_was_being_sent_at_a_crash_is_unknown(
     message = stack.message()
     held: Any = await stack.resolve(message)
     assert await stack.parts.submissions.begin(held)
-    await stack.lapse(message)
+    await stack.expire_lease(message)
     answer = await stack.ask(stack.message(message.csr))
     assert answer.outcome == "pending"
     assert (await stack.row(message.id))["state"] == "unknown"
@@ -635,15 +629,12 @@ async def test_the_sweeper_finds_what_nobody_came_back_for(
     other.behaviour = other.answering(202, retry_after="1")
     assert (await stack.ask(forgotten)).outcome == "pending"
     other.seen.clear()
-    await stack.signer.value(
-        "update submission set created_at = created_at - interval '8 days' where request_id = $1",
-        forgotten.id,
-    )
+    await stack.age_submission(forgotten, dt.timedelta(days=8))
     held: Any = await stack.resolve(sent)
     assert await stack.parts.submissions.begin(held)
     await stack.resolve(unsent)
     for message in (sent, unsent):
-        await stack.lapse(message)
+        await stack.expire_lease(message)
     await stack.signer.value(
         "update submission set sign_before = now() where request_id = $1", unsent.id
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -102,7 +103,7 @@ async def test_what_was_being_sent_at_a_crash_is_asked_for_again(
     message = stack.message()
     held: Any = await stack.resolve(message)
     assert await stack.parts.submissions.begin(held)
-    await stack.lapse(message)
+    await stack.expire_lease(message)
     answer = await stack.ask(stack.message(message.csr))
     assert answer.outcome == "issued"
     assert len(other.issued) == 1
@@ -125,7 +126,7 @@ async def test_two_holders_of_one_request_get_one_certificate_and_both_are_right
     message = stack.message()
     await stack.signer.send(message)
     await asyncio.wait_for(entered.wait(), 5)
-    await stack.lapse(message)
+    await stack.expire_lease(message)
     answer = await stack.ask(stack.message(message.csr))
     assert answer.outcome == "issued"
     gate.set()
@@ -146,7 +147,7 @@ async def test_the_first_of_two_holders_stores_what_both_get(
     message = stack.message()
     late: Any = await stack.resolve(message)
     assert await stack.parts.submissions.begin(late)
-    await stack.lapse(message)
+    await stack.expire_lease(message)
     await stack.signer.value(
         "update submission set fence = fence + 1, lease_until = now() + interval '8 seconds' "
         "where request_id = $1",
@@ -166,13 +167,10 @@ async def test_while_it_may_be_repeated_the_sweeper_asks_no_person(
     message = stack.message()
     held: Any = await stack.resolve(message)
     assert await stack.parts.submissions.begin(held)
-    await stack.lapse(message)
+    await stack.expire_lease(message)
     await asyncio.sleep(0.7)  # three sweeps
     assert (await stack.row(message.id))["state"] == "submitted"
-    await stack.signer.value(
-        "update submission set submitted_at = now() - interval '11 minutes' where request_id = $1",
-        message.id,
-    )
+    await stack.submitted_ago(message, dt.timedelta(minutes=11))
     async with asyncio.timeout(5):
         while (await stack.row(message.id))["state"] != "unknown":
             await asyncio.sleep(0.1)
@@ -184,11 +182,8 @@ async def test_after_its_window_a_lost_answer_waits_for_a_person(
     message = stack.message()
     held: Any = await stack.resolve(message)
     assert await stack.parts.submissions.begin(held)
-    await stack.lapse(message)
-    await stack.signer.value(
-        "update submission set submitted_at = now() - interval '11 minutes' where request_id = $1",
-        message.id,
-    )
+    await stack.expire_lease(message)
+    await stack.submitted_ago(message, dt.timedelta(minutes=11))
     assert (await stack.ask(stack.message(message.csr))).outcome == "pending"
     assert (await stack.row(message.id))["state"] == "unknown"
     assert other.seen == []

@@ -70,11 +70,7 @@ async def test_the_old_certificate_retires_at_its_end(bench: Bench) -> None:
         old, new, due = await rotated(bench)
         assert (await bench.acknowledge(new.proof(due.rotation_id), new)).accepted
         await bench.step(old, "deprecated")
-        await bench.database.execute(
-            "update renewal.certificate set not_after = now() where issuance_id = $1",
-            old.event.id,
-        )
-        await bench.database.execute("update renewal.renewal_slot set check_at = now()")
+        await bench.end_certificate(old)
         retired = await bench.step(old, "retired")
     assert retired.disposition == "expired"
     assert (await bench.certificate(old))["state"] == "retired"
@@ -120,9 +116,7 @@ async def test_a_dispatch_whose_announcement_was_lost_in_a_crash_is_announced_ag
     bench.events.clear()
     bench.message_ids.clear()
     # As after a crash between the claim and its announcement.
-    await bench.database.execute(
-        "update renewal.renewal_slot set announced_fence = 0, dispatched_at = now() - interval '1m'"
-    )
+    await bench.forget_dispatch_announcements()
     async with bench.running("renewal-1"):
 
         async def told() -> Any:
@@ -139,9 +133,7 @@ async def test_steps_left_over_by_a_crash_are_told_under_the_same_ids(bench: Ben
         old, new, _ = await rotated(bench)
     before = {e.step: e.id for e in bench.events}
     bench.events.clear()
-    await bench.database.execute(
-        "update renewal.certificate set announced = 0, changed_at = now() - interval '1m'"
-    )
+    await bench.forget_step_announcements()
     async with bench.running():
         await bench.step(old, "overlap")
     assert {e.step: e.id for e in bench.events} == {s: before[s] for s in ("issued", "overlap")}
@@ -153,13 +145,13 @@ async def test_nobody_answers_and_the_slot_is_announced_again_after_a_pause(benc
     async with bench.running():
         await bench.announce(one)
         first = await bench.step(one, "due")
-        await bench.database.execute("update renewal.renewal_slot set lease_until = now()")
+        await bench.expire_leases()
         lapsed = await bench.step(one, "lease_expired")
         row = await bench.slot_is(one, "idle")
         # Normal priority: 2.5 to 5 minutes, at most an eighth of the 20 minutes left.
         pause = row["next_attempt_at"] - row["last_error_at"]
         assert dt.timedelta(seconds=60) < pause <= dt.timedelta(seconds=150)
-        await bench.database.execute("update renewal.renewal_slot set next_attempt_at = now()")
+        await bench.end_pauses()
 
         async def second() -> Any:
             return [e for e in bench.events if e.step == "due" and e.fence == 2]
@@ -176,9 +168,9 @@ async def test_a_repeated_proof_is_accepted_and_changes_nothing(bench: Bench) ->
         proof = new.proof(due.rotation_id)
         assert (await bench.acknowledge(proof, new)).accepted
         await bench.step(old, "deprecated")
-        before = await bench.certificate(new)
+        before = await bench.announced(new)
         assert (await bench.acknowledge(proof, new)).accepted
-        assert await bench.certificate(new) == before
+        assert await bench.announced(new) == before
     assert bench.steps(old).count("activated") == 1
 
 
@@ -226,12 +218,7 @@ async def test_enrolling_with_the_new_certificate_is_proof_of_use(bench: Bench) 
 async def test_without_proof_a_rotation_stalls_and_nothing_is_ever_deprecated(bench: Bench) -> None:
     async with bench.running():
         old, new, _ = await rotated(bench)
-        await bench.database.execute(
-            "update renewal.certificate set not_after = now() + interval '4 s'"
-            " where issuance_id = $1",
-            old.event.id,
-        )
-        await bench.database.execute("update renewal.renewal_slot set check_at = now()")
+        await bench.end_certificate(old, dt.timedelta(seconds=4))
         stalled = await bench.step(old, "stalled")
         assert stalled.seconds_to_expiry is not None
         assert 0 <= stalled.seconds_to_expiry <= 4
@@ -287,7 +274,7 @@ async def test_the_bus_may_go_away_and_every_step_is_told_afterwards(
         await bench.slot_is(one, "dispatched")
         await bench.step(one, "due")
         await platform.nats.stop()
-        await bench.database.execute("update renewal.renewal_slot set lease_until = now()")
+        await bench.expire_leases()
         await bench.slot_is(one, "idle")
         await platform.nats.start()
         await bench.step(one, "lease_expired", timeout_s=30)

@@ -30,6 +30,7 @@ from estdev.layout import Layout, Ports, nats_users
 from estdev.local import LocalSuite
 from estdev.nats import EmbeddedNATS
 from estsuite_testing.error_log import ERRORS
+from estsuite_testing.quick_postgres import QuickPostgres
 
 POLICY = Path(__file__).with_name("policy.yaml")
 ENROLL = "/.well-known/est/simpleenroll"
@@ -162,6 +163,7 @@ async def start_stack(
     ports.settle()
     layout = Layout(folder / "suite", ports)
     layout.overrides = overrides or {}
+    layout.postgres = QuickPostgres(layout.folder, ports.postgres)
     if users:
         layout.nats = EmbeddedNATS(layout.folder, ports.nats, {**nats_users(), **users})
     suite = LocalSuite(layout)

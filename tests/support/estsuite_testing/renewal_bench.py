@@ -190,6 +190,47 @@ class Bench:
             "select * from renewal.certificate where issuance_id = $1", issued.event.id
         )
 
+    async def end_certificate(self, issued: Issued, left: dt.timedelta = dt.timedelta(0)) -> None:
+        """Let a certificate have so much time left, and its slot be looked at now."""
+        await self.database.execute(
+            "update renewal.certificate set not_after = now() + $2::interval"
+            " where issuance_id = $1",
+            issued.event.id,
+            left,
+        )
+        await self.database.execute("update renewal.renewal_slot set check_at = now()")
+
+    async def expire_leases(self) -> None:
+        """Let the time of every dispatched slot be over."""
+        await self.database.execute("update renewal.renewal_slot set lease_until = now()")
+
+    async def end_pauses(self) -> None:
+        """Let every slot that is retried later be retried now."""
+        await self.database.execute("update renewal.renewal_slot set next_attempt_at = now()")
+
+    async def forget_dispatch_announcements(self) -> None:
+        """Let a crash have come between a claim and its publishing, a minute ago."""
+        await self.database.execute(
+            "update renewal.renewal_slot set announced_fence = 0,"
+            " dispatched_at = now() - interval '1 minute'"
+        )
+
+    async def forget_step_announcements(self) -> None:
+        """Let a crash have come between the steps and their publishing, a minute ago."""
+        await self.database.execute(
+            "update renewal.certificate set announced = 0, changed_at = now() - interval '1 minute'"
+        )
+
+    async def announced(self, issued: Issued) -> asyncpg.Record:
+        """Return the certificate's row when all its steps have been published."""
+
+        async def there() -> asyncpg.Record | None:
+            row = await self.certificate(issued)
+            return row if row is not None and row["announced"] == row["reached"] else None
+
+        row: asyncpg.Record = await self.until(there, "publishing of all steps")
+        return row
+
     async def slot_is(self, issued: Issued, state: str, *, timeout_s: float = 15) -> asyncpg.Record:
         """Wait until the slot is in ``state``."""
 

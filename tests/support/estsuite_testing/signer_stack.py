@@ -176,6 +176,56 @@ class SignerStack:
         sql = "select * from issuance where issuance_id = $1"
         return (await self.rows(sql, intent.issuance_id))[0]
 
+    async def age_certificate(
+        self, of: EnrollmentRequested | bytes, by: dt.timedelta = dt.timedelta(days=1)
+    ) -> None:
+        """Let a certificate, named by its request or its DER, be issued so long ago."""
+        column, value = _named(of)
+        sql = f"update issuance set issued_at = issued_at - $2::interval where {column} = $1"
+        await self.value(sql, value, by)
+
+    async def expire_certificate(
+        self, of: EnrollmentRequested | bytes, ago: dt.timedelta = dt.timedelta(seconds=1)
+    ) -> None:
+        """Let a certificate's lifetime have ended."""
+        column, value = _named(of)
+        sql = f"update issuance set not_after = now() - $2::interval where {column} = $1"
+        await self.value(sql, value, ago)
+
+    async def mark_revoked(self, of: EnrollmentRequested | bytes) -> None:
+        """Let a certificate be revoked in the ledger, without the events of a revocation."""
+        column, value = _named(of)
+        await self.value(f"update issuance set revoked_at = now() where {column} = $1", value)
+
+    async def expire_lease(self, *intents: IssuanceIntent) -> None:
+        """Let the signer that recorded the intents be dead for longer than its lease."""
+        await self.rows(
+            "update issuance set lease_until = now() - interval '1 second' "
+            "where issuance_id = any($1::uuid[])",
+            [intent.issuance_id for intent in intents],
+        )
+
+    async def make_stale(self, intent: IssuanceIntent) -> None:
+        """Let an intent be too old to be signed, and its lease have ended."""
+        await self.value(
+            "update issuance set sign_before = now() - interval '1 second' where issuance_id = $1",
+            intent.issuance_id,
+        )
+        await self.expire_lease(intent)
+
+    async def expire_approval(self, subject: str) -> None:
+        """Let the time to approve, or to fetch what was approved, be over."""
+        await self.value(
+            "update approval set expires_at = now() - interval '1 second' where subject = $1",
+            subject,
+        )
+
+    async def shorten_crl(self, left: dt.timedelta = dt.timedelta(0)) -> None:
+        """Let the CRLs of the issuer have so much time left."""
+        await self.value(
+            "update crl set next_update = now() + $1::interval where issuer_id = 'issuing'", left
+        )
+
     async def audited(self, action: str) -> list[AuditRecord]:
         """Every record with that action published since the stack started, in order."""
         for consumer in self.records_at:
@@ -198,6 +248,10 @@ class SignerStack:
         future = self.answers.get(answer.request_id)
         if future is not None and not future.done():
             future.set_result(answer)
+
+
+def _named(of: EnrollmentRequested | bytes) -> tuple[str, object]:
+    return ("certificate", of) if isinstance(of, bytes) else ("request_id", of.id)
 
 
 async def prepare(settings: SignerSettings) -> None:
