@@ -12,7 +12,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache
 READY := $(VENV)/.ready
 DIST ?= dist
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml tests/*/pyproject.toml)
-PACKAGES := estcore estclient estdev est_frontend ca_signer renewal audit estsuite_faults
+PACKAGES := estcore estclient estdev est_frontend ca_signer renewal audit estsuite_faults estsuite_testing
 
 .PHONY: help demo up unit test conformance check fmt lint type imports deploy-check dist bench clean
 
@@ -34,7 +34,7 @@ unit: $(READY)  ## the tests that need no server
 	@$(BIN)/pytest -q -n 2 --dist loadfile tests/unit
 
 test: $(READY)  ## every test, unit to end-to-end, against real servers
-	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 conformance: $(READY) ## EST conformance from outside; any server with TARGET="--target https://... --ca ..."
 	@$(BIN)/python tests/conformance/run.py $(TARGET)
@@ -48,7 +48,7 @@ fmt: $(READY)   ## format and fix
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 type:
-	@$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
+	@$(BIN)/mypy $(addprefix -p ,$(PACKAGES)) $(addprefix -p tests.,unit integration e2e conformance) -m tests.conftest
 
 imports:
 	@$(BIN)/lint-imports --no-cache > $(VENV)/imports.log 2>&1 && tail -n 1 $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }

@@ -6,22 +6,43 @@ from is told in ``estsuite_testing/servers.py``. Nothing here is ever skipped.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
-from estsuite_testing.error_log import ERRORS
+from estsuite_testing.error_fixtures import (
+    all_expected_errors,
+    expected_errors,
+    no_unexpected_error_is_logged,
+)
 from estsuite_testing.platform import Platform, running_platform
 
+__all__ = ["all_expected_errors", "expected_errors", "no_unexpected_error_is_logged", "platform"]
+
 # How fast the machine is says nothing about the code.
-_ANY_SPEED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-hypothesis_settings.register_profile("dev", max_examples=50, **_ANY_SPEED)
-hypothesis_settings.register_profile("ci", max_examples=200, derandomize=True, **_ANY_SPEED)
+any_speed = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.register_profile("dev", any_speed, max_examples=50)
+hypothesis_settings.register_profile("ci", any_speed, max_examples=200, derandomize=True)
 hypothesis_settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+_LONGEST_FIRST = ("e2e", "conformance", "integration", "unit")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with files that take minutes, so that two workers end together; random within."""
+    tests = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        folder = item.path.relative_to(tests).parts[0]
+        return _LONGEST_FIRST.index(folder)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="module")
@@ -29,27 +50,3 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """A fresh PostgreSQL and NATS for the module."""
     with running_platform(tmp_path_factory.mktemp("platform")) as servers:
         yield servers
-
-
-def _expected(node: pytest.Item) -> set[str]:
-    return {message for mark in node.iter_markers("logs_errors") for message in mark.args}
-
-
-@pytest.fixture(scope="module")
-def expected_errors() -> set[str]:
-    """Messages at level error that the module's tests so far have asked for."""
-    return set()
-
-
-@pytest.fixture(autouse=True)
-def no_unexpected_error_is_logged(
-    request: pytest.FixtureRequest, expected_errors: set[str]
-) -> Iterator[None]:
-    """Fail the test after which a log has an error line that no test asked for."""
-    expected_errors |= _expected(request.node)
-    root = logging.getLogger()
-    root.addHandler(ERRORS)
-    yield
-    root.removeHandler(ERRORS)
-    lines = ERRORS.unexpected(expected_errors)
-    assert not lines, "error lines that no test asked for (logs_errors):\n" + "\n".join(lines)

@@ -72,6 +72,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     if check.failures:
         raise AssertionError("\n".join(check.failures)) from cause
     target = pyfuncitem.funcargs["target"]
+    assert isinstance(target, Target)
     if check.stopped and target.ours:
         raise AssertionError(f"our own suite has to be judged: {check.stopped}")
     if check.stopped:

@@ -14,6 +14,7 @@ import socket
 import ssl
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -58,7 +59,7 @@ def request(target: Target, key: Key | None = None) -> tuple[Key, bytes]:
     return key, built.public_bytes(Encoding.DER)
 
 
-async def enroll(target: Target, body: bytes, **more: str) -> Answer:
+async def enroll(target: Target, body: bytes, **more: Any) -> Answer:
     client = target.client()
     return await client.request(
         "POST", target.path("simpleenroll"), body, auth=client.basic, **more

@@ -64,7 +64,7 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
         await stop_stack(stack)
 
 
-def request(name: str, key: Key) -> str:
+def request(name: str, key: Key) -> bytes:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     csr = x509.CertificateSigningRequestBuilder(subject).sign(key, SHA256())
     return b64(csr.public_bytes(Encoding.DER))

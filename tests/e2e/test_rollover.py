@@ -315,12 +315,12 @@ async def test_C5_D1_D3_D4_D6_D8_a_root_is_rolled_over_while_a_fleet_renews(stor
     await story.settle(both_connect)
     # Who begins now pins the root that is meant, whichever of the two that is.
     for which in ("old", "new"):
-        pinned, root = story.folder / f"pinned-{which}.pem", story.root(which)
-        meant = x509.load_pem_x509_certificate(root.read_bytes()).fingerprint(SHA256()).hex()
+        pinned, wanted = story.folder / f"pinned-{which}.pem", story.root(which)
+        meant = x509.load_pem_x509_certificate(wanted.read_bytes()).fingerprint(SHA256()).hex()
         url = f"https://localhost:{stack.layout.ports.est}"
         begin = ["bootstrap", "--url", url, "--out", str(pinned), "--fingerprint", meant]
         await suite.run("estctl", *begin)
-        assert pinned.read_bytes() == root.read_bytes()
+        assert pinned.read_bytes() == wanted.read_bytes()
 
     # 8. Who has only a certificate of the old generation keeps it from retiring.
     assert "1 slots" in await story.refused("retire")

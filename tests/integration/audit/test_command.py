@@ -25,6 +25,7 @@ from estcore.messages.audit import AuditRecord
 from estcore.runtime.migrations import migrations_url
 from estcore.runtime.settings import load_settings
 from estcore.tlog.checkpoint import VerifierKey
+from estsuite_testing.audit_stack import AuditWorld
 
 Build = Callable[..., AuditRecord]
 ROOT = Path(__file__).parents[3]
@@ -78,7 +79,7 @@ def test_keygen_makes_a_private_file_and_prints_the_verifier_key(
     assert main.main(["keygen", "--out", str(tmp_path / "x"), "--origin", "a b"]) == 2
 
 
-def test_a_key_that_is_not_ed25519_or_not_private_stops_the_start(world: Any) -> None:
+def test_a_key_that_is_not_ed25519_or_not_private_stops_the_start(world: AuditWorld) -> None:
     world.key_file.chmod(0o644)
     with pytest.raises(ConfigurationError, match="readable by everybody"):
         main.check(world.settings())
@@ -92,14 +93,14 @@ def test_a_key_that_is_not_ed25519_or_not_private_stops_the_start(world: Any) ->
             main.check(world.settings())
 
 
-def config_file(world: Any) -> Path:
+def config_file(world: AuditWorld) -> Path:
     path: Path = world.folder / "audit.yaml"
     path.write_text(yaml.safe_dump(world.settings().model_dump(mode="json", exclude_none=True)))
     return path
 
 
 @pytest.fixture
-def est_audit(world: Any, capfd: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+def est_audit(world: AuditWorld, capfd: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """Runs the command in a process of its own; returns exit code and output."""
     import asyncio
 
@@ -119,7 +120,7 @@ def est_audit(world: Any, capfd: pytest.CaptureFixture[str]) -> Callable[..., An
 
 @pytest.mark.integration
 async def test_export_verify_and_show(
-    world: Any, record: Build, est_audit: Callable[..., Any], tmp_path: Path
+    world: AuditWorld, record: Build, est_audit: Callable[..., Any], tmp_path: Path
 ) -> None:
     out, part = tmp_path / "log.jsonl", tmp_path / "part.jsonl"
     assert (await est_audit("check-config"))[0] == 0
@@ -150,7 +151,7 @@ async def test_export_verify_and_show(
 
 @pytest.mark.integration
 async def test_cross_verification_names_a_certificate_without_audit(
-    world: Any, est_audit: Callable[..., Any], tmp_path: Path
+    world: AuditWorld, est_audit: Callable[..., Any], tmp_path: Path
 ) -> None:
     row = {
         "issuance_id": "i-1",
@@ -176,7 +177,7 @@ async def test_cross_verification_names_a_certificate_without_audit(
 
 
 @pytest.mark.integration
-async def test_migrations_go_down_and_up_again(world: Any) -> None:
+async def test_migrations_go_down_and_up_again(world: AuditWorld) -> None:
     settings = world.settings().database
 
     def move(connection: Connection, direction: Callable[[Config, str], None], to: str) -> None:

@@ -8,7 +8,6 @@ import gzip
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,13 +18,14 @@ from estcore.messages.audit import AuditRecord
 from estcore.runtime.database import Database
 from estcore.runtime.settings import TelemetrySettings
 from estcore.tlog.verify import Options, Report, verify
+from estsuite_testing.audit_stack import AuditWorld
 
 pytestmark = pytest.mark.integration
 Build = Callable[..., AuditRecord]
 FOREIGN = "select count(*) from record where service <> 'audit'"
 
 
-async def lines(world: Any, correlation_id: str | None = None) -> list[bytes]:
+async def lines(world: AuditWorld, correlation_id: str | None = None) -> list[bytes]:
     database = await Database.connect(world.settings().database, "audit", "audit")
     try:
         name = world.vkey.name
@@ -34,12 +34,14 @@ async def lines(world: Any, correlation_id: str | None = None) -> list[bytes]:
         await database.close()
 
 
-async def judged(world: Any) -> Report:
+async def judged(world: AuditWorld) -> Report:
     options = Options(now=SystemClock().now(), key=world.vkey)
     return verify(await lines(world), options).report
 
 
-async def test_records_are_kept_in_order_and_the_log_verifies(world: Any, record: Build) -> None:
+async def test_records_are_kept_in_order_and_the_log_verifies(
+    world: AuditWorld, record: Build
+) -> None:
     async with world.service() as _, world.publisher() as publisher:
         await publisher.send(*(record(n) for n in range(10)))
         await publisher.send(*(record(n) for n in range(10, 20)))
@@ -66,7 +68,7 @@ async def test_records_are_kept_in_order_and_the_log_verifies(world: Any, record
     assert len(part) == 5
 
 
-async def test_what_is_delivered_twice_is_kept_once(world: Any, record: Build) -> None:
+async def test_what_is_delivered_twice_is_kept_once(world: AuditWorld, record: Build) -> None:
     async with world.service() as _, world.publisher() as publisher:
         await publisher.send(record(1), record(2), record(1))
         await world.wait(FOREIGN, 2)
@@ -80,7 +82,7 @@ async def test_what_is_delivered_twice_is_kept_once(world: Any, record: Build) -
 
 @pytest.mark.logs_errors("audit message unreadable")
 async def test_an_unreadable_message_is_set_aside_and_its_good_records_are_kept(
-    world: Any, record: Build
+    world: AuditWorld, record: Build
 ) -> None:
     good = record(1).model_dump(mode="json", exclude_none=True)
     bad = good | {"record_id": "no", "details": {"x": 1.5}}
@@ -110,7 +112,9 @@ async def test_an_unreadable_message_is_set_aside_and_its_good_records_are_kept(
     assert (await judged(world)).ok
 
 
-async def test_nothing_is_lost_when_postgres_crashes_under_load(world: Any, record: Build) -> None:
+async def test_nothing_is_lost_when_postgres_crashes_under_load(
+    world: AuditWorld, record: Build
+) -> None:
     sent = 0
     stop = asyncio.Event()
 
@@ -142,7 +146,7 @@ async def test_nothing_is_lost_when_postgres_crashes_under_load(world: Any, reco
 
 
 async def test_of_two_replicas_one_writes_and_the_other_takes_over(
-    world: Any, record: Build, readiness: Callable[[int], Awaitable[str]]
+    world: AuditWorld, record: Build, readiness: Callable[[int], Awaitable[str]]
 ) -> None:
     async with world.publisher() as publisher:
         async with world.service(instance="audit-0") as first:
@@ -172,7 +176,7 @@ async def test_of_two_replicas_one_writes_and_the_other_takes_over(
     assert report.ok, report.findings
 
 
-async def test_the_runtime_role_may_only_append(world: Any, record: Build) -> None:
+async def test_the_runtime_role_may_only_append(world: AuditWorld, record: Build) -> None:
     async with world.service() as _, world.publisher() as publisher:
         await publisher.send(record(1))
         await world.wait(FOREIGN, 1)
@@ -211,7 +215,7 @@ async def test_the_runtime_role_may_only_append(world: Any, record: Build) -> No
     ],
 )
 async def test_what_a_superuser_changes_is_found(
-    world: Any, record: Build, statement: str, code: str, place: str
+    world: AuditWorld, record: Build, statement: str, code: str, place: str
 ) -> None:
     async with world.service() as _, world.publisher() as publisher:
         await publisher.send(*(record(n) for n in range(10)))
@@ -226,7 +230,7 @@ async def test_what_a_superuser_changes_is_found(
 
 
 async def test_a_start_waits_for_its_surroundings_and_stops_when_told(
-    world: Any, tmp_path: Path, readiness: Callable[[int], Awaitable[str]]
+    world: AuditWorld, tmp_path: Path, readiness: Callable[[int], Awaitable[str]]
 ) -> None:
     bus = world.platform.bus("audit").model_copy(update={"url": "nats://127.0.0.1:1"})
     stop = asyncio.Event()
@@ -237,7 +241,7 @@ async def test_a_start_waits_for_its_surroundings_and_stops_when_told(
         stop.set()
 
 
-async def test_a_sampled_trace_reaches_the_append(world: Any, record: Build) -> None:
+async def test_a_sampled_trace_reaches_the_append(world: AuditWorld, record: Build) -> None:
     exported = bytearray()
 
     async def collector(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

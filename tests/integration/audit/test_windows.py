@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -21,6 +20,7 @@ from estcore.messages.events import (
 )
 from estcore.messages.topics import REANNOUNCE_TOPIC, WINDOW_TOPIC
 from estcore.runtime.bus import Incoming, Outgoing
+from estsuite_testing.audit_stack import AuditWorld
 
 pytestmark = pytest.mark.integration
 START = dt.datetime(2026, 1, 2, 12, 0, tzinfo=dt.UTC)
@@ -53,7 +53,7 @@ def closed(issuances: list[str], minute: int = 0) -> Outgoing:
 
 
 async def test_equal_windows_settle_and_missing_records_are_asked_for(
-    world: Any, record: Callable[..., AuditRecord]
+    world: AuditWorld, record: Callable[..., AuditRecord]
 ) -> None:
     async with world.service(windows=QUICK), world.publisher() as publisher:
         asked = asyncio.Event()
@@ -77,7 +77,7 @@ async def test_equal_windows_settle_and_missing_records_are_asked_for(
 
 
 @pytest.mark.logs_errors("audit log differs from the ledger")
-async def test_a_window_that_stays_different_is_given_up_on_record(world: Any) -> None:
+async def test_a_window_that_stays_different_is_given_up_on_record(world: AuditWorld) -> None:
     async with world.service(windows=QUICK), world.publisher() as publisher:
 
         async def answer(message: Incoming) -> None:
@@ -91,7 +91,7 @@ async def test_a_window_that_stays_different_is_given_up_on_record(world: Any) -
         await world.wait("select count(*) from record where action = 'audit.window_differs'", 1)
 
 
-async def test_a_window_stays_open_as_long_as_ca_signer_does_not_answer(world: Any) -> None:
+async def test_a_window_stays_open_as_long_as_ca_signer_does_not_answer(world: AuditWorld) -> None:
     """An outage of ca-signer is no reason to give a window up."""
     async with world.service(windows=QUICK), world.publisher() as publisher:
         await publisher.bus.publish_confirmed([closed(["i-8"], minute=8)])

@@ -18,6 +18,7 @@ from estcore.messages import topics
 from estcore.messages.enrollment import EnrollmentAnswered, Principal
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.operators import TestOperator, operator, policy_with_operators
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import SignerStack, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -40,7 +41,7 @@ SAME_NAMES = CAREFUL | {
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def signer(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[SignerStack]:
     folder: Path = tmp_path_factory.mktemp("signer")
     policy = policy_with_operators(folder, CAREFUL, SAME_NAMES)
@@ -69,7 +70,8 @@ async def ask(
 async def ticket(signer: SignerStack, boss: TestOperator, name: str) -> dict[str, Any]:
     answer = await boss.give(signer, "request-list", {"limit": 500})
     assert answer.result is not None
-    (found,) = [r for r in answer.result["requests"] if r["subject"] == f"CN={name}"]
+    listed: Any = answer.result["requests"]
+    (found,) = [r for r in listed if r["subject"] == f"CN={name}"]
     return dict(found)
 
 
@@ -134,9 +136,7 @@ async def test_G5_a_ticket_that_is_over_makes_room_for_a_new_one(
     _, csr = make_csr("dev-late")
     await ask(signer, csr)
     old = await ticket(signer, boss, "dev-late")
-    await signer.value(
-        "update approval set expires_at = now() - interval '1 s' where approval_id = $1", old["id"]
-    )
+    await signer.expire_approval("CN=dev-late")
     late = await boss.give(signer, "request-approve", {"id": old["id"]})
     assert late.code == "approval.expired"
     assert (await ask(signer, csr)).outcome == "pending"
@@ -149,10 +149,7 @@ async def test_an_approval_nobody_came_for_ends(signer: SignerStack, boss: TestO
     _, csr = make_csr("dev-forgetful")
     await ask(signer, csr)
     await decide_on(signer, boss, "dev-forgetful", "approve")
-    await signer.value(
-        "update approval set expires_at = now() - interval '1 s' where subject = $1",
-        "CN=dev-forgetful",
-    )
+    await signer.expire_approval("CN=dev-forgetful")
     assert (await ask(signer, csr)).outcome == "pending"
 
 
@@ -172,10 +169,10 @@ async def test_an_approval_is_good_for_one_certificate(
     _, csr = make_csr("dev-once")
     await ask(signer, csr)
     await decide_on(signer, boss, "dev-once", "approve")
-    assert (await ask(signer, csr)).outcome == "issued"
-    await signer.value(
-        "update issuance set issued_at = issued_at - interval '1 day' where subject = 'CN=dev-once'"
-    )
+    answer = await ask(signer, csr)
+    assert answer.outcome == "issued"
+    assert answer.certificate is not None
+    await signer.age_certificate(answer.certificate)
     assert (await ask(signer, csr)).outcome == "pending"
 
 
@@ -211,7 +208,7 @@ async def test_two_signers_use_an_approval_once(signer: SignerStack, boss: TestO
         signer.message(csr, principal=Principal(method="secret", name="careful")) for _ in range(8)
     ]
     topic = topics.request_topic("default", "issuing", messages[0].priority)
-    candidates = [decide(m, topic, signer.batch.decision_context, None) for m in messages]
+    candidates = [decide(m, topic, signer.decision_context, None) for m in messages]
     others = [
         RequestResolver(signer.ledger, IntendedIssuances(signer.ledger), ApprovalStore())
         for _ in messages
@@ -230,15 +227,9 @@ async def test_G8_an_approval_survives_a_signer_that_died_after_the_intent(
     await decide_on(signer, boss, "dev-unlucky", "approve")
     message = signer.message(csr, principal=Principal(method="secret", name="careful"))
     topic = topics.request_topic("default", "issuing", message.priority)
-    settled = await signer.resolver.resolve(
-        decide(message, topic, signer.batch.decision_context, None)
-    )
+    settled = await signer.resolver.resolve(decide(message, topic, signer.decision_context, None))
     assert isinstance(settled, Resume)  # and then it dies
-    await signer.value(
-        "update issuance set lease_until = now() - interval '1 s', "
-        "sign_before = now() - interval '1 s' where issuance_id = $1",
-        settled.intent.issuance_id,
-    )
+    await signer.make_stale(settled.intent)
     await signer.sweeper.sweep()
     assert (await ask(signer, csr)).outcome == "issued"
 

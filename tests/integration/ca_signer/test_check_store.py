@@ -25,6 +25,7 @@ from ca_signer.store_lint.run import Checked, Scope, StoredCertificateLint
 from estcore import ids
 from estcore.clock import SystemClock
 from estsuite_testing.other_ca import named
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import SignerStack, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -32,7 +33,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def signer(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[SignerStack]:
     folder: Path = tmp_path_factory.mktemp("store")
     async with signer_stack(platform, folder) as stack:
@@ -45,7 +46,7 @@ async def signer(
 async def check(signer: SignerStack, **scope: Any) -> tuple[Checked, list[dict[str, Any]]]:
     issuers = {
         name: issuer.certificate.certificate
-        for name, issuer in signer.batch.decision_context.issuers.items()
+        for name, issuer in signer.decision_context.issuers.items()
     }
     out = io.StringIO()
     done = await StoredCertificateLint(signer.database, issuers, SystemClock(), out).run(
@@ -93,7 +94,7 @@ async def test_a_row_that_says_another_thing_than_its_certificate_is_found(
     finally:
         await spoil(signer, f"{column} = $2", kept)
     (found,) = findings
-    assert (found["issuance_id"], found["judge"], found["check"]) == (spoilt, "ledger", check_name)
+    assert (found["issuance_id"], found["linter"], found["check"]) == (spoilt, "ledger", check_name)
     assert found["issuer"] == "issuing"
 
 
@@ -131,14 +132,14 @@ async def test_a_certificate_that_is_not_ours_is_found_by_both_judges(signer: Si
         done, findings = await check(signer)
         own = [f for f in findings if f["issuance_id"] == issuance_id]
         assert {"signature", "ca", "key_usage", "subject", "key"} <= {
-            f["check"] for f in own if f["judge"] == "ledger"
+            f["check"] for f in own if f["linter"] == "ledger"
         }
-        assert [f for f in own if f["judge"] == "pkilint"]
+        assert [f for f in own if f["linter"] == "pkilint"]
         assert own == findings
         assert done.findings == len(findings)
         # Without pkilint, our own is left.
         _, fewer = await check(signer, pkilint=False)
-        assert {f["judge"] for f in fewer} == {"ledger"}
+        assert {f["linter"] for f in fewer} == {"ledger"}
     finally:
         # The runtime role may not delete; what is over is not looked at any more.
         await signer.value(

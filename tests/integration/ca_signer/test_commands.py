@@ -28,6 +28,7 @@ from estcore.runtime.bus import Bus
 from estcore.runtime.database import Connection
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.operators import TestOperator, operator, policy_with_operators
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import SignerStack, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -55,7 +56,7 @@ COUNT = Verb("test-count", frozenset({"approver"}), Argument, _count)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def signer(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[SignerStack]:
     folder: Path = tmp_path_factory.mktemp("signer")
     async with signer_stack(platform, folder, policy_file=policy_with_operators(folder)) as stack:
@@ -106,7 +107,7 @@ async def test_two_signers_carry_a_command_out_once(
     data = boss.sign(boss.command("test-count", {"number": number}))
     one = signer.operations.executor
     other = CommandExecutor(
-        signer.database, signer.publisher, signer.batch.decision_context, table(COUNT)
+        signer.database, signer.publisher, signer.decision_context, table(COUNT)
     )
     answers = await asyncio.gather(
         *(executor.execute("test-count", data) for executor in (one, other) * 5)
@@ -201,18 +202,13 @@ async def test_wrong_arguments_are_refused_with_their_place(
 async def test_a_revoked_operator_is_refused(signer: SignerStack) -> None:
     gone = await operator(signer, "CN=boss")
     assert (await gone.give(signer, "certificate-list")).outcome == "done"
-    await signer.value(
-        "update issuance set revoked_at = now() where certificate = $1", gone.certificate
-    )
+    await signer.mark_revoked(gone.certificate)
     assert (await gone.give(signer, "certificate-list")).code == "command.operator"
 
 
 async def test_an_expired_operator_is_refused(signer: SignerStack) -> None:
     gone = await operator(signer, "CN=boss")
-    await signer.value(
-        "update issuance set not_after = now() - interval '1 s' where certificate = $1",
-        gone.certificate,
-    )
+    await signer.expire_certificate(gone.certificate)
     assert (await gone.give(signer, "certificate-list")).code == "command.operator"
 
 
@@ -228,7 +224,7 @@ async def test_a_certificate_of_another_profile_gives_no_commands(signer: Signer
 async def test_an_operator_the_policy_forgot_is_refused(
     signer: SignerStack, boss: TestOperator
 ) -> None:
-    decision_context = signer.batch.decision_context
+    decision_context = signer.decision_context
     policy = decision_context.policy.model_copy(deep=True)
     policy._operators.clear()
     executor = CommandExecutor(
@@ -240,9 +236,7 @@ async def test_an_operator_the_policy_forgot_is_refused(
 
 async def test_only_subjects_of_the_policy_become_operators(signer: SignerStack) -> None:
     with pytest.raises(NotAuthorized) as caught:
-        decide_operator(
-            operator_csr(make_key(), "CN=somebody"), "issuing", signer.batch.decision_context
-        )
+        decide_operator(operator_csr(make_key(), "CN=somebody"), "issuing", signer.decision_context)
     assert caught.value.code == "command.operator"
 
 
@@ -272,7 +266,7 @@ async def test_commands_done_and_refused_are_on_record(
 
 
 async def test_commands_over_the_bus_are_answered(
-    platform: Any, signer: SignerStack, boss: TestOperator
+    platform: Platform, signer: SignerStack, boss: TestOperator
 ) -> None:
     bus = await Bus.connect(platform.bus("operator"), "operator", "estctl")
     key: Any = boss.key

@@ -23,6 +23,7 @@ from estcore.messages.envelope import decode
 from estcore.messages.state import RevocationList
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.operators import TestOperator, operator, policy_with_operators
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import SignerStack, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -30,7 +31,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def signer(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[SignerStack]:
     folder: Path = tmp_path_factory.mktemp("signer")
     policy = policy_with_operators(folder)
@@ -101,9 +102,7 @@ async def test_a_held_certificate_comes_and_goes(signer: SignerStack, boss: Test
 
 async def test_a_list_is_made_anew_after_half_its_lifetime(signer: SignerStack) -> None:
     first, _ = await refreshed(signer)
-    await signer.value(
-        "update crl set next_update = now() + interval '11 hours' where issuer_id = 'issuing'"
-    )
+    await signer.shorten_crl(dt.timedelta(hours=11))
     again, crl = await refreshed(signer)
     assert again.number > first.number
     assert crl.next_update_utc is not None
@@ -122,11 +121,9 @@ async def test_an_expired_certificate_stays_for_one_more_list_and_then_goes(
     )
     await refreshed(signer)
     der = certificate.public_bytes(Encoding.DER)
-    for age, there in (("1 hour", True), ("25 hours", False)):
-        await signer.value(
-            f"update issuance set not_after = now() - interval '{age}' where certificate = $1", der
-        )
-        await signer.value("update crl set next_update = now() where issuer_id = 'issuing'")
+    for hours, there in ((1, True), (25, False)):
+        await signer.expire_certificate(der, dt.timedelta(hours=hours))
+        await signer.shorten_crl()
         _, crl = await refreshed(signer)
         entry = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
         assert (entry is not None) is there
@@ -140,7 +137,7 @@ async def test_two_signers_use_a_number_once(signer: SignerStack) -> None:
     )
     async with signer.database.connection() as connection:
         await revocations.set_revocation(connection, row[0]["issuance_id"], "superseded", None)
-    issuers = signer.batch.decision_context.issuers
+    issuers = signer.decision_context.issuers
     others = [
         CRLPublisher(signer.database, signer.bus, issuers, lifetime_s=86_400) for _ in range(5)
     ]
@@ -172,10 +169,10 @@ async def test_a_key_store_that_is_away_leaves_the_old_list(
     await boss.give(
         signer, "certificate-revoke", fingerprint(certificate) | {"reason": "superseded"}
     )
-    issuer = signer.batch.decision_context.issuers["issuing"]
+    issuer = signer.decision_context.issuers["issuing"]
     kept = issuer.keystore.sign
 
-    async def away(_: bytes) -> bytes:
+    async def away(tbs: bytes) -> bytes:
         raise KeyStoreUnavailable("the token is away")
 
     issuer.keystore.sign = away  # type: ignore[method-assign]
@@ -193,8 +190,8 @@ async def test_a_key_store_that_is_away_leaves_the_old_list(
 )
 async def test_a_wrong_signature_is_never_published(signer: SignerStack) -> None:
     first, _ = await refreshed(signer)
-    await signer.value("update crl set next_update = now() where issuer_id = 'issuing'")
-    issuer = signer.batch.decision_context.issuers["issuing"]
+    await signer.shorten_crl()
+    issuer = signer.decision_context.issuers["issuing"]
     kept = issuer.keystore.sign
 
     async def lying(tbs: bytes) -> bytes:
@@ -262,6 +259,6 @@ async def test_openssl_and_pkilint_agree(
         assert refused.returncode != 0
         assert "certificate revoked" in refused.stderr
     lint = Path(sys.executable).parent / "lint_crl"
-    command = [lint, "lint", "-t", "CRL", "-p", "PKIX", "-s", "NOTICE", "crl.der"]
+    command = [str(lint), "lint", "-t", "CRL", "-p", "PKIX", "-s", "NOTICE", "crl.der"]
     judged = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (judged.returncode, judged.stdout.strip()) == (0, ""), judged.stdout + judged.stderr

@@ -28,6 +28,7 @@ from estcore.pki.crl import read_crl
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.many_certificates import write_certificates
 from estsuite_testing.operators import operator, policy_with_operators
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import PROFILES, SignerStack, signer_settings, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -44,14 +45,14 @@ def profiles_in_parts(folder: Path) -> Path:
     return path
 
 
-def issuers_in_parts(platform: Any, folder: Path, *counts: int) -> list[dict[str, Any]]:
+def issuers_in_parts(platform: Platform, folder: Path, *counts: int) -> list[dict[str, Any]]:
     (issuer,) = signer_settings(platform, folder).issuers
     return [issuer.model_dump() | {"crl_partitions": counts, "crl_urls": [OLD_URL]}]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def signer(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[SignerStack]:
     folder: Path = tmp_path_factory.mktemp("signer")
     async with signer_stack(
@@ -89,7 +90,8 @@ async def test_a_revoked_certificate_is_in_the_part_it_names_as_openssl_finds(
     certificate = await revoked_one(signer)
     serial = certificate.serial_number
     points = certificate.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
-    (named,) = points[0].full_name or ()
+    (named,) = points[0].full_name or [None]
+    assert named is not None
     assert named.value == f"http://crl.clinic.example/crl/issuing/16-{serial % 16}.crl"
     await signer.operations.lists.refresh()
     state = await told(signer, tmp_path / "state")
@@ -132,7 +134,7 @@ async def test_a_revoked_certificate_is_in_the_part_it_names_as_openssl_finds(
     assert b"different CRL scope" in verdicts["other"]
     (tmp_path / "own.der").write_bytes(body)
     lint = Path(sys.executable).parent / "lint_crl"
-    command = [lint, "lint", "-t", "CRL", "-p", "PKIX", "-s", "NOTICE", "own.der"]
+    command = [str(lint), "lint", "-t", "CRL", "-p", "PKIX", "-s", "NOTICE", "own.der"]
     judged = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (judged.returncode, judged.stdout.strip()) == (0, ""), judged.stdout + judged.stderr
 
@@ -180,9 +182,9 @@ async def test_more_than_one_list_holds_are_all_in_the_parts(
     lists = CRLPublisher(
         signer.database,
         signer.bus,
-        signer.batch.decision_context.issuers,
+        signer.decision_context.issuers,
         lifetime_s=86_400,
-        urls=signer.batch.decision_context.crl_urls,
+        urls=signer.decision_context.crl_urls,
     )
     await lists.refresh()
     state = await told(signer, tmp_path)
@@ -214,7 +216,7 @@ async def test_more_than_one_list_holds_are_all_in_the_parts(
 
 
 async def test_a_profile_that_names_parts_needs_an_issuer_that_makes_them(
-    platform: Any, tmp_path: Path
+    platform: Platform, tmp_path: Path
 ) -> None:
     settings = signer_settings(platform, tmp_path, profiles_file=profiles_in_parts(tmp_path))
     with pytest.raises(ConfigurationError, match="no crl_partitions"):

@@ -25,6 +25,7 @@ from estcore.runtime.migrations import migrations_url
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.many_certificates import write_certificates
 from estsuite_testing.operators import TestOperator, operator, policy_with_operators
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import SignerStack, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -41,7 +42,7 @@ TEAMED = {
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def signer(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[SignerStack]:
     folder: Path = tmp_path_factory.mktemp("signer")
     async with signer_stack(
@@ -137,7 +138,7 @@ async def test_states_are_told_apart_and_follow_a_revocation(
     await enrolled(signer, name)
     revoker = await operator(signer, "CN=revoker")
     (one,) = await listed(signer, auditor, name=name, state="good")
-    steps = (
+    steps: tuple[tuple[str, dict[str, Any], set[str]], ...] = (
         ("certificate-hold", {}, {"held", "revoked"}),
         ("certificate-unhold", {}, {"good"}),
         ("certificate-revoke", {"reason": "superseded"}, {"revoked"}),
@@ -225,7 +226,7 @@ def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
-async def analyzed(signer: SignerStack, platform: Any) -> None:
+async def analyzed(signer: SignerStack, platform: Platform) -> None:
     engine = create_async_engine(
         migrations_url(platform.database("ca-signer")), isolation_level="AUTOCOMMIT"
     )

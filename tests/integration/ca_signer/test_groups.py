@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 CAPPED = {"default": {"labels": ["services"], "profiles": ["service-mtls"], "max_per_minute": 3}}
 
 
-async def test_a_group_that_asks_too_often_waits(platform: Any, tmp_path: Path) -> None:
+async def test_a_group_that_asks_too_often_waits(platform: Platform, tmp_path: Path) -> None:
     """A front end that was taken over gets no more than its cap."""
     async with signer_stack(platform, tmp_path, groups=CAPPED) as signer:
         asked = [asyncio.ensure_future(signer.ask(signer.message())) for _ in range(10)]

@@ -7,7 +7,6 @@ import datetime as dt
 import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 import pytest
@@ -18,11 +17,13 @@ from pydantic import ValidationError
 from ca_signer.issuance.decision import decide
 from estcore import ids
 from estcore.errors import BusUnavailable, SerialNumberReused
+from estcore.messages.audit import AuditRecord
 from estcore.messages.enrollment import Principal
 from estcore.messages.envelope import encode
 from estcore.runtime.bus import Outgoing
 from estcore.runtime.migrations import migrations_url
 from estsuite_testing.e2e_stack import make_csr
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import SignerStack, signer_settings, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -32,7 +33,7 @@ LEASE_OVER_S = 2.2
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def signer(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[SignerStack]:
     folder: Path = tmp_path_factory.mktemp("signer")
     async with signer_stack(platform, folder, lease_s=2, max_attempts=3) as stack:
@@ -43,7 +44,7 @@ async def test_the_sweeper_signs_the_stored_tbs_of_a_dead_signer(signer: SignerS
     _, intent = await signer.leave_intent()
     await signer.sweeper.sweep()
     assert (await signer.row_of(intent))["state"] == "intended"  # lease is live
-    await asyncio.sleep(LEASE_OVER_S)
+    await signer.expire_lease(intent)
     await signer.sweeper.sweep()
     row = await signer.row_of(intent)
     assert (row["state"], row["fence"]) == ("issued", 2)
@@ -56,7 +57,7 @@ async def test_a_repeat_while_a_lease_is_live_is_told_to_wait(signer: SignerStac
     message, intent = await signer.leave_intent()
     answer = await signer.ask(signer.message(message.csr))
     assert answer.outcome == "pending"
-    await asyncio.sleep(LEASE_OVER_S)
+    await signer.expire_lease(intent)
     answer = await signer.ask(signer.message(message.csr))
     assert answer.outcome == "issued"
     row = await signer.row_of(intent)
@@ -66,7 +67,7 @@ async def test_a_repeat_while_a_lease_is_live_is_told_to_wait(signer: SignerStac
 async def test_the_fence_throws_a_late_signature_away(signer: SignerStack) -> None:
     """A worker paused for a minute comes back with a signature after another took over."""
     _, intent = await signer.leave_intent()
-    await asyncio.sleep(LEASE_OVER_S)
+    await signer.expire_lease(intent)
     taken = await signer.ledger.take_over(10)
     ours = [t.intent for t in taken if t.intent.issuance_id == intent.issuance_id]
     assert len(ours) == 1
@@ -77,7 +78,7 @@ async def test_the_fence_throws_a_late_signature_away(signer: SignerStack) -> No
 
 async def test_a_lease_is_kept_as_long_as_a_slow_key_store_works(signer: SignerStack) -> None:
     """Else another signer takes over what is about to be signed, again and again."""
-    keystore = signer.batch.decision_context.issuers["issuing"].keystore  # type: ignore[attr-defined]
+    keystore = signer.decision_context.issuers["issuing"].keystore  # type: ignore[attr-defined]
     kept = keystore.sign_many
 
     async def slow(tbs: Sequence[bytes]) -> list[bytes]:
@@ -103,12 +104,14 @@ async def test_a_lease_is_kept_as_long_as_a_slow_key_store_works(signer: SignerS
     assert (await signer.row_of(intent))["fence"] == 1
     # Once nobody works on it, it can be taken over again.
     _, other = await signer.leave_intent()
-    await asyncio.sleep(LEASE_OVER_S)
+    await signer.expire_lease(other)
     taken = await signer.ledger.take_over(10)
     assert other.issuance_id in {t.intent.issuance_id for t in taken}
 
 
-async def test_no_group_of_front_ends_may_ask_for_operators(platform: Any, tmp_path: Path) -> None:
+async def test_no_group_of_front_ends_may_ask_for_operators(
+    platform: Platform, tmp_path: Path
+) -> None:
     groups = {"default": {"labels": ["services"], "profiles": ["operator"]}}
     with pytest.raises(ValidationError, match="is for certificates of the CA itself"):
         signer_settings(platform, tmp_path, groups=groups)
@@ -118,7 +121,7 @@ async def test_a_stale_intent_is_abandoned_and_its_serial_never_used(signer: Sig
     message, intent = await signer.leave_intent(
         sign_before=dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
     )
-    await asyncio.sleep(LEASE_OVER_S)
+    await signer.expire_lease(intent)
     await signer.sweeper.sweep()
     assert (await signer.row_of(intent))["state"] == "abandoned"
     answer = await signer.ask(signer.message(message.csr))
@@ -131,7 +134,7 @@ async def test_a_stale_intent_is_abandoned_and_its_serial_never_used(signer: Sig
 async def test_serial_numbers_are_refused_a_second_time(signer: SignerStack) -> None:
     _, intent = await signer.leave_intent()
     candidate = decide(
-        signer.message(), "est.request.default.issuing.normal", signer.batch.decision_context, None
+        signer.message(), "est.request.default.issuing.normal", signer.decision_context, None
     )
     candidate.intent.serial_number = intent.serial_number
     with pytest.raises(SerialNumberReused):
@@ -139,7 +142,7 @@ async def test_serial_numbers_are_refused_a_second_time(signer: SignerStack) -> 
 
 
 async def test_without_an_audit_pubacks_nothing_is_signed(
-    signer: SignerStack, platform: Any
+    signer: SignerStack, platform: Platform
 ) -> None:
     """G5: no PubAck for the intent, no signature."""
     _, intent = await signer.leave_intent()
@@ -170,10 +173,8 @@ async def test_an_intent_of_a_revoked_certificate_is_abandoned(signer: SignerSta
     who = Principal(method="certificate", name=f"issuing/CN={name}", certificate=first.certificate)
     message = signer.message(make_csr(name)[1], operation="simplereenroll", principal=who)
     _, intent = await signer.leave_intent(message)
-    await signer.value(
-        "update issuance set revoked_at = now() where request_id = $1", first_message.id
-    )
-    await asyncio.sleep(LEASE_OVER_S)
+    await signer.mark_revoked(first_message)
+    await signer.expire_lease(intent)
     await signer.sweeper.sweep()
     assert (await signer.row_of(intent))["state"] == "abandoned"
     record = (await signer.audited("certificate.abandoned"))[-1]
@@ -187,7 +188,7 @@ async def test_an_intent_of_a_revoked_secret_is_abandoned(signer: SignerStack) -
     _, intent = await signer.leave_intent()
     await signer.secrets.revoke("load")
     try:
-        await asyncio.sleep(LEASE_OVER_S)
+        await signer.expire_lease(intent)
         await signer.sweeper.sweep()
         assert (await signer.row_of(intent))["state"] == "abandoned"
     finally:
@@ -201,7 +202,7 @@ async def test_a_repeat_with_a_revoked_secret_gets_nothing(signer: SignerStack) 
     left, intent = await signer.leave_intent(
         signer.message(principal=Principal(method="secret", name="other"))
     )
-    await asyncio.sleep(LEASE_OVER_S)
+    await signer.expire_lease(intent)
     await signer.secrets.revoke("other")
     try:
         for message in (issued, left):
@@ -219,7 +220,7 @@ async def test_a_repeat_of_a_stale_intent_abandons_it_on_record(signer: SignerSt
     message, intent = await signer.leave_intent(
         sign_before=dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
     )
-    await asyncio.sleep(LEASE_OVER_S)
+    await signer.expire_lease(intent)
     answer = await signer.ask(signer.message(message.csr))
     assert answer.outcome == "issued"
     assert (await signer.row_of(intent))["state"] == "abandoned"
@@ -233,7 +234,7 @@ async def test_a_repeat_of_a_stale_intent_abandons_it_on_record(signer: SignerSt
 # Poison.
 
 
-async def as_owner(platform: Any, sql: str) -> None:
+async def as_owner(platform: Platform, sql: str) -> None:
     settings = platform.database("ca-signer")
     url = migrations_url(settings).render_as_string(hide_password=False)
     connection = await asyncpg.connect(url.replace("+asyncpg", ""))
@@ -256,15 +257,11 @@ async def test_a_poisoned_intent_does_not_stop_the_sweeper(signer: SignerStack) 
         bad.issuance_id,
         b"\x30\x03\x02\x01\x00",
     )
-    await asyncio.sleep(LEASE_OVER_S)
+    await signer.expire_lease(bad, good)
     await signer.sweeper.sweep()
     assert (await signer.row_of(good))["state"] == "issued"
     assert (await signer.row_of(bad))["state"] == "intended"
-    await signer.value(
-        "update issuance set sign_before = now() - interval '1 s', "
-        "lease_until = now() - interval '1 s' where issuance_id = $1",
-        bad.issuance_id,
-    )
+    await signer.make_stale(bad)
     await signer.sweeper.sweep()
     assert (await signer.row_of(bad))["state"] == "abandoned"
 
@@ -325,7 +322,7 @@ async def test_an_unreadable_request_that_says_who_asked_is_answered(
     "message dead-lettered",
 )
 async def test_a_request_the_ledger_cannot_take_ends_as_a_dead_letter_on_record(
-    signer: SignerStack, platform: Any
+    signer: SignerStack, platform: Platform
 ) -> None:
     """The worker lives on, the others are served, the poisoned one is counted and put aside."""
     poisoned = signer.message()
@@ -340,10 +337,15 @@ async def test_a_request_the_ledger_cannot_take_ends_as_a_dead_letter_on_record(
     others = [signer.message() for _ in range(5)]
     for answer in await asyncio.gather(*(signer.ask(message) for message in others)):
         assert answer.outcome == "issued"
+
+    async def given_up() -> list[AuditRecord]:
+        records = await signer.audited("request.dead_letter")
+        return [r for r in records if r.correlation_id == poisoned.correlation_id]
+
     async with asyncio.timeout(20):
-        while not await signer.audited("request.dead_letter"):
-            await asyncio.sleep(0.2)
-    record = (await signer.audited("request.dead_letter"))[-1]
+        while not await given_up():
+            await asyncio.sleep(0.05)
+    (record,) = await given_up()
     assert record.reason_code == "request.too_many_attempts"
     assert record.details is not None
     assert record.details["topic"] == "est.request.default.issuing.normal"

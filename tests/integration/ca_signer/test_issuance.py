@@ -19,6 +19,7 @@ from estcore.messages.envelope import decode, encode
 from estcore.messages.events import ReannounceAnswered, ReannounceRequested
 from estcore.pki.profile import Priority
 from estsuite_testing.e2e_stack import make_csr
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import SignerStack, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -26,7 +27,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def signer(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[SignerStack]:
     folder: Path = tmp_path_factory.mktemp("signer")
     async with signer_stack(platform, folder, lease_s=2) as stack:
@@ -65,10 +66,7 @@ async def test_after_the_window_the_same_key_is_a_new_generation(signer: SignerS
     _, csr = make_csr("dev-window")
     message = signer.message(csr)
     first = await signer.ask(message)
-    await signer.value(
-        "update issuance set issued_at = issued_at - interval '1 day' where request_id = $1",
-        message.id,
-    )
+    await signer.age_certificate(message)
     second = await signer.ask(signer.message(csr))
     assert second.outcome == "issued"
     assert second.certificate != first.certificate
@@ -80,10 +78,7 @@ async def test_a_redelivery_after_the_window_still_gets_its_own_certificate(
     """``request_id`` is unique for ever, whatever the window says."""
     message = signer.message()
     first = await signer.ask(message)
-    await signer.value(
-        "update issuance set issued_at = issued_at - interval '1 day' where request_id = $1",
-        message.id,
-    )
+    await signer.age_certificate(message)
     signer.answers.pop(message.id)
     again = await signer.ask(message, fresh_id=True)
     assert again.certificate == first.certificate
@@ -93,7 +88,7 @@ async def test_a_revoked_certificate_is_not_returned_again(signer: SignerStack) 
     _, csr = make_csr("dev-revoked")
     message = signer.message(csr)
     first = await signer.ask(message)
-    await signer.value("update issuance set revoked_at = now() where request_id = $1", message.id)
+    await signer.mark_revoked(message)
     second = await signer.ask(signer.message(csr))
     assert second.outcome == "issued"
     assert second.certificate != first.certificate
@@ -140,9 +135,7 @@ async def test_F5_F8_reenrollment_is_refused(
     if change.get("certificate"):
         certificate = certificate[:-1] + bytes((certificate[-1] ^ 1,))
     if change.get("revoked"):
-        await signer.value(
-            "update issuance set revoked_at = now() where request_id = $1", message.id
-        )
+        await signer.mark_revoked(message)
     answer = await signer.ask(
         signer.message(
             make_csr(change.get("name", name))[1],
@@ -268,7 +261,9 @@ async def test_unannounced_certificates_are_announced_by_the_sweeper(signer: Sig
     )
 
 
-async def test_windows_are_announced_again_on_request(signer: SignerStack, platform: Any) -> None:
+async def test_windows_are_announced_again_on_request(
+    signer: SignerStack, platform: Platform
+) -> None:
     """Anti-entropy: renewal asks for a window, and gets every certificate of it again."""
     from estcore.runtime.bus import Bus
 
@@ -286,7 +281,7 @@ async def test_windows_are_announced_again_on_request(signer: SignerStack, platf
 
 
 async def test_postgres_away_puts_requests_back_and_loses_none(
-    signer: SignerStack, platform: Any
+    signer: SignerStack, platform: Platform
 ) -> None:
     await platform.postgres.stop(immediate=True)
     message = signer.message()

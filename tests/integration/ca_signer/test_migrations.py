@@ -18,6 +18,7 @@ import renewal.tables
 from ca_signer.connections import SCHEMA, SCRIPTS
 from ca_signer.ledger import tables as ledger
 from estcore.runtime.migrations import migrate, migrations_url
+from estsuite_testing.platform import Platform
 
 pytestmark = pytest.mark.integration
 
@@ -41,7 +42,7 @@ def described(name: str | None, kind: str, parents: Any) -> bool:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-async def test_up_twice_and_the_tables_match(platform: Any, service: str) -> None:
+async def test_up_twice_and_the_tables_match(platform: Platform, service: str) -> None:
     settings = platform.database(service)
     schema, scripts, metadata = SERVICES[service]
     await migrate(settings, schema=schema, scripts=scripts)
@@ -58,7 +59,7 @@ async def test_up_twice_and_the_tables_match(platform: Any, service: str) -> Non
     await engine.dispose()
 
 
-async def test_the_runtime_role_can_neither_drop_nor_rewrite_history(platform: Any) -> None:
+async def test_the_runtime_role_can_neither_drop_nor_rewrite_history(platform: Platform) -> None:
     settings = platform.database("ca-signer")
     await migrate(settings, schema=SCHEMA, scripts=SCRIPTS)
     assert settings.password_file is not None

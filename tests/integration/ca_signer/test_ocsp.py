@@ -33,6 +33,7 @@ from estcore.policy.internal_profiles import OCSP_RESPONDER_PROFILE
 from estcore.runtime.bus import Bus
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.operators import TestOperator, operator, policy_with_operators
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import SignerStack, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -45,7 +46,7 @@ def responder(signer: SignerStack, **changes: int) -> OCSPResponder:
     return OCSPResponder(
         signer.bus,
         signer.database,
-        signer.batch.decision_context,
+        signer.decision_context,
         resolver=signer.resolver,
         cycle=signer.cycle,
         settings=OCSPSettings(**changes),
@@ -54,7 +55,7 @@ def responder(signer: SignerStack, **changes: int) -> OCSPResponder:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def signer(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[SignerStack]:
     folder: Path = tmp_path_factory.mktemp("signer")
     policy = policy_with_operators(folder)
@@ -69,7 +70,7 @@ async def boss(signer: SignerStack) -> TestOperator:
 
 
 def ca(signer: SignerStack) -> x509.Certificate:
-    return signer.batch.decision_context.issuers["issuing"].certificate.certificate
+    return signer.decision_context.issuers["issuing"].certificate.certificate
 
 
 async def issued(signer: SignerStack, name: str) -> x509.Certificate:
@@ -235,14 +236,11 @@ async def test_a_certificate_is_renewed_after_half_its_life_and_not_before(
 
 
 async def test_an_intent_of_a_responder_that_died_is_given_up(signer: SignerStack) -> None:
-    issuer = signer.batch.decision_context.issuers["issuing"]
+    issuer = signer.decision_context.issuers["issuing"]
     key = ec.generate_private_key(ec.SECP256R1())
-    found = responder_candidate(key, issuer, signer.batch.decision_context, dt.timedelta(days=7))
+    found = responder_candidate(key, issuer, signer.decision_context, dt.timedelta(days=7))
     assert await signer.ledger.insert([found.intent]) == {found.intent.issuance_id}
-    await signer.value(
-        "update issuance set lease_until = now() - interval '1 s' where issuance_id = $1",
-        found.intent.issuance_id,
-    )
+    await signer.expire_lease(found.intent)
     await signer.sweeper.sweep()
     assert (await signer.row_of(found.intent))["state"] == "abandoned"
 

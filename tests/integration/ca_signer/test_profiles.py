@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -18,6 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from estcore import ids
 from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested, Principal
 from estcore.pki.names import parse_name
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import EVERY_FEATURE, SignerStack, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def signer(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[SignerStack]:
     folder: Path = tmp_path_factory.mktemp("signer")
     policy = folder / "policy.yaml"

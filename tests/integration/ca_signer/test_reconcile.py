@@ -25,6 +25,7 @@ from estcore.messages.audit import AuditRecord
 from estcore.messages.enrollment import EnrollmentRequested
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.operators import TestOperator, operator, policy_with_operators
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import SignerStack, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -32,7 +33,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def signer(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[SignerStack]:
     folder: Path = tmp_path_factory.mktemp("reconcile")
     async with signer_stack(platform, folder, policy_file=policy_with_operators(folder)) as stack:
@@ -62,14 +63,14 @@ async def records(signer: SignerStack, name: str) -> list[dict[str, Any]]:
 
 
 def read(signer: SignerStack, found: list[dict[str, Any]]) -> AuditLogContents:
-    return read_records(found, signer.batch.decision_context.profiles)
+    return read_records(found, signer.decision_context.profiles)
 
 
 async def restored(signer: SignerStack, outcomes: AuditLogContents) -> Restored:
     return await Restorer(signer.bus, signer.database).restore(outcomes)
 
 
-async def forget(platform: Any, name: str) -> None:
+async def forget(platform: Platform, name: str) -> None:
     """Make the ledger one from before a subject was enrolled."""
     connection = await platform.postgres.superuser()
     try:
@@ -85,7 +86,7 @@ async def forget(platform: Any, name: str) -> None:
 
 
 async def test_what_was_lost_comes_back_as_it_was(
-    signer: SignerStack, platform: Any, boss: TestOperator
+    signer: SignerStack, platform: Platform, boss: TestOperator
 ) -> None:
     message, certificate = await issued(signer, "dev-lost")
     fingerprint = sha256(certificate).hexdigest()
@@ -94,7 +95,7 @@ async def test_what_was_lost_comes_back_as_it_was(
     (before,) = await signer.rows(sql)
     found = read(signer, await records(signer, "dev-lost"))
     for one in found.issued.values():
-        check_issued(one, signer.batch.decision_context.issuers)
+        check_issued(one, signer.decision_context.issuers)
     assert await restored(signer, found) == Restored()
     await forget(platform, "dev-lost")
 
@@ -115,7 +116,7 @@ async def test_what_was_lost_comes_back_as_it_was(
 
 
 async def test_the_last_of_hold_and_release_counts(
-    signer: SignerStack, platform: Any, boss: TestOperator
+    signer: SignerStack, platform: Platform, boss: TestOperator
 ) -> None:
     for name, verbs in {
         "dev-held": ["hold"],
@@ -136,7 +137,7 @@ async def test_the_last_of_hold_and_release_counts(
 
 
 async def test_a_revocation_that_was_only_announced_comes_back_too(
-    signer: SignerStack, platform: Any, boss: TestOperator
+    signer: SignerStack, platform: Platform, boss: TestOperator
 ) -> None:
     """Where the audit log lost or never had the record."""
     _, certificate = await issued(signer, "dev-incident")
@@ -152,7 +153,7 @@ async def test_a_revocation_that_was_only_announced_comes_back_too(
 
 
 async def test_what_an_incident_revoked_comes_back(
-    signer: SignerStack, platform: Any, boss: TestOperator
+    signer: SignerStack, platform: Platform, boss: TestOperator
 ) -> None:
     _, certificate = await issued(signer, "dev-incident-member")
     revoker = await operator(signer, "CN=revoker")
@@ -190,7 +191,7 @@ async def test_what_an_incident_revoked_comes_back(
 
 
 async def test_an_intent_without_outcome_keeps_its_serial_number_until_the_outcome_comes(
-    signer: SignerStack, platform: Any
+    signer: SignerStack, platform: Platform
 ) -> None:
     _, certificate = await issued(signer, "dev-half")
     everything = await records(signer, "dev-half")
@@ -210,7 +211,7 @@ async def test_an_intent_without_outcome_keeps_its_serial_number_until_the_outco
 
 
 async def test_records_of_before_come_back_without_their_enrollment(
-    signer: SignerStack, platform: Any
+    signer: SignerStack, platform: Platform
 ) -> None:
     message, certificate = await issued(signer, "dev-old")
     found = await records(signer, "dev-old")
@@ -222,7 +223,9 @@ async def test_records_of_before_come_back_without_their_enrollment(
     assert again.certificate not in {None, certificate}
 
 
-async def test_a_key_of_another_owner_is_not_given_away(signer: SignerStack, platform: Any) -> None:
+async def test_a_key_of_another_owner_is_not_given_away(
+    signer: SignerStack, platform: Platform
+) -> None:
     await issued(signer, "dev-theirs")
     found = read(signer, await records(signer, "dev-theirs"))
     await forget(platform, "dev-theirs")
@@ -238,7 +241,7 @@ async def test_a_key_of_another_owner_is_not_given_away(signer: SignerStack, pla
 
 
 async def test_another_issuance_of_the_same_request_is_not_overwritten(
-    signer: SignerStack, platform: Any
+    signer: SignerStack, platform: Platform
 ) -> None:
     await issued(signer, "dev-twice")
     found = read(signer, await records(signer, "dev-twice"))
@@ -269,7 +272,7 @@ async def test_a_certificate_that_is_not_what_its_record_says_is_refused(
     found[0]["target"][change] = wrong[change]
     (one,) = read(signer, found).issued.values()
     with pytest.raises(MalformedRequest) as refused:
-        check_issued(one, signer.batch.decision_context.issuers)
+        check_issued(one, signer.decision_context.issuers)
     assert refused.value.code.startswith("reconcile.")
 
 
@@ -303,7 +306,7 @@ async def test_a_record_that_lacks_something_stops_everything(
 
 
 async def test_the_bus_tells_of_certificates_that_the_log_has_lost_too(
-    signer: SignerStack, platform: Any
+    signer: SignerStack, platform: Platform
 ) -> None:
     message, certificate = await issued(signer, "dev-both")
     name = await signer.value("select issuance_id from issuance where subject = 'CN=dev-both'")
@@ -317,7 +320,7 @@ async def test_the_bus_tells_of_certificates_that_the_log_has_lost_too(
             await asyncio.sleep(0.1)
     assert str(name) not in {i.intent.issuance_id for i in await announced(signer.bus, {str(name)})}
     for one in found:
-        check_issued(one, signer.batch.decision_context.issuers)
+        check_issued(one, signer.decision_context.issuers)
     await forget(platform, "dev-both")
     lost = AuditLogContents(issued={str(name): found[0]})
     assert (await restored(signer, lost)).issued == 1

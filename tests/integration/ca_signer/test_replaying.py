@@ -20,6 +20,7 @@ from estcore import ids
 from estcore.clock import SystemClock
 from estcore.errors import Conflict, MalformedRequest
 from estsuite_testing.operators import policy_with_operators
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import SignerStack, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -29,7 +30,7 @@ STEPS = ("begin a", "begin b", "begin own", "publish", "sign", "retire", "back")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def signer(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[SignerStack]:
     folder: Path = tmp_path_factory.mktemp("replay")
     policy = policy_with_operators(folder)
@@ -99,7 +100,7 @@ async def test_any_order_of_commands_played_again_gives_the_same_tables(
 
 
 async def test_rollovers_come_back_into_a_ledger_that_has_forgotten_them(
-    signer: SignerStack, platform: Any
+    signer: SignerStack, platform: Platform
 ) -> None:
     family = ids.uuid7()[-12:]
     records = []
@@ -108,17 +109,17 @@ async def test_rollovers_come_back_into_a_ledger_that_has_forgotten_them(
             row = await carry_out(connection, family, step)
         records.append(record(row))
     before = await tables(signer, family)
-    found = read_records(records, signer.batch.decision_context.profiles)
+    found = read_records(records, signer.decision_context.profiles)
     restorer = Restorer(signer.bus, signer.database)
     assert (await restorer.restore(found)).rollovers == 0
 
-    connection = await platform.postgres.superuser()
+    superuser = await platform.postgres.superuser()
     try:
-        await connection.execute("truncate ca_signer.rollover, ca_signer.generation")
+        await superuser.execute("truncate ca_signer.rollover, ca_signer.generation")
     finally:
-        await connection.close()
+        await superuser.close()
     done = await restorer.restore(found)
-    assert (done.rollovers, done.forgotten) == (2, [])
+    assert (done.rollovers, done.unrecoverable_commands) == (2, [])
     assert await tables(signer, family) == before
     assert (await restorer.restore(found)).rollovers == 0
 
@@ -153,5 +154,5 @@ async def test_a_rollover_that_is_half_on_record_stops_everything(
     half = record(row)
     del half["details"][gone]
     with pytest.raises(MalformedRequest) as refused:
-        read_records([half], signer.batch.decision_context.profiles)
+        read_records([half], signer.decision_context.profiles)
     assert refused.value.code == "reconcile.record"

@@ -23,6 +23,7 @@ from estcore.messages.state import RevokedShard, revoked_shard
 from estcore.runtime.bus import Bus, Outgoing
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.operators import TestOperator, operator, policy_with_operators
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import SignerStack, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -30,7 +31,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def signer(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[SignerStack]:
     folder: Path = tmp_path_factory.mktemp("signer")
     policy = policy_with_operators(folder)
@@ -44,7 +45,9 @@ async def boss(signer: SignerStack) -> TestOperator:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def events(platform: Any, signer: SignerStack) -> AsyncIterator[list[CertificateRevoked]]:
+async def events(
+    platform: Platform, signer: SignerStack
+) -> AsyncIterator[list[CertificateRevoked]]:
     found: list[CertificateRevoked] = []
     bus = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "listener")
 
@@ -195,19 +198,14 @@ async def test_an_intent_with_a_lost_key_is_given_up(
     _, csr = make_csr("dev-stolen-late")
     first = await signer.ask(signer.message(csr))
     assert first.certificate is not None
-    await signer.value(
-        "update issuance set issued_at = issued_at - interval '1 day' where certificate = $1",
-        first.certificate,
-    )
+    await signer.age_certificate(first.certificate)
     await signer.value(
         "delete from enrollment where issuance_id = $1",
         (await row(signer, first.certificate))["issuance_id"],
     )
     _, intent = await signer.leave_intent(signer.message(csr))
     await boss.give(signer, "certificate-revoke", one(first.certificate, reason="keyCompromise"))
-    await signer.value(
-        "update issuance set lease_until = now() where issuance_id = $1", intent.issuance_id
-    )
+    await signer.expire_lease(intent)
     await signer.sweeper.sweep()
     assert (await signer.row_of(intent))["state"] == "abandoned"
 

@@ -30,6 +30,7 @@ from estcore.messages.state import CACertificates, TrustFetched
 from estcore.runtime.bus import Bus
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.operators import TestOperator, operator, policy_with_operators
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import SignerStack, signer_settings, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -115,7 +116,7 @@ def issuers(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def make_generations(platform: Any, folder: Path) -> None:
+def make_generations(platform: Platform, folder: Path) -> None:
     signer_settings(platform, folder)  # makes the first one
     passphrase = folder / "ca.passphrase"
     cross_certificates.issuing(
@@ -131,11 +132,14 @@ def make_generations(platform: Any, folder: Path) -> None:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def rolling(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Rolling]:
     folder: Path = tmp_path_factory.mktemp("rolling")
     make_generations(platform, folder)
-    changes = {"policy_file": policy_with_operators(folder), "issuers": issuers(folder)}
+    changes: dict[str, Any] = {
+        "policy_file": policy_with_operators(folder),
+        "issuers": issuers(folder),
+    }
     frontend = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "watching")
     async with (
         signer_stack(platform, folder, **changes) as signer,
@@ -207,9 +211,9 @@ async def test_C5_C6_D5_D6_an_issuing_ca_is_rolled_over_step_by_step(rolling: Ro
     # 7. A signer that has not heard of it records nothing, and says: later.
     assert candidate.intent.issuer_id == "issuing"
     assert await rolling.deaf.ledger.insert([candidate.intent]) == set()
-    with pytest.raises(IssuerUnavailable) as later:
+    with pytest.raises(IssuerUnavailable) as unknown:
         await rolling.deaf.resolver.resolve(candidate)
-    assert later.value.code == "issuer.generation"
+    assert unknown.value.code == "issuer.generation"
 
     # 8. The slot goes on under the new generation, by its certificate of the old one.
     assert first.certificate is not None
@@ -223,7 +227,7 @@ async def test_C5_C6_D5_D6_an_issuing_ca_is_rolled_over_step_by_step(rolling: Ro
     assert (await rolling.row(third.certificate))["slot_id"] == old_row["slot_id"]
     made = x509.load_der_x509_certificate(second.certificate)
     made.verify_directly_issued_by(
-        signer.batch.decision_context.issuers["issuing-2"].certificate.certificate
+        signer.decision_context.issuers["issuing-2"].certificate.certificate
     )
 
     # 9. It cannot be rolled back any more, and slots that stayed behind keep it from retiring.
@@ -264,7 +268,7 @@ async def test_C5_C6_D5_D6_an_issuing_ca_is_rolled_over_step_by_step(rolling: Ro
     # Once its leaves are over, the old issuer leaves the settings, and labels go on naming it.
     settings = signer.settings.model_copy(update={"issuers": signer.settings.issuers[1:2]})
     later = load_signing_context(settings)
-    later.generations = signer.batch.decision_context.generations
+    later.generations = signer.decision_context.generations
     assert later.signing("issuing").issuer_id == "issuing-2"
     assert (later.families, later.missing_issuers) == (("issuing",), [])
 

@@ -18,13 +18,14 @@ from ca_signer.main import load_signing_context
 from estcore.clock import SystemClock
 from estcore.messages.enrollment import EnrollmentAnswered
 from estsuite_testing.operators import operator, policy_with_operators
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import PROFILES, SignerStack, signer_settings, signer_stack
 
 pytestmark = pytest.mark.integration
 CRL = "http://crl.test/crl/{issuer}.crl"
 
 
-def settings_of_two(platform: Any, folder: Path) -> dict[str, Any]:
+def settings_of_two(platform: Platform, folder: Path) -> dict[str, Any]:
     first = signer_settings(platform, folder).issuers[0].model_dump()
     place, passphrase = folder / "ca2", folder / "ca.passphrase"
     cross_certificates.issuing(
@@ -47,7 +48,7 @@ def settings_of_two(platform: Any, folder: Path) -> dict[str, Any]:
     }
 
 
-async def test_D5_a_switch_under_load_loses_nothing(platform: Any, tmp_path: Path) -> None:
+async def test_D5_a_switch_under_load_loses_nothing(platform: Platform, tmp_path: Path) -> None:
     changes = settings_of_two(platform, tmp_path)
     async with (
         signer_stack(platform, tmp_path, **changes) as first,
@@ -108,7 +109,7 @@ async def test_D5_a_switch_under_load_loses_nothing(platform: Any, tmp_path: Pat
 
 
 def test_a_signer_without_the_new_issuer_says_so_and_publishes_nothing(
-    platform: Any, tmp_path: Path
+    platform: Platform, tmp_path: Path
 ) -> None:
     """It must not take away trust that another signer published."""
     settings = signer_settings(platform, tmp_path, **settings_of_two(platform, tmp_path))

@@ -7,7 +7,6 @@ import datetime as dt
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -24,6 +23,7 @@ from estcore.pki.profile import Priority
 from estcore.runtime.bus import Bus, Outgoing
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.operators import operator, policy_with_operators
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import PROFILES, SignerStack, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def signer(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[SignerStack]:
     folder: Path = tmp_path_factory.mktemp("signer")
     raw = yaml.safe_load(PROFILES.read_text())
@@ -44,7 +44,7 @@ async def signer(
     async with signer_stack(platform, folder, policy_file=policy, profiles_file=path) as stack:
         stop = asyncio.Event()
         job = RevokeAfterRotation(
-            stack.bus, stack.database, stack.publisher, stack.batch.decision_context
+            stack.bus, stack.database, stack.publisher, stack.decision_context
         )
         running = asyncio.ensure_future(job.run(stop))
         try:
@@ -55,7 +55,7 @@ async def signer(
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def renewal(platform: Any) -> AsyncIterator[Bus]:
+async def renewal(platform: Platform) -> AsyncIterator[Bus]:
     bus = await Bus.connect(platform.bus("renewal"), "renewal", "test")
     yield bus
     await bus.close()
@@ -165,7 +165,7 @@ async def test_without_the_profiles_word_old_ones_run_to_their_end(
     signer: SignerStack, renewal: Bus
 ) -> None:
     old, new = await rotated(signer)
-    decision_context = signer.batch.decision_context
+    decision_context = signer.decision_context
     before = decision_context.profiles
     plain = before.profiles["service-mtls"]
     rules = plain.renewal.model_copy(update={"revoke_replaced": False})

@@ -12,7 +12,6 @@ import urllib.request
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -20,6 +19,7 @@ import yaml
 from cryptography import x509
 
 from estdev.ports import free_port
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import SignerStack, signer_stack
 from estsuite_testing.softhsm import SoftHSM, alive, issuer_settings, until_true, with_keys
 
@@ -73,7 +73,7 @@ class Service:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def service(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Service]:
     folder = tmp_path_factory.mktemp("signer")
     (folder / "token").mkdir()

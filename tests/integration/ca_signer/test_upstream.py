@@ -28,6 +28,7 @@ from estcore.runtime.bus import Bus
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.operators import TestOperator, operator
 from estsuite_testing.other_ca import DAY, OtherCA, named, new_key, usage
+from estsuite_testing.platform import Platform
 from estsuite_testing.upstream_stack import ISSUER, UpstreamStack, upstream_stack
 
 pytestmark = [
@@ -44,7 +45,7 @@ pytestmark = [
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[UpstreamStack]:
     folder: Path = tmp_path_factory.mktemp("upstream")
     async with (
@@ -186,7 +187,7 @@ async def test_what_the_policy_refuses_is_never_sent(stack: UpstreamStack, other
 def wrong(name: str, other: OtherCA) -> dict[str, Any]:
     """How somebody else's CA gets it wrong."""
     server = ExtendedKeyUsageOID.SERVER_AUTH
-    return {
+    changes: dict[str, dict[str, Any]] = {
         "key": {"key": new_key().public_key()},
         "subject": {"subject": named("dev-somebody-else")},
         "san": {"san": [x509.DNSName("extra.test")]},
@@ -198,7 +199,8 @@ def wrong(name: str, other: OtherCA) -> dict[str, Any]:
         "extended_key_usage_missing": {"purposes": None},
         "critical": {"critical": True},
         "issuer": {"signer": (other.root, other.root_key)},
-    }[name]
+    }
+    return changes[name]
 
 
 @pytest.mark.parametrize(
@@ -282,10 +284,7 @@ async def test_an_old_answer_to_the_same_request_is_neither_new_nor_wrong(
         return certs_only(made)
 
     other.behaviour = again
-    await stack.signer.value(
-        "update issuance set issued_at = issued_at - interval '2 days' where request_id = $1",
-        message.id,
-    )
+    await stack.signer.age_certificate(message, dt.timedelta(days=2))
     answer = await stack.ask(stack.message(message.csr))
     assert (answer.outcome, answer.code) == ("rejected", "upstream.repeated")
     sql = "select count(*) from upstream_revocation where certificate_sha256 = $1"
@@ -460,10 +459,7 @@ async def test_an_operator_sees_and_adopts_what_was_issued(
     )
     assert adopted.outcome == "done", adopted
     # The client gets it, however late it comes back.
-    await stack.signer.value(
-        "update issuance set issued_at = issued_at - interval '2 days' where request_id = $1",
-        message.id,
-    )
+    await stack.signer.age_certificate(message, dt.timedelta(days=2))
     answer = await until_asked_again(stack, message)
     assert (answer.outcome, answer.certificate) == ("issued", made)
     assert len(other.seen) == 1
@@ -509,7 +505,7 @@ async def test_what_an_operator_abandons_makes_room_for_a_new_request(
 
 
 async def test_commands_about_submissions_go_to_the_process_that_can(
-    stack: UpstreamStack, other: OtherCA, approver: TestOperator, platform: Any
+    stack: UpstreamStack, other: OtherCA, approver: TestOperator, platform: Platform
 ) -> None:
     """Over the bus, as ``estctl submissions`` sends them: the rights on it are enough."""
     message = await lost_answer(stack, other)
@@ -575,7 +571,7 @@ async def test_an_answer_that_comes_late_settles_the_unknown_by_itself(
     message = stack.message()
     await stack.signer.send(message)
     await asyncio.wait_for(entered.wait(), 5)
-    await stack.lapse(message)
+    await stack.expire_lease(message)
     answer = await stack.ask(stack.message(message.csr))
     assert answer.outcome == "pending"
     gate.set()
@@ -607,7 +603,7 @@ async def test_what_was_recorded_and_not_sent_is_sent_after_a_crash(
     message = stack.message()
     await stack.resolve(message)
     assert (await stack.ask(stack.message(message.csr))).outcome == "pending"  # the lease is live
-    await stack.lapse(message)
+    await stack.expire_lease(message)
     answer = await stack.ask(stack.message(message.csr))
     assert answer.outcome == "issued"
     assert len(other.seen) == 1
@@ -619,7 +615,7 @@ async def test_what_was_being_sent_at_a_crash_is_unknown(
     message = stack.message()
     held: Any = await stack.resolve(message)
     assert await stack.parts.submissions.begin(held)
-    await stack.lapse(message)
+    await stack.expire_lease(message)
     answer = await stack.ask(stack.message(message.csr))
     assert answer.outcome == "pending"
     assert (await stack.row(message.id))["state"] == "unknown"
@@ -633,15 +629,12 @@ async def test_the_sweeper_finds_what_nobody_came_back_for(
     other.behaviour = other.answering(202, retry_after="1")
     assert (await stack.ask(forgotten)).outcome == "pending"
     other.seen.clear()
-    await stack.signer.value(
-        "update submission set created_at = created_at - interval '8 days' where request_id = $1",
-        forgotten.id,
-    )
+    await stack.age_submission(forgotten, dt.timedelta(days=8))
     held: Any = await stack.resolve(sent)
     assert await stack.parts.submissions.begin(held)
     await stack.resolve(unsent)
     for message in (sent, unsent):
-        await stack.lapse(message)
+        await stack.expire_lease(message)
     await stack.signer.value(
         "update submission set sign_before = now() where request_id = $1", unsent.id
     )
@@ -655,7 +648,7 @@ async def test_the_sweeper_finds_what_nobody_came_back_for(
 
 
 async def test_an_answer_outlives_a_short_outage_of_the_ledger(
-    stack: UpstreamStack, other: OtherCA, platform: Any
+    stack: UpstreamStack, other: OtherCA, platform: Platform
 ) -> None:
     """The certificate is made when PostgreSQL is away: nobody would say it a second time."""
     gate, entered = asyncio.Event(), asyncio.Event()
@@ -683,7 +676,7 @@ async def test_an_answer_outlives_a_short_outage_of_the_ledger(
 
 
 async def test_without_an_audit_puback_nothing_is_sent(
-    stack: UpstreamStack, other: OtherCA, platform: Any
+    stack: UpstreamStack, other: OtherCA, platform: Platform
 ) -> None:
     from estcore.errors import BusUnavailable
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from ca_signer.upstream.main import check
 from ca_signer.upstream.plugin import Retryable
 from estcore.errors import ConfigurationError
 from estsuite_testing.other_ca import OtherCA, certs_only
+from estsuite_testing.platform import Platform
 from estsuite_testing.upstream_stack import (
     ISSUER,
     UpstreamStack,
@@ -33,7 +35,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack(
-    platform: Any, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[UpstreamStack]:
     folder: Path = tmp_path_factory.mktemp("upstream")
     other = OtherCA(folder / "other")
@@ -101,7 +103,7 @@ async def test_what_was_being_sent_at_a_crash_is_asked_for_again(
     message = stack.message()
     held: Any = await stack.resolve(message)
     assert await stack.parts.submissions.begin(held)
-    await stack.lapse(message)
+    await stack.expire_lease(message)
     answer = await stack.ask(stack.message(message.csr))
     assert answer.outcome == "issued"
     assert len(other.issued) == 1
@@ -124,7 +126,7 @@ async def test_two_holders_of_one_request_get_one_certificate_and_both_are_right
     message = stack.message()
     await stack.signer.send(message)
     await asyncio.wait_for(entered.wait(), 5)
-    await stack.lapse(message)
+    await stack.expire_lease(message)
     answer = await stack.ask(stack.message(message.csr))
     assert answer.outcome == "issued"
     gate.set()
@@ -145,7 +147,7 @@ async def test_the_first_of_two_holders_stores_what_both_get(
     message = stack.message()
     late: Any = await stack.resolve(message)
     assert await stack.parts.submissions.begin(late)
-    await stack.lapse(message)
+    await stack.expire_lease(message)
     await stack.signer.value(
         "update submission set fence = fence + 1, lease_until = now() + interval '8 seconds' "
         "where request_id = $1",
@@ -165,13 +167,10 @@ async def test_while_it_may_be_repeated_the_sweeper_asks_no_person(
     message = stack.message()
     held: Any = await stack.resolve(message)
     assert await stack.parts.submissions.begin(held)
-    await stack.lapse(message)
+    await stack.expire_lease(message)
     await asyncio.sleep(0.7)  # three sweeps
     assert (await stack.row(message.id))["state"] == "submitted"
-    await stack.signer.value(
-        "update submission set submitted_at = now() - interval '11 minutes' where request_id = $1",
-        message.id,
-    )
+    await stack.submitted_ago(message, dt.timedelta(minutes=11))
     async with asyncio.timeout(5):
         while (await stack.row(message.id))["state"] != "unknown":
             await asyncio.sleep(0.1)
@@ -183,11 +182,8 @@ async def test_after_its_window_a_lost_answer_waits_for_a_person(
     message = stack.message()
     held: Any = await stack.resolve(message)
     assert await stack.parts.submissions.begin(held)
-    await stack.lapse(message)
-    await stack.signer.value(
-        "update submission set submitted_at = now() - interval '11 minutes' where request_id = $1",
-        message.id,
-    )
+    await stack.expire_lease(message)
+    await stack.submitted_ago(message, dt.timedelta(minutes=11))
     assert (await stack.ask(stack.message(message.csr))).outcome == "pending"
     assert (await stack.row(message.id))["state"] == "unknown"
     assert other.seen == []
@@ -293,7 +289,7 @@ async def test_a_rollover_of_the_other_ca_is_seen(stack: UpstreamStack, tmp_path
     ],
 )
 async def test_a_bad_configuration_stops_the_start(
-    stack: UpstreamStack, platform: Any, tmp_path: Path, issuer: dict[str, Any], line: str
+    stack: UpstreamStack, platform: Platform, tmp_path: Path, issuer: dict[str, Any], line: str
 ) -> None:
     settings = upstream_settings(platform, tmp_path, stack.other, issuer=issuer)
     with pytest.raises(ConfigurationError) as caught:
@@ -302,7 +298,7 @@ async def test_a_bad_configuration_stops_the_start(
 
 
 async def test_a_registrar_without_a_certificate_is_none(
-    stack: UpstreamStack, platform: Any, tmp_path: Path
+    stack: UpstreamStack, platform: Platform, tmp_path: Path
 ) -> None:
     options = est_options(stack.other, certificate_file=None, key_file=None)
     settings = upstream_settings(platform, tmp_path, stack.other, issuer={"options": options})
@@ -311,7 +307,7 @@ async def test_a_registrar_without_a_certificate_is_none(
 
 
 async def test_a_chain_that_breaks_stops_the_start(
-    stack: UpstreamStack, platform: Any, tmp_path: Path
+    stack: UpstreamStack, platform: Platform, tmp_path: Path
 ) -> None:
     stranger = OtherCA(tmp_path / "stranger")
     settings = upstream_settings(platform, tmp_path, stack.other, issuer={})
@@ -324,7 +320,7 @@ async def test_a_chain_that_breaks_stops_the_start(
 
 
 async def test_a_lease_shorter_than_an_answer_stops_the_start(
-    stack: UpstreamStack, platform: Any, tmp_path: Path
+    stack: UpstreamStack, platform: Platform, tmp_path: Path
 ) -> None:
     with pytest.raises(ValidationError, match="lease_s must be"):
         upstream_settings(platform, tmp_path, stack.other, issuer={"timeout_s": 6})

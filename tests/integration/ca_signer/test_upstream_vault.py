@@ -26,10 +26,11 @@ from ca_signer.upstream.main import check
 from ca_signer.upstream.plugin import Refused, Retryable, Unknown, Upstream, Wanted
 from ca_signer.upstream.plugins.vault import make
 from estcore import ids
-from estcore.errors import ConfigurationError
+from estcore.errors import ConfigurationError, ESTSuiteError
 from estsuite_testing.openbao import OpenBao, openbao
 from estsuite_testing.operators import operator
 from estsuite_testing.other_ca import DAY, OtherCA, named
+from estsuite_testing.platform import Platform
 from estsuite_testing.upstream_stack import ISSUER, UpstreamStack, upstream_settings, upstream_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -60,7 +61,7 @@ async def vault_issuer(bao: OpenBao, **options: Any) -> dict[str, Any]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack(
-    platform: Any, bao: OpenBao, tmp_path_factory: pytest.TempPathFactory
+    platform: Platform, bao: OpenBao, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[UpstreamStack]:
     folder: Path = tmp_path_factory.mktemp("upstream")
     unused = OtherCA(folder / "other")
@@ -242,7 +243,7 @@ async def test_a_wrong_secret_lets_nobody_in(
 
 
 async def test_a_secret_everybody_may_read_stops_the_start(
-    stack: UpstreamStack, bao: OpenBao, platform: Any, tmp_path: Path
+    stack: UpstreamStack, bao: OpenBao, platform: Platform, tmp_path: Path
 ) -> None:
     issuer = await vault_issuer(bao)
     path = Path(issuer["options"]["auth"]["approle"]["secret_id_file"])
@@ -256,7 +257,7 @@ async def test_a_secret_everybody_may_read_stops_the_start(
 
 
 async def test_two_ways_in_stop_the_start(
-    stack: UpstreamStack, bao: OpenBao, platform: Any, tmp_path: Path
+    stack: UpstreamStack, bao: OpenBao, platform: Platform, tmp_path: Path
 ) -> None:
     auth = await bao.approle() | {"token_file": "/nowhere"}
     issuer = await vault_issuer(bao, auth=auth)
@@ -293,7 +294,12 @@ def wanted(stack: UpstreamStack) -> Wanted:
     ],
 )
 async def test_each_answer_says_whether_it_may_be_asked_again(
-    stack: UpstreamStack, tmp_path: Path, status: int, body: Any, error: type, code: str
+    stack: UpstreamStack,
+    tmp_path: Path,
+    status: int,
+    body: Any,
+    error: type[ESTSuiteError],
+    code: str,
 ) -> None:
     sick = OtherCA(tmp_path / "sick")
     asked: list[str] = []

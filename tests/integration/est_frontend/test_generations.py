@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import pytest
@@ -30,6 +29,7 @@ from estcore.policy.labels import Label
 from estcore.runtime.bus import Bus, Incoming
 from estcore.testing.clock import FakeClock
 from estsuite_testing.chains import NOON, Pair, certificate
+from estsuite_testing.platform import Platform
 
 LABEL = Label(issuer="issuing", profiles=("service-mtls",))
 ROLLOVER = UUID(ids.uuid7())
@@ -137,7 +137,7 @@ class Told:
 
 
 @pytest.mark.integration
-async def test_D8_who_fetched_is_told_once_in_one_message(world: World, platform: Any) -> None:
+async def test_D8_who_fetched_is_told_once_in_one_message(world: World, platform: Platform) -> None:
     signer = await Bus.connect(platform.bus("ca-signer"), "ca-signer", "test")
     frontend = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "test")
     told = Told(signer)

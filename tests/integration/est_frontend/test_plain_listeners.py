@@ -36,7 +36,7 @@ class NoBus:
 @pytest.fixture
 async def ports(tmp_path: Path) -> AsyncIterator[list[int]]:
     clock = SystemClock()
-    state = SignerState(tmp_path, PeerValidator(clock), clock)
+    state = SignerState(tmp_path, PeerValidator(clock).set_anchors, clock)
     state.load()
     crls = CRLServer(
         CRLListenSettings(host="127.0.0.1", port=0),

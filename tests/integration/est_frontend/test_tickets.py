@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from typing import Any
 
 import pytest
 
@@ -15,17 +14,16 @@ from estcore.messages import topics
 from estcore.messages.envelope import encode
 from estcore.messages.events import EnrollmentPending
 from estcore.runtime.bus import Bus, Outgoing
-from estcore.runtime.settings import read_secret
 from estcore.runtime.topology import declare
+from estsuite_testing.platform import Platform
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.mark.logs_errors("pending-enrollment event unreadable")
-async def test_a_ticket_is_heard_and_believed_for_seconds_only(platform: Any) -> None:
+async def test_a_ticket_is_heard_and_believed_for_seconds_only(platform: Platform) -> None:
     settings = platform.bus("ca-signer")
-    seed = read_secret(settings.migration_nkey_seed_file, "seed")
-    migrating = await Bus.connect(settings, "migrate", "test", seed=seed)
+    migrating = await platform.provisioner()
     await declare(migrating, topics.owned_by("ca-signer"), (), replicas=1)
     signer = await Bus.connect(settings, "ca-signer", "test")
     frontend = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "test")

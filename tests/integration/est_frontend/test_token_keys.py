@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -313,6 +314,14 @@ async def test_a_kept_file_of_another_issuer_is_ignored(issuer: TestIssuer) -> N
     assert not source.ready
 
 
+def is_empty(source: KeySource) -> bool:
+    return not source.usable
+
+
+def has_failed_since(count: float) -> bool:
+    return fetches("failed") > count
+
+
 async def test_keys_are_not_believed_for_ever(issuer: TestIssuer) -> None:
     """The hard limit ends belief, not readiness: the front end knows other ways to authenticate."""
     path = await kept(issuer)
@@ -325,7 +334,7 @@ async def test_keys_are_not_believed_for_ever(issuer: TestIssuer) -> None:
             async with running(source):
                 validator = validator_of(issuer, source)
                 await validator.validate(issuer.token())
-                await until_true(lambda source=source: not source.usable)
+                await until_true(functools.partial(is_empty, source))
                 assert await refusal(validator, issuer.token()) == "auth.token_keys_unavailable"
 
 
@@ -353,7 +362,7 @@ async def test_another_root_than_the_pinned_one_is_refused(issuer: TestIssuer) -
         async with running(
             KeySource(issuer.settings(ca_file=ca_file), issuer.folder / "x")
         ) as source:
-            await until_true(lambda failed=failed: fetches("failed") > failed)
+            await until_true(functools.partial(has_failed_since, failed))
             assert not source.ready
     assert issuer.fetches == 0
 

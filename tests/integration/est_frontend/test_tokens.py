@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hmac
 from base64 import b64encode
 from collections.abc import AsyncIterator
@@ -233,6 +234,10 @@ async def test_a_token_with_a_wrong_header_is_refused(
     assert await refusal(validator, issuer.token(header=header)) == code
 
 
+def mac(secret: bytes, data: bytes) -> bytes:
+    return hmac.new(secret, data, sha256).digest()
+
+
 async def test_the_public_key_is_no_secret_of_a_mac(
     issuer: TestIssuer, validator: TokenValidator
 ) -> None:
@@ -240,7 +245,7 @@ async def test_the_public_key_is_no_secret_of_a_mac(
         token = compact(
             {"alg": "HS256", "typ": "JWT", "kid": "rsa-1"},
             issuer.claims(),
-            lambda data, secret=secret: hmac.new(secret, data, sha256).digest(),
+            functools.partial(mac, secret),
         )
         assert await refusal(validator, token) == "auth.token_algorithm"
 

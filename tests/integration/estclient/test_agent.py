@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric import ec
 from joserfc import jws
 from joserfc.jwk import ECKey
 
@@ -29,13 +30,14 @@ from estcore.messages.envelope import encode
 from estcore.messages.events import CertificateRef, RotationEvent
 from estcore.messages.topics import owned_by
 from estcore.runtime.bus import Bus, Outgoing
-from estcore.runtime.settings import read_secret
 from estcore.runtime.topology import declare
+from estsuite_testing.est_server import ESTServer
+from estsuite_testing.platform import Platform
 
 NOW = SystemClock().now
 
 
-def settings(server: Any, **changes: Any) -> AgentSettings:
+def settings(server: ESTServer, **changes: Any) -> AgentSettings:
     trust = server.folder / "trust.pem"
     trust.write_bytes(server.ca.pem)
     values: dict[str, Any] = {
@@ -89,7 +91,7 @@ class EventRef:
         self.details[step] = details
 
 
-def stored(server: Any, **changes: Any) -> Bundle:
+def stored(server: ESTServer, **changes: Any) -> Bundle:
     return CredentialStore(server.folder / "store").save(server.ca.bundle(**changes), now=NOW())
 
 
@@ -122,13 +124,13 @@ async def service(store: Path) -> AsyncIterator[tuple[int, Any]]:
         listening.close()
 
 
-async def test_a_whole_rotation(server: Any) -> None:
+async def test_a_whole_rotation(server: ESTServer) -> None:
     old = stored(server)
     told = EventRef()
     async with service(server.folder / "store") as (port, reload):
         place = {"host": "127.0.0.1", "port": port, "timeout_s": 5}
         agent = Agent(settings(server, presence=place), on_step=told, hook=reload)
-        await agent.hear(event(old))
+        await agent.receive(event(old))
         await agent.advance()
     assert told.steps == ["due", "enrolling", "stored", "reloaded", "presented", "proven"]
     new = agent.store.load()
@@ -140,37 +142,37 @@ async def test_a_whole_rotation(server: Any) -> None:
     reenroll, _, ack = server.seen
     assert reenroll.client == old.fingerprint
     assert ack.client == new.fingerprint
-    proof = jws.deserialize_compact(
-        ack.body, ECKey.import_key(new.key.public_key()), algorithms=["ES256"]
-    )
+    public = new.key.public_key()
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    proof = jws.deserialize_compact(ack.body, ECKey.import_key(public), algorithms=["ES256"])
     claims = json.loads(proof.payload or b"")
     assert (claims["rotation_id"], claims["serial"]) == ("r-1", new.serial)
 
 
-async def test_the_same_event_twice_renews_once(server: Any) -> None:
+async def test_the_same_event_twice_renews_once(server: ESTServer) -> None:
     old = stored(server)
     agent = Agent(settings(server))
     due = event(old)
     for _ in range(3):
-        await agent.hear(due)
+        await agent.receive(due)
         await agent.advance()
     assert server.operations().count("simplereenroll") == 1
     assert server.operations().count("rotation-ack") == 1
 
 
-async def test_events_of_other_certificates_change_nothing(server: Any) -> None:
+async def test_events_of_other_certificates_change_nothing(server: ESTServer) -> None:
     stored(server)
     agent = Agent(settings(server))
-    await agent.hear(event(server.ca.bundle()))
+    await agent.receive(event(server.ca.bundle()))
     await agent.advance()
     assert not server.seen
 
 
-async def test_a_lost_answer_is_asked_for_with_the_same_key(server: Any) -> None:
+async def test_a_lost_answer_is_asked_for_with_the_same_key(server: ESTServer) -> None:
     old = stored(server)
     server.script = [lambda: web.Response(status=503)] * 4
     agent = Agent(settings(server))
-    await agent.hear(event(old))
+    await agent.receive(event(old))
     with pytest.raises(ServerAway):
         await agent.advance()
     again = Agent(settings(server))
@@ -180,21 +182,21 @@ async def test_a_lost_answer_is_asked_for_with_the_same_key(server: Any) -> None
     assert len(bodies) == 1
 
 
-async def test_a_proof_not_yet_known_is_repeated(server: Any) -> None:
+async def test_a_proof_not_yet_known_is_repeated(server: ESTServer) -> None:
     old = stored(server)
     server.script = [None, None, web.Response(status=409, text="unknown"), None]
     agent = Agent(settings(server))
-    await agent.hear(event(old))
+    await agent.receive(event(old))
     await agent.advance()
     assert server.operations().count("rotation-ack") == 2
 
 
-async def test_a_service_that_does_not_change_is_not_vouched_for(server: Any) -> None:
+async def test_a_service_that_does_not_change_is_not_vouched_for(server: ESTServer) -> None:
     old = stored(server)
     async with service(server.folder / "store") as (port, _):
         place = {"host": "127.0.0.1", "port": port, "timeout_s": 0.5}
         agent = Agent(settings(server, presence=place))
-        await agent.hear(event(old))
+        await agent.receive(event(old))
         with pytest.raises(NotInUse):
             await agent.advance()
     assert "rotation-ack" not in server.operations()
@@ -203,11 +205,11 @@ async def test_a_service_that_does_not_change_is_not_vouched_for(server: Any) ->
     assert not bundle.in_use
 
 
-async def test_an_agent_killed_after_storing_goes_on_with_the_proof(server: Any) -> None:
+async def test_an_agent_killed_after_storing_goes_on_with_the_proof(server: ESTServer) -> None:
     old = stored(server)
     server.script = [None, None, *[lambda: web.Response(status=503)] * 4]
     agent = Agent(settings(server))
-    await agent.hear(event(old))
+    await agent.receive(event(old))
     with pytest.raises(ServerAway):
         await agent.advance()
     told = EventRef()
@@ -215,7 +217,7 @@ async def test_an_agent_killed_after_storing_goes_on_with_the_proof(server: Any)
     assert told.steps == ["proven"]
 
 
-async def test_without_an_event_the_certificate_is_renewed_at_85_percent(server: Any) -> None:
+async def test_without_an_event_the_certificate_is_renewed_at_85_percent(server: ESTServer) -> None:
     old = stored(server, life=dt.timedelta(seconds=10))
 
     class Later:
@@ -230,13 +232,13 @@ async def test_without_an_event_the_certificate_is_renewed_at_85_percent(server:
     assert new is not None
     assert new.fingerprint != old.fingerprint
     # The rotation is named by a later event; only then it can be proven.
-    await agent.hear(event(new, "issued", rotation_id="r-7"))
+    await agent.receive(event(new, "issued", rotation_id="r-7"))
     await agent.advance()
     assert told.steps[-1] == "proven"
     assert told.details["proven"]["rotation_id"] == "r-7"
 
 
-async def test_a_hook_is_a_command_that_finds_the_files(server: Any) -> None:
+async def test_a_hook_is_a_command_that_finds_the_files(server: ESTServer) -> None:
     old = stored(server)
     out = server.folder / "hook.txt"
     code = (
@@ -244,7 +246,7 @@ async def test_a_hook_is_a_command_that_finds_the_files(server: Any) -> None:
         f"pathlib.Path({str(out)!r}).write_text(os.environ['EST_CERTIFICATE_FILE'])"
     )
     agent = Agent(settings(server, hook={"command": [sys.executable, "-c", code]}))
-    await agent.hear(event(old))
+    await agent.receive(event(old))
     await agent.advance()
     assert out.read_text().endswith("store/current/cert.pem")
     failing = Agent(settings(server, hook={"command": [sys.executable, "-c", "exit(3)"]}))
@@ -255,7 +257,7 @@ async def test_a_hook_is_a_command_that_finds_the_files(server: Any) -> None:
         await failing.advance()
 
 
-async def test_the_first_certificate_comes_by_secret(server: Any) -> None:
+async def test_the_first_certificate_comes_by_secret(server: ESTServer) -> None:
     secret = server.folder / "secret"
     secret.touch(mode=0o600)
     secret.write_text("s3cret\n")
@@ -273,17 +275,16 @@ async def test_the_first_certificate_comes_by_secret(server: Any) -> None:
     assert agent.store.load() is not None
 
 
-async def test_without_credential_and_bootstrap_the_agent_does_not_start(server: Any) -> None:
+async def test_without_credential_and_bootstrap_the_agent_does_not_start(server: ESTServer) -> None:
     with pytest.raises(ConfigurationError, match="no bootstrap"):
         await run_agent(settings(server), asyncio.Event())
 
 
 @pytest.mark.integration
-async def test_the_agent_hears_events_on_the_bus(platform: Any, server: Any) -> None:
+async def test_the_agent_hears_events_on_the_bus(platform: Platform, server: ESTServer) -> None:
     old = stored(server)
     bus = platform.bus("agent")
-    seed = read_secret(bus.migration_nkey_seed_file, "seed")
-    admin = await Bus.connect(bus, "migrate", "test", seed=seed)
+    admin = await platform.provisioner()
     await declare(admin, owned_by("ca-signer"), [], replicas=1)
     await admin.close()
     told, stop = EventRef(), asyncio.Event()

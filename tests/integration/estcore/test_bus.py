@@ -12,8 +12,8 @@ from estcore.messages import topics
 from estcore.pki.profile import Priority
 from estcore.runtime.bus import Bus, Incoming, Outgoing
 from estcore.runtime.consume import Delivery, PullConsumer
-from estcore.runtime.settings import read_secret
 from estcore.runtime.topology import declare
+from estsuite_testing.platform import Platform
 
 pytestmark = [
     pytest.mark.integration,
@@ -36,11 +36,8 @@ FORBIDDEN = [
 ]
 
 
-async def declared(platform: Any) -> None:
-    seed_file = platform.bus("ca-signer").migration_nkey_seed_file
-    bus = await Bus.connect(
-        platform.bus("ca-signer"), "migrate", "test", seed=read_secret(seed_file, "seed")
-    )
+async def declared(platform: Platform) -> None:
+    bus = await platform.provisioner()
     consumers = [*topics.signer_consumers("issuing"), *topics.RENEWAL_CONSUMERS]
     await declare(bus, topics.STREAMS, consumers, replicas=1)
     await bus.close()
@@ -48,7 +45,7 @@ async def declared(platform: Any) -> None:
 
 @pytest.mark.parametrize(("user", "topic"), FORBIDDEN)
 async def test_topics_of_others_are_refused_and_make_unready(
-    platform: Any, user: str, topic: str
+    platform: Platform, user: str, topic: str
 ) -> None:
     await declared(platform)
     bus = await Bus.connect(platform.bus(user), user, "test")
@@ -63,7 +60,7 @@ async def test_topics_of_others_are_refused_and_make_unready(
         await bus.close()
 
 
-async def test_an_agent_hears_of_its_owner_only(platform: Any) -> None:
+async def test_an_agent_hears_of_its_owner_only(platform: Platform) -> None:
     await declared(platform)
     agent = await Bus.connect(platform.bus("agent"), "agent", "test")
     renewal = await Bus.connect(platform.bus("renewal"), "renewal", "test")
@@ -101,7 +98,9 @@ async def collect(consumer: PullConsumer, count: int, seconds: float) -> list[De
     return found
 
 
-async def test_a_standing_pull_survives_a_server_restart_and_loses_nothing(platform: Any) -> None:
+async def test_a_standing_pull_survives_a_server_restart_and_loses_nothing(
+    platform: Platform,
+) -> None:
     await declared(platform)
     front = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "test")
     signer = await Bus.connect(platform.bus("ca-signer"), "ca-signer", "test")
@@ -186,13 +185,10 @@ RIGHTS = {
 
 
 @pytest.mark.parametrize("user", RIGHTS)
-async def test_rights_are_tried_without_storing_anything(platform: Any, user: str) -> None:
+async def test_rights_are_tried_without_storing_anything(platform: Platform, user: str) -> None:
     await declared(platform)
     bus = await Bus.connect(platform.bus(user), user, "test")
-    seed_file = platform.bus("ca-signer").migration_nkey_seed_file
-    migrate = await Bus.connect(
-        platform.bus("ca-signer"), "migrate", "test", seed=read_secret(seed_file, "seed")
-    )
+    migrate = await platform.provisioner()
     try:
         before = await stored(migrate)
         await bus.try_rights(RIGHTS[user])
@@ -217,7 +213,7 @@ async def test_rights_are_tried_without_storing_anything(platform: Any, user: st
     ],
 )
 async def test_trying_rights_reaches_no_subscriber(
-    platform: Any, user: str, follower: str, topic: str
+    platform: Platform, user: str, follower: str, topic: str
 ) -> None:
     """A probe is no message: whoever follows the topic sees only what comes after it."""
     await declared(platform)

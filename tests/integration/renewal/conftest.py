@@ -16,7 +16,7 @@ from renewal.settings import RenewalSettings
 def migrated(platform: Platform) -> RenewalSettings:
     """Streams and the renewal schema, once a module."""
     settings = settings_for(platform)
-    asyncio.run(prepare(settings))
+    asyncio.run(prepare(platform, settings))
     return settings
 
 

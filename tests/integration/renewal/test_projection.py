@@ -12,12 +12,14 @@ import pytest
 from estcore.ids import record_id
 from estcore.messages.topics import certificate_topic
 from estcore.runtime.bus import Outgoing
+from estsuite_testing.platform import Platform
+from estsuite_testing.renewal_bench import Bench
 from renewal.export import export_certificates, list_slots
 
 pytestmark = pytest.mark.integration
 
 
-async def test_every_event_twice_makes_one_certificate_and_one_record(bench: Any) -> None:
+async def test_every_event_twice_makes_one_certificate_and_one_record(bench: Bench) -> None:
     fleet = [bench.issue() for _ in range(40)]
     async with bench.running():
         await bench.announce(*fleet, times=2)
@@ -43,7 +45,7 @@ async def test_every_event_twice_makes_one_certificate_and_one_record(bench: Any
     assert record.details["due_at"] == row["due_at"].isoformat()
 
 
-async def test_a_renewal_that_arrives_before_what_it_renews_ends_the_same(bench: Any) -> None:
+async def test_a_renewal_that_arrives_before_what_it_renews_ends_the_same(bench: Bench) -> None:
     first = bench.issue(age_s=300)
     second = bench.issue(after=first, age_s=200)
     third = bench.issue(after=second, age_s=100)
@@ -66,7 +68,7 @@ async def test_a_renewal_that_arrives_before_what_it_renews_ends_the_same(bench:
     assert (await bench.certificate(second))["proof"] == "mtls_seen"
 
 
-async def test_a_revocation_known_before_the_certificate_counts(bench: Any) -> None:
+async def test_a_revocation_known_before_the_certificate_counts(bench: Bench) -> None:
     one = bench.issue()
     async with bench.running():
         await bench.revoke(one)
@@ -80,7 +82,7 @@ async def test_a_revocation_known_before_the_certificate_counts(bench: Any) -> N
     assert (await bench.certificate(one))["state"] == "revoked"
 
 
-async def test_a_certificate_that_is_held_and_released_goes_on(bench: Any) -> None:
+async def test_a_certificate_that_is_held_and_released_goes_on(bench: Bench) -> None:
     one = bench.issue()
     async with bench.running():
         await bench.announce(one)
@@ -96,7 +98,7 @@ async def test_a_certificate_that_is_held_and_released_goes_on(bench: Any) -> No
 
 
 @pytest.mark.logs_errors("message dead-lettered")
-async def test_an_unreadable_message_is_a_dead_letter_and_harms_nobody(bench: Any) -> None:
+async def test_an_unreadable_message_is_a_dead_letter_and_harms_nobody(bench: Bench) -> None:
     good = bench.issue()
     poison = bench.issue(slot_id="no-uuid")
     async with bench.running():
@@ -113,7 +115,7 @@ async def test_an_unreadable_message_is_a_dead_letter_and_harms_nobody(bench: An
 
 
 async def test_certificates_and_slots_can_be_exported(
-    bench: Any, tmp_path: Any, capsys: Any
+    bench: Bench, tmp_path: Any, capsys: Any
 ) -> None:
     import json
 
@@ -138,7 +140,7 @@ async def test_certificates_and_slots_can_be_exported(
     }
 
 
-async def test_postgres_may_go_away_and_nothing_is_lost(platform: Any, bench: Any) -> None:
+async def test_postgres_may_go_away_and_nothing_is_lost(platform: Platform, bench: Bench) -> None:
     before, during = bench.issue(), bench.issue()
     async with bench.running():
         await bench.announce(before)

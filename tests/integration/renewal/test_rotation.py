@@ -11,13 +11,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from estcore.ids import record_id, rotation_id
 from estcore.runtime.settings import BusSettings
+from estsuite_testing.platform import Platform
+from estsuite_testing.renewal_bench import Bench
 
 pytestmark = pytest.mark.integration
-OVERDUE = {"age_s": 6000, "lifetime_s": 7200}
+OVERDUE: dict[str, Any] = {"age_s": 6000, "lifetime_s": 7200}
 """Issued long ago: two thirds of its lifetime are over."""
 
 
-async def rotated(bench: Any) -> tuple[Any, Any, Any]:
+async def rotated(bench: Bench) -> tuple[Any, Any, Any]:
     """Bring a slot into overlap; returns old, new and the due event."""
     old = bench.issue(**OVERDUE)
     await bench.announce(old)
@@ -28,7 +30,7 @@ async def rotated(bench: Any) -> tuple[Any, Any, Any]:
     return old, new, due
 
 
-async def test_a_rotation_from_due_to_deprecated(bench: Any) -> None:
+async def test_a_rotation_from_due_to_deprecated(bench: Bench) -> None:
     async with bench.running():
         old, new, due = await rotated(bench)
         assert due.old.fingerprint_sha256 == old.event.fingerprint_sha256
@@ -63,23 +65,19 @@ async def test_a_rotation_from_due_to_deprecated(bench: Any) -> None:
     assert wanted in {r.record_id for r in bench.records}
 
 
-async def test_the_old_certificate_retires_at_its_end(bench: Any) -> None:
+async def test_the_old_certificate_retires_at_its_end(bench: Bench) -> None:
     async with bench.running():
         old, new, due = await rotated(bench)
         assert (await bench.acknowledge(new.proof(due.rotation_id), new)).accepted
         await bench.step(old, "deprecated")
-        await bench.database.execute(
-            "update renewal.certificate set not_after = now() where issuance_id = $1",
-            old.event.id,
-        )
-        await bench.database.execute("update renewal.renewal_slot set check_at = now()")
+        await bench.end_certificate(old)
         retired = await bench.step(old, "retired")
     assert retired.disposition == "expired"
     assert (await bench.certificate(old))["state"] == "retired"
 
 
 async def test_a_replaced_certificate_that_is_revoked_is_retired_and_nothing_else_happens(
-    bench: Any,
+    bench: Bench,
 ) -> None:
     """As ca-signer does where the profile says so, after the overlap."""
     async with bench.running():
@@ -94,7 +92,7 @@ async def test_a_replaced_certificate_that_is_revoked_is_retired_and_nothing_els
     assert bench.steps(old)[-1] == "retired"
 
 
-async def test_two_replicas_dispatch_every_slot_once(bench: Any) -> None:
+async def test_two_replicas_dispatch_every_slot_once(bench: Bench) -> None:
     fleet = [bench.issue(**OVERDUE, priority=p) for p in ("critical", "normal", "low") * 40]
     async with bench.running("renewal-0", "renewal-1"):
         await bench.announce(*fleet)
@@ -108,7 +106,7 @@ async def test_two_replicas_dispatch_every_slot_once(bench: Any) -> None:
 
 
 async def test_a_dispatch_whose_announcement_was_lost_in_a_crash_is_announced_again(
-    bench: Any,
+    bench: Bench,
 ) -> None:
     one = bench.issue(**OVERDUE)
     async with bench.running():
@@ -118,9 +116,7 @@ async def test_a_dispatch_whose_announcement_was_lost_in_a_crash_is_announced_ag
     bench.events.clear()
     bench.message_ids.clear()
     # As after a crash between the claim and its announcement.
-    await bench.database.execute(
-        "update renewal.renewal_slot set announced_fence = 0, dispatched_at = now() - interval '1m'"
-    )
+    await bench.forget_dispatch_announcements()
     async with bench.running("renewal-1"):
 
         async def told() -> Any:
@@ -132,32 +128,30 @@ async def test_a_dispatch_whose_announcement_was_lost_in_a_crash_is_announced_ag
     assert bench.message_ids == [first.id]
 
 
-async def test_steps_left_over_by_a_crash_are_told_under_the_same_ids(bench: Any) -> None:
+async def test_steps_left_over_by_a_crash_are_told_under_the_same_ids(bench: Bench) -> None:
     async with bench.running():
         old, new, _ = await rotated(bench)
     before = {e.step: e.id for e in bench.events}
     bench.events.clear()
-    await bench.database.execute(
-        "update renewal.certificate set announced = 0, changed_at = now() - interval '1m'"
-    )
+    await bench.forget_step_announcements()
     async with bench.running():
         await bench.step(old, "overlap")
     assert {e.step: e.id for e in bench.events} == {s: before[s] for s in ("issued", "overlap")}
     assert new.event.id is not None
 
 
-async def test_nobody_answers_and_the_slot_is_announced_again_after_a_pause(bench: Any) -> None:
+async def test_nobody_answers_and_the_slot_is_announced_again_after_a_pause(bench: Bench) -> None:
     one = bench.issue(**OVERDUE)
     async with bench.running():
         await bench.announce(one)
         first = await bench.step(one, "due")
-        await bench.database.execute("update renewal.renewal_slot set lease_until = now()")
+        await bench.expire_leases()
         lapsed = await bench.step(one, "lease_expired")
         row = await bench.slot_is(one, "idle")
         # Normal priority: 2.5 to 5 minutes, at most an eighth of the 20 minutes left.
         pause = row["next_attempt_at"] - row["last_error_at"]
         assert dt.timedelta(seconds=60) < pause <= dt.timedelta(seconds=150)
-        await bench.database.execute("update renewal.renewal_slot set next_attempt_at = now()")
+        await bench.end_pauses()
 
         async def second() -> Any:
             return [e for e in bench.events if e.step == "due" and e.fence == 2]
@@ -168,24 +162,19 @@ async def test_nobody_answers_and_the_slot_is_announced_again_after_a_pause(benc
     assert again.id != first.id
 
 
-async def test_a_repeated_proof_is_accepted_and_changes_nothing(bench: Any) -> None:
+async def test_a_repeated_proof_is_accepted_and_changes_nothing(bench: Bench) -> None:
     async with bench.running():
         old, new, due = await rotated(bench)
         proof = new.proof(due.rotation_id)
         assert (await bench.acknowledge(proof, new)).accepted
         await bench.step(old, "deprecated")
-
-        async def published() -> Any:
-            row = await bench.certificate(new)
-            return row if row["reached"] == row["announced"] else None
-
-        before = await bench.until(published, "everything is published")
+        before = await bench.announced(new)
         assert (await bench.acknowledge(proof, new)).accepted
-        assert await bench.certificate(new) == before
+        assert await bench.announced(new) == before
     assert bench.steps(old).count("activated") == 1
 
 
-async def test_proofs_that_prove_nothing_are_refused(bench: Any) -> None:
+async def test_proofs_that_prove_nothing_are_refused(bench: Bench) -> None:
     async with bench.running():
         old, new, due = await rotated(bench)
         stranger = bench.issue()
@@ -217,7 +206,7 @@ async def test_proofs_that_prove_nothing_are_refused(bench: Any) -> None:
         await bench.until(on_record, "records of refusals")
 
 
-async def test_enrolling_with_the_new_certificate_is_proof_of_use(bench: Any) -> None:
+async def test_enrolling_with_the_new_certificate_is_proof_of_use(bench: Bench) -> None:
     async with bench.running():
         old, new, _ = await rotated(bench)
         third = bench.issue(after=new)
@@ -227,16 +216,12 @@ async def test_enrolling_with_the_new_certificate_is_proof_of_use(bench: Any) ->
     assert activated.new.serial == new.event.serial
 
 
-async def test_without_proof_a_rotation_stalls_and_nothing_is_ever_deprecated(bench: Any) -> None:
+async def test_without_proof_a_rotation_stalls_and_nothing_is_ever_deprecated(bench: Bench) -> None:
     async with bench.running():
         old, new, _ = await rotated(bench)
-        await bench.database.execute(
-            "update renewal.certificate set not_after = now() + interval '4 s'"
-            " where issuance_id = $1",
-            old.event.id,
-        )
-        await bench.database.execute("update renewal.renewal_slot set check_at = now()")
+        await bench.end_certificate(old, dt.timedelta(seconds=4))
         stalled = await bench.step(old, "stalled")
+        assert stalled.seconds_to_expiry is not None
         assert 0 <= stalled.seconds_to_expiry <= 4
         retired = await bench.step(old, "retired")
         row = await bench.slot_is(old, "idle")
@@ -246,7 +231,7 @@ async def test_without_proof_a_rotation_stalls_and_nothing_is_ever_deprecated(be
 
 
 async def test_a_slot_nobody_renews_expires_and_comes_back_with_a_new_certificate(
-    bench: Any,
+    bench: Bench,
 ) -> None:
     one = bench.issue(age_s=70, lifetime_s=72, reaction_s=1)
     async with bench.running():
@@ -261,7 +246,7 @@ async def test_a_slot_nobody_renews_expires_and_comes_back_with_a_new_certificat
     assert (row["active_id"], row["generation"]) == (back.event.id, 2)
 
 
-async def test_leases_of_short_certificates_last_seconds(bench: Any) -> None:
+async def test_leases_of_short_certificates_last_seconds(bench: Bench) -> None:
     one = bench.issue(age_s=80, lifetime_s=120, reaction_s=1)
     async with bench.running():
         await bench.announce(one)
@@ -271,7 +256,7 @@ async def test_leases_of_short_certificates_last_seconds(bench: Any) -> None:
     assert due.respond_by == row["lease_until"]
 
 
-async def test_a_revoked_next_certificate_makes_the_slot_due_again(bench: Any) -> None:
+async def test_a_revoked_next_certificate_makes_the_slot_due_again(bench: Bench) -> None:
     async with bench.running():
         old, new, _ = await rotated(bench)
         await bench.revoke(new)
@@ -281,7 +266,7 @@ async def test_a_revoked_next_certificate_makes_the_slot_due_again(bench: Any) -
 
 
 async def test_the_bus_may_go_away_and_every_step_is_told_afterwards(
-    platform: Any, bench: Any
+    platform: Platform, bench: Bench
 ) -> None:
     assert isinstance(platform.bus("renewal"), BusSettings)
     one = bench.issue(**OVERDUE)
@@ -290,7 +275,7 @@ async def test_the_bus_may_go_away_and_every_step_is_told_afterwards(
         await bench.slot_is(one, "dispatched")
         await bench.step(one, "due")
         await platform.nats.stop()
-        await bench.database.execute("update renewal.renewal_slot set lease_until = now()")
+        await bench.expire_leases()
         await bench.slot_is(one, "idle")
         await platform.nats.start()
         await bench.step(one, "lease_expired", timeout_s=30)

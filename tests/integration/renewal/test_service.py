@@ -16,6 +16,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 import renewal
 from estcore.runtime import migrations
 from estcore.runtime.settings import load_settings
+from estsuite_testing.platform import Platform
+from estsuite_testing.renewal_bench import Bench
 from renewal.main import MIGRATIONS, SCHEMA, main, migrate
 from renewal.settings import RenewalSettings
 
@@ -46,7 +48,9 @@ def test_an_unknown_setting_stops_the_start(tmp_path: Path, capsys: Any) -> None
 
 
 @pytest.mark.integration
-async def test_the_schema_goes_up_down_and_up_again(platform: Any, migrated: Any) -> None:
+async def test_the_schema_goes_up_down_and_up_again(
+    platform: Platform, migrated: RenewalSettings
+) -> None:
     settings = platform.database("renewal")
     engine = create_async_engine(migrations.migrations_url(settings), poolclass=pool.NullPool)
 
@@ -71,7 +75,9 @@ async def test_the_schema_goes_up_down_and_up_again(platform: Any, migrated: Any
 
 
 @pytest.mark.integration
-async def test_the_runtime_role_may_not_delete_certificates(platform: Any, migrated: Any) -> None:
+async def test_the_runtime_role_may_not_delete_certificates(
+    platform: Platform, migrated: RenewalSettings
+) -> None:
     role = platform.roles["renewal"]
     connection = await asyncpg.connect(
         platform.postgres.url(role.runtime),
@@ -86,7 +92,7 @@ async def test_the_runtime_role_may_not_delete_certificates(platform: Any, migra
 
 
 @pytest.mark.integration
-async def test_readiness_and_metrics_are_served(bench: Any) -> None:
+async def test_readiness_and_metrics_are_served(bench: Bench) -> None:
     from estdev.ports import free_port
 
     port = free_port()

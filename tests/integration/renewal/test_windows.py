@@ -16,6 +16,7 @@ from estcore.messages.envelope import decode, encode
 from estcore.messages.events import ReannounceAnswered, ReannounceRequested, WindowClosed
 from estcore.messages.topics import REANNOUNCE_TOPIC, WINDOW_TOPIC
 from estcore.runtime.bus import Incoming, Outgoing
+from estsuite_testing.renewal_bench import Bench
 
 pytestmark = pytest.mark.integration
 
@@ -39,7 +40,7 @@ def window(issued: list[Any]) -> WindowClosed:
 
 
 @asynccontextmanager
-async def ledger(bench: Any, issued: list[Any], asked: list[Any]) -> AsyncIterator[None]:
+async def ledger(bench: Bench, issued: list[Any], asked: list[Any]) -> AsyncIterator[None]:
     """Answers requests to announce again as ca-signer does."""
 
     async def answer(message: Incoming) -> None:
@@ -55,11 +56,11 @@ async def ledger(bench: Any, issued: list[Any], asked: list[Any]) -> AsyncIterat
     await subscription.unsubscribe()
 
 
-async def publish(bench: Any, closed: WindowClosed) -> None:
+async def publish(bench: Bench, closed: WindowClosed) -> None:
     await bench.signer.publish_confirmed([Outgoing(WINDOW_TOPIC, encode(closed), closed.id)])
 
 
-async def test_a_certificate_the_stream_lost_is_asked_for_and_arrives(bench: Any) -> None:
+async def test_a_certificate_the_stream_lost_is_asked_for_and_arrives(bench: Bench) -> None:
     kept, lost = bench.issue(age_s=10), bench.issue(age_s=9)
     asked: list[ReannounceRequested] = []
     closed = window([kept, lost])
@@ -73,7 +74,7 @@ async def test_a_certificate_the_stream_lost_is_asked_for_and_arrives(bench: Any
     assert asked[0].windows == (closed.start,)
 
 
-async def test_a_window_that_agrees_asks_nothing(bench: Any) -> None:
+async def test_a_window_that_agrees_asks_nothing(bench: Bench) -> None:
     fleet = [bench.issue(age_s=10), bench.issue(age_s=9)]
     asked: list[ReannounceRequested] = []
     async with bench.running(), ledger(bench, fleet, asked):

@@ -18,7 +18,7 @@ from estcore.messages import topics
 from estcore.messages.audit import Actor, AuditBatch, AuditRecord, Producer, Target
 from estcore.messages.envelope import encode
 from estcore.runtime.bus import Bus, Outgoing
-from estcore.runtime.settings import DatabaseSettings, read_secret
+from estcore.runtime.settings import DatabaseSettings
 from estcore.runtime.topology import declare
 from estsuite_testing.platform import Platform
 
@@ -63,8 +63,7 @@ class AuditWorld:
         return Settings(**(values | changes))
 
     async def migrate(self) -> None:
-        seed = read_secret(self.platform.bus("audit").migration_nkey_seed_file, "seed")
-        bus = await Bus.connect(self.platform.bus("audit"), "migrate", "test", seed=seed)
+        bus = await self.platform.provisioner()
         await declare(bus, topics.owned_by("ca-signer"), (), replicas=1)
         await bus.close()
         await main.migrate(self.settings())

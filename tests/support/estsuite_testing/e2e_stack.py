@@ -30,6 +30,7 @@ from estdev.layout import Layout, Ports, nats_users
 from estdev.local import LocalSuite
 from estdev.nats import EmbeddedNATS
 from estsuite_testing.error_log import ERRORS
+from estsuite_testing.quick_postgres import QuickPostgres
 
 POLICY = Path(__file__).with_name("policy.yaml")
 ENROLL = "/.well-known/est/simpleenroll"
@@ -143,7 +144,7 @@ class StubbornClient:
                 await asyncio.sleep(0.3)
 
 
-def same_key(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> bool:
+def same_key(certificate: x509.Certificate, key: Any) -> bool:
     def spki(k: Any) -> bytes:
         return k.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
@@ -162,6 +163,7 @@ async def start_stack(
     ports.settle()
     layout = Layout(folder / "suite", ports)
     layout.overrides = overrides or {}
+    layout.postgres = QuickPostgres(layout.folder, ports.postgres)
     if users:
         layout.nats = EmbeddedNATS(layout.folder, ports.nats, {**nats_users(), **users})
     suite = LocalSuite(layout)
@@ -179,5 +181,8 @@ async def start_stack(
 
 
 async def stop_stack(stack: Stack) -> None:
-    await stack.suite.stop()
+    try:
+        await stack.suite.stop()
+    finally:
+        ERRORS.stopped(stack.layout.logs)
     shutil.rmtree(stack.layout.postgres.home, ignore_errors=True)

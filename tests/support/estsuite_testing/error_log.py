@@ -32,19 +32,29 @@ class ErrorLog(logging.Handler):
         """Read the ``*.log`` files of a running suite from now on."""
         self._folders.add(folder)
 
+    def stopped(self, folder: Path) -> None:
+        """Read what a suite wrote until it had stopped, its last line also if it has no end."""
+        if folder in self._folders:
+            self._lines.extend(self._read(folder, whole_lines=False))
+            self._folders.discard(folder)
+
     def unexpected(self, expected: set[str]) -> list[str]:
         """Return the new error lines whose message is not expected."""
         lines, self._lines = self._lines, []
-        lines.extend(self._read())
+        for folder in sorted(self._folders):
+            lines.extend(self._read(folder))
         return [line for message, line in lines if message not in expected]
 
-    def _read(self) -> Iterator[tuple[str, str]]:
-        for file in sorted(f for folder in self._folders for f in folder.glob("*.log")):
-            data = file.read_bytes()
+    def _read(self, folder: Path, *, whole_lines: bool = True) -> Iterator[tuple[str, str]]:
+        for file in sorted(folder.glob("*.log")):
             start = self._offsets.get(file, 0)
-            end = data.rfind(b"\n") + 1
-            self._offsets[file] = max(start, end)
-            for line in data[start:end].decode(errors="replace").splitlines():
+            with file.open("rb") as log:
+                log.seek(start)
+                data = log.read()
+            if whole_lines:
+                data = data[: data.rfind(b"\n") + 1]
+            self._offsets[file] = start + len(data)
+            for line in data.decode(errors="replace").splitlines():
                 yield from _error(file, line)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -68,14 +69,14 @@ class ForeignServer:
         self._thread.join()
 
     def certify(
-        self, subject: x509.Name, public_key: object, *, ca: bool = False
+        self, subject: x509.Name, public_key: CertificatePublicKeyTypes, *, ca: bool = False
     ) -> x509.Certificate:
         now = dt.datetime.now(dt.UTC)
         builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(CA_NAME)
-            .public_key(public_key)  # type: ignore[arg-type] - whatever the CSR has
+            .public_key(public_key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - dt.timedelta(minutes=5))
             .not_valid_after(now + dt.timedelta(days=1))

@@ -85,5 +85,5 @@ class TestOperator:
 async def operator(signer: SignerStack, subject: str, algorithm: Any = "ec-p256") -> TestOperator:
     """Enroll an operator as ``ca-signer operator enroll`` does."""
     key = make_key(algorithm)
-    found = decide_operator(make_csr(key, subject), "issuing", signer.batch.decision_context)
+    found = decide_operator(make_csr(key, subject), "issuing", signer.decision_context)
     return TestOperator(key, await issue_internally(found, signer.resolver, signer.cycle))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from estcore.messages import permissions
+from estcore.runtime.bus import Bus
 from estcore.runtime.settings import BusSettings, DatabaseSettings
 from estdev.nats import EmbeddedNATS
 from estdev.postgres import EmbeddedPostgres, Role
@@ -33,6 +34,12 @@ class Platform:
             nkey_seed_file=self.nats.seed_file(user),
             migration_nkey_seed_file=self.nats.seed_file("migrate"),
         )
+
+    async def provisioner(self) -> Bus:
+        """Connect as the user that may declare streams and consumers."""
+        settings = self.bus("ca-signer")
+        seed = self.nats.seed_file("migrate").read_text().strip()
+        return await Bus.connect(settings, "migrate", "test", seed=seed)
 
     def database(self, service: str) -> DatabaseSettings:
         """Return how a service reaches its schema (with the owner's access to migrate)."""

@@ -8,6 +8,7 @@ import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from estsuite_testing.e2e_stack import Stack
 
@@ -149,7 +150,7 @@ class Client:
         return Answer(await self.raw(head.encode() + b"\r\n" + body, context))
 
     async def enroll(
-        self, body: bytes, *, path: str = f"{BASE}/simpleenroll", **more: str
+        self, body: bytes, *, path: str = f"{BASE}/simpleenroll", **more: Any
     ) -> Answer:
         return await self.request("POST", path, body, auth=self.basic, **more)
 

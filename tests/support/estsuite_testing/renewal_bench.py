@@ -38,7 +38,6 @@ from estcore.messages.topics import (
 from estcore.pki.keys import spki_der
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.consume import PullConsumer
-from estcore.runtime.settings import read_secret
 from estcore.runtime.topology import declare
 from estsuite_testing.platform import Platform
 from renewal.main import migrate, serve
@@ -191,6 +190,47 @@ class Bench:
             "select * from renewal.certificate where issuance_id = $1", issued.event.id
         )
 
+    async def end_certificate(self, issued: Issued, left: dt.timedelta = dt.timedelta(0)) -> None:
+        """Let a certificate have so much time left, and its slot be looked at now."""
+        await self.database.execute(
+            "update renewal.certificate set not_after = now() + $2::interval"
+            " where issuance_id = $1",
+            issued.event.id,
+            left,
+        )
+        await self.database.execute("update renewal.renewal_slot set check_at = now()")
+
+    async def expire_leases(self) -> None:
+        """Let the time of every dispatched slot be over."""
+        await self.database.execute("update renewal.renewal_slot set lease_until = now()")
+
+    async def end_pauses(self) -> None:
+        """Let every slot that is retried later be retried now."""
+        await self.database.execute("update renewal.renewal_slot set next_attempt_at = now()")
+
+    async def forget_dispatch_announcements(self) -> None:
+        """Let a crash have come between a claim and its publishing, a minute ago."""
+        await self.database.execute(
+            "update renewal.renewal_slot set announced_fence = 0,"
+            " dispatched_at = now() - interval '1 minute'"
+        )
+
+    async def forget_step_announcements(self) -> None:
+        """Let a crash have come between the steps and their publishing, a minute ago."""
+        await self.database.execute(
+            "update renewal.certificate set announced = 0, changed_at = now() - interval '1 minute'"
+        )
+
+    async def announced(self, issued: Issued) -> asyncpg.Record:
+        """Return the certificate's row when all its steps have been published."""
+
+        async def there() -> asyncpg.Record | None:
+            row = await self.certificate(issued)
+            return row if row is not None and row["announced"] == row["reached"] else None
+
+        row: asyncpg.Record = await self.until(there, "publishing of all steps")
+        return row
+
     async def slot_is(self, issued: Issued, state: str, *, timeout_s: float = 15) -> asyncpg.Record:
         """Wait until the slot is in ``state``."""
 
@@ -262,10 +302,9 @@ def settings_for(platform: Platform) -> RenewalSettings:
     )
 
 
-async def prepare(settings: RenewalSettings) -> None:
+async def prepare(platform: Platform, settings: RenewalSettings) -> None:
     """Declare the streams and migrate renewal's schema."""
-    seed = read_secret(settings.bus.migration_nkey_seed_file, "seed")
-    bus = await Bus.connect(settings.bus, "migrate", "test", seed=seed)
+    bus = await platform.provisioner()
     streams = [*owned_by("ca-signer"), *owned_by("audit")]
     await declare(bus, streams, AUDIT_CONSUMERS, replicas=1)
     await bus.close()

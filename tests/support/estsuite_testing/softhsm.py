@@ -44,7 +44,7 @@ class SoftHSM:
         self.pin_file.write_text(PIN)
         self.pin_file.chmod(0o600)
         subprocess.run(
-            [shutil.which("softhsm2-util", path=self.environment["PATH"]), "--module", self.module,
+            [_tool(self.environment["PATH"]), "--module", self.module,
              "--init-token", "--free", "--label", LABEL, "--pin", PIN, "--so-pin", SO_PIN],
             env=self.environment, check=True, capture_output=True,
         )  # fmt: skip
@@ -184,3 +184,9 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def _tool(path: str) -> str:
+    tool = shutil.which("softhsm2-util", path=path)
+    assert tool is not None
+    return tool

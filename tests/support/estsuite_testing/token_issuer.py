@@ -258,8 +258,12 @@ async def validating(*issuers: TestIssuer, **settings: Any) -> AsyncIterator[Tok
             mine = one.settings(**settings)
             source = await open_.enter_async_context(running(KeySource(mine, one.folder)))
             found[one.issuer] = (mine, source)
-            await until_true(lambda source=source: source.ready)
+            await until_true(functools.partial(_is_ready, source))
         yield TokenValidator(found, issuers[0].clock)
+
+
+def _is_ready(source: KeySource) -> bool:
+    return source.ready
 
 
 async def answered(answer: web.StreamResponse) -> web.StreamResponse:

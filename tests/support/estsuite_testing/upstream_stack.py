@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from estcore.runtime.topology import declare
 from estsuite_testing.e2e_stack import POLICY
 from estsuite_testing.operators import OPERATORS
 from estsuite_testing.other_ca import OtherCA
+from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import SignerStack, signer_stack
 
 ISSUER = "corporate"
@@ -76,7 +78,7 @@ def est_options(other: OtherCA, **changes: Any) -> dict[str, Any]:
 
 
 def upstream_settings(
-    platform: Any, folder: Path, other: OtherCA, *, issuer: dict[str, Any], **changes: Any
+    platform: Platform, folder: Path, other: OtherCA, *, issuer: dict[str, Any], **changes: Any
 ) -> UpstreamSettings:
     """Settings of a process for one issuer; ``issuer`` and ``changes`` change what they name."""
     chain = other.path("issuing-chain.pem")
@@ -152,17 +154,33 @@ class UpstreamStack:
         assert isinstance(settled, Resume)
         return settled.intent
 
-    async def lapse(self, message: EnrollmentRequested) -> None:
+    async def expire_lease(self, message: EnrollmentRequested) -> None:
         """The holder of a submission is dead for longer than its lease."""
         await self.signer.value(
             "update submission set lease_until = now() - interval '1 minute' where request_id = $1",
             message.id,
         )
 
+    async def age_submission(self, message: EnrollmentRequested, by: dt.timedelta) -> None:
+        """Let a submission be recorded so long ago."""
+        await self.signer.value(
+            "update submission set created_at = created_at - $2::interval where request_id = $1",
+            message.id,
+            by,
+        )
+
+    async def submitted_ago(self, message: EnrollmentRequested, ago: dt.timedelta) -> None:
+        """Let a submission be sent to the upstream CA so long ago."""
+        await self.signer.value(
+            "update submission set submitted_at = now() - $2::interval where request_id = $1",
+            message.id,
+            ago,
+        )
+
 
 @contextlib.asynccontextmanager
 async def upstream_stack(
-    platform: Any,
+    platform: Platform,
     folder: Path,
     other: OtherCA,
     *,

@@ -23,7 +23,7 @@ from estclient.agent.settings import AgentSettings
 from estcore import errors
 from estcore.errors import ESTSuiteError
 from estcore.messages import topics
-from estcore.pki.profile import parse_model
+from estcore.pki.profile import Priority, parse_model
 
 ROOT = Path(__file__).parents[3]
 OPERATIONS = ROOT / "docs" / "operations"
@@ -86,7 +86,7 @@ def _raised() -> Iterator[tuple[str, type[ESTSuiteError] | None]]:
                 cls = getattr(errors, name, None)
                 for keyword in node.keywords:
                     if keyword.arg == "code" and isinstance(keyword.value, ast.Constant):
-                        yield keyword.value.value, cls
+                        yield str(keyword.value.value), cls
             if (
                 isinstance(node, ast.Assign)
                 and isinstance(node.targets[0], ast.Name)
@@ -233,7 +233,7 @@ def test_every_topic_and_stream_is_listed() -> None:
             assert any(t["topic"].startswith(pattern.removesuffix(">")) for t in generate.TOPICS)
     listed = [re.sub(r"<[^>]+>", "x", t["topic"]) for t in generate.TOPICS]
     for topic in (
-        topics.request_topic("x", "x", "x"),
+        topics.request_topic("x", "x", Priority.NORMAL).replace("normal", "x"),
         topics.reply_topic("x", "x", "x"),
         topics.certificate_topic("issued", "x", "x"),
         topics.rotation_topic("x", "x", "x"),

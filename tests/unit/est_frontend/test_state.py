@@ -30,10 +30,10 @@ def test_C8_issuers_never_mix(tmp_path: Path) -> None:
         (tmp_path / topics.cacerts_topic(name)).write_bytes(encode(message))
     state = SignerState(tmp_path, PeerValidator(SystemClock()).set_anchors, SystemClock())
     state.load()
-    for name, chain in chains.items():
+    for name, ders in chains.items():
         body = state.cacerts(name)
         assert body is not None
-        assert set(read_certs_only(body)) == set(chain)
+        assert set(read_certs_only(body)) == set(ders)
     assert state.cacerts("gamma") is None
 
 

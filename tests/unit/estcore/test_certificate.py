@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -30,7 +31,7 @@ from estcore.pki.lint import lint, serial_number_is_ours
 from estcore.pki.profile import Profile
 
 NOW = dt.datetime(2026, 11, 22, 12, 0, tzinfo=dt.UTC)
-CA_KEYS = {
+CA_KEYS: dict[str, Any] = {
     "p256": ec.generate_private_key(ec.SECP256R1()),
     "p384": ec.generate_private_key(ec.SECP384R1()),
     "rsa": rsa.generate_private_key(65537, 2048),
@@ -115,8 +116,9 @@ def test_template_gives_the_octets_of_pycas_builder(
     assert copy.tbs == reference(csr, template, serial, kind)
     if urls != "none":
         point = copy.certificate.extensions.get_extension_for_class(x509.CRLDistributionPoints)
-        (name_of,) = point.value[0].full_name or ()
+        (name_of,) = point.value[0].full_name or [None]
         part = f"/16-{serial % 16}" if urls == "parts" else ""
+        assert name_of is not None
         assert name_of.value == f"http://c/issuing{part}"
     assert tbs_signature_algorithm(copy.tbs) == copy.signature_algorithm
 

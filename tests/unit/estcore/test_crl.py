@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -39,7 +40,7 @@ def issuer_of(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25
     return IssuerCertificate("ca", certificate)
 
 
-KEYS = [
+KEYS: list[Any] = [
     ec.generate_private_key(ec.SECP256R1()),
     ec.generate_private_key(ec.SECP384R1()),
     rsa.generate_private_key(65537, 2048),

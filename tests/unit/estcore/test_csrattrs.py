@@ -145,7 +145,7 @@ def test_I14_a_template_makes_the_list_beside_it_void() -> None:
 
 # Written and read.
 
-texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=30)
+texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=30)
 demand_values = st.builds(
     CSRDemands,
     key_algorithm=st.one_of(st.none(), st.sampled_from(ALGORITHMS)),

@@ -7,6 +7,7 @@ import datetime as dt
 import email
 import email.message
 import subprocess
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -224,7 +225,7 @@ CERTIFICATE = certs_only([])
 ANSWER = KeygenResponse(pkcs8(KEY), False, CERTIFICATE)
 
 
-def parts_of(body: bytes, content_type: str = CONTENT_TYPE) -> list[email.message.Message]:
+def parts_of(body: bytes, content_type: str = CONTENT_TYPE) -> list[Any]:
     """Judge: the e-mail parser of the standard library."""
     head = f"MIME-Version: 1.0\r\nContent-Type: {content_type}\r\n\r\n".encode()
     message = email.message_from_bytes(head + body)

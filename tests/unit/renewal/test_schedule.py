@@ -17,7 +17,9 @@ lefts = st.integers(0, 400 * 86_400).map(lambda s: dt.timedelta(seconds=s))
 priorities = st.sampled_from(list(Priority))
 
 
-def due(lifetime: dt.timedelta, reaction: dt.timedelta, spread: float, slot: str, n: int):
+def due(
+    lifetime: dt.timedelta, reaction: dt.timedelta, spread: float, slot: str, n: int
+) -> dt.datetime:
     return due_at(
         issued_at=START,
         not_after=START + lifetime,

@@ -52,9 +52,12 @@ def _show(found: Found) -> None:
 def _ask() -> None:
     if not sys.stdin.isatty():
         raise ConfigurationError(
-            "no terminal to compare the fingerprint on: give --fingerprint", code="bootstrap.fingerprint"
+            "no terminal to compare the fingerprint on: give --fingerprint",
+            code="bootstrap.fingerprint",
         )
-    sys.stdout.write("Compare with the fingerprint you received by phone or on paper. Type yes to trust: ")
+    sys.stdout.write(
+        "Compare with the fingerprint you received by phone or on paper. Type yes to trust: "
+    )
     sys.stdout.flush()
     if sys.stdin.readline().strip() != "yes":
         raise ConfigurationError("not trusted, nothing was pinned", code="bootstrap.fingerprint")
