@@ -176,7 +176,7 @@ async def test_a_lost_answer_is_asked_for_with_the_same_key(server: ESTServer) -
     with pytest.raises(ServerAway):
         await agent.advance()
     again = Agent(settings(server))
-    await again.hear(event(old))
+    await again.receive(event(old))
     await again.advance()
     bodies = {s.body for s in server.seen if s.operation == "simplereenroll"}
     assert len(bodies) == 1
@@ -252,7 +252,7 @@ async def test_a_hook_is_a_command_that_finds_the_files(server: ESTServer) -> No
     failing = Agent(settings(server, hook={"command": [sys.executable, "-c", "exit(3)"]}))
     bundle = failing.store.load()
     assert bundle is not None
-    await failing.hear(event(bundle))
+    await failing.receive(event(bundle))
     with pytest.raises(NotInUse, match="ended with 3"):
         await failing.advance()
 
