@@ -31,7 +31,7 @@ up: $(READY)    ## the whole suite to play with, until Ctrl-C (UP="--est-port 94
 	@$(BIN)/estsuite up $(UP)
 
 unit: $(READY)  ## the tests that need no server
-	@$(BIN)/pytest -q -n 2 --dist loadfile tests/unit
+	@$(BIN)/pytest -q -n 2 --dist loadfile --hypothesis-profile quick tests/unit
 
 test: $(READY)  ## every test, unit to end-to-end, against real servers
 	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10

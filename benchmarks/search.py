@@ -1,7 +1,7 @@
 """How long operators wait for a page of certificates in a large ledger.
 
-``.venv/bin/python benchmarks/search.py [ROWS]``: fills a ledger (1,000,000 certificates unless
-told otherwise), then asks each kind of search 200 times with other values, first and later pages,
+``.venv/bin/python benchmarks/search.py [ROWS]``: fills a ledger (1,000,000 certificates by
+default), then asks each kind of search 200 times with other values, first and later pages,
 as ``estctl cert list`` does. Also says what entering a certificate into the directory costs, and
 what the signer's gauges cost. On a real PostgreSQL; nothing else runs.
 """

@@ -249,7 +249,7 @@ async def rows(bench: Bench, front: Front, count: int, concurrency: int, signers
 
 
 async def revocation(bench: Bench, times: int) -> None:
-    """Print how soon a revocation is heard of, from the answer to the operator on."""
+    """Print how soon a revocation takes effect, from the answer to the operator on."""
     from estdev.operator import make_operator
 
     settings = await make_operator(bench.suite, "CN=boss")
@@ -275,7 +275,7 @@ async def revocation(bench: Bench, times: int) -> None:
             for name, check in waits.items():
                 group.create_task(until_heard(found[name], check, began))
     for name, took in found.items():
-        print(f"revoked, then heard of by {name:5} p50 {statistics.median(took):5.2f} s, "
+        print(f"revoked, then known to {name:5} p50 {statistics.median(took):5.2f} s, "
               f"longest {max(took):5.2f} s")  # fmt: skip
 
 

@@ -3,7 +3,7 @@
     .venv/bin/python deploy/check.py
 
 One line per check; the exit code is 1 when there is any finding. Nothing is run in containers
-or in a cluster here: this validates (deploy/README.md tells the difference).
+or in a cluster here: this validates (deploy/README.md explains the difference).
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ make conformance TARGET="--target https://host:8443 --ca ca.pem --user id --pass
 ```
 
 `--common-name` is a name that the credentials may ask for; `--label` the label they are for. You
-should see a table of item, level, verdict and a sentence. **not judged** means that the server
+should see a table of item, level, verdict and a sentence. `not judged` means that the server
 showed nothing: where a refusal is asked for, a good CSR has to be accepted first. The exit code is
 1 if an item of level M failed; the other levels are shown only. `--report` writes the table as
 Markdown to `conformance-report.md`, `--junit` as JUnit XML to `conformance-report.xml`; either

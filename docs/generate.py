@@ -2,7 +2,7 @@
 
 ``python docs/generate.py`` writes them, ``python docs/generate.py --check`` only compares and
 ends with 1 when something differs. A generated part stands between two comment lines in a page;
-what is around it is written by hand and left alone. Everything comes from the code itself: the
+what is around it is written by hand and kept. Everything comes from the code itself: the
 settings models, the metrics modules, the declared streams and the message models.
 """
 

@@ -107,7 +107,7 @@ def pods(documents: list[Document], *kinds: str) -> list[Pod]:
 
 
 def selects(selector: Document, labels: Mapping[str, str]) -> bool:
-    """Tell whether a label selector takes these labels (``In`` is the only operator we use)."""
+    """Return whether a label selector matches these labels (``In`` is the only operator we use)."""
     for key, value in selector.get("matchLabels", {}).items():
         if labels.get(key) != value:
             return False

@@ -433,7 +433,7 @@ def _is_ca(certificate: x509.Certificate) -> bool:
         return False
 
 
-async def test_C4_cacerts_asks_nobody_who_they_are(target: Target, check: Check) -> None:
+async def test_C4_cacerts_needs_no_authentication(target: Target, check: Check) -> None:
     wrong = "Basic " + base64.b64encode(b"bad:bad").decode()
     for what, auth in (("without", None), ("with wrong", wrong)):
         check.on("C4", f"GET cacerts {what} credentials")

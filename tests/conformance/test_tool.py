@@ -89,7 +89,7 @@ def open_server(folder: Callable[[str], Path]) -> Iterator[tuple[ForeignServer, 
 
 
 @pytest.mark.slow
-def test_where_everything_is_refused_refusals_are_not_judged(refusing: Run) -> None:
+def test_where_everything_is_refused_no_refusal_counts(refusing: Run) -> None:
     assert refusing.verdict("E3") == (
         "M", "FAIL", "a good CSR was answered 415: got Basic [password]",
     )  # fmt: skip

@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 # serverkeygen.
 
 
-async def test_H2_nobody_gets_a_generated_key_without_authentication(world: World) -> None:
+async def test_H2_no_generated_key_without_authentication(world: World) -> None:
     answer = await world.client.request(
         "POST", f"{BASE}/generated/serverkeygen", b64(make_csr("dev-x")[1])
     )

@@ -203,7 +203,7 @@ async def test_a_bad_policy_is_refused_and_a_good_one_taken_by_front_end_and_sig
             await asyncio.sleep(0.2)
 
 
-async def test_a_changed_profile_is_signed_by_and_told_in_csrattrs(world: World) -> None:
+async def test_a_changed_profile_is_used_for_signing_and_in_csrattrs(world: World) -> None:
     file = world.stack.layout.config / "profiles.yaml"
     good = file.read_text()
     first = "key_algorithms: [ec-p256, ec-p384, rsa-2048, rsa-3072, ed25519]"

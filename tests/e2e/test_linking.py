@@ -200,7 +200,7 @@ async def test_I16_a_csr_made_from_csrattrs_is_accepted(world: World) -> None:
         assert made.status == 200, made.text
 
 
-async def test_I1_csrattrs_ask_nobody_who_they_are(world: World) -> None:
+async def test_I1_csrattrs_need_no_authentication(world: World) -> None:
     for auth in (None, basic("load", "wrong")):
         answer = await world.client.request("GET", f"{BASE}/services/csrattrs", auth=auth)
         assert answer.status == 200, answer.text

@@ -106,7 +106,7 @@ async def asking(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Aski
         await stop_stack(stack)
 
 
-async def test_N5_openssl_hears_good_revoked_and_unknown_with_nonce(asking: Asking) -> None:
+async def test_N5_openssl_reads_good_revoked_and_unknown_with_nonce(asking: Asking) -> None:
     good, bad = await asking.enrolled("dev-good"), await asking.enrolled("dev-bad")
     settings = await make_operator(asking.stack.suite, "CN=boss")
     fingerprint = bad.fingerprint(SHA256()).hex()
@@ -146,7 +146,7 @@ async def test_a_get_is_answered_for_caches(asking: Asking) -> None:
     assert "dev-get.pem: good" in said
 
 
-async def test_what_was_answered_is_answered_while_the_signer_is_away(asking: Asking) -> None:
+async def test_cached_answers_are_served_while_the_signer_is_unavailable(asking: Asking) -> None:
     await asking.enrolled("dev-away")
     await asking.enrolled("dev-never-asked")
     arguments = ("-url", asking.url, "-no_nonce", "-cert")

@@ -429,7 +429,7 @@ async def test_without_that_promise_a_kill_leaves_a_question_and_no_second_certi
     assert made == (0 if step == "upstream.7.submitted" else 1)
 
 
-async def test_exports_and_log_agree_about_what_another_ca_made(world: World) -> None:
+async def test_exports_and_log_agree_about_certificates_of_an_upstream_ca(world: World) -> None:
     for _ in range(60):
         exports = await world.ours.exports()
         issued = [row for row in exports["ledger"] if row["state"] == "issued"]

@@ -169,7 +169,7 @@ async def test_L7_wrong_passwords_are_slowed_down(world: World) -> None:
     assert good.status == 200, "another account is not slowed down"
 
 
-async def test_L12_a_bad_token_is_told_so_by_the_challenge(world: World) -> None:
+async def test_L12_the_challenge_names_a_bad_token(world: World) -> None:
     path = f"{BASE}/tokens/simpleenroll"
     csr = b64(make_csr("dev-token")[1])
     plain = await world.client.request("POST", path, csr)

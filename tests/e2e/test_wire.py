@@ -421,7 +421,7 @@ async def test_E12_the_same_request_at_the_same_time_gives_one_certificate(clien
     assert {a.status for a in answers} <= {200, 202}
 
 
-async def test_G4_somebody_else_does_not_get_it(client: Client) -> None:
+async def test_G4_a_different_client_does_not_get_it(client: Client) -> None:
     """The same CSR under another owner: the key belongs to the first."""
     _, csr = make_csr("dev-key")
     assert (await client.enroll(b64(csr))).status == 200

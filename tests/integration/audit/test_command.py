@@ -49,7 +49,7 @@ def test_the_example_configuration_loads() -> None:
     assert settings.sinks[0].facility == 13
 
 
-def test_every_setting_is_told_in_the_readme() -> None:
+def test_every_setting_is_described_in_the_readme() -> None:
     text = (ROOT / "services/audit/README.md").read_text()
     names = set(Settings.model_fields) - {"bus", "database", "admin", "telemetry"}
     for part in ("append", "checkpoint", "windows"):

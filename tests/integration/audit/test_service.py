@@ -229,7 +229,7 @@ async def test_what_a_superuser_changes_is_found(
     assert any(f.code.startswith(code) and place in f.place for f in report.findings)
 
 
-async def test_a_start_waits_for_its_surroundings_and_stops_when_told(
+async def test_a_start_waits_for_its_dependencies_and_stops_on_request(
     world: AuditWorld, tmp_path: Path, readiness: Callable[[int], Awaitable[str]]
 ) -> None:
     bus = world.platform.bus("audit").model_copy(update={"url": "nats://127.0.0.1:1"})

@@ -52,7 +52,7 @@ def closed(issuances: list[str], minute: int = 0) -> Outgoing:
     return Outgoing(WINDOW_TOPIC, encode(window), window.id)
 
 
-async def test_equal_windows_settle_and_missing_records_are_asked_for(
+async def test_equal_windows_close_and_missing_records_are_requested(
     world: AuditWorld, record: Callable[..., AuditRecord]
 ) -> None:
     async with world.service(windows=QUICK), world.publisher() as publisher:
@@ -77,7 +77,7 @@ async def test_equal_windows_settle_and_missing_records_are_asked_for(
 
 
 @pytest.mark.logs_errors("audit log differs from the ledger")
-async def test_a_window_that_stays_different_is_given_up_on_record(world: AuditWorld) -> None:
+async def test_a_window_that_stays_different_is_abandoned_on_record(world: AuditWorld) -> None:
     async with world.service(windows=QUICK), world.publisher() as publisher:
 
         async def answer(message: Incoming) -> None:

@@ -98,7 +98,7 @@ async def test_G2_a_request_waits_and_after_approval_its_repeat_is_issued(
     assert (row["state"], row["decided_by"]) == ("used", "boss")
 
 
-async def test_the_list_tells_an_operator_what_is_to_be_decided(
+async def test_the_list_shows_what_an_operator_must_decide(
     signer: SignerStack, boss: TestOperator
 ) -> None:
     _, csr = make_csr("dev-shown")
@@ -145,7 +145,7 @@ async def test_G5_a_ticket_that_is_over_makes_room_for_a_new_one(
     assert (await boss.give(signer, "request-approve", {"id": old["id"]})).code == "command.unknown"
 
 
-async def test_an_approval_nobody_came_for_ends(signer: SignerStack, boss: TestOperator) -> None:
+async def test_an_unused_approval_expires(signer: SignerStack, boss: TestOperator) -> None:
     _, csr = make_csr("dev-forgetful")
     await ask(signer, csr)
     await decide_on(signer, boss, "dev-forgetful", "approve")

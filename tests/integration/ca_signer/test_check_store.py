@@ -98,7 +98,9 @@ async def test_a_row_that_says_another_thing_than_its_certificate_is_found(
     assert found["issuer"] == "issuing"
 
 
-async def test_a_certificate_that_is_not_ours_is_found_by_both_judges(signer: SignerStack) -> None:
+async def test_a_certificate_of_a_different_ca_is_found_by_both_linters(
+    signer: SignerStack,
+) -> None:
     """Put into the ledger by somebody with its password: not signed, a CA, without extensions."""
     key = ec.generate_private_key(ec.SECP256R1())
     now = dt.datetime.now(dt.UTC).replace(microsecond=0)

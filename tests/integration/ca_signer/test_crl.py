@@ -161,7 +161,7 @@ async def test_two_signers_use_a_number_once(signer: SignerStack) -> None:
     assert crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
 
 
-async def test_a_key_store_that_is_away_leaves_the_old_list(
+async def test_an_unavailable_key_store_keeps_the_old_crl(
     signer: SignerStack, boss: TestOperator
 ) -> None:
     first, _ = await refreshed(signer)

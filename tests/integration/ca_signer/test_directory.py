@@ -131,7 +131,7 @@ async def test_pages_hold_everything_once_and_in_order(
     assert len(ends) == await signer.value(sql, now, now + dt.timedelta(days=50)) > 0
 
 
-async def test_states_are_told_apart_and_follow_a_revocation(
+async def test_states_differ_and_follow_a_revocation(
     signer: SignerStack, auditor: TestOperator
 ) -> None:
     name = f"dev-{ids.uuid7()}"

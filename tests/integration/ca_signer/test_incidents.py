@@ -248,7 +248,7 @@ async def test_operators_and_responders_are_concerned_only_by_name(
         await boss.give(signer, "incident-stop", {"id": shown["id"]})
 
 
-async def test_a_proposal_nobody_confirms_expires(
+async def test_an_unconfirmed_proposal_expires(
     signer: SignerStack, boss: TestOperator, revoker: TestOperator
 ) -> None:
     await enroll(signer, "fifth", 1)

@@ -53,7 +53,7 @@ async def test_the_sweeper_signs_the_stored_tbs_of_a_dead_signer(signer: SignerS
     assert certificate.serial_number == intent.serial_number
 
 
-async def test_a_repeat_while_a_lease_is_live_is_told_to_wait(signer: SignerStack) -> None:
+async def test_a_repeated_request_during_a_lease_waits(signer: SignerStack) -> None:
     message, intent = await signer.leave_intent()
     answer = await signer.ask(signer.message(message.csr))
     assert answer.outcome == "pending"
@@ -64,7 +64,7 @@ async def test_a_repeat_while_a_lease_is_live_is_told_to_wait(signer: SignerStac
     assert row["certificate"] == answer.certificate
 
 
-async def test_the_fence_throws_a_late_signature_away(signer: SignerStack) -> None:
+async def test_the_fence_discards_a_late_signature(signer: SignerStack) -> None:
     """A worker paused for a minute comes back with a signature after another took over."""
     _, intent = await signer.leave_intent()
     await signer.expire_lease(intent)

@@ -232,7 +232,9 @@ async def test_a_refused_request_delivered_again_is_refused_with_one_record(
 @pytest.mark.logs_errors(
     "message dead-lettered",
 )
-async def test_an_unreadable_message_is_a_dead_letter_and_harms_nobody(signer: SignerStack) -> None:
+async def test_an_unreadable_message_is_a_dead_letter_and_blocks_no_other(
+    signer: SignerStack,
+) -> None:
     from estcore.runtime.bus import Outgoing
 
     good = [signer.message() for _ in range(5)]
@@ -261,7 +263,7 @@ async def test_unannounced_certificates_are_announced_by_the_sweeper(signer: Sig
     )
 
 
-async def test_windows_are_announced_again_on_request(
+async def test_windows_are_published_again_on_request(
     signer: SignerStack, platform: Platform
 ) -> None:
     """Anti-entropy: renewal asks for a window, and gets every certificate of it again."""
@@ -280,7 +282,7 @@ async def test_windows_are_announced_again_on_request(
         await renewal.close()
 
 
-async def test_postgres_away_puts_requests_back_and_loses_none(
+async def test_an_outage_of_postgres_returns_requests_and_loses_none(
     signer: SignerStack, platform: Platform
 ) -> None:
     await platform.postgres.stop(immediate=True)

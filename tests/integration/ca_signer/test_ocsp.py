@@ -145,7 +145,7 @@ async def test_a_certificate_is_good_then_held_then_good_then_revoked(
 
 
 @pytest.mark.parametrize("number", [1, 1 << 143 | 7, (1 << 158) + 5])
-async def test_a_serial_number_nobody_has_is_unknown(signer: SignerStack, number: int) -> None:
+async def test_an_unissued_serial_number_is_unknown(signer: SignerStack, number: int) -> None:
     """RFC 6960 2.2: "The 'unknown' state indicates that the responder doesn't know about the
     certificate being requested"
     """
@@ -235,7 +235,7 @@ async def test_a_certificate_is_renewed_after_half_its_life_and_not_before(
     assert await signer.value(count) == before + 2
 
 
-async def test_an_intent_of_a_responder_that_died_is_given_up(signer: SignerStack) -> None:
+async def test_an_intent_of_a_crashed_responder_is_abandoned(signer: SignerStack) -> None:
     issuer = signer.decision_context.issuers["issuing"]
     key = ec.generate_private_key(ec.SECP256R1())
     found = responder_candidate(key, issuer, signer.decision_context, dt.timedelta(days=7))

@@ -223,9 +223,7 @@ async def test_records_of_before_come_back_without_their_enrollment(
     assert again.certificate not in {None, certificate}
 
 
-async def test_a_key_of_another_owner_is_not_given_away(
-    signer: SignerStack, platform: Platform
-) -> None:
+async def test_a_key_of_another_owner_is_refused(signer: SignerStack, platform: Platform) -> None:
     await issued(signer, "dev-theirs")
     found = read(signer, await records(signer, "dev-theirs"))
     await forget(platform, "dev-theirs")
@@ -305,7 +303,7 @@ async def test_a_record_that_lacks_something_stops_everything(
     assert refused.value.code == "reconcile.record"
 
 
-async def test_the_bus_tells_of_certificates_that_the_log_has_lost_too(
+async def test_the_bus_has_certificates_that_the_log_has_lost_too(
     signer: SignerStack, platform: Platform
 ) -> None:
     message, certificate = await issued(signer, "dev-both")

@@ -91,7 +91,7 @@ async def until_announced(signer: SignerStack, certificate: bytes) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_a_revoked_certificate_is_told_and_renews_nothing(
+async def test_a_revoked_certificate_is_published_and_renews_nothing(
     signer: SignerStack, boss: TestOperator, events: list[CertificateRevoked]
 ) -> None:
     certificate = await issued(signer, "dev-lost")
@@ -192,7 +192,7 @@ async def test_a_lost_key_is_never_certified_again(signer: SignerStack, boss: Te
     assert (again.outcome, again.code) == ("rejected", "key.compromised")
 
 
-async def test_an_intent_with_a_lost_key_is_given_up(
+async def test_an_intent_with_a_lost_key_is_abandoned(
     signer: SignerStack, boss: TestOperator
 ) -> None:
     _, csr = make_csr("dev-stolen-late")
@@ -235,7 +235,7 @@ class AuditIsAway(Bus):
         await super().publish_confirmed(messages, timeout_s=timeout_s)
 
 
-async def test_revocation_works_while_audit_is_away_and_is_recorded_later(
+async def test_revocation_works_while_audit_is_unavailable_and_is_recorded_later(
     signer: SignerStack, boss: TestOperator, events: list[CertificateRevoked]
 ) -> None:
     certificate = await issued(signer, "dev-emergency")
@@ -263,7 +263,7 @@ async def test_revocation_works_while_audit_is_away_and_is_recorded_later(
     assert [e for e in events if e.fingerprint_sha256 == one(certificate)["fingerprint"]]
 
 
-async def test_the_outbox_tells_what_a_signer_left_that_died(
+async def test_the_outbox_publishes_what_a_crashed_signer_left(
     signer: SignerStack, events: list[CertificateRevoked]
 ) -> None:
     certificate = await issued(signer, "dev-orphan")
@@ -276,7 +276,7 @@ async def test_the_outbox_tells_what_a_signer_left_that_died(
     assert [e for e in events if e.fingerprint_sha256 == one(certificate)["fingerprint"]]
 
 
-async def test_a_change_during_an_announcement_is_told_as_well(signer: SignerStack) -> None:
+async def test_a_change_during_publication_is_published_as_well(signer: SignerStack) -> None:
     certificate = await issued(signer, "dev-quick")
     known = await row(signer, certificate)
 
@@ -300,7 +300,7 @@ async def test_a_change_during_an_announcement_is_told_as_well(signer: SignerSta
     assert serial.hex() not in (await shard(signer, serial)).serials
 
 
-async def test_expired_certificates_are_not_told_to_front_ends(signer: SignerStack) -> None:
+async def test_expired_certificates_are_not_published_to_front_ends(signer: SignerStack) -> None:
     certificate = await issued(signer, "dev-over")
     known = await row(signer, certificate)
     async with signer.database.connection() as connection:

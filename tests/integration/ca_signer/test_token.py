@@ -171,7 +171,7 @@ async def test_a_token_that_went_and_came_back_signs_again(
         await watching
 
 
-async def test_a_token_that_is_away_at_the_start_is_opened_later(
+async def test_a_token_unavailable_at_the_start_is_opened_later(
     softhsm: SoftHSM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     softhsm.use(monkeypatch)
@@ -239,7 +239,7 @@ async def test_a_worker_that_does_not_answer_rightly_is_replaced(
         assert not alive(first)
 
 
-async def test_a_token_that_hangs_while_it_is_opened_is_given_up(
+async def test_a_token_that_hangs_while_it_is_opened_times_out(
     hsm: SoftHSM, faults: Faults, tmp_path: Path
 ) -> None:
     issuer_settings(hsm, tmp_path)
@@ -259,7 +259,7 @@ async def test_a_slow_token_is_waited_for(hsm: SoftHSM, faults: Faults, tmp_path
         assert len(await key.sign_many([b"%d" % n for n in range(10)])) == 10
 
 
-async def test_nobody_waits_longer_than_allowed(
+async def test_no_request_waits_longer_than_allowed(
     hsm: SoftHSM, faults: Faults, tmp_path: Path
 ) -> None:
     async with token_key(hsm, tmp_path, command=faults.command, timeout_s=0.5, wait_s=0.6) as key:

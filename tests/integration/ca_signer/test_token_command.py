@@ -200,7 +200,7 @@ def replace_usage() -> x509.KeyUsage:
     return x509.KeyUsage(True, False, False, False, False, False, False, False, False)
 
 
-def test_a_certificate_signed_elsewhere_is_imported(hsm: SoftHSM, tmp_path: Path) -> None:
+def test_a_certificate_signed_by_an_external_ca_is_imported(hsm: SoftHSM, tmp_path: Path) -> None:
     arguments = Above().write(hsm.csr("02"), tmp_path)
     assert ca_signer(["ca", *arguments]) == 0
     for name in ("issuing", "chain"):

@@ -118,7 +118,9 @@ async def test_a_token_signs_what_a_front_end_asks_for(service: Service) -> None
         certificate.verify_directly_issued_by(issuer.certificate.certificate)
 
 
-async def test_while_the_token_is_away_requests_wait_and_none_is_lost(service: Service) -> None:
+async def test_while_the_token_is_unavailable_requests_wait_and_none_is_lost(
+    service: Service,
+) -> None:
     """Not ready, nothing fetched for long; when it is back everything is answered once."""
     await service.ready()
     service.hsm.vanish()
@@ -139,7 +141,7 @@ async def test_while_the_token_is_away_requests_wait_and_none_is_lost(service: S
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-async def test_a_lost_worker_costs_nobody_a_certificate(service: Service, number: int) -> None:
+async def test_a_lost_worker_loses_no_request(service: Service, number: int) -> None:
     await service.ready()
     (worker,) = service.workers()
     os.kill(worker, number)
@@ -152,7 +154,7 @@ async def test_a_lost_worker_costs_nobody_a_certificate(service: Service, number
     await service.ready()
 
 
-async def test_metrics_tell_about_the_token(service: Service) -> None:
+async def test_metrics_cover_the_token(service: Service) -> None:
     await service.ready()
     await service.frontend.ask(service.frontend.message())
     async with asyncio.timeout(10):

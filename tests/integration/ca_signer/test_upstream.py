@@ -90,7 +90,9 @@ async def until_audited(stack: UpstreamStack, action: str, message: EnrollmentRe
             await asyncio.sleep(0.1)
 
 
-async def test_another_ca_signs_what_was_decided_here(stack: UpstreamStack, other: OtherCA) -> None:
+async def test_an_upstream_ca_signs_what_was_decided_here(
+    stack: UpstreamStack, other: OtherCA
+) -> None:
     message = stack.message()
     answer = await stack.ask(message)
     assert answer.outcome == "issued", answer
@@ -128,7 +130,7 @@ async def test_intent_and_outcome_are_on_record_under_one_issuance(
     assert outcome.target.serial == ids.serial_hex(other.issued[0].serial_number)
 
 
-async def test_a_repeat_gets_the_stored_certificate_and_asks_nobody(
+async def test_a_repeated_request_gets_the_stored_certificate_without_a_submission(
     stack: UpstreamStack, other: OtherCA
 ) -> None:
     message = stack.message()
@@ -219,7 +221,7 @@ def wrong(name: str, other: OtherCA) -> dict[str, Any]:
         "issuer",
     ],
 )
-async def test_a_wrong_certificate_is_set_aside_and_nobody_gets_it(
+async def test_a_wrong_certificate_is_quarantined_and_no_client_gets_it(
     stack: UpstreamStack, other: OtherCA, case: str
 ) -> None:
     other.behaviour = other.doing(**wrong(case, other))
@@ -361,7 +363,7 @@ async def test_202_is_passed_on_and_the_same_request_asks_again(
     assert len(await stack.issuances(message)) == 1
 
 
-async def test_a_key_made_here_does_not_wait_for_another_ca(
+async def test_a_generated_key_does_not_wait_for_an_upstream_ca(
     stack: UpstreamStack, other: OtherCA
 ) -> None:
     other.behaviour = other.answering(202, Retry_After="60")
@@ -416,7 +418,7 @@ async def lost_answer(stack: UpstreamStack, other: OtherCA) -> EnrollmentRequest
 
 
 @pytest.mark.parametrize("how", ["lost", "slow", 500, 502, "nonsense"])
-async def test_an_unknown_outcome_is_never_asked_again_and_waits_for_a_person(
+async def test_an_unknown_outcome_is_never_sent_again_and_waits_for_an_operator(
     stack: UpstreamStack, other: OtherCA, how: str | int
 ) -> None:
     async def slow(request: web.Request, octets: bytes) -> web.StreamResponse:
@@ -479,7 +481,7 @@ async def test_a_certificate_to_adopt_is_linted_like_an_answer(
     assert (await stack.row(message.id))["state"] == "unknown"
 
 
-async def test_an_operator_vouches_and_it_is_sent_once_more(
+async def test_an_operator_retries_and_it_is_sent_once_more(
     stack: UpstreamStack, other: OtherCA, approver: TestOperator
 ) -> None:
     message = await lost_answer(stack, other)
@@ -547,7 +549,7 @@ async def test_a_plug_ins_mistake_counts_as_sent(stack: UpstreamStack, other: Ot
     assert (row["state"], row["code"]) == ("unknown", "upstream.plugin_failed")
 
 
-async def test_only_approvers_settle_submissions(
+async def test_only_approvers_resolve_submissions(
     stack: UpstreamStack, other: OtherCA, auditor: TestOperator
 ) -> None:
     message = await lost_answer(stack, other)
@@ -556,7 +558,7 @@ async def test_only_approvers_settle_submissions(
     assert (answer.outcome, answer.code) == ("refused", "command.role")
 
 
-async def test_an_answer_that_comes_late_settles_the_unknown_by_itself(
+async def test_a_late_answer_resolves_an_unknown_outcome(
     stack: UpstreamStack, other: OtherCA
 ) -> None:
     """Its holder was thought dead; nobody else has sent it, so its certificate is the one."""
@@ -622,7 +624,7 @@ async def test_what_was_being_sent_at_a_crash_is_unknown(
     assert other.seen == []
 
 
-async def test_the_sweeper_finds_what_nobody_came_back_for(
+async def test_the_sweeper_finds_requests_without_a_retry(
     stack: UpstreamStack, other: OtherCA
 ) -> None:
     sent, unsent, forgotten = stack.message(), stack.message(), stack.message()

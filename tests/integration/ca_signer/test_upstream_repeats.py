@@ -189,7 +189,7 @@ async def test_after_its_window_a_lost_answer_waits_for_a_person(
     assert other.seen == []
 
 
-async def test_after_failures_in_a_row_nobody_knocks_and_no_request_is_lost(
+async def test_after_failures_in_a_row_the_circuit_opens_and_no_request_is_lost(
     stack: UpstreamStack, other: OtherCA
 ) -> None:
     """The breaker: requests wait in the stream while the other CA is away."""
@@ -234,7 +234,7 @@ async def test_an_outage_is_probed_without_asking_for_a_certificate(
             assert (await stack.signer.answers[message.id]).outcome == "issued"
 
 
-async def test_our_tls_certificate_is_taken_over_while_running(
+async def test_our_tls_certificate_is_reloaded_while_running(
     stack: UpstreamStack, other: OtherCA
 ) -> None:
     await stack.ask(stack.message())
@@ -251,7 +251,7 @@ async def test_our_tls_certificate_is_taken_over_while_running(
     assert (await stack.ask(stack.message())).outcome == "issued"
 
 
-async def test_a_ca_nobody_can_verify_gets_nothing(
+async def test_a_ca_that_cannot_be_verified_gets_nothing(
     stack: UpstreamStack, other: OtherCA, tmp_path: Path
 ) -> None:
     """Not even a connection: TLS is verified, and there is no switch."""
@@ -266,7 +266,7 @@ async def test_a_ca_nobody_can_verify_gets_nothing(
     assert caught.value.code == "upstream.unreachable"
 
 
-async def test_a_rollover_of_the_other_ca_is_seen(stack: UpstreamStack, tmp_path: Path) -> None:
+async def test_a_rollover_of_the_upstream_ca_is_seen(stack: UpstreamStack, tmp_path: Path) -> None:
     issuer = stack.parts.issuers[ISSUER]
     assert await issuer.shows_itself()
     stranger = OtherCA(tmp_path / "stranger")

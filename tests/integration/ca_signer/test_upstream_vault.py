@@ -207,9 +207,7 @@ async def test_an_operators_revocation_reaches_vault(stack: UpstreamStack, bao: 
     assert await stack.signer.value("select count(*) from crl where issuer_id = $1", ISSUER) == 0
 
 
-async def test_a_sealed_vault_costs_nobody_a_certificate(
-    stack: UpstreamStack, bao: OpenBao
-) -> None:
+async def test_a_sealed_vault_loses_no_request(stack: UpstreamStack, bao: OpenBao) -> None:
     await bao.call("PUT", "sys/seal")
     message = stack.message(request())
     try:
@@ -223,7 +221,7 @@ async def test_a_sealed_vault_costs_nobody_a_certificate(
     assert answer.outcome == "issued"
 
 
-async def test_a_wrong_secret_lets_nobody_in(
+async def test_a_wrong_secret_is_refused(
     stack: UpstreamStack, bao: OpenBao, tmp_path: Path
 ) -> None:
     secret = tmp_path / "secret-id"
@@ -336,7 +334,7 @@ async def test_each_answer_says_whether_it_may_be_asked_again(
     assert "s.token-of-a-test" not in caught.value.reason
 
 
-async def test_a_login_nobody_answers_has_asked_for_nothing(
+async def test_an_unanswered_login_has_submitted_nothing(
     stack: UpstreamStack, tmp_path: Path
 ) -> None:
     """A time-out of the login is no unknown outcome: nothing was sent to be signed."""

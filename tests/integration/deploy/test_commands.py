@@ -27,7 +27,7 @@ def test_a_service_accepts_its_prepared_settings(prepared: Path, name: str) -> N
     assert "configuration is good" in done.stdout
 
 
-def test_the_check_of_make_check_passes_and_tells_each_step(root: Path) -> None:
+def test_the_check_of_make_check_passes_and_names_each_step(root: Path) -> None:
     done = subprocess.run(
         [sys.executable, root / "deploy" / "check.py"],
         capture_output=True,

@@ -137,7 +137,9 @@ class Told:
 
 
 @pytest.mark.integration
-async def test_D8_who_fetched_is_told_once_in_one_message(world: World, platform: Platform) -> None:
+async def test_D8_clients_that_fetched_are_reported_once_in_one_message(
+    world: World, platform: Platform
+) -> None:
     signer = await Bus.connect(platform.bus("ca-signer"), "ca-signer", "test")
     frontend = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "test")
     told = Told(signer)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.mark.logs_errors("pending-enrollment event unreadable")
-async def test_a_ticket_is_heard_and_believed_for_seconds_only(platform: Platform) -> None:
+async def test_a_pending_request_is_known_for_seconds_only(platform: Platform) -> None:
     settings = platform.bus("ca-signer")
     migrating = await platform.provisioner()
     await declare(migrating, topics.owned_by("ca-signer"), (), replicas=1)

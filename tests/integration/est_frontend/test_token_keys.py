@@ -140,7 +140,9 @@ async def test_a_flood_during_an_outage_does_not_touch_the_good_keys(issuer: Tes
         await validator.validate(issuer.token())
 
 
-async def test_a_request_that_goes_away_while_it_waits_disturbs_nobody(issuer: TestIssuer) -> None:
+async def test_a_client_that_disconnects_while_waiting_disturbs_no_other(
+    issuer: TestIssuer,
+) -> None:
     async def slowly(_: web.Request) -> web.StreamResponse:
         await asyncio.sleep(0.3)
         return web.json_response(issuer.key_set())
@@ -231,7 +233,7 @@ async def misbehaving(issuer: TestIssuer, answer: Any) -> None:
         await validator.validate(issuer.token("ec-new"))
 
 
-async def test_a_slow_issuer_is_given_up_after_three_seconds(issuer: TestIssuer) -> None:
+async def test_a_slow_issuer_times_out_after_three_seconds(issuer: TestIssuer) -> None:
     async with validating(issuer) as validator:
         issuer.answer = slow
         loop = asyncio.get_running_loop()
@@ -255,7 +257,7 @@ async def test_keys_outlive_the_issuer_and_a_restart(issuer: TestIssuer) -> None
         await validator_of(issuer, source).validate(issuer.token())
 
 
-async def test_without_any_keys_nobody_is_believed_until_the_issuer_is_there(
+async def test_without_keys_no_token_is_accepted_until_the_issuer_answers(
     issuer: TestIssuer,
 ) -> None:
     await issuer.stop()
@@ -322,7 +324,7 @@ def has_failed_since(count: float) -> bool:
     return fetches("failed") > count
 
 
-async def test_keys_are_not_believed_for_ever(issuer: TestIssuer) -> None:
+async def test_keys_are_not_trusted_for_ever(issuer: TestIssuer) -> None:
     """The hard limit ends belief, not readiness: the front end knows other ways to authenticate."""
     path = await kept(issuer)
     for age_s, usable in ((57, True), (61, False), (-3600, None)):
@@ -345,7 +347,7 @@ def rewrite(path: Path, age_s: int) -> None:
     path.write_text(json.dumps(found | {"sha256": _checksum(found)}))
 
 
-async def test_a_folder_that_cannot_be_written_stops_nobody(issuer: TestIssuer) -> None:
+async def test_a_folder_that_cannot_be_written_stops_no_request(issuer: TestIssuer) -> None:
     async with running(KeySource(issuer.settings(), issuer.folder / "nowhere")) as source:
         await until_true(lambda: source.ready)
         await validator_of(issuer, source).validate(issuer.token())

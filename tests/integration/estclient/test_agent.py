@@ -191,7 +191,7 @@ async def test_a_proof_not_yet_known_is_repeated(server: ESTServer) -> None:
     assert server.operations().count("rotation-ack") == 2
 
 
-async def test_a_service_that_does_not_change_is_not_vouched_for(server: ESTServer) -> None:
+async def test_a_service_that_does_not_change_is_not_proven(server: ESTServer) -> None:
     old = stored(server)
     async with service(server.folder / "store") as (port, _):
         place = {"host": "127.0.0.1", "port": port, "timeout_s": 0.5}
@@ -281,7 +281,7 @@ async def test_without_credential_and_bootstrap_the_agent_does_not_start(server:
 
 
 @pytest.mark.integration
-async def test_the_agent_hears_events_on_the_bus(platform: Platform, server: ESTServer) -> None:
+async def test_the_agent_receives_events_on_the_bus(platform: Platform, server: ESTServer) -> None:
     old = stored(server)
     bus = platform.bus("agent")
     admin = await platform.provisioner()

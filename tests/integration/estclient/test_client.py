@@ -84,7 +84,7 @@ async def test_a_busy_server_is_asked_again(server: Any, status: int) -> None:
     assert server.operations() == ["simpleenroll", "simpleenroll"]
 
 
-async def test_a_server_that_stays_busy_is_given_up(server: Any) -> None:
+async def test_a_server_that_stays_busy_is_not_asked_again(server: Any) -> None:
     server.script = [lambda: web.Response(status=503, text="no ledger")] * 9
     with pytest.raises(ServerAway, match="503: no ledger"):
         await client(server).cacerts()
@@ -122,7 +122,7 @@ async def test_a_redirect_is_a_refusal(server: Any) -> None:
         await client(server).cacerts()
 
 
-async def test_a_server_of_another_ca_is_not_trusted(server: Any) -> None:
+async def test_a_server_of_a_different_ca_is_not_trusted(server: Any) -> None:
     with pytest.raises(ServerAway, match="certificate verify failed"):
         await client(server, trust=type(server.ca)().pem).cacerts()
     assert not server.seen

@@ -33,7 +33,7 @@ def shown(old: Any, new: Any) -> list[x509.Certificate]:
     return [old.root, old.issuer, new.root, new.issuer, old.cross(new), new.cross(old)]
 
 
-def test_D3_a_root_is_taken_up_that_the_old_one_vouches_for(cas: Any) -> None:
+def test_D3_a_root_is_adopted_that_the_old_one_signed(cas: Any) -> None:
     old, new, stranger = cas
     received = shown(old, new)
     for known in ([old.root], [new.root], [old.issuer, old.root]):
@@ -43,7 +43,7 @@ def test_D3_a_root_is_taken_up_that_the_old_one_vouches_for(cas: Any) -> None:
     assert refused.value.code == "client.trust"
 
 
-def test_a_root_that_nobody_vouches_for_is_left_out(cas: Any) -> None:
+def test_a_root_without_a_trusted_signature_is_left_out(cas: Any) -> None:
     old, new, stranger = cas
     forged = stranger.cross(new)  # the right name and key, signed by somebody else
     for beside in ([], [forged], [new.cross(old)], [forged, new.cross(old)]):

@@ -60,7 +60,7 @@ async def test_topics_of_others_are_refused_and_make_unready(
         await bus.close()
 
 
-async def test_an_agent_hears_of_its_owner_only(platform: Platform) -> None:
+async def test_an_agent_receives_events_of_its_owner_only(platform: Platform) -> None:
     await declared(platform)
     agent = await Bus.connect(platform.bus("agent"), "agent", "test")
     renewal = await Bus.connect(platform.bus("renewal"), "renewal", "test")

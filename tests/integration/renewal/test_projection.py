@@ -98,7 +98,7 @@ async def test_a_certificate_that_is_held_and_released_goes_on(bench: Bench) -> 
 
 
 @pytest.mark.logs_errors("message dead-lettered")
-async def test_an_unreadable_message_is_a_dead_letter_and_harms_nobody(bench: Bench) -> None:
+async def test_an_unreadable_message_is_a_dead_letter_and_blocks_no_other(bench: Bench) -> None:
     good = bench.issue()
     poison = bench.issue(slot_id="no-uuid")
     async with bench.running():
@@ -140,7 +140,7 @@ async def test_certificates_and_slots_can_be_exported(
     }
 
 
-async def test_postgres_may_go_away_and_nothing_is_lost(platform: Platform, bench: Bench) -> None:
+async def test_an_outage_of_postgres_loses_nothing(platform: Platform, bench: Bench) -> None:
     before, during = bench.issue(), bench.issue()
     async with bench.running():
         await bench.announce(before)

@@ -105,7 +105,7 @@ async def test_two_replicas_dispatch_every_slot_once(bench: Bench) -> None:
         assert bench.steps(one) == ["due"]
 
 
-async def test_a_dispatch_whose_announcement_was_lost_in_a_crash_is_announced_again(
+async def test_a_dispatch_whose_event_was_lost_in_a_crash_is_published_again(
     bench: Bench,
 ) -> None:
     one = bench.issue(**OVERDUE)
@@ -128,7 +128,7 @@ async def test_a_dispatch_whose_announcement_was_lost_in_a_crash_is_announced_ag
     assert bench.message_ids == [first.id]
 
 
-async def test_steps_left_over_by_a_crash_are_told_under_the_same_ids(bench: Bench) -> None:
+async def test_steps_left_by_a_crash_are_published_under_the_same_ids(bench: Bench) -> None:
     async with bench.running():
         old, new, _ = await rotated(bench)
     before = {e.step: e.id for e in bench.events}
@@ -140,7 +140,7 @@ async def test_steps_left_over_by_a_crash_are_told_under_the_same_ids(bench: Ben
     assert new.event.id is not None
 
 
-async def test_nobody_answers_and_the_slot_is_announced_again_after_a_pause(bench: Bench) -> None:
+async def test_without_an_answer_the_slot_is_published_again_after_a_pause(bench: Bench) -> None:
     one = bench.issue(**OVERDUE)
     async with bench.running():
         await bench.announce(one)
@@ -230,7 +230,7 @@ async def test_without_proof_a_rotation_stalls_and_nothing_is_ever_deprecated(be
     assert bench.steps(old) == ["due", "issued", "overlap", "stalled", "retired"]
 
 
-async def test_a_slot_nobody_renews_expires_and_comes_back_with_a_new_certificate(
+async def test_an_unrenewed_slot_expires_and_returns_with_a_new_certificate(
     bench: Bench,
 ) -> None:
     one = bench.issue(age_s=70, lifetime_s=72, reaction_s=1)
@@ -265,7 +265,7 @@ async def test_a_revoked_next_certificate_makes_the_slot_due_again(bench: Bench)
     assert row["next_id"] is None
 
 
-async def test_the_bus_may_go_away_and_every_step_is_told_afterwards(
+async def test_every_step_is_published_after_an_outage_of_the_bus(
     platform: Platform, bench: Bench
 ) -> None:
     assert isinstance(platform.bus("renewal"), BusSettings)

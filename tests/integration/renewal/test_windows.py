@@ -60,7 +60,7 @@ async def publish(bench: Bench, closed: WindowClosed) -> None:
     await bench.signer.publish_confirmed([Outgoing(WINDOW_TOPIC, encode(closed), closed.id)])
 
 
-async def test_a_certificate_the_stream_lost_is_asked_for_and_arrives(bench: Bench) -> None:
+async def test_a_certificate_the_stream_lost_is_requested_and_arrives(bench: Bench) -> None:
     kept, lost = bench.issue(age_s=10), bench.issue(age_s=9)
     asked: list[ReannounceRequested] = []
     closed = window([kept, lost])

@@ -26,7 +26,7 @@ from ca_signer.ledger.issuances import IssuanceStore
 from ca_signer.ledger.refusals import RefusalStore
 from ca_signer.main import load_signing_context
 from ca_signer.model import IssuanceIntent
-from ca_signer.operators.wiring import Operations, assemble
+from ca_signer.operators.assembly import Operations, assemble
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.publishing.reconciliation_windows import ReconciliationWindows
 from ca_signer.settings import SignerSettings

@@ -15,10 +15,10 @@ import yaml
 from ca_signer.connections import SCHEMA
 from ca_signer.model import IssuanceIntent
 from ca_signer.operators.listener import CommandListener
+from ca_signer.upstream.assembly import Parts, assemble
 from ca_signer.upstream.issuer import load_upstreams, opened
 from ca_signer.upstream.main import COMMAND, load_decision_context, publish_state
 from ca_signer.upstream.settings import UpstreamSettings
-from ca_signer.upstream.wiring import Parts, assemble
 from estcore.messages import topics
 from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested
 from estcore.runtime.bus import Bus

@@ -43,7 +43,7 @@ def ask(folder: Path, passphrase: Path, *more: str, subject: str = "CN=Ward CA,O
 
 
 @pytest.mark.parametrize("algorithm", ["ec-p256", "ec-p384", "rsa-3072", "ed25519"])
-def test_a_request_signed_elsewhere_comes_back_and_signs(
+def test_a_request_signed_by_an_external_ca_is_imported_and_signs(
     tmp_path: Path, passphrase: Path, algorithm: str
 ) -> None:
     ca = tmp_path / "ca"

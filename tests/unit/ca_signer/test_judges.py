@@ -121,7 +121,7 @@ async def test_E11_pkilint_finds_nothing_in_what_we_issue(ca: Path, profile_name
     assert findings(await issued(ca, profile_name)) == []
 
 
-def test_the_judge_can_find_something() -> None:
+def test_the_linter_can_find_something() -> None:
     """A judge that never objects is none: a certificate without any extension has faults."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "bare")])

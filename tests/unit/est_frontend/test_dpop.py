@@ -151,7 +151,7 @@ def test_a_proof_that_is_too_long_is_refused() -> None:
         check(proof(more="x" * 4096))
 
 
-async def test_L13_the_binding_of_a_token_is_told(tmp_path: Path) -> None:
+async def test_L13_the_binding_of_a_token_is_named(tmp_path: Path) -> None:
     self_signed(tmp_path / "client.pem", tmp_path / "client.key")
     certificate = x509.load_pem_x509_certificate((tmp_path / "client.pem").read_bytes())
     bound_to = b64(certificate.fingerprint(SHA256()))

@@ -92,7 +92,7 @@ def test_K7_a_chain_that_was_missing_once_may_come_the_next_time(files: Path, an
     assert peers.identify(connected(files, leaf, between).server, LABEL) is not None
 
 
-def test_K7_another_ca_of_the_same_name_is_not_trusted(files: Path, anchor: Pair) -> None:
+def test_K7_a_different_ca_of_the_same_name_is_not_trusted(files: Path, anchor: Pair) -> None:
     peers = validator(anchor, FakeClock(NOON))
     impostor = certificate("issuing", ca=True)
     with pytest.raises(NotAuthenticated) as refused:

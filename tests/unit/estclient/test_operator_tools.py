@@ -75,7 +75,7 @@ def explained(
     return status, out.splitlines()
 
 
-def test_N1_a_tokens_rule_profile_and_names_are_told(
+def test_N1_a_tokens_rule_profile_and_names_are_shown(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     who = ("--claims", str(files / "token.json"), "--issuer", "keycloak")
@@ -123,7 +123,7 @@ def test_N1_a_refusal_names_its_code(
     assert steps[-1].endswith(f"[{code}]")
 
 
-def test_conditions_of_a_rule_are_told(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_conditions_of_a_rule_are_shown(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, steps = explained(files, capsys, "--secret", "web", "--csr", str(files / "web.csr"))
     assert status == 0
     assert "at most 5 certificates in 24 hours" in steps

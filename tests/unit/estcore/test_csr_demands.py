@@ -86,7 +86,7 @@ def test_I3_no_demands_are_an_empty_sequence() -> None:
     assert parse_csrattrs(b"\x30\x00").empty
 
 
-def test_I4_linking_is_told_in_every_form() -> None:
+def test_I4_linking_is_required_in_every_form() -> None:
     demands = demands_for(profile(), linking_required=True)
     for form in FORMS:
         encoded = encode_csrattrs(demands, form)
@@ -104,7 +104,7 @@ def test_I4_linking_is_told_in_every_form() -> None:
         ("ed25519", [":ED25519"]),
     ],
 )
-def test_I5_key_curve_size_and_hash_are_told(algorithm: str, lines: list[str]) -> None:
+def test_I5_key_curve_size_and_hash_are_listed(algorithm: str, lines: list[str]) -> None:
     """Judge: openssl."""
     demands = demands_for(profile(key_algorithms=(algorithm, "rsa-2048")))
     text = dump(encode_csrattrs(demands, "legacy"))
@@ -213,7 +213,7 @@ def test_I13_never_both_kinds_of_extension_requests() -> None:
         assert [str(a["type"]) for a in found["attributes"]] == [kind]
 
 
-def test_I13_the_size_of_an_rsa_key_is_told_by_a_placeholder_of_that_size() -> None:
+def test_I13_the_size_of_an_rsa_key_is_that_of_a_placeholder() -> None:
     demands = demands_for(profile(key_algorithms=("rsa-4096",)))
     found = template_of(encode_csrattrs(demands, "template"))
     placeholder = found["subjectPKInfo"]["subjectPublicKey"].asOctets()
@@ -284,7 +284,7 @@ def follow(demands: CSRDemands, subject: x509.Name, san: Any) -> Any:
 
 
 @given(situations(), st.sampled_from(FORMS), st.booleans())
-def test_I16_whoever_follows_csrattrs_passes_the_checks(
+def test_I16_a_csr_made_from_csrattrs_passes_the_checks(
     situation: tuple[Profile, Names | None, x509.Name, Any], form: CSRAttrsForm, linked: bool
 ) -> None:
     wanted, told, subject, (rule, san) = situation

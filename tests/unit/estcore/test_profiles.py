@@ -172,7 +172,7 @@ def test_deny_refuses_a_request_with_a_san() -> None:
     assert refused.value.code == "profile.extension"
 
 
-def test_the_rule_judges_what_the_client_chose_and_not_what_templates_make() -> None:
+def test_the_rule_applies_to_what_the_client_chose_and_not_to_templates() -> None:
     wanted = profile(
         subject_template="O=Clinic,CN={csr.CN}", san_templates=["uri:spiffe://c/{service}"]
     )

@@ -225,7 +225,7 @@ def test_H8_H10_every_kind_of_key_can_be_sealed(kind: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("who", [RSA, P384, P521])
-def test_H8_whoever_made_the_key_signs_it(who: Holder, tmp_path: Path) -> None:
+def test_H8_the_maker_of_the_key_signs_it(who: Holder, tmp_path: Path) -> None:
     signer = PackageSigner(who.certificate, who.key)
     sealed = sealed_for(bytes(32), AES256_WRAP, signer=signer)
     assert opened(sealed, bytes(32), tmp_path, signer) == pkcs8(KEY)

@@ -84,7 +84,7 @@ def test_H9_every_padding_opens(capability: Capability) -> None:
 
 
 @pytest.mark.parametrize("who", [RSA, P256])
-def test_H8_whoever_signed_is_told(who: Holder) -> None:
+def test_H8_the_signer_is_named(who: Holder) -> None:
     sealed = sealed_for(RSA.key, PackageSigner(who.certificate, who.key))
     assert opened("rsa", sealed).signer == who.certificate
 

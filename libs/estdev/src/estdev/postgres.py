@@ -245,7 +245,7 @@ def _account() -> pwd.struct_passwd | None:
         except KeyError:
             continue
     raise ConfigurationError(
-        "run as root, PostgreSQL needs an unprivileged user: 'postgres' or 'nobody'"
+        "run as root, PostgreSQL needs an unprivileged user: `postgres` or `nobody`"
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import asyncpg
 
 from audit import store
-from audit.decoding import Entry
+from audit.record_decoder import Entry
 from estcore.clock import Clock
 from estcore.errors import LedgerUnavailable
 from estcore.runtime.database import Connection

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from audit import decoding
+from audit import record_decoder
 from audit.settings import SERVICE
 from estcore import ids
 from estcore.clock import Clock
@@ -27,7 +27,7 @@ class SelfRecords:
         self._producer = Producer(service=SERVICE, instance=instance, boot_id=ids.uuid7())
         self._clock = clock
         self._number = 0
-        self._waiting: deque[decoding.Entry] = deque()
+        self._waiting: deque[record_decoder.Entry] = deque()
         self.wake = asyncio.Event()
 
     def note(
@@ -44,7 +44,7 @@ class SelfRecords:
         record = self.record(
             action, details, phase=phase, severity=severity, reason=reason, record_id=record_id
         )
-        self._waiting.append(decoding.entry_of(record))
+        self._waiting.append(record_decoder.entry_of(record))
         self.wake.set()
 
     def record(
@@ -85,7 +85,7 @@ class SelfRecords:
             details=content or None,
         )
 
-    def waiting(self) -> list[decoding.Entry]:
+    def waiting(self) -> list[record_decoder.Entry]:
         """Return what is not committed yet, oldest first."""
         return list(self._waiting)
 

@@ -18,7 +18,7 @@ from typing import Literal
 import asyncpg
 from opentelemetry.trace import SpanKind
 
-from audit import decoding, metrics, store
+from audit import metrics, record_decoder, store
 from audit.chain import Chain
 from audit.checkpoints import Sealer
 from audit.self_records import SelfRecords
@@ -57,7 +57,7 @@ class _Taken:
     """A delivery with what was read from it; a faulty one is ended, not acknowledged."""
 
     delivery: Delivery
-    read: decoding.Intake
+    read: record_decoder.Intake
 
 
 class Writer:
@@ -206,7 +206,7 @@ class Writer:
         for consumer in self._consumers:
             while count < self._settings.max_records and consumer.waiting:
                 delivery = consumer.take(1)[0]
-                read = decoding.read(delivery.data)
+                read = record_decoder.read(delivery.data)
                 count += max(1, len(read.entries))
                 taken.append(_Taken(delivery, read))
         return taken
@@ -239,7 +239,7 @@ class Writer:
         self._measure(chain, done.entries, done.duplicates, monotonic_s() - started)
 
     def _measure(
-        self, chain: Chain, entries: Sequence[decoding.Entry], duplicates: int, seconds: float
+        self, chain: Chain, entries: Sequence[record_decoder.Entry], duplicates: int, seconds: float
     ) -> None:
         self.size = chain.size
         metrics.LOG_SIZE.set(chain.size)
@@ -265,7 +265,7 @@ class Writer:
             try:
                 await self._append(connection, chain, [one])
             except asyncpg.DataError as exc:
-                refused = decoding.Intake((), fault="refused", reason=type(exc).__name__)
+                refused = record_decoder.Intake((), fault="refused", reason=type(exc).__name__)
                 if not await self._dead_letter(_Taken(one.delivery, refused)):
                     continue
                 await one.delivery.term()

@@ -18,7 +18,7 @@ from ca_signer.issuers.cacerts import check_cross
 from ca_signer.ledger.inventory_metrics import InventoryMetrics
 from ca_signer.ledger.issuances import IssuanceStore
 from ca_signer.ledger.refusals import RefusalStore
-from ca_signer.operators.wiring import assemble
+from ca_signer.operators.assembly import assemble
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.publishing.reconciliation_windows import ReconciliationWindows
 from ca_signer.recovery.ledger_check import StaleLedgerCheck

@@ -29,7 +29,7 @@ SECONDS = Histogram(
 WAITING = Gauge("ca_signer_waiting", "requests fetched and not yet taken", ["issuer", "priority"])
 TOKEN_SECONDS = Histogram(
     "ca_signer_token_signature_seconds",
-    "how long the token took over one signature, without waiting for others",
+    "how long the token took for one signature, without waiting for others",
     ["token"],
     buckets=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )

@@ -106,7 +106,7 @@ def test_a_log_signed_with_another_key_is_found(make_log: Callable[..., Any]) ->
     assert codes(judged(forged.export(), log.vkey)) == {"key.differs", "audit.chain_broken"}
 
 
-def test_a_checkpoint_kept_elsewhere_reveals_a_rewritten_log(make_log: Callable[..., Any]) -> None:
+def test_a_checkpoint_kept_outside_reveals_a_rewritten_log(make_log: Callable[..., Any]) -> None:
     log, rewritten = make_log(9), make_log(2)
     for number in range(3, 12):
         rewritten.add(_other(number))

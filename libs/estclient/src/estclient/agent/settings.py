@@ -17,7 +17,9 @@ class ServerSettings(StrictModel):
     urls: tuple[str, ...] = Field(
         min_length=1, description="https://host:port of front ends, tried in turn"
     )
-    trust_file: Path = Field(description="CA certificates (PEM) that may vouch for them")
+    trust_file: Path = Field(
+        description="CA certificates (PEM) that the front ends' certificates must chain to"
+    )
     label: str | None = Field(default=None, description="EST label; none is the default one")
     timeout_s: float = Field(default=15, gt=0, le=300)
     pending_limit_s: float = Field(

@@ -45,7 +45,7 @@ class TrustKeeper:
         return max(self._due_at - monotonic_s(), 0)
 
     def for_server(self) -> bytes:
-        """Return the certificates that may vouch for the server, PEM.
+        """Return the trust anchors for the server, PEM.
 
         Raises:
             ConfigurationError: the trust file cannot be read.

@@ -87,7 +87,7 @@ class ESTClient:
 
     Authenticates by client certificate (``credential``: chain file and key file), by HTTP Basic
     over TLS (``secret``: user and secret) or by an access token (``token``). ``trust`` is a PEM
-    file or PEM text with the CA certificates that may vouch for the server; the system's are
+    file or PEM text with the trust anchors for the server; the system's are
     never used.
     """
 

@@ -75,7 +75,7 @@ def take_up(
     roots = trusted_roots(known, received, now=now)
     if not roots:
         raise AnswerInvalid(
-            "no root the server names is one of ours, or vouched for by one", code="client.trust"
+            "no root in /cacerts is trusted, or signed by a trusted one", code="client.trust"
         )
     taken = list(roots)
     found = True

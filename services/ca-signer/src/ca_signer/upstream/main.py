@@ -23,10 +23,10 @@ from ca_signer.operators.listener import CommandListener
 from ca_signer.recovery.ledger_check import StaleLedgerCheck
 from ca_signer.revocation.publisher import RevocationPublisher
 from ca_signer.settings import SERVICE
+from ca_signer.upstream.assembly import Issuers, Parts, assemble
 from ca_signer.upstream.issuer import UpstreamIssuer, load_upstreams, opened
 from ca_signer.upstream.plugin import Retryable, Unknown
 from ca_signer.upstream.settings import UpstreamSettings
-from ca_signer.upstream.wiring import Issuers, Parts, assemble
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError, IssuerUnavailable, Unavailable
 from estcore.messages import topics

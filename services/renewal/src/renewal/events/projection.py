@@ -32,7 +32,7 @@ with input as (
          not_before, not_after, issued_at, certificate, correlation_id,
          traceparent, tenant, service, profile, label, issuer_id,
          mode, priority, reaction_time_s, overlap_s, spread, due_at, leads)
-), judged as (
+), ranked as (
     select i.*, r.fingerprint_sha256 is not null as revoked
     from input i left join revocation r using (fingerprint_sha256)
 ), first as (
@@ -42,7 +42,7 @@ with input as (
     select slot_id, tenant, service, profile, label, issuer_id, mode, priority,
         reaction_time_s, overlap_s, spread, issued_at, issuance_id, 1,
         not_before, not_after, due_at, due_at, not_after, 'idle'
-    from judged where leads order by slot_id
+    from ranked where leads order by slot_id
     on conflict (slot_id) do nothing
     returning active_id
 ), stored as (
@@ -56,11 +56,11 @@ with input as (
         case when revoked then 'revoked' when active_id is not null then 'active'
              else 'superseded' end,
         correlation_id, traceparent
-    from judged j left join first f on f.active_id = j.issuance_id
+    from ranked j left join first f on f.active_id = j.issuance_id
     order by slot_id, j.issuance_id
     on conflict (issuance_id) do nothing
 )
-select j.issuance_id from judged j left join first f on f.active_id = j.issuance_id
+select j.issuance_id from ranked j left join first f on f.active_id = j.issuance_id
 where f.active_id is null or j.revoked
 """
 _REVOKE = """

@@ -107,7 +107,7 @@ def test_secrets_settings_and_leftovers_are_not_sent(root: Path, tmp_path: Path,
         ("**/[cd]\na", ["b/e"]),
     ],
 )
-def test_the_judge_follows_docker(tmp_path: Path, ignore: str, sent: list[str]) -> None:
+def test_the_rules_are_those_of_docker(tmp_path: Path, ignore: str, sent: list[str]) -> None:
     tree(tmp_path, "a/x", "b/c/d", "b/e")
     assert build_context(tmp_path, ignore) == sent
 

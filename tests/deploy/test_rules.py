@@ -278,7 +278,7 @@ def test_production_keeps_replicas_on_different_nodes(prod: Documents) -> None:
         assert by_key["kubernetes.io/hostname"] == "DoNotSchedule"
 
 
-def test_every_secret_is_told_in_the_readme(root: Path) -> None:
+def test_every_secret_is_described_in_the_readme(root: Path) -> None:
     readme = (root / "deploy" / "README.md").read_text(encoding="utf-8")
     for name, keys in pod_settings.SECRETS.items():
         row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}` |"))

@@ -1,6 +1,6 @@
 """From a message on the bus to entries that can be appended (pure).
 
-The bytes are parsed once for the canonical text, which is what is hashed and kept, and judged
+The bytes are parsed once for the canonical text, which is what is hashed and kept, and validated
 once by the message's model. What a newer producer adds to a record is kept in its text. One bad
 record does not take the good ones beside it down.
 """

@@ -58,7 +58,7 @@ def test_public_keys_can_be_given(root: Path) -> None:
     assert [user["nkey"] for user in block["users"]] == [keys[name] for name in nats.users()]
 
 
-def test_another_cas_process_has_rights_for_its_issuers_only(root: Path) -> None:
+def test_an_upstream_process_has_permissions_for_its_issuers_only(root: Path) -> None:
     names = nats.users(upstreams=("corporate",))
     keys = {name: public_nkey(new_user_seed()) for name in names}
     arguments = [f"--user={name}={key}" for name, key in keys.items()]

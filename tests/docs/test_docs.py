@@ -25,7 +25,7 @@ from estcore.errors import ESTSuiteError
 from estcore.messages import topics
 from estcore.pki.profile import Priority, parse_model
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 OPERATIONS = ROOT / "docs" / "operations"
 SOURCES = sorted(p for group in ("libs", "services") for p in ROOT.glob(f"{group}/*/src/**/*.py"))
 PAGES = sorted(
@@ -274,7 +274,7 @@ def test_no_relative_link_is_dead(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_no_page_names_a_path_of_somebody_elses_machine(page: Path) -> None:
+def test_no_page_names_a_path_of_one_machine(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"/(work|home|root|Users)/\w", text)
 
@@ -291,7 +291,7 @@ SECTIONS = {
 
 
 @pytest.mark.parametrize("service", ["est-frontend", "ca-signer", "renewal", "audit"])
-def test_a_service_tells_what_it_takes_gives_owns_and_how_it_fails(service: str) -> None:
+def test_a_service_readme_has_inputs_outputs_state_and_failures(service: str) -> None:
     text = (ROOT / "services" / service / "README.md").read_text(encoding="utf-8")
     missing = [name for name, form in SECTIONS.items() if not re.search(form, text, re.M)]
     assert not missing
@@ -321,7 +321,7 @@ def test_example_settings_are_settings(service: str, model: type) -> None:
         assert name == "admin.port" or defaults[name] == f"`{value}`", name
 
 
-def test_the_example_settings_for_other_cas_are_settings() -> None:
+def test_the_example_settings_for_upstream_cas_are_settings() -> None:
     path = ROOT / "services" / "ca-signer" / "config.upstream.example.yaml"
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     parse_model(UpstreamSettings, raw, path)
