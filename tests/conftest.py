@@ -1,7 +1,7 @@
-"""Fixtures of all tests: real servers, and no error line that nobody expects.
+"""Fixtures of all tests: real servers, and no error line that a test does not expect.
 
 Each test module gets its own servers, in a folder that is removed afterwards; where they come
-from is told in ``estsuite_testing/servers.py``. Nothing here is ever skipped.
+from is described in ``estsuite_testing/servers.py``. Nothing here is ever skipped.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     target = pyfuncitem.funcargs["target"]
     assert isinstance(target, Target)
     if check.stopped and target.ours:
-        raise AssertionError(f"our own suite has to be judged: {check.stopped}")
+        raise AssertionError(f"no verdict for our own suite: {check.stopped}")
     if check.stopped:
         pytest.skip(check.stopped)
     return result

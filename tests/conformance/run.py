@@ -2,7 +2,7 @@
 
 Prints a table of item, level, verdict and sentence; writes it as Markdown and JUnit XML on
 request. Exit code 0: no must of an RFC failed (of our own suite: nothing failed at all);
-1: something did, or nothing could be judged; 2: it could not run.
+1: something did, or no item has a verdict; 2: it could not run.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="make conformance", description="EST conformance of a server, seen from outside"
     )
     parser.add_argument("--target", help="https://host:port of an EST server; default: our own")
-    parser.add_argument("--ca", type=Path, help="CA certificates that vouch for it, PEM")
+    parser.add_argument("--ca", type=Path, help="trust anchors for its certificate, PEM")
     parser.add_argument("--user", default="", help="user of HTTP Basic")
     parser.add_argument("--password-file", type=Path, help="file with the password")
     parser.add_argument("--label", default="", help="label the credentials are for")

@@ -177,7 +177,7 @@ def test_levels_are_counted_and_reported(open_server: tuple[ForeignServer, Run])
     passed, failed, open_ = map(int, counts.groups())
     assert failed > 2
     assert f"| M, must of an RFC | {passed} | {failed} | {open_} |" in run.markdown
-    assert "| E1 | M | FAIL | nobody gets anything without authentication" in run.markdown
+    assert "| E1 | M | FAIL | no certificate without authentication" in run.markdown
     assert run.junit.get("failures") == str(failed)
     failures = run.junit.findall(".//testcase/failure/..")
     assert all(re.match(r"[A-P]\d+ \(M\) ", str(case.get("name"))) for case in failures)

@@ -1,4 +1,4 @@
-"""What ``.dockerignore`` sends to the builder, judged as Docker 20.10 does."""
+"""What ``.dockerignore`` sends to the builder, by the rules of Docker 20.10."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ BREAKS: list[tuple[str, Rule, Callable[[Documents], object], str]] = [
         "maxUnavailable of a rollout is not 0",
     ),
     (
-        "a spread that counts nobody",
+        "a spread that counts no pod",
         service_rules.replicas_are_spread,
         lambda d: pod(d)["topologySpreadConstraints"][0].pop("labelSelector"),
         "counts other pods",
@@ -179,7 +179,7 @@ BREAKS: list[tuple[str, Rule, Callable[[Documents], object], str]] = [
         "30 s are too short",
     ),
     (
-        "a Service for nobody",
+        "a Service without pods",
         service_rules.selectors_find_their_pods,
         lambda d: find(d, "Service", "est-frontend")["spec"]["selector"].update(
             {"app.kubernetes.io/name": "frontend"}

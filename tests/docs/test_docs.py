@@ -1,4 +1,4 @@
-"""The documents tell what the code has, and every link leads somewhere."""
+"""The documents list what the code has, and every link has a target."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ INSTEAD = {
     "left alone|puts? off": "circuit breaker open, retried later",
     "announced? again": "publish again",
     "tak(?:es?|ing) over|taken over|took over": "reload, resume, acquire",
-    "judges?|judged|judging": "check, verify, lint",
+    "judges?|(?<!not )judged|judging": "check, verify, lint; an item of conformance may be *not judged*",
     "desk|riddle|rite": "name the thing",
 }
 TERMS = {"tracing", "channel_binding"}

@@ -130,7 +130,7 @@ async def test_N8_kill_the_signer_at_every_step_under_load(tmp_path: Path) -> No
 
 
 async def test_kill_audit_before_and_after_its_commit_under_load(tmp_path: Path) -> None:
-    """Nobody waits for it, nothing is lost, nothing stands twice."""
+    """No client waits for it, nothing is lost, nothing is recorded twice."""
     stack = await start_stack(tmp_path, overrides=FAST)
     try:
         expected: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""OCSP end to end: ``openssl ocsp`` asks the front end, the signer answers; then it is away."""
+"""OCSP end to end: ``openssl ocsp`` asks the front end, the signer answers; then it is unavailable."""
 
 from __future__ import annotations
 

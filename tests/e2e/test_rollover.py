@@ -1,4 +1,4 @@
-"""A root rolled over while a fleet renews: ``estctl ca rollover``, EST, and openssl as the judge."""
+"""A root rolled over while a fleet renews: ``estctl ca rollover``, EST, checked with openssl."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ async def make_new_ca(story: Story) -> None:
 
 
 def verifies(root: Path, certificates: list[x509.Certificate], leaf: Path, folder: Path) -> bool:
-    """Let openssl judge with one root alone and what /cacerts had, roots left out.
+    """Verify with openssl, one root alone and what /cacerts had, roots left out.
 
     And with what stands behind the leaf in its file, as a service sends it.
     """
@@ -227,7 +227,7 @@ def agent_settings(story: Story) -> AgentSettings:
 
 
 async def has_trust(agent: Agent, number: int) -> bool:
-    """Tell whether an agent's service has so many CA certificates."""
+    """Return whether an agent's service has so many CA certificates."""
     return (agent.store.current / "ca.pem").read_text().count("BEGIN") == number
 
 
@@ -252,7 +252,7 @@ async def test_C5_D1_D3_D4_D6_D8_a_root_is_rolled_over_while_a_fleet_renews(stor
     shown = await story.shows(6)
     assert len(set(shown)) == 6
 
-    # 3. Nobody has fetched it with a certificate, so it does not sign.
+    # 3. No client has fetched it with a certificate, so it does not sign.
     assert "0 of 3" in await story.refused("sign")
     await story.cacerts(stack.client_context(first.pem, first.key))
     # An agent asks by itself, and takes the new root up.
@@ -289,7 +289,7 @@ async def test_C5_D1_D3_D4_D6_D8_a_root_is_rolled_over_while_a_fleet_renews(stor
     assert held is not None
     await agent._renew(held, None)
 
-    # 6. Whoever has one root alone verifies leaves of both, with what /cacerts has.
+    # 6. A client with one root alone verifies leaves of both, with what /cacerts has.
     shown = await story.shows(6)
     for leaf in (first, third):
         for root in ("old", "new"):
@@ -331,7 +331,7 @@ async def test_C5_D1_D3_D4_D6_D8_a_root_is_rolled_over_while_a_fleet_renews(stor
     left = await story.shows(2)
     assert all("2" in c.subject.rfc4514_string() for c in left)
 
-    # 9. Certificates of the old generation identify nobody; those of the new one do.
+    # 9. Certificates of the old generation do not authenticate; those of the new one do.
     refused = await story.ask_with(second, make_csr(second.name)[1])
     assert (refused.status, "[auth.certificate_untrusted]" in refused.text) == (401, True)
     await story.reenroll(fourth)

@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 PASSWORD = "correct horse battery"
 USERS = ("alice", "bob", "carol", "dave")
 SLOWED = "carol"
-"""Whose wrong passwords are many; nobody else's test suffers by it."""
+"""A source with many wrong passwords; no other test uses it."""
 BAD_MAC = "bad record mac"
 
 

@@ -1,7 +1,7 @@
 """Two suites, one the registration authority of the other: real TLS, real processes, kills.
 
-The promise: whatever dies, and wherever, each client ends with one certificate of the other CA,
-and the other CA has made no second one.
+The promise: whatever crashes, and wherever, each client ends with one certificate of the upstream
+CA, and the upstream CA has made no second one.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ class World:
         await asyncio.wait_for(process.wait(), 40)
 
     async def cacerts(self) -> list[x509.Certificate]:
-        """What our label of the other CA shows."""
+        """What our label of the upstream CA shows."""
         connector = aiohttp.TCPConnector(ssl=self.ours.client_context(), force_close=True)
         url = f"https://localhost:{self.ours.layout.ports.est}/.well-known/est/corp/cacerts"
         async with (
@@ -245,7 +245,7 @@ class World:
                 await asyncio.sleep(0.2)
 
     async def made_there(self) -> list[dict[str, Any]]:
-        """Every certificate the other CA ever made for our clients."""
+        """Every certificate the upstream CA ever made for our clients."""
         exported = await self.theirs.exports()
         return [row for row in exported["ledger"] if row["profile"] == "device"]
 
@@ -282,7 +282,7 @@ class World:
 
 
 async def become_registrar(theirs: Stack, folder: Path) -> None:
-    """Enroll as an RA at the other CA, as its operator's runbook says."""
+    """Enroll as an RA at the upstream CA, as its operator's runbook says."""
     key, csr = make_csr("registrar")
     write_key(folder / "ra.key", key)
     connector = aiohttp.TCPConnector(ssl=theirs.client_context(), force_close=True)
@@ -322,7 +322,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         try:
             found = World(ours, theirs, folder)
             await become_registrar(theirs, folder)
-            # The other CA comes to a suite that runs: a new label, a new process.
+            # The upstream CA is added to a suite that runs: a new label, a new process.
             (ours.layout.config / "policy.yaml").write_text(yaml.safe_dump(OUR_POLICY))
             found.write_config()
             await found.command("migrate")
@@ -375,7 +375,7 @@ async def test_a_client_gets_a_certificate_of_the_ca_behind(serving: World, tmp_
 async def test_kill_the_process_at_every_step_and_each_client_gets_one_certificate(
     world: World,
 ) -> None:
-    """The other CA answers the same CSR again, so no person is needed."""
+    """The upstream CA answers the same CSR again, so no operator is needed."""
     world.repeatable_s = 500
     before = {row["serial"] for row in await world.made_there()}
     for step in STEPS:

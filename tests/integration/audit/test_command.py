@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(autouse=True)
 def _own_logging() -> Iterator[None]:
-    """The command sends logs elsewhere; put the handlers back."""
+    """The command replaces the log handlers; put them back."""
     import logging
 
     root = logging.getLogger()

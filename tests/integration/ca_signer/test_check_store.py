@@ -101,7 +101,7 @@ async def test_a_row_that_says_another_thing_than_its_certificate_is_found(
 async def test_a_certificate_of_a_different_ca_is_found_by_both_linters(
     signer: SignerStack,
 ) -> None:
-    """Put into the ledger by somebody with its password: not signed, a CA, without extensions."""
+    """Put into the ledger by an attacker with its password: unsigned, a CA, without extensions."""
     key = ec.generate_private_key(ec.SECP256R1())
     now = dt.datetime.now(dt.UTC).replace(microsecond=0)
     bad = (

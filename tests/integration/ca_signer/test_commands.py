@@ -213,7 +213,7 @@ async def test_an_expired_operator_is_refused(signer: SignerStack) -> None:
 
 
 async def test_a_certificate_of_another_profile_gives_no_commands(signer: SignerStack) -> None:
-    """The subject alone makes nobody an operator: the ledger's row must say so."""
+    """The subject alone does not make an operator: the ledger's row must say so."""
     key, csr = make_csr("dev-ordinary")
     issued = await signer.ask(signer.message(csr))
     assert issued.certificate is not None
@@ -285,7 +285,7 @@ async def test_commands_over_the_bus_are_answered(
 
 
 async def test_openssl_agrees_about_the_signature(boss: TestOperator, tmp_path: Path) -> None:
-    """A judge other than ourselves: ES256 over header.payload by the key in x5c."""
+    """Checked independently: ES256 over header.payload by the key in x5c."""
     import base64
 
     from cryptography import x509

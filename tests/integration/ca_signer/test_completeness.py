@@ -53,7 +53,7 @@ async def test_a_ledger_is_complete_until_the_bus_knows_more(signer: SignerStack
     forgotten = await compared.missing()
     own = await signer.rows("select issuance_id from issuance where subject <> 'CN=dev-held'")
     assert not {row["issuance_id"] for row in own} & set(forgotten)
-    if not forgotten:  # another test of this module may have told lies on the same bus
+    if not forgotten:  # another test of this module may have published false events on the same bus
         assert compared.complete
         await compared.require()
 
@@ -70,7 +70,7 @@ async def test_a_ledger_is_complete_until_the_bus_knows_more(signer: SignerStack
     with pytest.raises(InvariantBroken):
         async with asyncio.timeout(20):
             await running.watch(asyncio.Event())
-    # At the start it waits, says so on record, and goes on only when told to stop.
+    # At the start it waits, audits that, and ends only when it is stopped.
     stop = asyncio.Event()
     holding = asyncio.ensure_future(
         StaleLedgerCheck(signer.bus, signer.database).hold(signer.publisher, stop)

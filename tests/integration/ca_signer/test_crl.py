@@ -1,4 +1,4 @@
-"""Revocation lists: right, fresh, numbered once; openssl and pkilint judge them."""
+"""CRLs: correct, fresh, numbered once; checked with openssl and pkilint."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ async def test_an_unavailable_key_store_keeps_the_old_crl(
     kept = issuer.keystore.sign
 
     async def away(tbs: bytes) -> bytes:
-        raise KeyStoreUnavailable("the token is away")
+        raise KeyStoreUnavailable("the token is unavailable")
 
     issuer.keystore.sign = away  # type: ignore[method-assign]
     try:

@@ -1,4 +1,4 @@
-"""What a group of front ends may cost, whoever it says was authenticated."""
+"""Limits of a group of front ends, for any principal it reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CAPPED = {"default": {"labels": ["services"], "profiles": ["service-mtls"], "max
 
 
 async def test_a_group_that_asks_too_often_waits(platform: Platform, tmp_path: Path) -> None:
-    """A front end that was taken over gets no more than its cap."""
+    """A compromised front end gets no more than its limit."""
     async with signer_stack(platform, tmp_path, groups=CAPPED) as signer:
         asked = [asyncio.ensure_future(signer.ask(signer.message())) for _ in range(10)]
         await asyncio.sleep(4)

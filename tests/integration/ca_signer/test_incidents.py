@@ -108,7 +108,7 @@ async def finish(signer: SignerStack, boss: TestOperator, incident: str) -> dict
 async def test_certificates_of_the_ca_itself_are_members_only_by_their_profile(
     signer: SignerStack, boss: TestOperator, by: str
 ) -> None:
-    """Without operators nobody could stop it, without OCSP responders nobody would hear of it."""
+    """Without operators it could not be stopped, without OCSP responders not be published."""
     await enroll(signer, "ninth", 1)
     for profile in INTERNAL_PROFILES:
         await signer.value(
@@ -140,7 +140,7 @@ async def test_two_operators_revoke_what_the_selector_names_and_nothing_else(
     assert len(shown["some"]) == 7
     await enroll(signer, "first", 1)
     assert await revoked_of(signer, "first") == 0
-    # 2. The same operator cannot confirm, and nobody another number.
+    # 2. The same operator cannot confirm, and no operator another number.
     confirm = {"id": shown["id"], "count": 7}
     refused = await boss.give(signer, "incident-confirm", confirm)
     assert (refused.outcome, refused.code) == ("refused", "incident.dual")
@@ -164,7 +164,7 @@ async def test_two_operators_revoke_what_the_selector_names_and_nothing_else(
     async with asyncio.timeout(10):
         while await signer.value(good) != 1:
             await asyncio.sleep(0.1)
-    # 5. Each is told and on record once.
+    # 5. Each is published and audited once.
     for _ in range(2):
         await signer.operations.outbox.flush()
     await asyncio.sleep(0.5)

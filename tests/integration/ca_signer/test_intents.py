@@ -65,7 +65,7 @@ async def test_a_repeated_request_during_a_lease_waits(signer: SignerStack) -> N
 
 
 async def test_the_fence_discards_a_late_signature(signer: SignerStack) -> None:
-    """A worker paused for a minute comes back with a signature after another took over."""
+    """A worker paused for a minute comes back with a signature after another resumed the intent."""
     _, intent = await signer.leave_intent()
     await signer.expire_lease(intent)
     taken = await signer.ledger.take_over(10)
@@ -77,7 +77,7 @@ async def test_the_fence_discards_a_late_signature(signer: SignerStack) -> None:
 
 
 async def test_a_lease_is_kept_as_long_as_a_slow_key_store_works(signer: SignerStack) -> None:
-    """Else another signer takes over what is about to be signed, again and again."""
+    """Otherwise another signer would resume what is about to be signed, again and again."""
     keystore = signer.decision_context.issuers["issuing"].keystore  # type: ignore[attr-defined]
     kept = keystore.sign_many
 
@@ -102,7 +102,7 @@ async def test_a_lease_is_kept_as_long_as_a_slow_key_store_works(signer: SignerS
         stop.set()
         await keeping
     assert (await signer.row_of(intent))["fence"] == 1
-    # Once nobody works on it, it can be taken over again.
+    # Once its lease has expired, it can be resumed again.
     _, other = await signer.leave_intent()
     await signer.expire_lease(other)
     taken = await signer.ledger.take_over(10)

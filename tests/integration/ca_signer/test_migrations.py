@@ -36,7 +36,7 @@ _PARTITION = re.compile(r"record_[0-9]{6}")
 
 
 def described(name: str | None, kind: str, parents: Any) -> bool:
-    """Tell whether SQLAlchemy describes it: not Alembic's own table, nor partitions by month."""
+    """Return whether SQLAlchemy describes it: not Alembic's own table, nor partitions by month."""
     table = name if kind == "table" else parents.get("table_name")
     return name != "alembic_version" and not _PARTITION.match(str(table))
 

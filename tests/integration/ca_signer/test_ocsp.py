@@ -1,4 +1,4 @@
-"""OCSP: how a certificate stands, signed by a responder's own key; openssl and pkilint judge."""
+"""OCSP: certificate status, signed by a responder's own key; checked with openssl and pkilint."""
 
 from __future__ import annotations
 

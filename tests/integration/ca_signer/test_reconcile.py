@@ -56,7 +56,7 @@ async def records(signer: SignerStack, name: str) -> list[dict[str, Any]]:
     """What is on record of a subject, as an export has it."""
     await signer.operations.outbox.flush()
     await signer.audited("")
-    # Told twice, as may be; the log keeps one of each.
+    # Published twice, as may be; the log keeps one of each.
     once = {r.record_id: r for r in signer.records}.values()
     found = [r for r in once if r.target.subject == f"CN={name}"]
     return [r.model_dump(mode="json", exclude_none=True) for r in found]
@@ -275,7 +275,7 @@ async def test_a_certificate_that_is_not_what_its_record_says_is_refused(
 
 
 def _self_signed(certificate: str) -> bytes:
-    """The same names and times, signed by somebody else."""
+    """The same names and times, signed by a different CA."""
     like = x509.load_der_x509_certificate(base64.b64decode(certificate))
     builder = x509.CertificateBuilder(
         like.issuer,

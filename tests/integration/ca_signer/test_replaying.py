@@ -1,4 +1,4 @@
-"""What the log tells of rollovers is what the ledger's own state machine did."""
+"""The rollovers in the audit log are those that the ledger's state machine made."""
 
 from __future__ import annotations
 

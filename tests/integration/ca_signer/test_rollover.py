@@ -1,4 +1,4 @@
-"""Rolling an issuer over: the ledger's word decides who signs, whatever a signer has heard."""
+"""Rollover of an issuer: the ledger decides who signs, whatever a signer has read before."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CLOCK = SystemClock()
 
 @dataclass
 class Rolling:
-    """Two signers of one ledger; the second has not heard of anything unless told."""
+    """Two signers of one ledger; the second reads its state only on request."""
 
     signer: SignerStack
     deaf: SignerStack
@@ -93,7 +93,7 @@ class Rolling:
         return [record for record in found if record.phase == phase]
 
     async def told(self) -> CACertificates:
-        """What front ends are told of the issuer now."""
+        """The issuer's state as published to front ends."""
         topic = topics.cacerts_topic("issuing")
         values = dict(await self.frontend.last_values(topics.PKI_STATE, "pki.state.>"))
         return decode(CACertificates, values[topic])
@@ -151,13 +151,13 @@ async def rolling(
 
 async def test_C5_C6_D5_D6_an_issuing_ca_is_rolled_over_step_by_step(rolling: Rolling) -> None:
     signer, boss = rolling.signer, rolling.boss
-    # 1. A slot under the first generation, and a second signer that hears of nothing.
+    # 1. A slot under the first generation, and a second signer that reads no state.
     first = await rolling.enroll("dev-rolled")
     lonely = await rolling.enroll("dev-lonely")
     assert (await rolling.row(first.certificate))["issuer_id"] == "issuing"
     assert len((await rolling.told()).chain) == 2
 
-    # 2. Planned: nobody sees anything. What is no generation of it, or signs already, is refused.
+    # 2. Planned: invisible. What is no generation of it, or signs already, is refused.
     assert await rolling.refused("plan", to="elsewhere") == "rollover.issuer"
     assert await rolling.refused("plan", to="issuing") == "rollover.state"
     planned = await rolling.done("plan", to="issuing-2")
@@ -183,10 +183,10 @@ async def test_C5_C6_D5_D6_an_issuing_ca_is_rolled_over_step_by_step(rolling: Ro
     still = await rolling.enroll("dev-still")
     assert (await rolling.row(still.certificate))["issuer_id"] == "issuing"
 
-    # 6. Nobody has fetched: no switch, unless the operator says that this is right.
+    # 6. No client has fetched: no switch, unless the operator says that this is right.
     assert await rolling.refused("sign") == "rollover.not_fetched"
     assert await rolling.refused("sign", min_fetched=1) == "rollover.not_fetched"
-    # Told twice counts once; strangers, and what is told of another rollover, count for nothing.
+    # Reported twice counts once; strangers, and reports about another rollover, do not count.
     count = signer.operations.fetches.count
     assert first.certificate is not None
     seen = (sha256(first.certificate).hexdigest(), "00" * 32)
@@ -208,7 +208,7 @@ async def test_C5_C6_D5_D6_an_issuing_ca_is_rolled_over_step_by_step(rolling: Ro
     switched = await rolling.done("sign", min_fetched=0)
     assert (switched["state"], switched["fetched_at_switch"]) == ("signing", 1)
 
-    # 7. A signer that has not heard of it records nothing, and says: later.
+    # 7. A signer that has not read it records nothing, and answers: later.
     assert candidate.intent.issuer_id == "issuing"
     assert await rolling.deaf.ledger.insert([candidate.intent]) == set()
     with pytest.raises(IssuerUnavailable) as unknown:
@@ -242,7 +242,7 @@ async def test_C5_C6_D5_D6_an_issuing_ca_is_rolled_over_step_by_step(rolling: Ro
     assert retired["state"] == "retired"
     assert (await rolling.done("retire", left_behind=9))["changed"] is False
 
-    # 11. The old chain is gone from /cacerts and its certificates identify nobody.
+    # 11. The old chain is gone from /cacerts and its certificates do not authenticate.
     told = await rolling.told()
     assert (len(told.chain), told.extra, told.rollover) == (2, (), None)
     assert [a.issuer_id for a in told.accepted] == ["issuing-2"]

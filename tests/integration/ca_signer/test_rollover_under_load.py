@@ -1,4 +1,4 @@
-"""The switch while requests come: nobody is refused, and nobody signs too early or too late."""
+"""The switch under load: no request is refused, and no signer signs too early or too late."""
 
 from __future__ import annotations
 

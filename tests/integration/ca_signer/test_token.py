@@ -70,7 +70,7 @@ async def test_keys_in_one_token_share_one_worker(hsm: SoftHSM, tmp_path: Path) 
         assert tokens[0].starts == 1
     assert second.token is not None
     other = second.model_copy(update={"token": second.token.model_copy(update={"timeout_s": 1.0})})
-    with pytest.raises(ConfigurationError, match="other settings elsewhere"):
+    with pytest.raises(ConfigurationError, match="two different settings"):
         load_issuers([first, other])
 
 

@@ -1,6 +1,6 @@
-"""An issuer whose key another CA holds: asked once, believed never, and what people settle.
+"""Upstream CA: submitted once, every response checked, unknown outcomes resolved by operators.
 
-The other CA is a real HTTPS server that does as each test tells it (``other_ca``).
+The upstream CA is a real HTTPS server that behaves as each test sets it (``other_ca``).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ async def stack(
 
 @pytest.fixture
 def other(stack: UpstreamStack) -> OtherCA:
-    """The other CA, as it should be, having seen nothing."""
+    """The upstream CA, behaving well, without requests so far."""
     stack.other.behaviour = None
     stack.other.seen.clear()
     stack.other.issued.clear()
@@ -124,7 +124,7 @@ async def test_intent_and_outcome_are_on_record_under_one_issuance(
     assert [r.phase for r in records] == ["intent", "outcome"]
     intent, outcome = records
     assert intent.target.issuance_id == outcome.target.issuance_id
-    # Nobody knew the serial number when it was asked for.
+    # The serial number was unknown when it was submitted.
     assert intent.target.serial is None
     assert intent.target.csr_sha256 == sha256(message.csr).hexdigest()
     assert outcome.target.serial == ids.serial_hex(other.issued[0].serial_number)
@@ -183,11 +183,11 @@ async def test_what_the_policy_refuses_is_never_sent(stack: UpstreamStack, other
     assert other.seen == []
 
 
-# What comes back is believed never.
+# Every response is checked.
 
 
 def wrong(name: str, other: OtherCA) -> dict[str, Any]:
-    """How somebody else's CA gets it wrong."""
+    """The ways an upstream CA may answer wrongly."""
     server = ExtendedKeyUsageOID.SERVER_AUTH
     changes: dict[str, dict[str, Any]] = {
         "key": {"key": new_key().public_key()},
@@ -241,7 +241,7 @@ async def test_a_wrong_certificate_is_quarantined_and_no_client_gets_it(
     assert kept["certificate"] == other.issued[0].public_bytes(Encoding.DER)
     record = await until_audited(stack, "submission.quarantined", message)
     assert (record.severity, record.details["check"]) == ("critical", check)
-    # The other CA is to revoke it, if it is the one that made it.
+    # The upstream CA is to revoke it, if it is the one that made it.
     due = await stack.signer.rows(
         "select * from upstream_revocation where issuance_id = $1", row["issuance_id"]
     )
@@ -275,7 +275,7 @@ async def test_a_serial_number_used_twice_is_set_aside_and_not_revoked(
 async def test_an_old_answer_to_the_same_request_is_neither_new_nor_wrong(
     stack: UpstreamStack, other: OtherCA
 ) -> None:
-    """The other CA repeats its certificate after our window: it is in use, so it stays good."""
+    """The upstream CA repeats its certificate after our window: it is in use, so it stays good."""
     message = stack.message()
     first = await stack.ask(message)
     made = other.issued[0]
@@ -353,7 +353,7 @@ async def test_202_is_passed_on_and_the_same_request_asks_again(
     answer = await stack.ask(message)
     assert (answer.outcome, answer.retry_after_s) == ("pending", 1)
     assert (await stack.row(message.id))["state"] == "pending"
-    # Sooner than told: nobody is asked.
+    # Sooner than Retry-After: nothing is sent.
     assert (await stack.ask(stack.message(message.csr))).outcome == "pending"
     assert len(other.seen) == 1
     other.behaviour = None
@@ -389,7 +389,7 @@ async def test_a_generated_key_asked_for_again_revokes_the_undelivered_certifica
             await asyncio.sleep(0.1)
 
 
-# Nobody knows: never a second submission.
+# The outcome is unknown: never a second submission.
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -407,7 +407,7 @@ async def give(stack: UpstreamStack, who: TestOperator, verb: str, **arguments: 
 
 
 async def lost_answer(stack: UpstreamStack, other: OtherCA) -> EnrollmentRequested:
-    """A request whose answer got lost after the other CA had issued."""
+    """A request whose answer got lost after the upstream CA had issued."""
     other.behaviour = other.silent
     message = stack.message()
     answer = await stack.ask(message)
@@ -524,7 +524,7 @@ async def test_commands_about_submissions_go_to_the_process_that_can(
 
 
 async def test_a_plug_ins_mistake_counts_as_sent(stack: UpstreamStack, other: OtherCA) -> None:
-    """Nobody knows how far it came, so nobody asks again."""
+    """How far it came is unknown, so it is not sent again."""
     issuer = stack.parts.issuers[ISSUER]
     honest = issuer.plugin
 
@@ -561,7 +561,7 @@ async def test_only_approvers_resolve_submissions(
 async def test_a_late_answer_resolves_an_unknown_outcome(
     stack: UpstreamStack, other: OtherCA
 ) -> None:
-    """Its holder was thought dead; nobody else has sent it, so its certificate is the one."""
+    """Its process was slow, not dead; no other has sent it, so its certificate is the one."""
     gate, entered = asyncio.Event(), asyncio.Event()
 
     async def held(request: web.Request, octets: bytes) -> web.StreamResponse:
@@ -652,7 +652,7 @@ async def test_the_sweeper_finds_requests_without_a_retry(
 async def test_an_answer_outlives_a_short_outage_of_the_ledger(
     stack: UpstreamStack, other: OtherCA, platform: Platform
 ) -> None:
-    """The certificate is made when PostgreSQL is away: nobody would say it a second time."""
+    """The certificate arrives while PostgreSQL is unavailable: it would not be sent again."""
     gate, entered = asyncio.Event(), asyncio.Event()
 
     async def held(request: web.Request, octets: bytes) -> web.StreamResponse:

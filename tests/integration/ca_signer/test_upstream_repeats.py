@@ -1,4 +1,4 @@
-"""Another CA that answers the same request with the same certificate, or does not answer at all."""
+"""An upstream CA that answers the same request with the same certificate, or does not answer at all."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ async def test_after_its_window_a_lost_answer_waits_for_a_person(
 async def test_after_failures_in_a_row_the_circuit_opens_and_no_request_is_lost(
     stack: UpstreamStack, other: OtherCA
 ) -> None:
-    """The breaker: requests wait in the stream while the other CA is away."""
+    """The breaker: requests wait in the stream while the upstream CA is unavailable."""
     honest, other.behaviour = other.behaviour, other.answering(503)
     messages = [stack.message() for _ in range(6)]
     for message in messages:

@@ -1,4 +1,4 @@
-"""During a rollover: whose certificates a front end accepts, and whom it tells of."""
+"""During a rollover: whose certificates a front end accepts, and which clients it reports."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_D6_leaves_of_both_generations_are_accepted_until_one_retires(world: Wor
 
 
 def test_D5_an_older_word_takes_nothing_back(world: World) -> None:
-    """A signer that has not heard of a switch may publish what it knew, later."""
+    """A signer that has not read of a switch may publish an older state, later."""
     assert world.tell(world.new, world.old, age_s=10)
     assert not world.tell(world.old, age_s=20)
     assert not world.tell(world.new, world.old, age_s=5)
@@ -123,7 +123,7 @@ def test_K17_revoked_certificates_of_either_generation_are_known(world: World) -
 
 
 class Told:
-    """Answers as ca-signer does, and keeps what it was told."""
+    """Answers as ca-signer does, and keeps what it received."""
 
     def __init__(self, bus: Bus) -> None:
         self.bus = bus
@@ -151,13 +151,13 @@ async def test_D8_clients_that_fetched_are_reported_once_in_one_message(
         for one in holders:
             fetches.note(Connection(one), LABEL)  # type: ignore[arg-type]
 
-    # 1. Without a rollover nobody is asked about.
+    # 1. Without a rollover no client is reported.
     world.tell(world.old, age_s=30, rollover=None)
     fetch(*leaves)
     world.tell(world.new, world.old, age_s=20)
-    # 2. Who shows nothing, or what is not ours, is nobody.
+    # 2. A client without a certificate of ours is not reported.
     fetch(None, stranger, *leaves, *leaves)
-    # 3. Nobody listens: it is kept. Somebody does: told in one message, and only once.
+    # 3. Without a listener it is kept; then it is reported in one message, and only once.
     await fetches.flush()
     await signer.subscribe(topics.FETCHED_TOPIC, told.arrived, queue="ca-signer")
     await signer.client.flush()

@@ -50,7 +50,7 @@ URL = f"https://est.clinic.example/.well-known/est/{LABEL}/simpleenroll"
 
 @dataclass
 class World:
-    """The server, and how a front end believes it."""
+    """The server, and how a front end trusts it."""
 
     keycloak: Keycloak
     policy: PolicyDocument = field(default_factory=lambda: policy_of_the_page())

@@ -93,7 +93,7 @@ BROKEN_BODIES = {
 
 
 class Answering:
-    """Reads bodies and fails as told."""
+    """Reads bodies and fails as the path says."""
 
     def __init__(self, failure: Callable[[], Exception] | None = None) -> None:
         self.failure = failure

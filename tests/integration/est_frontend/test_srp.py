@@ -128,7 +128,7 @@ class Talk:
         settings.versions = [(3, 3)]
         try:
             self.client.handshakeClientSRP(name, password, settings=settings)
-        except Exception as exc:  # noqa: BLE001 - told to the test
+        except Exception as exc:  # noqa: BLE001 - returned to the test
             self.told.append(str(exc))
 
     def shake(self) -> None:

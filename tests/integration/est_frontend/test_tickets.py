@@ -1,4 +1,4 @@
-"""Open tickets: heard by every front end, believed for a few seconds, forgotten in order."""
+"""Pending requests: known to every front end, for a few seconds, dropped in order."""
 
 from __future__ import annotations
 

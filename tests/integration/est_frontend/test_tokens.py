@@ -1,4 +1,4 @@
-"""Access tokens: what is believed, and everything that is not."""
+"""Access tokens: what is accepted, and everything that is not."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ async def test_a_key_that_the_token_brings_along_does_not_count(
     header = {"alg": "ES256", "typ": "JWT", "kid": "ec-1", name: brought[name]}
     token = compact(header, issuer.claims(), issuer.signer("ec-evil"))
     assert await refusal(validator, token) == "auth.token_signature"
-    # The same header under a good signature: ignored, and nobody is asked.
+    # The same header under a good signature: ignored, and no server is asked.
     await validator.validate(issuer.token(header={name: brought[name]}))
     assert issuer.fetches == before
 

@@ -1,4 +1,4 @@
-"""A new root is believed only as far as the old one vouches for it (RFC 4210 section 4.4)."""
+"""A new root is trusted only if the old one has signed it (RFC 4210 section 4.4)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_D3_a_root_is_adopted_that_the_old_one_signed(cas: Any) -> None:
 
 def test_a_root_without_a_trusted_signature_is_left_out(cas: Any) -> None:
     old, new, stranger = cas
-    forged = stranger.cross(new)  # the right name and key, signed by somebody else
+    forged = stranger.cross(new)  # the right name and key, signed by a different CA
     for beside in ([], [forged], [new.cross(old)], [forged, new.cross(old)]):
         taken = take_up([old.root], [old.root, new.root, new.issuer, *beside], now=NOW())
         assert set(taken) == {old.root}, beside
@@ -60,7 +60,7 @@ def test_what_links_the_roots_must_be_of_now(cas: Any) -> None:
 
 
 def test_a_leaf_that_signs_makes_no_root(cas: Any) -> None:
-    """Only a CA certificate links: a service's key under the old root vouches for nothing."""
+    """Only a CA certificate links: a service's key under the old root signs no root."""
     old, new, _ = cas
     leaf = old.bundle().certificate
     assert not is_root(leaf)
@@ -162,7 +162,7 @@ async def test_D4_D8_an_agent_takes_up_the_new_root_and_follows_the_server(
     assert {s.client for s in server.seen} == {held.fingerprint}
     assert reloaded == []
 
-    # 3. A root nobody vouches for changes nothing; one the old root vouches for is taken up.
+    # 3. A root without a trusted signature changes nothing; one the old root signed is adopted.
     await serve(old, stranger.root, stranger.issuer)
     await until_seen()
     assert reloaded == []
@@ -192,7 +192,7 @@ async def test_D4_D8_an_agent_takes_up_the_new_root_and_follows_the_server(
     while len(server.seen) == before:
         await again.advance()
 
-    # 6. A server of a stranger is not believed, whatever it shows.
+    # 6. A server of a stranger is not trusted, whatever it presents.
     await serve(stranger, new.root, new.issuer, stranger.cross(new), new.cross(stranger))
     before = len(server.seen)
     for _ in range(20):

@@ -215,7 +215,7 @@ async def test_rights_are_tried_without_storing_anything(platform: Platform, use
 async def test_trying_rights_reaches_no_subscriber(
     platform: Platform, user: str, follower: str, topic: str
 ) -> None:
-    """A probe is no message: whoever follows the topic sees only what comes after it."""
+    """A probe is no message: a subscriber of the topic sees only what comes after it."""
     await declared(platform)
     sender = await Bus.connect(platform.bus(user), user, "test")
     receiver = await Bus.connect(platform.bus(follower), follower, "test")

@@ -1,4 +1,4 @@
-"""Settings: unknown ones stop the start, secrets come from files, one line tells the place."""
+"""Settings: unknown ones stop the start, secrets come from files, one line names the place."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def window(issued: list[Any]) -> WindowClosed:
 
 @asynccontextmanager
 async def ledger(bench: Bench, issued: list[Any], asked: list[Any]) -> AsyncIterator[None]:
-    """Answers requests to announce again as ca-signer does."""
+    """Answers requests to publish again as ca-signer does."""
 
     async def answer(message: Incoming) -> None:
         request = decode(ReannounceRequested, message.payload)

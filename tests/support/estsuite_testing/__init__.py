@@ -1,1 +1,1 @@
-"""What the tests of the suite share: running services, peers, judges and builders."""
+"""What the tests of the suite share: running services, peers, linters and builders."""

@@ -107,7 +107,7 @@ class Check:
 
 
 def sentence_of(error: Exception) -> str:
-    """Say what an exception means for somebody who operates the server."""
+    """Say what an exception means for the operator of the server."""
     match error:
         case TimeoutError():
             sentence = "the server did not answer in time"

@@ -156,7 +156,7 @@ class ConformanceReport:
         if failed:
             return f"The server does not conform. Musts of an RFC that failed: {failed}."
         if not self.musts_met:
-            return "Nothing could be judged: no must was seen to be met."
+            return "No verdict: no must was seen to be met."
         rest = f" Not judged: {open_}." if open_ else ""
         return f"No must of an RFC failed.{rest}"
 

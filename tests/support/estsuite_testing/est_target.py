@@ -28,7 +28,7 @@ class Target:
     serverkeygen: bool
     timeout_s: float = 15
     ours: bool = False
-    """The suite of this repository, where every item has to be judged."""
+    """The suite of this repository, where every item must have a verdict."""
     refusal: str | None = field(default=None, repr=False)
     """Why a good CSR is refused; empty if it is accepted, None if that was not tried."""
 

@@ -1,4 +1,4 @@
-"""An EST server that is not ours, for tests of the conformance tool: small, and as wrong as told.
+"""An EST server that is not ours, for tests of the conformance tool: small, and as wrong as a test sets it.
 
 ``refuse`` answers every POST with that status. Otherwise anybody gets a certificate for any
 CSR, as test servers in the field do it. The answers repeat what they were sent.

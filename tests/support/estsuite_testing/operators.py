@@ -73,7 +73,7 @@ class TestOperator:
     ) -> CommandAnswered:
         """Give a command twice, as a bus may deliver it; both answers are the same.
 
-        But for lists, which tell what is there now.
+        But for lists, which have the present state.
         """
         data = self.sign(self.command(verb, arguments, **more))
         first = await signer.operations.executor.execute(verb, data)

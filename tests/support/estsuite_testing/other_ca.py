@@ -1,7 +1,7 @@
-"""Somebody else's CA with an EST server, that does as a test tells it: right, slow, or wrong.
+"""A CA that is not ours, with an EST server that behaves as a test sets it: right, slow, or wrong.
 
 The certificates are made with pyca's own builder and the answers with pyca's own PKCS#7, so that
-nothing of ours judges itself.
+none of our code checks itself.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class QuickPostgres(EmbeddedPostgres):
         folder = Path("/var/tmp") / f"estsuite-tests-{os.getuid()}-{version}"
         folder.mkdir(mode=0o711, exist_ok=True)
         found = folder.lstat()
-        # Anybody may write to /var/tmp: what somebody else made there is not taken.
+        # Anybody may write to /var/tmp: what a different user made there is not used.
         if found.st_uid != os.getuid() or found.st_mode & 0o022 or folder.is_symlink():
             raise RuntimeError(f"{folder} is not a folder of this user alone")
         return folder

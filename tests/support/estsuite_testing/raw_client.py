@@ -1,4 +1,4 @@
-"""Requests octet by octet over TLS, as clients nobody here wrote send them."""
+"""Requests octet by octet over TLS, as foreign clients send them."""
 
 from __future__ import annotations
 

@@ -241,7 +241,7 @@ class Bench:
         return await self.until(there, f"slot {state}", timeout_s=timeout_s)
 
     def steps(self, issued: Issued) -> list[str]:
-        """Return the steps told for the slot, in order, each event once."""
+        """Return the steps published for the slot, in order, each event once."""
         found: dict[str, str] = {}
         for event in self.events:
             if event.slot_id == issued.event.slot_id:
@@ -249,7 +249,7 @@ class Bench:
         return list(found.values())
 
     async def step(self, issued: Issued, step: str, *, timeout_s: float = 15) -> RotationEvent:
-        """Wait until the slot's step was told."""
+        """Wait until the slot's step was published."""
 
         async def there() -> Any:
             for event in self.events:

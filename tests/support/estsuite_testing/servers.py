@@ -31,7 +31,7 @@ NATS_IMAGE = "nats:2.12-alpine"
 
 
 class ExternalPostgres(EmbeddedPostgres):
-    """A database on a server somebody else runs, with the same verbs."""
+    """A database on an external server, with the same verbs."""
 
     def __init__(self, folder: Path, url: str) -> None:
         parts = urlsplit(url)

@@ -1,4 +1,4 @@
-"""strongSwan's ``pki``, a client nobody here wrote, from Debian's packages without installing them.
+"""strongSwan's ``pki``, a foreign client, from Debian's packages without installing them.
 
 Its library looks for plugins at a path fixed when it was built. A copy of the library gets a path
 of ours, which must not be longer; everything else stays as Debian made it.

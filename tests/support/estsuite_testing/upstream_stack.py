@@ -1,4 +1,4 @@
-"""ca-signer-upstream in this process, beside a ca-signer, in front of somebody else's CA."""
+"""ca-signer-upstream in this process, beside a ca-signer, in front of a CA that is not ours."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ISSUER = "corporate"
 
 
 def policy_file(folder: Path) -> Path:
-    """The end-to-end policy with a label of the issuer elsewhere, and operators."""
+    """The end-to-end policy with a label of the upstream issuer, and operators."""
     policy = yaml.safe_load(POLICY.read_text())
     policy["labels"]["corp"] = {
         "issuer": ISSUER,
@@ -66,7 +66,7 @@ def groups() -> dict[str, Any]:
 
 
 def est_options(other: OtherCA, **changes: Any) -> dict[str, Any]:
-    """Options of the plug-in ``est`` for somebody else's CA."""
+    """Options of the plug-in ``est`` for a CA that is not ours."""
     return {
         "url": other.url,
         "label": "corp",
@@ -128,7 +128,7 @@ class UpstreamStack:
     settings: UpstreamSettings
 
     def message(self, csr: bytes | None = None, **changes: Any) -> EnrollmentRequested:
-        """A request for the issuer elsewhere."""
+        """A request for the upstream issuer."""
         return self.signer.message(csr, **{"label": "corp", "issuer": ISSUER} | changes)
 
     async def ask(self, message: EnrollmentRequested, **more: Any) -> EnrollmentAnswered:

@@ -1,4 +1,4 @@
-"""An issuing CA under somebody else's: the request here, the certificate there, back by import."""
+"""An issuing CA under an external root: the request here, the certificate there, then import."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def test_a_request_signed_by_an_external_ca_is_imported_and_signs(
     tmp_path: Path, passphrase: Path, algorithm: str
 ) -> None:
     ca = tmp_path / "ca"
-    # 1. Key and request; openssl judges the request.
+    # 1. Key and request; openssl verifies the request.
     assert ask(ca, passphrase, "--algorithm", algorithm) == 0
     assert stat.S_IMODE((ca / "issuing.key").stat().st_mode) == 0o600
     assert "ENCRYPTED" in (ca / "issuing.key").read_text()
     text = openssl(ca, "req", "-in", "issuing.csr", "-verify", "-noout", "-text")
     assert "CA:TRUE, pathlen:0" in text
-    # 2. Somebody else's root signs it.
+    # 2. An external root signs it.
     (tmp_path / "ext").write_text(EXTENSIONS)
     openssl(tmp_path, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384",
             "-addext", "keyUsage=critical,keyCertSign,cRLSign", "-nodes", "-keyout", "root.key", "-subj", "/CN=Their Root", "-days", "30",

@@ -61,7 +61,7 @@ REFUSED: list[tuple[str, DecisionCase, str]] = [
      "frontend.route"),
     ("a group that may not use the label", DecisionCase(group={"labels": ["devices"]}),
      "frontend.label"),
-    ("a group nobody configured", DecisionCase(message={"group": "branch"}), "frontend.label"),
+    ("a group that is not configured", DecisionCase(message={"group": "branch"}), "frontend.label"),
     ("an issuer that the label does not have", DecisionCase(message={"issuer": "other"}),
      "frontend.issuer"),
     ("the other issuer of the label, which is for another profile",

@@ -1,4 +1,4 @@
-"""Judges other than ourselves: pkilint and openssl over every kind of certificate we make."""
+"""Independent linters, pkilint and openssl, over every kind of certificate we issue."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ async def test_E11_pkilint_finds_nothing_in_what_we_issue(ca: Path, profile_name
 
 
 def test_the_linter_can_find_something() -> None:
-    """A judge that never objects is none: a certificate without any extension has faults."""
+    """A linter that never objects is none: a certificate without any extension has faults."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "bare")])
     now = SystemClock().now()

@@ -1,4 +1,4 @@
-"""Old and new roots and what links them, judged by openssl (RFC 4210 section 4.4)."""
+"""Old and new roots and what links them, checked with openssl (RFC 4210 section 4.4)."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ labels:
   bare: {issuer: issuing, profiles: [service-mtls], authentication: [certificate]}
 rules:
   - name: other-realm
-    principal: {token: {issuer: elsewhere, claims: {azp: "*"}}}
+    principal: {token: {issuer: partner, claims: {azp: "*"}}}
     owner: {tenant: clinic, service: other}
     labels: [services]
     profiles: [service-mtls]
@@ -81,7 +81,7 @@ def test_N1_a_tokens_rule_profile_and_names_are_shown(
     who = ("--claims", str(files / "token.json"), "--issuer", "keycloak")
     status, steps = explained(files, capsys, *who, "--csr", str(files / "clinic-web.example.csr"))
     assert status == 0
-    assert "rule other-realm: for tokens of elsewhere" in steps
+    assert "rule other-realm: for tokens of partner" in steps
     assert "rule clients: owner clinic/clinic-web, profile server-only" in steps
     assert steps[-1] == "allowed"
 

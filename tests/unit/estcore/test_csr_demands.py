@@ -1,4 +1,4 @@
-"""What csrattrs say of a profile: other parsers, and that whoever follows them is not refused."""
+"""What csrattrs say of a profile: other parsers, and that a client which follows them is not refused."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_I4_linking_is_required_in_every_form() -> None:
     ],
 )
 def test_I5_key_curve_size_and_hash_are_listed(algorithm: str, lines: list[str]) -> None:
-    """Judge: openssl."""
+    """By openssl."""
     demands = demands_for(profile(key_algorithms=(algorithm, "rsa-2048")))
     text = dump(encode_csrattrs(demands, "legacy"))
     for line in lines:
@@ -113,7 +113,7 @@ def test_I5_key_curve_size_and_hash_are_listed(algorithm: str, lines: list[str])
 
 
 def test_I6_items_are_identifiers_or_attributes() -> None:
-    """Judge: pyasn1's RFC 7030 module."""
+    """By pyasn1's RFC 7030 module."""
     demands = demands_for(
         profile(san_required=True), Names(dns=("web.test",)), linking_required=True
     )
@@ -151,7 +151,7 @@ def template_of(encoded: bytes) -> Any:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_I10_template_as_another_parser_reads_it(algorithm: str) -> None:
-    """Judge: pyasn1's RFC 9908 module."""
+    """By pyasn1's RFC 9908 module."""
     demands = demands_for(profile(key_algorithms=(algorithm,)), linking_required=True)
     found = template_of(encode_csrattrs(demands, "both"))
     assert int(found["version"]) == 0
@@ -229,7 +229,7 @@ def test_I17_the_answer_is_small() -> None:
     assert len(encode_csrattrs(demands_for(profile(san_required=True)), "legacy")) < 100
 
 
-# Whoever follows csrattrs is not refused.
+# A client that follows csrattrs is not refused.
 
 hosts = st.from_regex(r"[a-z]{1,10}\.[a-z]{1,10}\.test", fullmatch=True)
 KINDS = ("dns", "ip", "uri", "email")

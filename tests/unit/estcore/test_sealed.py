@@ -81,7 +81,7 @@ def sealed_for(
 def run_decrypt(
     sealed: bytes, recipient: Holder | bytes, folder: Path
 ) -> subprocess.CompletedProcess[bytes]:
-    """Judge: openssl, as the client."""
+    """By openssl, as the client."""
     (folder / "sealed.der").write_bytes(sealed)
     if isinstance(recipient, bytes):
         how = ["-secretkey", recipient.hex(), "-secretkeyid", SECRET_ID.hex()]
@@ -103,7 +103,7 @@ def decrypt(sealed: bytes, recipient: Holder | bytes, folder: Path) -> bytes:
 
 
 def verify(signed_data: bytes, signer: PackageSigner, folder: Path) -> bytes:
-    """Judge: openssl. Returns the AsymmetricKeyPackage."""
+    """By openssl. Returns the AsymmetricKeyPackage."""
     (folder / "signed.der").write_bytes(content_info(SIGNED_DATA_OID, signed_data))
     (folder / "ca.pem").write_bytes(signer.certificate.public_bytes(Encoding.PEM))
     run = subprocess.run(
@@ -126,7 +126,7 @@ def opened(
 
 
 def enveloped(sealed: bytes) -> Any:
-    """Judge: pyasn1's RFC 5652 module."""
+    """By pyasn1's RFC 5652 module."""
     outer, rest = pyasn1_decode(sealed, asn1Spec=rfc5652.ContentInfo())
     assert not rest
     assert str(outer["contentType"]) == ENVELOPED_DATA_OID

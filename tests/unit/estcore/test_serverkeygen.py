@@ -226,7 +226,7 @@ ANSWER = KeygenResponse(pkcs8(KEY), False, CERTIFICATE)
 
 
 def parts_of(body: bytes, content_type: str = CONTENT_TYPE) -> list[Any]:
-    """Judge: the e-mail parser of the standard library."""
+    """By the e-mail parser of the standard library."""
     head = f"MIME-Version: 1.0\r\nContent-Type: {content_type}\r\n\r\n".encode()
     message = email.message_from_bytes(head + body)
     assert message.is_multipart()
@@ -249,7 +249,7 @@ def test_H4_H5_two_parts_the_key_first(form: str) -> None:
 
 
 def test_H5_openssl_reads_the_key(tmp_path: object) -> None:
-    """Judge: openssl."""
+    """By openssl."""
     for kind in ("ec-p384", "rsa-2048", "ed25519"):
         key = new_key(kind)  # type: ignore[arg-type]
         run = subprocess.run(

@@ -29,7 +29,7 @@ D25519 = -121665 * pow(121666, -1, P25519) % P25519
 
 
 def is_prime(n: int) -> bool:
-    """Miller and Rabin, with bases enough for numbers nobody chose to deceive it."""
+    """Miller and Rabin, with bases enough for numbers that are not chosen to deceive it."""
     if n < 2 or any(n % p == 0 for p in SOME_PRIMES):
         return n in SOME_PRIMES
     odd, twos = n - 1, 0

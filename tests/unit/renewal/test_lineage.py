@@ -38,7 +38,7 @@ def run(*found: Generation, hours: float = 500) -> SlotState:
 
 
 def deliver(batches: Iterable[list[Generation]]) -> dict[str, Generation]:
-    """Apply batches one after another as the service does: what was settled stays in the table."""
+    """Apply batches one after another as the service does: what was computed stays in the table."""
     table: dict[str, Generation] = {}
     for batch in batches:
         for one in batch:
@@ -72,7 +72,7 @@ def test_any_order_and_repetition_of_events_leads_to_the_same_generations(
         if one.role:
             told = (other.replaces, other.activated_at)
             assert told == (one.replaces, one.activated_at), name
-            # A number that was told never falls, so a detour may leave it higher.
+            # A number that was published never falls, so a detour may leave it higher.
             assert other.number >= one.number
     roles = [g.role for g in found.values() if g.role]
     assert roles.count("active") == 1
@@ -103,7 +103,7 @@ def test_no_certificate_is_deprecated_without_a_proof_of_its_successor(
 
 def test_a_late_answer_of_the_middle_generation_leads_to_the_same_numbers() -> None:
     history = [certificate(0), certificate(1, 0), certificate(2, 1), certificate(3, 2)]
-    # What was told on the way (reached) may be more: it was told of what was known then.
+    # What was published on the way (reached) may be more: it followed what was known then.
     expected = [replace(g, reached=Steps.NONE) for g in run(*history).generations.values()]
     for order in itertools.permutations(history):
         found = deliver([one] for one in order)

@@ -1,4 +1,4 @@
-"""Canonical JSON, judged by the library rfc8785."""
+"""Canonical JSON, checked with the library rfc8785."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_any_line_dropped_repeated_or_swapped_is_found(
 
 
 def test_a_rewritten_history_does_not_have_the_signed_root(make_log: Callable[..., Any]) -> None:
-    """Someone with the database but without the key writes hashes that fit one another."""
+    """An attacker with the database but without the key writes hashes that fit one another."""
     log, forged = make_log(9), make_log(0)
     for index, (_, leaf, _, _) in enumerate(log.records):
         changed = leaf.replace("auth.denied", "auth.passed") if index == 4 else leaf
