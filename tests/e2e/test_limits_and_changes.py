@@ -129,6 +129,7 @@ async def test_B4_a_lenient_label_takes_pem_and_der(world: World) -> None:
 # What changes while it runs.
 
 
+@pytest.mark.logs_errors("configuration change rejected")
 async def test_K13_a_new_server_certificate_is_served_without_a_restart(world: World) -> None:
     server = world.stack.layout.ca / "server"
     before = (server / "server.pem").read_bytes()
@@ -180,6 +181,7 @@ async def served(world: World) -> int:
     return x509.load_der_x509_certificate(der).serial_number
 
 
+@pytest.mark.logs_errors("configuration change rejected")
 async def test_a_bad_policy_is_refused_and_a_good_one_taken_by_front_end_and_signer(
     world: World,
 ) -> None:

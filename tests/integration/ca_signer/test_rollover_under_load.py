@@ -108,6 +108,7 @@ async def test_D5_a_switch_under_load_loses_nothing(platform: Platform, tmp_path
             assert url.value == CRL.format(issuer=name)
 
 
+@pytest.mark.logs_errors("issuer not configured in this signer")
 def test_a_signer_without_the_new_issuer_says_so_and_publishes_nothing(
     platform: Platform, tmp_path: Path
 ) -> None:
