@@ -25,7 +25,7 @@ __all__ = ["all_expected_errors", "expected_errors", "no_unexpected_error_is_log
 
 # How fast the machine is says nothing about the code.
 any_speed = hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-hypothesis_settings.register_profile("quick", any_speed, max_examples=15)
+hypothesis_settings.register_profile("quick", any_speed, max_examples=10)
 hypothesis_settings.register_profile("dev", any_speed, max_examples=50)
 hypothesis_settings.register_profile("ci", any_speed, max_examples=200, derandomize=True)
 hypothesis_settings.load_profile("ci" if os.environ.get("CI") else "dev")
