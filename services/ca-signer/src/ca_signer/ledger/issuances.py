@@ -345,15 +345,9 @@ def serial_octets(number: int) -> bytes:
     return number.to_bytes(max((number.bit_length() + 7) // 8, SERIAL_OCTETS), "big")
 
 
-def intent_row(intent: IssuanceIntent) -> tuple[object, ...]:
-    """Return an intent as the values of ``CHECKED``, in order."""
+def certified_values(intent: IssuanceIntent) -> tuple[object, ...]:
+    """Return owner, profile, slot, names, key and validity, in the order of their columns."""
     return (
-        intent.issuance_id,
-        intent.enrollment_id,
-        intent.request_id,
-        intent.issuer_id,
-        serial_octets(intent.serial_number),
-        intent.tbs,
         intent.tenant,
         intent.service,
         intent.profile,
@@ -364,6 +358,19 @@ def intent_row(intent: IssuanceIntent) -> tuple[object, ...]:
         intent.not_before,
         intent.not_after,
         intent.predecessor_sha256,
+    )
+
+
+def intent_row(intent: IssuanceIntent) -> tuple[object, ...]:
+    """Return an intent as the values of ``CHECKED``, in order."""
+    return (
+        intent.issuance_id,
+        intent.enrollment_id,
+        intent.request_id,
+        intent.issuer_id,
+        serial_octets(intent.serial_number),
+        intent.tbs,
+        *certified_values(intent),
         intent.presented_sha256,
         intent.secret_id,
         intent.sign_before,

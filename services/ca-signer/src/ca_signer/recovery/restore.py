@@ -17,7 +17,7 @@ from typing import Any
 import asyncpg
 
 from ca_signer.ledger import certificate_index
-from ca_signer.ledger.issuances import serial_octets
+from ca_signer.ledger.issuances import certified_values, serial_octets
 from ca_signer.ledger.revocations import RELEASED
 from ca_signer.model import OPEN_SUBMISSIONS, IssuanceIntent, IssuedCertificate
 from ca_signer.recovery.audit_log import AuditLogContents, Change
@@ -254,16 +254,7 @@ def _columns(
         moment,
         certificate,
         sha256(certificate).digest() if certificate else None,
-        intent.tenant,
-        intent.service,
-        intent.profile,
-        intent.slot_id,
-        intent.subject,
-        "\n".join(intent.san),
-        intent.spki_sha256,
-        intent.not_before,
-        intent.not_after,
-        intent.predecessor_sha256,
+        *certified_values(intent),
         encode(intent.context).decode(),
     )
 

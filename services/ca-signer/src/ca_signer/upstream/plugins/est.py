@@ -8,9 +8,7 @@ is sent as ``simpleenroll``: which certificate is renewed is decided here. EST c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -25,7 +23,7 @@ from ca_signer.upstream.plugin import (
     Upstream,
     Wanted,
 )
-from ca_signer.upstream.plugins.https import Answer, HTTPSettings, Transport, plain
+from ca_signer.upstream.plugins.https import Answer, HTTPSettings, HTTPSPlugin, Transport, plain
 from ca_signer.upstream.plugins.options import read_options
 from estcore.errors import ConfigurationError, MalformedRequest
 from estcore.est.certs_only import read_certs_only
@@ -64,7 +62,7 @@ def make(options: dict[str, Any], *, timeout_s: float) -> Upstream:
     return ESTUpstream(read_options(ESTOptions, options, "est"), timeout_s=timeout_s)
 
 
-class ESTUpstream:
+class ESTUpstream(HTTPSPlugin):
     """One EST server."""
 
     can_revoke = False
@@ -78,27 +76,6 @@ class ESTUpstream:
         # Where a request may be repeated, one lost with a kept connection is only slower.
         fresh = options.repeatable_s == 0
         self._transport = Transport(options, timeout_s=timeout_s, fresh=fresh)
-
-    @property
-    def files(self) -> Sequence[Path]:
-        """The files of TLS."""
-        return self._transport.files
-
-    def reload(self) -> None:
-        """Read the files of TLS again."""
-        self._transport.reload()
-
-    async def __aenter__(self) -> Self:
-        await self._transport.open()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._transport.close()
 
     async def submit(self, wanted: Wanted) -> Submitted:
         """Enroll with the client's CSR (RFC 7030 section 4.2.1)."""

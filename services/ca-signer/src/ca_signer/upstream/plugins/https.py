@@ -9,12 +9,12 @@ a new connection for each (``fresh``).
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import SimpleNamespace, TracebackType
+from typing import Any, Self
 
 import aiohttp
 from pydantic import Field
@@ -203,3 +203,30 @@ def plain(text: str) -> str:
     """Return what an upstream CA says as one short printable line."""
     line = " ".join("".join(c if " " <= c <= "~" else " " for c in text).split())
     return line[:_TEXT]
+
+
+class HTTPSPlugin:
+    """What every plug-in over one ``Transport`` does alike: its files, its opening and closing."""
+
+    _transport: Transport
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files of TLS."""
+        return self._transport.files
+
+    def reload(self) -> None:
+        """Read the files of TLS again."""
+        self._transport.reload()
+
+    async def __aenter__(self) -> Self:
+        await self._transport.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._transport.close()

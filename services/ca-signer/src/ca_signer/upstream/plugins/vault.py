@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -30,7 +28,7 @@ from ca_signer.upstream.plugin import (
     Upstream,
     Wanted,
 )
-from ca_signer.upstream.plugins.https import Answer, HTTPSettings, Transport
+from ca_signer.upstream.plugins.https import Answer, HTTPSettings, HTTPSPlugin, Transport
 from ca_signer.upstream.plugins.options import read_options
 from ca_signer.upstream.plugins.vault_auth import DENIED, Login, VaultAuth, errors_in
 from estcore.runtime.settings import read_secret
@@ -79,7 +77,7 @@ def make(options: dict[str, Any], *, timeout_s: float) -> Upstream:
     return VaultUpstream(read_options(VaultOptions, options, "vault"), timeout_s=timeout_s)
 
 
-class VaultUpstream:
+class VaultUpstream(HTTPSPlugin):
     """One role of one PKI mount."""
 
     repeatable_s = 0.0
@@ -96,27 +94,6 @@ class VaultUpstream:
         issuer = f"/issuer/{options.issuer_ref}" if options.issuer_ref else ""
         verb = "sign-verbatim" if options.verbatim else "sign"
         self._sign = f"/v1/{options.mount}{issuer}/{verb}/{options.role}"
-
-    @property
-    def files(self) -> Sequence[Path]:
-        """The files of TLS; the secret is read at each login."""
-        return self._transport.files
-
-    def reload(self) -> None:
-        """Read the files of TLS again."""
-        self._transport.reload()
-
-    async def __aenter__(self) -> Self:
-        await self._transport.open()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._transport.close()
 
     async def submit(self, wanted: Wanted) -> Submitted:
         """Have the CSR signed, for as long as was decided."""
