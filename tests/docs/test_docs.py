@@ -39,7 +39,7 @@ PAGES = sorted(
         *ROOT.glob("benchmarks/*.md"),
     )
 )
-CODE = re.compile(r"[a-z]+\.[a-z0-9_]+")
+CODE = re.compile(r"[a-z_]+\.[a-z0-9_]+")
 
 # Constants that look like codes and are none: fault points, actions of records, names of files.
 NOT_CODES = re.compile(
@@ -136,7 +136,7 @@ def documented() -> dict[str, set[int]]:
     text = (OPERATIONS / "errors.md").read_text(encoding="utf-8")
     found = {}
     for line in text.splitlines():
-        match = re.match(r"\| ((?:`[a-z]+\.?[a-z0-9_]*`(?:, )?)+) \| ([^|]*) \|", line)
+        match = re.match(r"\| ((?:`[a-z_]+\.?[a-z0-9_]*`(?:, )?)+) \| ([^|]*) \|", line)
         if match:
             statuses = {int(n) for n in re.findall(r"\b[45]\d\d\b", match[2])}
             for code in re.findall(r"`([^`]+)`", match[1]):

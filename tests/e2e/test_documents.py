@@ -31,7 +31,7 @@ NOT_RUN = {
     "keycloak.example": "a Keycloak: tests/integration/est_frontend/test_keycloak.py",
     "submissions list": "an upstream CA: tests/e2e/test_upstream.py",
     "requests approve": "a request that waits: tests/e2e/test_approval.py",
-    "incident confirm": "a second operator: tests/integration/ca_signer/test_incidents.py",
+    "bulk-revocation confirm": "a second operator: tests/integration/ca_signer/test_bulk_revocation.py",
     "rollover plan": "a second generation: tests/e2e/test_rollover.py",
     "CA2 --out SERVER": "a second root: tests/e2e/test_rollover.py",
     "make demo": "starts a suite of its own: `.ci/run`",

@@ -152,20 +152,20 @@ async def test_a_revocation_that_was_only_announced_comes_back_too(
     assert await signer.value(sql) == "keyCompromise"
 
 
-async def test_what_an_incident_revoked_comes_back(
+async def test_what_a_bulk_revocation_revoked_comes_back(
     signer: SignerStack, platform: Platform, boss: TestOperator
 ) -> None:
     _, certificate = await issued(signer, "dev-incident-member")
     revoker = await operator(signer, "CN=revoker")
     sql = "select encode(spki_sha256, 'hex') from issuance where subject = 'CN=dev-incident-member'"
     wanted = {"key_sha256": await signer.value(sql), "reason": "keyCompromise"}
-    proposed = await boss.give(signer, "incident-propose", wanted)
+    proposed = await boss.give(signer, "bulk-revocation-propose", wanted)
     assert proposed.result is not None
-    await signer.operations.incidents.step()
+    await signer.operations.bulk_revocations.step()
     confirm = {"id": proposed.result["id"], "count": 1}
-    assert (await revoker.give(signer, "incident-confirm", confirm)).outcome == "done"
+    assert (await revoker.give(signer, "bulk-revocation-confirm", confirm)).outcome == "done"
     await asyncio.sleep(0.3)
-    await signer.operations.incidents.step()
+    await signer.operations.bulk_revocations.step()
     await signer.operations.outbox.flush()
     await asyncio.sleep(0.5)
     found = read(signer, await records(signer, "dev-incident-member"))
@@ -187,7 +187,7 @@ async def test_what_an_incident_revoked_comes_back(
         "from issuance i join certificate c using (issuance_id) where certificate_sha256 = $1"
     )
     (row,) = await signer.rows(sql, sha256(certificate).digest())
-    assert tuple(row) == ("keyCompromise", f"incident:{confirm['id']}", True)
+    assert tuple(row) == ("keyCompromise", f"bulk-revocation:{confirm['id']}", True)
 
 
 async def test_an_intent_without_outcome_keeps_its_serial_number_until_the_outcome_comes(

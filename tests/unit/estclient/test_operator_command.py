@@ -109,7 +109,7 @@ def test_incomplete_commands_are_not_sent(
 def test_flags_and_defaults_of_a_list_are_sent() -> None:
     assert ordered("requests", "list").arguments == {"limit": 50}
     assert ordered("requests", "list", "--all").arguments == {"limit": 50, "all": True}
-    assert ordered("incident", "list", "--json").as_json
+    assert ordered("bulk-revocation", "list", "--json").as_json
 
 
 def test_an_unknown_verb_is_one_line_that_names_the_nearest(

@@ -2,8 +2,8 @@
 
 ``agent`` renews one service's certificate; ``audit verify`` checks an export of the audit log
 offline; ``policy explain`` shows which rule decides; ``bootstrap`` pins a root; ``password``
-makes verifiers; ``cert``, ``requests``, ``incident``, ``submissions`` and ``ca`` send commands to
-ca-signer, signed by an operator's certificate. Each is imported when it is used.
+makes verifiers; ``cert``, ``requests``, ``bulk-revocation``, ``submissions`` and ``ca`` send
+commands to ca-signer, signed by an operator's certificate. Each is imported when it is used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _VERBS = (
         "Create, list or revoke enrollment secrets: runs ca-signer secret here.",
     ),
     ("requests", _OPERATORS, "List, approve or reject requests awaiting approval."),
-    ("incident", _OPERATORS, "Revoke many certificates, confirmed by a second operator."),
+    ("bulk-revocation", _OPERATORS, "Revoke many certificates, confirmed by a second operator."),
     ("cert", _OPERATORS, "Look up, export, revoke or hold certificates."),
     ("ca", _OPERATORS, "Roll an issuer over to its next generation."),
     ("submissions", _OPERATORS, "Resolve upstream submissions with an unknown outcome."),

@@ -215,7 +215,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, in order
             operations.listener.run,
             operations.outbox.run,
             operations.lists.run,
-            operations.incidents.run,
+            operations.bulk_revocations.run,
             RevokeAfterRotation(
                 bus, database, publisher, decision_context, changed=operations.outbox.changed
             ).run,

@@ -59,6 +59,6 @@ EXPIRING = Gauge(
     "good certificates that expire within 1d, 7d, 30d and that nothing has succeeded",
     ["issuer", "profile", "within"],
 )
-INCIDENT_REVOKED = Counter(
-    "ca_signer_incident_revoked_total", "certificates revoked by incidents of operators"
+BULK_REVOKED = Counter(
+    "ca_signer_bulk_revoked_total", "certificates revoked by bulk revocations of operators"
 )

@@ -21,7 +21,7 @@ from estcore.pki.durations import parse_duration
 from estcore.runtime.command_line import PATH, Command, Converted, Group, given
 
 requests = Group("requests")
-incident = Group("incident")
+bulk_revocation = Group("bulk-revocation")
 cert = Group("cert")
 ca = Group("ca")
 rollover = Group("rollover", help="Move an issuer from one generation to the next.")
@@ -192,9 +192,9 @@ _verb(
 _verb(cert, "unhold", "certificate-unhold", "Release a held certificate.", *_which(), **_ONE)
 
 _verb(
-    incident,
+    bulk_revocation,
     "propose",
-    "incident-propose",
+    "bulk-revocation-propose",
     "Select the certificates to revoke; nothing is revoked yet.",
     *_owner_options(),
     _option("name", "SAN entry or subject value, exactly."),
@@ -206,22 +206,34 @@ _verb(
     _option("per-minute", "Revocations per minute; default 600.", type=int),
 )
 _verb(
-    incident,
+    bulk_revocation,
     "show",
-    "incident-show",
-    "Show the affected certificates and the progress of an incident.",
+    "bulk-revocation-show",
+    "Show the affected certificates and the progress of a bulk revocation.",
     _id(),
 )
 _verb(
-    incident,
+    bulk_revocation,
     "confirm",
-    "incident-confirm",
-    "Confirm an incident as a second operator: its certificates are revoked.",
+    "bulk-revocation-confirm",
+    "Confirm a bulk revocation as a second operator: its certificates are revoked.",
     _option("count", "Number of certificates, as shown.", type=int, required=True),
     _id(),
 )
-_verb(incident, "stop", "incident-stop", "Stop the revocations of an incident.", _id())
-_verb(incident, "list", "incident-list", "List incidents, newest first.", _limit(20))
+_verb(
+    bulk_revocation,
+    "stop",
+    "bulk-revocation-stop",
+    "Stop the revocations of a bulk revocation.",
+    _id(),
+)
+_verb(
+    bulk_revocation,
+    "list",
+    "bulk-revocation-list",
+    "List bulk revocations, newest first.",
+    _limit(20),
+)
 
 
 def _rollover(name: str, text: str, *params: click.Parameter) -> None:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 def shown(result: Mapping[str, Any]) -> str:
     """Return a result as lines for people."""
-    for name in ("requests", "certificates", "incidents", "submissions"):
+    for name in ("requests", "certificates", "bulk_revocations", "submissions"):
         if name in result:
             more = f"next page: --after {result['next']}\n" if result.get("next") else ""
             return ("".join(_line(row) for row in result[name]) or "none\n") + more

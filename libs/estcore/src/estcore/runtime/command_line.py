@@ -81,7 +81,9 @@ class Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.commands and cmd_name in self._lazy:
             module, text = self._lazy[cmd_name]
-            command: click.Command = getattr(importlib.import_module(module), cmd_name)
+            command: click.Command = getattr(
+                importlib.import_module(module), cmd_name.replace("-", "_")
+            )
             command.help = command.help or text
             self.commands[cmd_name] = command
         if cmd_name not in self.commands and self._rest is not None:

@@ -13,8 +13,8 @@ from sqlalchemy import func, or_, select, true
 
 from ca_signer.ledger.tables import (
     approval,
-    incident,
-    incident_member,
+    bulk_revocation,
+    bulk_revocation_member,
     issuance,
     rollover,
     submission,
@@ -57,21 +57,23 @@ async def submissions(
 
 async def bulk_revocations(connection: Connection, *, limit: int) -> Sequence[asyncpg.Record]:
     """Return bulk revocations, newest first."""
-    wanted = select(*incident.c, _NOW).order_by(incident.c.proposed_at.desc()).limit(limit)
+    wanted = (
+        select(*bulk_revocation.c, _NOW).order_by(bulk_revocation.c.proposed_at.desc()).limit(limit)
+    )
     return await statements.fetch(connection, wanted)
 
 
 async def bulk_revocation_owners(
-    connection: Connection, incident_id: UUID, *, limit: int
+    connection: Connection, bulk_revocation_id: UUID, *, limit: int
 ) -> Sequence[asyncpg.Record]:
     """Return how many certificates of each owner and profile a bulk revocation affects."""
-    row, member = issuance.c, incident_member.c
+    row, member = issuance.c, bulk_revocation_member.c
     count = func.count().label("count")
     owner = (row.tenant, row.service, row.profile)
     wanted = (
         select(*owner, count, func.count(member.revoked_at).label("revoked"))
-        .select_from(incident_member.join(issuance, member.issuance_id == row.issuance_id))
-        .where(member.incident_id == incident_id)
+        .select_from(bulk_revocation_member.join(issuance, member.issuance_id == row.issuance_id))
+        .where(member.bulk_revocation_id == bulk_revocation_id)
         .group_by(*owner)
         .order_by(count.desc(), *owner)
         .limit(limit)
@@ -80,14 +82,14 @@ async def bulk_revocation_owners(
 
 
 async def bulk_revocation_members(
-    connection: Connection, incident_id: UUID, *, limit: int
+    connection: Connection, bulk_revocation_id: UUID, *, limit: int
 ) -> Sequence[asyncpg.Record]:
     """Return some of the certificates a bulk revocation affects."""
-    row, member = issuance.c, incident_member.c
+    row, member = issuance.c, bulk_revocation_member.c
     wanted = (
         select(row.issuer_id, row.serial_number, row.subject, row.not_after)
-        .select_from(incident_member.join(issuance, member.issuance_id == row.issuance_id))
-        .where(member.incident_id == incident_id)
+        .select_from(bulk_revocation_member.join(issuance, member.issuance_id == row.issuance_id))
+        .where(member.bulk_revocation_id == bulk_revocation_id)
         .order_by(member.issuance_id)
         .limit(limit)
     )

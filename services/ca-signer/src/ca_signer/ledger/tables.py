@@ -439,10 +439,10 @@ certificate_name = Table(
     comment="SAN entries without their kind, and values of the subject",
 )
 
-incident = Table(
-    "incident",
+bulk_revocation = Table(
+    "bulk_revocation",
     metadata,
-    Column("incident_id", UUID, primary_key=True),
+    Column("bulk_revocation_id", UUID, primary_key=True),
     Column("state", Text, nullable=False),
     Column("selector", Text, nullable=False, comment="JSON: which certificates"),
     Column("reason", Text, nullable=False),
@@ -459,20 +459,20 @@ incident = Table(
     _time("announced_at"),
     CheckConstraint(
         "state in ('selecting', 'proposed', 'running', 'done', 'stopped', 'expired')",
-        name="incident_state",
+        name="bulk_revocation_state",
     ),
     Index(
-        "incident_open",
+        "bulk_revocation_open",
         "proposed_at",
         postgresql_where="state in ('selecting', 'proposed', 'running')",
     ),
     comment="proposals to revoke many certificates, and what came of them",
 )
 
-incident_member = Table(
-    "incident_member",
+bulk_revocation_member = Table(
+    "bulk_revocation_member",
     metadata,
-    Column("incident_id", UUID, primary_key=True),
+    Column("bulk_revocation_id", UUID, primary_key=True),
     Column("issuance_id", UUID, primary_key=True),
     _time("revoked_at"),
     Column(
@@ -482,14 +482,14 @@ incident_member = Table(
     ),
     _time("announced_at"),
     Index(
-        "incident_member_waiting",
-        "incident_id",
+        "bulk_revocation_member_waiting",
+        "bulk_revocation_id",
         postgresql_where="revoked_at is null and skipped_at is null",
     ),
     Index(
-        "incident_member_unannounced",
+        "bulk_revocation_member_unannounced",
         "revoked_at",
         postgresql_where="revoked_at is not null and announced_at is null",
     ),
-    comment="the certificates of an incident, as selected when it was proposed",
+    comment="the certificates of a bulk revocation, as selected when it was proposed",
 )

@@ -13,7 +13,7 @@ from ca_signer.operators.verbs import approvals, bulk_revocation, certificates, 
 from ca_signer.operators.verbs.rollover import Rolling
 from ca_signer.publishing.outbox import Outbox, command_records
 from ca_signer.publishing.publisher import EventPublisher
-from ca_signer.revocation.bulk import BulkRevocationJob, incident_records
+from ca_signer.revocation.bulk import BulkRevocationJob, bulk_revocation_records
 from ca_signer.revocation.crl import CRLPublisher
 from ca_signer.revocation.publisher import RevocationPublisher
 from ca_signer.signing.issuers import SigningContext
@@ -30,7 +30,7 @@ class Operations:
     outbox: Outbox
     revocations: RevocationPublisher
     lists: CRLPublisher
-    incidents: BulkRevocationJob
+    bulk_revocations: BulkRevocationJob
     fetches: TrustAdoptionTracker
 
 
@@ -59,7 +59,7 @@ def assemble(
         revocations.source(),
         command_records(publisher),
         approval_records(publisher),
-        *incident_records(publisher),
+        *bulk_revocation_records(publisher),
     ]
     outbox = Outbox(database, sources, every_s=every_s)
     looking = table(certificates.SHOW, certificates.LIST)
@@ -80,5 +80,5 @@ def assemble(
         revocations=revocations,
         lists=lists,
         fetches=fetches,
-        incidents=BulkRevocationJob(database, changed=outbox.changed),
+        bulk_revocations=BulkRevocationJob(database, changed=outbox.changed),
     )

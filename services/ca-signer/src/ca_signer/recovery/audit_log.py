@@ -109,7 +109,7 @@ def read_records(records: Iterable[Mapping[str, Any]], profiles: ProfileSet) -> 
         elif action == "certificate.superseded" and phase == "outcome":
             _change(found, _record(raw), "superseded")
         elif action == "certificate.revoked" and phase == "outcome":
-            # By an incident, each of its certificates.
+            # By a bulk revocation, each of its certificates.
             record = _record(raw)
             _change(found, record, str((record.details or {})["reason"]))
         elif str(action).startswith("operator.") and phase == "outcome":

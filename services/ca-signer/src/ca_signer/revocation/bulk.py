@@ -85,7 +85,7 @@ class BulkRevocationJob:
                 log.warning("bulk revocation deferred", extra=fields(code=exc.code))
 
     async def step(self) -> None:
-        """Do what is due now for one incident, if another signer does not.
+        """Do what is due now for one bulk revocation, if another signer does not.
 
         Raises:
             Unavailable: the database is unavailable; what was begun is undone.
@@ -95,7 +95,7 @@ class BulkRevocationJob:
 
     async def _next(self, connection: Connection) -> bool:
         row = await connection.fetchrow(
-            "select *, now() as moment from incident where state = 'selecting' "
+            "select *, now() as moment from bulk_revocation where state = 'selecting' "
             # A slow one whose turn has not come keeps no other one back.
             "or (state = 'running' and paced_at <= now() - interval '1 minute' / per_minute) "
             "or (state = 'proposed' and proposed_at < now() - $1::interval) "
@@ -108,7 +108,7 @@ class BulkRevocationJob:
             await self._select(connection, row)
             return False
         if row["state"] == "proposed":
-            await _end(connection, row["incident_id"], "expired")
+            await _end(connection, row["bulk_revocation_id"], "expired")
             return True
         return await self._revoke(connection, row)
 
@@ -117,55 +117,60 @@ class BulkRevocationJob:
             selector = Selector.model_validate_json(row["selector"])
         except ValidationError:
             # Written by another version: it has to be proposed again.
-            await _end(connection, row["incident_id"], "stopped")
+            await _end(connection, row["bulk_revocation_id"], "stopped")
             return
-        count = await _record_members(connection, row["incident_id"], selector)
+        count = await _record_members(connection, row["bulk_revocation_id"], selector)
         await connection.execute(
-            "update incident set state = 'proposed', members = $2 where incident_id = $1",
-            row["incident_id"],
+            "update bulk_revocation set state = 'proposed', members = "
+            "$2 where bulk_revocation_id = $1",
+            row["bulk_revocation_id"],
             count,
         )
         log.info(
             "bulk revocation selected its certificates",
-            extra=fields(incident=str(row["incident_id"]), count=count),
+            extra=fields(bulk_revocation=str(row["bulk_revocation_id"]), count=count),
         )
 
     async def _revoke(self, connection: Connection, row: asyncpg.Record) -> bool:
-        incident_id = row["incident_id"]
+        bulk_revocation_id = row["bulk_revocation_id"]
         allowed = allowance(row["moment"] - row["paced_at"], row["per_minute"])
         if allowed == 0:
             return False
         members = await connection.fetch(
-            "select i.issuance_id, i.revoked_at is null and i.not_after > now() as good "
-            "from issuance i where i.issuance_id in (select issuance_id from incident_member "
-            "where incident_id = $1 and revoked_at is null and skipped_at is null limit $2) "
+            "select i.issuance_id, i.revoked_at is null and "
+            "i.not_after > now() as good "
+            "from issuance i where i.issuance_id in (select "
+            "issuance_id from bulk_revocation_member "
+            "where bulk_revocation_id = $1 and revoked_at is null and skipped_at is null limit $2) "
             "order by i.issuance_id for update",
-            incident_id,
+            bulk_revocation_id,
             min(allowed, _BATCH),
         )
         good = [r["issuance_id"] for r in members if r["good"]]
         others = [r["issuance_id"] for r in members if not r["good"]]
         await revocations.set_revocations(
-            connection, good, row["reason"], f"incident:{incident_id}"
+            connection, good, row["reason"], f"bulk-revocation:{bulk_revocation_id}"
         )
         await connection.execute(
-            "update incident_member set revoked_at = case when issuance_id = any($2::uuid[]) "
+            "update bulk_revocation_member set revoked_at = case when "
+            "issuance_id = any($2::uuid[]) "
             "then now() end, skipped_at = case when issuance_id = any($3::uuid[]) then now() end "
-            "where incident_id = $1 and issuance_id = any($2::uuid[] || $3::uuid[])",
-            incident_id,
+            "where bulk_revocation_id = $1 and issuance_id = any($2::uuid[] || $3::uuid[])",
+            bulk_revocation_id,
             good,
             others,
         )
         await connection.execute(
-            "update incident set revoked = revoked + $2, skipped = skipped + $3, paced_at = now() "
-            "where incident_id = $1",
-            incident_id,
+            "update bulk_revocation set revoked = revoked + $2, skipped = "
+            "skipped + $3, paced_at = now() "
+            "where bulk_revocation_id = $1",
+            bulk_revocation_id,
             len(good),
             len(others),
         )
-        metrics.INCIDENT_REVOKED.inc(len(good))
+        metrics.BULK_REVOKED.inc(len(good))
         if len(members) < min(allowed, _BATCH):
-            await _end(connection, incident_id, "done")
+            await _end(connection, bulk_revocation_id, "done")
         return True
 
 
@@ -176,16 +181,18 @@ def allowance(since: dt.timedelta, per_minute: int) -> int:
     return max(0, int(pause_s * per_minute / 60))
 
 
-async def _end(connection: Connection, incident_id: Any, state: str) -> None:
+async def _end(connection: Connection, bulk_revocation_id: Any, state: str) -> None:
     await connection.execute(
-        "update incident set state = $2, ended_at = now() where incident_id = $1",
-        incident_id,
+        "update bulk_revocation set state = $2, ended_at = now() where bulk_revocation_id = $1",
+        bulk_revocation_id,
         state,
     )
-    log.warning("bulk revocation ended", extra=fields(incident=str(incident_id), state=state))
+    log.warning(
+        "bulk revocation ended", extra=fields(bulk_revocation=str(bulk_revocation_id), state=state)
+    )
 
 
-def incident_records(publisher: EventPublisher) -> list[OutboxSource]:
+def bulk_revocation_records(publisher: EventPublisher) -> list[OutboxSource]:
     """Return the sources of records: each revoked certificate, and each end."""
     build = publisher.audit_records.build
 
@@ -197,37 +204,39 @@ def incident_records(publisher: EventPublisher) -> list[OutboxSource]:
 
     return [
         OutboxSource(
-            select="select m.incident_id, m.revoked_at as member_revoked_at, n.reason, "
+            select="select m.bulk_revocation_id, m.revoked_at as member_revoked_at, n.reason, "
             "n.proposed_by, n.confirmed_by, i.tenant, i.service, i.issuance_id, i.issuer_id, "
             "i.profile, i.subject, i.serial_number, i.certificate_sha256, i.not_after "
-            "from incident_member m join incident n using (incident_id) "
+            "from bulk_revocation_member m join bulk_revocation n using (bulk_revocation_id) "
             "join issuance i using (issuance_id) "
             "where m.revoked_at is not null and m.announced_at is null "
             "order by m.revoked_at limit $1",
-            mark="update incident_member m set announced_at = now() "
-            "from unnest($1::uuid[], $2::uuid[]) as t(incident, issuance) "
-            "where m.incident_id = t.incident and m.issuance_id = t.issuance",
-            keys=("incident_id", "issuance_id"),
+            mark="update bulk_revocation_member m set announced_at = now() "
+            "from unnest($1::uuid[], $2::uuid[]) as t(bulk_revocation, issuance) "
+            "where m.bulk_revocation_id = t.bulk_revocation and m.issuance_id = t.issuance",
+            keys=("bulk_revocation_id", "issuance_id"),
             publish=publish_members,
         ),
         OutboxSource(
-            select="select incident_id, state, ended_at, members, revoked, skipped from incident "
+            select="select bulk_revocation_id, state, ended_at, members, "
+            "revoked, skipped from bulk_revocation "
             "where ended_at is not null and announced_at is null limit $1",
-            mark="update incident set announced_at = now() where incident_id = any($1::uuid[])",
-            keys=("incident_id",),
+            mark="update bulk_revocation set announced_at = now() where "
+            "bulk_revocation_id = any($1::uuid[])",
+            keys=("bulk_revocation_id",),
             publish=publish_ends,
         ),
     ]
 
 
 def _member_record(build: AuditRecordBuilder, row: asyncpg.Record) -> AuditRecord:
-    incident_id = str(row["incident_id"])
+    bulk_revocation_id = str(row["bulk_revocation_id"])
     return build.success(
         "certificate.revoked",
-        record_id=ids.record_id("incident", incident_id, str(row["issuance_id"])),
+        record_id=ids.record_id("bulk-revocation", bulk_revocation_id, str(row["issuance_id"])),
         at=row["member_revoked_at"],
-        correlation_id=incident_id,
-        actor=Actor(type="system", subject=f"incident:{incident_id}"),
+        correlation_id=bulk_revocation_id,
+        actor=Actor(type="system", subject=f"bulk-revocation:{bulk_revocation_id}"),
         target=certificate_target(row),
         details={
             "reason": row["reason"],
@@ -238,13 +247,13 @@ def _member_record(build: AuditRecordBuilder, row: asyncpg.Record) -> AuditRecor
 
 
 def _end_record(build: AuditRecordBuilder, row: asyncpg.Record) -> AuditRecord:
-    incident_id = str(row["incident_id"])
+    bulk_revocation_id = str(row["bulk_revocation_id"])
     return build.success(
-        f"incident.{row['state']}",
-        record_id=ids.record_id("incident-end", incident_id),
+        f"bulk_revocation.{row['state']}",
+        record_id=ids.record_id("bulk-revocation-end", bulk_revocation_id),
         at=row["ended_at"],
-        correlation_id=incident_id,
-        actor=Actor(type="system", subject=f"incident:{incident_id}"),
+        correlation_id=bulk_revocation_id,
+        actor=Actor(type="system", subject=f"bulk-revocation:{bulk_revocation_id}"),
         details={
             "members": row["members"] or 0,
             "revoked": row["revoked"],
@@ -253,7 +262,9 @@ def _end_record(build: AuditRecordBuilder, row: asyncpg.Record) -> AuditRecord:
     )
 
 
-async def _record_members(connection: Connection, incident_id: str, selector: Selector) -> int:
+async def _record_members(
+    connection: Connection, bulk_revocation_id: str, selector: Selector
+) -> int:
     from ca_signer.revocation.bulk_selection import select_members  # SQLAlchemy, when needed
 
-    return await select_members(connection, incident_id, selector)
+    return await select_members(connection, bulk_revocation_id, selector)

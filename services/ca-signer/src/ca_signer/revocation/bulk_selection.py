@@ -9,9 +9,9 @@ from sqlalchemy import JSON, ColumnElement, cast, func, literal, select
 from sqlalchemy.dialects.postgresql import UUID
 
 from ca_signer.ledger.tables import (
+    bulk_revocation_member,
     certificate,
     certificate_name,
-    incident_member,
     issuance,
 )
 from estcore.policy.internal_profiles import INTERNAL_PROFILES
@@ -24,16 +24,18 @@ if TYPE_CHECKING:
 _TIMEOUT_S = 120
 
 
-async def select_members(connection: Connection, incident_id: str, selector: Selector) -> int:
+async def select_members(
+    connection: Connection, bulk_revocation_id: str, selector: Selector
+) -> int:
     """Record which certificates are affected; returns how many."""
-    chosen = select(literal(incident_id, UUID), issuance.c.issuance_id).where(
+    chosen = select(literal(bulk_revocation_id, UUID), issuance.c.issuance_id).where(
         issuance.c.state == "issued",
         issuance.c.revoked_at.is_(None),
         issuance.c.not_after > func.now(),
         *_conditions(selector),
     )
     sql, values = statements.compiled(
-        incident_member.insert().from_select(["incident_id", "issuance_id"], chosen)
+        bulk_revocation_member.insert().from_select(["bulk_revocation_id", "issuance_id"], chosen)
     )
     await connection.execute(f"set local statement_timeout = '{_TIMEOUT_S}s'")
     done = await connection.execute(sql, *values, timeout=_TIMEOUT_S + 5)

@@ -29,8 +29,8 @@ GRANTS = {
         "rollover",
         "certificate",
         "certificate_name",
-        "incident",
-        "incident_member",
+        "bulk_revocation",
+        "bulk_revocation_member",
         "submission",
         "upstream_revocation",
     ),
@@ -496,8 +496,8 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement a table or index
         "certificate_name_reversed", "certificate_name", [sa.literal_column("reverse(name)"), "no"]
     )
     op.create_table(
-        "incident",
-        sa.Column("incident_id", UUID, nullable=False),
+        "bulk_revocation",
+        sa.Column("bulk_revocation_id", UUID, nullable=False),
         sa.Column("state", sa.Text, nullable=False),
         sa.Column("selector", sa.Text, nullable=False, comment="JSON: which certificates"),
         sa.Column("reason", sa.Text, nullable=False),
@@ -514,37 +514,37 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement a table or index
         sa.Column("announced_at", TIME),
         sa.CheckConstraint(
             "state in ('selecting', 'proposed', 'running', 'done', 'stopped', 'expired')",
-            name="incident_state",
+            name="bulk_revocation_state",
         ),
-        sa.PrimaryKeyConstraint("incident_id"),
+        sa.PrimaryKeyConstraint("bulk_revocation_id"),
         comment="proposals to revoke many certificates, and what came of them",
     )
     op.create_index(
-        "incident_open",
-        "incident",
+        "bulk_revocation_open",
+        "bulk_revocation",
         ["proposed_at"],
         postgresql_where="state in ('selecting', 'proposed', 'running')",
     )
     op.create_table(
-        "incident_member",
-        sa.Column("incident_id", UUID, nullable=False),
+        "bulk_revocation_member",
+        sa.Column("bulk_revocation_id", UUID, nullable=False),
         sa.Column("issuance_id", UUID, nullable=False),
         sa.Column("revoked_at", TIME),
         sa.Column("skipped_at", TIME, comment="was not good any more when its turn came"),
         sa.Column("announced_at", TIME),
-        sa.PrimaryKeyConstraint("incident_id", "issuance_id"),
-        comment="the certificates of an incident, as selected when it was proposed",
+        sa.PrimaryKeyConstraint("bulk_revocation_id", "issuance_id"),
+        comment="the certificates of a bulk revocation, as selected when it was proposed",
     )
     op.create_index(
-        "incident_member_unannounced",
-        "incident_member",
+        "bulk_revocation_member_unannounced",
+        "bulk_revocation_member",
         ["revoked_at"],
         postgresql_where="revoked_at is not null and announced_at is null",
     )
     op.create_index(
-        "incident_member_waiting",
-        "incident_member",
-        ["incident_id"],
+        "bulk_revocation_member_waiting",
+        "bulk_revocation_member",
+        ["bulk_revocation_id"],
         postgresql_where="revoked_at is null and skipped_at is null",
     )
     role = runtime_role()

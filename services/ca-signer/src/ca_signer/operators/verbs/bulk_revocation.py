@@ -1,6 +1,6 @@
-"""Incidents by operators of the role ``revoker``: propose, look, confirm, stop.
+"""Bulk revocations by operators of the role ``revoker``: propose, look, confirm, stop.
 
-Who proposes does not confirm: two different registered operators stand behind every incident.
+The proposer cannot confirm: every bulk revocation needs two different registered operators.
 """
 
 from __future__ import annotations
@@ -34,56 +34,63 @@ class Proposal(Selector):
 
 
 class One(StrictModel):
-    """Names an incident."""
+    """Names a bulk revocation."""
 
     id: UUID
 
 
 class Confirmation(One):
-    """Confirms an incident of exactly so many certificates."""
+    """Confirms a bulk revocation of exactly so many certificates."""
 
     count: int = Field(ge=1)
 
 
 class Listing(StrictModel):
-    """How many incidents to list, newest first."""
+    """How many bulk revocations to list, newest first."""
 
     limit: int = Field(default=20, ge=1, le=200)
 
 
 async def _propose(connection: Connection, wanted: Proposal, caller: Caller) -> CommandResult:
-    incident_id = ids.uuid7()
+    bulk_revocation_id = ids.uuid7()
     selector = wanted.model_dump(mode="json", exclude={"reason", "per_minute"}, exclude_none=True)
     await connection.execute(
-        "insert into incident (incident_id, state, selector, reason, per_minute, proposed_by) "
+        "insert into bulk_revocation (bulk_revocation_id, state, selector, "
+        "reason, per_minute, proposed_by) "
         "values ($1, 'selecting', $2, $3, $4, $5)",
-        incident_id,
+        bulk_revocation_id,
         json.dumps(selector),
         wanted.reason,
         wanted.per_minute,
         caller.name,
     )
-    return _result(await _find(connection, UUID(incident_id)))
+    return _result(await _find(connection, UUID(bulk_revocation_id)))
 
 
 async def _confirm(connection: Connection, wanted: Confirmation, caller: Caller) -> CommandResult:
     row = await _find(connection, wanted.id)
     if row["proposed_by"] == caller.name:
-        raise NotAuthorized("another operator than the proposer confirms", code="incident.dual")
+        raise NotAuthorized(
+            "another operator than the proposer confirms", code="bulk_revocation.dual"
+        )
     if row["state"] == "running" and row["confirmed_by"] == caller.name:
         return _result(row)
     if row["state"] != "proposed":
-        raise Conflict(f"the incident is {row['state']}, not proposed", code="incident.state")
+        raise Conflict(
+            f"the bulk revocation is {row['state']}, not proposed", code="bulk_revocation.state"
+        )
     if row["now"] - row["proposed_at"] > LIFETIME:
-        raise Conflict("the proposal is older than a day; propose again", code="incident.state")
+        raise Conflict(
+            "the proposal is older than a day; propose again", code="bulk_revocation.state"
+        )
     if row["members"] != wanted.count:
         raise Conflict(
-            f"the incident has {row['members']} certificates, not {wanted.count}",
-            code="incident.count",
+            f"the bulk revocation has {row['members']} certificates, not {wanted.count}",
+            code="bulk_revocation.count",
         )
     await connection.execute(
-        "update incident set state = 'running', confirmed_by = $2, paced_at = now() "
-        "where incident_id = $1",
+        "update bulk_revocation set state = 'running', confirmed_by = $2, paced_at = now() "
+        "where bulk_revocation_id = $1",
         wanted.id,
         caller.name,
     )
@@ -94,13 +101,13 @@ async def _stop(connection: Connection, wanted: One, caller: Caller) -> CommandR
     row = await _find(connection, wanted.id)
     if row["state"] in {"selecting", "proposed", "running"}:
         await connection.execute(
-            "update incident set state = 'stopped', stopped_by = $2, ended_at = now() "
-            "where incident_id = $1",
+            "update bulk_revocation set state = 'stopped', stopped_by = $2, ended_at = now() "
+            "where bulk_revocation_id = $1",
             wanted.id,
             caller.name,
         )
     elif row["state"] != "stopped":
-        raise Conflict(f"the incident is {row['state']}", code="incident.state")
+        raise Conflict(f"the bulk revocation is {row['state']}", code="bulk_revocation.state")
     return _result(await _find(connection, wanted.id))
 
 
@@ -127,21 +134,22 @@ async def _list(connection: Connection, wanted: Listing, _: Caller) -> CommandRe
     from ca_signer.ledger import operator_reads  # SQLAlchemy, at the first command
 
     rows = await operator_reads.bulk_revocations(connection, limit=wanted.limit)
-    return CommandResult({"incidents": [_result(row).result for row in rows]})
+    return CommandResult({"bulk_revocations": [_result(row).result for row in rows]})
 
 
-async def _find(connection: Connection, incident_id: UUID) -> asyncpg.Record:
+async def _find(connection: Connection, bulk_revocation_id: UUID) -> asyncpg.Record:
     row = await connection.fetchrow(
-        "select *, now() as now from incident where incident_id = $1 for update", incident_id
+        "select *, now() as now from bulk_revocation where bulk_revocation_id = $1 for update",
+        bulk_revocation_id,
     )
     if row is None:
-        raise Conflict("there is no such incident", code="command.unknown")
+        raise Conflict("there is no such bulk revocation", code="command.unknown")
     return row
 
 
 def _result(row: asyncpg.Record) -> CommandResult:
     facts: dict[str, Any] = {
-        "id": str(row["incident_id"]),
+        "id": str(row["bulk_revocation_id"]),
         "state": row["state"],
         "selector": ",".join(f"{k}={v}" for k, v in json.loads(row["selector"]).items()),
         "reason": row["reason"],
@@ -156,16 +164,16 @@ def _result(row: asyncpg.Record) -> CommandResult:
         "ended_at": row["ended_at"].isoformat() if row["ended_at"] else None,
     }
     return CommandResult(
-        facts, details={"incident": str(row["incident_id"]), "state": row["state"]}
+        facts, details={"bulk_revocation": str(row["bulk_revocation_id"]), "state": row["state"]}
     )
 
 
 def verbs() -> Verbs:
-    """Return the verbs about incidents."""
+    """Return the verbs about bulk revocations."""
     return table(
-        Verb("incident-propose", _REVOKING, Proposal, _propose),
-        Verb("incident-confirm", _REVOKING, Confirmation, _confirm),
-        Verb("incident-stop", _REVOKING, One, _stop),
-        Verb("incident-show", _LOOKING, One, _show, reads=True),
-        Verb("incident-list", _LOOKING, Listing, _list, reads=True),
+        Verb("bulk-revocation-propose", _REVOKING, Proposal, _propose),
+        Verb("bulk-revocation-confirm", _REVOKING, Confirmation, _confirm),
+        Verb("bulk-revocation-stop", _REVOKING, One, _stop),
+        Verb("bulk-revocation-show", _LOOKING, One, _show, reads=True),
+        Verb("bulk-revocation-list", _LOOKING, Listing, _list, reads=True),
     )

@@ -1,4 +1,4 @@
-"""Incidents: many certificates revoked by two operators, at a pace, each on record."""
+"""Bulk revocations: many certificates revoked by two operators, at a pace, each on record."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def step(signer: SignerStack, times: int = 1) -> None:
     """What the job does, by two signers at once."""
     other = BulkRevocationJob(signer.database, changed=lambda: None)
     for _ in range(times):
-        await asyncio.gather(signer.operations.incidents.step(), other.step())
+        await asyncio.gather(signer.operations.bulk_revocations.step(), other.step())
 
 
 def told(answer: CommandAnswered) -> dict[str, Any]:
@@ -83,10 +83,10 @@ def told(answer: CommandAnswered) -> dict[str, Any]:
 
 async def proposed(signer: SignerStack, boss: TestOperator, **selector: Any) -> dict[str, Any]:
     wanted = {"reason": "keyCompromise", "per_minute": 12_000, **selector}
-    answer = told(await boss.give(signer, "incident-propose", wanted))
+    answer = told(await boss.give(signer, "bulk-revocation-propose", wanted))
     assert (answer["state"], answer["count"]) == ("selecting", None)
     await step(signer)
-    return told(await boss.give(signer, "incident-show", {"id": answer["id"]}))
+    return told(await boss.give(signer, "bulk-revocation-show", {"id": answer["id"]}))
 
 
 async def revoked_of(signer: SignerStack, service: str) -> int:
@@ -94,12 +94,12 @@ async def revoked_of(signer: SignerStack, service: str) -> int:
     return int(await signer.value(sql, service))
 
 
-async def finish(signer: SignerStack, boss: TestOperator, incident: str) -> dict[str, Any]:
+async def finish(signer: SignerStack, boss: TestOperator, proposal: str) -> dict[str, Any]:
     async with asyncio.timeout(30):
         while True:
             await asyncio.sleep(0.05)
             await step(signer)
-            found = told(await boss.give(signer, "incident-show", {"id": incident}))
+            found = told(await boss.give(signer, "bulk-revocation-show", {"id": proposal}))
             if found["state"] != "running":
                 return found
 
@@ -142,13 +142,15 @@ async def test_two_operators_revoke_what_the_selector_names_and_nothing_else(
     assert await revoked_of(signer, "first") == 0
     # 2. The same operator cannot confirm, and no operator another number.
     confirm = {"id": shown["id"], "count": 7}
-    refused = await boss.give(signer, "incident-confirm", confirm)
-    assert (refused.outcome, refused.code) == ("refused", "incident.dual")
-    wrong = await revoker.give(signer, "incident-confirm", {**confirm, "count": 8})
-    assert (wrong.outcome, wrong.code) == ("refused", "incident.count")
+    refused = await boss.give(signer, "bulk-revocation-confirm", confirm)
+    assert (refused.outcome, refused.code) == ("refused", "bulk_revocation.dual")
+    wrong = await revoker.give(signer, "bulk-revocation-confirm", {**confirm, "count": 8})
+    assert (wrong.outcome, wrong.code) == ("refused", "bulk_revocation.count")
     # 3. Another one does; twice is once.
-    assert told(await revoker.give(signer, "incident-confirm", confirm))["state"] == "running"
-    again = await revoker.give(signer, "incident-confirm", confirm)
+    assert (
+        told(await revoker.give(signer, "bulk-revocation-confirm", confirm))["state"] == "running"
+    )
+    again = await revoker.give(signer, "bulk-revocation-confirm", confirm)
     assert told(again)["confirmed_by"] == "revoker"
     done = await finish(signer, boss, shown["id"])
     assert (done["state"], done["revoked"], done["skipped"]) == ("done", 7, 0)
@@ -159,7 +161,7 @@ async def test_two_operators_revoke_what_the_selector_names_and_nothing_else(
         "select revocation_reason, revoked_by, revocation_seq from issuance "
         "where service = 'first' and revoked_at is not null"
     )
-    assert {tuple(r) for r in rows} == {("keyCompromise", f"incident:{shown['id']}", 1)}
+    assert {tuple(r) for r in rows} == {("keyCompromise", f"bulk-revocation:{shown['id']}", 1)}
     good = "select count(*) from certificate where service = 'first' and revoked_at is null"
     async with asyncio.timeout(10):
         while await signer.value(good) != 1:
@@ -175,7 +177,9 @@ async def test_two_operators_revoke_what_the_selector_names_and_nothing_else(
     assert {(r.details["proposed_by"], r.details["confirmed_by"]) for r in records} == {
         ("boss", "revoker")
     }
-    ends = [r for r in await signer.audited("incident.done") if r.correlation_id == shown["id"]]
+    ends = [
+        r for r in await signer.audited("bulk_revocation.done") if r.correlation_id == shown["id"]
+    ]
     assert {(r.record_id, r.details["revoked"]) for r in ends} == {(ends[0].record_id, 7)}
     unannounced = (
         "select count(*) from issuance where service = 'first' and revoked_at is not null "
@@ -191,19 +195,19 @@ async def test_one_that_is_revoked_meanwhile_is_skipped(
     shown = await proposed(signer, boss, service="third")
     one = shown["some"][0]["serial"]
     await boss.give(signer, "certificate-revoke", {"serial": one, "reason": "superseded"})
-    await revoker.give(signer, "incident-confirm", {"id": shown["id"], "count": 3})
+    await revoker.give(signer, "bulk-revocation-confirm", {"id": shown["id"], "count": 3})
     done = await finish(signer, boss, shown["id"])
     assert (done["revoked"], done["skipped"]) == (2, 1)
     reasons = await signer.rows("select revocation_reason from issuance where service = 'third'")
     assert sorted(r[0] for r in reasons) == ["keyCompromise", "keyCompromise", "superseded"]
 
 
-async def test_an_incident_stopped_on_its_way_goes_no_further(
+async def test_a_bulk_revocation_stopped_on_its_way_goes_no_further(
     signer: SignerStack, boss: TestOperator, revoker: TestOperator
 ) -> None:
     await enroll(signer, "fourth", 5)
     shown = await proposed(signer, boss, service="fourth", per_minute=60)
-    await revoker.give(signer, "incident-confirm", {"id": shown["id"], "count": 5})
+    await revoker.give(signer, "bulk-revocation-confirm", {"id": shown["id"], "count": 5})
     await step(signer)
     assert await revoked_of(signer, "fourth") == 0
     async with asyncio.timeout(20):
@@ -211,28 +215,31 @@ async def test_an_incident_stopped_on_its_way_goes_no_further(
             await asyncio.sleep(0.1)
             await step(signer)
     # The proposer may stop it as well.
-    assert told(await boss.give(signer, "incident-stop", {"id": shown["id"]}))["state"] == "stopped"
+    assert (
+        told(await boss.give(signer, "bulk-revocation-stop", {"id": shown["id"]}))["state"]
+        == "stopped"
+    )
     before = await revoked_of(signer, "fourth")
     assert 0 < before < 5
     await asyncio.sleep(1.1)
     await step(signer, times=2)
     assert await revoked_of(signer, "fourth") == before
-    refused = await revoker.give(signer, "incident-confirm", {"id": shown["id"], "count": 5})
-    assert refused.code == "incident.state"
+    refused = await revoker.give(signer, "bulk-revocation-confirm", {"id": shown["id"], "count": 5})
+    assert refused.code == "bulk_revocation.state"
 
 
-async def test_a_slow_incident_keeps_no_other_one_back(
+async def test_a_slow_bulk_revocation_keeps_no_other_one_back(
     signer: SignerStack, boss: TestOperator, revoker: TestOperator
 ) -> None:
     slow_and_fast = []
     for owner, per_minute in (("seventh", 1), ("eighth", 12_000)):
         await enroll(signer, owner, 2)
         shown = await proposed(signer, boss, service=owner, per_minute=per_minute)
-        await revoker.give(signer, "incident-confirm", {"id": shown["id"], "count": 2})
+        await revoker.give(signer, "bulk-revocation-confirm", {"id": shown["id"], "count": 2})
         slow_and_fast.append(shown["id"])
     done = await finish(signer, boss, slow_and_fast[1])
     assert (done["state"], await revoked_of(signer, "seventh")) == ("done", 0)
-    await boss.give(signer, "incident-stop", {"id": slow_and_fast[0]})
+    await boss.give(signer, "bulk-revocation-stop", {"id": slow_and_fast[0]})
 
 
 async def test_operators_and_responders_are_concerned_only_by_name(
@@ -245,7 +252,7 @@ async def test_operators_and_responders_are_concerned_only_by_name(
     named = await proposed(signer, boss, profile="operator")
     assert {o["profile"] for o in named["owners"]} == {"operator"}
     for shown in (everything, named):
-        await boss.give(signer, "incident-stop", {"id": shown["id"]})
+        await boss.give(signer, "bulk-revocation-stop", {"id": shown["id"]})
 
 
 async def test_an_unconfirmed_proposal_expires(
@@ -254,14 +261,14 @@ async def test_an_unconfirmed_proposal_expires(
     await enroll(signer, "fifth", 1)
     shown = await proposed(signer, boss, service="fifth")
     await signer.rows(
-        "update incident set proposed_at = proposed_at - $2::interval where incident_id = $1",
+        "update bulk_revocation set proposed_at = proposed_at - $2::interval where bulk_revocation_id = $1",
         shown["id"],
         LIFETIME,
     )
-    late = await revoker.give(signer, "incident-confirm", {"id": shown["id"], "count": 1})
-    assert late.code == "incident.state"
+    late = await revoker.give(signer, "bulk-revocation-confirm", {"id": shown["id"], "count": 1})
+    assert late.code == "bulk_revocation.state"
     await step(signer)
-    found = told(await boss.give(signer, "incident-show", {"id": shown["id"]}))
+    found = told(await boss.give(signer, "bulk-revocation-show", {"id": shown["id"]}))
     assert found["state"] == "expired"
     assert await revoked_of(signer, "fifth") == 0
 
@@ -285,7 +292,7 @@ async def test_every_condition_selects(
     shown = await proposed(signer, boss, service="sixth", **{key: value})
     good = "select count(*) from issuance where service = 'sixth' and revoked_at is null"
     assert shown["count"] == (await signer.value(good) if count else 0)
-    await boss.give(signer, "incident-stop", {"id": shown["id"]})
+    await boss.give(signer, "bulk-revocation-stop", {"id": shown["id"]})
 
 
 async def test_key_and_name_select_one(signer: SignerStack, boss: TestOperator) -> None:
@@ -303,7 +310,7 @@ async def test_key_and_name_select_one(signer: SignerStack, boss: TestOperator) 
     for wanted in ({"key_sha256": row["spki_sha256"].hex()}, {"name": name.upper()}):
         shown = await proposed(signer, boss, **wanted)
         assert shown["count"] == 1
-        await boss.give(signer, "incident-stop", {"id": shown["id"]})
+        await boss.give(signer, "bulk-revocation-stop", {"id": shown["id"]})
 
 
 @pytest.mark.parametrize(
@@ -319,16 +326,18 @@ async def test_key_and_name_select_one(signer: SignerStack, boss: TestOperator) 
 async def test_a_proposal_without_selector_or_reason_is_refused(
     signer: SignerStack, boss: TestOperator, arguments: dict[str, Any]
 ) -> None:
-    answer = await boss.give(signer, "incident-propose", arguments)
+    answer = await boss.give(signer, "bulk-revocation-propose", arguments)
     assert (answer.outcome, answer.code) == ("refused", "command.arguments")
 
 
-@pytest.mark.parametrize("verb", ["incident-propose", "incident-confirm", "incident-stop"])
+@pytest.mark.parametrize(
+    "verb", ["bulk-revocation-propose", "bulk-revocation-confirm", "bulk-revocation-stop"]
+)
 async def test_only_revokers_have_a_say(signer: SignerStack, verb: str) -> None:
     auditor = await operator(signer, "CN=auditor")
     answer = await auditor.give(signer, verb, {"service": "first", "reason": "superseded"})
     assert answer.code == "command.role"
-    assert (await auditor.give(signer, "incident-list")).outcome == "done"
+    assert (await auditor.give(signer, "bulk-revocation-list")).outcome == "done"
 
 
 @pytest.mark.parametrize(
