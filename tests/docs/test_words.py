@@ -112,3 +112,15 @@ def test_code_and_compounds_are_no_prose() -> None:
 def test_a_module_is_named_by_a_noun(file: Path) -> None:
     """A module holds things: ``publisher``, not ``publishing``. Packages name subjects."""
     assert not file.stem.endswith("ing") or file.stem in TERMS, "name the module by a noun"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [f for f in MODULES if f.relative_to(ROOT).parts[0] in {"libs", "services"}],
+    ids=lambda f: str(f.relative_to(ROOT)),
+)
+def test_a_module_says_what_it_is(file: Path) -> None:
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    if file.name != "__init__.py" or text:
+        assert len(text) > 15, "the first line says what is in it"
+    assert not re.search(r"TODO|FIXME|XXX", text)

@@ -2,7 +2,7 @@
 
 Syslog has no acknowledgement. The most one can know is that the transport took the octets and
 the receiver has not closed: under TLS 1.3 even a refused client certificate shows only after the
-handshake. Call ``SyslogTLS.settle`` before moving a cursor.
+handshake. Call ``SyslogConnection.settle`` before moving a cursor.
 """
 
 from __future__ import annotations
