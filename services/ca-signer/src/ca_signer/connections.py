@@ -41,11 +41,11 @@ async def connected(
         topics.certificate_topic("issued", "any", "any"),
         *map(topics.cacerts_topic, issuers),
     ]
-    found = await Bus.connect(bus, command, instance, rights=rights)
+    bus_client = await Bus.connect(bus, command, instance, rights=rights)
     try:
-        yield found, ledger
+        yield bus_client, ledger
     finally:
-        await found.close()
+        await bus_client.close()
         await ledger.close()
 
 
@@ -66,9 +66,9 @@ async def prepare(
     if bus.migration_nkey_seed_file is None:
         raise ConfigurationError("bus.migration_nkey_seed_file is needed to migrate")
     seed = read_secret(bus.migration_nkey_seed_file, "the NKey seed for migrations")
-    found = await Bus.connect(bus, "migrate", instance, seed=seed)
+    bus_client = await Bus.connect(bus, "migrate", instance, seed=seed)
     try:
         every = [*consumers, *(c for i in issuers for c in topics.signer_consumers(i))]
-        await declare(found, topics.owned_by(SERVICE), every, replicas=bus.replicas)
+        await declare(bus_client, topics.owned_by(SERVICE), every, replicas=bus.replicas)
     finally:
-        await found.close()
+        await bus_client.close()

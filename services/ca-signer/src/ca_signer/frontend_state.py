@@ -77,10 +77,10 @@ class FrontendStatePublisher:
         """
         before = self._decision_context.generations
         now = self._decision_context.generations = await read_generations(self._database)
-        for generation in now.known.values():
-            one = metrics.GENERATION.labels(generation.family, generation.issuer_id)
-            one.set(generation.state == "signing")
-        return (before.known, before.watched) != (now.known, now.watched)
+        for generation in now.by_issuer_id.values():
+            gauge = metrics.GENERATION.labels(generation.family, generation.issuer_id)
+            gauge.set(generation.state == "signing")
+        return (before.by_issuer_id, before.watched) != (now.by_issuer_id, now.watched)
 
     async def publish(self) -> None:
         """Publish CA certificates, profiles, verifiers, revoked serials, the policy's version.
@@ -116,13 +116,13 @@ class FrontendStatePublisher:
 def _cacerts(
     decision_context: SigningContext, generations: Generations, now: dt.datetime
 ) -> list[CACertificates]:
-    found = [
+    by_family = [
         cacerts_of(family, decision_context.issuers, generations, now)
         for family in decision_context.families
     ]
-    others = [
+    by_generation = [
         own_cacerts(issuer, now)
         for issuer in decision_context.issuers.values()
         if issuer.family != issuer.issuer_id
     ]
-    return [*(message for message in found if message is not None), *others]
+    return [*(message for message in by_family if message is not None), *by_generation]

@@ -40,11 +40,11 @@ def import_certificate(
     if spki_der(certificate.public_key()) != spki_der(requested_key(csr_file)):
         raise ConfigurationError(f"{certificate_file} is not for the key of {csr_file}")
     check_chain(certificate, chain, f"the chain in {chain_file}")
-    for above, one in enumerate([certificate, *chain]):
-        _check_authority(one, below=above)
+    for above, authority in enumerate([certificate, *chain]):
+        _check_authority(authority, below=above)
         now = clock.now()
-        if not one.not_valid_before_utc <= now <= one.not_valid_after_utc:
-            raise ConfigurationError(f"{_name(one)} is not valid now")
+        if not authority.not_valid_before_utc <= now <= authority.not_valid_after_utc:
+            raise ConfigurationError(f"{_name(authority)} is not valid now")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     (folder / "chain.pem").write_bytes(_pem(chain))
     (folder / "issuing.pem").write_bytes(_pem([certificate]))
@@ -75,4 +75,4 @@ def _name(certificate: x509.Certificate) -> str:
 
 
 def _pem(certificates: Sequence[x509.Certificate]) -> bytes:
-    return b"".join(one.public_bytes(Encoding.PEM) for one in certificates)
+    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)

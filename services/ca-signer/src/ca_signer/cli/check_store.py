@@ -81,7 +81,7 @@ async def check_store(
 
 
 def _other(text: str) -> tuple[str, x509.Certificate]:
-    issuer_id, found, file = text.partition("=")
-    if not found or not is_token(issuer_id):
+    issuer_id, separator, file = text.partition("=")
+    if not separator or not is_token(issuer_id):
         raise ConfigurationError(f"--other {text}: ID=FILE is meant")
     return issuer_id, read_certificates(Path(file))[0]

@@ -46,17 +46,17 @@ async def enroll(settings: SignerSettings, csr_file: Path, out: Path, issuer: st
     ):
         await StaleLedgerCheck(bus, database).require()
         decision_context.generations = await read_generations(database)
-        found = decide_operator(csr, issuer or decision_context.families[0], decision_context)
+        candidate = decide_operator(csr, issuer or decision_context.families[0], decision_context)
         ledger = IssuanceStore(database, lease_s=settings.lease_s)
         cycle = IssuanceCycle(
             ledger, EventPublisher(bus, main.CLOCK, settings.instance), decision_context.issuers
         )
         certificate = await issue_internally(
-            found, RequestResolver(ledger, IntendedIssuances(ledger)), cycle
+            candidate, RequestResolver(ledger, IntendedIssuances(ledger)), cycle
         )
     pem = x509.load_der_x509_certificate(certificate).public_bytes(Encoding.PEM)
     out.write_bytes(pem)
-    sys.stdout.write(f"{out}: certificate of operator {found.intent.service}\n")
+    sys.stdout.write(f"{out}: certificate of operator {candidate.intent.service}\n")
 
 
 def read_request(path: Path) -> bytes:

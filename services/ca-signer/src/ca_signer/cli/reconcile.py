@@ -26,12 +26,12 @@ from estcore.tlog.checkpoint import VerifierKey
 class Sources:
     """What is trusted: an export and its key; with ``events`` the event stream for the rest.
 
-    ``others`` are issuers that are not configured here, as ``ID=FILE``.
+    ``other_issuers`` are issuers that are not configured here, as ``ID=FILE``.
     """
 
     export: Path
     vkey: str
-    others: Sequence[str] = ()
+    other_issuers: Sequence[str] = ()
     events: bool = False
 
 
@@ -52,16 +52,19 @@ async def reconcile(
         Unavailable: bus or database is unavailable; repeat it.
     """
     try:
-        found = _read(decision_context, sources)
+        contents = _read(decision_context, sources)
         if sources.events:
-            more = await announced(bus, found.issued.keys())
-            found.issued |= {one.intent.issuance_id: one for one in more}
-            for one in more:
-                found.given_up.pop(one.intent.issuance_id, None)
-        issuers = {**decision_context.issuers, **dict(_other(text) for text in sources.others)}
-        for issued in found.issued.values():
+            more = await announced(bus, contents.issued.keys())
+            contents.issued |= {issued.intent.issuance_id: issued for issued in more}
+            for issued in more:
+                contents.given_up.pop(issued.intent.issuance_id, None)
+        issuers = {
+            **decision_context.issuers,
+            **dict(_other(text) for text in sources.other_issuers),
+        }
+        for issued in contents.issued.values():
             check_issued(issued, issuers)
-        done = await Restorer(bus, database).restore(found)
+        done = await Restorer(bus, database).restore(contents)
     except ESTSuiteError as exc:
         details = {"reason": exc.code, "export": sources.export.name}
         await publisher.service_event("ledger.reconcile_refused", details)
@@ -96,8 +99,8 @@ def _read(decision_context: SigningContext, sources: Sources) -> AuditLogContent
 
 
 def _other(text: str) -> tuple[str, CACertificate]:
-    issuer_id, found, file = text.partition("=")
-    if not found or not is_token(issuer_id):
+    issuer_id, separator, file = text.partition("=")
+    if not separator or not is_token(issuer_id):
         raise ConfigurationError(f"--issuer {text}: ID=FILE is meant")
     certificate = read_certificates(Path(file))[0]
     return issuer_id, CACertificate(IssuerCertificate(issuer_id, certificate), [certificate])

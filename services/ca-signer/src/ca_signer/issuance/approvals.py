@@ -134,10 +134,10 @@ class ApprovalStore:
 
 
 async def _recorded(connection: Connection, intent: IssuanceIntent) -> bool:
-    found = await connection.fetchval(
+    recorded = await connection.fetchval(
         "select true from enrollment where enrollment_id = $1", intent.enrollment_id
     )
-    return bool(found)
+    return bool(recorded)
 
 
 def approval_records(publisher: EventPublisher) -> OutboxSource:

@@ -56,7 +56,7 @@ class RequestConsumer:
         self._in_flight = in_flight
         self._linger_s = linger_s
         self._usable = usable
-        self._resting: set[PullConsumer] = set()
+        self._paused: set[PullConsumer] = set()
         self._last_size = 0
         self._wake = asyncio.Event()
         self._consumers = {
@@ -120,16 +120,16 @@ class RequestConsumer:
             await asyncio.sleep(0.5)
             return False
         for (issuer, priority), consumer in self._consumers.items():
-            await self._rest(consumer, rest=not self._usable(issuer))
+            await self._set_paused(consumer, paused=not self._usable(issuer))
             await consumer.maintain()
             metrics.WAITING.labels(issuer, priority).set(consumer.waiting)
         return True
 
-    async def _rest(self, consumer: PullConsumer, *, rest: bool) -> None:
-        if rest == (consumer in self._resting):
+    async def _set_paused(self, consumer: PullConsumer, *, paused: bool) -> None:
+        if paused == (consumer in self._paused):
             return
-        if rest:
-            self._resting.add(consumer)
+        if paused:
+            self._paused.add(consumer)
             for delivery in await consumer.pause():
                 await delivery.nak(0)
             return
@@ -137,18 +137,18 @@ class RequestConsumer:
             await consumer.resume()
         except BusUnavailable:
             return  # the next round tries again
-        self._resting.discard(consumer)
+        self._paused.discard(consumer)
 
     def _take(self) -> list[Delivery]:
-        taken: list[Delivery] = []
+        batch: list[Delivery] = []
         for (_, priority), consumer in self._consumers.items():
             share = max(1, self._size * SHARES[priority] // 100)
             if consumer.waiting:
-                taken += consumer.take(min(share, self._size - len(taken)))
+                batch += consumer.take(min(share, self._size - len(batch)))
         for consumer in self._consumers.values():
-            if consumer.waiting and len(taken) < self._size:
-                taken += consumer.take(self._size - len(taken))
-        return taken
+            if consumer.waiting and len(batch) < self._size:
+                batch += consumer.take(self._size - len(batch))
+        return batch
 
     async def _run(self, deliveries: list[Delivery], slots: asyncio.Semaphore) -> None:
         started = monotonic_s()

@@ -81,13 +81,13 @@ def decide(
     message: EnrollmentRequested,
     topic: str,
     decision_context: DecisionContext,
-    known: KnownCertificate | None,
+    presented: KnownCertificate | None,
     latest_certificates: Sequence[KnownCertificate] | None = None,
 ) -> Candidate:
     """Steps 1 to 4: return the candidate with its TBS built and linted.
 
-    ``known`` is what the ledger has on the presented certificate. ``latest_certificates`` are the
-    newest live certificates of the subject where a registration authority renews for it
+    ``presented`` is what the ledger has on the presented certificate. ``latest_certificates`` are
+    the newest live certificates of the subject where a registration authority renews for it
     (``renewed_slots``).
 
     Raises:
@@ -99,14 +99,18 @@ def decide(
     request = parse_csr(message.csr)
     predecessor = None
     if message.operation == "simplereenroll":
-        predecessor = known if latest_certificates is None else only_head(latest_certificates)
+        predecessor = presented if latest_certificates is None else only_head(latest_certificates)
         rule, profile_name, owner = _reenrollment(
             message, request, decision_context, label, predecessor
         )
         priority = label.priority
     else:
-        given = _enrollment(message, request, decision_context, known)
-        rule, profile_name, priority = given.rule, given.profile, given.priority
+        enrollment_grant = _enrollment(message, request, decision_context, presented)
+        rule, profile_name, priority = (
+            enrollment_grant.rule,
+            enrollment_grant.profile,
+            enrollment_grant.priority,
+        )
         owner = (rule.owner.tenant, rule.owner.service)
     if priority != message.priority:
         raise NotAuthorized("the request was routed at another priority", code="frontend.priority")
@@ -131,7 +135,7 @@ def decide(
         profile,
         rule,
         owner,
-        known,
+        presented,
         predecessor,
         granted,
     )
@@ -141,7 +145,7 @@ def _enrollment(
     message: EnrollmentRequested,
     request: CertificationRequest,
     decision_context: DecisionContext,
-    known: KnownCertificate | None,
+    presented: KnownCertificate | None,
 ) -> Grant:
     principal, policy = message.principal, decision_context.policy
     name, subject = principal.name, None
@@ -149,20 +153,24 @@ def _enrollment(
         issuer_id = principal.certificate_issuer
         if issuer_id not in policy.labels[message.label].truststores:
             # A certificate of ours counts as the ledger knows it.
-            issuer_id = decision_context.family(live_certificate(known, decision_context).issuer_id)
+            issuer_id = decision_context.family(
+                live_certificate(presented, decision_context).issuer_id
+            )
         if principal.method == "certificate":
             subject = parsed(principal.certificate).subject
             name = f"{issuer_id}/"
     rule = find_rule(
         policy, method=principal.method, name=name, claims=principal.claims, subject=subject
     )
-    given = grant(policy, rule, message.label, operation=message.operation, claims=principal.claims)
-    if given.rule.registrar:
-        check_registrar(known)
-    owner = given.rule.owner
-    profile = decision_context.profiles.get(given.profile)
-    check_names(request, given.rule.names, profile, (owner.tenant, owner.service))
-    return given
+    enrollment_grant = grant(
+        policy, rule, message.label, operation=message.operation, claims=principal.claims
+    )
+    if enrollment_grant.rule.registrar:
+        check_registrar(presented)
+    owner = enrollment_grant.rule.owner
+    profile = decision_context.profiles.get(enrollment_grant.profile)
+    check_names(request, enrollment_grant.rule.names, profile, (owner.tenant, owner.service))
+    return enrollment_grant
 
 
 def _reenrollment(
@@ -170,11 +178,11 @@ def _reenrollment(
     request: CertificationRequest,
     decision_context: DecisionContext,
     label: Label,
-    known: KnownCertificate | None,
+    predecessor: KnownCertificate | None,
 ) -> tuple[Rule, str, tuple[str, str]]:
     # Owner, issuer and profile come from the predecessor's row, never from the label: a label
     # that disagrees is refused, so no label upgrades a profile.
-    facts = live_certificate(known, decision_context)
+    facts = live_certificate(predecessor, decision_context)
     family = decision_context.family(facts.issuer_id)
     if family != message.issuer or facts.profile not in label.profiles:
         raise NotAuthorized(
@@ -196,9 +204,9 @@ def _check_key(
     request: CertificationRequest,
     profile: Profile,
     message: EnrollmentRequested,
-    known: KnownCertificate | None,
+    predecessor: KnownCertificate | None,
 ) -> None:
-    same = known is not None and known.spki_sha256 == request.spki_sha256
+    same = predecessor is not None and predecessor.spki_sha256 == request.spki_sha256
     if message.operation == "simplereenroll" and same and profile.same_key == "deny":
         raise ProfileViolation(
             f"profile {profile.name} needs a new key at re-enrollment", code="profile.same_key"

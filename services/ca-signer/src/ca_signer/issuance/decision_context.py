@@ -53,9 +53,9 @@ class DecisionContext:
 
     def family(self, issuer_id: str) -> str:
         """Return the issuer that labels name, for one of its generations."""
-        found = self.generations.known.get(issuer_id)
-        if found is not None:
-            return found.family
+        generation = self.generations.by_issuer_id.get(issuer_id)
+        if generation is not None:
+            return generation.family
         issuer = self.issuers.get(issuer_id)
         return issuer.family if issuer else issuer_id
 
@@ -80,8 +80,8 @@ class DecisionContext:
     def missing_issuers(self) -> list[str]:
         """Generations that ``/cacerts`` shows and that are not configured here."""
         families = {issuer.family for issuer in self.issuers.values()}
-        shown = (i for family in families for i in self.generations.shown(family))
-        return [issuer_id for issuer_id in shown if issuer_id not in self.issuers]
+        issuer_ids = (i for family in families for i in self.generations.shown(family))
+        return [issuer_id for issuer_id in issuer_ids if issuer_id not in self.issuers]
 
     def check_not_expired(self, issuer: CACertificate) -> None:
         """Check that the issuer's certificate is not over.
@@ -107,11 +107,11 @@ class DecisionContext:
         lifetime = profile.lifetime if cap is None else min(cap, profile.lifetime)
         usages = (*profile.key_usage, *profile.extended_key_usage)
         key = (issuer.issuer_id, profile.name, lifetime, usages)
-        found = self.templates.get(key)
-        if found is None:
+        template = self.templates.get(key)
+        if template is None:
             capped = profile if cap is None else _capped(profile, lifetime)
-            found = self.templates[key] = CertificateTemplate(capped, issuer.certificate)
-        return found
+            template = self.templates[key] = CertificateTemplate(capped, issuer.certificate)
+        return template
 
 
 def _capped(profile: Profile, lifetime: dt.timedelta) -> Profile:
@@ -157,7 +157,7 @@ def parsed(certificate: bytes) -> x509.Certificate:
 
 
 def live_certificate(
-    known: KnownCertificate | None, decision_context: DecisionContext
+    certificate: KnownCertificate | None, decision_context: DecisionContext
 ) -> KnownCertificate:
     """Return the facts of a presented certificate that may act now.
 
@@ -165,16 +165,16 @@ def live_certificate(
         NotAuthorized: the ledger does not know it.
         NotAuthenticated: it has expired.
     """
-    if known is None:
+    if certificate is None:
         raise NotAuthorized(
             "the presented certificate is not in the ledger", code="auth.certificate_unknown"
         )
-    if known.not_after < decision_context.clock.now():
+    if certificate.not_after < decision_context.clock.now():
         raise NotAuthenticated(
             "the presented certificate has expired", code="auth.certificate_expired"
         )
-    if not decision_context.accepts(known.issuer_id):
+    if not decision_context.accepts(certificate.issuer_id):
         raise NotAuthenticated(
             "the issuer of the presented certificate is retired", code="auth.certificate_retired"
         )
-    return known
+    return certificate

@@ -191,7 +191,7 @@ class RequestResolver(Generic[IntentT]):
         current = await self._current(connection, candidate, locked["issuance_id"])
         if current is None:
             return await self._open(connection, candidate, str(locked["issuance_id"]))
-        return await self._known(connection, candidate, current, redelivered=own is not None)
+        return await self._existing(connection, candidate, current, redelivered=own is not None)
 
     async def _current(
         self, connection: Connection, candidate: Candidate, issuance_id: object
@@ -205,7 +205,7 @@ class RequestResolver(Generic[IntentT]):
             candidate.window,
         )
 
-    async def _known(
+    async def _existing(
         self,
         connection: Connection,
         candidate: Candidate,
@@ -254,17 +254,17 @@ class RequestResolver(Generic[IntentT]):
     async def _open(
         self, connection: Connection, candidate: Candidate, issuance_id: str
     ) -> Resolution[IntentT]:
-        found = await self._requests.open(connection, candidate, issuance_id)
-        match found:
+        resolution = await self._requests.open(connection, candidate, issuance_id)
+        match resolution:
             case EndedRequest():
                 return await self._next_generation(connection, candidate)
             case StoredMeanwhile(redelivered=redelivered):
                 current = await self._current(connection, candidate, issuance_id)
                 if current is None:
                     raise Conflict("the enrollment points nowhere", code="ledger.inconsistent")
-                return await self._known(connection, candidate, current, redelivered=redelivered)
+                return await self._existing(connection, candidate, current, redelivered=redelivered)
             case _:
-                return found
+                return resolution
 
     async def _next_generation(
         self, connection: Connection, candidate: Candidate
@@ -306,12 +306,12 @@ class IntendedIssuances:
 
     async def winner(self, connection: Connection, intent: IssuanceIntent) -> str | None:
         """Return the request that recorded the same enrollment first."""
-        found = await connection.fetchval(
+        request_id = await connection.fetchval(
             "select i.request_id from enrollment join issuance i using (issuance_id) "
             "where enrollment.enrollment_id = $1",
             intent.enrollment_id,
         )
-        return None if found is None else str(found)
+        return None if request_id is None else str(request_id)
 
     async def open(
         self, connection: Connection, candidate: Candidate, issuance_id: str

@@ -35,11 +35,11 @@ def read_rules(
                 raise ConfigurationError(f"label {name!r} names the unknown issuer {issuer!r}")
         for profile in label.profiles:
             url = profiles.get(profile).crl_url or ""
-            whole = [issuer for issuer in label.issuers if issuer in unparted]
-            if PLACEHOLDER in url and whole:
+            without_parts = [issuer for issuer in label.issuers if issuer in unparted]
+            if PLACEHOLDER in url and without_parts:
                 raise ConfigurationError(
                     f"profile {profile!r} has {PLACEHOLDER} in crl_url, but issuer "
-                    f"{whole[0]!r} has no crl_partitions"
+                    f"{without_parts[0]!r} has no crl_partitions"
                 )
     for group, caps in groups.items():
         unknown = set(caps.labels) - set(policy.labels)

@@ -20,7 +20,9 @@ REGISTRAR = "ra"
 
 
 def renewed_slots(
-    message: EnrollmentRequested, decision_context: DecisionContext, known: KnownCertificate | None
+    message: EnrollmentRequested,
+    decision_context: DecisionContext,
+    presented: KnownCertificate | None,
 ) -> list[str] | None:
     """Return the slots in which the predecessor of a registrar's renewal must be.
 
@@ -29,22 +31,22 @@ def renewed_slots(
     Raises:
         RequestRejected: the CSR cannot be read, or the presented certificate gives no such right.
     """
-    if message.operation != "simplereenroll" or known is None or known.profile != REGISTRAR:
+    if message.operation != "simplereenroll" or presented is None or presented.profile != REGISTRAR:
         return None
-    presented = parsed(known.certificate).subject
-    issuer = decision_context.family(known.issuer_id)
+    presented_subject = parsed(presented.certificate).subject
+    issuer = decision_context.family(presented.issuer_id)
     rule = find_rule(
-        decision_context.policy, method="certificate", name=f"{issuer}/", subject=presented
+        decision_context.policy, method="certificate", name=f"{issuer}/", subject=presented_subject
     )
     request = parse_csr(message.csr)
     if rule is None or not rule.registrar:
         return None
-    if request.subject_canonical == canonical_name(presented):
+    if request.subject_canonical == canonical_name(presented_subject):
         return None
-    live_certificate(known, decision_context)
-    given = grant(decision_context.policy, rule, message.label, operation=message.operation)
+    live_certificate(presented, decision_context)
+    renewal_grant = grant(decision_context.policy, rule, message.label, operation=message.operation)
     owner = (rule.owner.tenant, rule.owner.service)
-    profiles = [p for p in rule.profiles if p in given.label.profiles]
+    profiles = [p for p in rule.profiles if p in renewal_grant.label.profiles]
     _check_some(request, rule, [decision_context.profiles.get(p) for p in profiles])
     return [
         ids.slot_id(*owner, message.issuer, profile, request.subject_canonical, request.san)
@@ -84,14 +86,14 @@ def only_head(latest_certificates: Sequence[KnownCertificate]) -> KnownCertifica
     return latest_certificates[0]
 
 
-def check_registrar(known: KnownCertificate | None) -> None:
+def check_registrar(presented: KnownCertificate | None) -> None:
     """Check that the ledger knows the presented certificate as a registrar's.
 
     Raises:
         NotAuthorized: it does not.
     """
     # Rights come from the ledger's row and the policy, never from the EKU alone.
-    if known is None or known.profile != REGISTRAR:
+    if presented is None or presented.profile != REGISTRAR:
         raise NotAuthorized(
             f"a registrar's certificate is of profile {REGISTRAR}", code="registrar.profile"
         )

@@ -102,7 +102,7 @@ class RequestHandler(Generic[IntentT]):
         self._publisher = publisher
         self.decision_context = decision_context
         self._max_attempts = max_attempts
-        self._known: OrderedDict[bytes, KnownCertificate] = OrderedDict()
+        self._certificates: OrderedDict[bytes, KnownCertificate] = OrderedDict()
         self._minute, self._counted = 0, Counter[str]()
 
     async def read(self, delivery: Delivery) -> ReceivedRequest | None:
@@ -156,23 +156,23 @@ class RequestHandler(Generic[IntentT]):
     async def _decide(self, item: ReceivedRequest) -> Candidate:
         self._count(item.message.group)
         fingerprint = presented_fingerprint(item.message)
-        known = self._known.get(fingerprint) if fingerprint else None
-        slots = renewed_slots(item.message, self.decision_context, known)
+        presented = self._certificates.get(fingerprint) if fingerprint else None
+        slots = renewed_slots(item.message, self.decision_context, presented)
         latest_certificates = (
             None if slots is None else await self._ledger.latest_certificates(slots)
         )
         return decide(
-            item.message, item.delivery.topic, self.decision_context, known, latest_certificates
+            item.message, item.delivery.topic, self.decision_context, presented, latest_certificates
         )
 
     async def _learn(self, fingerprints: Sequence[bytes]) -> None:
         """Fetch ledger facts not yet known. They never change; revocation is checked apart."""
-        missing = list({f for f in fingerprints if f not in self._known})
+        missing = list({f for f in fingerprints if f not in self._certificates})
         if missing:
-            for found in await self._ledger.known_certificates(missing):
-                self._known[found.fingerprint] = found
-            while len(self._known) > _KNOWN_LIMIT:
-                self._known.popitem(last=False)
+            for certificate in await self._ledger.known_certificates(missing):
+                self._certificates[certificate.fingerprint] = certificate
+            while len(self._certificates) > _KNOWN_LIMIT:
+                self._certificates.popitem(last=False)
 
     async def handle(self, item: ReceivedRequest) -> None:
         """Take one request from the decision to its end; no error escapes."""
@@ -344,10 +344,10 @@ class RequestHandler(Generic[IntentT]):
         except Unavailable as exc:
             await self.nak_all([delivery], exc.code)
             return
-        asked = message or _readable(ReplyAddress, delivery)
-        if asked is not None:
-            answer = rejected_answer(asked.id, _GIVEN_UP)
-            await self._publisher.replies.send(asked.group, asked.instance, answer)
+        address = message or _readable(ReplyAddress, delivery)
+        if address is not None:
+            answer = rejected_answer(address.id, _GIVEN_UP)
+            await self._publisher.replies.send(address.group, address.instance, answer)
         await delivery.term()
 
 

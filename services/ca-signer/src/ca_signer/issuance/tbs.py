@@ -28,7 +28,7 @@ def candidate(  # noqa: PLR0913, PLR0917 - the decision's parts, joined once
     profile: Profile,
     rule: Rule,
     owner: tuple[str, str],
-    known: KnownCertificate | None,
+    presented: KnownCertificate | None,
     predecessor: KnownCertificate | None,
     granted: CertificationRequest | None = None,
 ) -> Candidate:
@@ -90,7 +90,7 @@ def candidate(  # noqa: PLR0913, PLR0917 - the decision's parts, joined once
         secret_id=message.principal.name if message.principal.method == "secret" else None,
         sign_before=_sign_before(message, now, decision_context),
         context=_context(
-            message, request, decision_context, template.profile, rule, known, predecessor
+            message, request, decision_context, template.profile, rule, presented, predecessor
         ),
     )
     return Candidate(
@@ -135,7 +135,7 @@ def _context(
     decision_context: DecisionContext,
     profile: Profile,
     rule: Rule,
-    known: KnownCertificate | None,
+    presented: KnownCertificate | None,
     predecessor: KnownCertificate | None,
 ) -> RequestFacts:
     return RequestFacts(
@@ -147,8 +147,8 @@ def _context(
         label=message.label,
         principal=message.principal.key,
         auth_method=message.principal.method,
-        presented_serial=ids.serial_hex(known.serial_number) if known else None,
-        presented_sha256=known.fingerprint.hex() if known else None,
+        presented_serial=ids.serial_hex(presented.serial_number) if presented else None,
+        presented_sha256=presented.fingerprint.hex() if presented else None,
         rule=rule.name,
         policy_version=decision_context.policy.version,
         profile_version=f"{profile.name}@{profile.version}#{decision_context.profiles.version}",

@@ -33,17 +33,17 @@ def cacerts_of(
     None where an issuer that belongs to it is not configured here: a signer that knows only a
     part must not take trust away that another one published.
     """
-    shown = generations.shown(family)
-    missing = [i for i in shown if i not in issuers]
+    issuer_ids = generations.shown(family)
+    missing = [i for i in issuer_ids if i not in issuers]
     if missing:
         log.error("issuer not configured in this signer", extra=fields(issuer=", ".join(missing)))
         return None
-    found = [issuers[i] for i in shown]
-    chain = _octets([found[0].certificate.certificate, *found[0].chain])
-    others = [c for i in found[1:] for c in (i.certificate.certificate, *i.chain)]
-    roots = [i.root for i in found]
-    cross = [c for i in found for c in i.cross if links(c, roots)]
-    extra = [der for der in _octets([*others, *cross]) if der not in chain]
+    shown_issuers = [issuers[i] for i in issuer_ids]
+    chain = _octets([shown_issuers[0].certificate.certificate, *shown_issuers[0].chain])
+    other_chains = [c for i in shown_issuers[1:] for c in (i.certificate.certificate, *i.chain)]
+    roots = [i.root for i in shown_issuers]
+    cross = [c for i in shown_issuers for c in i.cross if links(c, roots)]
+    extra = [der for der in _octets([*other_chains, *cross]) if der not in chain]
     return CACertificates(
         issuer_id=family,
         updated_at=now,

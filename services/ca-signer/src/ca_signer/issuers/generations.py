@@ -45,14 +45,14 @@ class Generations:
     ``watched`` are the rollovers, by family, of which it is counted who has fetched the trust.
     """
 
-    known: Mapping[str, Generation] = field(default_factory=dict)
+    by_issuer_id: Mapping[str, Generation] = field(default_factory=dict)
     watched: Mapping[str, UUID] = field(default_factory=dict)
     as_of: dt.datetime | None = None
 
     def state(self, issuer_id: str) -> GenerationState | None:
         """Return the state of a generation; None where no rollover ever named it."""
-        found = self.known.get(issuer_id)
-        return found.state if found else None
+        generation = self.by_issuer_id.get(issuer_id)
+        return generation.state if generation else None
 
     def signing(self, family: str) -> str:
         """Return the issuer that signs for a family."""
@@ -67,7 +67,7 @@ class Generations:
         return self._in(family, SHOWN) or (family,)
 
     def _in(self, family: str, states: tuple[GenerationState, ...]) -> tuple[str, ...]:
-        own = [g for g in self.known.values() if g.family == family and g.state in states]
+        own = [g for g in self.by_issuer_id.values() if g.family == family and g.state in states]
         own.sort(key=lambda g: (states.index(g.state), g.issuer_id))
         return tuple(g.issuer_id for g in own)
 
@@ -81,6 +81,6 @@ async def read_generations(database: Database) -> Generations:
     async with database.connection() as connection:
         # One statement, one snapshot: both tables are as one command left them.
         row = (await connection.fetch(_READ))[0]
-    known = {one[0]: Generation(*one) for one in row["known"]}
+    by_issuer_id = {columns[0]: Generation(*columns) for columns in row["known"]}
     watched = {family: UUID(rollover_id) for family, rollover_id in row["watched"]}
-    return Generations(known, watched, row["now"])
+    return Generations(by_issuer_id, watched, row["now"])

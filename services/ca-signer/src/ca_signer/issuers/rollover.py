@@ -196,12 +196,12 @@ async def retire(
     if intended:
         raise Conflict(f"{old} still has requests in hand; again later", code="rollover.intents")
     await _patiently(connection)
-    left = await connection.fetchval(
+    slot_count = await connection.fetchval(
         _LEFT_BEHIND, family, old, list(INTERNAL_PROFILES), timeout=_COUNTING_S
     )
-    if left > left_behind:
+    if slot_count > left_behind:
         raise Conflict(
-            f"{left} slots have live certificates of {old} and none of its successor",
+            f"{slot_count} slots have live certificates of {old} and none of its successor",
             code="rollover.left_behind",
         )
     await _set(connection, old, family, "retired")

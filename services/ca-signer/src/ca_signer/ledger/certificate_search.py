@@ -79,16 +79,16 @@ async def find(
     lock: bool,
 ) -> Sequence[asyncpg.Record]:
     """Return at most two issued certificates by serial number or fingerprint."""
-    wanted = select(*COLUMNS).where(issuance.c.state == "issued").limit(2)
+    query = select(*COLUMNS).where(issuance.c.state == "issued").limit(2)
     if serial_number is not None:
-        wanted = wanted.where(issuance.c.serial_number == serial_number)
+        query = query.where(issuance.c.serial_number == serial_number)
     if fingerprint is not None:
-        wanted = wanted.where(issuance.c.certificate_sha256 == fingerprint)
+        query = query.where(issuance.c.certificate_sha256 == fingerprint)
     if issuer_id is not None:
-        wanted = wanted.where(issuance.c.issuer_id == issuer_id)
+        query = query.where(issuance.c.issuer_id == issuer_id)
     if lock:
-        wanted = wanted.with_for_update()
-    return await statements.fetch(connection, wanted)
+        query = query.with_for_update()
+    return await statements.fetch(connection, query)
 
 
 async def search(
@@ -115,7 +115,7 @@ def statement(query: Query) -> tuple[Select[Any], Order]:
     Raises:
         MalformedRequest: as ``search``.
     """
-    found, name = found_certificate.c, None
+    columns, name = found_certificate.c, None
     source: Any = found_certificate
     conditions = list(_conditions(query))
     order: Order = "newest"
@@ -132,9 +132,9 @@ def statement(query: Query) -> tuple[Select[Any], Order]:
         conditions.append(_after(query.after, order, name))
     inner = (
         select(
-            found.no,
-            found.issuance_id,
-            found.not_after.label("expiry_key"),
+            columns.no,
+            columns.issuance_id,
+            columns.not_after.label("expiry_key"),
             (null() if name is None else name).label("name_key"),
         )
         .select_from(source)
@@ -145,10 +145,10 @@ def statement(query: Query) -> tuple[Select[Any], Order]:
         page = inner.order_by(name, certificate_name.c.no).subquery("f")
         keys: list[ColumnElement[Any]] = [page.c.name_key, page.c.no]
     elif order == "expiry":
-        page = inner.order_by(found.not_after, found.no).subquery("f")
+        page = inner.order_by(columns.not_after, columns.no).subquery("f")
         keys = [page.c.expiry_key, page.c.no]
     else:
-        page = inner.order_by(found.no.desc()).subquery("f")
+        page = inner.order_by(columns.no.desc()).subquery("f")
         keys = [page.c.no.desc()]
     rows = (
         select(*COLUMNS, page.c.no, page.c.expiry_key, page.c.name_key)
@@ -159,14 +159,14 @@ def statement(query: Query) -> tuple[Select[Any], Order]:
 
 
 def _conditions(query: Query) -> Iterator[Condition]:
-    found = found_certificate.c
+    columns = found_certificate.c
     equal = {
-        found.issuer_id: query.issuer_id,
-        found.profile: query.profile,
-        found.tenant: query.tenant,
-        found.service: query.service,
-        found.team: query.team,
-        found.cluster: query.cluster,
+        columns.issuer_id: query.issuer_id,
+        columns.profile: query.profile,
+        columns.tenant: query.tenant,
+        columns.service: query.service,
+        columns.team: query.team,
+        columns.cluster: query.cluster,
     }
     for column, value in equal.items():
         if value is not None:
@@ -175,30 +175,30 @@ def _conditions(query: Query) -> Iterator[Condition]:
         numbered = select(issuance.c.issuance_id).where(
             issuance.c.serial_number == query.serial_number
         )
-        yield found.issuance_id.in_(numbered)
+        yield columns.issuance_id.in_(numbered)
     if query.expires_after is not None:
-        yield found.not_after >= query.expires_after
+        yield columns.not_after >= query.expires_after
     if query.expires_before is not None:
-        yield found.not_after < query.expires_before
+        yield columns.not_after < query.expires_before
     if query.state is not None:
         yield _state(query.state)
 
 
 def _state(state: State) -> Condition:
-    found = found_certificate.c
+    columns = found_certificate.c
     match state:
         case "good":
-            return and_(found.revoked_at.is_(None), found.not_after > func.now())
+            return and_(columns.revoked_at.is_(None), columns.not_after > func.now())
         case "expired":
-            return found.not_after <= func.now()
+            return columns.not_after <= func.now()
         case "revoked":
-            return found.revoked_at.is_not(None)
+            return columns.revoked_at.is_not(None)
         case "held":
-            held = select(issuance.c.issuance_id).where(
-                issuance.c.issuance_id == found.issuance_id,
+            on_hold = select(issuance.c.issuance_id).where(
+                issuance.c.issuance_id == columns.issuance_id,
                 issuance.c.revocation_reason == "certificateHold",
             )
-            return and_(found.revoked_at.is_not(None), held.exists())
+            return and_(columns.revoked_at.is_not(None), on_hold.exists())
 
 
 def _by_name(pattern: str) -> tuple[Condition, ColumnElement[str] | None]:
@@ -234,7 +234,7 @@ def _after(cursor: str, order: Order, name: ColumnElement[str] | None) -> Condit
         MalformedRequest: the cursor is of another search.
     """
     wrong = MalformedRequest("this cursor is not of this search", code="command.arguments")
-    found = found_certificate.c
+    columns = found_certificate.c
     try:
         was, number, *rest = json.loads(base64.urlsafe_b64decode(cursor.encode()))
         no = int(number)
@@ -245,7 +245,7 @@ def _after(cursor: str, order: Order, name: ColumnElement[str] | None) -> Condit
     if was != order:
         raise wrong
     if moment is not None:
-        return tuple_(found.not_after, found.no) > tuple_(moment, no)
+        return tuple_(columns.not_after, columns.no) > tuple_(moment, no)
     if key is not None:
         return tuple_(name, certificate_name.c.no) > tuple_(key, no)
-    return found.no < no
+    return columns.no < no

@@ -106,9 +106,9 @@ class SecretStore:
             )
         by_shard: dict[str, list[SecretVerifier]] = {shard: [] for shard in shards or SECRET_SHARDS}
         for row in rows:
-            found = by_shard.get(secret_shard(row["secret_id"]))
-            if found is not None:
-                found.append(
+            verifiers = by_shard.get(secret_shard(row["secret_id"]))
+            if verifiers is not None:
+                verifiers.append(
                     SecretVerifier(
                         secret_id=row["secret_id"],
                         sha256=row["sha256"].hex(),

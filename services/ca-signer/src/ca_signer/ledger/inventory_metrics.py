@@ -60,10 +60,10 @@ class InventoryMetrics:
         async with self._database.connection() as connection:
             states = await connection.fetch(STATES)
             expiring = await connection.fetch(EXPIRING)
-        known, self._set = self._set, set()
+        previous, self._set = self._set, set()
         self._take("states", states)
         self._take("expiring", expiring)
-        for name, labels in known - self._set:
+        for name, labels in previous - self._set:
             _GAUGES[name].labels(*labels).set(0)
 
     def _take(self, name: str, rows: Iterable[asyncpg.Record]) -> None:

@@ -254,15 +254,15 @@ class IssuanceStore:
                 [i.fence for i in intents],
             )
 
-    async def extend(self, held: Mapping[str, int]) -> None:
+    async def extend(self, fences: Mapping[str, int]) -> None:
         """Lengthen leases that are still ours: fences by issuance id."""
         async with self.database.connection() as connection:
             await connection.execute(
                 "update issuance s set lease_until = now() + $3::interval "
                 "from unnest($1::uuid[], $2::int[]) as i(id, fence) "
                 "where s.issuance_id = i.id and s.fence = i.fence and s.state = 'intended'",
-                list(held),
-                list(held.values()),
+                list(fences),
+                list(fences.values()),
                 self.lease,
             )
 

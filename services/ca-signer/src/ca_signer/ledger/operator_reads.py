@@ -36,12 +36,12 @@ async def approvals(
     """Return requests awaiting approval, oldest first; with ``ended`` all others too."""
     row = approval.c
     waiting = (row.state == "waiting") & (row.expires_at > func.now())
-    wanted = select(*row, _NOW).where(or_(true() if ended else waiting))
+    query = select(*row, _NOW).where(or_(true() if ended else waiting))
     if tenant is not None:
-        wanted = wanted.where(row.tenant == tenant)
+        query = query.where(row.tenant == tenant)
     if service is not None:
-        wanted = wanted.where(row.service == service)
-    return await statements.fetch(connection, wanted.order_by(row.requested_at).limit(limit))
+        query = query.where(row.service == service)
+    return await statements.fetch(connection, query.order_by(row.requested_at).limit(limit))
 
 
 async def submissions(
@@ -49,18 +49,18 @@ async def submissions(
 ) -> Sequence[asyncpg.Record]:
     """Return upstream submissions in a state, the longest unchanged first."""
     row = submission.c
-    wanted = select(*row, _NOW).where(row.state == state)
+    query = select(*row, _NOW).where(row.state == state)
     if issuer_id is not None:
-        wanted = wanted.where(row.issuer_id == issuer_id)
-    return await statements.fetch(connection, wanted.order_by(row.changed_at).limit(limit))
+        query = query.where(row.issuer_id == issuer_id)
+    return await statements.fetch(connection, query.order_by(row.changed_at).limit(limit))
 
 
 async def bulk_revocations(connection: Connection, *, limit: int) -> Sequence[asyncpg.Record]:
     """Return bulk revocations, newest first."""
-    wanted = (
+    query = (
         select(*bulk_revocation.c, _NOW).order_by(bulk_revocation.c.proposed_at.desc()).limit(limit)
     )
-    return await statements.fetch(connection, wanted)
+    return await statements.fetch(connection, query)
 
 
 async def bulk_revocation_owners(
@@ -70,7 +70,7 @@ async def bulk_revocation_owners(
     row, member = issuance.c, bulk_revocation_member.c
     count = func.count().label("count")
     owner = (row.tenant, row.service, row.profile)
-    wanted = (
+    query = (
         select(*owner, count, func.count(member.revoked_at).label("revoked"))
         .select_from(bulk_revocation_member.join(issuance, member.issuance_id == row.issuance_id))
         .where(member.bulk_revocation_id == bulk_revocation_id)
@@ -78,7 +78,7 @@ async def bulk_revocation_owners(
         .order_by(count.desc(), *owner)
         .limit(limit)
     )
-    return await statements.fetch(connection, wanted)
+    return await statements.fetch(connection, query)
 
 
 async def bulk_revocation_members(
@@ -86,22 +86,22 @@ async def bulk_revocation_members(
 ) -> Sequence[asyncpg.Record]:
     """Return some of the certificates a bulk revocation affects."""
     row, member = issuance.c, bulk_revocation_member.c
-    wanted = (
+    query = (
         select(row.issuer_id, row.serial_number, row.subject, row.not_after)
         .select_from(bulk_revocation_member.join(issuance, member.issuance_id == row.issuance_id))
         .where(member.bulk_revocation_id == bulk_revocation_id)
         .order_by(member.issuance_id)
         .limit(limit)
     )
-    return await statements.fetch(connection, wanted)
+    return await statements.fetch(connection, query)
 
 
 async def rollovers(connection: Connection, family: str, *, limit: int) -> Sequence[asyncpg.Record]:
     """Return the rollovers of an issuer, newest first."""
-    wanted = (
+    query = (
         select(*rollover.c)
         .where(rollover.c.family == family)
         .order_by(rollover.c.planned_at.desc())
         .limit(limit)
     )
-    return await statements.fetch(connection, wanted)
+    return await statements.fetch(connection, query)

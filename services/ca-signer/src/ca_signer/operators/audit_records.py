@@ -25,7 +25,7 @@ def executed(
     now: dt.datetime,
 ) -> AuditRecord:
     """Return the record of a command that was carried out."""
-    said = _arguments(command)
+    arguments = _arguments(command)
     return publisher.audit_records.build.success(
         f"operator.{command.verb}",
         record_id=ids.record_id("command", str(command.command_id)),
@@ -33,7 +33,7 @@ def executed(
         correlation_id=str(command.command_id),
         actor=_actor(caller),
         target=effect.target,
-        details={**said, **effect.details},
+        details={**arguments, **effect.details},
     )
 
 

@@ -67,8 +67,10 @@ def decide_operator(csr: bytes, issuer_id: str, decision_context: DecisionContex
         csr=csr,
     )
     owner = (rule.owner.tenant, rule.owner.service)
-    found = candidate(message, request, decision_context, issuer, profile, rule, owner, None, None)
-    found.intent.context = found.intent.context.model_copy(
+    operator_candidate = candidate(
+        message, request, decision_context, issuer, profile, rule, owner, None, None
+    )
+    operator_candidate.intent.context = operator_candidate.intent.context.model_copy(
         update={"principal": f"console:{name}", "auth_method": "console", "mode": "poll"}
     )
-    return found
+    return operator_candidate

@@ -78,10 +78,10 @@ class CommandExecutor:
         try:
             signed = read_command(data)
             self._check(signed, verb)
-            known = signed
+            checked = signed
 
             async def work(connection: Connection) -> CommandAnswered:
-                return await self._carry_out(connection, known)
+                return await self._carry_out(connection, checked)
 
             answer = await self._database.run(work)
         except RequestRejected as exc:
@@ -101,8 +101,8 @@ class CommandExecutor:
         verb = self.verbs[command.verb]
         caller = await self._caller(connection, signed)
         if not caller.roles & verb.roles:
-            wanted = " or ".join(sorted(verb.roles))
-            raise NotAuthorized(f"{command.verb} is for the role {wanted}", code="command.role")
+            roles = " or ".join(sorted(verb.roles))
+            raise NotAuthorized(f"{command.verb} is for the role {roles}", code="command.role")
         first = await connection.fetchval(
             "insert into command (command_id, digest, operator_sha256, operator, verb) "
             "values ($1, $2, $3, $4, $5) on conflict do nothing returning true",
@@ -199,11 +199,11 @@ class CommandExecutor:
     async def _keep(
         self, connection: Connection, answer: CommandAnswered, record: AuditRecord, *, reads: bool
     ) -> None:
-        kept = answer.model_copy(update={"result": None}) if reads else answer
+        stored = answer.model_copy(update={"result": None}) if reads else answer
         await connection.execute(
             "update command set answer = $2, announcement = $3 where command_id = $1",
             answer.command_id,
-            encode(kept).decode(),
+            encode(stored).decode(),
             encode(record).decode(),
         )
 

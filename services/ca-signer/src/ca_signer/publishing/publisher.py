@@ -94,9 +94,9 @@ class EventPublisher:
         Raises:
             BusUnavailable: not confirmed.
         """
-        found = [r.model_dump(exclude_none=True) for r in records]
-        if found:
-            await self._bus.publish_confirmed(_batches(found, self._refusal_topic))
+        payloads = [r.model_dump(exclude_none=True) for r in records]
+        if payloads:
+            await self._bus.publish_confirmed(_batches(payloads, self._refusal_topic))
 
     async def refusals(self, refusals: Sequence[Refusal]) -> None:
         """Publish event and audit record of refused requests.
@@ -139,10 +139,10 @@ class EventPublisher:
 
 def _batches(records: Sequence[Record], topic: str | None = None) -> list[Outgoing]:
     topic = topic or topics.audit_issue_topic(SERVICE)
-    found = []
+    batches = []
     for start in range(0, len(records), _BATCH):
         part = records[start : start + _BATCH]
         traced = [t for r in part if (t := r.pop("traceparent", None))]
         body = encode_mapping({"records": part, "traceparents": traced})
-        found.append(Outgoing(topic, body))
-    return found
+        batches.append(Outgoing(topic, body))
+    return batches

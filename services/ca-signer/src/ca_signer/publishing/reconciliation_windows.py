@@ -58,7 +58,7 @@ class ReconciliationWindows:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Publish closed windows until ``stop``."""
-        await self._bus.subscribe(topics.REANNOUNCE_TOPIC, self._asked, queue="ca-signer")
+        await self._bus.subscribe(topics.REANNOUNCE_TOPIC, self._handle_request, queue="ca-signer")
         while not await sleep_or_stop(stop, min(self._length.total_seconds() / 4, 10)):
             try:
                 await self.publish_closed()
@@ -110,35 +110,35 @@ class ReconciliationWindows:
         )
         await self._bus.publish_confirmed([Outgoing(topics.WINDOW_TOPIC, encode(window))])
 
-    async def _asked(self, message: Incoming) -> None:
+    async def _handle_request(self, message: Incoming) -> None:
         try:
-            asked = decode(ReannounceRequested, message.payload)
-            announced = await self.announce_again(asked)
+            request = decode(ReannounceRequested, message.payload)
+            announced = await self.announce_again(request)
             await self._bus.publish_unconfirmed(
                 message.reply, encode(ReannounceAnswered(announced=announced))
             )
         except (MalformedRequest, Unavailable) as exc:
             log.warning("reconciliation windows not republished", extra=fields(code=exc.code))
 
-    async def announce_again(self, asked: ReannounceRequested) -> int:
+    async def announce_again(self, request: ReannounceRequested) -> int:
         """Publish every certificate of the windows again, for the requester; returns how many.
 
         Raises:
             Unavailable: database or bus unavailable.
         """
         count = 0
-        for start in asked.windows:
+        for start in request.windows:
             issued = await self._ledger.issued_between(start, start + self._length)
             for first in range(0, len(issued), _PIECE):
                 piece = issued[first : first + _PIECE]
-                if asked.requester == "audit":
+                if request.requester == "audit":
                     await self._publisher.republish_records(piece)
                 else:
                     await self._publisher.republish_events(piece)
                 count += len(piece)
-        metrics.REANNOUNCED.labels(asked.requester).inc(count)
+        metrics.REANNOUNCED.labels(request.requester).inc(count)
         log.warning(
             "reconciliation windows republished",
-            extra=fields(requester=asked.requester, windows=len(asked.windows), count=count),
+            extra=fields(requester=request.requester, windows=len(request.windows), count=count),
         )
         return count

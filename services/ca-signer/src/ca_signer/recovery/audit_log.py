@@ -82,17 +82,17 @@ def read_export(
         ConfigurationError: the log does not verify, or is not sealed to its end.
         MalformedRequest: a record of issuing is not one.
     """
-    found = verify(lines, Options(now=now, key=key))
-    serious = [f for f in found.report.findings if f.code not in _HARMLESS]
+    verified = verify(lines, Options(now=now, key=key))
+    serious = [f for f in verified.report.findings if f.code not in _HARMLESS]
     if serious:
         raise ConfigurationError(f"the export does not verify: {serious[0]}", code="reconcile.log")
-    if found.report.partial or found.report.sealed < found.report.records:
+    if verified.report.partial or verified.report.sealed < verified.report.records:
         raise ConfigurationError(
-            f"{found.report.records - found.report.sealed} records are under no checkpoint: "
+            f"{verified.report.records - verified.report.sealed} records are under no checkpoint: "
             "export the whole log again in a minute",
             code="reconcile.unsealed",
         )
-    return read_records((leaf["record"] for leaf in found.records), profiles)
+    return read_records((leaf["record"] for leaf in verified.records), profiles)
 
 
 def read_records(records: Iterable[Mapping[str, Any]], profiles: ProfileSet) -> AuditLogContents:
@@ -101,29 +101,29 @@ def read_records(records: Iterable[Mapping[str, Any]], profiles: ProfileSet) -> 
     Raises:
         MalformedRequest: a record of issuing is not one.
     """
-    found = AuditLogContents()
+    contents = AuditLogContents()
     for raw in records:
         action, phase = raw.get("action"), raw.get("phase")
         if action == "certificate.issue" and phase in {"intent", "outcome"}:
-            _issuing(found, _record(raw), profiles)
+            _issuing(contents, _record(raw), profiles)
         elif action == "certificate.superseded" and phase == "outcome":
-            _change(found, _record(raw), "superseded")
+            _change(contents, _record(raw), "superseded")
         elif action == "certificate.revoked" and phase == "outcome":
             # By a bulk revocation, each of its certificates.
             record = _record(raw)
-            _change(found, record, str((record.details or {})["reason"]))
+            _change(contents, record, str((record.details or {})["reason"]))
         elif str(action).startswith("operator.") and phase == "outcome":
             record = _record(raw)
             if str(action).startswith(_ROLLOVER):
-                _move(found, record)
+                _move(contents, record)
                 continue
-            found.commands.append(record)
+            contents.commands.append(record)
             if action in _CHANGES and (record.details or {}).get("changed") is True:
-                _change(found, record, _reason(record))
-    found.sent_upstream -= found.issued.keys()
-    for issuance_id in found.issued:
-        found.given_up.pop(issuance_id, None)
-    return found
+                _change(contents, record, _reason(record))
+    contents.sent_upstream -= contents.issued.keys()
+    for issuance_id in contents.issued:
+        contents.given_up.pop(issuance_id, None)
+    return contents
 
 
 def _record(raw: Mapping[str, Any]) -> AuditRecord:
@@ -133,21 +133,21 @@ def _record(raw: Mapping[str, Any]) -> AuditRecord:
         raise MalformedRequest(f"record {raw.get('record_id')} is not one", code=BAD) from exc
 
 
-def _issuing(found: AuditLogContents, record: AuditRecord, profiles: ProfileSet) -> None:
+def _issuing(contents: AuditLogContents, record: AuditRecord, profiles: ProfileSet) -> None:
     if record.phase == "intent" and record.target.serial is None:
         # The serial number was for an upstream CA to choose.
-        found.sent_upstream.add(str(record.target.issuance_id))
+        contents.sent_upstream.add(str(record.target.issuance_id))
         return
     try:
         intent = _intent(record, profiles)
         if record.phase == "intent":
-            found.given_up.setdefault(intent.issuance_id, intent)
-        elif record.outcome == "success" and intent.issuance_id not in found.issued:
+            contents.given_up.setdefault(intent.issuance_id, intent)
+        elif record.outcome == "success" and intent.issuance_id not in contents.issued:
             target = record.target
             assert target.certificate is not None  # noqa: S101 - below, with the other gaps
             assert target.issued_at is not None  # noqa: S101
             der = base64.b64decode(target.certificate, validate=True)
-            found.issued[intent.issuance_id] = IssuedCertificate(intent, der, target.issued_at)
+            contents.issued[intent.issuance_id] = IssuedCertificate(intent, der, target.issued_at)
     except (AssertionError, ValueError, TypeError, KeyError, binascii.Error) as exc:
         raise MalformedRequest(
             f"record {record.record_id} does not say all of an issuance", code=BAD
@@ -156,7 +156,7 @@ def _issuing(found: AuditLogContents, record: AuditRecord, profiles: ProfileSet)
 
 def _intent(record: AuditRecord, profiles: ProfileSet) -> IssuanceIntent:
     target, details = record.target, record.details or {}
-    values = {name: _said(target, name) for name in _NEEDED}
+    values = {name: _required(target, name) for name in _NEEDED}
     predecessor = details.get("predecessor_sha256")
     enrollment = details.get("enrollment_id")
     issuance_id = str(values["issuance_id"])
@@ -177,8 +177,8 @@ def _intent(record: AuditRecord, profiles: ProfileSet) -> IssuanceIntent:
         subject=str(target.subject or ""),
         san=target.san or (),
         spki_sha256=bytes.fromhex(str(values["spki_sha256"])),
-        not_before=_said(target, "not_before"),
-        not_after=_said(target, "not_after"),
+        not_before=_required(target, "not_before"),
+        not_after=_required(target, "not_after"),
         predecessor_sha256=bytes.fromhex(str(predecessor)) if predecessor else None,
         presented_sha256=None,
         secret_id=record.actor.subject.removeprefix("secret:")
@@ -194,7 +194,7 @@ _NEEDED = (
 )  # fmt: skip
 
 
-def _said(target: Any, name: str) -> Any:
+def _required(target: Any, name: str) -> Any:
     value = getattr(target, name)
     if value is None:
         raise KeyError(name)
@@ -228,29 +228,29 @@ def _context(record: AuditRecord, profiles: ProfileSet) -> RequestFacts:
     )
 
 
-def _move(found: AuditLogContents, record: AuditRecord) -> None:
-    said = record.details or {}
-    if said.get("changed") is not True:
+def _move(contents: AuditLogContents, record: AuditRecord) -> None:
+    details = record.details or {}
+    if details.get("changed") is not True:
         return
     try:
         move = _MOVE.validate_python(
             {
-                "rollover_id": said["rollover_id"],
+                "rollover_id": details["rollover_id"],
                 "family": record.target.issuer_id,
-                "from_issuer": said["from"],
-                "to_issuer": said["to"],
-                "state": said["state"],
+                "from_issuer": details["from"],
+                "to_issuer": details["to"],
+                "state": details["state"],
                 "at": record.occurred_at,
                 "by": record.actor.rule,
-                "fleet": said.get("fleet"),
-                "fetched": said.get("fetched"),
+                "fleet": details.get("fleet"),
+                "fetched": details.get("fetched"),
             }
         )
     except (KeyError, ValidationError) as exc:
         raise MalformedRequest(
             f"record {record.record_id} does not say all of a rollover", code=BAD
         ) from exc
-    found.moves.append(move)
+    contents.moves.append(move)
 
 
 def _reason(record: AuditRecord) -> str | None:
@@ -259,14 +259,14 @@ def _reason(record: AuditRecord) -> str | None:
     return HOLD if record.action == "operator.certificate-hold" else None
 
 
-def _change(found: AuditLogContents, record: AuditRecord, reason: str | None) -> None:
+def _change(contents: AuditLogContents, record: AuditRecord, reason: str | None) -> None:
     issuance_id = record.target.issuance_id
     if issuance_id is None:
         return
-    before = found.changes.get(issuance_id)
+    before = contents.changes.get(issuance_id)
     count = before.count + 1 if before else 1
     by = record.actor.rule or record.actor.subject
-    found.changes[issuance_id] = Change(reason, record.occurred_at, by, count)
+    contents.changes[issuance_id] = Change(reason, record.occurred_at, by, count)
 
 
 def check_issued(issued: IssuedCertificate, issuers: Mapping[str, CACertificate]) -> None:
@@ -289,7 +289,7 @@ def check_issued(issued: IssuedCertificate, issuers: Mapping[str, CACertificate]
             certificate.tbs_certificate_bytes,
             certificate.signature,
         )
-        said = (intent.serial_number, intent.spki_sha256, intent.not_before, intent.not_after)
+        recorded = (intent.serial_number, intent.spki_sha256, intent.not_before, intent.not_after)
         spki = sha256(spki_der(certificate.public_key())).digest()
         is_so = (
             certificate.serial_number,
@@ -297,7 +297,7 @@ def check_issued(issued: IssuedCertificate, issuers: Mapping[str, CACertificate]
             certificate.not_valid_before_utc,
             certificate.not_valid_after_utc,
         )
-        same = certificate.public_bytes(Encoding.DER) == issued.certificate and said == is_so
+        same = certificate.public_bytes(Encoding.DER) == issued.certificate and recorded == is_so
     except (ValueError, InvalidSignature) as exc:
         raise MalformedRequest(
             f"the certificate of issuance {intent.issuance_id} is not by {intent.issuer_id}",

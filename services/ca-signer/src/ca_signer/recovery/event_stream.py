@@ -28,17 +28,17 @@ async def announced(bus: Bus, known: Collection[str]) -> list[IssuedCertificate]
         BusUnavailable: no answer in time.
         MalformedRequest: an event is unreadable, although only ca-signer may publish them.
     """
-    found: dict[str, IssuedCertificate] = {}
+    issued: dict[str, IssuedCertificate] = {}
     newest = await bus.last_sequence(PKI_EVENTS, ISSUED)
     start = 1
     while start <= newest:
         stored = await bus.stored_from(PKI_EVENTS, ISSUED, start)
-        for one in stored:
-            event = decode(CertificateIssued, one.payload)
-            if event.id not in known and event.id not in found:
-                found[event.id] = _issued(event)
+        for message in stored:
+            event = decode(CertificateIssued, message.payload)
+            if event.id not in known and event.id not in issued:
+                issued[event.id] = _issued(event)
         start = stored[-1].sequence + 1 if stored else newest + 1
-    return list(found.values())
+    return list(issued.values())
 
 
 def _issued(event: CertificateIssued) -> IssuedCertificate:

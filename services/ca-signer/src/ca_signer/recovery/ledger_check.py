@@ -84,12 +84,14 @@ class StaleLedgerCheck:
         # The events first: what is announced meanwhile is committed already.
         for topics in (ISSUED, REVOKED):
             await self._hear(topics)
-        issued = [one.issuance_id for one in self._result[ISSUED]]
-        revoked = [(one.issuance_id, one.change) for one in self._result[REVOKED]]
+        issued = [reference.issuance_id for reference in self._result[ISSUED]]
+        revoked = [(reference.issuance_id, reference.change) for reference in self._result[REVOKED]]
         async with self._database.connection() as connection:
             rows: list[Any] = await connection.fetch(_MISSING_ISSUED, issued)
             rows += await connection.fetch(
-                _MISSING_REVOKED, [one[0] for one in revoked], [one[1] for one in revoked]
+                _MISSING_REVOKED,
+                [change[0] for change in revoked],
+                [change[1] for change in revoked],
             )
         self.complete = not rows
         return list(dict.fromkeys(row["id"] for row in rows))
@@ -101,9 +103,11 @@ class StaleLedgerCheck:
             # The stream is another one; what the old one said still holds.
             start = 1
         while start <= newest:
-            found = await self._bus.stored_from(PKI_EVENTS, topics, start)
-            self._result[topics].extend(t for one in found if (t := read_event_ref(one.payload)))
-            start = found[-1].sequence + 1 if found else newest + 1
+            messages = await self._bus.stored_from(PKI_EVENTS, topics, start)
+            self._result[topics].extend(
+                t for message in messages if (t := read_event_ref(message.payload))
+            )
+            start = messages[-1].sequence + 1 if messages else newest + 1
         self._next[topics] = start
 
     async def require(self) -> None:

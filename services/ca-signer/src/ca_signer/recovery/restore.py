@@ -107,7 +107,7 @@ class Restorer:
         self._bus = bus
         self._database = database
 
-    async def restore(self, found: AuditLogContents) -> Restored:
+    async def restore(self, contents: AuditLogContents) -> Restored:
         """Put back what is missing.
 
         Raises:
@@ -115,19 +115,19 @@ class Restorer:
             Unavailable: bus or database is unavailable; what was written stays.
         """
         done = Restored()
-        issued = list(found.issued.values())
+        issued = list(contents.issued.values())
         for piece in _pieces(issued):
             done.issued += await self._database.run(partial(_put_issued, piece=piece))
-        for lost in _pieces(list(found.given_up.values())):
+        for lost in _pieces(list(contents.given_up.values())):
             done.given_up += await self._database.run(partial(_put_given_up, piece=lost))
-        changes = await self._with_announced(found.changes)
+        changes = await self._with_announced(contents.changes)
         for changed in _pieces(list(changes.items())):
             done.revocations += await self._database.run(partial(_put_changes, piece=changed))
         await self._raise_crl_numbers()
-        played = replay(found.moves)
+        played = replay(contents.moves)
         done.rollovers = await self._database.run(partial(_put_rollovers, played=played))
-        done.sent_upstream = await self._unknown(found)
-        done.unrecoverable_commands = await self._forgotten(found)
+        done.sent_upstream = await self._unknown(contents)
+        done.unrecoverable_commands = await self._forgotten(contents)
         return done
 
     async def _with_announced(self, changes: dict[str, Change]) -> dict[str, Change]:
@@ -140,13 +140,15 @@ class Restorer:
         start = 1
         while start <= newest:
             stored = await self._bus.stored_from(topics.PKI_EVENTS, REVOKED, start)
-            for one in stored:
-                reference, event = read_event_ref(one.payload), _revoked(one.payload)
+            for message in stored:
+                reference, event = read_event_ref(message.payload), _revoked(message.payload)
                 if reference is None or event is None or event.reason == RELEASED:
                     continue
                 name = str(reference.issuance_id)
-                known = merged.get(name)
-                if known is None or (known.reason != event.reason and known.at < event.time):
+                recorded = merged.get(name)
+                if recorded is None or (
+                    recorded.reason != event.reason and recorded.at < event.time
+                ):
                     merged[name] = Change(event.reason, event.time, None, reference.change)
             start = stored[-1].sequence + 1 if stored else newest + 1
         return merged
@@ -158,34 +160,34 @@ class Restorer:
             for topic, payload in values
             if not topic.endswith(f".{topics.CRL_MANIFEST}")
         ]
-        numbers = [(one.issuer_id, one.partition or "", one.number) for one in lists]
+        numbers = [(crl.issuer_id, crl.partition or "", crl.number) for crl in lists]
         async with self._database.connection() as connection:
             await connection.executemany(_NUMBER, numbers)
 
-    async def _unknown(self, found: AuditLogContents) -> list[str]:
+    async def _unknown(self, contents: AuditLogContents) -> list[str]:
         async with self._database.connection() as connection:
             rows = await connection.fetch(
                 "select id from unnest($1::uuid[]) id where not exists "
                 "(select 1 from submission where issuance_id = id) order by id",
-                sorted(found.sent_upstream),
+                sorted(contents.sent_upstream),
             )
         return [str(row["id"]) for row in rows]
 
-    async def _forgotten(self, found: AuditLogContents) -> list[str]:
+    async def _forgotten(self, contents: AuditLogContents) -> list[str]:
         async with self._database.connection() as connection:
             rows = await connection.fetch(
                 "select id from unnest($1::text[]) id where not exists "
                 "(select 1 from command where command_id::text = id)",
-                [record.correlation_id for record in found.commands],
+                [record.correlation_id for record in contents.commands],
             )
         lost = {row["id"] for row in rows}
-        return [_line(record) for record in found.commands if record.correlation_id in lost]
+        return [_line(record) for record in contents.commands if record.correlation_id in lost]
 
 
 def _line(record: AuditRecord) -> str:
     verb = record.action.removeprefix("operator.")
-    said = "".join(f" {name}={value}" for name, value in (record.details or {}).items())
-    return f"{record.occurred_at:%Y-%m-%dT%H:%M:%SZ} {record.actor.rule} {verb}{said}"
+    details = "".join(f" {name}={value}" for name, value in (record.details or {}).items())
+    return f"{record.occurred_at:%Y-%m-%dT%H:%M:%SZ} {record.actor.rule} {verb}{details}"
 
 
 def _revoked(payload: bytes) -> CertificateRevoked | None:
@@ -201,9 +203,9 @@ def _pieces(items: Sequence[Any]) -> list[Sequence[Any]]:
 
 async def _put_issued(connection: Connection, piece: Sequence[IssuedCertificate]) -> int:
     count = 0
-    for one in piece:
-        intent = one.intent
-        columns = _columns(intent, one.issued_at, one.certificate)
+    for issued in piece:
+        intent = issued.intent
+        columns = _columns(intent, issued.issued_at, issued.certificate)
         try:
             new = await connection.fetchval(_ROW, *columns)
         except asyncpg.UniqueViolationError as exc:
@@ -220,7 +222,7 @@ async def _put_issued(connection: Connection, piece: Sequence[IssuedCertificate]
                 f"the key of issuance {intent.issuance_id} belongs to another owner here",
                 code="reconcile.owner",
             )
-        await connection.execute(_POINT, intent.enrollment_id, intent.issuance_id, one.issued_at)
+        await connection.execute(_POINT, intent.enrollment_id, intent.issuance_id, issued.issued_at)
         await connection.execute(_SUBMITTED, intent.issuance_id)
         if intent.secret_id is not None:
             await connection.execute(_SPEND, intent.secret_id, intent.enrollment_id)
@@ -230,12 +232,12 @@ async def _put_issued(connection: Connection, piece: Sequence[IssuedCertificate]
 async def _put_given_up(connection: Connection, piece: Sequence[IssuanceIntent]) -> int:
     count = 0
     for intent in piece:
-        known = await connection.fetchval(
+        recorded = await connection.fetchval(
             "select true from issuance where issuance_id = $1 or request_id = $2",
             intent.issuance_id,
             intent.request_id,
         )
-        if not known:
+        if not recorded:
             await connection.execute(_ROW, *_columns(intent, intent.sign_before, None))
             count += 1
     return count
@@ -280,21 +282,21 @@ async def _put_rollovers(connection: Connection, played: Replayed) -> int:
         return 0
     # Ended ones first: of the others there is one of a kind in a family.
     rows = sorted(played.rollovers.items(), key=lambda item: item[1].ended_at is None)
-    for rollover_id, one in rows:
+    for rollover_id, rollover in rows:
         await connection.execute(
             _ROLLOVER,
             rollover_id,
-            one.first.family,
-            one.first.from_issuer,
-            one.first.to_issuer,
-            one.state,
-            one.times["planned"],
-            one.times.get("published"),
-            one.times.get("signing"),
-            one.ended_at,
-            one.by,
-            one.fleet,
-            one.fetched,
+            rollover.first.family,
+            rollover.first.from_issuer,
+            rollover.first.to_issuer,
+            rollover.state,
+            rollover.times["planned"],
+            rollover.times.get("published"),
+            rollover.times.get("signing"),
+            rollover.ended_at,
+            rollover.by,
+            rollover.fleet,
+            rollover.fetched,
         )
     signing_last = sorted(played.generations.items(), key=lambda item: item[1][1] == "signing")
     for issuer_id, (family, state) in signing_last:

@@ -75,29 +75,32 @@ class Replayed:
 
 def replay(moves: Iterable[Move]) -> Replayed:
     """Return what the tables are after these steps, in the order they were made."""
-    found = Replayed()
+    replayed = Replayed()
     for move in moves:
-        _step(found, move)
-        found.last_at = move.at
-    return found
+        _step(replayed, move)
+        replayed.last_at = move.at
+    return replayed
 
 
-def _step(found: Replayed, move: Move) -> None:
+def _step(replayed: Replayed, move: Move) -> None:
     if move.state == "signing":
-        for one in found.rollovers.values():
-            if one.first.family == move.family and one.state == "signing":
-                one.state, one.by = "reversed", move.by
-                one.times["reversed"] = move.at
-    one = found.rollovers.setdefault(move.rollover_id, Rollover(move, move.state, move.by))
-    one.state, one.by = move.state, move.by
-    one.times[move.state] = move.at
-    one.fleet, one.fetched = move.fleet or one.fleet, move.fetched or one.fetched
-    _generations(found, move)
+        for rollover in replayed.rollovers.values():
+            if rollover.first.family == move.family and rollover.state == "signing":
+                rollover.state, rollover.by = "reversed", move.by
+                rollover.times["reversed"] = move.at
+    rollover = replayed.rollovers.setdefault(move.rollover_id, Rollover(move, move.state, move.by))
+    rollover.state, rollover.by = move.state, move.by
+    rollover.times[move.state] = move.at
+    rollover.fleet, rollover.fetched = (
+        move.fleet or rollover.fleet,
+        move.fetched or rollover.fetched,
+    )
+    _generations(replayed, move)
 
 
-def _generations(found: Replayed, move: Move) -> None:
+def _generations(replayed: Replayed, move: Move) -> None:
     for which, before, after in _CHANGES[move.state]:
         issuer_id = getattr(move, which)
-        known = found.generations.get(issuer_id)
-        if before is None or (known[1] if known else None) in before:
-            found.generations[issuer_id] = (move.family, after)
+        generation = replayed.generations.get(issuer_id)
+        if before is None or (generation[1] if generation else None) in before:
+            replayed.generations[issuer_id] = (move.family, after)

@@ -113,9 +113,9 @@ class RevokeAfterRotation:
         self._changed()
         return self._record(event, row)
 
-    def _is_wanted(self, profile: str) -> bool:
-        found = self._decision_context.profiles.profiles.get(profile)
-        return found is not None and found.renewal.revoke_replaced
+    def _is_wanted(self, profile_name: str) -> bool:
+        profile = self._decision_context.profiles.profiles.get(profile_name)
+        return profile is not None and profile.renewal.revoke_replaced
 
     def _record(self, event: RotationEvent, row: asyncpg.Record) -> AuditRecord:
         return self._publisher.audit_records.build.success(

@@ -147,7 +147,7 @@ class BulkRevocationJob:
             min(allowed, _BATCH),
         )
         good = [r["issuance_id"] for r in members if r["good"]]
-        others = [r["issuance_id"] for r in members if not r["good"]]
+        skipped = [r["issuance_id"] for r in members if not r["good"]]
         await revocations.set_revocations(
             connection, good, row["reason"], f"bulk-revocation:{bulk_revocation_id}"
         )
@@ -158,7 +158,7 @@ class BulkRevocationJob:
             "where bulk_revocation_id = $1 and issuance_id = any($2::uuid[] || $3::uuid[])",
             bulk_revocation_id,
             good,
-            others,
+            skipped,
         )
         await connection.execute(
             "update bulk_revocation set revoked = revoked + $2, skipped = "
@@ -166,7 +166,7 @@ class BulkRevocationJob:
             "where bulk_revocation_id = $1",
             bulk_revocation_id,
             len(good),
-            len(others),
+            len(skipped),
         )
         metrics.BULK_REVOKED.inc(len(good))
         if len(members) < min(allowed, _BATCH):

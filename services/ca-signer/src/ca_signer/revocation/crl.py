@@ -55,7 +55,7 @@ _REVOKED = """from issuance where issuer_id = $1 and revoked_at is not null and 
 
 
 @dataclass(frozen=True)
-class _Known:
+class _PublishedList:
     number: int
     entries: frozenset[RevokedEntry]
 
@@ -92,8 +92,8 @@ class CRLPublisher:
         self._lifetime = dt.timedelta(seconds=lifetime_s)
         self._urls = urls
         self._due = asyncio.Event()
-        self._known: dict[Key, _Known] = {}
-        self._seen: dict[str, asyncpg.Record] = {}
+        self._lists: dict[Key, _PublishedList] = {}
+        self._totals: dict[str, asyncpg.Record] = {}
         self._published_at: dict[Key, float] = {}
 
     def changed(self, _: str) -> None:
@@ -137,21 +137,21 @@ class CRLPublisher:
                     self._lifetime / 2,
                 )
             }
-            (seen,) = await connection.fetch(
+            (totals,) = await connection.fetch(
                 "select count(*), sum(revocation_seq), max(revocation_changed_at) " + _REVOKED,
                 issuer_id,
                 await self._horizon(connection),
             )
-        if seen["count"] <= MOST or not parts:
+        if totals["count"] <= MOST or not parts:
             # Else the full list ends here: certificates of today name parts.
             parts.insert(0, None)
         late = [p for p in parts if _is_late(rows.get(_name(p)))]
-        if (late or self._seen.get(issuer_id) != seen) and issuer.keystore.ready:
+        if (late or self._totals.get(issuer_id) != totals) and issuer.keystore.ready:
             ledger = await self._ledger(issuer_id)
             for part in parts:
                 if part in late or await self._differs(issuer_id, part, rows, ledger):
                     await self._make(issuer, part)
-            self._seen[issuer_id] = seen
+            self._totals[issuer_id] = totals
         await self._publish(issuer, parts)
 
     async def _horizon(self, connection: Connection) -> dt.datetime:
@@ -171,13 +171,13 @@ class CRLPublisher:
                 part.count if part else 1,
                 part.index if part else 0,
             )
-        found = (
+        entries = (
             RevokedEntry(
                 int.from_bytes(r["serial_number"], "big"), r["revoked_at"], r["revocation_reason"]
             )
             for r in rows
         )
-        return _Ledger(horizon + self._lifetime, await asyncio.to_thread(plain_entries, found))
+        return _Ledger(horizon + self._lifetime, await asyncio.to_thread(plain_entries, entries))
 
     async def _differs(
         self,
@@ -187,13 +187,13 @@ class CRLPublisher:
         ledger: _Ledger,
     ) -> bool:
         row = rows[_name(part)]
-        known = self._known.get((issuer_id, part))
-        if known is None or known.number != row["number"]:
-            known = await self._read(issuer_id, part, row["number"])
+        published = self._lists.get((issuer_id, part))
+        if published is None or published.number != row["number"]:
+            published = await self._read(issuer_id, part, row["number"])
         entries = ledger.of(part)
-        if entries - known.entries:
+        if entries - published.entries:
             return True
-        gone = [serial_octets(e.serial_number) for e in known.entries - entries]
+        gone = [serial_octets(e.serial_number) for e in published.entries - entries]
         if not gone:
             return False
         async with self._database.connection() as connection:
@@ -206,7 +206,7 @@ class CRLPublisher:
             )
         return bool(released)
 
-    async def _read(self, issuer_id: str, part: Partition | None, number: int) -> _Known:
+    async def _read(self, issuer_id: str, part: Partition | None, number: int) -> _PublishedList:
         async with self._database.connection() as connection:
             crl = await connection.fetchval(
                 "select crl from crl where issuer_id = $1 and partition = $2",
@@ -214,8 +214,8 @@ class CRLPublisher:
                 _name(part),
             )
         _, entries = await asyncio.to_thread(read_crl, crl)
-        found = self._known[issuer_id, part] = _Known(number, entries)
-        return found
+        published = self._lists[issuer_id, part] = _PublishedList(number, entries)
+        return published
 
     async def _make(self, issuer: SigningIssuer, part: Partition | None) -> None:
         issuer_id, name = issuer.issuer_id, _name(part)
@@ -285,14 +285,14 @@ class CRLPublisher:
                 "where issuer_id = $1 and crl is not null",
                 issuer_id,
             )
-        found = {row["partition"]: row for row in rows}
-        if not found:
+        by_partition = {row["partition"]: row for row in rows}
+        if not by_partition:
             return
         oldest = min(row["next_update"] for row in rows)
         metrics.CRL_NEXT_UPDATE.labels(issuer_id).set(oldest.timestamp())
         published = False
         for part in parts:
-            row = found.get(_name(part))
+            row = by_partition.get(_name(part))
             if row is not None and self._is_to_be_told((issuer_id, part), row):
                 await self._tell(issuer_id, part)
                 published = True

@@ -107,18 +107,18 @@ class OCSPResponder:
                 )
 
     def _is_due(self, issuer: SigningIssuer) -> bool:
-        known = self._signing.get(issuer.issuer_id)
-        if known is None:
+        signing = self._signing.get(issuer.issuer_id)
+        if signing is None:
             return True
         half = dt.timedelta(seconds=self._settings.certificate_lifetime_s) / 2
-        return known.certificate.not_valid_after_utc - self._decision_context.clock.now() < half
+        return signing.certificate.not_valid_after_utc - self._decision_context.clock.now() < half
 
     async def _enroll(self, issuer: SigningIssuer) -> None:
         self._decision_context.check_not_expired(issuer)
         key = ec.generate_private_key(ec.SECP256R1())
         lifetime = dt.timedelta(seconds=self._settings.certificate_lifetime_s)
-        found = responder_candidate(key, issuer, self._decision_context, lifetime)
-        octets = await issue_internally(found, self._resolver, self._cycle)
+        ocsp_candidate = responder_candidate(key, issuer, self._decision_context, lifetime)
+        octets = await issue_internally(ocsp_candidate, self._resolver, self._cycle)
         first = issuer.issuer_id not in self._signing
         certificate = x509.load_der_x509_certificate(octets)
         self._signing[issuer.issuer_id] = _Signing(key, certificate)
@@ -246,7 +246,7 @@ def responder_candidate(
     )
     owner = (TENANT, OWNER)
     profile = responder_profile(lifetime)
-    found = candidate(
+    ocsp_candidate = candidate(
         message, parse_csr(octets), decision_context, issuer, profile, rule, owner, None, None
     )
     changes = {
@@ -255,5 +255,5 @@ def responder_candidate(
         "auth_method": "internal",
         "mode": "poll",
     }
-    found.intent.context = found.intent.context.model_copy(update=changes)
-    return found
+    ocsp_candidate.intent.context = ocsp_candidate.intent.context.model_copy(update=changes)
+    return ocsp_candidate

@@ -82,9 +82,9 @@ class RevocationPublisher:
                 issuer_id,
                 _ISSUER_LIMIT,
             )
-        found: dict[str, list[str]] = {shard: [] for shard in shards or REVOKED_SHARDS}
+        by_shard: dict[str, list[str]] = {shard: [] for shard in shards or REVOKED_SHARDS}
         for row in rows:
-            serials = found.get(_shard(row))
+            serials = by_shard.get(_shard(row))
             if serials is not None:
                 serials.append(ids.serial_hex(int.from_bytes(row["serial_number"], "big")))
         await self._bus.publish_confirmed(
@@ -100,7 +100,7 @@ class RevocationPublisher:
                         )
                     ),
                 )
-                for shard, serials in found.items()
+                for shard, serials in by_shard.items()
             ]
         )
 

@@ -65,7 +65,7 @@ class IssuanceCycle:
         self._issuers = issuers
         self._tracing = tracing
         self._announced: list[str] = []
-        self._held: dict[str, int] = {}
+        self._fences: dict[str, int] = {}
 
     def check(self, candidate: Candidate) -> None:
         """Accept every candidate: what was decided can be signed."""
@@ -95,7 +95,7 @@ class IssuanceCycle:
 
     async def _sign_and_store(self, intents: Sequence[IssuanceIntent]) -> list[IssuedCertificate]:
         faults.hit("signer.5.recorded")
-        self._held.update((i.issuance_id, i.fence) for i in intents)
+        self._fences.update((i.issuance_id, i.fence) for i in intents)
         try:
             # 6. Without a PubAck there is no signature.
             await self._publisher.intents(intents)
@@ -106,7 +106,7 @@ class IssuanceCycle:
             raise
         finally:
             for intent in intents:
-                self._held.pop(intent.issuance_id, None)
+                self._fences.pop(intent.issuance_id, None)
         faults.hit("signer.8.signed")
         # 9. The fence decides whose signature counts.
         stored = await self._ledger.store(signed)
@@ -178,13 +178,13 @@ class IssuanceCycle:
     async def keep_leases(self, stop: asyncio.Event) -> None:
         """Hold on to intents whose signatures a slow key store is still working on."""
         while not await sleep_or_stop(stop, self._ledger.lease.total_seconds() / 3):
-            held = dict(self._held)
-            if not held:
+            fences = dict(self._fences)
+            if not fences:
                 continue
             try:
-                await self._ledger.extend(held)
+                await self._ledger.extend(fences)
             except LedgerUnavailable:
-                log.warning("leases not extended", extra=fields(count=len(held)))
+                log.warning("leases not extended", extra=fields(count=len(fences)))
 
     async def keep_marking(self, stop: asyncio.Event) -> None:
         """Write ``announced`` for what was announced, every second."""

@@ -23,7 +23,7 @@ _ATTEMPTS = 30
 
 
 async def issue_internally(
-    found: Candidate, resolver: RequestResolver[IssuanceIntent], cycle: IssuanceCycle
+    candidate: Candidate, resolver: RequestResolver[IssuanceIntent], cycle: IssuanceCycle
 ) -> bytes:
     """Take the candidate through the cycle; returns the certificate.
 
@@ -32,7 +32,7 @@ async def issue_internally(
         Unavailable: database, bus, audit or key store is unavailable.
     """
     for _ in range(_ATTEMPTS):
-        match await resolver.resolve(found):
+        match await resolver.resolve(candidate):
             case Resume(intent=intent):
                 stored = await cycle.sign_and_store([intent])
                 if stored:

@@ -84,28 +84,28 @@ def load_issuers(settings: Sequence[IssuerSettings]) -> dict[str, SigningIssuer]
     """
     tokens: dict[tuple[Path, str | None, str | None], Token] = {}
     issuers = {}
-    for one in settings:
-        token = one.token
+    for issuer_settings in settings:
+        token = issuer_settings.token
         if token is not None:
             name = (token.module, token.label, token.serial)
             shared = tokens.setdefault(name, Token(token))
             own = {"key_id": token.key_id, "key_label": token.key_label}
             if shared.settings.model_copy(update=own) != token:
                 raise ConfigurationError(
-                    f"{one.issuer_id}: token {shared.name} has two different settings"
+                    f"{issuer_settings.issuer_id}: token {shared.name} has two different settings"
                 )
-            issuers[one.issuer_id] = load_issuer(one, shared)
+            issuers[issuer_settings.issuer_id] = load_issuer(issuer_settings, shared)
         else:
-            issuers[one.issuer_id] = load_issuer(one)
+            issuers[issuer_settings.issuer_id] = load_issuer(issuer_settings)
     return issuers
 
 
 def tokens_of(issuers: Mapping[str, SigningIssuer]) -> list[Token]:
     """Return the tokens the issuers' keys are in, each once."""
-    found = {
+    tokens = {
         id(k.token): k.token for i in issuers.values() if isinstance(k := i.keystore, TokenKey)
     }
-    return list(found.values())
+    return list(tokens.values())
 
 
 def load_issuer(settings: IssuerSettings, token: Token | None = None) -> SigningIssuer:

@@ -57,4 +57,4 @@ class SoftwareKey:
 
     async def sign_many(self, tbs: Sequence[bytes]) -> list[bytes]:
         """Return the signatures over each of ``tbs``."""
-        return [await self.sign(one) for one in tbs]
+        return [await self.sign(octets) for octets in tbs]

@@ -71,9 +71,9 @@ class Sweeper:
         Raises:
             Unavailable: database or bus unavailable; the next sweep goes on.
         """
-        taken = await self._ledger.take_over(_LIMIT)
-        if taken:
-            await self._resume(taken)
+        takeovers = await self._ledger.take_over(_LIMIT)
+        if takeovers:
+            await self._resume(takeovers)
         late = await self._ledger.unannounced(older_than_s=_QUIET_S, limit=_LIMIT)
         if late:
             await self._publisher.issued(late)
@@ -87,17 +87,19 @@ class Sweeper:
             await self._refusals.delete_expired()
             self._purge_at = monotonic_s() + _PURGE_EVERY_S
 
-    async def _resume(self, taken: list[TakenOver]) -> None:
+    async def _resume(self, takeovers: list[TakenOver]) -> None:
         good = []
-        for one in taken:
+        for takeover in takeovers:
             try:
-                if one.rejection_code is not None:
-                    raise NotAuthorized(_OBJECTIONS[one.rejection_code], code=one.rejection_code)
-                recheck(one.intent, self._decision_context)
+                if takeover.rejection_code is not None:
+                    raise NotAuthorized(
+                        _OBJECTIONS[takeover.rejection_code], code=takeover.rejection_code
+                    )
+                recheck(takeover.intent, self._decision_context)
             except RequestRejected as exc:
-                await self._cycle.abandon(one.intent, exc)
+                await self._cycle.abandon(takeover.intent, exc)
                 continue
-            good.append(one.intent)
+            good.append(takeover.intent)
         metrics.RESUMED.inc(len(good))
         log.info("leases acquired from another signer", extra=fields(count=len(good)))
         try:

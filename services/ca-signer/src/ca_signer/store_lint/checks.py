@@ -67,8 +67,8 @@ def _row(row: StoredCertificate, certificate: x509.Certificate) -> Iterator[Faul
         ("not_before", certificate.not_valid_before_utc, row.not_before),
         ("not_after", certificate.not_valid_after_utc, row.not_after),
     )
-    for name, found, said in facts:
-        if found != said:
+    for name, in_certificate, in_row in facts:
+        if in_certificate != in_row:
             yield name, f"the row has another {name.replace('_', ' ')} than the certificate"
 
 

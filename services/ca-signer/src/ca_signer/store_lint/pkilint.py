@@ -66,30 +66,33 @@ def linters(
 def _loaded(load: Any, der: bytes) -> Any:
     try:
         return load(der, "stored")
-    except Exception as exc:  # noqa: BLE001
-        # Bulkhead: what pkilint cannot read is a finding, and the check goes on.
+    except Exception as exc:  # noqa: BLE001 - Bulkhead: what pkilint cannot read is a finding.
         return [("ERROR", "unreadable", type(exc).__name__)]
 
 
 def _findings(validator: Any, document: Any, worst: Any) -> list[Finding]:
     return [
-        (found.finding.severity.name, found.finding.code, str(found.message or ""))
+        (
+            description.finding.severity.name,
+            description.finding.code,
+            str(description.message or ""),
+        )
         for result in validator.validate(document.root)
-        for found in result.finding_descriptions
+        for description in result.finding_descriptions
         # Lower numbers are worse.
-        if found.finding.severity <= worst and not _allowed_by_rfc(found)
+        if description.finding.severity <= worst and not _allowed_by_rfc(description)
     ]
 
 
-def _allowed_by_rfc(found: Any) -> bool:
+def _allowed_by_rfc(description: Any) -> bool:
     """Return whether a finding is a rule of the public web that RFC 5280 does not have.
 
     - RFC 3986 has the schemes spiffe and urn.
     - The preferred name syntax of RFC 1034 section 3.5, with digits first (RFC 1123 section 2.1),
       allows one label, such as ``localhost``, and any last label. Wildcards are RFC 9525's.
     """
-    if found.finding.code == "pkix.invalid_uri_syntax":
-        return _OTHER_SCHEMES.search(str(found)) is not None
-    if found.finding.code == "pkix.invalid_domain_name_syntax":
-        return _DNS_NAME.search(str(found.message)) is not None
+    if description.finding.code == "pkix.invalid_uri_syntax":
+        return _OTHER_SCHEMES.search(str(description)) is not None
+    if description.finding.code == "pkix.invalid_domain_name_syntax":
+        return _DNS_NAME.search(str(description.message)) is not None
     return False

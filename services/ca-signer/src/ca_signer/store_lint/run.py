@@ -161,13 +161,13 @@ class StoredCertificateLint:
         yield from _theirs(linter(row["crl"]))
 
 
-def _ours(found: list[checks.Fault]) -> Iterator[dict[str, str]]:
-    for check, message in found:
+def _ours(faults: list[checks.Fault]) -> Iterator[dict[str, str]]:
+    for check, message in faults:
         yield {"linter": "ledger", "severity": "error", "check": check, "message": message}
 
 
-def _theirs(found: list[tuple[str, str, str]]) -> Iterator[dict[str, str]]:
-    for severity, check, message in found:
+def _theirs(findings: list[tuple[str, str, str]]) -> Iterator[dict[str, str]]:
+    for severity, check, message in findings:
         yield {
             "linter": "pkilint",
             "severity": severity.lower(),
@@ -223,9 +223,9 @@ async def record(publisher: EventPublisher, scope: Scope, done: Checked, now: dt
         },
     }
     build = publisher.audit_records.build
-    found = (
+    audit_record = (
         build.failure("certificates.checked", **about)
         if done.findings
         else build.success("certificates.checked", severity="info", **about)
     )
-    await publisher.denials([found])
+    await publisher.denials([audit_record])

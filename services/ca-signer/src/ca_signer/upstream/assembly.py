@@ -132,11 +132,11 @@ def assemble(
         changed=outbox.changed,
     )
 
-    def check_response(one: Submission, der: bytes) -> x509.Certificate:
-        issuer = issuers.get(one.issuer_id)
+    def check_response(submission: Submission, der: bytes) -> x509.Certificate:
+        issuer = issuers.get(submission.issuer_id)
         if issuer is None:
             raise Conflict("another process serves its issuer", code="submission.other_process")
-        return cycle.checked(issuer, one, der)
+        return cycle.checked(issuer, submission, der)
 
     executor = CommandExecutor(
         database,

@@ -143,7 +143,7 @@ class UpstreamCycle:
                     code="upstream.circuit_open",
                 )
 
-    async def _submit(self, one: Submission) -> Outcome:
+    async def _submit(self, submission: Submission) -> Outcome:
         """Take a recorded submission through steps 6 to 9 and answer.
 
         Raises:
@@ -152,55 +152,59 @@ class UpstreamCycle:
             LedgerUnavailable: the row says how far it came; redelivery goes on from there.
         """
         faults.hit("upstream.5.recorded")
-        issuer = self._issuers[one.issuer_id]
+        issuer = self._issuers[submission.issuer_id]
         try:
             # 6. Without a PubAck nothing is sent.
-            await self._publisher.intents([one])
+            await self._publisher.intents([submission])
         except BusUnavailable:
-            await self._release(one)
+            await self._release(submission)
             raise
         faults.hit("upstream.6.audited")
         # 7. Say so before it is done.
         try:
-            if not await self._submissions.begin(one):
+            if not await self._submissions.begin(submission):
                 return LeaseLost()
         except LedgerUnavailable:
             # Committed or not, nothing was sent: say that as soon as anybody listens.
-            await self._insist(lambda: self._submissions.put_back(one, *_NOT_SENT))
+            await self._insist(lambda: self._submissions.put_back(submission, *_NOT_SENT))
             raise
         faults.hit("upstream.7.submitted")
         try:
-            submitted = await self._send(issuer, one)
+            submitted = await self._send(issuer, submission)
         except Refused as exc:
             refused = exc
-            await self._insist(lambda: self._submissions.refuse(one, refused.code, refused.reason))
+            await self._insist(
+                lambda: self._submissions.refuse(submission, refused.code, refused.reason)
+            )
             return NotAuthorized(exc.reason, code=exc.code)
         except Pending as exc:
-            return await self._pending(one, exc)
+            return await self._pending(submission, exc)
         except Retryable as exc:
             later = exc
-            await self._insist(lambda: self._submissions.put_back(one, later.code, later.reason))
+            await self._insist(
+                lambda: self._submissions.put_back(submission, later.code, later.reason)
+            )
             raise IssuerUnavailable(exc.reason, code=exc.code) from exc
         except Unknown as exc:
-            return await self._unknown(issuer, one, exc)
+            return await self._unknown(issuer, submission, exc)
         faults.hit("upstream.7.answered")
-        return await self._take(issuer, one, submitted)
+        return await self._take(issuer, submission, submitted)
 
-    async def _send(self, issuer: UpstreamIssuer, one: Submission) -> Submitted:
+    async def _send(self, issuer: UpstreamIssuer, submission: Submission) -> Submitted:
         """Send the request within its deadline; any doubt about the outcome is ``Unknown``."""
-        left = issuer.certificate.not_after - self._clock.now()
-        wanted = Wanted(
-            submission_id=one.issuance_id,
-            csr=one.csr,
-            pattern=expected_of(one.tbs),
-            lifetime=min(one.lifetime, left),
-            sending=one.sendings,
+        remaining = issuer.certificate.not_after - self._clock.now()
+        request = Wanted(
+            submission_id=submission.issuance_id,
+            csr=submission.csr,
+            pattern=expected_of(submission.tbs),
+            lifetime=min(submission.lifetime, remaining),
+            sending=submission.sendings,
         )
         started = monotonic_s()
         outcome = "unknown"
         try:
             async with asyncio.timeout(issuer.settings.timeout_s):
-                submitted = await issuer.plugin.submit(wanted)
+                submitted = await issuer.plugin.submit(request)
             outcome = "issued"
         except (Refused, Pending) as exc:
             outcome = "refused" if isinstance(exc, Refused) else "pending"
@@ -221,25 +225,27 @@ class UpstreamCycle:
             log.error("upstream plug-in failed", exc_info=exc)
             raise Unknown("the plug-in failed; see the log", code="upstream.plugin_failed") from exc
         finally:
-            metrics.CALLS.labels(one.issuer_id, outcome).inc()
-            metrics.SECONDS.labels(one.issuer_id).observe(monotonic_s() - started)
+            metrics.CALLS.labels(submission.issuer_id, outcome).inc()
+            metrics.SECONDS.labels(submission.issuer_id).observe(monotonic_s() - started)
         return submitted
 
-    async def _take(self, issuer: UpstreamIssuer, one: Submission, submitted: Submitted) -> Outcome:
+    async def _take(
+        self, issuer: UpstreamIssuer, submission: Submission, submitted: Submitted
+    ) -> Outcome:
         der = submitted.certificate
-        known = await self._insist(lambda: self._submissions.known(der))
-        if known == one.issuance_id:
+        issuance_id = await self._insist(lambda: self._submissions.issuance_of(der))
+        if issuance_id == submission.issuance_id:
             return LeaseLost()  # another holder was faster, with the same answer
-        if known is not None:
+        if issuance_id is not None:
             # Its own earlier answer to the same CSR: good, in use, and no new one.
-            return await self._repeated(one)
+            return await self._repeated(submission)
         # 8. Lint.
         try:
-            certificate = self.checked(issuer, one, der)
+            certificate = self.checked(issuer, submission, der)
             # 9. The fence decides.
             stored = await self._insist(
                 lambda: self._submissions.store(
-                    one,
+                    submission,
                     certificate,
                     der,
                     reference=submitted.reference,
@@ -248,30 +254,34 @@ class UpstreamCycle:
             )
         except UnexpectedCertificate as exc:
             issuer.failed()
-            return await self._quarantine(one, der, exc, revoke=exc.check not in _NOT_ITS_OWN)
+            return await self._quarantine(
+                submission, der, exc, revoke=exc.check not in _NOT_ITS_OWN
+            )
         except SerialNumberReused as exc:
             issuer.failed()
             # Revoking it would revoke the other one.
             wrong = UnexpectedCertificate("serial_reused", exc.reason)
-            return await self._quarantine(one, der, wrong, revoke=False)
+            return await self._quarantine(submission, der, wrong, revoke=False)
         issuer.succeeded()
         if stored is None:
-            return await self._stray(one, der)
+            return await self._stray(submission, der)
         faults.hit("upstream.9.stored")
         await completion.answer(self._publisher, stored)
         return stored
 
-    def checked(self, issuer: UpstreamIssuer, one: Submission, der: bytes) -> x509.Certificate:
+    def checked(
+        self, issuer: UpstreamIssuer, submission: Submission, der: bytes
+    ) -> x509.Certificate:
         """Step 8: return the certificate if it is what was decided.
 
         Raises:
             WrongCertificate: it is not.
         """
         terms = ResponseChecks(
-            pattern=expected_of(one.tbs),
+            pattern=expected_of(submission.tbs),
             issuer=issuer.certificate.certificate,
-            lifetime=one.lifetime,
-            asked_at=one.asked_at,
+            lifetime=submission.lifetime,
+            asked_at=submission.asked_at,
             backdating=dt.timedelta(seconds=issuer.settings.backdating_s),
         )
         return check_response(der, terms, now=self._clock.now())
@@ -289,77 +299,85 @@ class UpstreamCycle:
         except LedgerUnavailable:
             log.warning("publication not recorded, it will be repeated")
 
-    async def _pending(self, one: Submission, said: Pending) -> Outcome:
-        if one.generated:
+    async def _pending(self, submission: Submission, pending: Pending) -> Outcome:
+        if submission.generated:
             reason = "the upstream CA answers later, which a server-generated key cannot wait for"
-            await self._submissions.refuse(one, "upstream.pending_keygen", reason)
+            await self._submissions.refuse(submission, "upstream.pending_keygen", reason)
             return Conflict(reason, code="upstream.pending_keygen")
-        await self._insist(lambda: self._submissions.wait(one, said.retry_after_s))
+        await self._insist(lambda: self._submissions.wait(submission, pending.retry_after_s))
         log.info(
             "upstream request pending",
-            extra=fields(correlation_id=one.context.correlation_id, issuer=one.issuer_id),
+            extra=fields(
+                correlation_id=submission.context.correlation_id, issuer=submission.issuer_id
+            ),
         )
-        return RetryLater(said.retry_after_s)
+        return RetryLater(pending.retry_after_s)
 
-    async def _unknown(self, issuer: UpstreamIssuer, one: Submission, said: Unknown) -> Outcome:
+    async def _unknown(
+        self, issuer: UpstreamIssuer, submission: Submission, failure: Unknown
+    ) -> Outcome:
         if issuer.plugin.repeatable_s > 0:
             # It stays ``submitted`` without a lease: the next delivery sends again, as long as
             # that gets the same certificate (``SubmissionResolver``).
-            one.came_from = "submitted"
-            await self._insist(lambda: self._submissions.put_back(one, said.code, said.reason))
-            raise IssuerUnavailable(said.reason, code=said.code) from said
-        await self._submissions.unknown(one, said.code, said.reason)
+            submission.came_from = "submitted"
+            await self._insist(
+                lambda: self._submissions.put_back(submission, failure.code, failure.reason)
+            )
+            raise IssuerUnavailable(failure.reason, code=failure.code) from failure
+        await self._submissions.unknown(submission, failure.code, failure.reason)
         self._changed()
         log.error(
             "upstream outcome unknown, operator action required",
             extra=fields(
-                correlation_id=one.context.correlation_id,
-                submission=one.issuance_id,
-                issuer=one.issuer_id,
-                code=said.code,
-                reason=said.reason,
+                correlation_id=submission.context.correlation_id,
+                submission=submission.issuance_id,
+                issuer=submission.issuer_id,
+                code=failure.code,
+                reason=failure.reason,
             ),
         )
         return RetryLater(self._unknown_retry_after_s)
 
-    async def _repeated(self, one: Submission) -> Outcome:
+    async def _repeated(self, submission: Submission) -> Outcome:
         reason = "the upstream CA returned a certificate that is already in the ledger"
-        await self._submissions.refuse(one, _REPEATED, reason)
+        await self._submissions.refuse(submission, _REPEATED, reason)
         return Conflict(f"{reason}; use another key, or come later", code=_REPEATED)
 
     async def _quarantine(
-        self, one: Submission, der: bytes, wrong: UnexpectedCertificate, *, revoke: bool
+        self, submission: Submission, der: bytes, wrong: UnexpectedCertificate, *, revoke: bool
     ) -> Outcome:
         await self._insist(
-            lambda: self._submissions.quarantine(one, der, wrong.check, wrong.reason, revoke=revoke)
+            lambda: self._submissions.quarantine(
+                submission, der, wrong.check, wrong.reason, revoke=revoke
+            )
         )
         self._changed()
-        metrics.QUARANTINED.labels(one.issuer_id, wrong.check).inc()
+        metrics.QUARANTINED.labels(submission.issuer_id, wrong.check).inc()
         log.error(
             "upstream certificate quarantined",
             extra=fields(
-                correlation_id=one.context.correlation_id,
-                submission=one.issuance_id,
-                issuer=one.issuer_id,
+                correlation_id=submission.context.correlation_id,
+                submission=submission.issuance_id,
+                issuer=submission.issuer_id,
                 check=wrong.check,
                 reason=wrong.reason,
             ),
         )
         return wrong_certificate()
 
-    async def _stray(self, one: Submission, der: bytes) -> Outcome:
+    async def _stray(self, submission: Submission, der: bytes) -> Outcome:
         """Handle a response that arrived after the row moved on: its certificate is never used."""
-        if await self._submissions.known(der) is None:
+        if await self._submissions.issuance_of(der) is None:
             late = UnexpectedCertificate("late", "the answer came when the row had another holder")
-            await self._quarantine(one, der, late, revoke=True)
+            await self._quarantine(submission, der, late, revoke=True)
         return LeaseLost()
 
-    async def abandon(self, one: Submission, why: RequestRejected) -> None:
+    async def abandon(self, submission: Submission, why: RequestRejected) -> None:
         """Abandon a submission that was never sent, or never fetched, and answer its request."""
-        if await self._submissions.abandon(one, why.code, why.reason):
+        if await self._submissions.abandon(submission, why.code, why.reason):
             signer_metrics.ABANDONED.labels(why.code).inc()
             log.warning("submission abandoned", extra=fields(code=why.code, reason=why.reason))
-            await self._publisher.replies.send_abandoned(one, why)
+            await self._publisher.replies.send_abandoned(submission, why)
 
     async def supersede(self, issued: IssuedCertificate) -> None:
         """Revoke a certificate whose generated key never reached its client.
@@ -384,8 +402,8 @@ class UpstreamCycle:
                     raise
                 await asyncio.sleep(_AGAIN_S)
 
-    async def _release(self, one: Submission) -> None:
+    async def _release(self, submission: Submission) -> None:
         try:
-            await self._submissions.release(one)
+            await self._submissions.release(submission)
         except LedgerUnavailable:
             log.warning("lease not released, it will expire")

@@ -24,7 +24,7 @@ from ca_signer.issuance.idempotency import (
 )
 from ca_signer.model import OPEN_SUBMISSION_STATES, IssuanceIntent
 from ca_signer.upstream import submissions
-from ca_signer.upstream.submissions import COLUMNS, Submission, submission, submission_of
+from ca_signer.upstream.submissions import COLUMNS, Submission, new_submission, submission_of
 from estcore.clock import Clock
 from estcore.errors import Conflict, NotAuthorized
 from estcore.runtime.database import Connection
@@ -51,18 +51,18 @@ class OpenSubmissions:
 
     async def record(self, connection: Connection, candidate: Candidate) -> Submission | None:
         """Step 5: record the submission and return it; None where something is in the way."""
-        wanted = submission(candidate.intent, candidate.message.csr, self._clock.now())
-        done = await submissions.record(connection, wanted, self._lease)
-        return wanted if done else None
+        submission = new_submission(candidate.intent, candidate.message.csr, self._clock.now())
+        done = await submissions.record(connection, submission, self._lease)
+        return submission if done else None
 
     async def winner(self, connection: Connection, intent: IssuanceIntent) -> str | None:
         """Return the request that recorded the same enrollment first."""
-        found = await connection.fetchval(
+        request_id = await connection.fetchval(
             "select s.request_id from enrollment join submission s using (issuance_id) "
             "where enrollment.enrollment_id = $1",
             intent.enrollment_id,
         )
-        return None if found is None else str(found)
+        return None if request_id is None else str(request_id)
 
     async def late(self, connection: Connection, row: asyncpg.Record) -> bool:
         """Return whether the certificate arrived while its client was waiting: returned once."""

@@ -104,8 +104,8 @@ class UpstreamIssuer(CACertificate):
         Raises:
             Retryable, Unknown: it does not answer.
         """
-        shown = await self.plugin.authorities()
-        return self.certificate.certificate in shown
+        authorities = await self.plugin.authorities()
+        return self.certificate.certificate in authorities
 
 
 def load_upstreams(settings: Sequence[UpstreamIssuerSettings]) -> dict[str, UpstreamIssuer]:
@@ -114,13 +114,15 @@ def load_upstreams(settings: Sequence[UpstreamIssuerSettings]) -> dict[str, Upst
     Raises:
         ConfigurationError: unreadable, inconsistent, or no such plug-in.
     """
-    found: dict[str, UpstreamIssuer] = {}
-    for one in settings:
-        if one.issuer_id in found:
-            raise ConfigurationError(f"issuer {one.issuer_id} stands twice")
-        plugin = _plugin(one)
-        found[one.issuer_id] = UpstreamIssuer(*_certificates(one), plugin, one)
-    return found
+    issuers: dict[str, UpstreamIssuer] = {}
+    for issuer_settings in settings:
+        if issuer_settings.issuer_id in issuers:
+            raise ConfigurationError(f"issuer {issuer_settings.issuer_id} stands twice")
+        plugin = _plugin(issuer_settings)
+        issuers[issuer_settings.issuer_id] = UpstreamIssuer(
+            *_certificates(issuer_settings), plugin, issuer_settings
+        )
+    return issuers
 
 
 @asynccontextmanager
@@ -135,10 +137,10 @@ async def opened(issuers: Mapping[str, UpstreamIssuer]) -> AsyncIterator[None]:
 def _plugin(settings: UpstreamIssuerSettings) -> Upstream:
     points = entry_points(group=GROUP, name=settings.plugin)
     if len(points) != 1:
-        known = ", ".join(sorted({p.name for p in entry_points(group=GROUP)})) or "none"
+        installed = ", ".join(sorted({p.name for p in entry_points(group=GROUP)})) or "none"
         raise ConfigurationError(
             f"{settings.issuer_id}: {len(points)} plug-ins are named {settings.plugin!r} "
-            f"(installed: {known})",
+            f"(installed: {installed})",
             code="upstream.plugin",
         )
     (point,) = points

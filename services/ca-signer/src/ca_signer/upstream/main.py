@@ -171,7 +171,7 @@ def _watched(settings: UpstreamSettings, parts: Parts, changed: asyncio.Event) -
     def take_rules() -> None:
         parts.decision_context.replace_rules(*_rules(settings, parts.issuers))
 
-    found = [Watched("rules", (settings.policy_file, settings.profiles_file), take_rules)]
+    watched = [Watched("rules", (settings.policy_file, settings.profiles_file), take_rules)]
     for issuer in parts.issuers.values():
         own = issuer.settings
 
@@ -180,13 +180,13 @@ def _watched(settings: UpstreamSettings, parts: Parts, changed: asyncio.Event) -
             parts.decision_context.templates.clear()
             changed.set()
 
-        found.append(
+        watched.append(
             Watched(f"issuer {own.issuer_id}", (own.certificate_file, own.chain_file), take)
         )
         if issuer.plugin.files:
             files = tuple(issuer.plugin.files)
-            found.append(Watched(f"TLS of {own.issuer_id}", files, issuer.plugin.reload))
-    return found
+            watched.append(Watched(f"TLS of {own.issuer_id}", files, issuer.plugin.reload))
+    return watched
 
 
 async def publish_state(bus: Bus, database: Database, issuers: Issuers) -> None:
@@ -257,8 +257,8 @@ async def _probe(settings: UpstreamSettings) -> None:
                 same = await issuer.shows_itself()
             except (Retryable, Unknown) as exc:
                 raise IssuerUnavailable(f"{issuer.issuer_id}: {exc.reason}", code=exc.code) from exc
-            said = "shows the issuer that is configured" if same else "shows ANOTHER issuer"
-            sys.stdout.write(f"{issuer.issuer_id}: {said}\n")
+            verdict = "shows the issuer that is configured" if same else "shows ANOTHER issuer"
+            sys.stdout.write(f"{issuer.issuer_id}: {verdict}\n")
             if not same:
                 raise ConfigurationError(
                     f"{issuer.issuer_id}: certificate_file is not the upstream CA's certificate",

@@ -55,14 +55,14 @@ class Adoption(One):
     certificate: str = Field(pattern=r"^([0-9a-f]{2}){100,8000}$")
 
 
-async def _list(connection: Connection, wanted: Listing, _: Caller) -> CommandResult:
+async def _list(connection: Connection, listing: Listing, _: Caller) -> CommandResult:
     from ca_signer.ledger import operator_reads  # SQLAlchemy, at the first command
 
     rows = await operator_reads.submissions(
         connection,
-        state=wanted.state or "unknown",
-        issuer_id=wanted.issuer,
-        limit=wanted.limit,
+        state=listing.state or "unknown",
+        issuer_id=listing.issuer,
+        limit=listing.limit,
     )
     return CommandResult({"submissions": [_facts(row) for row in rows]})
 
@@ -91,11 +91,11 @@ def _facts(row: asyncpg.Record) -> dict[str, JsonValue]:
     }
 
 
-async def _unknown(connection: Connection, one: One) -> asyncpg.Record:
+async def _unknown(connection: Connection, reference: One) -> asyncpg.Record:
     row = await connection.fetchrow(
         f"select {COLUMNS}, csr_sha256 from submission "  # noqa: S608 - our constants
         "where issuance_id = $1 for update",
-        one.id,
+        reference.id,
     )
     if row is None:
         raise Conflict("no submission has this id", code="command.unknown")
@@ -107,23 +107,23 @@ async def _unknown(connection: Connection, one: One) -> asyncpg.Record:
 def verbs(check_response: ResponseCheck, *, retry_within: dt.timedelta) -> Verbs:
     """Return the verbs; ``retry_within`` is how long a client may take to come back."""
 
-    async def retry(connection: Connection, one: One, caller: Caller) -> CommandResult:
-        row = await _unknown(connection, one)
+    async def retry(connection: Connection, reference: One, caller: Caller) -> CommandResult:
+        row = await _unknown(connection, reference)
         await connection.execute(
             "update submission set state = 'recorded', fence = fence + 1, lease_until = now(), "
             "sign_before = now() + $2::interval, submitted_at = null, decided_by = $3, "
             "reason = $4, changed_at = now() where issuance_id = $1",
-            one.id,
+            reference.id,
             retry_within,
             caller.name,
-            one.reason,
+            reference.reason,
         )
         return _result(row, "recorded")
 
-    async def adopt(connection: Connection, given: Adoption, caller: Caller) -> CommandResult:
-        row = await _unknown(connection, given)
+    async def adopt(connection: Connection, adoption: Adoption, caller: Caller) -> CommandResult:
+        row = await _unknown(connection, adoption)
         mine = submission_of(row)
-        der = bytes.fromhex(given.certificate)
+        der = bytes.fromhex(adoption.certificate)
         try:
             certificate = check_response(mine, der)
             issued = await submissions.store(
@@ -138,14 +138,14 @@ def verbs(check_response: ResponseCheck, *, retry_within: dt.timedelta) -> Verbs
         serial = ids.serial_hex(certificate.serial_number)
         return CommandResult({**effect.result, "serial": serial}, effect.target, {"serial": serial})
 
-    async def abandon(connection: Connection, one: One, caller: Caller) -> CommandResult:
-        row = await _unknown(connection, one)
+    async def abandon(connection: Connection, reference: One, caller: Caller) -> CommandResult:
+        row = await _unknown(connection, reference)
         await connection.execute(
             "update submission set state = 'abandoned', fence = fence + 1, decided_by = $2, "
             "reason = $3, changed_at = now(), announced_at = now() where issuance_id = $1",
-            one.id,
+            reference.id,
             caller.name,
-            one.reason,
+            reference.reason,
         )
         await let_go(connection, submission_of(row))
         return _result(row, "abandoned")

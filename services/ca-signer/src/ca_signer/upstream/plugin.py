@@ -118,7 +118,7 @@ class Upstream(Protocol):
         """
         ...
 
-    async def submit(self, wanted: Wanted) -> Submitted:
+    async def submit(self, request: Wanted) -> Submitted:
         """Ask for a certificate, or ask again.
 
         Raises:

@@ -147,15 +147,15 @@ def _life(certificate: x509.Certificate, terms: ResponseChecks, now: dt.datetime
 
 
 def _extensions(certificate: x509.Certificate, terms: ResponseChecks) -> Found:
-    found: Found = []
+    faults: Found = []
     for extension in certificate.extensions:
         if extension.critical and extension.oid not in _CRITICAL:
-            found.append(("critical", f"extension {extension.oid.dotted_string} is critical"))
-    found += _constraints(certificate)
-    found += _key_usage(certificate, terms.pattern)
-    found += _purposes(certificate, terms.pattern)
-    found += _key_identifiers(certificate, terms.issuer)
-    return found
+            faults.append(("critical", f"extension {extension.oid.dotted_string} is critical"))
+    faults += _constraints(certificate)
+    faults += _key_usage(certificate, terms.pattern)
+    faults += _purposes(certificate, terms.pattern)
+    faults += _key_identifiers(certificate, terms.issuer)
+    return faults
 
 
 def _constraints(certificate: x509.Certificate) -> Found:
@@ -215,13 +215,13 @@ def check_asked(csr: x509.CertificateSigningRequest, pattern: x509.Certificate) 
         ProfileViolation: the profile gives names that the CSR does not have.
     """
     try:
-        asked = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        requested = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
-        asked = None
-    wanted, has = set(san_entries(_san(pattern))), set(san_entries(asked))
+        requested = None
+    decided, has = set(san_entries(_san(pattern))), set(san_entries(requested))
     if not has:
-        has = {f"dns:{n.lower()}" for n in common_names(csr.subject)} & wanted
-    if wanted != has or canonical_name(csr.subject) != canonical_name(pattern.subject):
+        has = {f"dns:{n.lower()}" for n in common_names(csr.subject)} & decided
+    if decided != has or canonical_name(csr.subject) != canonical_name(pattern.subject):
         raise ProfileViolation(
             "the profile adds names to the request, which an upstream CA cannot do; request them",
             code="upstream.names",

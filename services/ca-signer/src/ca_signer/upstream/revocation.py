@@ -147,8 +147,8 @@ class UpstreamRevocations:
                 "where issuer_id = any($1::text[]) and state <> 'done' group by 1, 2",
                 list(self._issuers),
             )
-        found = {(row["issuer_id"], row["state"]): row["count"] for row in rows}
+        counts = {(row["issuer_id"], row["state"]): row["count"] for row in rows}
         for issuer_id in self._issuers:
             for state in _OUTSTANDING:
-                count = found.get((issuer_id, state), 0)
+                count = counts.get((issuer_id, state), 0)
                 metrics.REVOCATIONS.labels(issuer_id, state).set(count)

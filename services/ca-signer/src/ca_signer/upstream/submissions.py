@@ -93,29 +93,33 @@ class Submission(IssuanceIntent):
         return self.context.operation == "serverkeygen"
 
 
-def submission(intent: IssuanceIntent, csr: bytes, now: dt.datetime) -> Submission:
+def new_submission(intent: IssuanceIntent, csr: bytes, now: dt.datetime) -> Submission:
     """Return what was decided as what an upstream CA is asked for."""
-    said = {one.name: getattr(intent, one.name) for one in fields(IssuanceIntent)}
-    return Submission(**said | {"serial_number": 0}, csr=csr, asked_at=now)
+    values = {
+        attribute.name: getattr(intent, attribute.name) for attribute in fields(IssuanceIntent)
+    }
+    return Submission(**values | {"serial_number": 0}, csr=csr, asked_at=now)
 
 
 def submission_of(row: asyncpg.Record) -> Submission:
     """Return the submission in a row with COLUMNS."""
-    found = submission(intent_of(row), row["csr"], row["created_at"])
-    found.came_from, found.sendings = row["state"], row["sendings"]
-    return found
+    submission = new_submission(intent_of(row), row["csr"], row["created_at"])
+    submission.came_from, submission.sendings = row["state"], row["sendings"]
+    return submission
 
 
-async def record(connection: Connection, one: Submission, lease: dt.timedelta) -> bool:
+async def record(connection: Connection, submission: Submission, lease: dt.timedelta) -> bool:
     """Step 5: record it if nothing is in the way."""
-    columns = [[value] for value in intent_row(one)]
-    done = await connection.fetch(_RECORD, *columns, lease, one.csr, sha256(one.csr).digest())
+    columns = [[value] for value in intent_row(submission)]
+    done = await connection.fetch(
+        _RECORD, *columns, lease, submission.csr, sha256(submission.csr).digest()
+    )
     return bool(done)
 
 
 async def store(  # noqa: PLR0913 - what is known of a certificate
     connection: Connection,
-    one: Submission,
+    submission: Submission,
     certificate: x509.Certificate,
     der: bytes,
     *,
@@ -136,15 +140,15 @@ async def store(  # noqa: PLR0913 - what is known of a certificate
         async with connection.transaction():
             row = await connection.fetchrow(
                 _STORE,
-                one.issuance_id,
-                one.fence,
+                submission.issuance_id,
+                submission.fence,
                 reference,
                 serial_octets(certificate.serial_number),
                 der,
                 sha256(der).digest(),
                 before,
                 after,
-                one.subject,
+                submission.subject,
                 answered,
                 by,
                 shared,
@@ -153,9 +157,9 @@ async def store(  # noqa: PLR0913 - what is known of a certificate
         raise SerialNumberReused("the upstream CA used a serial number twice") from exc
     if row is None:
         return None
-    one.serial_number = certificate.serial_number
-    one.not_before, one.not_after = before, after
-    return IssuedCertificate(one, row["certificate"], row["issued_at"])
+    submission.serial_number = certificate.serial_number
+    submission.not_before, submission.not_after = before, after
+    return IssuedCertificate(submission, row["certificate"], row["issued_at"])
 
 
 class Submissions:
@@ -165,57 +169,62 @@ class Submissions:
         self.database = database
         self.lease = dt.timedelta(seconds=lease_s)
 
-    async def begin(self, one: Submission) -> bool:
+    async def begin(self, submission: Submission) -> bool:
         """Step 7: say that it is being sent, before it is; False when it is not ours any more."""
         async with self.database.connection() as connection:
             sendings = await connection.fetchval(
-                _BEGIN, one.issuance_id, one.fence, self.lease, one.came_from
+                _BEGIN, submission.issuance_id, submission.fence, self.lease, submission.came_from
             )
         if sendings is not None:
-            one.sendings = sendings
+            submission.sendings = sendings
         return sendings is not None
 
-    async def release(self, one: Submission) -> None:
+    async def release(self, submission: Submission) -> None:
         """End our lease on a row that was not sent."""
-        await self._change(one, one.came_from, where=one.came_from)
+        await self._change(submission, submission.came_from, where=submission.came_from)
 
-    async def put_back(self, one: Submission, code: str, reason: str) -> None:
+    async def put_back(self, submission: Submission, code: str, reason: str) -> None:
         """Record that nothing was issued: the submission may be sent again."""
-        await self._change(one, one.came_from, code=code, reason=reason)
+        await self._change(submission, submission.came_from, code=code, reason=reason)
 
-    async def wait(self, one: Submission, seconds: int) -> None:
+    async def wait(self, submission: Submission, seconds: int) -> None:
         """The upstream CA takes its time."""
-        await self._change(one, "pending", retry_s=seconds)
+        await self._change(submission, "pending", retry_s=seconds)
 
-    async def unknown(self, one: Submission, code: str, reason: str) -> None:
+    async def unknown(self, submission: Submission, code: str, reason: str) -> None:
         """A person must find out."""
-        await self._change(one, "unknown", code=code, reason=reason)
+        await self._change(submission, "unknown", code=code, reason=reason)
 
-    async def refuse(self, one: Submission, code: str, reason: str) -> None:
+    async def refuse(self, submission: Submission, code: str, reason: str) -> None:
         """The upstream CA said no: release what was reserved."""
 
         async def work(connection: Connection) -> None:
-            if await _change(connection, one, "refused", code=code, reason=reason):
-                await let_go(connection, one)
+            if await _change(connection, submission, "refused", code=code, reason=reason):
+                await let_go(connection, submission)
 
         await self.database.run(work)
 
-    async def abandon(self, one: Submission, code: str, reason: str) -> bool:
+    async def abandon(self, submission: Submission, code: str, reason: str) -> bool:
         """Give up what was never sent, or never fetched."""
 
         async def work(connection: Connection) -> bool:
             done = await _change(
-                connection, one, "abandoned", where=one.came_from, code=code, reason=reason
+                connection,
+                submission,
+                "abandoned",
+                where=submission.came_from,
+                code=code,
+                reason=reason,
             )
             if done:
-                await let_go(connection, one)
+                await let_go(connection, submission)
             return done
 
         return await self.database.run(work)
 
     async def store(
         self,
-        one: Submission,
+        submission: Submission,
         certificate: x509.Certificate,
         der: bytes,
         *,
@@ -226,27 +235,31 @@ class Submissions:
 
         async def work(connection: Connection) -> IssuedCertificate | None:
             return await store(
-                connection, one, certificate, der, reference=reference, shared=shared
+                connection, submission, certificate, der, reference=reference, shared=shared
             )
 
         return await self.database.run(work)
 
     async def quarantine(
-        self, one: Submission, der: bytes, check: str, reason: str, *, revoke: bool
+        self, submission: Submission, der: bytes, check: str, reason: str, *, revoke: bool
     ) -> None:
         """Quarantine a certificate that is not the expected one, and have it revoked upstream."""
 
         async def work(connection: Connection) -> None:
             if await _change(
-                connection, one, "quarantined", code="upstream.wrong_certificate", reason=reason
+                connection,
+                submission,
+                "quarantined",
+                code="upstream.wrong_certificate",
+                reason=reason,
             ):
-                await let_go(connection, one)
+                await let_go(connection, submission)
             await connection.execute(
                 "insert into quarantine (quarantine_id, issuance_id, issuer_id, certificate, "
                 "check_failed, reason) values ($1, $2, $3, $4, $5, $6)",
                 ids.uuid7(),
-                one.issuance_id,
-                one.issuer_id,
+                submission.issuance_id,
+                submission.issuer_id,
                 der,
                 check,
                 reason,
@@ -257,22 +270,22 @@ class Submissions:
                     "certificate, reason) values ($1, $2, $3, $4, 'unspecified') "
                     "on conflict do nothing",
                     sha256(der).digest(),
-                    one.issuance_id,
-                    one.issuer_id,
+                    submission.issuance_id,
+                    submission.issuer_id,
                     der,
                 )
 
         await self.database.run(work)
 
-    async def known(self, der: bytes) -> str | None:
+    async def issuance_of(self, der: bytes) -> str | None:
         """Return the issuance of exactly this certificate, if the ledger has it."""
         async with self.database.connection() as connection:
-            found = await connection.fetchval(
+            issuance_id = await connection.fetchval(
                 "select issuance_id from issuance where certificate_sha256 = $1 "
                 "and certificate is not null",
                 sha256(der).digest(),
             )
-        return None if found is None else str(found)
+        return None if issuance_id is None else str(issuance_id)
 
     async def lapsed(self, repeatable_s: Mapping[str, float], limit: int) -> list[Submission]:
         """Acquire submissions that were being sent when their lease ran out a while ago.
@@ -329,7 +342,7 @@ class Submissions:
 
     async def _change(
         self,
-        one: Submission,
+        submission: Submission,
         state: str,
         *,
         where: str = "submitted",
@@ -339,13 +352,19 @@ class Submissions:
     ) -> None:
         async with self.database.connection() as connection:
             await _change(
-                connection, one, state, where=where, code=code, reason=reason, retry_s=retry_s
+                connection,
+                submission,
+                state,
+                where=where,
+                code=code,
+                reason=reason,
+                retry_s=retry_s,
             )
 
 
 async def _change(
     connection: Connection,
-    one: Submission,
+    submission: Submission,
     state: str,
     *,
     where: str = "submitted",
@@ -358,8 +377,8 @@ async def _change(
         "update submission set state = $4, code = $5, reason = $6, lease_until = now(), "
         "retry_at = now() + $7::interval, changed_at = now(), announced_at = null "
         "where issuance_id = $1 and fence = $2 and state = $3 returning true",
-        one.issuance_id,
-        one.fence,
+        submission.issuance_id,
+        submission.fence,
         where,
         state,
         code,
@@ -369,9 +388,9 @@ async def _change(
     return bool(done)
 
 
-async def let_go(connection: Connection, one: IssuanceIntent) -> None:
+async def let_go(connection: Connection, intent: IssuanceIntent) -> None:
     """Give back what an enrollment had reserved: its secret, its approval."""
     await connection.execute(
-        "delete from claim where enrollment_id = $1 and state = 'reserved'", one.enrollment_id
+        "delete from claim where enrollment_id = $1 and state = 'reserved'", intent.enrollment_id
     )
-    await give_back(connection, one.issuance_id)
+    await give_back(connection, intent.issuance_id)

@@ -60,11 +60,11 @@ class UpstreamSweeper:
         """
         issuers = list(self._issuers)
         repeatable = {name: issuer.plugin.repeatable_s for name, issuer in self._issuers.items()}
-        for one in await self._submissions.lapsed(repeatable, _LIMIT):
+        for submission in await self._submissions.lapsed(repeatable, _LIMIT):
             # Not redelivered within a lease: its message or its process is gone.
-            await self._submissions.unknown(one, RESTARTED, RESTARTED_REASON)
-        for one in await self._submissions.stale(issuers, self._pending_for, _LIMIT):
-            await self._cycle.abandon(one, EXPIRED)
+            await self._submissions.unknown(submission, RESTARTED, RESTARTED_REASON)
+        for submission in await self._submissions.stale(issuers, self._pending_for, _LIMIT):
+            await self._cycle.abandon(submission, EXPIRED)
         counts = await self._submissions.counts(issuers)
         for issuer_id in issuers:
             for state in OPEN_SUBMISSION_STATES:
@@ -84,15 +84,15 @@ class UpstreamSweeper:
                 continue
             try:
                 async with asyncio.timeout(issuer.settings.timeout_s):
-                    shown = await issuer.shows_itself()
+                    same = await issuer.shows_itself()
             except (Retryable, Unknown, TimeoutError) as exc:
                 log.warning(
                     "upstream CA certificates not available",
                     extra=fields(issuer=issuer.issuer_id, error=str(exc)),
                 )
                 continue
-            metrics.CHAIN_DIFFERS.labels(issuer.issuer_id).set(0 if shown else 1)
-            if not shown:
+            metrics.CHAIN_DIFFERS.labels(issuer.issuer_id).set(0 if same else 1)
+            if not same:
                 log.error(
                     "upstream CA does not present the configured issuer",
                     extra=fields(issuer=issuer.issuer_id),

@@ -37,15 +37,15 @@ class Decision(StrictModel):
     reason: str | None = Field(default=None, min_length=1, max_length=200, pattern=r"^[ -~]*$")
 
 
-async def _list(connection: Connection, wanted: Listing, _: Caller) -> CommandResult:
+async def _list(connection: Connection, listing: Listing, _: Caller) -> CommandResult:
     from ca_signer.ledger import operator_reads  # SQLAlchemy, at the first command
 
     rows = await operator_reads.approvals(
         connection,
-        tenant=wanted.tenant,
-        service=wanted.service,
-        ended=wanted.all,
-        limit=wanted.limit,
+        tenant=listing.tenant,
+        service=listing.service,
+        ended=listing.all,
+        limit=listing.limit,
     )
     return CommandResult({"requests": [_facts(row) for row in rows]})
 

@@ -51,24 +51,26 @@ class Listing(StrictModel):
     limit: int = Field(default=20, ge=1, le=200)
 
 
-async def _propose(connection: Connection, wanted: Proposal, caller: Caller) -> CommandResult:
+async def _propose(connection: Connection, proposal: Proposal, caller: Caller) -> CommandResult:
     bulk_revocation_id = ids.uuid7()
-    selector = wanted.model_dump(mode="json", exclude={"reason", "per_minute"}, exclude_none=True)
+    selector = proposal.model_dump(mode="json", exclude={"reason", "per_minute"}, exclude_none=True)
     await connection.execute(
         "insert into bulk_revocation (bulk_revocation_id, state, selector, "
         "reason, per_minute, proposed_by) "
         "values ($1, 'selecting', $2, $3, $4, $5)",
         bulk_revocation_id,
         json.dumps(selector),
-        wanted.reason,
-        wanted.per_minute,
+        proposal.reason,
+        proposal.per_minute,
         caller.name,
     )
     return _result(await _find(connection, UUID(bulk_revocation_id)))
 
 
-async def _confirm(connection: Connection, wanted: Confirmation, caller: Caller) -> CommandResult:
-    row = await _find(connection, wanted.id)
+async def _confirm(
+    connection: Connection, confirmation: Confirmation, caller: Caller
+) -> CommandResult:
+    row = await _find(connection, confirmation.id)
     if row["proposed_by"] == caller.name:
         raise NotAuthorized(
             "another operator than the proposer confirms", code="bulk_revocation.dual"
@@ -83,41 +85,41 @@ async def _confirm(connection: Connection, wanted: Confirmation, caller: Caller)
         raise Conflict(
             "the proposal is older than a day; propose again", code="bulk_revocation.state"
         )
-    if row["members"] != wanted.count:
+    if row["members"] != confirmation.count:
         raise Conflict(
-            f"the bulk revocation has {row['members']} certificates, not {wanted.count}",
+            f"the bulk revocation has {row['members']} certificates, not {confirmation.count}",
             code="bulk_revocation.count",
         )
     await connection.execute(
         "update bulk_revocation set state = 'running', confirmed_by = $2, paced_at = now() "
         "where bulk_revocation_id = $1",
-        wanted.id,
+        confirmation.id,
         caller.name,
     )
-    return _result(await _find(connection, wanted.id))
+    return _result(await _find(connection, confirmation.id))
 
 
-async def _stop(connection: Connection, wanted: One, caller: Caller) -> CommandResult:
-    row = await _find(connection, wanted.id)
+async def _stop(connection: Connection, reference: One, caller: Caller) -> CommandResult:
+    row = await _find(connection, reference.id)
     if row["state"] in {"selecting", "proposed", "running"}:
         await connection.execute(
             "update bulk_revocation set state = 'stopped', stopped_by = $2, ended_at = now() "
             "where bulk_revocation_id = $1",
-            wanted.id,
+            reference.id,
             caller.name,
         )
     elif row["state"] != "stopped":
         raise Conflict(f"the bulk revocation is {row['state']}", code="bulk_revocation.state")
-    return _result(await _find(connection, wanted.id))
+    return _result(await _find(connection, reference.id))
 
 
-async def _show(connection: Connection, wanted: One, _: Caller) -> CommandResult:
-    row = await _find(connection, wanted.id)
+async def _show(connection: Connection, reference: One, _: Caller) -> CommandResult:
+    row = await _find(connection, reference.id)
     from ca_signer.ledger import operator_reads  # SQLAlchemy, at the first command
 
-    owners = await operator_reads.bulk_revocation_owners(connection, wanted.id, limit=_SHOWN)
-    some = await operator_reads.bulk_revocation_members(connection, wanted.id, limit=_SHOWN)
-    shown = _result(row)
+    owners = await operator_reads.bulk_revocation_owners(connection, reference.id, limit=_SHOWN)
+    some = await operator_reads.bulk_revocation_members(connection, reference.id, limit=_SHOWN)
+    summary = _result(row)
     members: list[JsonValue] = [
         {
             "issuer": r["issuer_id"],
@@ -127,13 +129,13 @@ async def _show(connection: Connection, wanted: One, _: Caller) -> CommandResult
         }
         for r in some
     ]
-    return CommandResult({**shown.result, "owners": [dict(r) for r in owners], "some": members})
+    return CommandResult({**summary.result, "owners": [dict(r) for r in owners], "some": members})
 
 
-async def _list(connection: Connection, wanted: Listing, _: Caller) -> CommandResult:
+async def _list(connection: Connection, listing: Listing, _: Caller) -> CommandResult:
     from ca_signer.ledger import operator_reads  # SQLAlchemy, at the first command
 
-    rows = await operator_reads.bulk_revocations(connection, limit=wanted.limit)
+    rows = await operator_reads.bulk_revocations(connection, limit=listing.limit)
     return CommandResult({"bulk_revocations": [_result(row).result for row in rows]})
 
 

@@ -58,21 +58,21 @@ class Listing(StrictModel):
     with_certificate: bool = Field(default=False, description="the certificates themselves too")
 
 
-async def find(connection: Connection, one: One, *, lock: bool = False) -> asyncpg.Record:
+async def find(connection: Connection, reference: One, *, lock: bool = False) -> asyncpg.Record:
     """Return the row of a certificate, locked for an update where ``lock``.
 
     Raises:
         Conflict: there is none, or several issuers have this serial number.
     """
-    serial = None if one.serial is None else serial_octets(int(one.serial, 16))
-    fingerprint = None if one.fingerprint is None else _octets(one.fingerprint)
+    serial = None if reference.serial is None else serial_octets(int(reference.serial, 16))
+    fingerprint = None if reference.fingerprint is None else _octets(reference.fingerprint)
     from ca_signer.ledger import certificate_search  # SQLAlchemy, at the first command
 
     rows = await certificate_search.find(
         connection,
         serial_number=serial,
         fingerprint=fingerprint,
-        issuer_id=one.issuer,
+        issuer_id=reference.issuer,
         lock=lock,
     )
     if not rows:
@@ -106,20 +106,20 @@ def facts(row: asyncpg.Record) -> dict[str, JsonValue]:
     }
 
 
-async def _show(connection: Connection, one: One, _: Caller) -> CommandResult:
-    row = await find(connection, one)
+async def _show(connection: Connection, reference: One, _: Caller) -> CommandResult:
+    row = await find(connection, reference)
     return CommandResult(
         {**facts(row), "certificate": row["certificate"].hex()}, certificate_target(row)
     )
 
 
-async def _list(connection: Connection, wanted: Listing, _: Caller) -> CommandResult:
+async def _list(connection: Connection, listing: Listing, _: Caller) -> CommandResult:
     from ca_signer.ledger import certificate_search  # SQLAlchemy, at the first command
 
     query = certificate_search.Query(
-        serial_number=None if wanted.serial is None else serial_octets(int(wanted.serial, 16)),
-        issuer_id=wanted.issuer,
-        **wanted.model_dump(exclude={"serial", "issuer", "with_certificate"}),
+        serial_number=None if listing.serial is None else serial_octets(int(listing.serial, 16)),
+        issuer_id=listing.issuer,
+        **listing.model_dump(exclude={"serial", "issuer", "with_certificate"}),
     )
     try:
         rows, following = await certificate_search.search(connection, query)
@@ -128,13 +128,13 @@ async def _list(connection: Connection, wanted: Listing, _: Caller) -> CommandRe
             "too many certificates to look through; add an owner, a profile or a narrower name",
             code="command.search_too_wide",
         ) from exc
-    found: list[JsonValue] = [
+    certificates: list[JsonValue] = [
         {**facts(row), "certificate": row["certificate"].hex()}
-        if wanted.with_certificate
+        if listing.with_certificate
         else facts(row)
         for row in rows
     ]
-    return CommandResult({"certificates": found, "next": following})
+    return CommandResult({"certificates": certificates, "next": following})
 
 
 SHOW = Verb("certificate-show", LOOKING, One, _show, reads=True)

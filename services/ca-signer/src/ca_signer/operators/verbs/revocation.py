@@ -22,20 +22,20 @@ class Revocation(One):
     reason: RevocationReason
 
 
-async def _revoke(connection: Connection, wanted: Revocation, caller: Caller) -> CommandResult:
-    row = await find(connection, wanted, lock=True)
+async def _revoke(connection: Connection, revocation: Revocation, caller: Caller) -> CommandResult:
+    row = await find(connection, revocation, lock=True)
     before = row["revocation_reason"] if row["revoked_at"] else None
     for_good = row["revoked_at"] is not None and before != revocations.HOLD
-    if for_good and before == wanted.reason:
+    if for_good and before == revocation.reason:
         return _result(row, changed=False)
-    if for_good and wanted.reason != revocations.COMPROMISED:
+    if for_good and revocation.reason != revocations.COMPROMISED:
         # That a key was lost may turn out later; any other second reason is a mistake.
         raise Conflict(f"the certificate is revoked ({before})", code="revocation.final")
-    return await _changed(connection, row, wanted.reason, caller)
+    return await _changed(connection, row, revocation.reason, caller)
 
 
-async def _hold(connection: Connection, one: One, caller: Caller) -> CommandResult:
-    row = await find(connection, one, lock=True)
+async def _hold(connection: Connection, reference: One, caller: Caller) -> CommandResult:
+    row = await find(connection, reference, lock=True)
     if row["revoked_at"] is None:
         return await _changed(connection, row, revocations.HOLD, caller)
     if row["revocation_reason"] == revocations.HOLD:
@@ -43,8 +43,8 @@ async def _hold(connection: Connection, one: One, caller: Caller) -> CommandResu
     raise Conflict("a certificate revoked for good is not held", code="revocation.final")
 
 
-async def _unhold(connection: Connection, one: One, caller: Caller) -> CommandResult:
-    row = await find(connection, one, lock=True)
+async def _unhold(connection: Connection, reference: One, caller: Caller) -> CommandResult:
+    row = await find(connection, reference, lock=True)
     if row["revoked_at"] is None:
         raise Conflict("the certificate is not held", code="revocation.not_held")
     if row["revocation_reason"] != revocations.HOLD:

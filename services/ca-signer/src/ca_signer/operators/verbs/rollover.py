@@ -72,16 +72,16 @@ class Rolling:
             Verb("rollover-status", _LOOKING, Question, self._status, reads=True),
         )
 
-    async def _plan(self, connection: Connection, wanted: Plan, caller: Caller) -> CommandResult:
-        self._configured(wanted.issuer, wanted.to)
-        row, changed = await rollover.begin(connection, wanted.issuer, wanted.to, caller.name)
+    async def _plan(self, connection: Connection, plan: Plan, caller: Caller) -> CommandResult:
+        self._configured(plan.issuer, plan.to)
+        row, changed = await rollover.begin(connection, plan.issuer, plan.to, caller.name)
         return _result(row, changed=changed)
 
     async def _publish(
-        self, connection: Connection, wanted: Family, caller: Caller
+        self, connection: Connection, family: Family, caller: Caller
     ) -> CommandResult:
-        row = await rollover.under_way(connection, wanted.issuer)
-        new = self._configured(wanted.issuer, row["to_issuer"])
+        row = await rollover.under_way(connection, family.issuer)
+        new = self._configured(family.issuer, row["to_issuer"])
         old = self._decision_context.issuers.get(row["from_issuer"])
         if old is None or not linked(new, old):
             raise Conflict(
@@ -89,23 +89,23 @@ class Rolling:
                 "make OldWithNew and NewWithOld, and set cross_file",
                 code="rollover.cross",
             )
-        row, changed = await rollover.publish(connection, wanted.issuer, caller.name)
+        row, changed = await rollover.publish(connection, family.issuer, caller.name)
         return _result(row, changed=changed)
 
-    async def _sign(self, connection: Connection, wanted: Switch, caller: Caller) -> CommandResult:
+    async def _sign(self, connection: Connection, switch: Switch, caller: Caller) -> CommandResult:
         row, changed = await rollover.sign(
-            connection, wanted.issuer, caller.name, least_percent=wanted.min_fetched
+            connection, switch.issuer, caller.name, least_percent=switch.min_fetched
         )
-        new = self._configured(wanted.issuer, row["to_issuer"])
+        new = self._configured(switch.issuer, row["to_issuer"])
         if not new.keystore.ready:
             raise Conflict(f"the key of {new.issuer_id} is unavailable", code="rollover.key")
         return _result(row, changed=changed, fleet=row["fleet"], fetched=row["fetched"])
 
     async def _retire(
-        self, connection: Connection, wanted: Retirement, caller: Caller
+        self, connection: Connection, retirement: Retirement, caller: Caller
     ) -> CommandResult:
         row, changed = await rollover.retire(
-            connection, wanted.issuer, caller.name, left_behind=wanted.left_behind
+            connection, retirement.issuer, caller.name, left_behind=retirement.left_behind
         )
         own = await connection.fetchval(
             "select issuer_id from issuance where certificate_sha256 = $1 "
@@ -121,9 +121,9 @@ class Rolling:
         return _result(row, changed=changed)
 
     async def _roll_back(
-        self, connection: Connection, wanted: Family, caller: Caller
+        self, connection: Connection, family: Family, caller: Caller
     ) -> CommandResult:
-        row, changed = await rollover.roll_back(connection, wanted.issuer, caller.name)
+        row, changed = await rollover.roll_back(connection, family.issuer, caller.name)
         return _result(row, changed=changed)
 
     def _configured(self, family: str, issuer_id: str) -> SigningIssuer:
@@ -143,26 +143,26 @@ class Rolling:
             raise Conflict(f"the certificate of {issuer_id} is not of now", code="rollover.issuer")
         return issuer
 
-    async def _status(self, connection: Connection, wanted: Question, _: Caller) -> CommandResult:
+    async def _status(self, connection: Connection, question: Question, _: Caller) -> CommandResult:
         from ca_signer.ledger import operator_reads  # SQLAlchemy, at the first command
 
-        rows = await operator_reads.rollovers(connection, wanted.issuer, limit=_HISTORY)
-        result: dict[str, JsonValue] = {"issuer": wanted.issuer}
+        rows = await operator_reads.rollovers(connection, question.issuer, limit=_HISTORY)
+        result: dict[str, JsonValue] = {"issuer": question.issuer}
         current = next((r for r in rows if r["state"] in {"published", "signing"}), None)
         if current is not None:
             fleet = await rollover.count(connection, current)
             result |= {"fleet": fleet.slots, "fetched": fleet.fetched}
-        if not wanted.lacking:
+        if not question.lacking:
             result["rollovers"] = [_facts(row) for row in rows]
-            result["generations"] = await self._generations(connection, wanted.issuer)
+            result["generations"] = await self._generations(connection, question.issuer)
         elif current is not None:
             page = await rollover.lacking(
-                connection, current, after=wanted.after, limit=wanted.limit
+                connection, current, after=question.after, limit=question.limit
             )
             result["lacking"] = [_slot(row) for row in page]
-            if len(page) == wanted.limit:
+            if len(page) == question.limit:
                 result["after"] = str(page[-1]["slot_id"])
-        return CommandResult(result, Target(issuer_id=wanted.issuer))
+        return CommandResult(result, Target(issuer_id=question.issuer))
 
     async def _generations(self, connection: Connection, family: str) -> list[JsonValue]:
         rows = await connection.fetch(
@@ -186,12 +186,12 @@ class Rolling:
 
 
 def _result(row: Any, *, changed: bool, **more: int | None) -> CommandResult:
-    known = {name: value for name, value in more.items() if value is not None}
+    counts = {name: value for name, value in more.items() if value is not None}
     facts = {"from": row["from_issuer"], "to": row["to_issuer"], "state": row["state"]}
     return CommandResult(
         {**_facts(row), "changed": changed},
         Target(issuer_id=row["family"]),
-        {**facts, "rollover_id": str(row["rollover_id"]), "changed": changed, **known},
+        {**facts, "rollover_id": str(row["rollover_id"]), "changed": changed, **counts},
     )
 
 

@@ -77,12 +77,12 @@ class ESTUpstream(HTTPSPlugin):
         fresh = options.repeatable_s == 0
         self._transport = Transport(options, timeout_s=timeout_s, fresh=fresh)
 
-    async def submit(self, wanted: Wanted) -> Submitted:
+    async def submit(self, request: Wanted) -> Submitted:
         """Enroll with the client's CSR (RFC 7030 section 4.2.1)."""
         answer = await self._transport.call(
             "POST",
             f"{self._base}/simpleenroll",
-            body=encode_response(wanted.csr, "wrapped"),
+            body=encode_response(request.csr, "wrapped"),
             headers={
                 "Content-Type": "application/pkcs10",
                 # RFC 8951 section 3 takes it back; servers from before it look for it.
@@ -91,7 +91,7 @@ class ESTUpstream(HTTPSPlugin):
             },
         )
         if answer.status == OK:
-            return Submitted(_chosen(self._certificates(answer), wanted))
+            return Submitted(_chosen(self._certificates(answer), request))
         raise _no_certificate(answer)
 
     async def revoke(self, certificate: bytes, reason: str) -> None:
@@ -111,42 +111,42 @@ class ESTUpstream(HTTPSPlugin):
     def _certificates(self, answer: Answer) -> list[bytes]:
         try:
             octets = decode_request(answer.body, max_der_bytes=self._limit)
-            found = read_certs_only(octets)
+            certificates = read_certs_only(octets)
         except MalformedRequest as exc:
             raise Unknown(f"200 without certificates: {exc.reason}", code=_UNREADABLE) from exc
-        if not found:
+        if not certificates:
             raise Unknown("200 without certificates", code=_UNREADABLE)
-        return found
+        return certificates
 
 
 _UNREADABLE = "upstream.unreadable"
 
 
-def _chosen(found: list[bytes], wanted: Wanted) -> bytes:
+def _chosen(certificates: list[bytes], request: Wanted) -> bytes:
     """RFC 7030 section 4.2.3 allows one only; some servers send the chain as well."""
-    if len(found) == 1:
-        return found[0]
-    spki = spki_der(wanted.pattern.public_key())
-    for one in found:
+    if len(certificates) == 1:
+        return certificates[0]
+    spki = spki_der(request.pattern.public_key())
+    for der in certificates:
         try:
-            if spki_der(x509.load_der_x509_certificate(one).public_key()) == spki:
-                return one
+            if spki_der(x509.load_der_x509_certificate(der).public_key()) == spki:
+                return der
         except (ValueError, UnsupportedAlgorithm):
             continue  # none of ours
-    return found[0]
+    return certificates[0]
 
 
 def _no_certificate(answer: Answer) -> Pending | Refused | Retryable | Unknown:
     status = answer.status
     text = plain(answer.body[:400].decode("ascii", "replace"))
-    said = f"the other server answers {status}" + (f": {text}" if text else "")
+    reason = f"the other server answers {status}" + (f": {text}" if text else "")
     if status == ACCEPTED:
-        return Pending(said, retry_after_s=answer.retry_after_s(_DEFAULT_RETRY_S))
+        return Pending(reason, retry_after_s=answer.retry_after_s(_DEFAULT_RETRY_S))
     if status in _LATER:
-        return Retryable(said, retry_after_s=answer.retry_after_s(1))
+        return Retryable(reason, retry_after_s=answer.retry_after_s(1))
     if status in _CREDENTIAL or status in _NOT_UNDERSTOOD or status in range(300, 400):
         # Nothing about this request: who we are, or where we knock, is not right.
-        return Retryable(said, code="upstream.denied", retry_after_s=30)
+        return Retryable(reason, code="upstream.denied", retry_after_s=30)
     if status in _REFUSALS:
-        return Refused(said)
-    return Unknown(said, code="upstream.broken")
+        return Refused(reason)
+    return Unknown(reason, code="upstream.broken")

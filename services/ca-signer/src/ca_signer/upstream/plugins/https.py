@@ -67,10 +67,10 @@ class Answer:
             return max(1, min(int(text[:9]), _LONGEST_WAIT_S))
         try:
             moment = parsedate_to_datetime(text)
-            left = (moment - (clock or SystemClock()).now()).total_seconds()
+            remaining_s = (moment - (clock or SystemClock()).now()).total_seconds()
         except (ValueError, TypeError):
             return default
-        return max(1, min(int(left) + 1, _LONGEST_WAIT_S))
+        return max(1, min(int(remaining_s) + 1, _LONGEST_WAIT_S))
 
 
 class Transport:
@@ -88,8 +88,8 @@ class Transport:
     @property
     def files(self) -> list[Path]:
         """The files of TLS."""
-        found = (self._settings.ca_file, self._settings.certificate_file, self._settings.key_file)
-        return [path for path in found if path is not None]
+        paths = (self._settings.ca_file, self._settings.certificate_file, self._settings.key_file)
+        return [path for path in paths if path is not None]
 
     def reload(self) -> None:
         """Read the files of TLS again, for connections made from now on.
@@ -154,13 +154,13 @@ class Transport:
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         limit = self._settings.max_response_bytes
-        found = bytearray()
+        body = bytearray()
         async for piece in response.content.iter_chunked(65_536):
-            found += piece
-            if len(found) > limit:
+            body += piece
+            if len(body) > limit:
                 response.close()
                 raise Unknown(f"an answer of more than {limit} bytes", code="upstream.unreadable")
-        return bytes(found)
+        return bytes(body)
 
 
 _KEPT: dict[str, Any] = {"keepalive_timeout": 5}

@@ -95,29 +95,31 @@ class VaultUpstream(HTTPSPlugin):
         verb = "sign-verbatim" if options.verbatim else "sign"
         self._sign = f"/v1/{options.mount}{issuer}/{verb}/{options.role}"
 
-    async def submit(self, wanted: Wanted) -> Submitted:
+    async def submit(self, request: Wanted) -> Submitted:
         """Have the CSR signed, for as long as was decided."""
-        answer = await self._call(self._sign, self._question(wanted))
+        answer = await self._call(self._sign, self._question(request))
         if answer.status != _OK:
             raise _failed(answer)
         try:
-            said = json.loads(answer.body)
-            certificate = x509.load_pem_x509_certificate(said["data"]["certificate"].encode())
+            document = json.loads(answer.body)
+            certificate = x509.load_pem_x509_certificate(document["data"]["certificate"].encode())
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
             raise Unknown("200 without a certificate", code=_UNREADABLE) from exc
-        return Submitted(certificate.public_bytes(Encoding.DER), str(said.get("request_id", "")))
+        return Submitted(
+            certificate.public_bytes(Encoding.DER), str(document.get("request_id", ""))
+        )
 
-    def _question(self, wanted: Wanted) -> dict[str, Any]:
-        request = x509.load_der_x509_csr(wanted.csr)
+    def _question(self, request: Wanted) -> dict[str, Any]:
+        csr = x509.load_der_x509_csr(request.csr)
         body: dict[str, Any] = {
-            "csr": request.public_bytes(Encoding.PEM).decode(),
-            "ttl": f"{int(wanted.lifetime.total_seconds())}s",
+            "csr": csr.public_bytes(Encoding.PEM).decode(),
+            "ttl": f"{int(request.lifetime.total_seconds())}s",
             "format": "pem",
         }
         if self._options.verbatim:
-            return body | _usages(wanted.pattern)
+            return body | _usages(request.pattern)
         # A CN is no DNS name unless that was decided.
-        body["exclude_cn_from_sans"] = not _named_by_common_name(wanted.pattern, request)
+        body["exclude_cn_from_sans"] = not _named_by_common_name(request.pattern, csr)
         return body
 
     async def revoke(self, certificate: bytes, reason: str) -> None:
@@ -187,11 +189,11 @@ def _named_by_common_name(
 def _failed(answer: Answer) -> Refused | Retryable | Unknown:
     status = answer.status
     text = errors_in(answer.body)
-    said = f"Vault answers {status}" + (f": {text}" if text else "")
+    reason = f"Vault answers {status}" + (f": {text}" if text else "")
     if status in _LATER:
-        return Retryable(said, retry_after_s=answer.retry_after_s(2))
+        return Retryable(reason, retry_after_s=answer.retry_after_s(2))
     if status in {401, _FORBIDDEN, 404, 405} or status in range(300, 400):
-        return Retryable(said, code=DENIED, retry_after_s=30)
+        return Retryable(reason, code=DENIED, retry_after_s=30)
     if status in range(400, 500):
-        return Refused(said)
-    return Unknown(said, code="upstream.broken")
+        return Refused(reason)
+    return Unknown(reason, code="upstream.broken")

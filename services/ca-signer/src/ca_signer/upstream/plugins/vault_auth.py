@@ -113,9 +113,9 @@ class Login:
         except Unknown as exc:
             raise Retryable(exc.reason, code="upstream.unreachable") from exc
         if answer.status != _OK:
-            said = f"Vault does not let us in: {answer.status} {errors_in(answer.body)}"
+            reason = f"Vault does not let us in: {answer.status} {errors_in(answer.body)}"
             code = DENIED if answer.status in range(400, 500) else "upstream.unavailable"
-            raise Retryable(said, code=code, retry_after_s=10)
+            raise Retryable(reason, code=code, retry_after_s=10)
         try:
             auth = json.loads(answer.body)["auth"]
             self._token = str(auth["client_token"])
@@ -136,7 +136,7 @@ class Login:
 def errors_in(body: bytes) -> str:
     """Return what Vault says is wrong, as one short line."""
     try:
-        found = json.loads(body)["errors"]
-        return plain("; ".join(str(one) for one in found))
+        errors = json.loads(body)["errors"]
+        return plain("; ".join(str(error) for error in errors))
     except (ValueError, KeyError, TypeError):
         return ""
