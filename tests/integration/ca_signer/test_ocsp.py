@@ -311,7 +311,7 @@ async def test_a_kept_good_answer_ends_with_the_revocation(
 
 
 async def test_only_so_many_answers_are_kept(signer: SignerStack, state: SignerState) -> None:
-    relay = OCSPRelay(signer.frontend, await known(signer, state), SystemClock(), kept=2)
+    relay = OCSPRelay(signer.frontend, await known(signer, state), SystemClock(), capacity=2)
     asked = [
         question(signer, (await issued(signer, f"dev-many-{n}")).serial_number) for n in range(3)
     ]

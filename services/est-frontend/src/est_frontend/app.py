@@ -290,14 +290,14 @@ def token_sources(settings: FrontendSettings) -> TokenSources:
     Raises:
         ConfigurationError: an issuer or id is configured twice.
     """
-    found: TokenSources = {}
+    sources: TokenSources = {}
     for issuer in settings.token_issuers:
-        if issuer.issuer in found:
+        if issuer.issuer in sources:
             raise ConfigurationError(f"token issuer {issuer.issuer} stands twice")
-        if issuer.id in {known.id for known, _ in found.values()}:
+        if issuer.id in {configured.id for configured, _ in sources.values()}:
             raise ConfigurationError(f"two token issuers have the id {issuer.id}")
-        found[issuer.issuer] = (issuer, KeySource(issuer, settings.state_folder))
-    return found
+        sources[issuer.issuer] = (issuer, KeySource(issuer, settings.state_folder))
+    return sources
 
 
 def digest_key(settings: FrontendSettings) -> bytes | None:

@@ -136,10 +136,10 @@ class Dispatcher:
         if route is None:
             raise MalformedRequest("there is nothing here", code="request.not_found")
         exchange.operation = route.operation
-        found = label_named(self._live.policy, route.label)
-        if found is None:
+        named_label = label_named(self._live.policy, route.label)
+        if named_label is None:
             raise MalformedRequest("there is no such label", code="request.not_found")
-        exchange.label_name, exchange.label = found
+        exchange.label_name, exchange.label = named_label
         if exchange.label.max_per_s is not None:
             self._label_rates.take(exchange.label_name, exchange.label.max_per_s)
         if request.method not in _METHODS[route.operation]:
@@ -294,11 +294,11 @@ class Dispatcher:
 
     def _challenges(self, exchange: Exchange, error: ESTSuiteError, status: int) -> list[str]:
         if status == _UNAUTHORIZED:
-            found = self._authenticator.challenges(exchange.label)
+            challenges = self._authenticator.challenges(exchange.label)
             if error.code.startswith("auth.token_"):
                 wrong = ', error="invalid_token"'
-                found = [c + wrong if c.startswith("Bearer ") else c for c in found]
-            return found
+                challenges = [c + wrong if c.startswith("Bearer ") else c for c in challenges]
+            return challenges
         who = exchange.who
         if status == _FORBIDDEN and who is not None and who.principal.method == "token":
             return ['Bearer realm="est", error="insufficient_scope"']

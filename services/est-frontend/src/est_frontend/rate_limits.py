@@ -84,11 +84,11 @@ class Backoff:
         """
         now = monotonic_s()
         for name in names:
-            known = self._failures.get(name)
-            if known is not None and known.until > now:
+            failures = self._failures.get(name)
+            if failures is not None and failures.until > now:
                 raise TooOften(
                     "too many failed attempts",
-                    max(1, math.ceil(known.until - now)),
+                    max(1, math.ceil(failures.until - now)),
                     code="auth.backoff",
                 )
 
@@ -96,14 +96,14 @@ class Backoff:
         """Count a failure: the pause doubles with each one beyond the free ones."""
         now = monotonic_s()
         for name in names:
-            known = self._failures.pop(name, None)
-            if known is None or now - known.until > 2 * self._longest_s:
-                known = _Failures(0, now)
-            known.count += 1
-            excess = known.count - self._free
+            failures = self._failures.pop(name, None)
+            if failures is None or now - failures.until > 2 * self._longest_s:
+                failures = _Failures(0, now)
+            failures.count += 1
+            excess = failures.count - self._free
             pause = 0.0 if excess <= 0 else min(self._longest_s, 2.0 ** min(excess - 1, 30))
-            known.until = now + pause
-            self._failures[name] = known
+            failures.until = now + pause
+            self._failures[name] = failures
             if len(self._failures) > _ENTRIES:
                 self._failures.popitem(last=False)
 

@@ -46,7 +46,7 @@ class TrustAdoptionReporter:
         self._peers = peers
         self._every_s = every_s
         self._waiting: dict[Fetch, None] = {}
-        self._told: OrderedDict[Fetch, None] = OrderedDict()
+        self._reported: OrderedDict[Fetch, None] = OrderedDict()
 
     def note(self, connection: ClientConnection, label: Label) -> None:
         """Remember who got the CA certificates of a label, where a rollover wants to know."""
@@ -63,7 +63,7 @@ class TrustAdoptionReporter:
         if rollover is None:
             return
         fetch = (rollover, peer.fingerprint.hex())
-        if fetch not in self._told:
+        if fetch not in self._reported:
             self._waiting[fetch] = None
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -88,7 +88,7 @@ class TrustAdoptionReporter:
                 return
             for fetch in piece:
                 del self._waiting[fetch]
-                self._told[fetch] = None
-            while len(self._told) > _REMEMBERED:
-                self._told.popitem(last=False)
+                self._reported[fetch] = None
+            while len(self._reported) > _REMEMBERED:
+                self._reported.popitem(last=False)
             metrics.TRUST_FETCHES.inc(len(piece))

@@ -143,14 +143,14 @@ class Authenticator:
         """Return the values of WWW-Authenticate for a label, Basic first (conformance L2)."""
         if label is None:
             return []
-        found = []
+        challenges = []
         if label.offers("secret") or label.offers("password"):
-            found.append('Basic realm="est"')
+            challenges.append('Basic realm="est"')
         if label.offers("digest"):
-            found.append(self._digest.challenge("MD5"))
+            challenges.append(self._digest.challenge("MD5"))
         if label.offers("token"):
-            found.append('Bearer realm="est"')
-        return found or ['Basic realm="est"']
+            challenges.append('Bearer realm="est"')
+        return challenges or ['Basic realm="est"']
 
     def _identify(self, credentials: Credentials, label: Label) -> Peer | None:
         peer = self._peers.identify(credentials.connection, label)
@@ -170,26 +170,26 @@ class Authenticator:
         value = value.strip()
         match scheme.lower():
             case "basic" if label.offers("secret") or label.offers("password"):
-                found = await self._basic(credentials, label, value)
+                authenticated = await self._basic(credentials, label, value)
             case "digest" if label.offers("digest"):
-                found = self._by_digest(credentials, value)
+                authenticated = self._by_digest(credentials, value)
             case "bearer" | "dpop" if label.offers("token"):
-                found = await self._token(credentials, scheme.lower(), value)
+                authenticated = await self._token(credentials, scheme.lower(), value)
             case "":
                 raise NotAuthenticated("credentials are needed", code="auth.required")
             case _:
                 raise NotAuthenticated("this scheme is not accepted here", code="auth.scheme")
-        if label.accepts(found.principal.method, with_certificate=False):
-            return found
+        if label.accepts(authenticated.principal.method, with_certificate=False):
+            return authenticated
         peer = peer or self._identify(credentials, label)
         if peer is None:
             raise NotAuthenticated(
                 "a client certificate is needed as well", code="auth.certificate_required"
             )
-        principal = found.principal.model_copy(
+        principal = authenticated.principal.model_copy(
             update={"certificate": peer.der, "certificate_issuer": peer.issuer_id}
         )
-        return Authenticated(principal, peer, found.single_use_claims)
+        return Authenticated(principal, peer, authenticated.single_use_claims)
 
     async def _basic(self, credentials: Credentials, label: Label, encoded: str) -> Authenticated:
         name, secret = _read_basic(encoded)
@@ -271,9 +271,9 @@ class Authenticator:
             raise NotAuthenticated("the token is not bound to a DPoP key", code="auth.dpop")
         if token.certificate_thumbprint is not None:
             presented = credentials.connection.peer()
-            shown = sha256(presented[0]).digest() if presented else b""
-            wanted = token.certificate_thumbprint
-            if not hmac.compare_digest(_base64url(shown), wanted):
+            thumbprint = sha256(presented[0]).digest() if presented else b""
+            bound_thumbprint = token.certificate_thumbprint
+            if not hmac.compare_digest(_base64url(thumbprint), bound_thumbprint):
                 raise NotAuthenticated(
                     "the token is bound to another client certificate",
                     code="auth.token_certificate",

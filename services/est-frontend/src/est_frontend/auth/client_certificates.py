@@ -101,12 +101,12 @@ class PeerValidator:
         fingerprint = sha256(presented[0]).digest()
         refused: NotAuthenticated | None = None
         for anchor in (*label.issuers, *label.truststores):
-            found = self._cache.get((fingerprint, anchor))
+            peer = self._cache.get((fingerprint, anchor))
             try:
-                if found is None:
-                    found = self._validate(presented[0], connection, anchor, fingerprint)
-                    self._remember(found)
-                return self._now_valid(found)
+                if peer is None:
+                    peer = self._validate(presented[0], connection, anchor, fingerprint)
+                    self._remember(peer)
+                return self._now_valid(peer)
             except NotAuthenticated as exc:
                 if refused is None or refused.code == "auth.certificate_untrusted":
                     refused = exc

@@ -66,26 +66,28 @@ class DigestVerifier:
         Raises:
             NotAuthenticated: malformed, stale, for another request, or wrong.
         """
-        given = _parameters(credentials)
-        name = given.get("algorithm", "MD5")
-        if any(part not in given for part in _NEEDED) or name not in DIGESTS:
+        parameters = _parameters(credentials)
+        name = parameters.get("algorithm", "MD5")
+        if any(part not in parameters for part in _NEEDED) or name not in DIGESTS:
             raise _refused("the Digest credentials are malformed", "auth.digest")
         if (
-            given["realm"] != self._realm
-            or given["qop"] != "auth"
-            or not _NC.fullmatch(given["nc"])
+            parameters["realm"] != self._realm
+            or parameters["qop"] != "auth"
+            or not _NC.fullmatch(parameters["nc"])
         ):
             raise _refused("the Digest credentials are malformed", "auth.digest")
-        if given["uri"] not in paths:
+        if parameters["uri"] not in paths:
             raise _refused("the Digest credentials are for another path", "auth.digest")
-        self._check_nonce(given["nonce"])
-        verifier = self._users.digest_verifier(given["username"], name)
-        expected = _response(name, verifier or "0" * 32, method, given)
-        equal = hmac.compare_digest(expected.encode(), given["response"].lower().encode())
+        self._check_nonce(parameters["nonce"])
+        verifier = self._users.digest_verifier(parameters["username"], name)
+        expected = _response(name, verifier or "0" * 32, method, parameters)
+        equal = hmac.compare_digest(expected.encode(), parameters["response"].lower().encode())
         if not equal or verifier is None:
             raise _refused("unknown user or wrong password", "auth.password")
-        spent = hashlib.sha256(f"{given['nonce']}/{given['nc'].lower()}".encode()).hexdigest()
-        return DigestUse(given["username"], spent)
+        spent = hashlib.sha256(
+            f"{parameters['nonce']}/{parameters['nc'].lower()}".encode()
+        ).hexdigest()
+        return DigestUse(parameters["username"], spent)
 
     def _check_nonce(self, nonce: str) -> None:
         try:
@@ -100,25 +102,27 @@ class DigestVerifier:
             raise _refused("the nonce is too old, use the new one", "auth.digest_nonce")
 
 
-def _response(algorithm: str, verifier_: str, method: str, given: dict[str, str]) -> str:
-    second = digest(algorithm, f"{method}:{given['uri']}")
-    middle = ":".join((given["nonce"], given["nc"], given["cnonce"], "auth"))
+def _response(algorithm: str, verifier_: str, method: str, parameters: dict[str, str]) -> str:
+    second = digest(algorithm, f"{method}:{parameters['uri']}")
+    middle = ":".join((parameters["nonce"], parameters["nc"], parameters["cnonce"], "auth"))
     return digest(algorithm, f"{verifier_}:{middle}:{second}")
 
 
 def _parameters(credentials: str) -> dict[str, str]:
     if len(credentials) > _LIMIT:
         raise _refused("the Digest credentials are too long", "auth.digest")
-    found: dict[str, str] = {}
+    parameters: dict[str, str] = {}
     place = 0
     while place < len(credentials):
         match = _PARAMETER.match(credentials, place)
-        if match is None or match[1].lower() in found:
+        if match is None or match[1].lower() in parameters:
             raise _refused("the Digest credentials are malformed", "auth.digest")
         quoted = match[2]
-        found[match[1].lower()] = match[3] if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+        parameters[match[1].lower()] = (
+            match[3] if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+        )
         place = match.end()
-    return found
+    return parameters
 
 
 def _refused(reason: str, code: str) -> NotAuthenticated:

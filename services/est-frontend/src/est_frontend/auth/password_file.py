@@ -91,11 +91,11 @@ class PasswordFile:
         if self._waiting >= self._room:
             raise IssuerUnavailable("too many passwords at once", code="frontend.busy")
         user = self._users.get(name)
-        known = user.argon2id if user is not None else None
+        verifier = user.argon2id if user is not None else None
         self._waiting += 1
         try:
             async with self._free:
-                return await asyncio.to_thread(_verify, known, password)
+                return await asyncio.to_thread(_verify, verifier, password)
         finally:
             self._waiting -= 1
 

@@ -51,9 +51,9 @@ class Route:
     """Whose it is, where that is known here: at first enrollments."""
 
 
-def _route(given: Grant, csr: CertificationRequest) -> Route:
-    issuer = given.label.issuer_for(given.profile, csr.key_algorithm)
-    return Route(issuer, given.priority, given.rule.owner.tenant)
+def _route(enrollment_grant: Grant, csr: CertificationRequest) -> Route:
+    issuer = enrollment_grant.label.issuer_for(enrollment_grant.profile, csr.key_algorithm)
+    return Route(issuer, enrollment_grant.priority, enrollment_grant.rule.owner.tenant)
 
 
 class Enroller:
@@ -109,13 +109,13 @@ class Enroller:
         credentials = Credentials.of(exchange.request, exchange.connection, exchange.peer)
         try:
             exchange.who = await self._authenticator.any_of(credentials, label)
-            given = grant(
+            enrollment_grant = grant(
                 self._live.policy,
                 self._rule(exchange.who),
                 exchange.label_name,
                 claims=exchange.who.principal.claims,
             )
-            name, names = given.profile, given.rule.names
+            name, names = enrollment_grant.profile, enrollment_grant.rule.names
         except RequestRejected:
             exchange.who = None
         profile = self._state.profile(name)
@@ -128,12 +128,12 @@ class Enroller:
         who = await self._authenticate(exchange, label, own=False)
         request = read_keygen_request(await self._der(exchange, label))
         self._link_generated(exchange, label, request)
-        given = self._grant(exchange, who)
-        profile = self._state.profile(given.profile)
+        enrollment_grant = self._grant(exchange, who)
+        profile = self._state.profile(enrollment_grant.profile)
         key, csr, protecting = await self._keys.make(request, profile, who.peer)
         exchange.csr = csr
-        self._check_names(csr, given)
-        certificate = await self._certificate(exchange, label, _route(given, csr))
+        self._check_names(csr, enrollment_grant)
+        certificate = await self._certificate(exchange, label, _route(enrollment_grant, csr))
         if certificate is None:
             return None
         body = self._keys.answer(request, key, protecting, certificate, label.response_base64)
@@ -159,8 +159,8 @@ class Enroller:
 
     def _link(self, exchange: Exchange, label: Label, attributes: bytes) -> None:
         if attributes or label.linking == "require":
-            found = read_attributes(attributes)
-            exchange.linked = check_linking(found, exchange.connection, label)
+            linked_attributes = read_attributes(attributes)
+            exchange.linked = check_linking(linked_attributes, exchange.connection, label)
 
     def _link_generated(self, exchange: Exchange, label: Label, request: KeygenRequest) -> None:
         exchange.linked = check_linking(request.attributes, exchange.connection, label)
@@ -177,14 +177,14 @@ class Enroller:
     def _check_first(
         self, exchange: Exchange, who: Authenticated, csr: CertificationRequest
     ) -> Grant:
-        given = self._grant(exchange, who)
-        self._check_names(csr, given)
-        return given
+        enrollment_grant = self._grant(exchange, who)
+        self._check_names(csr, enrollment_grant)
+        return enrollment_grant
 
-    def _check_names(self, csr: CertificationRequest, given: Grant) -> None:
-        owner = given.rule.owner
-        profile = self._state.profile(given.profile)
-        check_names(csr, given.rule.names, profile, (owner.tenant, owner.service))
+    def _check_names(self, csr: CertificationRequest, enrollment_grant: Grant) -> None:
+        owner = enrollment_grant.rule.owner
+        profile = self._state.profile(enrollment_grant.profile)
+        check_names(csr, enrollment_grant.rule.names, profile, (owner.tenant, owner.service))
 
     def _check_renewal(
         self, exchange: Exchange, label: Label, who: Authenticated, csr: CertificationRequest
@@ -194,9 +194,11 @@ class Enroller:
         rule = self._rule(who) if csr.subject_canonical != peer.subject_canonical else None
         if rule is not None and rule.registrar:
             # A registration authority renews for others; the signer finds the predecessor.
-            given = grant(self._live.policy, rule, exchange.label_name, operation="simplereenroll")
-            self._check_names(csr, given)
-            return _route(given, csr)
+            renewal_grant = grant(
+                self._live.policy, rule, exchange.label_name, operation="simplereenroll"
+            )
+            self._check_names(csr, renewal_grant)
+            return _route(renewal_grant, csr)
         check_same_identity(csr, peer.certificate)
         # Who signed the certificate signs its renewal.
         return Route(peer.issuer_id, label.priority)

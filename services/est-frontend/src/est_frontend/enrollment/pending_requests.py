@@ -45,12 +45,12 @@ class PendingRequests:
         until = self._until.get(enrollment_id.hex())
         if until is None:
             return None
-        left = (until - self._clock.now()).total_seconds()
-        if left <= 0:
+        remaining_s = (until - self._clock.now()).total_seconds()
+        if remaining_s <= 0:
             del self._until[enrollment_id.hex()]
             return None
         metrics.EARLY_POLLS.inc()
-        return math.ceil(left)
+        return math.ceil(remaining_s)
 
     async def _arrived(self, message: Incoming) -> None:
         try:

@@ -121,7 +121,7 @@ def load_secrets(path: Path | None) -> dict[bytes, bytes]:
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise ConfigurationError(f"{path}: a mapping of id to base64 is expected")
-    found: dict[bytes, bytes] = {}
+    secrets: dict[bytes, bytes] = {}
     for name, text in raw.items():
         try:
             secret = base64.b64decode(str(text), validate=True)
@@ -129,8 +129,8 @@ def load_secrets(path: Path | None) -> dict[bytes, bytes]:
             raise ConfigurationError(f"{path}: {name}: not base64") from exc
         if len(secret) not in _SECRET_SIZES:
             raise ConfigurationError(f"{path}: {name}: 16, 24 or 32 octets are needed")
-        found[str(name).encode()] = secret
-    return found
+        secrets[str(name).encode()] = secret
+    return secrets
 
 
 def _key_identifier(certificate: x509.Certificate) -> bytes | None:

@@ -92,18 +92,18 @@ class CRLServer:
             return response("405 Method Not Allowed", {"Allow": "GET, HEAD"})
         match = _PATH.fullmatch(rest.partition(b" ")[0].partition(b"?")[0])
         part = match[2].decode() if match and match[2] else None
-        found = self._state.crl(match[1].decode(), part) if match else None
-        if found is None:
+        crl = self._state.crl(match[1].decode(), part) if match else None
+        if crl is None:
             return response("404 Not Found", {})
-        left = int((found.next_update - self._clock.now()).total_seconds())
-        tag = f'"{found.number}"'
+        remaining_s = int((crl.next_update - self._clock.now()).total_seconds())
+        tag = f'"{crl.number}"'
         headers = {
             "Content-Type": "application/pkix-crl",
-            "Cache-Control": f"public, max-age={max(0, min(left, _LONGEST_CACHE_S))}",
-            "Last-Modified": format_datetime(found.this_update, usegmt=True),
+            "Cache-Control": f"public, max-age={max(0, min(remaining_s, _LONGEST_CACHE_S))}",
+            "Last-Modified": format_datetime(crl.this_update, usegmt=True),
             "ETag": tag,
         }
-        known = _ETAG.search(request)
-        if known is not None and tag.encode() in known[1]:
+        condition = _ETAG.search(request)
+        if condition is not None and tag.encode() in condition[1]:
             return response("304 Not Modified", headers)
-        return response("200 OK", headers, found.crl, head=method == b"HEAD")
+        return response("200 OK", headers, crl.crl, head=method == b"HEAD")

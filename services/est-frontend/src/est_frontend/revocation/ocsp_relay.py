@@ -47,12 +47,14 @@ Key = tuple[str, tuple[str, bytes, bytes, int]]
 class OCSPRelay:
     """Answers of one process."""
 
-    def __init__(self, bus: Bus, state: SignerState, clock: Clock, *, kept: int = _KEPT) -> None:
+    def __init__(
+        self, bus: Bus, state: SignerState, clock: Clock, *, capacity: int = _KEPT
+    ) -> None:
         self._bus = bus
         self._state = state
         self._clock = clock
-        self._most = kept
-        self._kept: OrderedDict[Key, OCSPAnswer] = OrderedDict()
+        self._capacity = capacity
+        self._answers: OrderedDict[Key, OCSPAnswer] = OrderedDict()
 
     @staticmethod
     def is_for(head: bytes) -> bool:
@@ -84,19 +86,19 @@ class OCSPRelay:
         except MalformedRequest:
             return _counted("malformed", MALFORMED), None
         key = (issuer_id, question.certificate_id)
-        known = self._fresh(key)
-        agreed = known is not None and known.revoked == self._is_revoked(issuer_id, question)
-        if known is not None and agreed and question.nonce is None:
-            return _counted("kept", known.octets), known
+        stored = self._fresh(key)
+        agreed = stored is not None and stored.revoked == self._is_revoked(issuer_id, question)
+        if stored is not None and agreed and question.nonce is None:
+            return _counted("kept", stored.octets), stored
         octets = await self._relay(issuer_id, request)
-        if octets == TRY_LATER and known is not None and (agreed or known.revoked):
-            return _counted("outlived", known.octets), None if question.nonce else known
-        found = read_answer(octets)
-        if found is None or found.nonce or found.unknown:
+        if octets == TRY_LATER and stored is not None and (agreed or stored.revoked):
+            return _counted("outlived", stored.octets), None if question.nonce else stored
+        answer = read_answer(octets)
+        if answer is None or answer.nonce or answer.unknown:
             # Responses about unknown certificates must not displace those about issued ones.
             return _counted("try_later" if octets == TRY_LATER else "asked", octets), None
-        self._keep(key, found)
-        return _counted("asked", octets), found
+        self._keep(key, answer)
+        return _counted("asked", octets), answer
 
     async def _relay(self, issuer_id: str, request: bytes) -> bytes:
         if not self._bus.connected:
@@ -112,20 +114,20 @@ class OCSPRelay:
         return self._state.is_revoked(issuer_id, question.serial_number)
 
     def _fresh(self, key: Key) -> OCSPAnswer | None:
-        known = self._kept.get(key)
-        if known is None:
+        answer = self._answers.get(key)
+        if answer is None:
             return None
-        if known.next_update <= self._clock.now():
-            del self._kept[key]
+        if answer.next_update <= self._clock.now():
+            del self._answers[key]
             return None
-        self._kept.move_to_end(key)
-        return known
+        self._answers.move_to_end(key)
+        return answer
 
     def _keep(self, key: Key, answer: OCSPAnswer) -> None:
-        self._kept[key] = answer
-        self._kept.move_to_end(key)
-        while len(self._kept) > self._most:
-            self._kept.popitem(last=False)
+        self._answers[key] = answer
+        self._answers.move_to_end(key)
+        while len(self._answers) > self._capacity:
+            self._answers.popitem(last=False)
 
 
 def _refused_body(head: bytes, length: re.Match[bytes] | None) -> str | None:
@@ -151,10 +153,10 @@ def _sent(octets: bytes, cacheable: OCSPAnswer | None, clock: Clock) -> bytes:
     headers = {"Content-Type": "application/ocsp-response"}
     if cacheable is None:
         return response("200 OK", headers | _NOT_STORED, octets)
-    left = int((cacheable.next_update - clock.now()).total_seconds())
+    remaining_s = int((cacheable.next_update - clock.now()).total_seconds())
     headers |= {
         # RFC 5019 section 6.2.
-        "Cache-Control": f"max-age={max(0, left)}, public, no-transform, must-revalidate",
+        "Cache-Control": f"max-age={max(0, remaining_s)}, public, no-transform, must-revalidate",
         "Last-Modified": format_datetime(cacheable.this_update, usegmt=True),
         "Expires": format_datetime(cacheable.next_update, usegmt=True),
         "ETag": f'"{sha256(octets).hexdigest()}"',
@@ -166,6 +168,6 @@ def response(
     status: str, headers: dict[str, str], body: bytes = b"", *, head: bool = False
 ) -> bytes:
     """Return a whole HTTP response after which the connection ends."""
-    said = {**headers, "Content-Length": str(len(body)), "Connection": "close"}
-    lines = "".join(f"{name}: {value}\r\n" for name, value in said.items())
+    head_fields = {**headers, "Content-Length": str(len(body)), "Connection": "close"}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in head_fields.items())
     return f"HTTP/1.1 {status}\r\n{lines}\r\n".encode() + (b"" if head else body)

@@ -105,12 +105,12 @@ class SignerState:
 
     def cacerts(self, *issuers: str) -> bytes | None:
         """Return the certs-only message (DER) for issuers; None before all were ever seen."""
-        found = self._cacerts.get(issuers)
-        if found is None and all(issuer in self._trust for issuer in issuers):
+        message = self._cacerts.get(issuers)
+        if message is None and all(issuer in self._trust for issuer in issuers):
             trusts = [self._trust[issuer] for issuer in issuers]
             every = [c for trust in trusts for c in (*trust.chain, *trust.extra)]
-            found = self._cacerts[issuers] = certs_only(list(dict.fromkeys(every)))
-        return found
+            message = self._cacerts[issuers] = certs_only(list(dict.fromkeys(every)))
+        return message
 
     def has(self, issuers: set[str]) -> bool:
         """Return whether the CA certificates of all these issuers are known."""
@@ -119,8 +119,8 @@ class SignerState:
     def secret_matches(self, secret_id: str, secret: str) -> bool:
         """Compare a secret with its verifier in constant time; unknown ids take as long."""
         verifier = self._secrets.get(secret_id, _NOBODY)
-        given = sha256(secret.encode()).digest()
-        equal = hmac.compare_digest(given, bytes.fromhex(verifier.sha256))
+        digest = sha256(secret.encode()).digest()
+        equal = hmac.compare_digest(digest, bytes.fromhex(verifier.sha256))
         return equal and verifier is not _NOBODY and verifier.not_after > self._clock.now()
 
     def profile(self, name: str) -> Profile | None:
@@ -130,8 +130,8 @@ class SignerState:
 
     def is_revoked(self, issuer_id: str, serial_number: int) -> bool:
         """Return whether a certificate is known to be revoked; the signer's ledger decides."""
-        known = self._revoked.get((issuer_id, revoked_shard(serial_number)))
-        return known is not None and serial_number in known[1]
+        shard = self._revoked.get((issuer_id, revoked_shard(serial_number)))
+        return shard is not None and serial_number in shard[1]
 
     def is_peer_revoked(self, issuer_id: str, serial_number: int) -> bool:
         """Return whether a certificate by any generation of an issuer is known to be revoked."""
@@ -207,12 +207,12 @@ class SignerState:
         return changed
 
     def _apply_cacerts(self, message: CACertificates) -> bool:
-        known = self._trust.get(message.issuer_id)
+        stored = self._trust.get(message.issuer_id)
         # A signer that has not read a change yet must not take it back.
-        if known is not None and known.updated_at >= message.updated_at:
+        if stored is not None and stored.updated_at >= message.updated_at:
             return False
         self._trust[message.issuer_id] = message
-        if known is not None and _same_trust(known, message):
+        if stored is not None and _same_trust(stored, message):
             return False
         anchors = [g.certificate for g in message.accepted] or [message.chain[0]]
         self._set_anchors(message.issuer_id, anchors)
@@ -221,43 +221,43 @@ class SignerState:
         return True
 
     def _apply_profiles(self, message: ProfilesState) -> bool:
-        known = self._profiles
-        if known is not None and known.updated_at >= message.updated_at:
+        stored = self._profiles
+        if stored is not None and stored.updated_at >= message.updated_at:
             return False
         self._profiles = message
-        return known is None or known.version != message.version
+        return stored is None or stored.version != message.version
 
     def _apply_revoked(self, message: RevokedShard) -> bool:
         key = (message.issuer_id, message.shard)
-        known = self._revoked.get(key)
-        if known is not None and known[0] >= message.updated_at:
+        stored = self._revoked.get(key)
+        if stored is not None and stored[0] >= message.updated_at:
             return False
         self._revoked[key] = (message.updated_at, frozenset(int(s, 16) for s in message.serials))
         return True
 
     def _apply_crl(self, message: RevocationList) -> bool:
         key = (message.issuer_id, message.partition)
-        known = self._lists.get(key)
+        stored = self._lists.get(key)
         order = (message.this_update, message.number)
-        if known is not None and (known.this_update, known.number) >= order:
+        if stored is not None and (stored.this_update, stored.number) >= order:
             return False
         self._lists[key] = message
         metrics.CRL_MISSING.set(self.missing_lists())
         return True
 
     def _apply_manifest(self, message: RevocationManifest) -> bool:
-        known = self._manifests.get(message.issuer_id)
-        if known is not None and known.updated_at >= message.updated_at:
+        stored = self._manifests.get(message.issuer_id)
+        if stored is not None and stored.updated_at >= message.updated_at:
             return False
         self._manifests[message.issuer_id] = message
         metrics.CRL_MISSING.set(self.missing_lists())
-        return known is None or known.partitions != message.partitions
+        return stored is None or stored.partitions != message.partitions
 
     def _apply_secrets(self, message: SecretShard) -> bool:
-        known = self._by_shard.get(message.shard)
-        if known is not None and known.updated_at >= message.updated_at:
+        stored = self._by_shard.get(message.shard)
+        if stored is not None and stored.updated_at >= message.updated_at:
             return False
-        for old in known.secrets if known else ():
+        for old in stored.secrets if stored else ():
             self._secrets.pop(old.secret_id, None)
             self._by_verifier.pop(old.sha256, None)
         self._secrets.update({s.secret_id: s for s in message.secrets})
@@ -266,8 +266,8 @@ class SignerState:
         return True
 
 
-def _same_trust(one: CACertificates, other: CACertificates) -> bool:
-    return one.model_copy(update={"updated_at": other.updated_at}) == other
+def _same_trust(stored: CACertificates, message: CACertificates) -> bool:
+    return stored.model_copy(update={"updated_at": message.updated_at}) == message
 
 
 def _write(path: Path, payload: bytes) -> None:

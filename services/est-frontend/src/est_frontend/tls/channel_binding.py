@@ -39,8 +39,8 @@ def check_linking(
                 code="linking.required",
             )
         return None
-    found = [_binding(value, connection) for value in sent]
-    return found[0]
+    bindings = [_binding(value, connection) for value in sent]
+    return bindings[0]
 
 
 def _binding(value: str, connection: ClientConnection) -> Linked:

@@ -143,7 +143,7 @@ class EngineConnection:
         self._closed = False
         self._peer: tuple[bytes, tuple[crypto.X509, ...]] | None = None
         self._finished = False
-        self._whole = True
+        self._at_record_start = True
 
     def do_handshake(self) -> None:
         """Go as far as the received records allow.
@@ -184,9 +184,9 @@ class EngineConnection:
         fresh = self._incoming.read()
         if fresh:
             self._feed(fresh)
-        records = _whole_records(fresh) if self._whole else None
+        records = _whole_records(fresh) if self._at_record_start else None
         # Once part of a record stayed inside, new octets need not begin with a record.
-        self._whole = records is not None
+        self._at_record_start = records is not None
         data = self._decrypt(length, single=records == 1)
         if not data and not self._closed:
             raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "want read")

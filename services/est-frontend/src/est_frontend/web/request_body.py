@@ -19,8 +19,8 @@ def check_type(request: web.BaseRequest, expected: str) -> None:
     Raises:
         MalformedRequest: another one, or none.
     """
-    given = (header(request, "Content-Type") or "").partition(";")[0].strip().lower()
-    if given != expected:
+    media_type = (header(request, "Content-Type") or "").partition(";")[0].strip().lower()
+    if media_type != expected:
         raise MalformedRequest(f"send Content-Type: {expected}", code="request.media_type")
 
 

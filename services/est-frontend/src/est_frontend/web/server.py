@@ -52,9 +52,9 @@ class Parser:
             UnreadableRequest: the octets are not HTTP/1.1.
         """
         try:
-            found = self._parser.feed_data(data)
-            if all(message.version in _VERSIONS for message, _ in found[0]):
-                return found
+            parsed = self._parser.feed_data(data)
+            if all(message.version in _VERSIONS for message, _ in parsed[0]):
+                return parsed
             error = MalformedRequest(NOT_HTTP)
         except LineTooLong:
             error = MalformedRequest(

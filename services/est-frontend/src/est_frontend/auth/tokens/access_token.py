@@ -63,8 +63,8 @@ class AccessToken:
 
     def claims(self, paths: frozenset[str]) -> dict[str, ClaimValue]:
         """Return the claims at these paths that are a text or texts; the others are left out."""
-        found = {path: claim_at(self.payload, path) for path in paths}
-        return {path: value for path, value in found.items() if value is not None}
+        values = {path: claim_at(self.payload, path) for path in paths}
+        return {path: value for path, value in values.items() if value is not None}
 
 
 class TokenValidator:
@@ -97,11 +97,11 @@ class TokenValidator:
         # 1. Form: one compact JWS of bounded size.
         if len(token) > MAX_TOKEN_BYTES:
             raise refuse("the token is too long", "auth.token_malformed")
-        found = read(_unwrapped(token), "auth.token_malformed")
+        signed_claims = read(_unwrapped(token), "auth.token_malformed")
         # 2. Whose it claims to be decides which rules and which keys count.
-        settings, source = self._issuer(found.payload)
+        settings, source = self._issuer(signed_claims.payload)
         # 3. Algorithm and key, then the signature.
-        algorithm, kid = _checked_header(found.header, settings)
+        algorithm, kid = _checked_header(signed_claims.header, settings)
         key = await source.key(kid)
         if key is None:
             if not source.usable:
@@ -111,22 +111,22 @@ class TokenValidator:
             raise refuse("the token's key is not one of the issuer's", "auth.token_key")
         if not fits(key, algorithm):
             raise refuse("the token's algorithm is not its key's", "auth.token_algorithm")
-        if not signature_matches(found, key, algorithm):
+        if not signature_matches(signed_claims, key, algorithm):
             raise refuse("the token's signature is wrong", "auth.token_signature")
         # 4. When, for whom, what kind, who.
-        _check_times(found.payload, settings, self._clock.now().timestamp())
-        _check_audience(found.payload, settings)
+        _check_times(signed_claims.payload, settings, self._clock.now().timestamp())
+        _check_audience(signed_claims.payload, settings)
         if settings.kind == "oauth2":
-            _check_kind(found.payload)
-        _check_binding(found.payload)
-        return AccessToken(settings.id, _subject(found.payload), found.payload)
+            _check_kind(signed_claims.payload)
+        _check_binding(signed_claims.payload)
+        return AccessToken(settings.id, _subject(signed_claims.payload), signed_claims.payload)
 
     def _issuer(self, payload: Mapping[str, Any]) -> tuple[TokenIssuerSettings, KeySource]:
-        issuer = payload.get("iss")
-        found = self._issuers.get(issuer) if isinstance(issuer, str) else None
-        if found is None:
+        issuer_name = payload.get("iss")
+        issuer = self._issuers.get(issuer_name) if isinstance(issuer_name, str) else None
+        if issuer is None:
             raise refuse("the token is of another issuer", "auth.token_issuer")
-        return found
+        return issuer
 
 
 def claim_at(payload: Any, path: str) -> ClaimValue | None:
@@ -239,9 +239,9 @@ def _check_binding(payload: Mapping[str, Any]) -> None:
 def _subject(payload: Mapping[str, Any]) -> str:
     names = ("sub",) if "sub" in payload else ("azp", "client_id")
     for name in names:
-        found = _name(payload, name)
-        if found is not None:
-            return found
+        subject = _name(payload, name)
+        if subject is not None:
+            return subject
     raise refuse("the token has no subject", "auth.token_claims")
 
 

@@ -34,11 +34,11 @@ def check_proof(
     """
     if len(proof) > _LIMIT:
         raise refuse("the DPoP proof is too long", "auth.dpop")
-    found = read(proof, "auth.dpop")
-    key, algorithm = _key(found, thumbprint)
-    if not matches(found, key, algorithm):
+    signed_claims = read(proof, "auth.dpop")
+    key, algorithm = _key(signed_claims, thumbprint)
+    if not matches(signed_claims, key, algorithm):
         raise refuse("the DPoP proof's signature is wrong", "auth.dpop")
-    payload = found.payload
+    payload = signed_claims.payload
     if payload.get("htm") != method or not _same_url(payload.get("htu"), url):
         raise refuse("the DPoP proof is for another request", "auth.dpop")
     if payload.get("ath") != _base64url(sha256(token.encode()).digest()):
@@ -52,9 +52,9 @@ def check_proof(
     return sha256(f"{thumbprint}/{identifier}".encode()).hexdigest()
 
 
-def _key(found: SignedClaims, thumbprint: str) -> tuple[PublicKey, str]:
+def _key(signed_claims: SignedClaims, thumbprint: str) -> tuple[PublicKey, str]:
     """Return the proof's own key, which counts only because the token names its thumbprint."""
-    header = found.header
+    header = signed_claims.header
     algorithm, jwk = header.get("alg"), header.get("jwk")
     if header.get("typ") != "dpop+jwt" or "crit" in header or "b64" in header:
         raise refuse("the DPoP proof is not one", "auth.dpop")

@@ -60,7 +60,7 @@ class KeySource:
         self._fetched_s = 0.0
         self._unknown: dict[str, float] = {}
         # Fetches are numbered: those begun, those ended, and the one that is awaited.
-        self._begun = self._ended = self._wanted = 0
+        self._begun = self._ended = self._needed = 0
         self._asked_s = -settings.cool_down_s
         self._good = False
         self._wake = asyncio.Event()
@@ -86,7 +86,7 @@ class KeySource:
         The hash finds damage. Who may write to the folder is trusted, as for all state there.
         """
         try:
-            self._keys, age_s = _kept(self._file.read_bytes(), self._settings.issuer)
+            self._keys, age_s = _read_stored(self._file.read_bytes(), self._settings.issuer)
         except FileNotFoundError:
             return
         except (OSError, ValueError) as exc:
@@ -114,27 +114,27 @@ class KeySource:
 
     async def key(self, kid: str) -> PublicKey | None:
         """Return the key with that id; an unknown one is looked for by one fetch."""
-        found = self._known(kid)
+        key = self._usable_key(kid)
         now = monotonic_s()
-        if found is not None or self._unknown.get(kid, 0.0) > now:
-            return found
-        pending = self._ended < self._wanted
+        if key is not None or self._unknown.get(kid, 0.0) > now:
+            return key
+        pending = self._ended < self._needed
         if not pending and now - self._asked_s >= self._settings.cool_down_s:
-            self._asked_s, self._wanted = now, self._begun + 1
+            self._asked_s, self._needed = now, self._begun + 1
             self._wake.set()
         elif not pending:
             return None
-        wanted = self._wanted
+        needed = self._needed
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_S):
-                while found is None and self._ended < wanted:
+                while key is None and self._ended < needed:
                     await self._round.wait()
-                    found = self._known(kid)
-        if found is None and self._ended >= wanted and self._good:
+                    key = self._usable_key(kid)
+        if key is None and self._ended >= needed and self._good:
             self._remember_unknown(kid)
-        return found
+        return key
 
-    def _known(self, kid: str) -> PublicKey | None:
+    def _usable_key(self, kid: str) -> PublicKey | None:
         return self._keys.get(kid) if self.usable else None
 
     def _remember_unknown(self, kid: str) -> None:
@@ -224,14 +224,14 @@ def _parse(body: bytes) -> dict[str, PublicKey]:
     entries = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(entries, list) or len(entries) > _MAX_KEYS:
         raise ValueError("not a JWK set")
-    found: dict[str, PublicKey] = {}
+    keys: dict[str, PublicKey] = {}
     for entry in entries:
         if _for_signatures(entry):
             with contextlib.suppress(ValueError):
-                found.setdefault(entry["kid"], public_key(entry))
-    if not found:
+                keys.setdefault(entry["kid"], public_key(entry))
+    if not keys:
         raise ValueError("no usable key in the set")
-    return found
+    return keys
 
 
 def _for_signatures(entry: Any) -> bool:
@@ -243,18 +243,18 @@ def _for_signatures(entry: Any) -> bool:
     )
 
 
-def _kept(octets: bytes, issuer: str) -> tuple[dict[str, PublicKey], float]:
+def _read_stored(octets: bytes, issuer: str) -> tuple[dict[str, PublicKey], float]:
     """Return keys and their age in seconds from a kept file.
 
     Raises:
         ValueError: damaged, or of another issuer, or from the future.
     """
-    kept = read_json(octets)
-    if not isinstance(kept, dict) or kept.get("sha256") != _checksum(kept):
+    document = read_json(octets)
+    if not isinstance(document, dict) or document.get("sha256") != _checksum(document):
         raise ValueError("the file is damaged")
-    if kept.get("issuer") != issuer:
+    if document.get("issuer") != issuer:
         raise ValueError("the file is of another issuer")
-    fetched, body = kept.get("fetched_at"), kept.get("body")
+    fetched, body = document.get("fetched_at"), document.get("body")
     if not isinstance(fetched, int) or not isinstance(body, str):
         raise ValueError("the file is damaged")
     age_s = unix_ms() / 1000 - fetched
@@ -264,17 +264,17 @@ def _kept(octets: bytes, issuer: str) -> tuple[dict[str, PublicKey], float]:
 
 
 def _keep(path: Path, issuer: str, body: bytes) -> None:
-    kept = {"issuer": issuer, "fetched_at": unix_ms() // 1000, "body": body.decode()}
+    document = {"issuer": issuer, "fetched_at": unix_ms() // 1000, "body": body.decode()}
     temporary = path.with_name("." + path.name)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(kept | {"sha256": _checksum(kept)}, file)
+        json.dump(document | {"sha256": _checksum(document)}, file)
     temporary.replace(path)
 
 
-def _checksum(kept: Mapping[str, Any]) -> str:
-    rest = {name: value for name, value in kept.items() if name != "sha256"}
-    return sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+def _checksum(document: Mapping[str, Any]) -> str:
+    content = {name: value for name, value in document.items() if name != "sha256"}
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 async def _first_of(*events: asyncio.Event, timeout_s: float) -> None:
@@ -282,8 +282,8 @@ async def _first_of(*events: asyncio.Event, timeout_s: float) -> None:
     try:
         await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for one in waiting:
-            one.cancel()
+        for waiter in waiting:
+            waiter.cancel()
 
 
 def _tls(ca_file: Path | None) -> ssl.SSLContext:

@@ -56,9 +56,9 @@ def fits(key: PublicKey, algorithm: str) -> bool:
     )
 
 
-def signature_matches(found: SignedClaims, key: PublicKey, algorithm: str) -> bool:
+def signature_matches(signed_claims: SignedClaims, key: PublicKey, algorithm: str) -> bool:
     """Return whether the key made the signature; ``fits`` was asked before."""
-    return jws.signature_matches(found.parsed, key, algorithm)
+    return jws.signature_matches(signed_claims.parsed, key, algorithm)
 
 
 def refuse(reason: str, code: str) -> NotAuthenticated:
