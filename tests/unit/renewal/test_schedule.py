@@ -69,7 +69,7 @@ def test_a_fleet_issued_together_comes_back_spread_over_a_twentieth_of_its_lifet
 def test_a_pause_never_takes_more_than_an_eighth_of_what_is_left(
     priority: Priority, attempts: int, left: dt.timedelta, chance: float
 ) -> None:
-    pause = backoff(priority, attempts, left=left, chance=chance)
+    pause = backoff(priority, attempts, remaining=left, chance=chance)
     second = dt.timedelta(seconds=1)
     assert second <= pause <= max(left / 8, second)
     assert pause >= min(dt.timedelta(seconds=15), left / 8)
@@ -77,23 +77,23 @@ def test_a_pause_never_takes_more_than_an_eighth_of_what_is_left(
 
 def test_pauses_double_up_to_the_cap_of_the_priority() -> None:
     year = dt.timedelta(days=365)
-    found = [backoff(Priority.HIGH, n, left=year, chance=0.9999999) for n in range(1, 9)]
+    found = [backoff(Priority.HIGH, n, remaining=year, chance=0.9999999) for n in range(1, 9)]
     assert [round(p / MINUTE) for p in found] == [1, 2, 4, 8, 16, 32, 60, 60]
-    assert backoff(Priority.HIGH, 2, left=year, chance=0) == MINUTE
+    assert backoff(Priority.HIGH, 2, remaining=year, chance=0) == MINUTE
 
 
 def test_a_two_minute_certificate_is_asked_for_every_few_seconds() -> None:
     left = dt.timedelta(seconds=40)
-    assert backoff(Priority.LOW, 1, left=left, chance=0.5) == dt.timedelta(seconds=5)
+    assert backoff(Priority.LOW, 1, remaining=left, chance=0.5) == dt.timedelta(seconds=5)
     hour = dt.timedelta(hours=1)
-    assert lease(6 * hour, left=left, share=0.25) == dt.timedelta(seconds=10)
+    assert lease(6 * hour, remaining=left, share=0.25) == dt.timedelta(seconds=10)
 
 
 @given(lefts, lefts, lefts)
 def test_an_overlap_ends_with_the_old_certificate_at_the_latest(
     wanted: dt.timedelta, reload: dt.timedelta, left: dt.timedelta
 ) -> None:
-    found = overlap(wanted, client_reload=reload, left=left)
+    found = overlap(wanted, client_reload=reload, remaining=left)
     assert dt.timedelta(0) <= found <= left
     assert found >= min(wanted, left)
 

@@ -62,13 +62,13 @@ async def list_slots(database: Database, out: TextIO = sys.stdout) -> int:
 
 
 async def _pages(
-    database: Database, out: TextIO, wanted: Select[Any], key: Column[Any], lowest: str
+    database: Database, out: TextIO, query: Select[Any], key: Column[Any], lowest: str
 ) -> int:
     after: Any = lowest
     written = 0
     while True:
         async with database.connection() as connection:
-            page = wanted.where(key > after).order_by(key).limit(_PAGE)
+            page = query.where(key > after).order_by(key).limit(_PAGE)
             rows = await statements.fetch(connection, page)
         for row in rows:
             out.write(json.dumps(dict(row), default=_text) + "\n")

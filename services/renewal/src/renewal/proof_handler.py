@@ -67,7 +67,7 @@ class Accepted:
 
     issuance_id: str
     slot_id: str
-    known: bool
+    repeated: bool
 
 
 class AckListener:
@@ -120,7 +120,7 @@ class AckListener:
             with self._tracing.span("renewal.proof", ack.traceparent):
                 accepted = await self.accept(ack)
                 answer = RotationAckAnswered(accepted=True)
-                PROOFS.labels("repeated" if accepted.known else "accepted").inc()
+                PROOFS.labels("repeated" if accepted.repeated else "accepted").inc()
         except RequestRejected as exc:
             PROOFS.labels("refused").inc()
             log.info("proof of use refused", extra=fields(code=exc.code, label=ack.label))
@@ -134,7 +134,7 @@ class AckListener:
             log.warning("proof of use unanswered", extra=fields(error=exc.reason))
             return
         await self._answer(message, answer)
-        if accepted is not None and not accepted.known:
+        if accepted is not None and not accepted.repeated:
             log.info("rotation proven in use", extra=fields(slot_id=accepted.slot_id))
             await self._publish(accepted.slot_id)
 
@@ -155,11 +155,11 @@ class AckListener:
         self._compare(row, claims.rotation_id, claims.issued_at)
         slot_id = str(row["slot_id"])
         if row["state"] == "active":
-            return Accepted(row["issuance_id"], slot_id, known=True)
+            return Accepted(row["issuance_id"], slot_id, repeated=True)
         await self._database.run(
             lambda c: self._prove(c, slot_id, row["issuance_id"], ack.peer_address)
         )
-        return Accepted(row["issuance_id"], slot_id, known=False)
+        return Accepted(row["issuance_id"], slot_id, repeated=False)
 
     def _compare(self, row: asyncpg.Record, claimed: str, signed_at: dt.datetime) -> None:
         now: dt.datetime = row["now"]
@@ -177,11 +177,11 @@ class AckListener:
     ) -> None:
         now = await connection.fetchval("select now()")
 
-        def proven(one: Generation) -> Generation:
-            if one.issuance_id != issuance_id or one.role != "next":
-                return one
-            reached = one.reached | Steps.ACTIVATED
-            return replace(one, activated_at=now, proof="agent_ack", reached=reached)
+        def proven(generation: Generation) -> Generation:
+            if generation.issuance_id != issuance_id or generation.role != "next":
+                return generation
+            reached = generation.reached | Steps.ACTIVATED
+            return replace(generation, activated_at=now, proof="agent_ack", reached=reached)
 
         await update_slots(connection, [slot_id], rotation=self._rotation, proven=proven)
         await connection.execute(_PEER, issuance_id, peer)

@@ -65,7 +65,7 @@ async def claim(
         return []
     longest = leases.longest(PRIORITIES[priority])
     until = [
-        row["now"] + lease(longest, left=row["not_after"] - row["now"], share=leases.share)
+        row["now"] + lease(longest, remaining=row["not_after"] - row["now"], share=leases.share)
         for row in rows
     ]
     ids = [row["slot_id"] for row in rows]
@@ -82,9 +82,11 @@ async def take_back(
         return []
     pauses: list[dt.datetime] = []
     for row in rows:
-        left = row["not_after"] - row["now"]
+        remaining = row["not_after"] - row["now"]
         priority = PRIORITIES[row["priority"]]
-        pauses.append(row["now"] + backoff(priority, row["attempts"], left=left, chance=chance()))
+        pauses.append(
+            row["now"] + backoff(priority, row["attempts"], remaining=remaining, chance=chance())
+        )
     ids: list[Any] = [row["slot_id"] for row in rows]
     await connection.execute(_TAKE_BACK, ids, pauses)
     return [str(slot_id) for slot_id in ids]

@@ -68,9 +68,9 @@ class Scheduler:
         places = shares(total)
         for priority in range(len(PRIORITIES)):
             limit = min(places[priority], total - claimed)
-            found = await self._claim(priority, limit)
-            claimed += found
-            if found == limit:
+            count = await self._claim(priority, limit)
+            claimed += count
+            if count == limit:
                 full.append(priority)
         for priority in full:
             if claimed < total:
@@ -92,14 +92,16 @@ class Scheduler:
                     leases=self._scheduler.lease,
                 )
 
-            found = await self._database.run(work)
-            if not found:
+            slot_ids = await self._database.run(work)
+            if not slot_ids:
                 return 0
             faults.hit("renewal.claimed")
-            DISPATCHED.labels(PRIORITIES[priority].value).inc(len(found))
-            await self._announcer.dues(found)
-        log.info("renewal due", extra=fields(slots=len(found), priority=PRIORITIES[priority].value))
-        return len(found)
+            DISPATCHED.labels(PRIORITIES[priority].value).inc(len(slot_ids))
+            await self._announcer.dues(slot_ids)
+        log.info(
+            "renewal due", extra=fields(slots=len(slot_ids), priority=PRIORITIES[priority].value)
+        )
+        return len(slot_ids)
 
     async def keep_up(self) -> int:
         """Do once what upkeep does; returns how many slots or events it touched.

@@ -93,8 +93,8 @@ class EventConsumer:
     async def run(self, stop: asyncio.Event) -> None:
         """Apply events until stopped; what was fetched and not applied goes back."""
 
-        async def handle(taken: Sequence[Delivery], stopping: asyncio.Event) -> None:
-            if not await self.handle(taken):
+        async def handle(deliveries: Sequence[Delivery], stopping: asyncio.Event) -> None:
+            if not await self.handle(deliveries):
                 await self._wait_for_database(stopping)
 
         await MessageWorker(
@@ -104,11 +104,11 @@ class EventConsumer:
             linger_s=self._settings.linger_ms / 1000,
         ).run(stop)
 
-    async def handle(self, taken: Sequence[Delivery]) -> bool:
+    async def handle(self, deliveries: Sequence[Delivery]) -> bool:
         """Apply deliveries and answer each; False when the surroundings are unavailable."""
         started = monotonic_s()
-        alone = [d for d in taken if d.attempt >= _ALONE_FROM and d.topic != WINDOW_TOPIC]
-        batch = await self._read([d for d in taken if d not in alone])
+        alone = [d for d in deliveries if d.attempt >= _ALONE_FROM and d.topic != WINDOW_TOPIC]
+        batch = await self._read([d for d in deliveries if d not in alone])
         try:
             if batch.deliveries():
                 await self._apply(batch)
@@ -116,8 +116,7 @@ class EventConsumer:
         except Unavailable as exc:
             await self._later(batch.deliveries(), exc)
             good = False
-        except Exception as exc:  # noqa: BLE001
-            # Bulkhead: one message must not hold up the others; each is tried alone.
+        except Exception as exc:  # noqa: BLE001 - Bulkhead: each message is tried alone instead.
             log.warning(
                 "batch failed, processing its messages one by one", extra=fields(error=_line(exc))
             )
@@ -127,9 +126,9 @@ class EventConsumer:
         BATCH_S.observe(monotonic_s() - started)
         return good
 
-    async def _read(self, taken: Sequence[Delivery]) -> _Batch:
+    async def _read(self, deliveries: Sequence[Delivery]) -> _Batch:
         batch = _Batch()
-        for delivery in taken:
+        for delivery in deliveries:
             try:
                 self._classify(delivery, batch)
             except MalformedRequest as exc:
@@ -196,8 +195,7 @@ class EventConsumer:
         except Unavailable:
             await self._forget(delivery)
             raise
-        except Exception as exc:  # noqa: BLE001
-            # Bulkhead: this message is at fault; it is tried again later, then buried.
+        except Exception as exc:  # noqa: BLE001 - Bulkhead: tried again later, then buried.
             error = _line(exc)
             log.warning("message failed", extra=fields(sequence=delivery.sequence, error=error))
             await delivery.nak(self._settings.retry_s)

@@ -107,8 +107,8 @@ async def project(
         for name in touched:
             event = events[name]
             slots.add(event.slot_id)
-            held = newest.get(event.slot_id)
-            if held is None or held.issued_at <= event.issued_at:
+            latest_event = newest.get(event.slot_id)
+            if latest_event is None or latest_event.issued_at <= event.issued_at:
                 newest[event.slot_id] = event
     if revoked:
         latest = {r.fingerprint_sha256: r for r in revoked}
@@ -125,7 +125,7 @@ async def project(
         updated = await update_slots(
             connection, slots, rotation=rotation, newest=newest, certificates=touched
         )
-    numbers = {name: one.number for s in updated.values() for name, one in _all(s)}
+    numbers = {name: generation.number for s in updated.values() for name, generation in _all(s)}
     ended = [name for name in touched if name in events and name not in numbers]
     if ended:
         rows = await connection.fetch(_NUMBERS, ended)
@@ -170,8 +170,8 @@ async def _insert(connection: Connection, events: list[CertificateIssued]) -> li
         rows.append((*_row(event), due, event.slot_id != leader))
         leader = event.slot_id
     columns = [list(column) for column in zip(*rows, strict=True)]
-    found = await connection.fetch(_INSERT, *columns)
-    return [row["issuance_id"] for row in found]
+    inserted = await connection.fetch(_INSERT, *columns)
+    return [row["issuance_id"] for row in inserted]
 
 
 def _row(event: CertificateIssued) -> tuple[object, ...]:

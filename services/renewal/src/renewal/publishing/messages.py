@@ -76,9 +76,9 @@ class MessageBuilder:
         records = [self._record(t) for t in messages_to_send]
         return [*batches(records, [t.event.traceparent for t in messages_to_send]), *out]
 
-    def scheduled(self, found: Iterable[Scheduled]) -> list[Outgoing]:
+    def scheduled(self, projections: Iterable[Scheduled]) -> list[Outgoing]:
         """Return one audit record for each projected certificate, many in a message."""
-        items = list(found)
+        items = list(projections)
         records = [self._scheduled(item) for item in items]
         return list(batches(records, [item.event.traceparent for item in items]))
 

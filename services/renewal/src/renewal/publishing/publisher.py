@@ -187,9 +187,9 @@ class RotationPublisher:
         return RotationMessage(event, event.old, row["issuance_id"], str(fence), details)
 
     def _step_messages(self, row: asyncpg.Record) -> Iterable[RotationMessage]:
-        left = Steps(row["reached"] & ~row["announced"])
+        unannounced = Steps(row["reached"] & ~row["announced"])
         for bit, step in _ORDER:
-            if bit not in left:
+            if bit not in unannounced:
                 continue
             if step == "expired":
                 yield self._tell_expired(row)

@@ -35,10 +35,10 @@ def read_claims(token: str) -> Claims:
     if len(token) > MAX_BYTES:
         raise MalformedRequest("the proof is too long", code="proof.malformed")
     try:
-        found = jws.parse(token)
-        if found.header.get("alg") not in jws.ALGORITHMS:
+        proof = jws.parse(token)
+        if proof.header.get("alg") not in jws.ALGORITHMS:
             raise MalformedRequest("the proof's algorithm is not accepted", code="proof.algorithm")
-        claims = jws.read_object(found.payload)
+        claims = jws.read_object(proof.payload)
         return Claims(
             rotation_id=_text(claims, "rotation_id"),
             serial=_text(claims, "serial").lower(),

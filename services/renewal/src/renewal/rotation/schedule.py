@@ -67,7 +67,7 @@ def due_at(
 
 
 def backoff(
-    priority: Priority, attempts: int, *, left: dt.timedelta, chance: float
+    priority: Priority, attempts: int, *, remaining: dt.timedelta, chance: float
 ) -> dt.timedelta:
     """Return the pause before the next announcement; ``chance`` is in [0, 1).
 
@@ -76,25 +76,25 @@ def backoff(
     a certificate that lives two minutes is asked for every few seconds.
     """
     pause = BACKOFF[priority]
-    cap = min(pause.cap, max(left, dt.timedelta(0)) / CAP_SHARE)
+    cap = min(pause.cap, max(remaining, dt.timedelta(0)) / CAP_SHARE)
     doubled = pause.base * (1 << min(max(attempts - 1, 0), 20))
     jittered = min(doubled, cap) * (0.5 + chance / 2)
     return max(jittered, min(FLOOR, cap), SHORTEST)
 
 
-def lease(longest: dt.timedelta, *, left: dt.timedelta, share: float) -> dt.timedelta:
+def lease(longest: dt.timedelta, *, remaining: dt.timedelta, share: float) -> dt.timedelta:
     """Return how long an agent has to answer: a share of what is left, at least a second."""
-    return max(min(longest, left * share), SHORTEST)
+    return max(min(longest, remaining * share), SHORTEST)
 
 
 def overlap(
-    wanted: dt.timedelta, *, client_reload: dt.timedelta, left: dt.timedelta
+    configured: dt.timedelta, *, client_reload: dt.timedelta, remaining: dt.timedelta
 ) -> dt.timedelta:
     """Return how long the old certificate stays in use after the new one was proven.
 
     At least two reload intervals of the slowest client, at most what is left of the old one.
     """
-    return max(min(max(wanted, 2 * client_reload), left), dt.timedelta(0))
+    return max(min(max(configured, 2 * client_reload), remaining), dt.timedelta(0))
 
 
 def stall_at(

@@ -58,11 +58,11 @@ class Slot:
             stall_safety=rotation.stall_safety,
         )
 
-    def due(self, one: Generation, number: int) -> dt.datetime:
+    def due(self, generation: Generation, number: int) -> dt.datetime:
         """Return when a certificate of this slot is due as generation ``number``."""
         return due_at(
-            issued_at=one.issued_at,
-            not_after=one.not_after,
+            issued_at=generation.issued_at,
+            not_after=generation.not_after,
             reaction_time=dt.timedelta(seconds=self.reaction_time_s),
             spread=self.spread,
             slot_id=self.slot_id,
@@ -99,8 +99,8 @@ def after(slot: Slot, updated: SlotState, *, now: dt.datetime, chance: float) ->
     if changed.state in QUIET:
         return _moved(slot, changed)
     # The new certificate was revoked before it was proven: ask again, not at once.
-    left = active.not_after - now
-    pause = backoff(slot.urgency, max(slot.attempts, 1), left=left, chance=chance)
+    remaining = active.not_after - now
+    pause = backoff(slot.urgency, max(slot.attempts, 1), remaining=remaining, chance=chance)
     return _moved(slot, replace(changed, state="idle", next_attempt_at=now + pause))
 
 

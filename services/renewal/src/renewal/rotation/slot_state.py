@@ -87,15 +87,15 @@ class SlotState:
 
 
 def compute_slot_state(
-    known: Iterable[Generation], *, rules: Rules, now: dt.datetime, last_number: int = 0
+    generations: Iterable[Generation], *, rules: Rules, now: dt.datetime, last_number: int = 0
 ) -> SlotState:
     """Say what each certificate of the slot is at ``now``.
 
-    ``last_number`` is the slot's generation, used only when nothing placed is among ``known``.
+    ``last_number`` is the slot's generation, used only where none of ``generations`` was placed.
     """
     fold = _Fold(rules, last_number)
-    for one in sorted(known, key=lambda g: (g.issued_at, g.issuance_id)):
-        fold.add(one)
+    for generation in sorted(generations, key=lambda g: (g.issued_at, g.issuance_id)):
+        fold.add(generation)
     fold.place()
     fold.let_expire(now)
     fold.let_age(now)
@@ -128,31 +128,31 @@ class _Fold:
     def next(self) -> Generation | None:
         return self.all[self._next] if self._next else None
 
-    def add(self, one: Generation) -> None:
-        self.all[one.issuance_id] = one
+    def add(self, generation: Generation) -> None:
+        self.all[generation.issuance_id] = generation
 
     def place(self) -> None:
         """Rules 1 to 5, in the order of time; at one moment a proof comes before an issuance."""
         moments: list[tuple[dt.datetime, bool, str]] = []
         askers = {g.predecessor for g in self.all.values() if g.state != "revoked"}
         before = list(self.all.values())
-        for one in before:
-            if one.state == "revoked":
-                self._put(one, role=None)
+        for generation in before:
+            if generation.state == "revoked":
+                self._put(generation, role=None)
                 continue
-            if one.proof == "mtls_seen" and one.fingerprint in askers:
+            if generation.proof == "mtls_seen" and generation.fingerprint in askers:
                 # What proved it is here: the fold finds the proof again, at its right place.
-                one = self._put(one, activated_at=None, proof=None)
-            moments.append((one.issued_at, True, one.issuance_id))
-            if one.activated_at is not None:
-                moments.append((one.activated_at, False, one.issuance_id))
+                generation = self._put(generation, activated_at=None, proof=None)
+            moments.append((generation.issued_at, True, generation.issuance_id))
+            if generation.activated_at is not None:
+                moments.append((generation.activated_at, False, generation.issuance_id))
         for _, is_issuance, name in sorted(moments):
             if is_issuance:
                 self._issue(self.all[name])
             else:
                 self._prove(self.all[name])
-        for one in before:
-            self._keep_facts(one)
+        for generation in before:
+            self._keep_facts(generation)
 
     def _keep_facts(self, before: Generation) -> None:
         """Generations in between may have ended and not be here: numbers and proofs stay."""
@@ -162,89 +162,94 @@ class _Fold:
         missing = before.number - now.number
         if before.role != "active" or before.issuance_id != self._active or missing <= 0:
             return
-        for one in (self.active, self.next):
-            if one is not None:
-                self._put(one, number=one.number + missing)
+        for generation in (self.active, self.next):
+            if generation is not None:
+                self._put(generation, number=generation.number + missing)
 
-    def _issue(self, one: Generation) -> None:
+    def _issue(self, generation: Generation) -> None:
         active = self.active
         if active is None:
-            self._first(one)
-        elif active.not_after <= one.issued_at:
-            self._recover(active, one)
+            self._first(generation)
+        elif active.not_after <= generation.issued_at:
+            self._recover(active, generation)
         else:
-            self._follow(active, one)
+            self._follow(active, generation)
 
-    def _prove(self, one: Generation) -> None:
+    def _prove(self, generation: Generation) -> None:
         active = self.active
-        if one.issuance_id not in self._placed:
-            self._proven_early.add(one.issuance_id)  # clocks differ: it is issued in a moment
-        elif active is not None and self._waits(one, active):
-            self._activate(active, one, at=one.activated_at or one.issued_at, proof=None)
+        if generation.issuance_id not in self._placed:
+            # Clocks differ: it is issued in a moment.
+            self._proven_early.add(generation.issuance_id)
+        elif active is not None and self._waits(generation, active):
+            self._activate(
+                active, generation, at=generation.activated_at or generation.issued_at, proof=None
+            )
 
-    def _waits(self, one: Generation, active: Generation) -> bool:
+    def _waits(self, generation: Generation, active: Generation) -> bool:
         """It was issued to succeed the active one, and was not proven yet."""
-        return one.issuance_id in self._placed and one.number > active.number
+        return generation.issuance_id in self._placed and generation.number > active.number
 
-    def _put(self, one: Generation, **changes: object) -> Generation:
-        changed = replace(one, **changes)  # type: ignore[arg-type] # fields of Generation
-        self.all[one.issuance_id] = changed
+    def _put(self, generation: Generation, **changes: object) -> Generation:
+        changed = replace(generation, **changes)  # type: ignore[arg-type] # fields of Generation
+        self.all[generation.issuance_id] = changed
         return changed
 
-    def _first(self, one: Generation) -> None:
-        if one.number and one.role is None and not self._has_successor(one):
+    def _first(self, generation: Generation) -> None:
+        if generation.number and generation.role is None and not self._has_successor(generation):
             return  # replaced long ago by one that is no longer here: stays what it is
-        number = one.number or self._first_number()
-        self._active = one.issuance_id
-        self._placed.add(one.issuance_id)
-        self._put(one, role="active", state="active", number=number)
+        number = generation.number or self._first_number()
+        self._active = generation.issuance_id
+        self._placed.add(generation.issuance_id)
+        self._put(generation, role="active", state="active", number=number)
 
-    def _has_successor(self, one: Generation) -> bool:
+    def _has_successor(self, generation: Generation) -> bool:
         return any(
-            g.replaces == one.issuance_id and g.state != "revoked" for g in self.all.values()
+            g.replaces == generation.issuance_id and g.state != "revoked" for g in self.all.values()
         )
 
     def _first_number(self) -> int:
         placed = [g.number for g in self.all.values() if g.number]
         return max(1, placed[0] - 1) if placed else self._last_number + 1
 
-    def _recover(self, dead: Generation, one: Generation) -> None:
+    def _recover(self, dead: Generation, generation: Generation) -> None:
         self._put(dead, role=None, state="expired")
         if self.next is not None:
             self._put(self.next, role=None, state="superseded")
-        self._active, self._next = one.issuance_id, None
-        self._placed.add(one.issuance_id)
+        self._active, self._next = generation.issuance_id, None
+        self._placed.add(generation.issuance_id)
         self._put(
-            one,
+            generation,
             role="active",
             state="active",
             number=dead.number + 1,
             replaces=dead.issuance_id,
-            activated_at=one.activated_at or one.issued_at,
-            reached=one.reached | Steps.ISSUED,
+            activated_at=generation.activated_at or generation.issued_at,
+            reached=generation.reached | Steps.ISSUED,
         )
 
-    def _follow(self, active: Generation, one: Generation) -> None:
+    def _follow(self, active: Generation, generation: Generation) -> None:
         for waiting in list(self.all.values()):
-            if waiting.fingerprint == one.predecessor and self._waits(waiting, active):
-                active = self._activate(active, waiting, at=one.issued_at, proof="mtls_seen")
+            if waiting.fingerprint == generation.predecessor and self._waits(waiting, active):
+                active = self._activate(active, waiting, at=generation.issued_at, proof="mtls_seen")
         if self.next is not None:
             self._put(self.next, role=None, state="superseded")
-        self._placed.add(one.issuance_id)
-        placed = self._put_next(active, one)
-        if one.issuance_id in self._proven_early:
-            self._activate(active, placed, at=one.activated_at or one.issued_at, proof=None)
+        self._placed.add(generation.issuance_id)
+        placed = self._put_next(active, generation)
+        if generation.issuance_id in self._proven_early:
+            self._activate(
+                active, placed, at=generation.activated_at or generation.issued_at, proof=None
+            )
 
-    def _put_next(self, active: Generation, one: Generation) -> Generation:
-        self._next = one.issuance_id
+    def _put_next(self, active: Generation, generation: Generation) -> Generation:
+        self._next = generation.issuance_id
         return self._put(
-            one,
+            generation,
             role="next",
             state="next",
             number=active.number + 1,
             replaces=active.issuance_id,
-            overlap_until=self._overlap_until(active, one.issued_at),
-            reached=one.reached | Steps.ISSUED | Steps.OVERLAP,
+            overlap_until=self._overlap_until(active, generation.issued_at),
+            reached=generation.reached | Steps.ISSUED | Steps.OVERLAP,
         )
 
     def _activate(
@@ -275,7 +280,7 @@ class _Fold:
         return start + overlap(
             self._rules.overlap,
             client_reload=self._rules.client_reload,
-            left=old.not_after - start,
+            remaining=old.not_after - start,
         )
 
     def let_expire(self, now: dt.datetime) -> None:
@@ -347,11 +352,11 @@ class _Fold:
 def _check_at(fold: _Fold, now: dt.datetime) -> dt.datetime | None:
     moments = [fold.stall_ahead()]
     successors = {g.replaces: g for g in fold.all.values() if Steps.ACTIVATED in g.reached}
-    for one in fold.all.values():
-        if one.state in {"retired", "expired", "revoked"}:
+    for generation in fold.all.values():
+        if generation.state in {"retired", "expired", "revoked"}:
             continue
-        moments.append(one.not_after)
-        new = successors.get(one.issuance_id)
+        moments.append(generation.not_after)
+        new = successors.get(generation.issuance_id)
         if new is not None:
             moments.append(new.overlap_until)
     return min((m for m in moments if m is not None and m > now), default=None)

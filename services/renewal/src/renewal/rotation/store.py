@@ -101,18 +101,20 @@ async def update_slots(
     """
     ids = sorted(set(slot_ids))
     rows = await connection.fetch(_SLOTS, ids)
-    found: dict[str, list[Generation]] = {}
+    by_slot: dict[str, list[Generation]] = {}
     before: dict[str, Generation] = {}
     for row in await connection.fetch(_GENERATIONS, ids, list(certificates)):
-        one = _generation(row)
-        before[one.issuance_id] = one
-        found.setdefault(str(row["slot_id"]), []).append(proven(one) if proven else one)
+        generation = _generation(row)
+        before[generation.issuance_id] = generation
+        by_slot.setdefault(str(row["slot_id"]), []).append(
+            proven(generation) if proven else generation
+        )
     done: dict[str, UpdatedSlot] = {}
     for row in rows:
         old = _slot(row)
         slot = _with_rules(old, (newest or {}).get(old.slot_id))
         updated = compute_slot_state(
-            found.get(slot.slot_id, ()),
+            by_slot.get(slot.slot_id, ()),
             rules=slot.rules(rotation),
             now=row["now"],
             last_number=slot.generation,
@@ -127,15 +129,15 @@ async def _write(
     connection: Connection, before: Mapping[str, Generation], done: Mapping[str, UpdatedSlot]
 ) -> None:
     changed = [
-        one
+        generation
         for slot in done.values()
-        for one in slot.updated.generations.values()
-        if one != before[one.issuance_id]
+        for generation in slot.updated.generations.values()
+        if generation != before[generation.issuance_id]
     ]
     cleared = [
-        one.issuance_id
-        for one in changed
-        if (role := before[one.issuance_id].role) is not None and role != one.role
+        generation.issuance_id
+        for generation in changed
+        if (role := before[generation.issuance_id].role) is not None and role != generation.role
     ]
     if cleared:
         # First, so that no two rows of a slot have the same role in between.
@@ -151,17 +153,17 @@ def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def _values(one: Generation) -> list[Any]:
+def _values(generation: Generation) -> list[Any]:
     return [
-        one.issuance_id,
-        one.number,
-        one.role,
-        one.state,
-        one.replaces,
-        one.overlap_until,
-        one.activated_at,
-        one.proof,
-        int(one.reached),
+        generation.issuance_id,
+        generation.number,
+        generation.role,
+        generation.state,
+        generation.replaces,
+        generation.overlap_until,
+        generation.activated_at,
+        generation.proof,
+        int(generation.reached),
     ]
 
 
