@@ -60,9 +60,9 @@ class Chain:
         Raises:
             LedgerUnavailable: the head is not where this writer left it; load it anew.
         """
-        wanted = list(entries)
+        in_order = list(entries)
         first: dict[str, Entry] = {}
-        for entry in wanted:
+        for entry in in_order:
             first.setdefault(entry.record_id, entry)
         fresh = list(first.values())
         while fresh:
@@ -70,11 +70,11 @@ class Chain:
                 await self._write(connection, fresh)
                 break
             except asyncpg.UniqueViolationError:
-                known = await store.known(connection, [e.record_id for e in fresh])
-                if not known:
+                logged = await store.logged_ids(connection, [e.record_id for e in fresh])
+                if not logged:
                     raise
-                fresh = [e for e in fresh if e.record_id not in known]
-        return Appended(tuple(fresh), len(wanted) - len(fresh))
+                fresh = [e for e in fresh if e.record_id not in logged]
+        return Appended(tuple(fresh), len(in_order) - len(fresh))
 
     async def _write(self, connection: Connection, entries: Sequence[Entry]) -> None:
         recorded_at = max(self._clock.now(), self._recorded_at)

@@ -154,7 +154,7 @@ async def replay(settings: Settings, sink: str, start: int) -> None:
     Raises:
         ConfigurationError: no such sink, or its cursor is not beyond that place.
     """
-    if sink not in {known.name for known in settings.sinks}:
+    if sink not in {configured.name for configured in settings.sinks}:
         raise ConfigurationError(f"no sink has the name {sink}")
     await _audited(settings, "audit.replay", sink=sink, start=start)
     async with _database(settings) as database, database.connection() as connection:

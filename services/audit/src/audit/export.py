@@ -32,14 +32,14 @@ async def lines(
     ):
         await connection.execute("set local statement_timeout = 0")
         if correlation_id is None:
-            whole = _whole(connection, origin, vkey)
+            stream = _full(connection, origin, vkey)
         else:
-            whole = _part(connection, origin, vkey, correlation_id)
-        async for line in whole:
+            stream = _part(connection, origin, vkey, correlation_id)
+        async for line in stream:
             yield line
 
 
-async def _whole(connection: Connection, origin: str, vkey: str) -> AsyncIterator[bytes]:
+async def _full(connection: Connection, origin: str, vkey: str) -> AsyncIterator[bytes]:
     records = await statements.fetch_value(connection, select(func.count()).select_from(record))
     checkpoints = await statements.fetch_value(
         connection, select(func.count()).select_from(checkpoint)
@@ -57,7 +57,7 @@ async def _part(
     newest = await statements.fetch_row(
         connection, _CHECKPOINTS.order_by(checkpoint.c.size.desc()).limit(1)
     )
-    found = await statements.fetch(
+    rows = await statements.fetch(
         connection, _LINES.where(record.c.correlation_id == correlation_id)
     )
     sealed = newest["size"] if newest else 0
@@ -65,8 +65,8 @@ async def _part(
     below = select(record.c.leaf_hash).where(record.c.log_index < sealed)
     async for row in statements.stream(connection, below.order_by(record.c.log_index)):
         tree.append(row[0])
-    yield export.Header(origin, vkey, len(found), 1 if newest else 0, correlation_id).line()
-    for row in found:
+    yield export.Header(origin, vkey, len(rows), 1 if newest else 0, correlation_id).line()
+    for row in rows:
         index = row["log_index"]
         proof = tree.inclusion(index, sealed) if index < sealed else None
         yield export.record_line(index, row["leaf"], row["leaf_hash"], row["prev_hash"], proof)

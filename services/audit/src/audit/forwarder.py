@@ -161,16 +161,16 @@ class Forwarder:
         return await self._keep(cursor)
 
     async def _keep(self, cursor: store.Cursor) -> store.Cursor:
-        wanted = replace(
+        advanced = replace(
             cursor,
             next_index=max(cursor.next_index, self._position),
             checkpoint_size=max(cursor.checkpoint_size, self._sealed),
         )
-        if wanted == cursor:
+        if advanced == cursor:
             return cursor
         async with self._database.connection() as database:
-            if await store.move_cursor(database, self.sink.name, wanted):
-                return wanted
+            if await store.move_cursor(database, self.sink.name, advanced):
+                return advanced
             return self._moved_by_operator(await store.cursor(database, self.sink.name))
 
     def _moved_by_operator(self, cursor: store.Cursor) -> store.Cursor:
@@ -188,8 +188,7 @@ class Forwarder:
     async def _format(self, log_index: int, leaf: str) -> bytes | None:
         try:
             formatted = syslog.record(leaf, self.sink.facility)
-        # Bulkhead: a record this sink cannot carry must not hold up all those behind it.
-        except Exception as exc:  # noqa: BLE001
+        except Exception as exc:  # noqa: BLE001 - Bulkhead: it must not hold up those behind it.
             await self._dead(log_index, f"{type(exc).__name__}: {exc}"[:300])
             return None
         if formatted.omitted:

@@ -83,7 +83,7 @@ class Reconciliation:
             await delivery.nak(self._settings.retry_s)
 
     async def _compare(self, window: WindowClosed, attempt: int) -> bool:
-        verdict, found = await self._comparison.compare(window)
+        verdict, count = await self._comparison.compare(window)
         state = "open" if verdict is Verdict.REQUESTED else verdict.value
         metrics.WINDOWS.labels(state).inc()
         if verdict is Verdict.REQUESTED:
@@ -93,23 +93,23 @@ class Reconciliation:
                 connection,
                 (window.start, window.end),
                 expected=window.count,
-                found=found,
+                logged=count,
                 state=state,
                 attempts=attempt,
             )
         if verdict is Verdict.GIVEN_UP:
-            self._give_up(window, found)
+            self._give_up(window, count)
         return verdict.final
 
     async def _count_and_digest(self, start: dt.datetime, end: dt.datetime) -> tuple[int, str]:
         async with self._database.connection() as connection:
-            found = await store.issued_between(connection, start, end)
-        return len(found), window_digest(found)
+            issuances = await store.issued_between(connection, start, end)
+        return len(issuances), window_digest(issuances)
 
-    def _give_up(self, window: WindowClosed, found: int) -> None:
+    def _give_up(self, window: WindowClosed, count: int) -> None:
         log.error(
             "audit log differs from the ledger",
-            extra=fields(start=window.start, expected=window.count, found=found),
+            extra=fields(start=window.start, expected=window.count, found=count),
         )
         self._own.note(
             "audit.window_differs",
@@ -119,5 +119,5 @@ class Reconciliation:
             record_id=ids.record_id("audit.window_differs", window.id),
             start=window.start.isoformat(),
             expected=window.count,
-            found=found,
+            found=count,
         )

@@ -37,8 +37,8 @@ class Entry(NamedTuple):
         record, target = self.record, self.record.target
         if target.issuance_id is None or target.issued_at is None:
             return None
-        said = {"action": record.action, "phase": record.phase, "outcome": record.outcome}
-        if not is_issued(said):
+        facts = {"action": record.action, "phase": record.phase, "outcome": record.outcome}
+        if not is_issued(facts):
             return None
         return target.issuance_id, target.issued_at
 

@@ -149,7 +149,7 @@ async def append(
     )
 
 
-async def known(connection: Connection, ids: Sequence[str]) -> set[str]:
+async def logged_ids(connection: Connection, ids: Sequence[str]) -> set[str]:
     """Return those of the ids that are in the log."""
     rows = await connection.fetch(
         "select record_id from seen where record_id = any($1::uuid[])", ids
@@ -281,7 +281,7 @@ async def note_window(
     window: tuple[dt.datetime, dt.datetime],
     *,
     expected: int,
-    found: int,
+    logged: int,
     state: str,
     attempts: int,
 ) -> None:
@@ -293,7 +293,7 @@ async def note_window(
         " state = excluded.state, attempts = excluded.attempts, at = now()",
         *window,
         expected,
-        found,
+        logged,
         state,
         attempts,
     )

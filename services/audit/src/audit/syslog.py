@@ -47,9 +47,9 @@ def record(leaf: str, facility: int) -> Formatted:
     """Return the frame of one record given its leaf."""
     value = json.loads(leaf)
     body = value["record"]
-    whole = _message(value, leaf, facility, "")
-    if len(whole) <= MAX_OCTETS:
-        return Formatted(_frame(whole))
+    message = _message(value, leaf, facility, "")
+    if len(message) <= MAX_OCTETS:
+        return Formatted(_frame(message))
     if isinstance(body.get("target"), dict) and body["target"].pop("certificate", None):
         trimmed = _message(value, canonical.render(value), facility, "certificate")
         if len(trimmed) <= MAX_OCTETS:

@@ -53,7 +53,7 @@ _SPANS = 32
 
 
 @dataclass(frozen=True)
-class _Taken:
+class _Received:
     """A delivery with what was read from it; a faulty one is ended, not acknowledged."""
 
     delivery: Delivery
@@ -176,14 +176,14 @@ class Writer:
     async def _round(self, connection: Connection, chain: Chain) -> bool:
         """Append what is here, seal if it is time; returns whether there was something."""
         await self._tend(connection)
-        taken = self._take()
-        busy = bool(taken) or bool(self._own.waiting())
+        batch = self._take()
+        busy = bool(batch) or bool(self._own.waiting())
         if busy:
             try:
-                await self._commit(connection, chain, taken)
-            except BaseException:  # cancellation too: what was taken goes back, then it goes on
-                for one in taken:
-                    await one.delivery.nak(self._settings.retry_s)
+                await self._commit(connection, chain, batch)
+            except BaseException:  # Cleanup, then raised again: the batch goes back to the bus.
+                for received in batch:
+                    await received.delivery.nak(self._settings.retry_s)
                 raise
         if self._sealer.due(chain.size):
             await self._sealer.seal(connection, chain)
@@ -200,32 +200,38 @@ class Writer:
             await store.ensure_months(connection, self._clock.now())
             self._partitioned = now
 
-    def _take(self) -> list[_Taken]:
-        taken: list[_Taken] = []
+    def _take(self) -> list[_Received]:
+        batch: list[_Received] = []
         count = 0
         for consumer in self._consumers:
             while count < self._settings.max_records and consumer.waiting:
                 delivery = consumer.take(1)[0]
                 read = record_decoder.read(delivery.data)
                 count += max(1, len(read.entries))
-                taken.append(_Taken(delivery, read))
-        return taken
+                batch.append(_Received(delivery, read))
+        return batch
 
-    async def _commit(self, connection: Connection, chain: Chain, taken: list[_Taken]) -> None:
-        taken = [one for one in taken if not one.read.fault or await self._dead_letter(one)]
+    async def _commit(self, connection: Connection, chain: Chain, batch: list[_Received]) -> None:
+        batch = [
+            received
+            for received in batch
+            if not received.read.fault or await self._dead_letter(received)
+        ]
         try:
-            await self._append(connection, chain, taken)
+            await self._append(connection, chain, batch)
         except asyncpg.DataError:
-            await self._one_by_one(connection, chain, taken)
+            await self._one_by_one(connection, chain, batch)
             return
-        await _end(taken)
+        await _end(batch)
 
-    async def _append(self, connection: Connection, chain: Chain, taken: Sequence[_Taken]) -> None:
+    async def _append(
+        self, connection: Connection, chain: Chain, batch: Sequence[_Received]
+    ) -> None:
         own = self._own.waiting()
-        entries = [*own, *(entry for one in taken for entry in one.read.entries)]
+        entries = [*own, *(entry for received in batch for entry in received.read.entries)]
         started = monotonic_s()
         with contextlib.ExitStack() as spans:
-            parents = [parent for one in taken for parent in one.read.traceparents]
+            parents = [parent for received in batch for parent in received.read.traceparents]
             for parent in parents[:_SPANS]:
                 spans.enter_context(
                     self._tracing.span(
@@ -258,23 +264,23 @@ class Writer:
         log.debug("records appended", extra=fields(records=len(entries), size=chain.size))
 
     async def _one_by_one(
-        self, connection: Connection, chain: Chain, taken: Sequence[_Taken]
+        self, connection: Connection, chain: Chain, batch: Sequence[_Received]
     ) -> None:
         """Append message by message, so that one that cannot be stored holds up no other."""
-        for one in taken:
+        for received in batch:
             try:
-                await self._append(connection, chain, [one])
+                await self._append(connection, chain, [received])
             except asyncpg.DataError as exc:
                 refused = record_decoder.Intake((), fault="refused", reason=type(exc).__name__)
-                if not await self._dead_letter(_Taken(one.delivery, refused)):
+                if not await self._dead_letter(_Received(received.delivery, refused)):
                     continue
-                await one.delivery.term()
+                await received.delivery.term()
             else:
-                await _end([one])
+                await _end([received])
 
-    async def _dead_letter(self, one: _Taken) -> bool:
+    async def _dead_letter(self, received: _Received) -> bool:
         """Put the message aside; False if that failed, and it will be delivered again."""
-        delivery, fault = one.delivery, str(one.read.fault)
+        delivery, fault = received.delivery, str(received.read.fault)
         place = f"{delivery.topic}/{delivery.sequence}"
         identity = ids.record_id("audit.dead_letter", place, ids.digest([delivery.data]).hex())
         try:
@@ -286,21 +292,23 @@ class Writer:
             await delivery.nak(self._settings.retry_s)
             return False
         metrics.DEAD_LETTERS.labels(fault).inc()
-        log.error("audit message unreadable", extra=fields(place=place, reason=one.read.reason))
+        log.error(
+            "audit message unreadable", extra=fields(place=place, reason=received.read.reason)
+        )
         self._own.note(
             "audit.dead_letter",
             phase="error",
             severity="error",
-            reason=(fault, one.read.reason),
+            reason=(fault, received.read.reason),
             record_id=identity,
             topic=delivery.topic,
             sequence=delivery.sequence,
             octets=len(delivery.data),
-            kept=len(one.read.entries),
+            kept=len(received.read.entries),
         )
         return True
 
 
-async def _end(taken: Sequence[_Taken]) -> None:
-    for one in taken:
-        await (one.delivery.term() if one.read.fault else one.delivery.ack())
+async def _end(batch: Sequence[_Received]) -> None:
+    for received in batch:
+        await (received.delivery.term() if received.read.fault else received.delivery.ack())
