@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from estclient.operators.orders import Connection, Order, carry_out
 from estcore.pki.crl import REVOCATION_REASONS
 from estcore.pki.durations import parse_duration
-from estcore.runtime.command_line import PATH, Command, Converted, Group, given
+from estcore.runtime.command_line import PATH, Command, Converted, Group, given_options
 
 requests = Group("requests")
 bulk_revocation = Group("bulk-revocation")
@@ -57,7 +57,7 @@ def _verb(
         connection = Connection(**{f.name: values.pop(f.name) for f in fields(Connection)})
         as_json = values.pop("json")
         give: Give = context.obj or carry_out
-        give(Order(command, given(values), connection, as_json))
+        give(Order(command, given_options(values), connection, as_json))
 
     everything = [*params, *_connection_options()]
     group.add_command(Command(name, help=text, callback=callback, params=everything, **more))

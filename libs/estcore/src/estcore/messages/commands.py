@@ -43,8 +43,8 @@ class Command(Part):
     @property
     def digest(self) -> bytes:
         """SHA-256 of what is to be done, whenever it was signed."""
-        said = [str(self.command_id), self.service, self.verb, self.arguments]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).digest()
+        parts = [str(self.command_id), self.service, self.verb, self.arguments]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()
 
 
 class CommandAnswered(Part):

@@ -55,16 +55,16 @@ def read_attributes(field: bytes) -> Attributes:
     """
     if not field:
         return {}
-    found: dict[str, tuple[bytes, ...]] = {}
+    attributes: dict[str, tuple[bytes, ...]] = {}
     elements = der_codec.inside(field, 0xA0)
     if len(elements) > MAX_ATTRIBUTES:
         raise InvalidCSR(f"more than {MAX_ATTRIBUTES} attributes", code="csr.attribute_count")
     for element in elements:
         oid, values = read_attribute(element)
-        if oid in found:
+        if oid in attributes:
             raise InvalidCSR(f"attribute {oid} stands twice", code="csr.attribute_repeated")
-        found[oid] = values
-    return found
+        attributes[oid] = values
+    return attributes
 
 
 def read_attribute(element: bytes) -> tuple[str, tuple[bytes, ...]]:

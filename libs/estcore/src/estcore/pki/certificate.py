@@ -120,11 +120,11 @@ def throw_away_key_like(
 ) -> CertificateIssuerPrivateKeyTypes:
     """Return a throw-away key of the same kind, made once per kind and size."""
     size = getattr(public_key, "key_size", 0)
-    found = _THROW_AWAY.get((type(public_key).__name__, size))
-    if found is None:
-        found = throw_away_key(public_key)
-        _THROW_AWAY[type(public_key).__name__, size] = found
-    return found
+    key = _THROW_AWAY.get((type(public_key).__name__, size))
+    if key is None:
+        key = throw_away_key(public_key)
+        _THROW_AWAY[type(public_key).__name__, size] = key
+    return key
 
 
 _THROW_AWAY: dict[tuple[str, int], CertificateIssuerPrivateKeyTypes] = {}
@@ -209,11 +209,11 @@ class CertificateTemplate:
         if not self._in_parts:
             return self._tail
         part = partition_of(serial_number, self.issuer.crl_partitions)
-        found = self._tails.get(part)
-        if found is None:
+        tail = self._tails.get(part)
+        if tail is None:
             point = _extension(self._point(part), critical=False)
-            found = self._tails[part] = point + self._tail
-        return found
+            tail = self._tails[part] = point + self._tail
+        return tail
 
     def _point(self, part: Partition) -> x509.CRLDistributionPoints:
         url = crl_shards.filled(self.profile.crl_url or "", self.issuer.issuer_id, part)
@@ -223,25 +223,25 @@ class CertificateTemplate:
         self, request: CertificationRequest, serial_number: int
     ) -> list[tuple[x509.ExtensionType, bool]]:
         """Return the exact extensions a certificate must have, in order, with criticality."""
-        found = [
+        extensions = [
             *self._before_ski,
             (x509.SubjectKeyIdentifier(key_identifier(request.spki)), False),
             (self.issuer.key_identifier, False),
         ]
         san = request.san_extension
         if san is not None:
-            found.append((san, not request.subject.rdns))
+            extensions.append((san, not request.subject.rdns))
         if self._in_parts:
             part = partition_of(serial_number, self.issuer.crl_partitions)
-            found.append((self._point(part), False))
-        return [*found, *self._after_san]
+            extensions.append((self._point(part), False))
+        return [*extensions, *self._after_san]
 
-    def encode_extensions(self, found: list[tuple[x509.ExtensionType, bool]]) -> bytes:
-        """Return the extensions field of TBS bytes as DER writes ``found``.
+    def encode_extensions(self, extensions: list[tuple[x509.ExtensionType, bool]]) -> bytes:
+        """Return the extensions field of TBS bytes as DER writes ``extensions``.
 
         Extensions equal to the fixed ones have the fixed ones' octets, encoded once.
         """
-        encoded = (self._encoded(extension, critical) for extension, critical in found)
+        encoded = (self._encoded(extension, critical) for extension, critical in extensions)
         return der_codec.tlv(0xA3, der_codec.tlv(der_codec.SEQUENCE, *encoded))
 
     def _encoded(self, extension: x509.ExtensionType, critical: bool) -> bytes:
@@ -339,31 +339,31 @@ def _information_access(profile: Profile, issuer_id: str) -> x509.AuthorityInfor
         (AuthorityInformationAccessOID.OCSP, profile.ocsp_url),
         (AuthorityInformationAccessOID.CA_ISSUERS, profile.issuer_url),
     )
-    found = [
+    descriptions = [
         x509.AccessDescription(
             method, x509.UniformResourceIdentifier(crl_shards.filled(url, issuer_id))
         )
         for method, url in places
         if url
     ]
-    return x509.AuthorityInformationAccess(found) if found else None
+    return x509.AuthorityInformationAccess(descriptions) if descriptions else None
 
 
 def _further(profile: Profile) -> list[tuple[x509.ExtensionType, bool]]:
-    found: list[tuple[x509.ExtensionType, bool]] = []
+    extensions: list[tuple[x509.ExtensionType, bool]] = []
     if profile.certificate_policies:
         policies = [
             x509.PolicyInformation(x509.ObjectIdentifier(oid), None)
             for oid in profile.certificate_policies
         ]
-        found.append((x509.CertificatePolicies(policies), False))
+        extensions.append((x509.CertificatePolicies(policies), False))
     if profile.must_staple:
-        found.append((x509.TLSFeature([x509.TLSFeatureType.status_request]), False))
-    for one in profile.fixed_extensions:
-        oid = x509.ObjectIdentifier(one.oid)
-        value = x509.UnrecognizedExtension(oid, bytes.fromhex(one.value))
-        found.append((value, one.critical))
-    return found
+        extensions.append((x509.TLSFeature([x509.TLSFeatureType.status_request]), False))
+    for fixed in profile.fixed_extensions:
+        oid = x509.ObjectIdentifier(fixed.oid)
+        value = x509.UnrecognizedExtension(oid, bytes.fromhex(fixed.value))
+        extensions.append((value, fixed.critical))
+    return extensions
 
 
 def assemble(tbs: bytes, signature_algorithm: bytes, signature: bytes) -> bytes:

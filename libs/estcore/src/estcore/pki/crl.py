@@ -115,14 +115,14 @@ def read_crl(octets: bytes) -> tuple[x509.CertificateRevocationList, frozenset[R
         ValueError: not a CRL.
     """
     crl = x509.load_der_x509_crl(octets)
-    found = set()
-    for one in crl:
+    entries = set()
+    for entry in crl:
         try:
-            reason = one.extensions.get_extension_for_class(x509.CRLReason).value.reason.value
+            reason = entry.extensions.get_extension_for_class(x509.CRLReason).value.reason.value
         except x509.ExtensionNotFound:
             reason = None
-        found.add(RevokedEntry(one.serial_number, one.revocation_date_utc, reason))
-    return crl, frozenset(found)
+        entries.add(RevokedEntry(entry.serial_number, entry.revocation_date_utc, reason))
+    return crl, frozenset(entries)
 
 
 def check_crl(
@@ -140,14 +140,14 @@ def check_crl(
         LintFailed: it is anything else.
     """
     try:
-        crl, found = read_crl(octets)
-        said = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+        crl, read_back = read_crl(octets)
+        crl_number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
         good = (
             crl.is_signature_valid(issuer.public_key)
             and crl.issuer == issuer.subject
-            and said == number
+            and crl_number == number
             and crl.next_update_utc == next_update
-            and found == {_plain(one) for one in entries}
+            and read_back == {_plain(entry) for entry in entries}
             and _points(crl) == ((_point(urls), True) if urls else None)
         )
     except (ValueError, x509.ExtensionNotFound) as exc:
@@ -160,10 +160,10 @@ def _points(
     crl: x509.CertificateRevocationList,
 ) -> tuple[x509.IssuingDistributionPoint, bool] | None:
     try:
-        found = crl.extensions.get_extension_for_class(x509.IssuingDistributionPoint)
+        extension = crl.extensions.get_extension_for_class(x509.IssuingDistributionPoint)
     except x509.ExtensionNotFound:
         return None
-    return found.value, found.critical
+    return extension.value, extension.critical
 
 
 def _plain(entry: RevokedEntry) -> RevokedEntry:
@@ -174,4 +174,4 @@ def _plain(entry: RevokedEntry) -> RevokedEntry:
 
 def plain_entries(entries: Iterable[RevokedEntry]) -> frozenset[RevokedEntry]:
     """Return the entries as a CRL encodes them: whole seconds, known reasons."""
-    return frozenset(_plain(one) for one in entries)
+    return frozenset(_plain(entry) for entry in entries)

@@ -45,10 +45,10 @@ def read_partition(name: str) -> Partition:
     match = _NAME.fullmatch(name)
     if match is None:
         raise ValueError(f"{name!r} is not a partition")
-    found = Partition(int(match[1]), int(match[2]))
-    if found.count not in COUNTS or found.index >= found.count:
+    partition = Partition(int(match[1]), int(match[2]))
+    if partition.count not in COUNTS or partition.index >= partition.count:
         raise ValueError(f"{name!r} is not a partition")
-    return found
+    return partition
 
 
 def all_of(count: int) -> list[Partition]:

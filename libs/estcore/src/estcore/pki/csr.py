@@ -84,8 +84,8 @@ class CertificationRequest:
         if not self.attributes:
             return b""
         _, start, end = der_codec.header(self.attributes, 0)
-        found = der_codec.elements(self.attributes, start, end)
-        values = [self.attributes[a:d] for _, a, _, d in found]
+        elements = der_codec.elements(self.attributes, start, end)
+        values = [self.attributes[a:d] for _, a, _, d in elements]
         return digest(
             sorted(v for v in values if not any(prefix in v[:18] for prefix in _BINDINGS))
         )

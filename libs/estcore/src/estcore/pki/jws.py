@@ -95,23 +95,23 @@ def algorithm(key: object) -> str:
     return accepted_algorithms(key)[0]
 
 
-def signature_matches(found: CompactJWS, key: JSONWebKey, algorithm_name: str) -> bool:
+def signature_matches(token: CompactJWS, key: JSONWebKey, algorithm_name: str) -> bool:
     """Return whether the key made the signature with one of ``ALGORITHMS``."""
     try:
-        return bool(_MODELS[algorithm_name].verify(found.signed, found.signature, key))
+        return bool(_MODELS[algorithm_name].verify(token.signed, token.signature, key))
     except (JoseError, ValueError):
         return False
 
 
-def signature_by(found: CompactJWS, public_key: object) -> bool:
+def signature_by(token: CompactJWS, public_key: object) -> bool:
     """Return whether a public key made the signature with the algorithm its header names.
 
     Raises:
         ValueError: no algorithm is for this kind of key.
     """
-    name = found.header.get("alg")
+    name = token.header.get("alg")
     accepted = accepted_algorithms(public_key)
-    return name in accepted and signature_matches(found, _json_web_key(public_key), str(name))
+    return name in accepted and signature_matches(token, _json_web_key(public_key), str(name))
 
 
 def sign_compact(payload: bytes, key: PrivateKey, header: Mapping[str, Any] = {}) -> str:
@@ -146,24 +146,24 @@ def verify(text: str, *, typ: str) -> Signed:
         NotAuthenticated: the signature is not by the key of the certificate in it.
     """
     try:
-        found = parse(text)
+        token = parse(text)
     except ValueError as exc:
         raise _malformed(str(exc)) from exc
-    header = found.header
+    header = token.header
     if header.keys() != {"alg", "typ", "x5c"} or header["typ"] != typ:
         raise _malformed(f"the header is not that of {typ}")
     certificate_der = _certificate(header["x5c"])
     try:
         certificate = x509.load_der_x509_certificate(certificate_der)
         public = certificate.public_key()
-        wanted = algorithm(public)
+        key_algorithm = algorithm(public)
     except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm) as exc:
         raise _malformed("the certificate in x5c cannot be used") from exc
-    if header["alg"] != wanted:
-        raise _malformed(f"a key like this signs with {wanted}")
-    if not signature_matches(found, _json_web_key(public), wanted):
+    if header["alg"] != key_algorithm:
+        raise _malformed(f"a key like this signs with {key_algorithm}")
+    if not signature_matches(token, _json_web_key(public), key_algorithm):
         raise NotAuthenticated("the signature is not by the key of the certificate", code=SIGNATURE)
-    return Signed(found.payload, certificate, certificate_der)
+    return Signed(token.payload, certificate, certificate_der)
 
 
 def read_object(octets: bytes) -> dict[str, Any]:
@@ -221,10 +221,10 @@ def _certificate(x5c: object) -> bytes:
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         raise ValueError("a member stands twice")
-    return found
+    return members
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -48,7 +48,7 @@ def _first_failed(
     tbs = der_codec.children(copy.tbs)
     issuer = template.issuer
     before, after = template.validity(now)
-    found = [(e.value, e.critical) for e in certificate.extensions]
+    extensions = [(e.value, e.critical) for e in certificate.extensions]
     checks = (
         ("version", certificate.version is x509.Version.v3),
         ("serial_number", serial_number_is_ours(certificate.serial_number)),
@@ -59,9 +59,9 @@ def _first_failed(
         ("not_before", certificate.not_valid_before_utc == before),
         ("not_after", before < certificate.not_valid_after_utc == after <= issuer.not_after),
         ("algorithm", tbs[2] == copy.signature_algorithm),
-        ("extensions", found == template.extensions(request, certificate.serial_number)),
+        ("extensions", extensions == template.extensions(request, certificate.serial_number)),
         # What reads the same may still be written otherwise, and DER has one way.
-        ("encoding", tbs[7] == template.encode_extensions(found)),
+        ("encoding", tbs[7] == template.encode_extensions(extensions)),
         ("not_issuers_key", request.spki != issuer.spki),
     )
     return next((name for name, passed in checks if not passed), None)

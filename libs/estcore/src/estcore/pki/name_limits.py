@@ -126,10 +126,10 @@ def _within(name: x509.GeneralName, base: x509.GeneralName) -> bool:
             return _in_networks(str(address), [str(network)])
         case x509.UniformResourceIdentifier(value=uri), x509.UniformResourceIdentifier(value=host):
             return _host_within(_uri_host(uri), host)
-        case x509.RFC822Name(value=mail), x509.RFC822Name(value=wanted):
-            if "@" in wanted:
-                return mail.rpartition("@")[::2] == _split_mail(wanted)
-            return _host_within(mail.rpartition("@")[2], wanted)
+        case x509.RFC822Name(value=mail), x509.RFC822Name(value=constraint):
+            if "@" in constraint:
+                return mail.rpartition("@")[::2] == _split_mail(constraint)
+            return _host_within(mail.rpartition("@")[2], constraint)
         case _:
             return _name_within(name.value, base.value)
 

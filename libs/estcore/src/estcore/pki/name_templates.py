@@ -30,17 +30,17 @@ def placeholders(template: str) -> list[str]:
 
 def values_of(subject: x509.Name, tenant: str, service: str) -> dict[str, str]:
     """Return what placeholders stand for; an attribute that stands twice stands for nothing."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     twice: set[str] = set()
     for attribute in subject:
         key = "csr." + SHORT_NAMES.get(attribute.oid, attribute.oid.dotted_string)
-        if key in found:
+        if key in values:
             twice.add(key)
         if isinstance(attribute.value, str):
-            found[key] = attribute.value
+            values[key] = attribute.value
     for key in twice:
-        del found[key]
-    return found | {"tenant": tenant, "service": service}
+        del values[key]
+    return values | {"tenant": tenant, "service": service}
 
 
 def check_template(template: str, *, attributes: frozenset[str]) -> None:
@@ -141,12 +141,12 @@ def general_name(text: str) -> x509.GeneralName:
 
 def _fill(template: str, values: Mapping[str, str]) -> str:
     def value(match: re.Match[str]) -> str:
-        found = values.get(match[1])
-        if not found:
+        text = values.get(match[1])
+        if not text:
             raise ProfileViolation(
                 f"the request has no single {match[1].removeprefix('csr.')} in its subject",
                 code="profile.subject",
             )
-        return found
+        return text
 
     return PLACEHOLDER.sub(value, template)

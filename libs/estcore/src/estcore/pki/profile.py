@@ -159,15 +159,15 @@ class FixedExtension(StrictModel):
 
     @model_validator(mode="after")
     def _nobodys(self) -> Self:
-        known = ("2.5.29.", "1.3.6.1.5.5.7.1.", "1.3.6.1.5.5.7.48.1.5", "1.3.6.1.4.1.11129.2.4.")
-        if self.oid.startswith(known):
+        reserved = ("2.5.29.", "1.3.6.1.5.5.7.1.", "1.3.6.1.5.5.7.48.1.5", "1.3.6.1.4.1.11129.2.4.")
+        if self.oid.startswith(reserved):
             raise ValueError(f"extension {self.oid} is for the settings made for it")
         octets = bytes.fromhex(self.value)
         try:
-            whole = header(octets, 0)[2] == len(octets)
+            is_element = header(octets, 0)[2] == len(octets)
         except MalformedRequest:
-            whole = False
-        if not whole:
+            is_element = False
+        if not is_element:
             raise ValueError(f"the value of extension {self.oid} is not one DER element")
         return self
 
@@ -239,14 +239,14 @@ class Profile(StrictModel):
         if self.common_name_to_dns_san and "dns" not in self.san_kinds:
             raise ValueError("common_name_to_dns_san needs dns among san_kinds")
         self._check_templates()
-        for url, known in (
+        for url, allowed in (
             (self.crl_url, {ISSUER_PLACEHOLDER, PARTITION_PLACEHOLDER}),
             (self.ocsp_url, {ISSUER_PLACEHOLDER}),
             (self.issuer_url, {ISSUER_PLACEHOLDER}),
         ):
-            if set(re.findall(r"\{[^}]*\}?", url or "")) - known:
-                raise ValueError(f"{url!r} has other braces than {' and '.join(sorted(known))}")
-        oids = [one.oid for one in self.fixed_extensions]
+            if set(re.findall(r"\{[^}]*\}?", url or "")) - allowed:
+                raise ValueError(f"{url!r} has other braces than {' and '.join(sorted(allowed))}")
+        oids = [extension.oid for extension in self.fixed_extensions]
         if len(set(oids)) != len(oids):
             raise ValueError("two fixed_extensions have one oid")
         if self.max_active == 1 and self.renewal.overlap:

@@ -40,7 +40,7 @@ def usage_name(oid: x509.ObjectIdentifier) -> str:
     return _NAMES.get(oid, oid.dotted_string)
 
 
-def _known(name: str) -> str:
+def _check_usage(name: str) -> str:
     if name in EKU_OIDS and name != OCSP_SIGNING:
         return name
     if _DOTTED.fullmatch(name) and name not in _UNSAFE:
@@ -51,4 +51,4 @@ def _known(name: str) -> str:
     raise ValueError(f"{name!r} is none of {names}, nor another identifier a profile may have")
 
 
-ExtendedKeyUsageName = Annotated[str, AfterValidator(_known)]
+ExtendedKeyUsageName = Annotated[str, AfterValidator(_check_usage)]

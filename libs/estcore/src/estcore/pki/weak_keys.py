@@ -100,11 +100,11 @@ def _generated(prime: int) -> frozenset[int]:
     k·M + (65537^a mod M), M a product of small primes. So the modulus, too, is a power of 65537
     modulo each of these; one of other making is with a chance of less than 2^-27.
     """
-    found, power = {1}, 65537 % prime
-    while power not in found:
-        found.add(power)
+    powers, power = {1}, 65537 % prime
+    while power not in powers:
+        powers.add(power)
         power = power * 65537 % prime
-    return frozenset(found)
+    return frozenset(powers)
 
 
 _PRIMES = _primes(752)
@@ -113,7 +113,7 @@ _ROCA = [
     # The smallest groups first: they turn other keys away at once.
     *sorted(
         ((p, _generated(p)) for p in _PRIMES[1:_ROCA_PRIMES]),
-        key=lambda one: len(one[1]) / one[0],
+        key=lambda group: len(group[1]) / group[0],
     )
 ]
 _SQUARES = frozenset(n * n & 0xFF for n in range(256))
@@ -138,14 +138,14 @@ def _small_order() -> frozenset[int]:
     Doubling a point of order 8 gives y = 0, which needs y² = -x²; with the curve's equation
     that is d·y⁴ + 2·y² - 1 = 0.
     """
-    found = {1, _P - 1, 0}
+    ordinates = {1, _P - 1, 0}
     middle = _square_root(1 + _D)
     assert middle is not None  # noqa: S101 - a fact of the curve
     for sign in (1, -1):
         y = _square_root((sign * middle - 1) * pow(_D, -1, _P))
         if y is not None:
-            found |= {y, _P - y}
-    return frozenset(found)
+            ordinates |= {y, _P - y}
+    return frozenset(ordinates)
 
 
 _SMALL_ORDER = _small_order()

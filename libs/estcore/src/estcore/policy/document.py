@@ -91,7 +91,7 @@ class TokenMatch(StrictModel):
 
     def matches(self, claims: Mapping[str, ClaimValue]) -> bool:
         """Return whether the claims fulfil every condition."""
-        return all(claim_matches(claims.get(p), wanted) for p, wanted in self.claims.items())
+        return all(claim_matches(claims.get(p), pattern) for p, pattern in self.claims.items())
 
 
 class PrincipalMatch(StrictModel):
@@ -168,16 +168,16 @@ class Rule(StrictModel):
         """
         if not self.placeholders:
             return self
-        said = {
+        owner_fields = {
             name: fill(text, claims)
             for name, text in self.owner.model_dump().items()
             if text is not None
         }
-        if not all(map(is_token, said.values())):
+        if not all(map(is_token, owner_fields.values())):
             raise NotAuthorized(
-                f"{'/'.join(said.values())} cannot be an owner", code="policy.claim"
+                f"{'/'.join(owner_fields.values())} cannot be an owner", code="policy.claim"
             )
-        owner = Owner(**said)
+        owner = Owner(**owner_fields)
         names = {
             kind: tuple(fill(text, claims) for text in texts)
             for kind, texts in self.names.model_dump().items()
@@ -193,10 +193,10 @@ class Rule(StrictModel):
         """
         claims: dict[str, str] = {}
         for template, value in ((self.owner.tenant, tenant), (self.owner.service, service)):
-            found = unify(template, value)
-            if found is None or any(claims.get(k, v) != v for k, v in found.items()):
+            unified = unify(template, value)
+            if unified is None or any(claims.get(k, v) != v for k, v in unified.items()):
                 return None
-            claims |= found
+            claims |= unified
         if not self.placeholders:
             return self
         names = {
@@ -328,9 +328,9 @@ class PolicyDocument(StrictModel):
 
         A rule that names the subject comes before one with a ``*``; of those the first counts.
         """
-        found = self._by_certificate.get((issuer_id, subject_canonical))
-        if found is not None:
-            return found
+        exact = self._by_certificate.get((issuer_id, subject_canonical))
+        if exact is not None:
+            return exact
         for rule in self._by_pattern:
             match = rule.principal
             if match.certificate_issuer == issuer_id and star_matches(
@@ -353,17 +353,17 @@ class PolicyDocument(StrictModel):
 
     def claims_wanted(self, issuer_id: str) -> frozenset[str]:
         """Return the claim paths that any rule for tokens of the issuer looks at."""
-        wanted: set[str] = set()
+        paths: set[str] = set()
         for rule in self._by_token:
             match = rule.principal.token
             if match is not None and match.issuer == issuer_id:
-                wanted |= {*match.claims, match.role_claim, *rule.placeholders}
-        return frozenset(wanted)
+                paths |= {*match.claims, match.role_claim, *rule.placeholders}
+        return frozenset(paths)
 
     def rules_of_owner(self, tenant: str, service: str) -> list[Rule]:
         """Return the rules whose owner this is or can be, in file order, bound to it."""
-        found = (rule.bound_to_owner(tenant, service) for rule in self.rules)
-        return [rule for rule in found if rule is not None]
+        bound = (rule.bound_to_owner(tenant, service) for rule in self.rules)
+        return [rule for rule in bound if rule is not None]
 
 
 def _canonical(subject: str | None) -> str:

@@ -66,10 +66,10 @@ def explain(
 def _walk(
     policy: PolicyDocument, question: Question, profiles: ProfileSet | None, steps: list[str]
 ) -> None:
-    found = label_named(policy, question.label)
-    if found is None:
+    named_label = label_named(policy, question.label)
+    if named_label is None:
         raise MalformedRequest(f"there is no label {question.label}", code="request.not_found")
-    name, label = found
+    name, label = named_label
     issuers = ", ".join(label.issuers)
     steps.append(f"label {name}: issuer {issuers}, profiles {', '.join(label.profiles)}")
     if not label.accepts(question.method, with_certificate=question.with_certificate):
@@ -89,31 +89,38 @@ def _walk(
         claims=question.claims,
         subject=question.subject,
     )
-    given = grant(policy, rule, name, operation=question.operation, claims=question.claims)
-    owner = f"{given.rule.owner.tenant}/{given.rule.owner.service}"
-    steps.append(f"rule {given.rule.name}: owner {owner}, profile {given.profile}")
-    steps += _conditions(given.rule)
+    enrollment_grant = grant(
+        policy, rule, name, operation=question.operation, claims=question.claims
+    )
+    owner = f"{enrollment_grant.rule.owner.tenant}/{enrollment_grant.rule.owner.service}"
+    steps.append(
+        f"rule {enrollment_grant.rule.name}: owner {owner}, profile {enrollment_grant.profile}"
+    )
+    steps += _conditions(enrollment_grant.rule)
     if question.csr is not None:
-        _walk_names(question.csr, given, profiles, steps)
+        _walk_names(question.csr, enrollment_grant, profiles, steps)
 
 
 def _walk_names(
-    csr: CertificationRequest, given: Grant, profiles: ProfileSet | None, steps: list[str]
+    csr: CertificationRequest,
+    enrollment_grant: Grant,
+    profiles: ProfileSet | None,
+    steps: list[str],
 ) -> None:
-    owner = (given.rule.owner.tenant, given.rule.owner.service)
-    profile = None if profiles is None else profiles.get(given.profile)
-    check_names(csr, given.rule.names, profile, owner)
+    owner = (enrollment_grant.rule.owner.tenant, enrollment_grant.rule.owner.service)
+    profile = None if profiles is None else profiles.get(enrollment_grant.profile)
+    check_names(csr, enrollment_grant.rule.names, profile, owner)
     steps.append(f"names are allowed: {csr.subject_text}")
     if profile is None:
         return
     granted = granted_request(csr, profile, *owner)
     check_profile(granted, profile)
     granted_usages(csr, profile)
-    issuer = given.label.issuer_for(given.profile, csr.key_algorithm)
+    issuer = enrollment_grant.label.issuer_for(enrollment_grant.profile, csr.key_algorithm)
     steps.append(f"issuer {issuer} signs")
     if (granted.subject_text, granted.san) != (csr.subject_text, csr.san):
         steps.append(f"the certificate will say {granted.subject_text} {' '.join(granted.san)}")
-    steps.append(f"profile {given.profile} takes the key and the names")
+    steps.append(f"profile {enrollment_grant.profile} takes the key and the names")
     if profile.approval:
         steps.append("an operator has to approve")
     if profile.max_active is not None:
@@ -121,16 +128,16 @@ def _walk_names(
 
 
 def _conditions(rule: Rule) -> list[str]:
-    found = []
+    conditions = []
     if rule.approval:
-        found.append("an operator has to approve")
+        conditions.append("an operator has to approve")
     if rule.max_per_day is not None:
-        found.append(f"at most {rule.max_per_day} certificates in 24 hours")
+        conditions.append(f"at most {rule.max_per_day} certificates in 24 hours")
     if rule.max_lifetime is not None:
-        found.append(f"at most {rule.max_lifetime} valid")
+        conditions.append(f"at most {rule.max_lifetime} valid")
     if rule.registrar:
-        found.append("may act for others, with a certificate of profile ra")
-    return found
+        conditions.append("may act for others, with a certificate of profile ra")
+    return conditions
 
 
 def _why_not(policy: PolicyDocument, question: Question) -> list[str]:
@@ -144,14 +151,14 @@ def _why_not(policy: PolicyDocument, question: Question) -> list[str]:
                 continue
             missing = [
                 path
-                for path, wanted in match.token.claims.items()
-                if not claim_matches(question.claims.get(path), wanted)
+                for path, pattern in match.token.claims.items()
+                if not claim_matches(question.claims.get(path), pattern)
             ]
             if not missing:
                 break
             steps.append(f"rule {rule.name}: claim {', '.join(missing)} differs")
         elif question.method == "certificate" and match.certificate_subject is not None:
-            shown = canonical_name(question.subject) if question.subject is not None else ""
-            wanted = f"{match.certificate_issuer}/{match.certificate_subject}"
-            steps.append(f"rule {rule.name}: for {wanted}, asked by {question.name}{shown}")
+            presented = canonical_name(question.subject) if question.subject is not None else ""
+            expected = f"{match.certificate_issuer}/{match.certificate_subject}"
+            steps.append(f"rule {rule.name}: for {expected}, asked by {question.name}{presented}")
     return steps

@@ -64,11 +64,11 @@ def granted_request(
         subject = fill_subject(profile.subject_template, values)
         subject_der = subject.public_bytes()
     entries = [] if policy == "override" else list(request.san_extension or ())
-    known = {san_entry(e) for e in entries}
+    present = {san_entry(e) for e in entries}
     for template in profile.san_templates:
         made = fill_san(template, values)
-        if san_entry(made) not in known:
-            known.add(san_entry(made))
+        if san_entry(made) not in present:
+            present.add(san_entry(made))
             entries.append(made)
     if not entries:
         return _without_templates(
@@ -145,19 +145,19 @@ def granted_usages(request: CertificationRequest, profile: Profile) -> Usages:
     policy = profile.extensions
     if not policy.reads_request:
         return own
-    asked_usage, asked_extended, others = _asked(request)
-    if policy.other == "deny" and others:
-        raise _refused(profile, f"extension {others[0]}")
+    requested_usage, requested_extended, other_oids = _requested(request)
+    if policy.other == "deny" and other_oids:
+        raise _refused(profile, f"extension {other_oids[0]}")
     return Usages(
         _granted(
-            profile, policy.key_usage, own.key_usage, policy.requestable_key_usage, asked_usage
+            profile, policy.key_usage, own.key_usage, policy.requestable_key_usage, requested_usage
         ),
         _granted(
             profile,
             policy.extended_key_usage,
             own.extended_key_usage,
             policy.requestable_extended_key_usage,
-            asked_extended,
+            requested_extended,
         ),
     )
 
@@ -167,16 +167,16 @@ def _granted(
     policy: str,
     own: tuple[str, ...],
     requestable: tuple[str, ...],
-    asked: tuple[str, ...] | None,
+    requested: tuple[str, ...] | None,
 ) -> tuple[str, ...]:
-    if policy == "override" or asked is None:
+    if policy == "override" or requested is None:
         return own
     if policy == "deny":
         raise _refused(profile, "usages")
-    for name in asked:
+    for name in requested:
         if name not in own and name not in requestable:
             raise _refused(profile, name)
-    return own + tuple(name for name in requestable if name in asked and name not in own)
+    return own + tuple(name for name in requestable if name in requested and name not in own)
 
 
 def _refused(profile: Profile, what: str) -> ProfileViolation:
@@ -185,12 +185,12 @@ def _refused(profile: Profile, what: str) -> ProfileViolation:
     )
 
 
-def _asked(
+def _requested(
     request: CertificationRequest,
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None, list[str]]:
     """Return KeyUsage, ExtendedKeyUsage (None where absent) and the other extensions asked for."""
     usage = extended = None
-    others = []
+    other_oids = []
     for extension in request.parsed.extensions:
         value = extension.value
         if isinstance(value, x509.KeyUsage):
@@ -201,8 +201,8 @@ def _asked(
             # Says what every certificate of ours says.
             continue
         elif not isinstance(value, _READ):
-            others.append(extension.oid.dotted_string)
-    return usage, extended, others
+            other_oids.append(extension.oid.dotted_string)
+    return usage, extended, other_oids
 
 
 def _usage_names(usage: x509.KeyUsage) -> tuple[str, ...]:

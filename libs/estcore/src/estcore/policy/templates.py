@@ -24,12 +24,12 @@ def fill(template: str, claims: Mapping[str, ClaimValue]) -> str:
     """
 
     def value(match: re.Match[str]) -> str:
-        found = claims.get(match.group(1))
-        if not isinstance(found, str) or not _PLAIN.fullmatch(found) or ".." in found:
+        claim = claims.get(match.group(1))
+        if not isinstance(claim, str) or not _PLAIN.fullmatch(claim) or ".." in claim:
             raise NotAuthorized(
                 f"claim {match.group(1)} is missing or not a plain name", code="policy.claim"
             )
-        return found
+        return claim
 
     return PLACEHOLDER.sub(value, template)
 
@@ -37,10 +37,10 @@ def fill(template: str, claims: Mapping[str, ClaimValue]) -> str:
 def unify(template: str, value: str) -> dict[str, str] | None:
     """Return the claims that make ``value`` of ``template``; None when nothing does."""
     pattern, place, names = "", 0, []
-    for found in PLACEHOLDER.finditer(template):
-        pattern += re.escape(template[place : found.start()]) + "([a-z0-9-]+)"
-        names.append(found.group(1))
-        place = found.end()
+    for match in PLACEHOLDER.finditer(template):
+        pattern += re.escape(template[place : match.start()]) + "([a-z0-9-]+)"
+        names.append(match.group(1))
+        place = match.end()
     matched = re.fullmatch(pattern + re.escape(template[place:]), value)
     if matched is None or len(set(names)) != len(names):
         return None
@@ -61,9 +61,9 @@ def star_matches(value: str, pattern: str, *, not_in_star: str = "") -> bool:
     )
 
 
-def claim_matches(found: ClaimValue | None, wanted: str) -> bool:
+def claim_matches(claim: ClaimValue | None, pattern: str) -> bool:
     """Return whether a claim, or one of several values, is what a rule wants."""
-    if found is None:
+    if claim is None:
         return False
-    values = (found,) if isinstance(found, str) else found
-    return any(star_matches(value, wanted) for value in values)
+    values = (claim,) if isinstance(claim, str) else claim
+    return any(star_matches(value, pattern) for value in values)

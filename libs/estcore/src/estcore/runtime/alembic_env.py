@@ -11,8 +11,8 @@ def run() -> None:
     connection = context.config.attributes["connection"]
     schema = context.config.attributes["schema"]
     # "if not exists" would ask for the right to create even where there is nothing to create.
-    found = text("select 1 from pg_namespace where nspname = :schema")
-    if connection.execute(found, {"schema": schema}).first() is None:
+    query = text("select 1 from pg_namespace where nspname = :schema")
+    if connection.execute(query, {"schema": schema}).first() is None:
         connection.execute(text(f'create schema "{schema}"'))
     connection.execute(text(f'set local search_path to "{schema}"'))
     context.configure(connection=connection, version_table_schema=schema, transactional_ddl=True)

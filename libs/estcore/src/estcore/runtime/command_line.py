@@ -40,8 +40,8 @@ class Command(click.Command):
 
     @override
     def invoke(self, ctx: click.Context) -> Any:
-        given = [name for name in self._one_of if ctx.params.get(name) is not None]
-        if self._one_of and len(given) != 1:
+        present = [name for name in self._one_of if ctx.params.get(name) is not None]
+        if self._one_of and len(present) != 1:
             names = ", ".join(f"--{name}" for name in self._one_of)
             raise click.UsageError(f"give exactly one of {names}", ctx)
         return super().invoke(ctx)
@@ -59,7 +59,7 @@ class Group(click.Group):
         kwargs.setdefault("context_settings", dict(_CONTEXT))
         super().__init__(*args, **kwargs)
         self._lazy: dict[str, tuple[str, str]] = {}
-        self._rest: Callable[[], click.Group] | None = None
+        self._fallback: Callable[[], click.Group] | None = None
         if distribution is not None:
             self.params.append(_version_option(distribution))
 
@@ -67,15 +67,15 @@ class Group(click.Group):
         """Add a verb that ``module`` has under the same name; it is imported when it is used."""
         self._lazy[name] = (module, text)
 
-    def rest(self, loader: Callable[[], click.Group]) -> Callable[[], click.Group]:
+    def fallback(self, loader: Callable[[], click.Group]) -> Callable[[], click.Group]:
         """Decorate a function that imports and returns a group with all other verbs."""
-        self._rest = loader
+        self._fallback = loader
         return loader
 
     @override
     def list_commands(self, ctx: click.Context) -> list[str]:
-        rest = self._rest().list_commands(ctx) if self._rest is not None else []
-        return list(dict.fromkeys([*rest, *self._lazy, *self.commands]))
+        verbs = self._fallback().list_commands(ctx) if self._fallback is not None else []
+        return list(dict.fromkeys([*verbs, *self._lazy, *self.commands]))
 
     @override
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -86,8 +86,8 @@ class Group(click.Group):
             )
             command.help = command.help or text
             self.commands[cmd_name] = command
-        if cmd_name not in self.commands and self._rest is not None:
-            return self._rest().get_command(ctx, cmd_name)
+        if cmd_name not in self.commands and self._fallback is not None:
+            return self._fallback().get_command(ctx, cmd_name)
         return self.commands.get(cmd_name)
 
     @override
@@ -141,7 +141,7 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[T], T]:
     return decorate
 
 
-def given(values: Mapping[str, Any]) -> dict[str, Any]:
+def given_options(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that were given: no None and no flag that is not set."""
     return {k: v for k, v in values.items() if v is not None and v is not False}
 

@@ -33,7 +33,7 @@ def console_script(main: Callable[P, T]) -> Callable[P, T]:
             finally:
                 # Here, not at the interpreter's exit, where the error could not be caught.
                 sys.stdout.flush()
-        except BaseException as exc:
+        except BaseException as exc:  # Cleanup, then raised again: a closed output as SystemExit.
             if not (_is_broken_pipe(exc) and output_closed()):
                 raise
             _discard_output()

@@ -93,13 +93,13 @@ def verify_log(
     """
     if choices.renewal is not None and choices.cross is None:
         raise ConfigurationError("--renewal is compared with a ledger: give --cross too")
-    wanted = Options(
+    verify_options = Options(
         now=SystemClock().now(),
         key=_key(choices.vkey) or key,
         live=live,
-        kept=tuple(_kept(path) for path in choices.checkpoint),
+        kept=tuple(_read_note(path) for path in choices.checkpoint),
     )
-    verification = verify(lines, wanted)
+    verification = verify(lines, verify_options)
     report = verification.report
     if choices.cross is not None:
         with open_lines(choices.cross) as ledger:
@@ -172,10 +172,10 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
             after = _count(report.unsealed, "record")
             tail = f"{after} after the last checkpoint, under no signature"
         yield "unsealed", tail
-    kept = "none given: records removed at the end would not show; give --checkpoint"
+    coverage = "none given: records removed at the end would not show; give --checkpoint"
     if report.kept is not None:
-        kept = f"the log contains what it covers: {_count(report.kept, 'record')}"
-    yield "kept checkpoint", kept
+        coverage = f"the log contains what it covers: {_count(report.kept, 'record')}"
+    yield "kept checkpoint", coverage
 
 
 def _sealed(sealed: Sealed | None) -> str:
@@ -201,7 +201,7 @@ def _key(text: str | None) -> VerifierKey | None:
         raise ConfigurationError(exc.reason) from exc
 
 
-def _kept(path: Path) -> str:
+def _read_note(path: Path) -> str:
     with open_lines(path) as lines:
         return kept_note(b"".join(lines).decode(errors="replace"))
 

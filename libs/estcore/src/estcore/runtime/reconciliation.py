@@ -86,9 +86,9 @@ class WindowComparison:
         return verdict, count
 
     async def _request(self, window: WindowClosed) -> None:
-        wanted = ReannounceRequested(requester=self._requester, windows=(window.start,))
+        request = ReannounceRequested(requester=self._requester, windows=(window.start,))
         reply = await self._bus.request(
-            REANNOUNCE_TOPIC, encode(wanted), timeout_s=_REQUEST_TIMEOUT_S
+            REANNOUNCE_TOPIC, encode(request), timeout_s=_REQUEST_TIMEOUT_S
         )
         log.warning(
             "reconciliation window requested again",

@@ -32,14 +32,14 @@ class Watched:
     what: str
     files: tuple[Path, ...]
     take: Callable[[], None]
-    seen: tuple[tuple[int, int, int], ...] = ()
+    stamps: tuple[tuple[int, int, int], ...] = ()
 
     def changed(self) -> bool:
         """Return whether a file is another one than at the last look."""
         now = tuple(_stamp(path) for path in self.files)
-        if now == self.seen:
+        if now == self.stamps:
             return False
-        self.seen = now
+        self.stamps = now
         return True
 
 
@@ -54,36 +54,36 @@ class Reloader:
         self._report = report
         self._counter = counter
         self._every_s = every_s
-        for one in watched:
-            one.changed()
+        for watch in watched:
+            watch.changed()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Look until ``stop``."""
         while not await sleep_or_stop(stop, self._every_s):
-            for one in self._watched:
-                if one.changed():
-                    await self._take(one)
+            for watch in self._watched:
+                if watch.changed():
+                    await self._take(watch)
 
-    async def _take(self, one: Watched) -> None:
+    async def _take(self, watch: Watched) -> None:
         try:
-            one.take()
+            watch.take()
         except ConfigurationError as exc:
-            self._counter.labels(one.what, "refused").inc()
+            self._counter.labels(watch.what, "refused").inc()
             log.error(
-                "configuration change rejected", extra=fields(what=one.what, reason=exc.reason)
+                "configuration change rejected", extra=fields(what=watch.what, reason=exc.reason)
             )
-            details = {"what": one.what, "reason": exc.reason[:_REASON_LIMIT]}
+            details = {"what": watch.what, "reason": exc.reason[:_REASON_LIMIT]}
             await self._report("config.refused", details)
             return
-        self._counter.labels(one.what, "taken").inc()
-        log.info("configuration reloaded", extra=fields(what=one.what))
-        await self._report("config.changed", {"what": one.what})
+        self._counter.labels(watch.what, "taken").inc()
+        log.info("configuration reloaded", extra=fields(what=watch.what))
+        await self._report("config.changed", {"what": watch.what})
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
     # Kubernetes swaps a link, editors rename: the inode says more than the time alone.
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return (0, 0, 0)
-    return (found.st_ino, found.st_mtime_ns, found.st_size)
+    return (status.st_ino, status.st_mtime_ns, status.st_size)

@@ -21,10 +21,10 @@ _DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call] # of SQLAlchemy
 
 def compiled(statement: ClauseElement) -> tuple[str, list[Any]]:
     """Return the SQL with ``$1``, ``$2``, … and the values in that order."""
-    found = statement.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True})
-    parameters = found.params
-    names = found.positiontup or []  # type: ignore[attr-defined] # of SQLCompiler
-    return str(found), [parameters[name] for name in names]
+    compilation = statement.compile(dialect=_DIALECT, compile_kwargs={"render_postcompile": True})
+    parameters = compilation.params
+    names = compilation.positiontup or []  # type: ignore[attr-defined] # of SQLCompiler
+    return str(compilation), [parameters[name] for name in names]
 
 
 async def fetch(connection: Connection, statement: ClauseElement) -> list[asyncpg.Record]:

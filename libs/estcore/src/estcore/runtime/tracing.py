@@ -66,9 +66,9 @@ class Tracing:
             yield traceparent
             return
         parent = trace.set_span_in_context(NonRecordingSpan(context))
-        found = [Link(c) for c in map(parse_traceparent, links) if c is not None]
+        span_links = [Link(c) for c in map(parse_traceparent, links) if c is not None]
         with self._tracer.start_as_current_span(
-            name, context=parent, kind=kind, links=found, attributes=attributes
+            name, context=parent, kind=kind, links=span_links, attributes=attributes
         ) as span:
             own = span.get_span_context()
             yield f"00-{own.trace_id:032x}-{own.span_id:016x}-01"

@@ -92,7 +92,7 @@ def _ledger(rows: list[tuple[str, Row]]) -> Iterator[Finding]:
 
 
 def _log(
-    leaves: list[Row], issued: dict[str, tuple[str, Row]], known: set[str]
+    leaves: list[Row], issued: dict[str, tuple[str, Row]], ledger_ids: set[str]
 ) -> Iterator[Finding]:
     outcomes: dict[str, list[Row]] = defaultdict(list)
     intents: Counter[str] = Counter()
@@ -103,29 +103,29 @@ def _log(
             outcomes[issuance].append(leaf)
         elif record.get("action") == ACTION and record.get("phase") == "intent":
             intents[issuance] += 1
-            if issuance not in known:
+            if issuance not in ledger_ids:
                 yield Finding(
                     "cross.intent_unknown",
                     f"record {leaf['log_index']}",
                     f"the intent of issuance {issuance} has no ledger row",
                 )
     for issuance, (place, row) in issued.items():
-        yield from _one(issuance, place, row, outcomes.get(issuance, []))
+        yield from _check_outcomes(issuance, place, row, outcomes.get(issuance, []))
         # More than one is right: a resumed issuance shows every attempt.
         if not intents[issuance]:
             yield Finding(
                 "cross.intent_missing", place, f"issuance {issuance} has no intent on record"
             )
-    for issuance, found in outcomes.items():
+    for issuance, outcome_leaves in outcomes.items():
         if issuance not in issued:
             yield Finding(
                 "cross.ledger_missing",
-                f"record {found[0]['log_index']}",
+                f"record {outcome_leaves[0]['log_index']}",
                 f"issuance {issuance} is on record, but not issued in the ledger",
             )
 
 
-def _one(issuance: str, place: str, row: Row, outcomes: list[Row]) -> Iterator[Finding]:
+def _check_outcomes(issuance: str, place: str, row: Row, outcomes: list[Row]) -> Iterator[Finding]:
     if not outcomes:
         unpublished = "" if row["audited"] else ", and the ledger has not published it"
         yield Finding(

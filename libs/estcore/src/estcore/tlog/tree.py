@@ -21,9 +21,9 @@ def leaf_hash(leaf: bytes) -> bytes:
     return _sha256(b"\x00" + leaf).digest()
 
 
-def node_hash(left: bytes, right: bytes) -> bytes:
-    """Return SHA-256(0x01 || left || right)."""
-    return _sha256(b"\x01" + left + right).digest()
+def node_hash(left_child: bytes, right_child: bytes) -> bytes:
+    """Return SHA-256(0x01 || left child || right child)."""
+    return _sha256(b"\x01" + left_child + right_child).digest()
 
 
 class Frontier:
@@ -56,10 +56,10 @@ class Frontier:
 
     def append(self, leaf: bytes) -> None:
         """Add the hash of the next leaf."""
-        rest, hashes = self.size, self._hashes
-        while rest & 1:
+        remaining, hashes = self.size, self._hashes
+        while remaining & 1:
             leaf = node_hash(hashes.pop(), leaf)
-            rest >>= 1
+            remaining >>= 1
         hashes.append(leaf)
         self.size += 1
 
@@ -68,8 +68,8 @@ class Frontier:
         if not self._hashes:
             return EMPTY_ROOT
         root = self._hashes[-1]
-        for left in reversed(self._hashes[:-1]):
-            root = node_hash(left, root)
+        for left_child in reversed(self._hashes[:-1]):
+            root = node_hash(left_child, root)
         return root
 
 
@@ -114,7 +114,7 @@ class Tree:
         self._has(new)
         if not 0 < old <= new:
             raise AuditChainBroken(f"no consistency proof from {old} to {new}")
-        return self._subproof(old, 0, new, whole=True)
+        return self._subproof(old, 0, new, complete=True)
 
     def _has(self, size: int) -> None:
         if not 0 <= size <= self.size:
@@ -135,15 +135,15 @@ class Tree:
             return [*self._path(index, start, middle), self._subtree(middle, end)]
         return [*self._path(index, middle, end), self._subtree(start, middle)]
 
-    def _subproof(self, old: int, start: int, end: int, *, whole: bool) -> list[bytes]:
+    def _subproof(self, old: int, start: int, end: int, *, complete: bool) -> list[bytes]:
         if old == end:
-            return [] if whole else [self._subtree(start, end)]
+            return [] if complete else [self._subtree(start, end)]
         middle = start + _split(end - start)
         if old <= middle:
-            left = self._subproof(old, start, middle, whole=whole)
-            return [*left, self._subtree(middle, end)]
-        right = self._subproof(old, middle, end, whole=False)
-        return [*right, self._subtree(start, middle)]
+            proof = self._subproof(old, start, middle, complete=complete)
+            return [*proof, self._subtree(middle, end)]
+        proof = self._subproof(old, middle, end, complete=False)
+        return [*proof, self._subtree(start, middle)]
 
 
 def _split(width: int) -> int:

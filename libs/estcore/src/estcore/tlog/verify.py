@@ -181,8 +181,8 @@ class _Verifier:
                 raise ValueError
             occurred_at = dt.datetime.fromisoformat(record["occurred_at"])
             late = occurred_at - recorded_at > self.options.clock_skew
-            wanted = self.header and self.header["correlation_id"]
-            if wanted is not None and record["correlation_id"] != wanted:
+            correlation_id = self.header and self.header["correlation_id"]
+            if correlation_id is not None and record["correlation_id"] != correlation_id:
                 self.report.add("record.correlation", place, "the correlation id is another one")
         except (ESTSuiteError, KeyError, TypeError, ValueError):
             self.report.add("record.malformed", place, "the leaf is not an audit record")
@@ -211,10 +211,10 @@ class _Verifier:
 
     def _counts(self) -> None:
         for name in ("records", "checkpoints"):
-            found = getattr(self.report, name)
-            if self.header and self.header[name] != found:
+            count = getattr(self.report, name)
+            if self.header and self.header[name] != count:
                 self.report.add(
-                    "export.count", "line 1", f"{self.header[name]} {name} announced, {found} here"
+                    "export.count", "line 1", f"{self.header[name]} {name} announced, {count} here"
                 )
 
     def _checkpoints(self) -> None:

@@ -18,7 +18,7 @@ ca_signer = Group(
 )
 
 
-@ca_signer.rest
+@ca_signer.fallback
 def _service() -> click.Group:
     from ca_signer.cli import service
 
