@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from estclient.cli import estctl, main
 from estclient.operators.orders import Order, operator_settings
-from estclient.operators.output import shown
+from estclient.operators.output import render
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
 from estcore.runtime import command_line
@@ -44,23 +44,23 @@ def test_a_certificate_is_shown_with_its_pem() -> None:
     now = SystemClock().now()
     made = x509.CertificateBuilder(name, name, key.public_key(), 7, now, now).sign(key, SHA256())
     der = made.public_bytes(Encoding.DER)
-    text = shown({"subject": "CN=web", "san": [], "certificate": der.hex()})
+    text = render({"subject": "CN=web", "san": [], "certificate": der.hex()})
     assert "subject      CN=web\n" in text
     assert x509.load_pem_x509_certificate(text.encode()) == made
 
 
 def test_lists_are_one_line_each_and_say_none() -> None:
     rows = [{"id": "1", "san": ["dns:a", "dns:b"], "reason": None}, {"id": "2", "san": []}]
-    assert shown({"requests": rows}) == "id=1  san=dns:a,dns:b\nid=2\n"
-    assert shown({"certificates": []}) == "none\n"
-    assert shown({"id": "1", "reason": None, "san": []}) == (
+    assert render({"requests": rows}) == "id=1  san=dns:a,dns:b\nid=2\n"
+    assert render({"certificates": []}) == "none\n"
+    assert render({"id": "1", "reason": None, "san": []}) == (
         "id           1\nreason       -\nsan          -\n"
     )
 
 
 def test_a_rollover_is_shown_with_its_generations_and_who_lacks_the_trust() -> None:
     rows = [{"issuer": "issuing", "state": "accepted"}, {"issuer": "issuing-2", "state": "signing"}]
-    text = shown({"issuer": "issuing", "fetched": 3, "generations": rows})
+    text = render({"issuer": "issuing", "fetched": 3, "generations": rows})
     assert text.splitlines() == [
         "issuer       issuing",
         "fetched      3",
@@ -68,7 +68,7 @@ def test_a_rollover_is_shown_with_its_generations_and_who_lacks_the_trust() -> N
         "  issuer=issuing  state=accepted",
         "  issuer=issuing-2  state=signing",
     ]
-    assert shown({"lacking": []}) == "lacking:\n"
+    assert render({"lacking": []}) == "lacking:\n"
 
 
 def test_a_rollover_command_says_what_is_not_the_default() -> None:

@@ -28,24 +28,24 @@ def bootstrap(url: str, label: str | None, out: Path, fingerprint: str | None) -
 
 
 async def _bootstrap(url: str, label: str | None, out: Path, fingerprint: str | None) -> None:
-    wanted = None if fingerprint is None else _plain(fingerprint)
-    found = await fetch(url, label, wanted)
-    _show(found)
-    if wanted is None:
+    expected = None if fingerprint is None else _plain(fingerprint)
+    presented = await fetch(url, label, expected)
+    _show(presented)
+    if expected is None:
         _ask()
-    elif wanted != found.root_fingerprint:
+    elif expected != presented.root_fingerprint:
         raise ConfigurationError(
             "the root is not the one with this fingerprint", code="bootstrap.fingerprint"
         )
-    await pin(found, url, label, out)
+    await pin(presented, url, label, out)
     sys.stdout.write(f"pinned in {out}\n")
 
 
-def _show(found: Found) -> None:
-    sys.stdout.write(f"server certificate  {display_name(found.server.subject)}\n")
-    sys.stdout.write(f"  SHA-256  {_grouped(found.server_fingerprint)}\n")
-    sys.stdout.write(f"root certificate    {display_name(found.root.subject)}\n")
-    sys.stdout.write(f"  SHA-256  {_grouped(found.root_fingerprint)}\n")
+def _show(presented: Found) -> None:
+    sys.stdout.write(f"server certificate  {display_name(presented.server.subject)}\n")
+    sys.stdout.write(f"  SHA-256  {_grouped(presented.server_fingerprint)}\n")
+    sys.stdout.write(f"root certificate    {display_name(presented.root.subject)}\n")
+    sys.stdout.write(f"  SHA-256  {_grouped(presented.root_fingerprint)}\n")
     sys.stdout.flush()
 
 

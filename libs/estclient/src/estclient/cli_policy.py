@@ -46,10 +46,10 @@ def explain(
     Exit code 0: the policy allows the request; 1: it does not.
     """
     document = load_policy(policy_file)
-    known = load_profiles(profiles) if profiles else None
+    profile_set = load_profiles(profiles) if profiles else None
     request = None if csr is None else parse_csr(_csr(csr))
     question = _question(identity, label=label, operation=operation, csr=request)
-    decision = explain_decision(document, question, known)
+    decision = explain_decision(document, question, profile_set)
     for step in decision.steps:
         sys.stdout.write(step + "\n")
     return 0 if decision.allowed else 1
@@ -76,21 +76,21 @@ def _claims(path: Path) -> dict[str, str | tuple[str, ...]]:
         payload = json.loads(_read(path))
     except ValueError as exc:
         raise ConfigurationError(f"{path} is not JSON") from exc
-    found: dict[str, str | tuple[str, ...]] = {}
+    claims: dict[str, str | tuple[str, ...]] = {}
 
     def walk(value: Any, place: str) -> None:
         if isinstance(value, dict):
             for key, inner in value.items():
                 walk(inner, f"{place}.{key}" if place else key)
         elif isinstance(value, bool):
-            found[place] = "true" if value else "false"
+            claims[place] = "true" if value else "false"
         elif isinstance(value, str):
-            found[place] = value
+            claims[place] = value
         elif isinstance(value, list) and all(isinstance(item, str) for item in value):
-            found[place] = tuple(value)
+            claims[place] = tuple(value)
 
     walk(payload, "")
-    return found
+    return claims
 
 
 def _csr(path: Path) -> bytes:

@@ -119,7 +119,7 @@ class Agent:
             return
         try:
             topic = rotation_topic("any", settings.owner.tenant, settings.owner.service)
-            await bus.subscribe(topic.replace(".any.", ".*."), self._heard)
+            await bus.subscribe(topic.replace(".any.", ".*."), self._handle_message)
             await stop.wait()
         finally:
             await bus.close()
@@ -145,8 +145,8 @@ class Agent:
         bundle = self.store.load()
         if bundle is None or self._expired(bundle):
             bundle = await self._first(bundle)
-        held = bundle
-        bundle = await self._trust.refreshed(held, lambda: self._client(credential=held.files))
+        stored = bundle
+        bundle = await self._trust.refreshed(stored, lambda: self._client(credential=stored.files))
         unfinished: Exception | None = None
         try:
             bundle = await self._finish(bundle)
@@ -188,7 +188,7 @@ class Agent:
             del self._named[oldest]
             self._proven.discard(oldest)
 
-    async def _heard(self, message: Incoming) -> None:
+    async def _handle_message(self, message: Incoming) -> None:
         try:
             event = decode(RotationEvent, message.payload)
         except MalformedRequest as exc:

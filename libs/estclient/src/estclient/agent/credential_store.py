@@ -110,11 +110,11 @@ def _issuer(
     now: dt.datetime,
 ) -> x509.Certificate:
     """Return who issued it: of now rather than not, a root rather than what links to another."""
-    found = [c for c in authorities if c not in below and is_issued_by(certificate, c)]
-    if not found:
+    issuers = [c for c in authorities if c not in below and is_issued_by(certificate, c)]
+    if not issuers:
         name = certificate.issuer.rfc4514_string()
         raise BundleInvalid(f"no certificate of the issuer {name}", code="bundle.chain")
-    return min(found, key=lambda c: (not is_valid(c, now), not is_root(c)))
+    return min(issuers, key=lambda c: (not is_valid(c, now), not is_root(c)))
 
 
 def _served(chain: Sequence[x509.Certificate], bundle: Bundle) -> list[x509.Certificate]:

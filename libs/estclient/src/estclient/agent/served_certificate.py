@@ -49,14 +49,14 @@ async def wait_presented(
         NotInUse: it did not in time.
     """
     until = monotonic_s() + timeout_s
-    seen = "nothing"
+    presented = "nothing"
     while True:
         try:
-            seen = await presented_fingerprint(host, port, server_name=server_name)
+            presented = await presented_fingerprint(host, port, server_name=server_name)
         except (OSError, TimeoutError) as exc:
-            seen = type(exc).__name__
-        if seen == fingerprint:
+            presented = type(exc).__name__
+        if presented == fingerprint:
             return
         if monotonic_s() >= until:
-            raise NotInUse(f"{host}:{port} still presents {seen[:16]}")
+            raise NotInUse(f"{host}:{port} still presents {presented[:16]}")
         await asyncio.sleep(_BETWEEN_S)

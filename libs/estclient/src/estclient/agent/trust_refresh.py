@@ -50,7 +50,7 @@ class TrustKeeper:
         Raises:
             ConfigurationError: the trust file cannot be read.
         """
-        certificates = dict.fromkeys((*self._given(), *self._store.server_roots()))
+        certificates = dict.fromkeys((*self._configured(), *self._store.server_roots()))
         return b"".join(c.public_bytes(Encoding.PEM) for c in certificates)
 
     async def first(self, client: ESTClient) -> Certificates:
@@ -88,21 +88,21 @@ class TrustKeeper:
 
     async def _fetch(self, client: ESTClient, current: Bundle) -> Certificates:
         received = await client.cacerts()
-        taken = take_up(current.authorities, received, now=self._clock.now())
-        if len(taken) < len(set(received)):
-            left = len(set(received)) - len(taken)
-            log.warning("CA certificates not trusted", extra=fields(certificates=left))
+        adopted = take_up(current.authorities, received, now=self._clock.now())
+        if len(adopted) < len(set(received)):
+            untrusted = len(set(received)) - len(adopted)
+            log.warning("CA certificates not trusted", extra=fields(certificates=untrusted))
         self._keep_server_roots(received)
-        return taken
+        return adopted
 
     def _keep_server_roots(self, received: list[x509.Certificate]) -> None:
-        given, kept = self._given(), self._store.server_roots()
-        roots = trusted_roots((*given, *kept), received, now=self._clock.now())
-        new = [root for root in roots if root not in given and root not in kept]
+        configured, stored = self._configured(), self._store.server_roots()
+        roots = trusted_roots((*configured, *stored), received, now=self._clock.now())
+        new = [root for root in roots if root not in configured and root not in stored]
         if new:
-            self._store.keep_server_roots((*kept, *new))
+            self._store.keep_server_roots((*stored, *new))
 
-    def _given(self) -> Certificates:
+    def _configured(self) -> Certificates:
         try:
             return tuple(x509.load_pem_x509_certificates(self._file.read_bytes()))
         except (OSError, ValueError) as exc:

@@ -76,16 +76,16 @@ async def fetch(url: str, label: str | None, fingerprint: str | None = None) -> 
     return Found(server, (meant or roots)[0])
 
 
-async def pin(found: Found, url: str, label: str | None, out: Path) -> None:
+async def pin(presented: Found, url: str, label: str | None, out: Path) -> None:
     """Request the CA certificates again, authenticated by the root; then pin the root.
 
     Raises:
         ServerAway, ServerRefused, AnswerInvalid: the server is not one of that root.
         ConfigurationError: the file cannot be written, or is there with another root.
     """
-    pem = found.root.public_bytes(Encoding.PEM)
+    pem = presented.root.public_bytes(Encoding.PEM)
     again = await ESTClient(url, trust=pem, label=label).cacerts()
-    if found.root not in again:
+    if presented.root not in again:
         raise AnswerInvalid("the server names another root over verified TLS")
     if out.exists() and out.read_bytes() != pem:
         raise ConfigurationError(f"{out} holds another root; remove it first")

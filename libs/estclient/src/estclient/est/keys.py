@@ -101,8 +101,8 @@ def csr_like(certificate: x509.Certificate, key: PrivateKey) -> bytes:
     attributes = tlv(_EXPLICIT_0)
     san = _san_extension(fields)
     if san is not None:
-        wanted = tlv(SEQUENCE, _EXTENSION_REQUEST, tlv(SET, tlv(SEQUENCE, san)))
-        attributes = tlv(_EXPLICIT_0, wanted)
+        extension_request = tlv(SEQUENCE, _EXTENSION_REQUEST, tlv(SET, tlv(SEQUENCE, san)))
+        attributes = tlv(_EXPLICIT_0, extension_request)
     spki = spki_der(key.public_key())
     info = tlv(SEQUENCE, _VERSION_0, fields[_SUBJECT_AT], spki, attributes)
     algorithm, signature = _sign(key, info)

@@ -52,15 +52,15 @@ def trusted_roots(
     trusted = [c for c in known if is_root(c)]
     waiting = [c for c in received if is_root(c) and c not in trusted]
     cross = [c for c in received if not is_root(c) and _may_sign(c) and is_valid(c, now)]
-    found = True
-    while found:
-        found = False
+    changed = True
+    while changed:
+        changed = False
         for root in list(waiting):
             links = [c for c in cross if is_of_key(c, root)]
             if any(is_issued_by(c, above) for c in links for above in trusted):
                 trusted.append(root)
                 waiting.remove(root)
-                found = True
+                changed = True
     return tuple(c for c in dict.fromkeys(received) if c in trusted)
 
 
@@ -77,21 +77,26 @@ def take_up(
         raise AnswerInvalid(
             "no root in /cacerts is trusted, or signed by a trusted one", code="client.trust"
         )
-    taken = list(roots)
-    found = True
-    while found:
-        found = False
-        for one in received:
-            above = [c for c in taken if is_issued_by(one, c)]
-            if one not in taken and above and not is_root(one) and _may_sign(one):
-                taken.append(one)
-                found = True
-    return tuple(c for c in dict.fromkeys(received) if c in taken)
+    adopted = list(roots)
+    changed = True
+    while changed:
+        changed = False
+        for certificate in received:
+            above = [c for c in adopted if is_issued_by(certificate, c)]
+            if (
+                certificate not in adopted
+                and above
+                and not is_root(certificate)
+                and _may_sign(certificate)
+            ):
+                adopted.append(certificate)
+                changed = True
+    return tuple(c for c in dict.fromkeys(received) if c in adopted)
 
 
 def _may_sign(certificate: x509.Certificate) -> bool:
     try:
-        found = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
     except (x509.ExtensionNotFound, ValueError):
         return False
-    return found.value.ca
+    return constraints.value.ca

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from estclient.operators.client import Operator, connect
-from estclient.operators.output import pem, shown
+from estclient.operators.output import pem, render
 from estclient.operators.settings import OperatorSettings
 from estcore.clock import SystemClock
 from estcore.runtime.settings import load_settings
@@ -70,7 +70,7 @@ async def _carry_out(order: Order) -> None:
         result = await operator.send(SIGNER, order.verb, arguments)
     finally:
         await bus.close()
-    sys.stdout.write(json.dumps(result, indent=1) + "\n" if order.as_json else shown(result))
+    sys.stdout.write(json.dumps(result, indent=1) + "\n" if order.as_json else render(result))
 
 
 def _resolve_expiry(arguments: dict[str, Any], now: dt.datetime) -> None:
@@ -84,16 +84,16 @@ def _resolve_expiry(arguments: dict[str, Any], now: dt.datetime) -> None:
 async def _export(operator: Operator, arguments: dict[str, Any], out: Path, form: str) -> None:
     """Write every page; an incomplete file is removed."""
     partial, count = out.with_name(out.name + ".partial"), 0
-    asked = {**arguments, "limit": _PAGE, "with_certificate": form == "pem"}
+    query = {**arguments, "limit": _PAGE, "with_certificate": form == "pem"}
     with partial.open("w", encoding="utf-8") as file:
         while True:
-            page = await operator.send(SIGNER, "certificate-list", asked)
+            page = await operator.send(SIGNER, "certificate-list", query)
             for row in page["certificates"]:
                 file.write(pem(row["certificate"]) if form == "pem" else json.dumps(row) + "\n")
             count += len(page["certificates"])
             if page["next"] is None:
                 break
-            asked["after"] = page["next"]
+            query["after"] = page["next"]
     partial.replace(out)
     sys.stdout.write(f"{count} certificates in {out}\n")
 

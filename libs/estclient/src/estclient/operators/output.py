@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 
-def shown(result: Mapping[str, Any]) -> str:
+def render(result: Mapping[str, Any]) -> str:
     """Return a result as lines for people."""
     for name in ("requests", "certificates", "bulk_revocations", "submissions"):
         if name in result:
