@@ -47,7 +47,7 @@ class DemoFailedError(ESTSuiteError):
 
 
 @dataclass
-class Seen:
+class Observations:
     """What was seen of the rotation."""
 
     first: str | None = None
@@ -67,7 +67,7 @@ class Demo:
         self.suite = LocalSuite(Layout(folder / "suite", ports), progress=story.step)
         self.layout = self.suite.layout
         self.work = folder / "client"
-        self.seen = Seen()
+        self.observations = Observations()
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
@@ -103,9 +103,11 @@ class Demo:
 
     async def _first_certificate(self) -> None:
         cacerts = await self._curl("cacerts")
-        found = pkcs7.load_der_pkcs7_certificates(base64.b64decode(cacerts))
-        self.story.step(f"curl /cacerts: {len(found)} CA certificates")
-        (self.work / "ca.pem").write_bytes(b"".join(c.public_bytes(Encoding.PEM) for c in found))
+        certificates = pkcs7.load_der_pkcs7_certificates(base64.b64decode(cacerts))
+        self.story.step(f"curl /cacerts: {len(certificates)} CA certificates")
+        (self.work / "ca.pem").write_bytes(
+            b"".join(c.public_bytes(Encoding.PEM) for c in certificates)
+        )
         await self._csr("web")
         secret = await self._secret("web-bootstrap")
         body = await self._curl("simpleenroll", csr="web", user=f"web-bootstrap:{secret}")
@@ -150,7 +152,7 @@ class Demo:
             text = body.decode(errors="replace").strip()
             raise DemoFailedError(f"/{operation} answered {status.decode()}: {text}")
         if operation == "simpleenroll":
-            self.seen.correlation_id = self._header("x-correlation-id")
+            self.observations.correlation_id = self._header("x-correlation-id")
         return body
 
     def _header(self, name: str) -> str | None:
@@ -224,15 +226,15 @@ class Demo:
 
         async def use(bundle: Bundle) -> None:
             server.use(*bundle.files)
-            if self.seen.first is None:
-                self.seen.first = bundle.fingerprint
-            elif bundle.fingerprint != self.seen.first:
-                self.seen.second = bundle.fingerprint
+            if self.observations.first is None:
+                self.observations.first = bundle.fingerprint
+            elif bundle.fingerprint != self.observations.first:
+                self.observations.second = bundle.fingerprint
 
         await run_agent(settings, self._stop, on_step=self._agent_step, hook=use)
 
     async def _agent_step(self, name: str, details: dict[str, Any]) -> None:
-        self.seen.steps.append(f"agent.{name}")
+        self.observations.steps.append(f"agent.{name}")
         if name == "failed":
             self.story.detail(f"agent: {details.get('error')}")
         elif name in {"stored", "presented", "proven"}:
@@ -245,14 +247,14 @@ class Demo:
         )
         bus = await Bus.connect(settings, "demo-listener", "demo")
         try:
-            await bus.subscribe("pki.rotation.*.demo.rotating", self._heard)
+            await bus.subscribe("pki.rotation.*.demo.rotating", self._handle_event)
             await self._stop.wait()
         finally:
             await bus.close()
 
-    async def _heard(self, message: Incoming) -> None:
+    async def _handle_event(self, message: Incoming) -> None:
         event = decode(RotationEvent, message.payload)
-        self.seen.steps.append(f"renewal.{event.step}")
+        self.observations.steps.append(f"renewal.{event.step}")
         texts = {
             "due": "renewal due: two thirds of the lifetime are over",
             "overlap": "overlap: old and new certificate are both valid",
@@ -263,7 +265,9 @@ class Demo:
             self.story.step(f"event: {texts[event.step]}")
 
     async def _rotation(self, server: SwappingServer) -> None:
-        await self._until(lambda: self.seen.first is not None, "the agent's first certificate", 30)
+        await self._until(
+            lambda: self.observations.first is not None, "the agent's first certificate", 30
+        )
         client = RestlessClient(server.port, self.layout.root_file, ROTATING)
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as group:
@@ -276,18 +280,25 @@ class Demo:
                     ("renewal.activated", "proof of use"),
                     ("renewal.deprecated", "the end of the overlap"),
                 ):
-                    await self._until(lambda s=step: s in self.seen.steps, what, _ROTATION_S)
-                second = self.seen.second
-                await self._until(lambda: second in client.seen, "a handshake with the new one", 10)
+                    await self._until(
+                        lambda s=step: s in self.observations.steps, what, _ROTATION_S
+                    )
+                second = self.observations.second
+                await self._until(
+                    lambda: second in client.handshakes, "a handshake with the new one", 10
+                )
             finally:
                 stop.set()
-        total = sum(client.seen.values())
+        total = sum(client.handshakes.values())
         self.story.step(f"{total} handshakes, {len(client.failures)} failed, during the rotation")
         if client.failures:
             raise DemoFailedError(f"a handshake failed: {client.failures[0]}")
-        if self.seen.first not in client.seen or self.seen.second not in client.seen:
+        if (
+            self.observations.first not in client.handshakes
+            or self.observations.second not in client.handshakes
+        ):
             raise DemoFailedError("the client did not see both certificates")
-        steps = self.seen.steps
+        steps = self.observations.steps
         if steps.index("renewal.deprecated") < steps.index("renewal.activated"):
             raise DemoFailedError("the old certificate was deprecated before proof of use")
 
@@ -303,7 +314,7 @@ class Demo:
     # What is on record.
 
     async def _audit(self) -> None:
-        correlation = self.seen.correlation_id
+        correlation = self.observations.correlation_id
         if correlation is None:
             raise DemoFailedError("the answer to /simpleenroll had no X-Correlation-ID")
         records = await self._records(correlation)
@@ -338,14 +349,14 @@ class Demo:
             await asyncio.sleep(1)
         return records
 
-    async def _siem(self, correlation: str, wanted: set[str]) -> None:
+    async def _siem(self, correlation: str, record_ids: set[str]) -> None:
         siem = self.suite.siem
         assert siem is not None  # noqa: S101 - started with the suite
         lines: list[str] = []
 
         def complete() -> bool:
             lines[:] = [m for m in siem.messages() if correlation in m]
-            return all(any(r in m for m in lines) for r in wanted)
+            return all(any(r in m for m in lines) for r in record_ids)
 
         await self._until(complete, "the same records at the SIEM", 30)
         self.story.step("the same records, as the SIEM got them over TLS (RFC 5424):")
@@ -409,8 +420,8 @@ async def run_demo(keep: Path | None) -> None:
 
 
 def _first(group: BaseExceptionGroup[ESTSuiteError]) -> ESTSuiteError:
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    assert isinstance(found, ESTSuiteError)  # noqa: S101 - the group has nothing else
-    return found
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, ESTSuiteError)  # noqa: S101 - the group has nothing else
+    return error

@@ -68,7 +68,7 @@ class RestlessClient:
         self._port = port
         self._context = ssl.create_default_context(cafile=str(trust_file))
         self._server_name = server_name
-        self.seen: Counter[str] = Counter()
+        self.handshakes: Counter[str] = Counter()
         self.failures: list[str] = []
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -86,5 +86,5 @@ class RestlessClient:
         )
         presented = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
         await reader.readline()
-        self.seen[hashlib.sha256(presented).hexdigest()] += 1
+        self.handshakes[hashlib.sha256(presented).hexdigest()] += 1
         writer.close()

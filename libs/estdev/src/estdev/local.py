@@ -224,16 +224,16 @@ class LocalSuite:
     async def ended(self) -> Running:
         """Return the first service that ends by itself."""
         waiting = {asyncio.ensure_future(r.process.wait()): r for r in self.services.values()}
-        done, rest = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for task in rest:
+        done, pending = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
             task.cancel()
         return waiting[done.pop()]
 
     def _environment(self) -> dict[str, str]:
-        kept = {
+        inherited = {
             k: v for k, v in os.environ.items() if k in {"PATH", "HOME", "LANG", "TZ", "TMPDIR"}
         }
-        return {**kept, **self.environment}
+        return {**inherited, **self.environment}
 
 
 def last_line(path: Path) -> str:

@@ -139,10 +139,10 @@ def public_nkey(seed: str) -> str:
 
 def _binary() -> str:
     beside = Path(sys.executable).parent / "nats-server"
-    found = str(beside) if beside.exists() else shutil.which("nats-server")
-    if found is None:
+    path = str(beside) if beside.exists() else shutil.which("nats-server")
+    if path is None:
         raise ConfigurationError("install estsuite-dev for an embedded nats-server")
-    return found
+    return path
 
 
 __all__ = ["EmbeddedNATS", "new_user_seed", "public_nkey"]

@@ -101,9 +101,10 @@ async def _follow(suite: LocalSuite, stop: asyncio.Event, story: Story) -> None:
         for name in _FOLLOWED:
             places[name] = _tell_new(suite.layout.logs / f"{name}.log", places[name], story)
         if ended.done():
-            one = ended.result()
+            process = ended.result()
             raise ConfigurationError(
-                f"{one.service} ended by itself (log: {suite.layout.logs / one.instance}.log)",
+                f"{process.service} ended by itself "
+                f"(log: {suite.layout.logs / process.instance}.log)",
                 code="suite.ended",
             )
     ended.cancel()
@@ -113,10 +114,10 @@ def _tell_new(path: Path, place: int, story: Story) -> int:
     with path.open("rb") as file:
         file.seek(place)
         octets = file.read()
-    whole, newline, _ = octets.rpartition(b"\n")
-    for line in whole.decode(errors="replace").splitlines():
+    complete, newline, _ = octets.rpartition(b"\n")
+    for line in complete.decode(errors="replace").splitlines():
         story.step(_short(line))
-    return place + len(whole) + len(newline)
+    return place + len(complete) + len(newline)
 
 
 def _short(line: str) -> str:
@@ -124,6 +125,8 @@ def _short(line: str) -> str:
         entry = json.loads(line)
     except ValueError:
         return line
-    known = ("time", "level", "message", "service", "instance", "logger", "trace")
-    rest = " ".join(f"{k}={v}" for k, v in entry.items() if k not in known)
-    return f"{entry.get('service', ''):13} {entry.get('level', ''):8}{entry.get('message')} {rest}"
+    columns = ("time", "level", "message", "service", "instance", "logger", "trace")
+    extras = " ".join(f"{k}={v}" for k, v in entry.items() if k not in columns)
+    return (
+        f"{entry.get('service', ''):13} {entry.get('level', ''):8}{entry.get('message')} {extras}"
+    )
