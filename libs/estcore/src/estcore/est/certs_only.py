@@ -33,7 +33,7 @@ def read_certs_only(der: bytes) -> list[bytes]:
         MalformedRequest: not such a message.
     """
     try:
-        found: list[x509.Certificate] = pkcs7.load_der_pkcs7_certificates(der)
+        certificates: list[x509.Certificate] = pkcs7.load_der_pkcs7_certificates(der)
     except ValueError as exc:
         raise MalformedRequest("not a certs-only CMS message", code="cms.malformed") from exc
-    return [c.public_bytes(Encoding.DER) for c in found]
+    return [c.public_bytes(Encoding.DER) for c in certificates]

@@ -218,10 +218,10 @@ def _filled(rdn: RDNDemand, own: x509.Name) -> x509.NameAttribute[str | bytes]:
             return x509.NameAttribute(oid, rdn.value)
         except ValueError as exc:
             raise _unanswerable(f"a {SHORT_NAMES.get(oid, rdn.oid)} that cannot be") from exc
-    found = own.get_attributes_for_oid(oid)
-    if not found:
+    values = own.get_attributes_for_oid(oid)
+    if not values:
         raise _unanswerable(f"a {SHORT_NAMES.get(oid, rdn.oid)} in the subject")
-    return found[0]
+    return values[0]
 
 
 def _extension(

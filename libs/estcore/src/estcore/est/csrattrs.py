@@ -229,14 +229,14 @@ def _read_list(oids: list[str], attributes: list[tuple[str, tuple[bytes, ...]]])
         if not loose:
             value = _only(requests[0], "extensionRequest")
             extensions = _read_extensions(value, partial=False)
-    given = {e.oid for e in extensions}
-    open_ones = [o for o in dict.fromkeys(oids) if o in _EXTENSION_OIDS - given]
+    stated = {e.oid for e in extensions}
+    open_oids = [o for o in dict.fromkeys(oids) if o in _EXTENSION_OIDS - stated]
     hash_names = [HASH_OF_SIGNATURE[o] for o in oids if o in HASH_OF_SIGNATURE]
     return CSRDemands(
         key_algorithm=keys[0] if keys else None,
         hash_name=hash_names[0] if hash_names else None,
         subject=tuple(RDNDemand(o) for o in dict.fromkeys(oids) if o in _SUBJECT_OIDS),
-        extensions=(*extensions, *(ExtensionDemand(o) for o in open_ones)),
+        extensions=(*extensions, *(ExtensionDemand(o) for o in open_oids)),
         challenge_password=CHALLENGE_PASSWORD_OID in oids,
     )
 
@@ -253,9 +253,9 @@ def _read_template(element: bytes) -> CSRDemands:
         key = read_template_key(der_codec.inside(fields.pop(0), _KEY_FIELD))
     if len(fields) != 1:
         raise _contradiction("a template without attributes, or with more than that")
-    found = [read_attribute(e) for e in der_codec.inside(fields[0], _ATTRIBUTES_FIELD)]
+    attributes = [read_attribute(e) for e in der_codec.inside(fields[0], _ATTRIBUTES_FIELD)]
     kinds = (EXTENSION_REQUEST_OID, EXTENSION_TEMPLATE_OID)
-    requests = [(oid, values) for oid, values in found if oid in kinds]
+    requests = [(oid, values) for oid, values in attributes if oid in kinds]
     if len(requests) > 1:
         raise _contradiction("a template asks for extensions twice")
     extensions: tuple[ExtensionDemand, ...] = ()
@@ -267,7 +267,7 @@ def _read_template(element: bytes) -> CSRDemands:
         subject=subject,
         exact_subject=bool(subject),
         extensions=extensions,
-        challenge_password=any(oid == CHALLENGE_PASSWORD_OID for oid, _ in found),
+        challenge_password=any(oid == CHALLENGE_PASSWORD_OID for oid, _ in attributes),
     )
 
 

@@ -87,8 +87,8 @@ def _malformed(what: str) -> MalformedRequest:
 
 
 def _boundary(content_type: str) -> bytes:
-    found = _MULTIPART.match(content_type.strip()) if content_type.isascii() else None
-    boundary = (found[1] or found[2]) if found else ""
+    match = _MULTIPART.match(content_type.strip()) if content_type.isascii() else None
+    boundary = (match[1] or match[2]) if match else ""
     if not 1 <= len(boundary) <= _MAX_BOUNDARY:
         raise _malformed("not multipart/mixed with a boundary")
     return boundary.encode()

@@ -145,13 +145,13 @@ def _read_capabilities(element: bytes) -> tuple[Capability, ...]:
     entries = der_codec.inside(element, der_codec.SEQUENCE)
     if not 1 <= len(entries) <= MAX_CAPABILITIES:
         raise InvalidCSR("no SMIMECapabilities, or too many", code="keygen.capabilities_missing")
-    found = []
+    capabilities = []
     for entry in entries:
         oid, *parameters = der_codec.inside(entry, der_codec.SEQUENCE) or [b""]
         if len(parameters) > 1:
             raise MalformedRequest("an SMIMECapability is a pair", code="der.malformed")
-        found.append(Capability(der_codec.oid_text(oid), b"".join(parameters)))
-    return tuple(found)
+        capabilities.append(Capability(der_codec.oid_text(oid), b"".join(parameters)))
+    return tuple(capabilities)
 
 
 def generated_kind(request: KeygenRequest, profile: Profile) -> KeyAlgorithm:

@@ -53,14 +53,14 @@ def header(data: bytes, offset: int) -> tuple[int, int, int]:
 
 def elements(data: bytes, start: int, end: int) -> list[tuple[int, int, int, int]]:
     """Return (tag, element start, content start, element end) of each element in a range."""
-    found = []
+    spans = []
     while start < end:
         tag, content, stop = header(data, start)
         if stop > end:
             raise MalformedRequest("element runs past its parent", code="der.malformed")
-        found.append((tag, start, content, stop))
+        spans.append((tag, start, content, stop))
         start = stop
-    return found
+    return spans
 
 
 def children(data: bytes) -> list[bytes]:
@@ -92,8 +92,8 @@ def content(element: bytes, tag: int) -> bytes:
     Raises:
         MalformedRequest: another tag, trailing data, or malformed.
     """
-    found, start, end = header(element, 0)
-    if found != tag or end != len(element):
+    actual, start, end = header(element, 0)
+    if actual != tag or end != len(element):
         raise MalformedRequest(f"expected one DER element {tag:#04x}", code="der.malformed")
     return element[start:end]
 

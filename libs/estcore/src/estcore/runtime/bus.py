@@ -279,8 +279,8 @@ class Bus:
             BusUnavailable: no complete answer in time.
         """
         asked = {"multi_last": [topics], "batch": _BATCH}
-        found = await self._stored(stream, asked, timeout_s)
-        return [(one.topic, one.payload) for one in found]
+        stored = await self._stored(stream, asked, timeout_s)
+        return [(message.topic, message.payload) for message in stored]
 
     async def last_sequence(self, stream: str, topics: str, *, timeout_s: float = 5) -> int:
         """Return the sequence of the newest message on ``topics``; 0 where there is none.
@@ -288,8 +288,8 @@ class Bus:
         Raises:
             BusUnavailable: no answer in time.
         """
-        found = await self._stored(stream, {"last_by_subj": topics}, timeout_s)
-        return found[0].sequence if found else 0
+        stored = await self._stored(stream, {"last_by_subj": topics}, timeout_s)
+        return stored[0].sequence if stored else 0
 
     async def stored_from(
         self, stream: str, topics: str, sequence: int, *, timeout_s: float = 5
@@ -307,7 +307,7 @@ class Bus:
         inbox = self.client.new_inbox()
         subscription = await self.client.subscribe(inbox, cb=queue.put)
         body = json.dumps(asked).encode()
-        found: list[Stored] = []
+        stored: list[Stored] = []
         try:
             async with asyncio.timeout(timeout_s):
                 await self.client.publish(f"$JS.API.DIRECT.GET.{stream}", body, reply=inbox)
@@ -316,13 +316,13 @@ class Bus:
                     headers = message.headers or {}
                     status = headers.get("Status")
                     if status in {"204", "404"}:
-                        return found
+                        return stored
                     if status is not None:
                         raise BusUnavailable(f"stream {stream} answers {status}")
                     sequence = int(headers["Nats-Sequence"])
-                    found.append(Stored(sequence, headers["Nats-Subject"], bytes(message.data)))
+                    stored.append(Stored(sequence, headers["Nats-Subject"], bytes(message.data)))
                     if "batch" not in asked:
-                        return found
+                        return stored
         except (TimeoutError, nats.errors.Error, OSError) as exc:
             raise BusUnavailable(f"no answer from stream {stream}") from exc
         finally:

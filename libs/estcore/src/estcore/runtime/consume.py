@@ -111,10 +111,10 @@ class PullConsumer:
 
     def take(self, limit: int) -> list[Delivery]:
         """Return up to ``limit`` messages that are here; none is an answer."""
-        taken = [self._queue.popleft() for _ in range(min(limit, len(self._queue)))]
+        deliveries = [self._queue.popleft() for _ in range(min(limit, len(self._queue)))]
         if self._own_wake and not self._queue:
             self.wake.clear()
-        return taken
+        return deliveries
 
     async def wait(self, timeout_s: float) -> bool:
         """Wait until something is here; False when the time is over."""
@@ -203,8 +203,8 @@ class PullConsumer:
         if status == "100":
             return
         # 404, 408, 409: this request is over; the server says how many of it were left.
-        left = (headers or {}).get("Nats-Pending-Messages")
-        self._open -= int(left) if left else self._open
+        pending = (headers or {}).get("Nats-Pending-Messages")
+        self._open -= int(pending) if pending else self._open
         self._open = max(self._open, 0)
         if status == "409":
             log.warning(

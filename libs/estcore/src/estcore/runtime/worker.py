@@ -51,9 +51,9 @@ class MessageWorker:
             if self._linger_s:
                 # A fuller batch costs the same transaction, and no client waits for it.
                 await sleep_or_stop(stop, self._linger_s)
-            taken = self._consumer.take(self._batch_size)
-            if taken:
-                await self._handle(taken, stop)
+            deliveries = self._consumer.take(self._batch_size)
+            if deliveries:
+                await self._handle(deliveries, stop)
         await self._put_back()
 
     async def _consume(self) -> None:

@@ -162,14 +162,14 @@ class SRPConnection:
         # A record that came in part is in the generator until the rest is here.
         self._reading = self._reading or self._engine.readAsync()
         try:
-            found = next(self._reading)
+            received = next(self._reading)
         except Exception as exc:  # Bulkhead: a parser that is not ours, as above.
             raise ssl.SSLError(ssl.SSL_ERROR_SSL, type(exc).__name__) from exc
-        if isinstance(found, int):
+        if isinstance(received, int):
             return False
         self._reading = None
-        self._plain += found
-        return bool(found)
+        self._plain += received
+        return bool(received)
 
     def write(self, data: Any) -> int:
         """Encrypt ``data`` whole."""

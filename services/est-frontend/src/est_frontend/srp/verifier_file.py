@@ -66,16 +66,16 @@ class Verifiers:
             ConfigurationError: unreadable, readable by everybody, or a verifier that is none.
         """
         read_secret(path, "SRP verifiers")
-        found = parse_model(_File, read_yaml(path), path)
-        generator, prime = GROUPS[found.group]
+        file = parse_model(_File, read_yaml(path), path)
+        generator, prime = GROUPS[file.group]
         users: dict[bytes, Entry] = {}
-        for name, user in found.users.items():
+        for name, user in file.users.items():
             verifier = int(user.verifier, 16)
             if not 1 < verifier < prime - 1:
                 raise ConfigurationError(f"{path}: {name} has no verifier of the group")
             salt = bytearray.fromhex(user.salt)
             users[name.encode()] = (prime, generator, salt, verifier)
-        return cls(_Content(prime, generator, bytes.fromhex(found.seed), users))
+        return cls(_Content(prime, generator, bytes.fromhex(file.seed), users))
 
     def replace(self, other: Verifiers) -> None:
         """Replace the users by those of the changed file."""
@@ -110,18 +110,18 @@ def set_user(path: Path, name: str, password: str | None, *, group: int = 2048) 
         ConfigurationError: a short password, or the file is not what it should be.
     """
     raw = read_yaml(path) if path.exists() else _new(group)
-    found = parse_model(_File, raw, path)
-    users = {n: user.model_dump() for n, user in found.users.items()}
+    file = parse_model(_File, raw, path)
+    users = {n: user.model_dump() for n, user in file.users.items()}
     if password is None:
         if users.pop(name, None) is None:
             raise ConfigurationError(f"{path} has no user {name}")
     else:
         if len(password) < _SHORTEST:
             raise ConfigurationError(f"a password has {_SHORTEST} characters or more")
-        salt = _keyed(bytes.fromhex(found.seed), b"salt", name.encode(), _SALT_OCTETS)
-        verifier = verifier_of(name, password, salt, found.group)
-        users[name] = {"salt": salt.hex(), "verifier": f"{verifier:x}".zfill(found.group // 4)}
-    content = {"group": found.group, "seed": found.seed, "users": users}
+        salt = _keyed(bytes.fromhex(file.seed), b"salt", name.encode(), _SALT_OCTETS)
+        verifier = verifier_of(name, password, salt, file.group)
+        users[name] = {"salt": salt.hex(), "verifier": f"{verifier:x}".zfill(file.group // 4)}
+    content = {"group": file.group, "seed": file.seed, "users": users}
     parse_model(_File, content, path)
     _write(path, yaml.safe_dump(content, sort_keys=False))
 

@@ -153,10 +153,10 @@ def content_encryption(capabilities: Capabilities, bits: int) -> AES:
 
 
 def _first(listed: list[AES], bits: int, what: str) -> AES:
-    found = next((aes for aes in listed if aes.key_bytes * 8 >= bits), None)
-    if found is None:
+    wrap = next((aes for aes in listed if aes.key_bytes * 8 >= bits), None)
+    if wrap is None:
         raise _none(what)
-    return found
+    return wrap
 
 
 def secret_wrap(capabilities: Capabilities, secret: bytes) -> AES:
@@ -222,8 +222,8 @@ def _oaep_hash(parameters: bytes) -> hashes.HashAlgorithm | None:
         # RFC 3560 section 4: the client says so, and OAEP does not rest on collisions.
         return hashes.SHA1()  # noqa: S303
     known = {_oaep_parameters(name): hash_type for name, hash_type in HASHES.items()}
-    found = known.get(parameters)
-    return None if found is None else found()
+    hash_type = known.get(parameters)
+    return None if hash_type is None else hash_type()
 
 
 def _oaep_parameters(hash_name: str) -> bytes:
@@ -245,9 +245,9 @@ def agreement(capabilities: Capabilities, public_key: ec.EllipticCurvePublicKey)
         RequestRejected: there is none.
     """
     bits = strength(public_key)
-    for found in _agreements(capabilities, key_algorithm(public_key)):
-        if found.wrap.key_bytes * 8 >= bits:
-            return found
+    for candidate in _agreements(capabilities, key_algorithm(public_key)):
+        if candidate.wrap.key_bytes * 8 >= bits:
+            return candidate
     raise _none("key agreement")
 
 

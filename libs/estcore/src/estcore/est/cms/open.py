@@ -214,9 +214,11 @@ def _check_attributes(attributes: Attributes, package: bytes, hash_name: str) ->
     digest = hashes.Hash(choice.HASHES[hash_name]())
     digest.update(package)
     expected = _octet_string(digest.finalize())
-    (found,) = attributes.get(MESSAGE_DIGEST_OID, (b"",))
+    (digest_attribute,) = attributes.get(MESSAGE_DIGEST_OID, (b"",))
     kind = attributes.get(CONTENT_TYPE_OID)
-    if not hmac.compare_digest(found, expected) or kind != (der_codec.oid(KEY_PACKAGE_OID),):
+    if not hmac.compare_digest(digest_attribute, expected) or kind != (
+        der_codec.oid(KEY_PACKAGE_OID),
+    ):
         raise MalformedRequest("the package is not the one signed")
 
 

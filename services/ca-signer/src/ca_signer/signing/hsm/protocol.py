@@ -77,7 +77,7 @@ class FrameReader:
             ProtocolBroken: a length or a kind that does not exist.
         """
         self._buffer += data
-        found = []
+        frames = []
         while len(self._buffer) >= _PREFIX.size:
             (length,) = _PREFIX.unpack_from(self._buffer)
             if not _HEADER.size - _PREFIX.size <= length <= MAX_FRAME:
@@ -85,9 +85,9 @@ class FrameReader:
             end = _PREFIX.size + length
             if len(self._buffer) < end:
                 break
-            found.append(_frame(bytes(self._buffer[:end])))
+            frames.append(_frame(bytes(self._buffer[:end])))
             del self._buffer[:end]
-        return found
+        return frames
 
 
 def _frame(octets: bytes) -> Frame:
@@ -117,7 +117,9 @@ class _Body:
 
     @classmethod
     def _checked(cls: type[T], raw: Any) -> T:
-        types = {one.name: {"str": str, "bool": bool}[str(one.type)] for one in fields(cls)}
+        types = {
+            member.name: {"str": str, "bool": bool}[str(member.type)] for member in fields(cls)
+        }
         if not isinstance(raw, dict) or raw.keys() != types.keys():
             raise ProtocolBroken(f"not the fields of {cls.__name__}")
         if any(type(raw[name]) is not expected for name, expected in types.items()):
@@ -204,7 +206,7 @@ def decode_keys(body: bytes) -> list[Key]:
     raw = _json(body)
     if not isinstance(raw, list):
         raise ProtocolBroken("not a list of keys")
-    return [Key._checked(one) for one in raw]  # noqa: SLF001 - a class of this module
+    return [Key._checked(item) for item in raw]  # noqa: SLF001 - a class of this module
 
 
 def encode_sign(key: int, mechanism: Mechanism, data: bytes) -> bytes:

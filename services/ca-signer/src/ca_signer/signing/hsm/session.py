@@ -74,12 +74,12 @@ class TokenSession:
         if request.label:
             wanted[Attribute.LABEL] = request.label
         with _phase("key"):
-            found = list(self._session.get_objects(wanted))
-        if len(found) != 1:
-            raise TokenFailed("key", "MultipleObjectsReturned" if found else "NoSuchKey")
-        self._keys.append(found[0])
+            objects = list(self._session.get_objects(wanted))
+        if len(objects) != 1:
+            raise TokenFailed("key", "MultipleObjectsReturned" if objects else "NoSuchKey")
+        self._keys.append(objects[0])
         with _phase("key"):
-            return self._result(found[0])
+            return self._result(objects[0])
 
     def sign(self, key: int, mechanism: Mechanism, data: bytes) -> bytes:
         """Return the raw signature of the token.
@@ -96,8 +96,8 @@ class TokenSession:
     def keys(self) -> list[Key]:
         """Return every private key of the token."""
         with _phase("key"):
-            found = list(self._session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY}))
-            return [self._result(key) for key in found]
+            objects = list(self._session.get_objects({Attribute.CLASS: ObjectClass.PRIVATE_KEY}))
+            return [self._result(key) for key in objects]
 
     def generate(self, request: Generate) -> Key:
         """Make a key pair in the token: sensitive, not extractable, for signing only.

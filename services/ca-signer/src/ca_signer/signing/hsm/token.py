@@ -187,16 +187,16 @@ class Token:
         key = self._keys[number].public_key
         # 3. Write all, await in order.
         waiting = [
-            link.request(Kind.SIGN, encode_sign(number, *signatures.for_token(key, one)))
-            for one in tbs
+            link.request(Kind.SIGN, encode_sign(number, *signatures.for_token(key, octets)))
+            for octets in tbs
         ]
         signed = []
-        for one, future in zip(tbs, waiting, strict=True):
+        for octets, future in zip(tbs, waiting, strict=True):
             answer = await future
             try:
                 # 4. A signature that does not verify is never returned.
                 signature = signatures.from_token(key, self._expect(answer, Kind.SIGNED).body)
-                signatures.verify(key, one, signature)
+                signatures.verify(key, octets, signature)
             except InvalidSignature:
                 log.error("token returned a wrong signature", extra=fields(token=self.name))
                 link.fail(KeyStoreUnavailable("wrong signature", code="keystore.wrong_signature"))
@@ -257,10 +257,10 @@ class Token:
         for key in self._keys:
             answer = await link.request(Kind.FIND, key.find.encode())
             try:
-                found = Key.decode(self._expect(answer, Kind.KEY).body)
+                key_attributes = Key.decode(self._expect(answer, Kind.KEY).body)
             except ProtocolBroken as exc:
                 raise KeyStoreUnavailable(str(exc), code="keystore.worker") from exc
-            reported = signatures.public_key(found)
+            reported = signatures.public_key(key_attributes)
             # A token that does not report its public key is checked by its first signature.
             if reported is not None and spki_der(reported) != spki_der(key.public_key):
                 raise ConfigurationError(
