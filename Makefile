@@ -12,7 +12,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache
 READY := $(VENV)/.ready
 DIST ?= dist
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml tests/*/pyproject.toml)
-PACKAGES := estcore estclient estdev est_frontend ca_signer renewal audit estsuite_faults estsuite_testing
+PACKAGES := estcore estclient estdev est_frontend est_frontend_srp ca_signer renewal audit estsuite_faults estsuite_testing
 
 .PHONY: help demo up unit test conformance check fmt lint type imports deploy-check dist bench clean
 

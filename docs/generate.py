@@ -33,7 +33,7 @@ from ca_signer.upstream.plugins.est import ESTOptions
 from ca_signer.upstream.plugins.vault import VaultOptions
 from ca_signer.upstream.settings import UpstreamSettings
 from est_frontend.settings import FrontendSettings
-from est_frontend.srp.settings import SRPSettings
+from est_frontend_srp.settings import SRPSettings
 from estclient.agent.settings import AgentSettings
 from estclient.operators.settings import OperatorSettings
 from estcore.messages import audit, commands, enrollment, events, permissions, state, topics

@@ -22,7 +22,7 @@ FORBIDDEN = {
     "ca-signer-upstream": {"pkilint", "python-pkcs11"},
     "renewal": {"aiohttp", "pyopenssl"},
     "audit": {"aiohttp", "pyopenssl"},
-    "est-frontend": {"tlslite-ng"},  # LGPL, an optional extra
+    "est-frontend": {"tlslite-ng"},  # LGPL, of estsuite-frontend-srp alone
 }
 WORKS = {
     "ca-signer-check-store": "import ca_signer.store_lint.pkilint as p; p.linters('warning')",

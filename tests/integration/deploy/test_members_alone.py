@@ -24,7 +24,8 @@ MEMBERS = {
 EXTRAS = {
     "estsuite-core": {"sqlalchemy", "asyncpg", "alembic"},
     "estsuite-client": {"sqlalchemy", "asyncpg", "alembic"},
-    "estsuite-frontend": {"sqlalchemy", "asyncpg", "alembic", "tlslite"},
+    "estsuite-frontend": {"sqlalchemy", "asyncpg", "alembic"},
+    "estsuite-frontend-srp": {"sqlalchemy", "asyncpg", "alembic"},
     "estsuite-signer": {"pkcs11", "pkilint", "aiohttp"},
 }
 """What a module may lack because an extra installs it."""

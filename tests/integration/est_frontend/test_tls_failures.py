@@ -8,7 +8,7 @@ import logging
 import socket
 import ssl
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,10 +17,6 @@ import uvloop
 from OpenSSL import SSL
 
 from ca_signer.ceremony import offline_ca
-from est_frontend.rate_limits import Backoff
-from est_frontend.srp.connection import Attempt, SRPConnection
-from est_frontend.srp.tlslite import BaseTLSException
-from est_frontend.srp.verifier_file import Verifiers, set_user
 from est_frontend.tls.engine import EngineConnection
 from estcore.clock import SystemClock
 from estsuite_testing.tls_link import Link, client_context, engine
@@ -218,54 +214,3 @@ def test_however_a_client_ends_a_connection_nothing_is_logged(
 
     (uvloop.run if loop == "uvloop" else asyncio.run)(story())
     assert [r.getMessage() for r in caplog.records if r.name != "asyncio" or r.levelno > 20] == []
-
-
-class RaisingEngine:
-    """A tlslite connection of which every step raises."""
-
-    closed = False
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    def _fail(self, *_: object) -> Iterator[int]:
-        raise self._error
-        yield 0
-
-    readAsync = writeAsync = closeAsync = _fail  # noqa: N815 - tlslite's names
-
-    def tell(self, alert: int) -> None:
-        del alert
-
-
-@pytest.mark.parametrize(
-    "error",
-    [*SHAPES, BaseTLSException(), TypeError("x"), AssertionError(), IndexError(), StopIteration()],
-    ids=repr,
-)
-def test_every_failure_of_tlslite_is_quiet_too(
-    error: Exception, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    file = tmp_path / "srp.yaml"
-    set_user(file, "alice", "correct horse battery")
-    attempt = Attempt(Verifiers.load(file), Backoff(free=5, longest_s=300), "here")
-    refused: list[bool] = []
-    connection = SRPConnection(
-        attempt, lambda: refused.append(True), ssl.MemoryBIO(), ssl.MemoryBIO()
-    )
-    raising = RaisingEngine(error)
-    connection._engine = cast("Any", raising)
-    connection._handshake = raising._fail()
-    for act in (
-        connection.do_handshake,
-        connection.read,
-        lambda: connection.write(b"x"),
-        connection.unwrap,
-    ):
-        with pytest.raises(ssl.SSLError):
-            act()
-    assert refused == [True]
-    assert not attempt.proved
-    assert len(caplog.records) <= 1
-    assert all(r.levelno <= logging.INFO and r.exc_info is None for r in caplog.records)

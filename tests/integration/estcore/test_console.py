@@ -18,7 +18,7 @@ from audit.main import COMMAND as AUDIT
 from ca_signer.cli.entry import ca_signer
 from ca_signer.upstream.main import _COMMAND as UPSTREAM
 from est_frontend.main import _COMMAND as FRONTEND
-from est_frontend.srp.main import _COMMAND as SRP
+from est_frontend_srp.main import _COMMAND as SRP
 from estclient.cli import estctl
 from estdev.cli import estsuite
 from estsuite_testing.memory_log import make_log

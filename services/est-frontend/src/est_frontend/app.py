@@ -1,11 +1,13 @@
 """Composition of a front end: build its parts, start them in order, stop them in reverse.
 
-``est-frontend`` and ``est-frontend-srp`` differ in their listener only.
+``est-frontend`` and ``est-frontend-srp``, another distribution, differ in their listener only: both
+call ``check``, ``migrate`` and ``serve``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +25,7 @@ from est_frontend.enrollment.enroller import Enroller
 from est_frontend.enrollment.pending_requests import PendingRequests
 from est_frontend.enrollment.server_keygen import KeyGenerator, load_secrets
 from est_frontend.enrollment.signer_gateway import SignerGateway
-from est_frontend.listener import Listener
+from est_frontend.listener import Listener, TLSListener
 from est_frontend.revocation.http_server import CRLServer
 from est_frontend.revocation.ocsp_relay import OCSPRelay
 from est_frontend.settings import FrontendSettings, TokenIssuerSettings
@@ -37,9 +39,12 @@ from estcore.pki.profile import Priority
 from estcore.policy.document import load_policy
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus
+from estcore.runtime.logs import fields
 from estcore.runtime.reload import Reloader, Watched
 from estcore.runtime.service import run_jobs, stop_on_signals
 from estcore.runtime.tracing import Tracing
+
+log = logging.getLogger(__name__)
 
 CLOCK = SystemClock()
 _DIGEST_KEY_OCTETS = 32
@@ -184,6 +189,21 @@ def build_app(settings: FrontendSettings, listener: Listener) -> App:
         dispatcher=dispatcher,
         tracing=tracing,
     )
+
+
+def check(settings: FrontendSettings) -> None:
+    """Read what the settings name, as ``run`` would."""
+    load_policy(settings.policy_file)
+    TLSListener(settings.listen)
+    PasswordFile.load(settings.users_file)
+    load_secrets(settings.keygen_secrets_file)
+    digest_key(settings)
+    token_sources(settings)
+
+
+async def migrate(settings: FrontendSettings) -> None:
+    """There is no database and no stream of our own; say so."""
+    log.info("nothing to migrate", extra=fields(instance=settings.instance))
 
 
 async def serve(settings: FrontendSettings, listener: Listener) -> None:

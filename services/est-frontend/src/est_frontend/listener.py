@@ -1,4 +1,7 @@
-"""Listener interface and its TLS implementation."""
+"""Listener interface and its TLS implementation.
+
+Also exports the types in the interface, for listeners of other distributions.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from est_frontend.web.server import LimitedServer
 from estcore.errors import ConfigurationError
 from estcore.runtime.reload import Watched
 from estcore.runtime.service import Job
+
+__all__ = ["AuditTrail", "LimitedServer", "Listener", "TLSListener", "taken"]
 
 
 class Listener(Protocol):

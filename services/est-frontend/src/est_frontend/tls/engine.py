@@ -130,7 +130,7 @@ class EngineConnection:
     server_side = True
     server_hostname: str | None = None
     srp_user: str | None = None
-    """None: TLS-SRP is another process's (``est_frontend.srp``)."""
+    """None: TLS-SRP is another process's (``est-frontend-srp``)."""
 
     def __init__(
         self, context: SSL.Context, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO

@@ -20,7 +20,7 @@ from typing import Annotated, Literal, TypeAlias
 import yaml
 from pydantic import Field
 
-from est_frontend.srp.tlslite import GROUPS, verifier_of
+from est_frontend_srp.tlslite import GROUPS, verifier_of
 from estcore.errors import ConfigurationError
 from estcore.pki.profile import StrictModel, parse_model, read_yaml
 from estcore.policy.document import SecretId

@@ -19,12 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from est_frontend.rate_limits import Backoff
-from est_frontend.srp.connection import Attempt, SRPConnection, SRPContext
-from est_frontend.srp.listener import SRPListener
-from est_frontend.srp.tlslite import GROUPS, HandshakeSettings, TLSConnection, verifier_of
-from est_frontend.srp.verifier_file import Verifiers, set_user
 from est_frontend.tls.channel_binding import check_linking
 from est_frontend.tls.connection import ClientConnection
+from est_frontend_srp.connection import Attempt, SRPConnection, SRPContext
+from est_frontend_srp.listener import SRPListener
+from est_frontend_srp.tlslite import GROUPS, HandshakeSettings, TLSConnection, verifier_of
+from est_frontend_srp.verifier_file import Verifiers, set_user
 from estcore.errors import ConfigurationError, NotAuthorized
 from estcore.pki.attributes import read_attributes
 from estcore.policy.labels import Label

@@ -15,14 +15,14 @@ from OpenSSL import crypto
 from typing_extensions import override
 
 from est_frontend.rate_limits import Backoff, TooOften
-from est_frontend.srp.tlslite import (
+from est_frontend_srp.tlslite import (
     AlertDescription,
     BaseTLSException,
     Engine,
     MemorySocket,
     server_settings,
 )
-from est_frontend.srp.verifier_file import Entry, Verifiers
+from est_frontend_srp.verifier_file import Entry, Verifiers
 from estcore.runtime.logs import fields
 
 log = logging.getLogger(__name__)

@@ -16,13 +16,11 @@ from typing import Any, cast
 from typing_extensions import override
 
 from est_frontend import metrics
-from est_frontend.audit_trail.trail import AuditTrail
-from est_frontend.listener import taken
+from est_frontend.listener import AuditTrail, LimitedServer, taken
 from est_frontend.rate_limits import Backoff, TooOften
-from est_frontend.srp.connection import Attempt, SRPContext
-from est_frontend.srp.settings import SRPFrontendSettings
-from est_frontend.srp.verifier_file import Verifiers
-from est_frontend.web.server import LimitedServer
+from est_frontend_srp.connection import Attempt, SRPContext
+from est_frontend_srp.settings import SRPFrontendSettings
+from est_frontend_srp.verifier_file import Verifiers
 from estcore import ids
 from estcore.runtime.logs import fields
 from estcore.runtime.reload import Watched
@@ -32,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class SRPListener:
-    """TLS-SRP, by ``est_frontend.srp.connection``."""
+    """TLS-SRP, by ``est_frontend_srp.connection``."""
 
     names: frozenset[str] = frozenset()
     """No certificate, so no proof can name this server."""

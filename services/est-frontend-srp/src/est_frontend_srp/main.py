@@ -3,46 +3,39 @@
 from __future__ import annotations
 
 import getpass
-import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from est_frontend.app import serve
-from est_frontend.audit_trail.trail import SERVICE
-from est_frontend.main import check as check_frontend
-from est_frontend.main import migrate
-from est_frontend.srp.settings import SRPFrontendSettings
+from est_frontend.app import check as check_frontend
+from est_frontend.app import migrate, serve
+from est_frontend_srp.listener import SRPListener
+from est_frontend_srp.settings import SRPFrontendSettings
+from est_frontend_srp.verifier_file import Verifiers, set_user
 from estcore.errors import ConfigurationError
-from estcore.runtime.command_line import EXIT_CONFIGURATION, PATH
+from estcore.runtime.command_line import PATH
 from estcore.runtime.console import console_script
 from estcore.runtime.service import ServiceCommand
 from estcore.runtime.settings import read_secret
 
-NAME = f"{SERVICE}-srp"
-
 
 def check(settings: SRPFrontendSettings) -> None:
     """Read what the settings name, as ``run`` would."""
-    from est_frontend.srp.verifier_file import Verifiers  # needs the extra
-
     check_frontend(settings)
     Verifiers.load(settings.srp.verifiers_file)
 
 
 async def run(settings: SRPFrontendSettings) -> None:
     """Serve until SIGTERM."""
-    from est_frontend.srp.listener import SRPListener  # needs the extra
-
     await serve(settings, SRPListener(settings))
 
 
 _COMMAND = ServiceCommand(
-    NAME,
+    "est-frontend-srp",
     about="Speaks EST (RFC 7030) to clients over TLS-SRP.",
-    distribution="estsuite-frontend",
+    distribution="estsuite-frontend-srp",
     prefix="EST_FRONTEND_SRP",
     settings=SRPFrontendSettings,
     run=run,
@@ -64,8 +57,6 @@ _COMMAND = ServiceCommand(
 async def _user(
     settings: SRPFrontendSettings, name: str, password_file: Path | None, remove: bool, group: int
 ) -> None:
-    from est_frontend.srp.verifier_file import set_user  # needs the extra
-
     password = None if remove else _password(password_file)
     set_user(settings.srp.verifiers_file, name, password, group=group)
 
@@ -84,9 +75,6 @@ def _password(file: Path | None) -> str:
 @console_script
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``est-frontend-srp``."""
-    if importlib.util.find_spec("tlslite") is None:
-        sys.stderr.write(f"{NAME}: install estsuite-frontend[srp]\n")
-        return EXIT_CONFIGURATION
     return _COMMAND.main(arguments)
 
 
