@@ -45,7 +45,7 @@ class RaisingEngine:
 
     readAsync = writeAsync = closeAsync = _fail  # noqa: N815 - tlslite's names
 
-    def tell(self, alert: int) -> None:
+    def send_alert(self, alert: int) -> None:
         del alert
 
 

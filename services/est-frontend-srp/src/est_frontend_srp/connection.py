@@ -139,7 +139,7 @@ class SRPConnection:
     def _fail(self, alert: int | None) -> None:
         self._handshake = None
         if alert is not None:
-            self._engine.tell(alert)
+            self._engine.send_alert(alert)
         self._refused()
 
     def read(self, length: int = 65_536, buffer: Any = None) -> Any:

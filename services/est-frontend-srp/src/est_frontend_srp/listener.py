@@ -152,15 +152,15 @@ class SRPListener:
 class _Arriving(asyncio.Protocol):
     """A connection before its handshake."""
 
-    def __init__(self, door: SRPListener) -> None:
-        self._door = door
+    def __init__(self, listener: SRPListener) -> None:
+        self._listener = listener
         self._early = bytearray()
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Report the failure to the listener."""
+        """Hand the new connection to the listener."""
         # uvloop's transports are of no class of asyncio.
-        self._door.arrived(cast("asyncio.Transport", transport), self._early)
+        self._listener.arrived(cast("asyncio.Transport", transport), self._early)
 
     @override
     def data_received(self, data: bytes) -> None:
@@ -173,6 +173,6 @@ def _source(transport: asyncio.Transport) -> str:
     return str(address[0]) if address else "unknown"
 
 
-def _cut(transport: asyncio.Transport, why: str) -> None:
-    metrics.CUT.labels(why).inc()
+def _cut(transport: asyncio.Transport, reason: str) -> None:
+    metrics.CUT.labels(reason).inc()
     transport.abort()

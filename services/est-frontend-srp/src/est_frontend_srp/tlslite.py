@@ -1,4 +1,4 @@
-"""What we use of tlslite-ng, a TLS library in Python: the only one at hand that serves SRP.
+"""What is used of tlslite-ng, a TLS library in Python and the only one with a server for SRP.
 
 TLS 1.2 alone, SRP without certificates alone, AES alone; no resumption, no heartbeat, no
 compression. Encrypt-then-MAC and the extended master secret are used where the client has them.
@@ -104,6 +104,6 @@ class Engine(TLSConnection):  # type: ignore[misc] # a library without types
                 self.client_finished = bytes(result.verify_data)
             yield result
 
-    def tell(self, description: int) -> None:
+    def send_alert(self, description: int) -> None:
         """Send a fatal alert in the clear, before the handshake is done."""
         self.sock.socket.send(bytes((21, 3, 3, 0, 2, 2, description)))

@@ -1,4 +1,7 @@
-"""The few DER octets we read and write ourselves (X.690, definite lengths only)."""
+"""A strict reader and writer of DER elements (X.690, definite lengths only).
+
+Why not a library: docs/adr/0043-der-reader-of-our-own.md.
+"""
 
 from __future__ import annotations
 

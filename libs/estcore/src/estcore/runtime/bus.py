@@ -278,8 +278,8 @@ class Bus:
         Raises:
             BusUnavailable: no complete answer in time.
         """
-        asked = {"multi_last": [topics], "batch": _BATCH}
-        stored = await self._stored(stream, asked, timeout_s)
+        request = {"multi_last": [topics], "batch": _BATCH}
+        stored = await self._stored(stream, request, timeout_s)
         return [(message.topic, message.payload) for message in stored]
 
     async def last_sequence(self, stream: str, topics: str, *, timeout_s: float = 5) -> int:
@@ -299,14 +299,14 @@ class Bus:
         Raises:
             BusUnavailable: no complete answer in time.
         """
-        asked = {"seq": max(sequence, 1), "next_by_subj": topics, "batch": _BATCH}
-        return await self._stored(stream, asked, timeout_s)
+        request = {"seq": max(sequence, 1), "next_by_subj": topics, "batch": _BATCH}
+        return await self._stored(stream, request, timeout_s)
 
-    async def _stored(self, stream: str, asked: dict[str, Any], timeout_s: float) -> list[Stored]:
+    async def _stored(self, stream: str, request: dict[str, Any], timeout_s: float) -> list[Stored]:
         queue: asyncio.Queue[Msg] = asyncio.Queue()
         inbox = self.client.new_inbox()
         subscription = await self.client.subscribe(inbox, cb=queue.put)
-        body = json.dumps(asked).encode()
+        body = json.dumps(request).encode()
         stored: list[Stored] = []
         try:
             async with asyncio.timeout(timeout_s):
@@ -321,7 +321,7 @@ class Bus:
                         raise BusUnavailable(f"stream {stream} answers {status}")
                     sequence = int(headers["Nats-Sequence"])
                     stored.append(Stored(sequence, headers["Nats-Subject"], bytes(message.data)))
-                    if "batch" not in asked:
+                    if "batch" not in request:
                         return stored
         except (TimeoutError, nats.errors.Error, OSError) as exc:
             raise BusUnavailable(f"no answer from stream {stream}") from exc
