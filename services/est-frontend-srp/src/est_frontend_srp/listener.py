@@ -16,7 +16,7 @@ from typing import Any, cast
 from typing_extensions import override
 
 from est_frontend import metrics
-from est_frontend.listener import AuditTrail, LimitedServer, taken
+from est_frontend.listener import AuditTrail, LimitedServer, listen_error
 from est_frontend.rate_limits import Backoff, TooOften
 from est_frontend_srp.connection import Attempt, SRPContext
 from est_frontend_srp.settings import SRPFrontendSettings
@@ -71,7 +71,7 @@ class SRPListener:
                 reuse_port=hasattr(socket, "SO_REUSEPORT"),
             )
         except OSError as exc:
-            raise taken(listen, exc) from exc
+            raise listen_error(listen, exc) from exc
 
     async def _run(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:

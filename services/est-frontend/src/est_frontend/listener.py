@@ -18,7 +18,7 @@ from estcore.errors import ConfigurationError
 from estcore.runtime.reload import Watched
 from estcore.runtime.service import Job
 
-__all__ = ["AuditTrail", "LimitedServer", "Listener", "TLSListener", "taken"]
+__all__ = ["AuditTrail", "LimitedServer", "Listener", "TLSListener", "listen_error"]
 
 
 class Listener(Protocol):
@@ -84,10 +84,10 @@ class TLSListener:
                 ssl_shutdown_timeout=2,
             )
         except OSError as exc:
-            raise taken(listen, exc) from exc
+            raise listen_error(listen, exc) from exc
 
 
-def taken(listen: ListenSettings, error: OSError) -> ConfigurationError:
+def listen_error(listen: ListenSettings, error: OSError) -> ConfigurationError:
     """Return the error for a port that cannot be opened."""
     return ConfigurationError(
         f"cannot listen on {listen.host}:{listen.port}: {error.strerror}", code="port.taken"
