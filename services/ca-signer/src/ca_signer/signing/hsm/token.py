@@ -236,7 +236,7 @@ class Token:
         except (KeyStoreUnavailable, ConfigurationError) as exc:
             link.fail(KeyStoreUnavailable(exc.reason, code=exc.code))
             raise
-        except BaseException:  # Cleanup, then raised again: cancelled or timed out, the worker ends.
+        except BaseException:  # Cleanup, then raised again: cancelled or timed out.
             link.fail(KeyStoreUnavailable("opening it took too long", code="keystore.timeout"))
             raise
         if link.error is not None:  # it ended right after its last answer

@@ -98,7 +98,7 @@ class WorkerProcess(asyncio.Protocol):
             link.fail(KeyStoreUnavailable("cannot start the worker", code="keystore.worker"))
             ours.close()
             raise KeyStoreUnavailable("cannot start the worker", code="keystore.worker") from exc
-        except BaseException:  # Cleanup, then raised again: cancelled or timed out, the worker ends.
+        except BaseException:  # Cleanup, then raised again: cancelled or timed out.
             link.fail(KeyStoreUnavailable("the start was cut short", code="keystore.timeout"))
             ours.close()
             raise
