@@ -293,7 +293,7 @@ def settings_for(platform: Platform) -> RenewalSettings:
             "instance": "renewal-0",
             "bus": platform.bus("renewal").model_dump(),
             "database": platform.database("renewal").model_dump(),
-            "projector": {"retry_s": 0.2},
+            "event_consumer": {"retry_s": 0.2},
             "scheduler": {"poll_s": 0.1, "sweep_after_s": 1},
             "rotation": {"client_reload": "0s", "stall_safety": "10s"},
             "windows": {"recheck_s": 0.2, "patience": 1},

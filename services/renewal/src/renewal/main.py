@@ -59,10 +59,10 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
         {
             "bus": lambda: bus is not None and bus.ready,
             "database": lambda: database is not None and database.ready,
-            "consumer": lambda: projector is not None and projector.consumer.ready,
+            "consumer": lambda: event_consumer is not None and event_consumer.consumer.ready,
         },
     )
-    projector: EventConsumer | None = None
+    event_consumer: EventConsumer | None = None
     port = await admin.start()
     log.info("service started", extra=fields(admin_port=port))
     try:
@@ -72,10 +72,10 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
         bus = await _unless(stop, connecting)
         if database is None or bus is None:
             return
-        teller = MessageBuilder(settings.instance, SystemClock())
-        announcer = RotationPublisher(database, bus, teller, settings.rotation)
-        projector = EventConsumer(settings, database, bus, teller, announcer, tracing)
-        jobs = _jobs(settings, database, bus, teller, announcer, tracing, projector)
+        builder = MessageBuilder(settings.instance, SystemClock())
+        publisher = RotationPublisher(database, bus, builder, settings.rotation)
+        event_consumer = EventConsumer(settings, database, bus, builder, publisher, tracing)
+        jobs = _jobs(settings, database, bus, builder, publisher, tracing, event_consumer)
         await run_jobs(
             [*jobs, _fail_readiness(admin)], stop=stop, stop_timeout_s=settings.stop_timeout_s
         )
@@ -105,18 +105,18 @@ def _jobs(
     settings: RenewalSettings,
     database: Database,
     bus: Bus,
-    teller: MessageBuilder,
-    announcer: RotationPublisher,
+    builder: MessageBuilder,
+    publisher: RotationPublisher,
     tracing: Tracing,
-    projector: EventConsumer,
+    event_consumer: EventConsumer,
 ) -> list[Job]:
-    scheduler = Scheduler(settings, database, bus, announcer, tracing)
-    listener = AckListener(settings.rotation, database, bus, teller, announcer, tracing)
+    scheduler = Scheduler(settings, database, bus, publisher, tracing)
+    listener = AckListener(settings.rotation, database, bus, builder, publisher, tracing)
 
     async def gauges(stop: asyncio.Event) -> None:
         await run_gauges(database, settings.metrics_every_s, stop)
 
-    return [projector.run, scheduler.run_due, scheduler.run_upkeep, listener.run, gauges]
+    return [event_consumer.run, scheduler.run_due, scheduler.run_upkeep, listener.run, gauges]
 
 
 def _fail_readiness(admin: AdminServer) -> Job:

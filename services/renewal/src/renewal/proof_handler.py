@@ -78,12 +78,12 @@ class AckListener:
         rotation: RotationSettings,
         database: Database,
         bus: Bus,
-        teller: MessageBuilder,
-        announcer: RotationPublisher,
+        builder: MessageBuilder,
+        publisher: RotationPublisher,
         tracing: Tracing,
     ) -> None:
         self._rotation, self._database, self._bus = rotation, database, bus
-        self._teller, self._announcer, self._tracing = teller, announcer, tracing
+        self._builder, self._publisher, self._tracing = builder, publisher, tracing
         self._queue: asyncio.Queue[Incoming] = asyncio.Queue(_WAITING)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -196,12 +196,12 @@ class AckListener:
 
     async def _publish(self, slot_id: str) -> None:
         try:
-            await self._announcer.rotations([slot_id])
+            await self._publisher.rotations([slot_id])
         except Unavailable as exc:
             log.warning("publication deferred to the sweeper", extra=fields(error=exc.reason))
 
     async def _record_refusal(self, ack: RotationAck, error: RequestRejected) -> None:
-        record = self._teller.proof_refused(
+        record = self._builder.proof_refused(
             request_id=ack.request_id,
             correlation_id=ack.correlation_id,
             code=error.code,
@@ -210,6 +210,6 @@ class AckListener:
             peer=ack.peer_address,
         )
         try:
-            await self._bus.publish_confirmed(self._teller.batch([record]), timeout_s=2)
+            await self._bus.publish_confirmed(self._builder.batch([record]), timeout_s=2)
         except Unavailable as exc:
             log.warning("refusal not recorded", extra=fields(error=exc.reason))

@@ -14,7 +14,7 @@ SERVICE = "renewal"
 _MINUTE = dt.timedelta(minutes=1)
 
 
-class ProjectorSettings(StrictModel):
+class EventConsumerSettings(StrictModel):
     """How events of ca-signer become rows."""
 
     batch_size: int = Field(default=256, ge=1, le=256, description="messages in one transaction")
@@ -100,7 +100,7 @@ class RenewalSettings(ServiceSettings):
     """All settings of est-renewal."""
 
     database: DatabaseSettings
-    projector: ProjectorSettings = ProjectorSettings()
+    event_consumer: EventConsumerSettings = EventConsumerSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     rotation: RotationSettings = RotationSettings()
     windows: WindowSettings = WindowSettings()

@@ -40,11 +40,11 @@ class Scheduler:
         settings: RenewalSettings,
         database: Database,
         bus: Bus,
-        announcer: RotationPublisher,
+        publisher: RotationPublisher,
         tracing: Tracing,
     ) -> None:
         self._settings, self._database, self._bus = settings, database, bus
-        self._announcer, self._tracing = announcer, tracing
+        self._publisher, self._tracing = publisher, tracing
         self._scheduler = settings.scheduler
 
     async def run_due(self, stop: asyncio.Event) -> None:
@@ -97,7 +97,7 @@ class Scheduler:
                 return 0
             faults.hit("renewal.claimed")
             DISPATCHED.labels(PRIORITIES[priority].value).inc(len(slot_ids))
-            await self._announcer.dues(slot_ids)
+            await self._publisher.dues(slot_ids)
         log.info(
             "renewal due", extra=fields(slots=len(slot_ids), priority=PRIORITIES[priority].value)
         )
@@ -119,10 +119,10 @@ class Scheduler:
         if not self._bus.connected:
             return len(lapsed) + len(updated)
         if lapsed:
-            await self._announcer.lapses(lapsed)
-        await self._announcer.rotations(updated)
+            await self._publisher.lapses(lapsed)
+        await self._publisher.rotations(updated)
         patience = dt.timedelta(seconds=self._scheduler.sweep_after_s)
-        swept = await self._announcer.sweep(patience)
+        swept = await self._publisher.sweep(patience)
         if swept:
             log.warning("unpublished rotation events published", extra=fields(events=swept))
         return len(lapsed) + len(updated) + swept

@@ -76,15 +76,15 @@ class EventConsumer:
         settings: RenewalSettings,
         database: Database,
         bus: Bus,
-        teller: MessageBuilder,
-        announcer: RotationPublisher,
+        builder: MessageBuilder,
+        publisher: RotationPublisher,
         tracing: Tracing,
     ) -> None:
-        self._settings = settings.projector
+        self._settings = settings.event_consumer
         self._rotation = settings.rotation
         self._recheck_s = settings.windows.recheck_s
-        self._database, self._bus, self._teller = database, bus, teller
-        self._announcer, self._tracing = announcer, tracing
+        self._database, self._bus, self._builder = database, bus, builder
+        self._publisher, self._tracing = publisher, tracing
         self._windows = window_comparison(settings.windows, database, bus)
         self.consumer = PullConsumer(
             bus, PKI_EVENTS, RENEWAL_CONSUMER, credit=self._settings.credit
@@ -168,10 +168,10 @@ class EventConsumer:
         PROJECTED.labels("revoked").inc(len(revoked))
 
     async def _publish(self, projected: Projected) -> None:
-        messages = self._teller.scheduled(projected.scheduled)
+        messages = self._builder.scheduled(projected.scheduled)
         if messages:
             await self._bus.publish_confirmed(messages)
-        await self._announcer.rotations(projected.updated)
+        await self._publisher.rotations(projected.updated)
 
     async def _one_by_one(self, deliveries: Sequence[Delivery]) -> bool:
         for at, delivery in enumerate(deliveries):

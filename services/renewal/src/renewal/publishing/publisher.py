@@ -99,9 +99,9 @@ class RotationPublisher:
     """Publishes the steps that rows have and that are not marked as published."""
 
     def __init__(
-        self, database: Database, bus: Bus, teller: MessageBuilder, rotation: RotationSettings
+        self, database: Database, bus: Bus, builder: MessageBuilder, rotation: RotationSettings
     ) -> None:
-        self._database, self._bus, self._teller = database, bus, teller
+        self._database, self._bus, self._builder = database, bus, builder
         self._rotation = rotation
 
     async def rotations(self, slot_ids: Sequence[str]) -> int:
@@ -164,7 +164,7 @@ class RotationPublisher:
         return len(rows)
 
     async def _publish(self, messages_to_send: Sequence[RotationMessage]) -> None:
-        await self._bus.publish_confirmed(self._teller.messages(messages_to_send), timeout_s=10)
+        await self._bus.publish_confirmed(self._builder.messages(messages_to_send), timeout_s=10)
         for message in messages_to_send:
             STEPS.labels(message.event.step).inc()
 
@@ -266,7 +266,7 @@ class RotationPublisher:
         rotation = rotation_id(slot, number)
         values: dict[str, Any] = {
             "id": event_id(rotation, step, key),
-            "source": self._teller.source,
+            "source": self._builder.source,
             "time": at,
             "correlation_id": rotation,
             "traceparent": traceparent,
