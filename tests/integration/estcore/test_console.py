@@ -129,6 +129,8 @@ def test_no_option_takes_a_secret_itself() -> None:
         ("estclient.cli", ["--help"], {"nats", "aiohttp", "cryptography", "pydantic"}),
         ("estclient.cli", ["audit", "verify", "--help"], {"nats", "aiohttp", "uvloop"}),
         ("estclient.cli", ["cert", "list", "--help"], {"argon2", "uvloop"}),
+        ("audit.main", ["--version"], {"aiohttp"}),
+        ("renewal.main", ["--version"], {"aiohttp"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -55,6 +55,9 @@ def test_file_and_environment_together(tmp_path: Path) -> None:
     [
         ({"surprise": 1}, {}, "surprise"),
         ({"bus": {**BASE["bus"], "tls": False}}, {}, "bus.tls"),
+        ({"bus": {**BASE["bus"], "url": "ws://localhost:1"}}, {}, "bus.url"),
+        ({"bus": {**BASE["bus"], "url": "nats://a:1,http://b:1"}}, {}, "bus.url"),
+        ({"bus": {**BASE["bus"], "url": ""}}, {}, "bus.url"),
         ({"batch_size": 0}, {}, "batch_size"),
         ({"database": {"url": "postgresql://u:secret@localhost/d"}}, {}, "database.url"),
         ({}, {"CA_SIGNER__NO_SUCH": "1"}, "no_such"),

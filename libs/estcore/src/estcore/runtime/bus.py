@@ -16,15 +16,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import nats
-import nats.errors
-import nats.js.errors
-from nats.aio.client import Client
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
-
 from estcore.errors import BusUnavailable
 from estcore.runtime.logs import fields
+from estcore.runtime.nats_client import Client, Msg, Subscription, nats
 from estcore.runtime.settings import BusSettings, read_secret
 
 log = logging.getLogger(__name__)

@@ -14,14 +14,11 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 
-import nats.errors
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
-
 from estcore.clock import monotonic_s
 from estcore.errors import BusUnavailable
 from estcore.runtime.bus import Bus
 from estcore.runtime.logs import fields
+from estcore.runtime.nats_client import Msg, Subscription, nats
 
 log = logging.getLogger(__name__)
 

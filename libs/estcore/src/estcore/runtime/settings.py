@@ -34,7 +34,10 @@ def default_instance() -> str:
 class BusSettings(StrictModel):
     """How to reach NATS."""
 
-    url: str = Field(description="nats:// or tls://, several separated by commas")
+    url: str = Field(
+        pattern=r"^(nats|tls)://[^,\s]+(,(nats|tls)://[^,\s]+)*$",
+        description="nats:// or tls://, several separated by commas",
+    )
     nkey_seed_file: Path = Field(description="file with this service's NKey seed")
     migration_nkey_seed_file: Path | None = Field(
         default=None, description="NKey seed that may declare streams; used by migrate only"

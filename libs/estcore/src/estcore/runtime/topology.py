@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import nats.errors
-import nats.js.errors
-from nats.js import JetStreamContext, api
-
 from estcore.errors import BusUnavailable, ConfigurationError
 from estcore.messages.topics import Consumer, Stream
 from estcore.runtime.bus import Bus
+from estcore.runtime.nats_client import JetStreamContext, api, nats
 
 
 async def declare(
