@@ -1,0 +1,47 @@
+"""The ledger's tables by subject: the one definition of the schema that migrations must match."""
+
+from ca_signer.ledger.tables.columns import metadata
+from ca_signer.ledger.tables.issuance import (
+    attempt,
+    claim,
+    enrollment,
+    issuance,
+    key_binding,
+    request,
+    secret,
+    window,
+)
+from ca_signer.ledger.tables.issuers import crl, generation, rollover, trust_seen
+from ca_signer.ledger.tables.operators import (
+    approval,
+    bulk_revocation,
+    bulk_revocation_member,
+    command,
+)
+from ca_signer.ledger.tables.search import certificate, certificate_name
+from ca_signer.ledger.tables.upstream import quarantine, submission, upstream_revocation
+
+__all__ = [
+    "approval",
+    "attempt",
+    "bulk_revocation",
+    "bulk_revocation_member",
+    "certificate",
+    "certificate_name",
+    "claim",
+    "command",
+    "crl",
+    "enrollment",
+    "generation",
+    "issuance",
+    "key_binding",
+    "metadata",
+    "quarantine",
+    "request",
+    "rollover",
+    "secret",
+    "submission",
+    "trust_seen",
+    "upstream_revocation",
+    "window",
+]
