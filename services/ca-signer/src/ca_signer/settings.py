@@ -71,12 +71,17 @@ class TokenSettings(StrictModel):
         return self
 
 
-class IssuerSettings(StrictModel):
-    """One issuer: its certificate, the chain to its root, and its key: in a file or a token."""
+class IssuerCertificateSettings(StrictModel):
+    """The certificate of one issuer and the chain to its root."""
 
     issuer_id: Token
-    certificate_file: Path = Field(description="the issuing CA certificate, PEM")
+    certificate_file: Path = Field(description="the issuing CA's certificate, PEM")
     chain_file: Path = Field(description="certificates above it up to the root, PEM")
+
+
+class IssuerSettings(IssuerCertificateSettings):
+    """One issuer with its key: in a file or a token."""
+
     key_file: Path | None = Field(
         default=None, description="PKCS#8 private key, PEM, encrypted; this or `token`"
     )

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from ca_signer.settings import RequestHandlingSettings
-from estcore.pki.profile import StrictModel, Token
+from ca_signer.settings import IssuerCertificateSettings, RequestHandlingSettings
 
 _MARGIN_S = 5
 
 
-class UpstreamIssuerSettings(StrictModel):
+class UpstreamIssuerSettings(IssuerCertificateSettings):
     """One issuer whose key an upstream CA holds."""
 
-    issuer_id: Token
-    certificate_file: Path = Field(description="the issuing CA's certificate, PEM")
-    chain_file: Path = Field(description="certificates above it up to the root, PEM")
     plugin: str = Field(
         pattern=r"^[a-z0-9_-]{1,63}$", description="`est`, `vault`, or one that was installed"
     )
