@@ -20,8 +20,9 @@ import yaml
 
 from estcore.errors import ConfigurationError
 from estdeploy import nats
-from estdeploy.services import ORIGIN, SERVICES, USER_ID, Places, compose_settings
+from estdeploy.services import SERVICES, USER_ID, Places, compose_settings
 from estdev.layout import keep_secret
+from estdev.service_settings import AUDIT_ORIGIN
 
 HOSTS = ("localhost", "127.0.0.1", "est-frontend")
 
@@ -60,7 +61,7 @@ def _make_ca(folder: Path) -> None:
         _run("ca-signer", "ca", "server-certificate", *common, *out)
     key = hidden / "audit-checkpoint.pem"
     if not key.exists():
-        vkey = _run("est-audit", "keygen", "--origin", ORIGIN, "--out", str(key))
+        vkey = _run("est-audit", "keygen", "--origin", AUDIT_ORIGIN, "--out", str(key))
         (folder / "config" / "audit.vkey").write_text(vkey.strip() + "\n", encoding="utf-8")
     # The root's key stays in ca/, which no container mounts.
     keep_secret(hidden / "issuing.key", (ca / "issuing.key").read_text(encoding="utf-8"))

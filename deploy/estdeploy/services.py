@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from audit.settings import Settings as AuditSettings
 from ca_signer.settings import SignerSettings
 from est_frontend.settings import FrontendSettings
-from estcore.policy.internal_profiles import OPERATOR_PROFILE
 from estcore.runtime.settings import ServiceSettings
+from estdev.service_settings import (
+    audit_settings,
+    frontend_settings,
+    group_settings,
+    signer_settings,
+)
 from renewal.settings import RenewalSettings
 
 ADMIN_PORT = 9100
@@ -21,7 +24,6 @@ EST_PORT = 8443
 USER_ID = 10001
 """The images' user; numeric, as ``runAsNonRoot`` wants it."""
 DATABASE = "estsuite"
-ORIGIN = "estsuite.local/audit"
 
 
 @dataclass(frozen=True)
@@ -113,55 +115,27 @@ def compose_settings(service: Service, places: Places, policy_folder: Path) -> d
 def _own(name: str, places: Places, policy_folder: Path) -> dict[str, Any]:
     config, secrets, data = places.config, places.secrets, places.data
     if name == "est-frontend":
-        return {
-            "group": "default",
-            "listen": {
-                "host": "0.0.0.0",  # noqa: S104 - inside the container
-                "port": EST_PORT,
-                "certificate_file": str(config / "server.pem"),
-                "key_file": str(secrets / "server.key"),
-            },
-            "trail": {"spool_file": str(data / "spool" / "est-frontend.sqlite")},
-            "policy_file": str(config / "policy.yaml"),
-            "state_folder": str(data / "state"),
-        }
+        settings = frontend_settings(
+            config=config,
+            port=EST_PORT,
+            certificate=config / "server.pem",
+            key=secrets / "server.key",
+            spool=data / "spool" / "est-frontend.sqlite",
+            state=data / "state",
+        )
+        settings["listen"]["host"] = "0.0.0.0"  # noqa: S104 - inside the container
+        return settings
     if name == "ca-signer":
-        return {
-            "policy_file": str(config / "policy.yaml"),
-            "profiles_file": str(config / "profiles.yaml"),
-            "software_keys": "allow",
-            "issuers": [
-                {
-                    "issuer_id": "issuing",
-                    "certificate_file": str(config / "issuing.pem"),
-                    "chain_file": str(config / "chain.pem"),
-                    "key_file": str(secrets / "issuing.key"),
-                    "passphrase_file": str(secrets / "ca.passphrase"),
-                }
-            ],
-            "groups": {"default": everything(policy_folder)},
-        }
+        return signer_settings(
+            config=config,
+            certificates=config,
+            key=secrets / "issuing.key",
+            passphrase=secrets / "ca.passphrase",
+            group=group_settings(policy_folder),
+        )
     if name == "audit":
-        return {
-            "checkpoint": {
-                "origin": ORIGIN,
-                "key_file": str(secrets / "audit-checkpoint.pem"),
-            },
-            "sinks": [],
-        }
+        return audit_settings(key=secrets / "audit-checkpoint.pem", sinks=[])
     return {}
-
-
-def everything(folder: Path) -> dict[str, list[str]]:
-    """Return the caps of one group that may use all in a folder but the profile of operators."""
-    policy = yaml.safe_load((folder / "policy.yaml").read_text(encoding="utf-8"))
-    profiles = yaml.safe_load((folder / "profiles.yaml").read_text(encoding="utf-8"))
-    return {
-        "labels": sorted(policy["labels"]),
-        "profiles": sorted(
-            p["name"] for p in profiles["profiles"] if p["name"] != OPERATOR_PROFILE
-        ),
-    }
 
 
 def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -12,10 +12,15 @@ from typing import Any
 import yaml
 
 from estcore.messages import permissions
-from estcore.policy.internal_profiles import OPERATOR_PROFILE
 from estdev.nats import EmbeddedNATS
 from estdev.ports import check_free, free_port
 from estdev.postgres import EmbeddedPostgres, Role
+from estdev.service_settings import (
+    audit_settings,
+    frontend_settings,
+    group_settings,
+    signer_settings,
+)
 
 COMMANDS = {
     "ca-signer": "ca-signer",
@@ -25,7 +30,6 @@ COMMANDS = {
 }
 """Service to command, in the order of starting."""
 WITH_DATABASE = ("ca-signer", "audit", "renewal")
-OWN_PROFILES = {OPERATOR_PROFILE}
 AGENTS = {"agent-web": ("demo", "web"), "agent-rotating": ("demo", "rotating")}
 
 
@@ -191,62 +195,29 @@ def _base(layout: Layout, service: str, instance: str, admin_port: int) -> dict[
 def _own(layout: Layout, service: str, instance: str) -> dict[str, Any]:
     config, ca = layout.config, layout.ca
     if service == "est-frontend":
-        return {
-            "group": "default",
-            "listen": {
-                "port": layout.ports.est,
-                "certificate_file": str(ca / "server" / "server.pem"),
-                "key_file": str(ca / "server" / "server.key"),
-            },
-            "trail": {"spool_file": str(layout.folder / "spool" / f"{instance}.sqlite")},
-            "policy_file": str(config / "policy.yaml"),
-            "state_folder": str(layout.folder / "state" / instance),
-        }
+        return frontend_settings(
+            config=config,
+            port=layout.ports.est,
+            certificate=ca / "server" / "server.pem",
+            key=ca / "server" / "server.key",
+            spool=layout.folder / "spool" / f"{instance}.sqlite",
+            state=layout.folder / "state" / instance,
+        )
     if service == "ca-signer":
-        return {
-            "policy_file": str(config / "policy.yaml"),
-            "profiles_file": str(config / "profiles.yaml"),
-            "software_keys": "allow",
-            "issuers": [
-                {
-                    "issuer_id": "issuing",
-                    "certificate_file": str(ca / "issuing.pem"),
-                    "chain_file": str(ca / "chain.pem"),
-                    "key_file": str(ca / "issuing.key"),
-                    "passphrase_file": str(layout.secrets / "ca.passphrase"),
-                }
-            ],
-            "groups": {"default": _group(config)},
-        }
+        return signer_settings(
+            config=config,
+            certificates=ca,
+            key=ca / "issuing.key",
+            passphrase=layout.secrets / "ca.passphrase",
+            group=group_settings(config),
+        )
     if service == "audit":
-        return {
-            "checkpoint": {
-                "origin": "estsuite.local/audit",
-                "key_file": str(layout.secrets / "audit-checkpoint.pem"),
-            },
-            "sinks": [
-                {
-                    "name": "local-siem",
-                    "host": "127.0.0.1",
-                    "port": layout.ports.siem,
-                    "ca_file": str(layout.root_file),
-                    "server_name": "localhost",
-                }
-            ],
+        local_siem = {
+            "name": "local-siem",
+            "host": "127.0.0.1",
+            "port": layout.ports.siem,
+            "ca_file": str(layout.root_file),
+            "server_name": "localhost",
         }
+        return audit_settings(key=layout.secrets / "audit-checkpoint.pem", sinks=[local_siem])
     return {}
-
-
-def _group(config: Path) -> dict[str, list[str]]:
-    """The one group of a local suite may use what its policy and profiles name.
-
-    All but what signs for the suite itself: that is issued beside the ledger only.
-    """
-    policy = yaml.safe_load((config / "policy.yaml").read_text(encoding="utf-8"))
-    profiles = yaml.safe_load((config / "profiles.yaml").read_text(encoding="utf-8"))
-    return {
-        "labels": sorted(policy["labels"]),
-        "profiles": sorted(
-            p["name"] for p in profiles["profiles"] if p["name"] not in OWN_PROFILES
-        ),
-    }

@@ -17,6 +17,7 @@ from estcore.runtime.logs import JSONFormatter
 from estcore.runtime.service import executable
 from estdev.layout import COMMANDS, WITH_DATABASE, Layout
 from estdev.ports import free_port
+from estdev.service_settings import AUDIT_ORIGIN
 from estdev.siem import LocalSIEM
 
 Progress = Callable[[str], None]
@@ -110,7 +111,7 @@ class LocalSuite:
         key = layout.secrets / "audit-checkpoint.pem"
         if not key.exists():
             vkey = await self.run(
-                "est-audit", "keygen", "--origin", "estsuite.local/audit", "--out", str(key)
+                "est-audit", "keygen", "--origin", AUDIT_ORIGIN, "--out", str(key)
             )
             (layout.config / "audit.vkey").write_text(vkey.strip() + "\n")
 
