@@ -107,7 +107,10 @@ async def test_two_signers_carry_a_command_out_once(
     data = boss.sign(boss.command("test-count", {"number": number}))
     one = signer.operations.executor
     other = CommandExecutor(
-        signer.database, signer.publisher, signer.decision_context, table(COUNT)
+        database=signer.database,
+        publisher=signer.publisher,
+        decision_context=signer.decision_context,
+        verbs=table(COUNT),
     )
     answers = await asyncio.gather(
         *(executor.execute("test-count", data) for executor in (one, other) * 5)
@@ -228,7 +231,10 @@ async def test_an_operator_the_policy_forgot_is_refused(
     policy = decision_context.policy.model_copy(deep=True)
     policy._operators.clear()
     executor = CommandExecutor(
-        signer.database, signer.publisher, replace(decision_context, policy=policy), table(COUNT)
+        database=signer.database,
+        publisher=signer.publisher,
+        decision_context=replace(decision_context, policy=policy),
+        verbs=table(COUNT),
     )
     data = boss.sign(boss.command("test-count", {"number": next(_numbers)}))
     assert (await executor.execute("test-count", data)).code == "command.operator"

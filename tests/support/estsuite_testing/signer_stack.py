@@ -317,8 +317,22 @@ async def signer_stack(
         worker=RequestConsumer(
             bus, database, batch, issuers=["issuing"], batch_size=64, in_flight=2
         ),
-        sweeper=Sweeper(ledger, refusals, cycle, publisher, decision_context, every_s=0.2),
-        windows=ReconciliationWindows(bus, ledger, publisher, clock, window_s=5, settle_s=1),
+        sweeper=Sweeper(
+            ledger=ledger,
+            refusals=refusals,
+            cycle=cycle,
+            publisher=publisher,
+            decision_context=decision_context,
+            every_s=0.2,
+        ),
+        windows=ReconciliationWindows(
+            bus=bus,
+            ledger=ledger,
+            publisher=publisher,
+            clock=clock,
+            length=dt.timedelta(seconds=5),
+            settle=dt.timedelta(seconds=1),
+        ),
         secrets=SecretStore(database, bus, clock),
         operations=assemble(
             bus,

@@ -45,7 +45,7 @@ class Reconciliation:
     ) -> None:
         self._settings, self._database, self._own = settings, database, own
         self._comparison = WindowComparison(
-            bus,
+            bus=bus,
             requester=SERVICE,
             count_and_digest=self._count_and_digest,
             patience=_PATIENCE,

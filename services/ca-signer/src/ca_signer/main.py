@@ -149,15 +149,20 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, in order
         usable=decision_context.can_sign,
     )
     sweeper = Sweeper(
-        ledger, refusals, cycle, publisher, decision_context, every_s=settings.sweep_every_s
+        ledger=ledger,
+        refusals=refusals,
+        cycle=cycle,
+        publisher=publisher,
+        decision_context=decision_context,
+        every_s=settings.sweep_every_s,
     )
     windows = ReconciliationWindows(
-        bus,
-        ledger,
-        publisher,
-        CLOCK,
-        window_s=settings.window_s,
-        settle_s=settings.window_settle_s,
+        bus=bus,
+        ledger=ledger,
+        publisher=publisher,
+        clock=CLOCK,
+        length=dt.timedelta(seconds=settings.window_s),
+        settle=dt.timedelta(seconds=settings.window_settle_s),
     )
     operations = assemble(
         bus,

@@ -128,8 +128,8 @@ def build_app(settings: FrontendSettings, listener: Listener) -> App:
     bus = Bus.unconnected(SERVICE)
     trail = AuditTrail(bus, settings.trail, CLOCK, settings.instance)
     gateway = SignerGateway(
-        bus,
-        PendingRequests(CLOCK),
+        bus=bus,
+        pending=PendingRequests(CLOCK),
         group=settings.group,
         instance=settings.instance,
         answer_timeout_s=settings.answer_timeout_s,
@@ -148,28 +148,28 @@ def build_app(settings: FrontendSettings, listener: Listener) -> App:
         clock=CLOCK,
         names=lambda: listener.names,
     )
-    keys = KeyGenerator(
+    key_generator = KeyGenerator(
         secrets=load_secrets(settings.keygen_secrets_file),
         certificate_file=settings.listen.certificate_file,
         key_file=settings.listen.key_file,
     )
     enroller = Enroller(
-        settings,
-        live=active_policy,
+        settings=settings,
+        active_policy=active_policy,
         state=state,
         authenticator=authenticator,
         gateway=gateway,
-        keys=keys,
+        key_generator=key_generator,
         clock=CLOCK,
     )
     adoption = TrustAdoptionReporter(bus, state, peers)
     dispatcher = Dispatcher(
-        settings,
-        live=active_policy,
+        settings=settings,
+        active_policy=active_policy,
         state=state,
         authenticator=authenticator,
         enroller=enroller,
-        fetches=adoption,
+        adoption=adoption,
         trail=trail,
         bus=bus,
         tracing=tracing,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
@@ -61,34 +62,25 @@ _RETRY_S = 5
 _UNAUTHORIZED, _FORBIDDEN = 401, 403
 
 
+@dataclass(kw_only=True, eq=False, slots=True)
 class Dispatcher:
     """Answers every request of this process."""
 
-    def __init__(  # noqa: PLR0913 - the parts of the front end, joined in main
-        self,
-        settings: FrontendSettings,
-        *,
-        live: ActivePolicy,
-        state: SignerState,
-        authenticator: Authenticator,
-        enroller: Enroller,
-        fetches: TrustAdoptionReporter,
-        trail: AuditTrail,
-        bus: Bus,
-        tracing: Tracing,
-    ) -> None:
-        self._settings = settings
-        self._live = live
-        self._state = state
-        self._authenticator = authenticator
-        self._enroller = enroller
-        self._fetches = fetches
-        self._trail = trail
-        self._bus = bus
-        self._tracing = tracing
-        self._in_flight = 0
-        rates = settings.rates
-        self._label_rates = Buckets("label")
+    settings: FrontendSettings
+    active_policy: ActivePolicy
+    state: SignerState
+    authenticator: Authenticator
+    enroller: Enroller
+    adoption: TrustAdoptionReporter
+    trail: AuditTrail
+    bus: Bus
+    tracing: Tracing
+    _in_flight: int = field(default=0, init=False)
+    _label_rates: Buckets = field(default_factory=lambda: Buckets("label"), init=False)
+    _rates: Buckets = field(init=False)
+
+    def __post_init__(self) -> None:
+        rates = self.settings.rates
         self._rates = Buckets("address", rate=rates.source_per_s, burst=rates.source_burst)
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -100,7 +92,7 @@ class Dispatcher:
         connection: ClientConnection = transport.get_extra_info("ssl_object")
         exchange = Exchange(request, ids.uuid7(), connection)
         path = target_path(request)[:200]
-        with self._tracing.root("est request", path=path) as traceparent:
+        with self.tracing.root("est request", path=path) as traceparent:
             exchange.traceparent = traceparent
             try:
                 response = await self._route(exchange)
@@ -136,7 +128,7 @@ class Dispatcher:
         if route is None:
             raise MalformedRequest("there is nothing here", code="request.not_found")
         exchange.operation = route.operation
-        named_label = label_named(self._live.policy, route.label)
+        named_label = label_named(self.active_policy.policy, route.label)
         if named_label is None:
             raise MalformedRequest("there is no such label", code="request.not_found")
         exchange.label_name, exchange.label = named_label
@@ -164,18 +156,18 @@ class Dispatcher:
                 )
 
     def _cacerts(self, exchange: Exchange, label: Label) -> web.Response:
-        der = self._state.cacerts(*label.issuers)
+        der = self.state.cacerts(*label.issuers)
         if der is None:
             raise IssuerUnavailable("the CA certificates are not here yet", code="cacerts.unknown")
         if exchange.request.method == "GET":
-            self._fetches.note(exchange.connection, label)
+            self.adoption.note(exchange.connection, label)
         body = encode_response(der, label.response_base64)
         return responses.pkcs7(body, responses.CACERTS, exchange.correlation_id)
 
     async def _csrattrs(self, exchange: Exchange, label: Label) -> web.Response:
         if label.csrattrs == "none":
             return responses.empty(exchange.correlation_id)
-        demands = await self._enroller.demands(exchange, label)
+        demands = await self.enroller.demands(exchange, label)
         if demands.empty:
             return responses.empty(exchange.correlation_id)
         form: CSRAttrsForm = "legacy" if label.csrattrs == "classic" else label.csrattrs
@@ -187,16 +179,16 @@ class Dispatcher:
             raise MalformedRequest(
                 f"{operation} is not offered here", code="request.not_implemented"
             )
-        if not self._trail.ready:
+        if not self.trail.ready:
             raise AuditUnavailable("audit records cannot be kept now", code="audit.spool_full")
-        if self._in_flight >= self._settings.limits.max_in_flight:
+        if self._in_flight >= self.settings.limits.max_in_flight:
             raise BusUnavailable("too many enrollments at once", code="frontend.busy")
         self._in_flight += 1
         try:
             if operation == "serverkeygen":
-                response = await self._enroller.generate(exchange, label)
+                response = await self.enroller.generate(exchange, label)
             else:
-                response = await self._enroller.enroll(exchange, label)
+                response = await self.enroller.enroll(exchange, label)
         finally:
             self._in_flight -= 1
         if response is None:
@@ -208,10 +200,10 @@ class Dispatcher:
     async def _rotation_ack(self, exchange: Exchange, label: Label) -> web.Response:
         """Relay proof that a service uses its new certificate."""
         credentials = Credentials.of(exchange.request, exchange.connection, exchange.peer)
-        who = exchange.who = await self._authenticator.own_certificate(credentials, label)
+        who = exchange.who = await self.authenticator.own_certificate(credentials, label)
         check_type(exchange.request, "application/jose")
         body = await read_body(
-            exchange.request, _JWS_LIMIT, timeout_s=self._settings.limits.body_timeout_s
+            exchange.request, _JWS_LIMIT, timeout_s=self.settings.limits.body_timeout_s
         )
         try:
             jws = body.decode("ascii").strip()
@@ -230,8 +222,8 @@ class Dispatcher:
         )
         answered = decode(
             RotationAckAnswered,
-            await self._bus.request(
-                ack_topic(self._settings.group), encode(ack), timeout_s=_ACK_TIMEOUT_S
+            await self.bus.request(
+                ack_topic(self.settings.group), encode(ack), timeout_s=_ACK_TIMEOUT_S
             ),
         )
         if not answered.accepted:
@@ -253,7 +245,7 @@ class Dispatcher:
                 status=status,
             ),
         )
-        self._trail.add(
+        self.trail.add(
             traceparent=exchange.traceparent,
             action=f"est.{exchange.operation}",
             phase="outcome",
@@ -275,7 +267,7 @@ class Dispatcher:
             ),
         )
         status = responses.status_of(error)
-        self._trail.refused(
+        self.trail.refused(
             exchange.peer,
             error.code,
             reason=error.reason[:500],
@@ -294,7 +286,7 @@ class Dispatcher:
 
     def _challenges(self, exchange: Exchange, error: ESTSuiteError, status: int) -> list[str]:
         if status == _UNAUTHORIZED:
-            challenges = self._authenticator.challenges(exchange.label)
+            challenges = self.authenticator.challenges(exchange.label)
             if error.code.startswith("auth.token_"):
                 wrong = ', error="invalid_token"'
                 challenges = [c + wrong if c.startswith("Bearer ") else c for c in challenges]

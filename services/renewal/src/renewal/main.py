@@ -111,7 +111,14 @@ def _jobs(
     event_consumer: EventConsumer,
 ) -> list[Job]:
     scheduler = Scheduler(settings, database, bus, publisher, tracing)
-    listener = AckListener(settings.rotation, database, bus, builder, publisher, tracing)
+    listener = AckListener(
+        rotation=settings.rotation,
+        database=database,
+        bus=bus,
+        builder=builder,
+        publisher=publisher,
+        tracing=tracing,
+    )
 
     async def gauges(stop: asyncio.Event) -> None:
         await run_gauges(database, settings.metrics_every_s, stop)

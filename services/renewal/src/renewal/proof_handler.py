@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 import asyncpg
@@ -70,25 +70,23 @@ class Accepted:
     repeated: bool
 
 
+@dataclass(kw_only=True, eq=False, slots=True)
 class AckListener:
     """Answers proofs of use; any number of replicas share the topic."""
 
-    def __init__(
-        self,
-        rotation: RotationSettings,
-        database: Database,
-        bus: Bus,
-        builder: MessageBuilder,
-        publisher: RotationPublisher,
-        tracing: Tracing,
-    ) -> None:
-        self._rotation, self._database, self._bus = rotation, database, bus
-        self._builder, self._publisher, self._tracing = builder, publisher, tracing
-        self._queue: asyncio.Queue[Incoming] = asyncio.Queue(_WAITING)
+    rotation: RotationSettings
+    database: Database
+    bus: Bus
+    builder: MessageBuilder
+    publisher: RotationPublisher
+    tracing: Tracing
+    _queue: asyncio.Queue[Incoming] = field(
+        default_factory=lambda: asyncio.Queue(_WAITING), init=False
+    )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answer until stopped."""
-        subscription = await self._bus.subscribe(TOPICS, self._arrived, queue=_QUEUE)
+        subscription = await self.bus.subscribe(TOPICS, self._arrived, queue=_QUEUE)
         while not stop.is_set():
             try:
                 async with asyncio.timeout(0.5):
@@ -96,7 +94,7 @@ class AckListener:
             except TimeoutError:
                 continue
             await self.handle(message)
-        if self._bus.connected:
+        if self.bus.connected:
             await subscription.unsubscribe()
         while not self._queue.empty():
             await self.handle(self._queue.get_nowait())
@@ -117,7 +115,7 @@ class AckListener:
             return
         accepted: Accepted | None = None
         try:
-            with self._tracing.span("renewal.proof", ack.traceparent):
+            with self.tracing.span("renewal.proof", ack.traceparent):
                 accepted = await self.accept(ack)
                 answer = RotationAckAnswered(accepted=True)
                 PROOFS.labels("repeated" if accepted.repeated else "accepted").inc()
@@ -146,7 +144,7 @@ class AckListener:
             Unavailable: the database is unavailable.
         """
         claims = read_claims(ack.jws)
-        async with self._database.connection() as connection:
+        async with self.database.connection() as connection:
             row = await connection.fetchrow(_FIND, sha256(ack.peer).hexdigest(), claims.serial)
         if row is None:
             # Perhaps its event has not arrived yet: the agent repeats a Conflict.
@@ -156,14 +154,14 @@ class AckListener:
         slot_id = str(row["slot_id"])
         if row["state"] == "active":
             return Accepted(row["issuance_id"], slot_id, repeated=True)
-        await self._database.run(
+        await self.database.run(
             lambda c: self._prove(c, slot_id, row["issuance_id"], ack.peer_address)
         )
         return Accepted(row["issuance_id"], slot_id, repeated=False)
 
     def _compare(self, row: asyncpg.Record, claimed: str, signed_at: dt.datetime) -> None:
         now: dt.datetime = row["now"]
-        if abs(now - signed_at) > self._rotation.proof_skew:
+        if abs(now - signed_at) > self.rotation.proof_skew:
             raise NotAuthorized("the proof is not of now", code="proof.time")
         if row["peer_state"] == "revoked" or row["peer_not_after"] <= now:
             raise NotAuthorized("the client's certificate is not valid", code="proof.peer")
@@ -183,25 +181,25 @@ class AckListener:
             reached = generation.reached | Steps.ACTIVATED
             return replace(generation, activated_at=now, proof="agent_ack", reached=reached)
 
-        await update_slots(connection, [slot_id], rotation=self._rotation, proven=proven)
+        await update_slots(connection, [slot_id], rotation=self.rotation, proven=proven)
         await connection.execute(_PEER, issuance_id, peer)
 
     async def _answer(self, message: Incoming, answer: RotationAckAnswered) -> None:
         if not message.reply:
             return
         try:
-            await self._bus.publish_unconfirmed(message.reply, encode(answer))
+            await self.bus.publish_unconfirmed(message.reply, encode(answer))
         except Unavailable as exc:
             log.warning("reply not sent", extra=fields(error=exc.reason))
 
     async def _publish(self, slot_id: str) -> None:
         try:
-            await self._publisher.rotations([slot_id])
+            await self.publisher.rotations([slot_id])
         except Unavailable as exc:
             log.warning("publication deferred to the sweeper", extra=fields(error=exc.reason))
 
     async def _record_refusal(self, ack: RotationAck, error: RequestRejected) -> None:
-        record = self._builder.proof_refused(
+        record = self.builder.proof_refused(
             request_id=ack.request_id,
             correlation_id=ack.correlation_id,
             code=error.code,
@@ -210,6 +208,6 @@ class AckListener:
             peer=ack.peer_address,
         )
         try:
-            await self._bus.publish_confirmed(self._builder.batch([record]), timeout_s=2)
+            await self.bus.publish_confirmed(self.builder.batch([record]), timeout_s=2)
         except Unavailable as exc:
             log.warning("refusal not recorded", extra=fields(error=exc.reason))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from enum import Enum
 
 from estcore.messages.envelope import decode, encode
@@ -40,6 +41,7 @@ class Verdict(Enum):
         return self in {Verdict.EQUAL, Verdict.GIVEN_UP}
 
 
+@dataclass(kw_only=True, eq=False, slots=True)
 class WindowComparison:
     """Compares closed windows of one service with what ca-signer committed.
 
@@ -47,22 +49,13 @@ class WindowComparison:
     unavailable does not count.
     """
 
-    def __init__(
-        self,
-        bus: Bus,
-        *,
-        requester: str,
-        count_and_digest: CountAndDigest,
-        patience: int,
-        max_requests: int,
-    ) -> None:
-        """``patience`` comparisons come before the first of ``max_requests`` requests."""
-        self._bus = bus
-        self._requester = requester
-        self._count_and_digest = count_and_digest
-        self._patience = patience
-        self._max_requests = max_requests
-        self._compared: dict[dt.datetime, int] = {}
+    bus: Bus
+    requester: str
+    count_and_digest: CountAndDigest
+    patience: int
+    """Comparisons before the first request."""
+    max_requests: int
+    _compared: dict[dt.datetime, int] = field(default_factory=dict, init=False)
 
     async def compare(self, window: WindowClosed) -> tuple[Verdict, int]:
         """Return what to do with a window, and how many certificates were found.
@@ -70,24 +63,24 @@ class WindowComparison:
         Raises:
             Unavailable: database or ca-signer unavailable; compare again later.
         """
-        count, digest = await self._count_and_digest(window.start, window.end)
+        count, digest = await self.count_and_digest(window.start, window.end)
         if count == window.count and (not count or digest == _padded(window.digest)):
             self._compared.pop(window.start, None)
             return Verdict.EQUAL, count
         compared = self._compared.get(window.start, 0) + 1
         verdict = Verdict.DIFFERS
-        if compared > self._patience + self._max_requests:
+        if compared > self.patience + self.max_requests:
             self._compared.pop(window.start, None)
             return Verdict.GIVEN_UP, count
-        if compared > self._patience:
+        if compared > self.patience:
             await self._request(window)
             verdict = Verdict.REQUESTED
         self._compared[window.start] = compared
         return verdict, count
 
     async def _request(self, window: WindowClosed) -> None:
-        request = ReannounceRequested(requester=self._requester, windows=(window.start,))
-        reply = await self._bus.request(
+        request = ReannounceRequested(requester=self.requester, windows=(window.start,))
+        reply = await self.bus.request(
             REANNOUNCE_TOPIC, encode(request), timeout_s=_REQUEST_TIMEOUT_S
         )
         log.warning(

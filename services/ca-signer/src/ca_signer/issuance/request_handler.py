@@ -6,7 +6,7 @@ import datetime as dt
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import asyncpg
@@ -76,41 +76,34 @@ class ReceivedRequest:
     message: EnrollmentRequested
 
 
+@dataclass(kw_only=True, eq=False, slots=True)
 class RequestHandler(Generic[IntentT]):
     """Handles single requests; one instance serves all deliveries of a process.
 
     Every delivery ends with exactly one of ack, nak, term, and its request is answered.
     """
 
-    def __init__(  # noqa: PLR0913 - the parts of the signer, joined in main
-        self,
-        *,
-        bus: Bus,
-        ledger: IssuanceStore,
-        refusals: RefusalStore,
-        resolver: RequestResolver[IntentT],
-        source: CertificateSource[IntentT],
-        publisher: EventPublisher,
-        decision_context: DecisionContext,
-        max_attempts: int,
-    ) -> None:
-        self._bus = bus
-        self._ledger = ledger
-        self._refusals = refusals
-        self._resolver = resolver
-        self._source = source
-        self._publisher = publisher
-        self.decision_context = decision_context
-        self._max_attempts = max_attempts
-        self._certificates: OrderedDict[bytes, KnownCertificate] = OrderedDict()
-        self._minute, self._counted = 0, Counter[str]()
+    bus: Bus
+    ledger: IssuanceStore
+    refusals: RefusalStore
+    resolver: RequestResolver[IntentT]
+    source: CertificateSource[IntentT]
+    publisher: EventPublisher
+    decision_context: DecisionContext
+    max_attempts: int
+    _certificates: OrderedDict[bytes, KnownCertificate] = field(
+        default_factory=OrderedDict, init=False
+    )
+    _minute: int = field(default=0, init=False)
+    _counted: Counter[str] = field(default_factory=Counter, init=False)
+    """Requests of each group in this minute."""
 
     async def read(self, delivery: Delivery) -> ReceivedRequest | None:
         """Decode a delivery; None where it is ended or deferred already."""
         try:
             if delivery.attempt > 1:
-                attempts = await self._ledger.count_attempt(delivery.sequence)
-                if attempts >= self._max_attempts:
+                attempts = await self.ledger.count_attempt(delivery.sequence)
+                if attempts >= self.max_attempts:
                     await self._dead_letter(delivery, "request.too_many_attempts", "given up")
                     return None
             return ReceivedRequest(delivery, decode(EnrollmentRequested, delivery.data))
@@ -159,7 +152,7 @@ class RequestHandler(Generic[IntentT]):
         presented = self._certificates.get(fingerprint) if fingerprint else None
         slots = renewed_slots(item.message, self.decision_context, presented)
         latest_certificates = (
-            None if slots is None else await self._ledger.latest_certificates(slots)
+            None if slots is None else await self.ledger.latest_certificates(slots)
         )
         return decide(
             item.message, item.delivery.topic, self.decision_context, presented, latest_certificates
@@ -169,7 +162,7 @@ class RequestHandler(Generic[IntentT]):
         """Fetch ledger facts not yet known. They never change; revocation is checked apart."""
         missing = list({f for f in fingerprints if f not in self._certificates})
         if missing:
-            for certificate in await self._ledger.known_certificates(missing):
+            for certificate in await self.ledger.known_certificates(missing):
                 self._certificates[certificate.fingerprint] = certificate
             while len(self._certificates) > _KNOWN_LIMIT:
                 self._certificates.popitem(last=False)
@@ -200,8 +193,8 @@ class RequestHandler(Generic[IntentT]):
             Unavailable: the request is to be deferred.
         """
         try:
-            self._source.check(candidate)
-            resolution = await self._resolver.resolve(candidate)
+            self.source.check(candidate)
+            resolution = await self.resolver.resolve(candidate)
         except RequestRejected as exc:
             await self._refuse(item, exc)
             return
@@ -213,10 +206,10 @@ class RequestHandler(Generic[IntentT]):
             case Refuse(error=error):
                 await self._refuse(item, error)
             case ExpiredIntent(intent=intent):
-                await self._source.abandon(intent, EXPIRED)
+                await self.source.abandon(intent, EXPIRED)
                 await self.resolve(item, candidate)
             case KeyNotDelivered(issued=issued):
-                await self._source.supersede(issued)
+                await self.source.supersede(issued)
                 await self.resolve(item, candidate)
             case InProgress(ours=ours):
                 await self._leased(item, candidate.intent, ours=ours)
@@ -228,7 +221,7 @@ class RequestHandler(Generic[IntentT]):
     async def _issue(self, item: ReceivedRequest, intent: IntentT) -> None:
         if intent.fence > 1:
             metrics.RESUMED.inc()
-        outcome = await self._source.issue(intent)
+        outcome = await self.source.issue(intent)
         match outcome:
             case IssuedCertificate() as issued:
                 await self._deliver(item, issued)
@@ -244,17 +237,17 @@ class RequestHandler(Generic[IntentT]):
         if issued.intent.request_id != message.id:
             # The intent of an earlier request; this one is answered with its certificate.
             answer = issued_answer(message.id, issued.certificate)
-            await self._publisher.replies.send(message.group, message.instance, answer)
-        await self._source.publish([issued])
+            await self.publisher.replies.send(message.group, message.instance, answer)
+        await self.source.publish([issued])
         # 11. Ack.
         await item.delivery.ack()
-        faults.hit(f"{self._source.name}.11.acked")
+        faults.hit(f"{self.source.name}.11.acked")
 
     async def _answer(self, item: ReceivedRequest, issued: IssuedCertificate, *, new: bool) -> None:
         message = item.message
         if new:
             metrics.REPEATED.inc()
-            record = self._publisher.audit_records.about_intent(
+            record = self.publisher.audit_records.about_intent(
                 issued.intent,
                 record_id=record_id("repeated", message.id),
                 action="certificate.returned",
@@ -262,9 +255,9 @@ class RequestHandler(Generic[IntentT]):
                 phase="outcome",
             )
             own = {"correlation_id": message.correlation_id, "causation_id": message.id}
-            await self._publisher.mappings([record | own])
+            await self.publisher.mappings([record | own])
         answer = issued_answer(message.id, issued.certificate)
-        await self._publisher.replies.send(message.group, message.instance, answer)
+        await self.publisher.replies.send(message.group, message.instance, answer)
         await item.delivery.ack()
 
     async def _leased(self, item: ReceivedRequest, intent: IssuanceIntent, *, ours: bool) -> None:
@@ -290,8 +283,8 @@ class RequestHandler(Generic[IntentT]):
             until=until,
         )
         topic = topics.certificate_topic("pending", intent.tenant, intent.service)
-        await self._bus.publish_confirmed([Outgoing(topic, encode(event), event.id)])
-        await self._publisher.replies.send(
+        await self.bus.publish_confirmed([Outgoing(topic, encode(event), event.id)])
+        await self.publisher.replies.send(
             message.group,
             message.instance,
             EnrollmentAnswered(
@@ -302,8 +295,8 @@ class RequestHandler(Generic[IntentT]):
 
     async def _refuse(self, item: ReceivedRequest, error: RequestRejected) -> None:
         message = item.message
-        refusal = self._publisher.audit_records.refusal(message, error)
-        if await self._refusals.record(refusal, error):
+        refusal = self.publisher.audit_records.refusal(message, error)
+        if await self.refusals.record(refusal, error):
             metrics.REJECTED.labels(error.code).inc()
             log.info(
                 "request refused",
@@ -311,9 +304,9 @@ class RequestHandler(Generic[IntentT]):
                     correlation_id=message.correlation_id, code=error.code, reason=error.reason
                 ),
             )
-        await self._publisher.refusals([refusal])
-        await self._refusals.mark_published([message.id])
-        await self._publisher.replies.send(
+        await self.publisher.refusals([refusal])
+        await self.refusals.mark_published([message.id])
+        await self.publisher.replies.send(
             message.group, message.instance, rejected_answer(message.id, error)
         )
         await item.delivery.ack()
@@ -338,16 +331,16 @@ class RequestHandler(Generic[IntentT]):
         try:
             message_id = f"dead-{delivery.sequence}"
             await publish_dead_letter(
-                self._bus, SERVICE, delivery, reason=reason_token, message_id=message_id
+                self.bus, SERVICE, delivery, reason=reason_token, message_id=message_id
             )
-            await self._publisher.dead_letter(delivery, code, reason, message)
+            await self.publisher.dead_letter(delivery, code, reason, message)
         except Unavailable as exc:
             await self.nak_all([delivery], exc.code)
             return
         address = message or _readable(ReplyAddress, delivery)
         if address is not None:
             answer = rejected_answer(address.id, _GIVEN_UP)
-            await self._publisher.replies.send(address.group, address.instance, answer)
+            await self.publisher.replies.send(address.group, address.instance, answer)
         await delivery.term()
 
 

@@ -71,7 +71,13 @@ def assemble(
         **bulk_revocation.verbs(),
         **rolling,
     }
-    executor = CommandExecutor(database, publisher, decision_context, verbs, changed=outbox.changed)
+    executor = CommandExecutor(
+        database=database,
+        publisher=publisher,
+        decision_context=decision_context,
+        verbs=verbs,
+        changed=outbox.changed,
+    )
     fetches = TrustAdoptionTracker(bus, database)
     return Operations(
         executor=executor,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -49,24 +50,16 @@ _OPERATOR = """select issuer_id, serial_number, profile, certificate, revoked_at
 from issuance where certificate_sha256 = $1 and certificate is not null for share"""
 
 
+@dataclass(kw_only=True, eq=False, slots=True)
 class CommandExecutor:
     """Verifies commands and carries them out, each once."""
 
-    def __init__(
-        self,
-        database: Database,
-        publisher: EventPublisher,
-        decision_context: DecisionContext,
-        verbs: Verbs,
-        *,
-        changed: Callable[[], None] = lambda: None,
-    ) -> None:
-        """``changed`` is called after every commit: there is something to announce."""
-        self._database = database
-        self._publisher = publisher
-        self._decision_context = decision_context
-        self.verbs = verbs
-        self._changed = changed
+    database: Database
+    publisher: EventPublisher
+    decision_context: DecisionContext
+    verbs: Verbs
+    changed: Callable[[], None] = lambda: None
+    """Called after every commit: there is something to announce."""
 
     async def execute(self, verb: str, data: bytes) -> CommandAnswered:
         """Carry out a command that came on the topic of ``verb``; returns its answer.
@@ -83,18 +76,18 @@ class CommandExecutor:
             async def work(connection: Connection) -> CommandAnswered:
                 return await self._carry_out(connection, checked)
 
-            answer = await self._database.run(work)
+            answer = await self.database.run(work)
         except RequestRejected as exc:
             return await self._turn_away(data, signed, exc)
         metrics.COMMANDS.labels(verb, answer.code or "done").inc()
-        self._changed()
+        self.changed()
         return answer
 
     def _check(self, signed: SignedCommand, verb: str) -> None:
         command = signed.command
         if command.service != SERVICE or command.verb != verb or verb not in self.verbs:
             raise MalformedRequest("the command is for another topic", code="command.malformed")
-        check_time(command, self._decision_context.clock.now())
+        check_time(command, self.decision_context.clock.now())
 
     async def _carry_out(self, connection: Connection, signed: SignedCommand) -> CommandAnswered:
         command = signed.command
@@ -114,12 +107,12 @@ class CommandExecutor:
         )
         if not first:
             return await self._again(connection, signed, verb, caller)
-        now = self._decision_context.clock.now()
+        now = self.decision_context.clock.now()
         answer, effect = await self._do(connection, signed, verb, caller)
         if isinstance(effect, RequestRejected):
-            record = audit_records.refused(self._publisher, command, caller, effect, now)
+            record = audit_records.refused(self.publisher, command, caller, effect, now)
         else:
-            record = audit_records.executed(self._publisher, command, caller, effect, now)
+            record = audit_records.executed(self.publisher, command, caller, effect, now)
         await self._keep(connection, answer, record, reads=verb.reads)
         log.info(
             "command answered",
@@ -142,12 +135,12 @@ class CommandExecutor:
         if row["revoked_at"] is not None or row["over"]:
             raise NotAuthenticated("the operator's certificate is over", code="command.operator")
         subject = canonical_name(parsed(row["certificate"]).subject)
-        if not self._decision_context.accepts(row["issuer_id"]):
+        if not self.decision_context.accepts(row["issuer_id"]):
             raise NotAuthenticated(
                 "the issuer of the operator's certificate is retired", code="command.operator"
             )
-        issuer = self._decision_context.family(row["issuer_id"])
-        operator = self._decision_context.policy.operator(issuer, subject)
+        issuer = self.decision_context.family(row["issuer_id"])
+        operator = self.decision_context.policy.operator(issuer, subject)
         if operator is None:
             raise NotAuthorized("the policy knows no such operator", code="command.operator")
         return Caller(
@@ -212,9 +205,9 @@ class CommandExecutor:
     ) -> CommandAnswered:
         metrics.COMMANDS.labels("refused", error.code).inc()
         log.warning("command refused", extra=fields(code=error.code, reason=error.reason))
-        now = self._decision_context.clock.now()
-        record = audit_records.turned_away(self._publisher, data, signed, error, now)
-        await self._publisher.denials([record])
+        now = self.decision_context.clock.now()
+        record = audit_records.turned_away(self.publisher, data, signed, error, now)
+        await self.publisher.denials([record])
         return _refusal(str(signed.command.command_id) if signed else None, error)
 
 

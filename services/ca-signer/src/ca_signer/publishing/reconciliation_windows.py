@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
+from dataclasses import dataclass
 
 from ca_signer import metrics
 from ca_signer.ledger.issuances import IssuanceStore
@@ -36,30 +37,22 @@ _LIMIT = 120
 _PIECE = 200
 
 
+@dataclass(kw_only=True, eq=False, slots=True)
 class ReconciliationWindows:
     """Publishes digests of windows and answers requests to publish windows again."""
 
-    def __init__(
-        self,
-        bus: Bus,
-        ledger: IssuanceStore,
-        publisher: EventPublisher,
-        clock: Clock,
-        *,
-        window_s: int,
-        settle_s: int,
-    ) -> None:
-        self._bus = bus
-        self._ledger = ledger
-        self._publisher = publisher
-        self._clock = clock
-        self._length = dt.timedelta(seconds=window_s)
-        self._settle = dt.timedelta(seconds=settle_s)
+    bus: Bus
+    ledger: IssuanceStore
+    publisher: EventPublisher
+    clock: Clock
+    length: dt.timedelta
+    settle: dt.timedelta
+    """How long after its end a window is closed."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Publish closed windows until ``stop``."""
-        await self._bus.subscribe(topics.REANNOUNCE_TOPIC, self._handle_request, queue="ca-signer")
-        while not await sleep_or_stop(stop, min(self._length.total_seconds() / 4, 10)):
+        await self.bus.subscribe(topics.REANNOUNCE_TOPIC, self._handle_request, queue="ca-signer")
+        while not await sleep_or_stop(stop, min(self.length.total_seconds() / 4, 10)):
             try:
                 await self.publish_closed()
             except Unavailable as exc:
@@ -71,7 +64,7 @@ class ReconciliationWindows:
         Raises:
             Unavailable: database or bus unavailable.
         """
-        async with self._ledger.database.connection() as connection:
+        async with self.ledger.database.connection() as connection:
             rows = await connection.fetch(
                 "with closed as (select date_bin($1, issued_at, 'epoch'::timestamptz) as start, "
                 "issuance_id from issuance where state = 'issued' "
@@ -80,9 +73,9 @@ class ReconciliationWindows:
                 "select start, array_agg(issuance_id::text) as ids from closed "
                 'where not exists (select 1 from "window" w where w.started_at = closed.start '
                 "and w.published_at is not null) group by start order by start limit $4",
-                self._length,
+                self.length,
                 _BACK,
-                self._settle,
+                self.settle,
                 _LIMIT,
             )
             for row in rows:
@@ -101,20 +94,20 @@ class ReconciliationWindows:
         window = WindowClosed(
             id=f"window-{start.isoformat()}",
             source="ca-signer",
-            time=self._clock.now(),
+            time=self.clock.now(),
             correlation_id=ids.uuid7(),
             start=start,
-            end=start + self._length,
+            end=start + self.length,
             count=count,
             digest=digest,
         )
-        await self._bus.publish_confirmed([Outgoing(topics.WINDOW_TOPIC, encode(window))])
+        await self.bus.publish_confirmed([Outgoing(topics.WINDOW_TOPIC, encode(window))])
 
     async def _handle_request(self, message: Incoming) -> None:
         try:
             request = decode(ReannounceRequested, message.payload)
             announced = await self.announce_again(request)
-            await self._bus.publish_unconfirmed(
+            await self.bus.publish_unconfirmed(
                 message.reply, encode(ReannounceAnswered(announced=announced))
             )
         except (MalformedRequest, Unavailable) as exc:
@@ -128,13 +121,13 @@ class ReconciliationWindows:
         """
         count = 0
         for start in request.windows:
-            issued = await self._ledger.issued_between(start, start + self._length)
+            issued = await self.ledger.issued_between(start, start + self.length)
             for first in range(0, len(issued), _PIECE):
                 piece = issued[first : first + _PIECE]
                 if request.requester == "audit":
-                    await self._publisher.republish_records(piece)
+                    await self.publisher.republish_records(piece)
                 else:
-                    await self._publisher.republish_events(piece)
+                    await self.publisher.republish_events(piece)
                 count += len(piece)
         metrics.REANNOUNCED.labels(request.requester).inc(count)
         log.warning(

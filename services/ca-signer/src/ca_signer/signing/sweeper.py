@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass, field
 
 from ca_signer import metrics
 from ca_signer.issuance.decision import recheck
@@ -34,30 +35,21 @@ _QUIET_S = 5
 _PURGE_EVERY_S = 600
 
 
+@dataclass(kw_only=True, eq=False, slots=True)
 class Sweeper:
     """Runs beside the worker in every signer process; any number may run."""
 
-    def __init__(
-        self,
-        ledger: IssuanceStore,
-        refusals: RefusalStore,
-        cycle: IssuanceCycle,
-        publisher: EventPublisher,
-        decision_context: DecisionContext,
-        *,
-        every_s: float,
-    ) -> None:
-        self._ledger = ledger
-        self._refusals = refusals
-        self._cycle = cycle
-        self._publisher = publisher
-        self._decision_context = decision_context
-        self._every_s = every_s
-        self._purge_at = 0.0
+    ledger: IssuanceStore
+    refusals: RefusalStore
+    cycle: IssuanceCycle
+    publisher: EventPublisher
+    decision_context: DecisionContext
+    every_s: float
+    _purge_at: float = field(default=0.0, init=False)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sweep until ``stop``."""
-        while not await sleep_or_stop(stop, self._every_s):
+        while not await sleep_or_stop(stop, self.every_s):
             try:
                 await self.sweep()
             except Unavailable as exc:
@@ -71,20 +63,20 @@ class Sweeper:
         Raises:
             Unavailable: database or bus unavailable; the next sweep goes on.
         """
-        takeovers = await self._ledger.take_over(_LIMIT)
+        takeovers = await self.ledger.take_over(_LIMIT)
         if takeovers:
             await self._resume(takeovers)
-        late = await self._ledger.unannounced(older_than_s=_QUIET_S, limit=_LIMIT)
+        late = await self.ledger.unannounced(older_than_s=_QUIET_S, limit=_LIMIT)
         if late:
-            await self._publisher.issued(late)
-            await self._ledger.mark_announced([i.intent.issuance_id for i in late])
+            await self.publisher.issued(late)
+            await self.ledger.mark_announced([i.intent.issuance_id for i in late])
             metrics.REANNOUNCED.labels("all").inc(len(late))
-        refused = await self._refusals.unpublished(older_than_s=_QUIET_S, limit=_LIMIT)
+        refused = await self.refusals.unpublished(older_than_s=_QUIET_S, limit=_LIMIT)
         if refused:
-            await self._publisher.refusals(refused)
-            await self._refusals.mark_published([r.event.id for r in refused])
+            await self.publisher.refusals(refused)
+            await self.refusals.mark_published([r.event.id for r in refused])
         if monotonic_s() > self._purge_at:
-            await self._refusals.delete_expired()
+            await self.refusals.delete_expired()
             self._purge_at = monotonic_s() + _PURGE_EVERY_S
 
     async def _resume(self, takeovers: list[TakenOver]) -> None:
@@ -95,9 +87,9 @@ class Sweeper:
                     raise NotAuthorized(
                         _OBJECTIONS[takeover.rejection_code], code=takeover.rejection_code
                     )
-                recheck(takeover.intent, self._decision_context)
+                recheck(takeover.intent, self.decision_context)
             except RequestRejected as exc:
-                await self._cycle.abandon(takeover.intent, exc)
+                await self.cycle.abandon(takeover.intent, exc)
                 continue
             good.append(takeover.intent)
         metrics.RESUMED.inc(len(good))
@@ -112,9 +104,9 @@ class Sweeper:
                 await self._finish_alone(intent)
 
     async def _finish(self, intents: list[IssuanceIntent]) -> None:
-        stored = await self._cycle.sign_and_store(intents)
+        stored = await self.cycle.sign_and_store(intents)
         if stored:
-            await self._cycle.publish(stored)
+            await self.cycle.publish(stored)
 
     async def _finish_alone(self, intent: IssuanceIntent) -> None:
         try:

@@ -139,10 +139,10 @@ def assemble(
         return cycle.checked(issuer, submission, der)
 
     executor = CommandExecutor(
-        database,
-        publisher,
-        decision_context,
-        operator_verbs.verbs(check_response, retry_within=pending_for),
+        database=database,
+        publisher=publisher,
+        decision_context=decision_context,
+        verbs=operator_verbs.verbs(check_response, retry_within=pending_for),
         changed=outbox.changed,
     )
     return Parts(

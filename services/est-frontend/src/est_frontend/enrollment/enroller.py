@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
@@ -56,28 +56,21 @@ def _route(enrollment_grant: Grant, csr: CertificationRequest) -> Route:
     return Route(issuer, enrollment_grant.priority, enrollment_grant.rule.owner.tenant)
 
 
+@dataclass(kw_only=True, eq=False, slots=True)
 class Enroller:
-    """Authenticates, reads, refuses early, asks the signer, responses."""
+    """Authenticates, reads, refuses early, asks the signer, answers."""
 
-    def __init__(
-        self,
-        settings: FrontendSettings,
-        *,
-        live: ActivePolicy,
-        state: SignerState,
-        authenticator: Authenticator,
-        gateway: SignerGateway,
-        keys: KeyGenerator,
-        clock: Clock,
-    ) -> None:
-        self._settings = settings
-        self._live = live
-        self._state = state
-        self._authenticator = authenticator
-        self._gateway = gateway
-        self._keys = keys
-        self._clock = clock
-        rates = settings.rates
+    settings: FrontendSettings
+    active_policy: ActivePolicy
+    state: SignerState
+    authenticator: Authenticator
+    gateway: SignerGateway
+    key_generator: KeyGenerator
+    clock: Clock
+    _rates: Buckets = field(init=False)
+
+    def __post_init__(self) -> None:
+        rates = self.settings.rates
         self._rates = Buckets("identity", rate=rates.identity_per_s, burst=rates.identity_burst)
 
     async def enroll(self, exchange: Exchange, label: Label) -> web.Response | None:
@@ -108,9 +101,9 @@ class Enroller:
         name, names = label.profiles[0], None
         credentials = Credentials.of(exchange.request, exchange.connection, exchange.peer)
         try:
-            exchange.who = await self._authenticator.any_of(credentials, label)
+            exchange.who = await self.authenticator.any_of(credentials, label)
             enrollment_grant = grant(
-                self._live.policy,
+                self.active_policy.policy,
                 self._rule(exchange.who),
                 exchange.label_name,
                 claims=exchange.who.principal.claims,
@@ -118,7 +111,7 @@ class Enroller:
             name, names = enrollment_grant.profile, enrollment_grant.rule.names
         except RequestRejected:
             exchange.who = None
-        profile = self._state.profile(name)
+        profile = self.state.profile(name)
         if profile is None:
             raise IssuerUnavailable("the profile is not here yet", code="profile.unavailable")
         return demands_for(profile, names, linking_required=label.linking == "require")
@@ -129,29 +122,31 @@ class Enroller:
         request = read_keygen_request(await self._der(exchange, label))
         self._link_generated(exchange, label, request)
         enrollment_grant = self._grant(exchange, who)
-        profile = self._state.profile(enrollment_grant.profile)
-        key, csr, protecting = await self._keys.make(request, profile, who.peer)
+        profile = self.state.profile(enrollment_grant.profile)
+        key, csr, protecting = await self.key_generator.make(request, profile, who.peer)
         exchange.csr = csr
         self._check_names(csr, enrollment_grant)
         certificate = await self._certificate(exchange, label, _route(enrollment_grant, csr))
         if certificate is None:
             return None
-        body = self._keys.answer(request, key, protecting, certificate, label.response_base64)
+        body = self.key_generator.answer(
+            request, key, protecting, certificate, label.response_base64
+        )
         return responses.generated(body, exchange.correlation_id)
 
     async def _authenticate(self, exchange: Exchange, label: Label, *, own: bool) -> Authenticated:
         credentials = Credentials.of(exchange.request, exchange.connection, exchange.peer)
         if own:
-            who = await self._authenticator.own_certificate(credentials, label)
+            who = await self.authenticator.own_certificate(credentials, label)
         else:
-            who = await self._authenticator.any_of(credentials, label)
+            who = await self.authenticator.any_of(credentials, label)
         exchange.who = who
         self._rates.take(who.principal.key)
         return who
 
     async def _der(self, exchange: Exchange, label: Label) -> bytes:
         check_type(exchange.request, "application/pkcs10")
-        limits = self._settings.limits
+        limits = self.settings.limits
         body = await read_body(
             exchange.request, limits.max_body_bytes, timeout_s=limits.body_timeout_s
         )
@@ -167,7 +162,7 @@ class Enroller:
 
     def _grant(self, exchange: Exchange, who: Authenticated) -> Grant:
         return grant(
-            self._live.policy,
+            self.active_policy.policy,
             self._rule(who),
             exchange.label_name,
             operation=exchange.operation,
@@ -183,7 +178,7 @@ class Enroller:
 
     def _check_names(self, csr: CertificationRequest, enrollment_grant: Grant) -> None:
         owner = enrollment_grant.rule.owner
-        profile = self._state.profile(enrollment_grant.profile)
+        profile = self.state.profile(enrollment_grant.profile)
         check_names(csr, enrollment_grant.rule.names, profile, (owner.tenant, owner.service))
 
     def _check_renewal(
@@ -195,7 +190,7 @@ class Enroller:
         if rule is not None and rule.registrar:
             # A registration authority renews for others; the signer finds the predecessor.
             renewal_grant = grant(
-                self._live.policy, rule, exchange.label_name, operation="simplereenroll"
+                self.active_policy.policy, rule, exchange.label_name, operation="simplereenroll"
             )
             self._check_names(csr, renewal_grant)
             return _route(renewal_grant, csr)
@@ -208,7 +203,7 @@ class Enroller:
         by_certificate = principal.method == "certificate" and who.peer is not None
         subject = who.peer.certificate.subject if by_certificate and who.peer else None
         return find_rule(
-            self._live.policy,
+            self.active_policy.policy,
             method=principal.method,
             name=principal.name,
             claims=principal.claims,
@@ -257,14 +252,14 @@ class Enroller:
         )
         message = EnrollmentRequested(
             id=exchange.request_id,
-            source=f"est-frontend/{self._settings.instance}",
-            time=self._clock.now(),
+            source=f"est-frontend/{self.settings.instance}",
+            time=self.clock.now(),
             correlation_id=exchange.correlation_id,
             traceparent=exchange.traceparent,
             operation=_operation(exchange.operation),
             label=exchange.label_name,
-            group=self._settings.group,
-            instance=self._settings.instance,
+            group=self.settings.group,
+            instance=self.settings.instance,
             issuer=route.issuer,
             priority=route.priority,
             principal=who.principal,
@@ -274,7 +269,7 @@ class Enroller:
             origin=exchange.source(),
             expires_at=self._expiry(label, generated=generated),
         )
-        return await self._gateway.submit(key, message)
+        return await self.gateway.submit(key, message)
 
     def _open_ticket(
         self, exchange: Exchange, who: Authenticated, csr: CertificationRequest, route: Route
@@ -289,13 +284,13 @@ class Enroller:
             label=exchange.label_name,
             principal=who.principal.key,
         )
-        return self._gateway.wait_s(ticket)
+        return self.gateway.wait_s(ticket)
 
     def _expiry(self, label: Label, *, generated: bool) -> dt.datetime | None:
         # Where the client got 503, or its key is gone, a late certificate is of no use.
         if label.when_slow == "pending" and not generated:
             return None
-        return self._clock.now() + dt.timedelta(seconds=self._settings.answer_timeout_s)
+        return self.clock.now() + dt.timedelta(seconds=self.settings.answer_timeout_s)
 
 
 def _operation(name: str) -> Operation:

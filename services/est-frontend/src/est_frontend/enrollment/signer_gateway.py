@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from est_frontend import metrics
@@ -39,35 +39,27 @@ class _Ticket:
     expires: float
 
 
+@dataclass(kw_only=True, eq=False, slots=True)
 class SignerGateway:
     """Submits requests and matches answers."""
 
-    def __init__(
-        self,
-        bus: Bus,
-        tickets: PendingRequests,
-        *,
-        group: str,
-        instance: str,
-        answer_timeout_s: float,
-    ) -> None:
-        self._bus = bus
-        self._open = tickets
-        self._group = group
-        self._instance = instance
-        self._timeout_s = answer_timeout_s
-        self._tickets: OrderedDict[bytes, _Ticket] = OrderedDict()
-        self._waiting: dict[str, _Ticket] = {}
+    bus: Bus
+    pending: PendingRequests
+    group: str
+    instance: str
+    answer_timeout_s: float
+    _tickets: OrderedDict[bytes, _Ticket] = field(default_factory=OrderedDict, init=False)
+    _waiting: dict[str, _Ticket] = field(default_factory=dict, init=False)
 
     async def start(self) -> None:
         """Listen for answers."""
-        topic = topics.reply_topic(self._group, self._instance, "x")[:-1] + "*"
-        await self._bus.subscribe(topic, self._answered)
-        await self._open.follow(self._bus)
+        topic = topics.reply_topic(self.group, self.instance, "x")[:-1] + "*"
+        await self.bus.subscribe(topic, self._answered)
+        await self.pending.follow(self.bus)
 
     def wait_s(self, enrollment_id: bytes) -> int | None:
         """Return the seconds an open ticket has still to wait; None where there is none."""
-        return self._open.wait_s(enrollment_id)
+        return self.pending.wait_s(enrollment_id)
 
     def under_way(self, key: bytes) -> bool:
         """Return whether this enrollment was submitted and not answered, lately."""
@@ -88,7 +80,7 @@ class SignerGateway:
             ticket = await self._publish(key, message)
         metrics.IN_FLIGHT.inc()
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self.answer_timeout_s):
                 answer = await asyncio.shield(ticket.future)
         except TimeoutError:
             return None
@@ -111,8 +103,8 @@ class SignerGateway:
         self._tickets[key] = ticket
         faults.hit("frontend.publish")
         try:
-            confirmed = await self._bus.submit(
-                Outgoing(topic, encode(message), message.id), timeout_s=self._timeout_s * 0.8
+            confirmed = await self.bus.submit(
+                Outgoing(topic, encode(message), message.id), timeout_s=self.answer_timeout_s * 0.8
             )
         except BusUnavailable:
             self._drop(key, ticket)

@@ -36,7 +36,7 @@ def window_comparison(settings: WindowSettings, database: Database, bus: Bus) ->
         return row["count"], row["digest"].bytes.hex() if row["count"] else ""
 
     return WindowComparison(
-        bus,
+        bus=bus,
         requester=SERVICE,
         count_and_digest=count_and_digest,
         patience=settings.patience,
