@@ -13,13 +13,8 @@ from typing import Any
 
 from est_frontend import metrics
 from est_frontend.audit_trail.trail import SERVICE, AuditTrail
-from est_frontend.auth.active_policy import ActivePolicy
-from est_frontend.auth.authenticator import Authenticator
-from est_frontend.auth.client_certificates import PeerValidator
-from est_frontend.auth.http_digest import DigestVerifier
+from est_frontend.auth.assembly import Authentication, digest_key, token_sources
 from est_frontend.auth.password_file import PasswordFile
-from est_frontend.auth.tokens.access_token import TokenValidator
-from est_frontend.auth.tokens.jwks import KeySource
 from est_frontend.dispatch import Dispatcher
 from est_frontend.enrollment.enroller import Enroller
 from est_frontend.enrollment.pending_requests import PendingRequests
@@ -28,27 +23,24 @@ from est_frontend.enrollment.signer_gateway import SignerGateway
 from est_frontend.listener import Listener, TLSListener
 from est_frontend.revocation.http_server import CRLServer
 from est_frontend.revocation.ocsp_relay import OCSPRelay
-from est_frontend.settings import FrontendSettings, TokenIssuerSettings
+from est_frontend.settings import FrontendSettings
 from est_frontend.signer_state.cache import SignerState
 from est_frontend.trust_adoption import TrustAdoptionReporter
 from est_frontend.web.server import LimitedServer, request_factory
 from estcore.clock import SystemClock
-from estcore.errors import ConfigurationError
 from estcore.messages.topics import audit_refusal_topic, ocsp_topic, request_topic
 from estcore.pki.profile import Priority
 from estcore.policy.document import load_policy
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus
 from estcore.runtime.logs import fields
-from estcore.runtime.reload import Reloader, Watched
+from estcore.runtime.reload import Reloader
 from estcore.runtime.service import run_jobs, stop_on_signals
 from estcore.runtime.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
 CLOCK = SystemClock()
-_DIGEST_KEY_OCTETS = 32
-TokenSources = dict[str, tuple[TokenIssuerSettings, KeySource]]
 
 
 @dataclass(frozen=True)
@@ -57,14 +49,11 @@ class App:
 
     settings: FrontendSettings
     listener: Listener
-    active_policy: ActivePolicy
-    passwords: PasswordFile
-    peers: PeerValidator
+    authentication: Authentication
     state: SignerState
     bus: Bus
     trail: AuditTrail
     gateway: SignerGateway
-    token_sources: TokenSources
     adoption: TrustAdoptionReporter
     dispatcher: Dispatcher
     tracing: Tracing
@@ -76,11 +65,13 @@ class App:
             "cacerts": lambda: self.state.has(
                 {
                     issuer
-                    for label in self.active_policy.policy.labels.values()
+                    for label in self.authentication.active_policy.policy.labels.values()
                     for issuer in label.issuers
                 }
             ),
-            "token keys": lambda: all(s.ready for _, s in self.token_sources.values()),
+            "token keys": lambda: all(
+                source.ready for _, source in self.authentication.token_sources.values()
+            ),
             "audit trail": lambda: self.trail.ready,
         }
 
@@ -105,7 +96,7 @@ class App:
             self.trail.event(action, **details)
 
         return Reloader(
-            _watched(self),
+            [*self.authentication.watched(self.settings), *self.listener.watched],
             report,
             metrics.RELOADS,
             every_s=self.settings.reload_every_s,
@@ -118,12 +109,9 @@ def build_app(settings: FrontendSettings, listener: Listener) -> App:
     Raises:
         ConfigurationError: a file cannot be read or is inconsistent.
     """
-    active_policy = ActivePolicy(load_policy(settings.policy_file))
-    passwords = PasswordFile.load(settings.users_file)
+    authentication = Authentication.load(settings, CLOCK)
     tracing = Tracing(settings.telemetry, SERVICE, settings.instance)
-    peers = PeerValidator(CLOCK)
-    peers.set_truststores(active_policy.policy.truststores)
-    state = SignerState(settings.state_folder, peers.set_anchors, CLOCK)
+    state = SignerState(settings.state_folder, authentication.peers.set_anchors, CLOCK)
     state.load()
     bus = Bus.unconnected(SERVICE)
     trail = AuditTrail(bus, settings.trail, CLOCK, settings.instance)
@@ -134,20 +122,7 @@ def build_app(settings: FrontendSettings, listener: Listener) -> App:
         instance=settings.instance,
         answer_timeout_s=settings.answer_timeout_s,
     )
-    sources = token_sources(settings)
-    for _, source in sources.values():
-        source.load()
-    digest = DigestVerifier(passwords, CLOCK, realm=settings.digest.realm, key=digest_key(settings))
-    authenticator = Authenticator(
-        peers=peers,
-        state=state,
-        users=passwords,
-        digest=digest,
-        tokens=TokenValidator(sources, CLOCK),
-        live=active_policy,
-        clock=CLOCK,
-        names=lambda: listener.names,
-    )
+    authenticator = authentication.authenticator(settings, state, CLOCK, lambda: listener.names)
     key_generator = KeyGenerator(
         secrets=load_secrets(settings.keygen_secrets_file),
         certificate_file=settings.listen.certificate_file,
@@ -155,17 +130,17 @@ def build_app(settings: FrontendSettings, listener: Listener) -> App:
     )
     enroller = Enroller(
         settings=settings,
-        active_policy=active_policy,
+        active_policy=authentication.active_policy,
         state=state,
         authenticator=authenticator,
         gateway=gateway,
         key_generator=key_generator,
         clock=CLOCK,
     )
-    adoption = TrustAdoptionReporter(bus, state, peers)
+    adoption = TrustAdoptionReporter(bus, state, authentication.peers)
     dispatcher = Dispatcher(
         settings=settings,
-        active_policy=active_policy,
+        active_policy=authentication.active_policy,
         state=state,
         authenticator=authenticator,
         enroller=enroller,
@@ -177,14 +152,11 @@ def build_app(settings: FrontendSettings, listener: Listener) -> App:
     return App(
         settings=settings,
         listener=listener,
-        active_policy=active_policy,
-        passwords=passwords,
-        peers=peers,
+        authentication=authentication,
         state=state,
         bus=bus,
         trail=trail,
         gateway=gateway,
-        token_sources=sources,
         adoption=adoption,
         dispatcher=dispatcher,
         tracing=tracing,
@@ -218,7 +190,7 @@ async def serve(settings: FrontendSettings, listener: Listener) -> None:
         await crls.start()
     server = _http_server(app)
     listening = await listener.open(server, app.trail)
-    app.trail.event("service.start", policy_version=app.active_policy.policy.version)
+    app.trail.event("service.start", policy_version=app.authentication.active_policy.policy.version)
 
     async def listen(stopping: asyncio.Event) -> None:
         await stopping.wait()
@@ -235,7 +207,7 @@ async def serve(settings: FrontendSettings, listener: Listener) -> None:
                 app.adoption.run,
                 app.reloader().run,
                 *listener.jobs,
-                *(source.run for _, source in app.token_sources.values()),
+                *(source.run for _, source in app.authentication.token_sources.values()),
             ],
             stop=stop,
             stop_timeout_s=settings.stop_timeout_s,
@@ -285,54 +257,3 @@ def _crl_server(settings: FrontendSettings, state: SignerState, bus: Bus) -> CRL
         return None
     relay = OCSPRelay(bus, state, CLOCK) if listen.ocsp else None
     return CRLServer(listen, state, CLOCK, ocsp=relay)
-
-
-def _watched(app: App) -> list[Watched]:
-    settings = app.settings
-
-    def take_policy() -> None:
-        policy = load_policy(settings.policy_file)
-        app.peers.set_truststores(policy.truststores)
-        app.active_policy.policy = policy
-
-    watched = [Watched("policy", (settings.policy_file,), take_policy), *app.listener.watched]
-    file = settings.users_file
-    if file is not None:
-        watched.append(
-            Watched("users", (file,), lambda: app.passwords.replace(PasswordFile.load(file)))
-        )
-    return watched
-
-
-def token_sources(settings: FrontendSettings) -> TokenSources:
-    """Return the configured token issuers by the exact value of the claim ``iss``.
-
-    Raises:
-        ConfigurationError: an issuer or id is configured twice.
-    """
-    sources: TokenSources = {}
-    for issuer in settings.token_issuers:
-        if issuer.issuer in sources:
-            raise ConfigurationError(f"token issuer {issuer.issuer} stands twice")
-        if issuer.id in {configured.id for configured, _ in sources.values()}:
-            raise ConfigurationError(f"two token issuers have the id {issuer.id}")
-        sources[issuer.issuer] = (issuer, KeySource(issuer, settings.state_folder))
-    return sources
-
-
-def digest_key(settings: FrontendSettings) -> bytes | None:
-    """Return the key of Digest nonces; None where each process makes its own.
-
-    Raises:
-        ConfigurationError: unreadable, or too short.
-    """
-    file = settings.digest.key_file
-    if file is None:
-        return None
-    try:
-        key = file.read_bytes()
-    except OSError as exc:
-        raise ConfigurationError(f"cannot read {file}: {exc.strerror}") from exc
-    if len(key) < _DIGEST_KEY_OCTETS:
-        raise ConfigurationError(f"{file}: {_DIGEST_KEY_OCTETS} octets or more are needed")
-    return key

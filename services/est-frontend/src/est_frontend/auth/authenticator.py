@@ -79,7 +79,7 @@ class Authenticator:
         users: PasswordFile,
         digest: DigestVerifier,
         tokens: TokenValidator,
-        live: ActivePolicy,
+        active_policy: ActivePolicy,
         clock: Clock,
         names: Callable[[], frozenset[str]],
     ) -> None:
@@ -89,7 +89,7 @@ class Authenticator:
         self._users = users
         self._digest = digest
         self._tokens = tokens
-        self._live = live
+        self._active_policy = active_policy
         self._clock = clock
         self._names = names
         self._by_account = Backoff(free=5, longest_s=300)
@@ -239,7 +239,7 @@ class Authenticator:
             self._by_source.failed(credentials.source)
             raise
         single_use_claims, binding = self._bound(credentials, scheme, value, token)
-        claims = token.claims(self._live.policy.claims_wanted(token.issuer_id))
+        claims = token.claims(self._active_policy.policy.claims_wanted(token.issuer_id))
         claims.pop("cnf", None)
         if binding is not None:
             claims["cnf"] = binding
