@@ -68,6 +68,7 @@ def load_script(name: str) -> ModuleType:
     return module
 
 
+sys.path.append(str(ROOT / "docs"))  # what generate.py imports lies beside it
 generate = load_script("generate")
 conformance = load_script("conformance")
 
@@ -156,11 +157,11 @@ def test_generated_parts_are_what_the_code_says() -> None:
 def test_every_setting_is_described() -> None:
     text = (OPERATIONS / "settings.md").read_text(encoding="utf-8")
     for model, prefix in ((FrontendSettings, "EST_FRONTEND"), (AgentSettings, "EST_AGENT")):
-        rows = generate.settings_of(model, prefix)
+        rows = generate.settings.settings_of(model, prefix)
         assert len(rows) > 20
         for row in rows:
             assert f"| `{row.name}` | {row.type} | {row.default} | {row.text} |" in text
-    for paths in (row.name for row in generate.settings_of(SignerSettings, "CA_SIGNER")):
+    for paths in (row.name for row in generate.settings.settings_of(SignerSettings, "CA_SIGNER")):
         assert f"| `{paths}` |" in text
 
 
@@ -179,14 +180,14 @@ def test_readme_and_settings_page_name_the_same_metrics(service: str) -> None:
         lambda m: " ".join(f"`{m[1]}{part}{m[3]}`" for part in m[2].split(",")),
         readme,
     )
-    for name, *_ in generate.metrics_of(f"{service}.metrics"):
+    for name, *_ in generate.metrics.metrics_of(f"{service}.metrics"):
         assert re.search(rf"`{name}\b", readme), f"services/{service}/README.md misses {name}"
 
 
 def test_every_metric_is_listed() -> None:
     text = (OPERATIONS / "metrics.md").read_text(encoding="utf-8")
-    for module in generate.METRICS.values():
-        found = generate.metrics_of(module)
+    for module in generate.metrics.METRICS.values():
+        found = generate.metrics.metrics_of(module)
         assert len(found) > 5
         for name, *_ in found:
             assert f"| `{name}` |" in text
@@ -230,8 +231,10 @@ def test_every_topic_and_stream_is_listed() -> None:
     for stream in topics.STREAMS:
         assert f"`{stream.name}`" in text
         for pattern in stream.topics:
-            assert any(t["topic"].startswith(pattern.removesuffix(">")) for t in generate.TOPICS)
-    listed = [re.sub(r"<[^>]+>", "x", t["topic"]) for t in generate.TOPICS]
+            assert any(
+                t["topic"].startswith(pattern.removesuffix(">")) for t in generate.events.TOPICS
+            )
+    listed = [re.sub(r"<[^>]+>", "x", t["topic"]) for t in generate.events.TOPICS]
     for topic in (
         topics.request_topic("x", "x", Priority.NORMAL).replace("normal", "x"),
         topics.reply_topic("x", "x", "x"),
@@ -247,8 +250,8 @@ def test_every_topic_and_stream_is_listed() -> None:
         topics.POLICY_TOPIC,
     ):
         assert topic in listed
-    names = {message.__name__ for message in generate.messages()}
-    for one in generate.TOPICS:
+    names = {message.__name__ for message in generate.events.messages()}
+    for one in generate.events.TOPICS:
         assert " " in one["message"] or one["message"] in names
 
 
@@ -316,7 +319,7 @@ def test_example_settings_are_settings(service: str, model: type) -> None:
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     parse_model(model, raw, path)
     # The file says that its numbers are the defaults.
-    defaults = {row.name: row.default for row in generate.settings_of(model, "X")}
+    defaults = {row.name: row.default for row in generate.settings.settings_of(model, "X")}
     for name, value in numbers(raw):
         assert name == "admin.port" or defaults[name] == f"`{value}`", name
 
@@ -325,7 +328,9 @@ def test_the_example_settings_for_upstream_cas_are_settings() -> None:
     path = ROOT / "services" / "ca-signer" / "config.upstream.example.yaml"
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     parse_model(UpstreamSettings, raw, path)
-    defaults = {row.name: row.default for row in generate.settings_of(UpstreamSettings, "X")}
+    defaults = {
+        row.name: row.default for row in generate.settings.settings_of(UpstreamSettings, "X")
+    }
     for name, value in numbers(raw):
         assert name == "admin.port" or defaults[name] == f"`{value}`", name
 

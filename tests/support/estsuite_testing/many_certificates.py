@@ -6,7 +6,7 @@ as the signer writes it, serial numbers made as the signer makes them. One in fi
 
 from __future__ import annotations
 
-from ca_signer.ledger.issuances import serial_octets
+from ca_signer.ledger.issuance_rows import serial_octets
 from estcore import ids
 from estcore.runtime.database import Connection
 

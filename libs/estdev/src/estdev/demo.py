@@ -8,7 +8,6 @@ log and from the SIEM, verify the log. It ends well only if all of it was seen.
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import shutil
 import tempfile
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
 from estclient.agent.agent import run_agent
 from estclient.agent.credential_store import Bundle
@@ -29,6 +27,7 @@ from estcore.messages.events import RotationEvent
 from estcore.runtime.bus import Bus, Incoming
 from estcore.runtime.service import sleep_or_stop
 from estcore.runtime.settings import BusSettings
+from estdev.demo_client import CurlClient, DemoFailedError
 from estdev.demo_server import RestlessClient, SwappingServer
 from estdev.layout import Layout, Ports
 from estdev.local import LocalSuite, log_to
@@ -38,12 +37,6 @@ from estdev.story import Story
 NAME = "web.clinic.example"
 ROTATING = "rotating.clinic.example"
 _ROTATION_S = 150
-
-
-class DemoFailedError(ESTSuiteError):
-    """Something the demo wanted to see did not happen."""
-
-    default_code = "demo.failed"
 
 
 @dataclass
@@ -67,6 +60,7 @@ class Demo:
         self.suite = LocalSuite(Layout(folder / "suite", ports), progress=story.step)
         self.layout = self.suite.layout
         self.work = folder / "client"
+        self.client = CurlClient(self.work, self.layout.root_file, self.suite.url)
         self.observations = Observations()
         self._stop = asyncio.Event()
 
@@ -102,69 +96,27 @@ class Demo:
     # Enroll and re-enroll with curl and openssl.
 
     async def _first_certificate(self) -> None:
-        cacerts = await self._curl("cacerts")
-        certificates = pkcs7.load_der_pkcs7_certificates(base64.b64decode(cacerts))
-        self.story.step(f"curl /cacerts: {len(certificates)} CA certificates")
-        (self.work / "ca.pem").write_bytes(
-            b"".join(c.public_bytes(Encoding.PEM) for c in certificates)
-        )
-        await self._csr("web")
+        client = self.client
+        count = await client.fetch_cacerts()
+        self.story.step(f"curl /cacerts: {count} CA certificates")
+        await client.make_csr("web", NAME)
         secret = await self._secret("web-bootstrap")
-        body = await self._curl("simpleenroll", csr="web", user=f"web-bootstrap:{secret}")
-        certificate = self._keep("web", body)
+        certificate = await client.enroll("web", user=f"web-bootstrap:{secret}")
+        self.observations.correlation_id = client.header("x-correlation-id")
         self.story.step("curl /simpleenroll with an enrollment secret: 200")
         self._describe(certificate)
-        await self._openssl_verify("web")
+        await self._verify("web")
 
     async def _renewed_certificate(self) -> None:
-        await self._csr("web2")
-        certificate = self.work / "web.pem"
-        body = await self._curl("simplereenroll", csr="web2", certificate=certificate)
-        renewed = self._keep("web2", body)
+        await self.client.make_csr("web2", NAME)
+        renewed = await self.client.reenroll("web2", certificate="web")
         self.story.step("curl /simplereenroll over mutual TLS with that certificate: 200")
         self._describe(renewed)
-        await self._openssl_verify("web2")
+        await self._verify("web2")
 
-    async def _csr(self, name: str) -> None:
-        await self._run(
-            "openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-            "-nodes", "-keyout", f"{name}.key", "-subj", f"/CN={NAME}", "-addext",
-            f"subjectAltName=DNS:{NAME}", "-outform", "DER", "-out", f"{name}.der",
-        )  # fmt: skip
-        der = (self.work / f"{name}.der").read_bytes()
-        (self.work / f"{name}.b64").write_bytes(base64.encodebytes(der))
-
-    async def _curl(
-        self, operation: str, *, csr: str = "", user: str = "", certificate: Path | None = None
-    ) -> bytes:
-        """Call EST with curl; the secret goes in by standard input, never by an argument."""
-        answer = self.work / "answer"
-        arguments = ["curl", "-sS", "--cacert", str(self.layout.root_file), "-K", "-"]
-        arguments += ["-D", str(self.work / "headers"), "-o", str(answer), "-w", "%{http_code}"]
-        if csr:
-            arguments += ["-H", "Content-Type: application/pkcs10", "--data-binary", f"@{csr}.b64"]
-        if certificate is not None:
-            arguments += ["--cert", str(certificate), "--key", str(certificate.with_suffix(".key"))]
-        config = f'user = "{user}"\n' if user else ""
-        status = await self._run(*arguments, f"{self.suite.url}/{operation}", stdin=config)
-        body = answer.read_bytes()
-        if status != b"200":
-            text = body.decode(errors="replace").strip()
-            raise DemoFailedError(f"/{operation} answered {status.decode()}: {text}")
-        if operation == "simpleenroll":
-            self.observations.correlation_id = self._header("x-correlation-id")
-        return body
-
-    def _header(self, name: str) -> str | None:
-        for line in (self.work / "headers").read_text().splitlines():
-            if line.lower().startswith(name + ":"):
-                return line.partition(":")[2].strip()
-        return None
-
-    def _keep(self, name: str, body: bytes) -> x509.Certificate:
-        (certificate,) = pkcs7.load_der_pkcs7_certificates(base64.b64decode(body))
-        (self.work / f"{name}.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
-        return certificate
+    async def _verify(self, name: str) -> None:
+        await self.client.verify(name)
+        self.story.detail("openssl verify: OK")
 
     def _describe(self, certificate: x509.Certificate) -> None:
         serial = serial_hex(certificate.serial_number)
@@ -172,13 +124,6 @@ class Demo:
             f"subject {certificate.subject.rfc4514_string()}, serial {serial}\n"
             f"valid until {certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S}Z"
         )
-
-    async def _openssl_verify(self, name: str) -> None:
-        await self._run(
-            "openssl", "verify", "-x509_strict", "-CAfile", str(self.layout.root_file),
-            "-untrusted", "ca.pem", f"{name}.pem",
-        )  # fmt: skip
-        self.story.detail("openssl verify: OK")
 
     async def _secret(self, name: str) -> str:
         config = str(self.layout.config_file("ca-signer"))
@@ -362,25 +307,6 @@ class Demo:
         self.story.step("the same records, as the SIEM got them over TLS (RFC 5424):")
         for line in lines:
             self.story.detail("\n".join(without_body(line)))
-
-    async def _run(self, *command: str, stdin: str = "") -> bytes:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            cwd=self.work,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        try:
-            async with asyncio.timeout(60):
-                out, err = await process.communicate(stdin.encode())
-        except TimeoutError as exc:
-            process.kill()
-            raise DemoFailedError(f"{command[0]} did not end") from exc
-        if process.returncode != 0:
-            lines = err.decode(errors="replace").strip().splitlines() or ["no message"]
-            raise DemoFailedError(f"{command[0]}: {lines[-1]}")
-        return out
 
 
 def _leaf(line: dict[str, Any]) -> dict[str, Any] | None:

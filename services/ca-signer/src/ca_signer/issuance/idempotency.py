@@ -15,13 +15,8 @@ from ca_signer.issuance import ledger_checks
 from ca_signer.issuance.approvals import ApprovalStore, PendingApproval
 from ca_signer.issuance.certificate_source import RetryLater
 from ca_signer.issuance.decision_context import Candidate
-from ca_signer.ledger.issuances import (
-    INTENT_COLUMNS,
-    IssuanceStore,
-    give_back,
-    insert_intents,
-    intent_of,
-)
+from ca_signer.ledger.issuance_rows import INTENT_COLUMNS, intent_of
+from ca_signer.ledger.issuances import IssuanceStore, give_back, insert_intents
 from ca_signer.model import IssuanceIntent, IssuedCertificate, Refusal
 from estcore.errors import Conflict, RequestRejected, rejection
 from estcore.messages.envelope import decode

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 import asyncpg
 
 from ca_signer.ledger import certificate_index, revocations
-from ca_signer.model import IssuanceIntent, IssuedCertificate, KnownCertificate, RequestFacts
+from ca_signer.ledger.issuance_rows import (
+    INTENT_COLUMNS,
+    KNOWN_COLUMNS,
+    intent_of,
+    intent_row,
+    known_certificate_of,
+)
+from ca_signer.model import IssuanceIntent, IssuedCertificate, KnownCertificate
 from estcore.errors import SerialNumberReused
-from estcore.messages.envelope import decode, encode
 from estcore.runtime.database import Connection, Database
-
-SERIAL_OCTETS = 18
-
-INTENT_COLUMNS = """issuance_id, enrollment_id, request_id, issuer_id, serial_number, fence, tbs,
- tenant, service, profile, slot_id, subject, san, spki_sha256, not_before, not_after,
- predecessor_sha256, sign_before, context"""
 
 _INPUT = """input as (
   select * from unnest($1::uuid[], $2::bytea[], $3::uuid[], $4::text[], $5::bytea[], $6::bytea[],
@@ -124,14 +124,10 @@ order by issued_at limit $2"""
 _IN_WINDOW = f"""select {INTENT_COLUMNS}, certificate, issued_at from issuance
 where state = 'issued' and issued_at >= $1 and issued_at < $2 order by issued_at"""
 
-_FACTS = """issuance_id, certificate_sha256, issuer_id, serial_number, tenant, service,
-  profile, slot_id, spki_sha256, not_after, certificate, context::json->>'team' as team,
-  context::json->>'cluster' as cluster"""
-
-_KNOWN = f"""select {_FACTS}
+_KNOWN = f"""select {KNOWN_COLUMNS}
 from issuance where certificate_sha256 = any($1::bytea[]) and certificate is not null"""
 
-_HEADS = f"""select {_FACTS} from issuance i
+_HEADS = f"""select {KNOWN_COLUMNS} from issuance i
 where slot_id = any($1::uuid[]) and state = 'issued' and revoked_at is null and not_after > now()
   and not exists (select 1 from issuance s where s.slot_id = i.slot_id
     and s.predecessor_sha256 = i.certificate_sha256 and s.state = 'issued'
@@ -193,13 +189,13 @@ class IssuanceStore:
         """Return the ledger's facts of certificates by SHA-256; unknown ones are left out."""
         async with self.database.connection() as connection:
             rows = await connection.fetch(_KNOWN, list(fingerprints))
-        return [_facts(row) for row in rows]
+        return [known_certificate_of(row) for row in rows]
 
     async def latest_certificates(self, slots: Sequence[str]) -> list[KnownCertificate]:
         """Return live certificates of the slots that nothing has succeeded yet; two at most."""
         async with self.database.connection() as connection:
             rows = await connection.fetch(_HEADS, list(slots))
-        return [_facts(row) for row in rows]
+        return [known_certificate_of(row) for row in rows]
 
     async def take_over(self, limit: int) -> list[TakenOver]:
         """Take intents whose lease has run out, each under a new fence."""
@@ -320,86 +316,3 @@ async def insert_intents(
             raise SerialNumberReused("a serial number was used before") from exc
         raise
     return {str(row["issuance_id"]) for row in rows}
-
-
-def _facts(row: asyncpg.Record) -> KnownCertificate:
-    return KnownCertificate(
-        issuance_id=str(row["issuance_id"]),
-        fingerprint=row["certificate_sha256"],
-        issuer_id=row["issuer_id"],
-        serial_number=int.from_bytes(row["serial_number"], "big"),
-        tenant=row["tenant"],
-        service=row["service"],
-        profile=row["profile"],
-        slot_id=str(row["slot_id"]),
-        spki_sha256=row["spki_sha256"],
-        not_after=row["not_after"],
-        certificate=row["certificate"],
-        team=row["team"],
-        cluster=row["cluster"],
-    )
-
-
-def serial_octets(number: int) -> bytes:
-    """Return a serial number as the ledger keeps it: as many octets as ours have, or more."""
-    return number.to_bytes(max((number.bit_length() + 7) // 8, SERIAL_OCTETS), "big")
-
-
-def certified_values(intent: IssuanceIntent) -> tuple[object, ...]:
-    """Return owner, profile, slot, names, key and validity, in the order of their columns."""
-    return (
-        intent.tenant,
-        intent.service,
-        intent.profile,
-        intent.slot_id,
-        intent.subject,
-        "\n".join(intent.san),
-        intent.spki_sha256,
-        intent.not_before,
-        intent.not_after,
-        intent.predecessor_sha256,
-    )
-
-
-def intent_row(intent: IssuanceIntent) -> tuple[object, ...]:
-    """Return an intent as the values of ``CHECKED``, in order."""
-    return (
-        intent.issuance_id,
-        intent.enrollment_id,
-        intent.request_id,
-        intent.issuer_id,
-        serial_octets(intent.serial_number),
-        intent.tbs,
-        *certified_values(intent),
-        intent.presented_sha256,
-        intent.secret_id,
-        intent.sign_before,
-        encode(intent.context).decode(),
-    )
-
-
-def intent_of(row: asyncpg.Record) -> IssuanceIntent:
-    """Return the intent in a row with INTENT_COLUMNS."""
-    return IssuanceIntent(
-        issuance_id=str(row["issuance_id"]),
-        enrollment_id=row["enrollment_id"],
-        request_id=str(row["request_id"]),
-        issuer_id=row["issuer_id"],
-        serial_number=int.from_bytes(row["serial_number"], "big"),
-        tbs=row["tbs"] or b"",
-        tenant=row["tenant"],
-        service=row["service"],
-        profile=row["profile"],
-        slot_id=str(row["slot_id"]),
-        subject=row["subject"],
-        san=tuple(filter(None, row["san"].split("\n"))),
-        spki_sha256=row["spki_sha256"],
-        not_before=row["not_before"],
-        not_after=row["not_after"],
-        predecessor_sha256=row["predecessor_sha256"],
-        presented_sha256=None,
-        secret_id=None,
-        sign_before=row["sign_before"],
-        context=decode(RequestFacts, row["context"].encode()),
-        fence=row["fence"],
-    )

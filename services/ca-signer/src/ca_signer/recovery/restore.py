@@ -17,7 +17,7 @@ from typing import Any
 import asyncpg
 
 from ca_signer.ledger import certificate_index
-from ca_signer.ledger.issuances import certified_values, serial_octets
+from ca_signer.ledger.issuance_rows import certified_values, serial_octets
 from ca_signer.ledger.revocations import RELEASED
 from ca_signer.model import OPEN_SUBMISSIONS, IssuanceIntent, IssuedCertificate
 from ca_signer.recovery.audit_log import AuditLogContents, Change

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import asyncpg
 
 from ca_signer import metrics
-from ca_signer.ledger.issuances import serial_octets
+from ca_signer.ledger.issuance_rows import serial_octets
 from ca_signer.signing.issuers import SigningIssuer
 from estcore.clock import monotonic_s
 from estcore.errors import InvariantBroken, Unavailable

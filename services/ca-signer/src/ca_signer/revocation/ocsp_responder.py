@@ -23,7 +23,7 @@ from ca_signer import metrics
 from ca_signer.issuance.decision_context import Candidate
 from ca_signer.issuance.idempotency import RequestResolver
 from ca_signer.issuance.tbs import candidate
-from ca_signer.ledger.issuances import SERIAL_OCTETS
+from ca_signer.ledger.issuance_rows import SERIAL_OCTETS
 from ca_signer.model import IssuanceIntent
 from ca_signer.settings import SERVICE, OCSPSettings
 from ca_signer.signing.cycle import IssuanceCycle

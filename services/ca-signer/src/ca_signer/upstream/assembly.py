@@ -85,11 +85,11 @@ def assemble(
         ApprovalStore.of(settings),
     )
     cycle = UpstreamCycle(
-        submissions,
-        ledger,
-        publisher,
-        issuers,
-        decision_context.clock,
+        submissions=submissions,
+        ledger=ledger,
+        publisher=publisher,
+        issuers=issuers,
+        clock=decision_context.clock,
         unknown_retry_after_s=settings.unknown_retry_after_s,
         changed=outbox.changed,
     )

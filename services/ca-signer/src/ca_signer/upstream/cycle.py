@@ -24,6 +24,7 @@ import asyncio
 import datetime as dt
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from cryptography import x509
@@ -79,31 +80,21 @@ _NOT_ITS_OWN = {"issuer", "unreadable", "der"}
 """Checks that leave open whether the upstream CA made it, or what: nothing it could revoke."""
 
 
+@dataclass(kw_only=True, eq=False)
 class UpstreamCycle:
     """Steps 6 to 10 for leased submissions; the CertificateSource of upstream issuers."""
 
-    name = "upstream"
+    name: str = field(default="upstream", init=False)
 
-    def __init__(
-        self,
-        submissions: Submissions,
-        ledger: IssuanceStore,
-        publisher: EventPublisher,
-        issuers: Mapping[str, UpstreamIssuer],
-        clock: Clock,
-        *,
-        unknown_retry_after_s: int,
-        changed: Callable[[], None] = lambda: None,
-    ) -> None:
-        """``changed`` is called when a row has something to publish that no message carries."""
-        self._submissions = submissions
-        self._ledger = ledger
-        self._publisher = publisher
-        self._issuers = issuers
-        self._clock = clock
-        self._unknown_retry_after_s = unknown_retry_after_s
-        self._changed = changed
-        self.stopping = asyncio.Event()
+    submissions: Submissions
+    ledger: IssuanceStore
+    publisher: EventPublisher
+    issuers: Mapping[str, UpstreamIssuer]
+    clock: Clock
+    unknown_retry_after_s: int
+    changed: Callable[[], None] = lambda: None
+    """Called when a row has something to publish that no message carries."""
+    stopping: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     def check(self, candidate: Candidate) -> None:
         """Refuse a CSR that an upstream CA would not follow.
@@ -122,7 +113,7 @@ class UpstreamCycle:
             IssuerUnavailable: nothing was issued, or the process stops; retry.
             LedgerUnavailable: the row shows how far it came; redelivery goes on from there.
         """
-        issuer = self._issuers[intent.issuer_id]
+        issuer = self.issuers[intent.issuer_id]
         async with issuer.places:
             await self._turn(issuer)
             return await self._submit(intent)
@@ -152,21 +143,21 @@ class UpstreamCycle:
             LedgerUnavailable: the row says how far it came; redelivery goes on from there.
         """
         faults.hit("upstream.5.recorded")
-        issuer = self._issuers[submission.issuer_id]
+        issuer = self.issuers[submission.issuer_id]
         try:
             # 6. Without a PubAck nothing is sent.
-            await self._publisher.intents([submission])
+            await self.publisher.intents([submission])
         except BusUnavailable:
             await self._release(submission)
             raise
         faults.hit("upstream.6.audited")
         # 7. Say so before it is done.
         try:
-            if not await self._submissions.begin(submission):
+            if not await self.submissions.begin(submission):
                 return LeaseLost()
         except LedgerUnavailable:
             # Committed or not, nothing was sent: say that as soon as anybody listens.
-            await self._insist(lambda: self._submissions.put_back(submission, *_NOT_SENT))
+            await self._insist(lambda: self.submissions.put_back(submission, *_NOT_SENT))
             raise
         faults.hit("upstream.7.submitted")
         try:
@@ -174,7 +165,7 @@ class UpstreamCycle:
         except Refused as exc:
             refused = exc
             await self._insist(
-                lambda: self._submissions.refuse(submission, refused.code, refused.reason)
+                lambda: self.submissions.refuse(submission, refused.code, refused.reason)
             )
             return NotAuthorized(exc.reason, code=exc.code)
         except Pending as exc:
@@ -182,7 +173,7 @@ class UpstreamCycle:
         except Retryable as exc:
             later = exc
             await self._insist(
-                lambda: self._submissions.put_back(submission, later.code, later.reason)
+                lambda: self.submissions.put_back(submission, later.code, later.reason)
             )
             raise IssuerUnavailable(exc.reason, code=exc.code) from exc
         except Unknown as exc:
@@ -192,7 +183,7 @@ class UpstreamCycle:
 
     async def _send(self, issuer: UpstreamIssuer, submission: Submission) -> Submitted:
         """Send the request within its deadline; any doubt about the outcome is ``Unknown``."""
-        remaining = issuer.certificate.not_after - self._clock.now()
+        remaining = issuer.certificate.not_after - self.clock.now()
         request = Wanted(
             submission_id=submission.issuance_id,
             csr=submission.csr,
@@ -233,7 +224,7 @@ class UpstreamCycle:
         self, issuer: UpstreamIssuer, submission: Submission, submitted: Submitted
     ) -> Outcome:
         der = submitted.certificate
-        issuance_id = await self._insist(lambda: self._submissions.issuance_of(der))
+        issuance_id = await self._insist(lambda: self.submissions.issuance_of(der))
         if issuance_id == submission.issuance_id:
             return LeaseLost()  # another holder was faster, with the same answer
         if issuance_id is not None:
@@ -244,7 +235,7 @@ class UpstreamCycle:
             certificate = self.checked(issuer, submission, der)
             # 9. The fence decides.
             stored = await self._insist(
-                lambda: self._submissions.store(
+                lambda: self.submissions.store(
                     submission,
                     certificate,
                     der,
@@ -266,7 +257,7 @@ class UpstreamCycle:
         if stored is None:
             return await self._stray(submission, der)
         faults.hit("upstream.9.stored")
-        await completion.answer(self._publisher, stored)
+        await completion.answer(self.publisher, stored)
         return stored
 
     def checked(
@@ -284,7 +275,7 @@ class UpstreamCycle:
             asked_at=submission.asked_at,
             backdating=dt.timedelta(seconds=issuer.settings.backdating_s),
         )
-        return check_response(der, terms, now=self._clock.now())
+        return check_response(der, terms, now=self.clock.now())
 
     async def publish(self, issued: Sequence[IssuedCertificate]) -> None:
         """Step 10: publish events and records of stored certificates.
@@ -292,19 +283,19 @@ class UpstreamCycle:
         Raises:
             BusUnavailable: not confirmed; a sweeper publishes again.
         """
-        await self._publisher.issued(issued)
+        await self.publisher.issued(issued)
         faults.hit("upstream.10.announced")
         try:
-            await self._ledger.mark_announced([i.intent.issuance_id for i in issued])
+            await self.ledger.mark_announced([i.intent.issuance_id for i in issued])
         except LedgerUnavailable:
             log.warning("publication not recorded, it will be repeated")
 
     async def _pending(self, submission: Submission, pending: Pending) -> Outcome:
         if submission.generated:
             reason = "the upstream CA answers later, which a server-generated key cannot wait for"
-            await self._submissions.refuse(submission, "upstream.pending_keygen", reason)
+            await self.submissions.refuse(submission, "upstream.pending_keygen", reason)
             return Conflict(reason, code="upstream.pending_keygen")
-        await self._insist(lambda: self._submissions.wait(submission, pending.retry_after_s))
+        await self._insist(lambda: self.submissions.wait(submission, pending.retry_after_s))
         log.info(
             "upstream request pending",
             extra=fields(
@@ -321,11 +312,11 @@ class UpstreamCycle:
             # that gets the same certificate (``SubmissionResolver``).
             submission.came_from = "submitted"
             await self._insist(
-                lambda: self._submissions.put_back(submission, failure.code, failure.reason)
+                lambda: self.submissions.put_back(submission, failure.code, failure.reason)
             )
             raise IssuerUnavailable(failure.reason, code=failure.code) from failure
-        await self._submissions.unknown(submission, failure.code, failure.reason)
-        self._changed()
+        await self.submissions.unknown(submission, failure.code, failure.reason)
+        self.changed()
         log.error(
             "upstream outcome unknown, operator action required",
             extra=fields(
@@ -336,22 +327,22 @@ class UpstreamCycle:
                 reason=failure.reason,
             ),
         )
-        return RetryLater(self._unknown_retry_after_s)
+        return RetryLater(self.unknown_retry_after_s)
 
     async def _repeated(self, submission: Submission) -> Outcome:
         reason = "the upstream CA returned a certificate that is already in the ledger"
-        await self._submissions.refuse(submission, _REPEATED, reason)
+        await self.submissions.refuse(submission, _REPEATED, reason)
         return Conflict(f"{reason}; use another key, or come later", code=_REPEATED)
 
     async def _quarantine(
         self, submission: Submission, der: bytes, wrong: UnexpectedCertificate, *, revoke: bool
     ) -> Outcome:
         await self._insist(
-            lambda: self._submissions.quarantine(
+            lambda: self.submissions.quarantine(
                 submission, der, wrong.check, wrong.reason, revoke=revoke
             )
         )
-        self._changed()
+        self.changed()
         metrics.QUARANTINED.labels(submission.issuer_id, wrong.check).inc()
         log.error(
             "upstream certificate quarantined",
@@ -367,17 +358,17 @@ class UpstreamCycle:
 
     async def _stray(self, submission: Submission, der: bytes) -> Outcome:
         """Handle a response that arrived after the row moved on: its certificate is never used."""
-        if await self._submissions.issuance_of(der) is None:
+        if await self.submissions.issuance_of(der) is None:
             late = UnexpectedCertificate("late", "the answer came when the row had another holder")
             await self._quarantine(submission, der, late, revoke=True)
         return LeaseLost()
 
     async def abandon(self, submission: Submission, why: RequestRejected) -> None:
         """Abandon a submission that was never sent, or never fetched, and answer its request."""
-        if await self._submissions.abandon(submission, why.code, why.reason):
+        if await self.submissions.abandon(submission, why.code, why.reason):
             signer_metrics.ABANDONED.labels(why.code).inc()
             log.warning("submission abandoned", extra=fields(code=why.code, reason=why.reason))
-            await self._publisher.replies.send_abandoned(submission, why)
+            await self.publisher.replies.send_abandoned(submission, why)
 
     async def supersede(self, issued: IssuedCertificate) -> None:
         """Revoke a certificate whose generated key never reached its client.
@@ -385,7 +376,7 @@ class UpstreamCycle:
         Raises:
             BusUnavailable: not audited, so not revoked either.
         """
-        await completion.supersede(self._publisher, self._ledger, issued)
+        await completion.supersede(self.publisher, self.ledger, issued)
 
     async def _insist(self, write: Callable[[], Awaitable[T]]) -> T:
         """Write the outcome, retrying through a short outage of PostgreSQL: it is reported once.
@@ -404,6 +395,6 @@ class UpstreamCycle:
 
     async def _release(self, submission: Submission) -> None:
         try:
-            await self._submissions.release(submission)
+            await self.submissions.release(submission)
         except LedgerUnavailable:
             log.warning("lease not released, it will expire")

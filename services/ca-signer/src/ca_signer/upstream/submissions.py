@@ -21,7 +21,8 @@ from hashlib import sha256
 import asyncpg
 from cryptography import x509
 
-from ca_signer.ledger.issuances import CHECKED, give_back, intent_of, intent_row, serial_octets
+from ca_signer.ledger.issuance_rows import intent_of, intent_row, serial_octets
+from ca_signer.ledger.issuances import CHECKED, give_back
 from ca_signer.model import OPEN_SUBMISSION_STATES, IssuanceIntent, IssuedCertificate
 from estcore import ids
 from estcore.errors import SerialNumberReused

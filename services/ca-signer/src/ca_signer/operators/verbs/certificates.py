@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 import asyncpg
 from pydantic import AwareDatetime, Field, JsonValue, model_validator
 
-from ca_signer.ledger.issuances import serial_octets
+from ca_signer.ledger.issuance_rows import serial_octets
 from ca_signer.operators.verb import Caller, CommandResult, Verb
 from ca_signer.publishing.audit_records import certificate_target
 from estcore import ids
