@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 
 from ca_signer import connections, metrics
 from ca_signer.frontend_state import FrontendStatePublisher
@@ -18,7 +19,8 @@ from ca_signer.issuers.cacerts import check_cross
 from ca_signer.ledger.inventory_metrics import InventoryMetrics
 from ca_signer.ledger.issuances import IssuanceStore
 from ca_signer.ledger.refusals import RefusalStore
-from ca_signer.operators.assembly import assemble
+from ca_signer.model import IssuanceIntent
+from ca_signer.operators.assembly import Operations, assemble
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.publishing.reconciliation_windows import ReconciliationWindows
 from ca_signer.recovery.ledger_check import StaleLedgerCheck
@@ -39,7 +41,7 @@ from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
 from estcore.runtime.reload import Reloader, Watched
-from estcore.runtime.service import run_jobs, stop_on_signals
+from estcore.runtime.service import Job, run_jobs, stop_on_signals
 from estcore.runtime.tracing import Tracing
 
 CLOCK = SystemClock()
@@ -92,6 +94,29 @@ def check(settings: SignerSettings) -> None:
     load_signing_context(settings)
 
 
+@dataclass(frozen=True)
+class SharedParts:
+    """What every other part uses."""
+
+    settings: SignerSettings
+    decision_context: SigningContext
+    tracing: Tracing
+    bus: Bus
+    database: Database
+    publisher: EventPublisher
+
+
+@dataclass(frozen=True)
+class IssuingParts:
+    """What issues certificates."""
+
+    ledger: IssuanceStore
+    resolver: RequestResolver[IssuanceIntent]
+    cycle: IssuanceCycle
+    worker: RequestConsumer
+    sweeper: Sweeper
+
+
 async def run(settings: SignerSettings) -> None:
     """Serve until SIGTERM."""
     stop = stop_on_signals()
@@ -106,42 +131,84 @@ async def run(settings: SignerSettings) -> None:
             opened(tokens_of(decision_context.issuers)),
             connected(settings) as (bus, database),
         ):
-            await _serve(settings, decision_context, tracing, bus, database, admin, checks, stop)
+            publisher = EventPublisher(bus, CLOCK, settings.instance)
+            shared = SharedParts(settings, decision_context, tracing, bus, database, publisher)
+            await _serve(shared, admin, checks, stop)
     finally:
         await admin.stop()
         await asyncio.to_thread(tracing.close)
 
 
-async def _serve(  # noqa: PLR0913, PLR0917 - wiring, in order
-    settings: SignerSettings,
-    decision_context: SigningContext,
-    tracing: Tracing,
-    bus: Bus,
-    database: Database,
+async def _serve(
+    shared: SharedParts,
     admin: AdminServer,
     checks: dict[str, Callable[[], bool]],
     stop: asyncio.Event,
 ) -> None:
-    ledger = IssuanceStore(database, lease_s=settings.lease_s)
-    refusals = RefusalStore(database)
+    """Sign once the ledger is known to be complete and front ends know this signer's state."""
+    issuing = _issuing_parts(shared)
+    operations = assemble(
+        shared.bus,
+        shared.database,
+        shared.publisher,
+        shared.decision_context,
+        every_s=shared.settings.sweep_every_s,
+        crl_lifetime_s=shared.settings.crl_lifetime_s,
+    )
+    frontend_state = FrontendStatePublisher(
+        shared.bus,
+        shared.database,
+        shared.decision_context,
+        look_every_s=shared.settings.reload_every_s,
+    )
+    completeness = StaleLedgerCheck(shared.bus, shared.database)
+    checks["ledger_complete"] = lambda: completeness.complete
+    if not await completeness.hold(shared.publisher, stop):
+        return
+    await frontend_state.publish()
+    checks.pop("started")
+    checks.update(_ready_checks(shared, issuing.worker))
+
+    async def fail_readiness(stopping: asyncio.Event) -> None:
+        await stopping.wait()
+        admin.stopping = True
+
+    await run_jobs(
+        [
+            fail_readiness,
+            completeness.watch,
+            frontend_state.run,
+            _reloader(shared, frontend_state).run,
+            *_issuing_jobs(shared, issuing),
+            *_operations_jobs(shared, operations),
+            *_ocsp_jobs(shared, issuing),
+        ],
+        stop=stop,
+        stop_timeout_s=shared.settings.stop_timeout_s,
+    )
+    await issuing.cycle.flush_published_marks()
+
+
+def _issuing_parts(shared: SharedParts) -> IssuingParts:
+    settings, decision_context = shared.settings, shared.decision_context
+    ledger = IssuanceStore(shared.database, lease_s=settings.lease_s)
+    refusals = RefusalStore(shared.database)
     resolver = RequestResolver(ledger, IntendedIssuances(ledger), ApprovalStore.of(settings))
-    publisher = EventPublisher(bus, CLOCK, settings.instance)
-    cycle = IssuanceCycle(ledger, publisher, decision_context.issuers, tracing)
+    cycle = IssuanceCycle(ledger, shared.publisher, decision_context.issuers, shared.tracing)
     handler = RequestHandler(
-        bus=bus,
+        bus=shared.bus,
         ledger=ledger,
         refusals=refusals,
         resolver=resolver,
         source=cycle,
-        publisher=publisher,
+        publisher=shared.publisher,
         decision_context=decision_context,
         max_attempts=settings.max_attempts,
     )
-    batch = BatchHandler(handler, ledger, cycle)
     worker = RequestConsumer(
-        bus,
-        database,
-        batch,
+        shared.bus,
+        shared.database,
+        BatchHandler(handler, ledger, cycle),
         issuers=decision_context.families,
         batch_size=settings.batch_size,
         in_flight=settings.batches_in_flight,
@@ -152,88 +219,90 @@ async def _serve(  # noqa: PLR0913, PLR0917 - wiring, in order
         ledger=ledger,
         refusals=refusals,
         cycle=cycle,
-        publisher=publisher,
+        publisher=shared.publisher,
         decision_context=decision_context,
         every_s=settings.sweep_every_s,
     )
-    windows = ReconciliationWindows(
-        bus=bus,
-        ledger=ledger,
-        publisher=publisher,
-        clock=CLOCK,
-        length=dt.timedelta(seconds=settings.window_s),
-        settle=dt.timedelta(seconds=settings.window_settle_s),
-    )
-    operations = assemble(
-        bus,
-        database,
-        publisher,
-        decision_context,
-        every_s=settings.sweep_every_s,
-        crl_lifetime_s=settings.crl_lifetime_s,
-    )
-    answering = settings.ocsp and OCSPResponder(
-        bus, database, decision_context, resolver=resolver, cycle=cycle, settings=settings.ocsp
-    )
-    state = FrontendStatePublisher(
-        bus, database, decision_context, look_every_s=settings.reload_every_s
-    )
-    completeness = StaleLedgerCheck(bus, database)
-    checks["ledger_complete"] = lambda: completeness.complete
-    if not await completeness.hold(publisher, stop):
-        return
-    await state.publish()
-    checks.pop("started")
-    checks.update(
-        bus=lambda: bus.ready,
-        ledger=lambda: database.ready,
-        consumers=lambda: worker.ready,
-        generations=lambda: not decision_context.missing_issuers,
-        keystores=lambda: all(i.keystore.ready for i in decision_context.issuers.values()),
-    )
+    return IssuingParts(ledger, resolver, cycle, worker, sweeper)
 
-    def take_rules() -> None:
+
+def _ready_checks(shared: SharedParts, worker: RequestConsumer) -> dict[str, Callable[[], bool]]:
+    context = shared.decision_context
+    return {
+        "bus": lambda: shared.bus.ready,
+        "ledger": lambda: shared.database.ready,
+        "consumers": lambda: worker.ready,
+        "generations": lambda: not context.missing_issuers,
+        "keystores": lambda: all(i.keystore.ready for i in context.issuers.values()),
+    }
+
+
+def _reloader(shared: SharedParts, frontend_state: FrontendStatePublisher) -> Reloader:
+    settings, decision_context = shared.settings, shared.decision_context
+
+    def replace_rules() -> None:
         decision_context.replace_rules(*rules(settings, decision_context.issuers))
-        state.changed()
+        frontend_state.changed()
 
-    reloader = Reloader(
-        [Watched("rules", (settings.policy_file, settings.profiles_file), take_rules)],
-        publisher.service_event,
+    return Reloader(
+        [Watched("rules", (settings.policy_file, settings.profiles_file), replace_rules)],
+        shared.publisher.service_event,
         metrics.RELOADS,
         every_s=settings.reload_every_s,
     )
 
-    async def fail_readiness(stopping: asyncio.Event) -> None:
-        await stopping.wait()
-        admin.stopping = True
 
-    await run_jobs(
-        [
-            fail_readiness,
-            completeness.watch,
-            state.run,
-            reloader.run,
-            worker.run,
-            sweeper.run,
-            windows.run,
-            InventoryMetrics(database, every_s=settings.count_every_s).run,
-            operations.listener.run,
-            operations.outbox.run,
-            operations.lists.run,
-            operations.bulk_revocations.run,
-            RevokeAfterRotation(
-                bus, database, publisher, decision_context, changed=operations.outbox.changed
-            ).run,
-            operations.fetches.run,
-            *([answering.run] if answering else []),
-            cycle.keep_leases,
-            cycle.keep_marking,
-            *(token.watch for token in tokens_of(decision_context.issuers)),
-        ],
-        stop=stop,
-        stop_timeout_s=settings.stop_timeout_s,
+def _issuing_jobs(shared: SharedParts, issuing: IssuingParts) -> list[Job]:
+    settings = shared.settings
+    windows = ReconciliationWindows(
+        bus=shared.bus,
+        ledger=issuing.ledger,
+        publisher=shared.publisher,
+        clock=CLOCK,
+        length=dt.timedelta(seconds=settings.window_s),
+        settle=dt.timedelta(seconds=settings.window_settle_s),
     )
-    await cycle.flush_published_marks()
+    return [
+        issuing.worker.run,
+        issuing.sweeper.run,
+        windows.run,
+        InventoryMetrics(shared.database, every_s=settings.count_every_s).run,
+        issuing.cycle.keep_leases,
+        issuing.cycle.keep_marking,
+        *(token.watch for token in tokens_of(shared.decision_context.issuers)),
+    ]
+
+
+def _operations_jobs(shared: SharedParts, operations: Operations) -> list[Job]:
+    after_rotation = RevokeAfterRotation(
+        shared.bus,
+        shared.database,
+        shared.publisher,
+        shared.decision_context,
+        changed=operations.outbox.changed,
+    )
+    return [
+        operations.listener.run,
+        operations.outbox.run,
+        operations.lists.run,
+        operations.bulk_revocations.run,
+        operations.fetches.run,
+        after_rotation.run,
+    ]
+
+
+def _ocsp_jobs(shared: SharedParts, issuing: IssuingParts) -> list[Job]:
+    if shared.settings.ocsp is None:
+        return []
+    responder = OCSPResponder(
+        shared.bus,
+        shared.database,
+        shared.decision_context,
+        resolver=issuing.resolver,
+        cycle=issuing.cycle,
+        settings=shared.settings.ocsp,
+    )
+    return [responder.run]
 
 
 def connected(settings: SignerSettings) -> AbstractAsyncContextManager[tuple[Bus, Database]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -27,6 +28,7 @@ from ca_signer.upstream.revocation import UpstreamRevocations
 from ca_signer.upstream.settings import UpstreamSettings
 from ca_signer.upstream.submissions import Submission, Submissions
 from ca_signer.upstream.sweeper import UpstreamSweeper
+from estcore.clock import Clock
 from estcore.errors import Conflict
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
@@ -64,26 +66,9 @@ def assemble(
     ledger = IssuanceStore(database, lease_s=settings.lease_s)
     submissions = Submissions(database, lease_s=settings.lease_s)
     publisher = EventPublisher(bus, decision_context.clock, settings.instance)
-    outbox = Outbox(
-        database,
-        [
-            command_records(publisher),
-            submission_records(publisher),
-            revocation_records(publisher),
-        ],
-        every_s=settings.sweep_every_s,
-    )
+    outbox = _outbox(settings, database, publisher)
     pending_for = dt.timedelta(seconds=settings.pending_lifetime_s)
-    resolver = RequestResolver(
-        ledger,
-        OpenSubmissions(
-            decision_context.clock,
-            lease=ledger.lease,
-            repeatable_s=lambda issuer: issuers[issuer].plugin.repeatable_s,
-            unknown_retry_after_s=settings.unknown_retry_after_s,
-        ),
-        ApprovalStore.of(settings),
-    )
+    resolver = _resolver(settings, ledger, issuers, decision_context.clock)
     cycle = UpstreamCycle(
         submissions=submissions,
         ledger=ledger,
@@ -106,16 +91,7 @@ def assemble(
         ),
         cycle,
     )
-    places = sum(issuer.settings.concurrency for issuer in issuers.values())
-    worker = RequestConsumer(
-        bus,
-        database,
-        handler,
-        issuers=list(issuers),
-        batch_size=_BATCH,
-        in_flight=max(4, -(-2 * places // _BATCH)),
-        usable=lambda issuer: issuers[issuer].usable,
-    )
+    worker = _worker(bus, database, handler, issuers)
     revocations = UpstreamRevocations(
         database,
         issuers,
@@ -131,18 +107,12 @@ def assemble(
         every_s=settings.sweep_every_s,
         changed=outbox.changed,
     )
-
-    def check_response(submission: Submission, der: bytes) -> x509.Certificate:
-        issuer = issuers.get(submission.issuer_id)
-        if issuer is None:
-            raise Conflict("another process serves its issuer", code="submission.other_process")
-        return cycle.checked(issuer, submission, der)
-
+    verbs = operator_verbs.verbs(_response_check(issuers, cycle), retry_within=pending_for)
     executor = CommandExecutor(
         database=database,
         publisher=publisher,
         decision_context=decision_context,
-        verbs=operator_verbs.verbs(check_response, retry_within=pending_for),
+        verbs=verbs,
         changed=outbox.changed,
     )
     return Parts(
@@ -159,3 +129,56 @@ def assemble(
         revocations,
         sweeper,
     )
+
+
+def _outbox(settings: UpstreamSettings, database: Database, publisher: EventPublisher) -> Outbox:
+    return Outbox(
+        database,
+        [
+            command_records(publisher),
+            submission_records(publisher),
+            revocation_records(publisher),
+        ],
+        every_s=settings.sweep_every_s,
+    )
+
+
+def _resolver(
+    settings: UpstreamSettings, ledger: IssuanceStore, issuers: Issuers, clock: Clock
+) -> RequestResolver[Submission]:
+    open_submissions = OpenSubmissions(
+        clock,
+        lease=ledger.lease,
+        repeatable_s=lambda issuer: issuers[issuer].plugin.repeatable_s,
+        unknown_retry_after_s=settings.unknown_retry_after_s,
+    )
+    return RequestResolver(ledger, open_submissions, ApprovalStore.of(settings))
+
+
+def _worker(
+    bus: Bus, database: Database, handler: UpstreamRequestHandler, issuers: Issuers
+) -> RequestConsumer:
+    places = sum(issuer.settings.concurrency for issuer in issuers.values())
+    return RequestConsumer(
+        bus,
+        database,
+        handler,
+        issuers=list(issuers),
+        batch_size=_BATCH,
+        in_flight=max(4, -(-2 * places // _BATCH)),
+        usable=lambda issuer: issuers[issuer].usable,
+    )
+
+
+def _response_check(
+    issuers: Issuers, cycle: UpstreamCycle
+) -> Callable[[Submission, bytes], x509.Certificate]:
+    """Return the check of a certificate that an operator enters for a submission."""
+
+    def check_response(submission: Submission, der: bytes) -> x509.Certificate:
+        issuer = issuers.get(submission.issuer_id)
+        if issuer is None:
+            raise Conflict("another process serves its issuer", code="submission.other_process")
+        return cycle.checked(issuer, submission, der)
+
+    return check_response
