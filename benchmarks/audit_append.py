@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import asyncpg
+import click
 import yaml
 
 from audit import checkpoint_key, main
@@ -28,7 +29,9 @@ from estcore import ids
 from estcore.messages import permissions, topics
 from estcore.messages.audit import Actor, AuditBatch, AuditRecord, Producer, Target
 from estcore.messages.envelope import encode
+from estcore.runtime import command_line
 from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.command_line import CONTEXT
 from estcore.runtime.settings import BusSettings, read_secret
 from estcore.runtime.topology import declare
 from estdev.nats import EmbeddedNATS
@@ -181,7 +184,13 @@ def cpu_ms(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
 
 
-if __name__ == "__main__":
-    amounts = [int(a) for a in sys.argv[1:]] or [4000, 8]
+@click.command("audit_append", help="Measure the audit service.", context_settings=CONTEXT)
+@click.argument("enrollments", type=int, default=4000)
+@click.argument("batch", type=int, default=8)
+def audit_append(enrollments: int, batch: int) -> None:
     with tempfile.TemporaryDirectory() as name:
-        asyncio.run(measure(Path(name), *amounts))
+        asyncio.run(measure(Path(name), enrollments, batch))
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.run(audit_append, "audit_append"))

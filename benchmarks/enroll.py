@@ -10,7 +10,6 @@ verifies 12,000 signatures a second.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -20,7 +19,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import click
+
+from estcore.runtime import command_line
+from estcore.runtime.command_line import CONTEXT, PATH
 from estdev.layout import Layout, Ports
 from estdev.local import LocalSuite
 from estdev.ports import free_port
@@ -179,34 +183,49 @@ class Bench:
         return result
 
 
-async def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("-n", type=int, default=2000)
-    parser.add_argument("-c", type=int, nargs="*", default=[1, 16, 64])
-    parser.add_argument("--frontends", type=int, default=1)
-    parser.add_argument("--signers", type=int, default=1)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+@click.command("enroll", help="Measure enrollments over mutual TLS.", context_settings=CONTEXT)
+@click.option("-n", "count", type=int, default=2000, help="Enrollments in each row.")
+@click.option(
+    "-c", "concurrencies", type=int, multiple=True, default=(1, 16, 64), help="At once; repeatable."
+)
+@click.option("--frontends", type=int, default=1, help="Processes of est-frontend.")
+@click.option("--signers", type=int, default=1, help="Processes of ca-signer.")
+@click.option("--json", "json_file", type=PATH, help="File for the figures.")
+def enroll(
+    count: int,
+    concurrencies: tuple[int, ...],
+    frontends: int,
+    signers: int,
+    json_file: Path | None,
+) -> None:
+    results = asyncio.run(measured(count, concurrencies, frontends, signers))
+    if json_file is not None:
+        json_file.write_text(json.dumps(results, indent=1))
+
+
+async def measured(
+    count: int, concurrencies: tuple[int, ...], frontends: int, signers: int
+) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="estbench-") as name:
         folder = Path(name)
         loadgen, reference = build_loadgen(folder), build("reference", folder)
-        runs = len(arguments.c) * 2
+        runs = len(concurrencies) * 2
         csrs = folder / "csrs.txt"
-        total = runs * (arguments.n + 50)
+        total = runs * (count + 50)
         subprocess.run([str(loadgen), "gencsr", "-n", str(total), "-out", str(csrs)], check=True,
                        stdout=subprocess.DEVNULL)  # fmt: skip
         bench = Bench(folder)
         results = []
         try:
-            await bench.start(arguments.frontends, arguments.signers)
+            await bench.start(frontends, signers)
             start = 0
-            for c in arguments.c:
+            for c in concurrencies:
                 for mode in ("new", "keepalive"):
                     speed = verify_per_second()
-                    result = await bench.measure(loadgen, csrs, start, mode, c, arguments.n)
-                    start += arguments.n + 50
+                    result = await bench.measure(loadgen, csrs, start, mode, c, count)
+                    start += count + 50
                     target = TARGETS[mode] * TARGET_VERIFY / speed
-                    go_ms = await bench.reference(reference, loadgen, csrs, mode, c, arguments.n)
+                    go_ms = await bench.reference(reference, loadgen, csrs, mode, c, count)
                     result.update(
                         verify_per_s=speed,
                         target_cpu_ms=round(target, 2),
@@ -224,9 +243,8 @@ async def main() -> None:
         finally:
             await bench.suite.stop()
             shutil.rmtree(bench.layout.postgres.home, ignore_errors=True)
-        if arguments.json:
-            arguments.json.write_text(json.dumps(results, indent=1))
+        return results
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    sys.exit(command_line.run(enroll, "enroll"))

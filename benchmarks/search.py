@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import asyncpg
+import click
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from ca_signer.connections import SCHEMA, SCRIPTS
@@ -27,6 +28,8 @@ from ca_signer.ledger import certificate_index, certificate_search
 from ca_signer.ledger.certificate_search import Query
 from ca_signer.ledger.inventory_metrics import EXPIRING, STATES
 from estcore.clock import SystemClock
+from estcore.runtime import command_line
+from estcore.runtime.command_line import CONTEXT
 from estcore.runtime.database import Database
 from estcore.runtime.migrations import migrate
 from estcore.runtime.settings import DatabaseSettings
@@ -150,9 +153,15 @@ async def run(folder: Path, rows: int) -> None:
         shutil.rmtree(postgres.home, ignore_errors=True)
 
 
-if __name__ == "__main__":
+@click.command("search", help="Measure searches in a ledger of ROWS.", context_settings=CONTEXT)
+@click.argument("rows", type=int, default=1_000_000)
+def search(rows: int) -> None:
     work = Path(tempfile.mkdtemp(prefix="estsuite-bench-"))
     try:
-        asyncio.run(run(work, int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000))
+        asyncio.run(run(work, rows))
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.run(search, "search"))

@@ -9,7 +9,6 @@ is refused at EST, and OCSP and the CRL say so. ``openssl speed`` of the same mi
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import base64
 import re
@@ -22,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -44,7 +44,9 @@ from estcore.messages import topics
 from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested, Principal
 from estcore.messages.envelope import decode, encode
 from estcore.pki.profile import Priority
+from estcore.runtime import command_line
 from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.command_line import CONTEXT
 from estcore.runtime.settings import BusSettings
 from estdev.layout import Layout, Ports
 from estdev.local import LocalSuite
@@ -333,7 +335,7 @@ def crl_says(issuer: str, serial: str, port: int) -> bool:
     return crl.get_revoked_certificate_by_serial_number(int(serial, 16)) is not None
 
 
-async def run(folder: Path, arguments: argparse.Namespace) -> None:
+async def run(folder: Path, count: int, concurrency: int, revocations: int) -> None:
     hsm = with_keys(SoftHSM(folder / "hsm"))
     bench = Bench(folder, issuers(folder, hsm))
     # The library and the token's configuration are found by these.
@@ -343,11 +345,11 @@ async def run(folder: Path, arguments: argparse.Namespace) -> None:
     front = await bench.start()
     try:
         print("key       store  signers   per s   p50 ms   p99 ms  CPU-ms signers   others")
-        await rows(bench, front, arguments.count, arguments.concurrency, 1)
+        await rows(bench, front, count, concurrency, 1)
         await bench.suite.start_service("ca-signer", "ca-signer-2", wait=True)
-        await rows(bench, front, arguments.count, arguments.concurrency, 2)
+        await rows(bench, front, count, concurrency, 2)
         await bench.suite.stop_service("ca-signer-2")
-        await revocation(bench, arguments.revocations)
+        await revocation(bench, revocations)
     finally:
         await front.stop()
         await bench.suite.stop()
@@ -362,14 +364,18 @@ def speed() -> None:
         print(f"openssl {kind}: {signs[0]} signatures/s")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("-n", "--count", type=int, default=1500)
-    parser.add_argument("-c", "--concurrency", type=int, default=64)
-    parser.add_argument("--revocations", type=int, default=10)
+@click.command("signer", help="Measure ca-signer by kind of key.", context_settings=CONTEXT)
+@click.option("-n", "--count", type=int, default=1500, help="Certificates in each row.")
+@click.option("-c", "--concurrency", type=int, default=64, help="Requests at once.")
+@click.option("--revocations", type=int, default=10, help="Revocations to wait for.")
+def signer(count: int, concurrency: int, revocations: int) -> None:
     speed()
     work = Path(tempfile.mkdtemp(prefix="estsuite-bench-"))
     try:
-        asyncio.run(run(work, parser.parse_args()))
+        asyncio.run(run(work, count, concurrency, revocations))
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(command_line.run(signer, "signer"))

@@ -7,7 +7,6 @@ CPU is the server process's alone. Prints milliseconds per connection and the ra
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import re
@@ -18,10 +17,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import click
 import uvloop
 from aiohttp import web
 
 from est_frontend.tls.engine import EngineContext
+from estcore.runtime import command_line
+from estcore.runtime.command_line import CONTEXT, PATH
 from estdev.ports import free_port
 
 HERE = Path(__file__).parent
@@ -104,30 +106,31 @@ def measure(kind: str, folder: Path, seconds: int) -> tuple[float, float]:
     return count / seconds, used / count * 1000
 
 
-def main() -> None:
-    """Measure both, in turn, a few rounds."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=4)
-    asked = parser.parse_args()
-    if asked.serve:
-        kind, folder, port = asked.serve
+@click.command(
+    "tls_engine",
+    help="Measure a new mutual-TLS connection with both engines, in turn.",
+    context_settings=CONTEXT,
+)
+@click.option("--serve", "served", type=(str, PATH, int), hidden=True)
+@click.option("--rounds", type=int, default=3, help="Measurements of each engine.")
+@click.option("--seconds", type=int, default=4, help="Duration of one measurement.")
+def tls_engine(served: tuple[str, Path, int] | None, rounds: int, seconds: int) -> None:
+    if served is not None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(kind, Path(folder), int(port)))
+            runner.run(serve(*served))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         certificates(folder)
         cost: dict[str, list[float]] = {"stdlib": [], "engine": []}
-        for number in range(asked.rounds):
-            for kind, found in cost.items():
-                rate, milliseconds = measure(kind, folder, asked.seconds)
-                found.append(milliseconds)
+        for number in range(rounds):
+            for kind, measurements in cost.items():
+                rate, milliseconds = measure(kind, folder, seconds)
+                measurements.append(milliseconds)
                 sys.stdout.write(
                     f"round {number + 1} {kind:7} {rate:7.0f}/s {milliseconds:6.2f} CPU-ms\n"
                 )
-        best = {kind: min(found) for kind, found in cost.items()}
+        best = {kind: min(measurements) for kind, measurements in cost.items()}
         ratio = best["stdlib"] / best["engine"]
         sys.stdout.write(
             f"best: stdlib {best['stdlib']:.2f}, engine {best['engine']:.2f}: ratio {ratio:.2f} "
@@ -136,4 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command_line.run(tls_engine, "tls_engine"))

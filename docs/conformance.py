@@ -11,7 +11,11 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import click
 import yaml
+
+from estcore.runtime import command_line
+from estcore.runtime.command_line import CONTEXT
 
 ROOT = Path(__file__).parent.parent
 LIST = ROOT / "docs" / "conformance.yaml"
@@ -95,10 +99,12 @@ def _words(test: str) -> str:
     return re.sub(r"^([A-P][0-9]+_)+", "", name).replace("_", " ")
 
 
-def main() -> int:
+@click.command("conformance", help="Write docs/conformance.md.", context_settings=CONTEXT)
+@click.option("--check", is_flag=True, help="Compare only; exit code 1 where it differs.")
+def main(check: bool) -> int:
     """Write the page, or compare it."""
     text = page()
-    if "--check" in sys.argv:
+    if check:
         same = PAGE.exists() and PAGE.read_text(encoding="utf-8") == text
         if not same:
             sys.stderr.write("docs/conformance.md is not what docs/conformance.py writes\n")
@@ -108,4 +114,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line.run(main, "conformance"))

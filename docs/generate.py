@@ -11,7 +11,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import click
 from page_generators import events, metrics, settings
+
+from estcore.runtime import command_line
+from estcore.runtime.command_line import CONTEXT
 
 OPERATIONS = Path(__file__).parent / "operations"
 
@@ -34,8 +38,10 @@ def rendered(name: str) -> str:
     return f"{before}{_BEGIN}\n{PAGES[name]()}\n{_END}{after}"
 
 
-def main(arguments: list[str]) -> int:
-    """Write the pages, or with ``--check`` compare them; returns the exit code."""
+@click.command("generate", help="Write the generated pages.", context_settings=CONTEXT)
+@click.option("--check", is_flag=True, help="Compare only; exit code 1 where one differs.")
+def main(check: bool) -> int:
+    """Write the pages, or compare them; returns the exit code."""
     stale = []
     for name in PAGES:
         path = OPERATIONS / name
@@ -43,12 +49,12 @@ def main(arguments: list[str]) -> int:
         if text == path.read_text(encoding="utf-8"):
             continue
         stale.append(name)
-        if "--check" not in arguments:
+        if not check:
             path.write_text(text, encoding="utf-8")
-    verb = "differ from" if "--check" in arguments else "were written from"
+    verb = "differ from" if check else "were written from"
     sys.stdout.write(f"{', '.join(stale)} {verb} the code\n" if stale else "nothing to do\n")
-    return 1 if stale and "--check" in arguments else 0
+    return 1 if stale and check else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(command_line.run(main, "generate"))

@@ -5,37 +5,37 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from estdeploy.compose_files import prepare
 
-from estcore.errors import ConfigurationError
+from estcore.runtime import command_line
+from estcore.runtime.command_line import CONTEXT, PATH
 
 LOCAL = Path(__file__).resolve().parent / "local"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--folder", type=Path, default=LOCAL, help="another folder to fill")
-    parsed = parser.parse_args(arguments)
-    try:
-        prepare(parsed.folder)
-    except ConfigurationError as exc:
-        sys.stderr.write(f"prepare: {exc.reason}\n")
-        return 2
+@click.command("prepare", help="Make what docker-compose.yml mounts.", context_settings=CONTEXT)
+@click.option("--folder", type=PATH, default=LOCAL, help="Another folder to fill.")
+def _prepare(folder: Path) -> None:
+    prepare(folder)
     sys.stdout.write(
-        f"{parsed.folder} is ready; next:\n"
-        f"  docker compose --env-file {parsed.folder / 'env'} up --build\n"
-        f"  curl --cacert {parsed.folder / 'ca' / 'root.pem'}"
+        f"{folder} is ready; next:\n"
+        f"  docker compose --env-file {folder / 'env'} up --build\n"
+        f"  curl --cacert {folder / 'ca' / 'root.pem'}"
         " https://localhost:8443/.well-known/est/cacerts\n"
     )
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out the command line; returns the exit code."""
+    return command_line.run(_prepare, "prepare", arguments)
 
 
 if __name__ == "__main__":

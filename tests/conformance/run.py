@@ -7,16 +7,22 @@ request. Exit code 0: no must of an RFC failed (of our own suite: nothing failed
 
 from __future__ import annotations
 
-import argparse
 import os
 import socket
 import ssl
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+import click
 import pytest
+
+from estcore.runtime import command_line
+from estcore.runtime.command_line import CONTEXT, PATH
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -25,6 +31,7 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 from estsuite_testing.conformance_check import FAIL, NOT_JUDGED, PASS, Verdict, sentence_of  # noqa: E402 - the folder above
 from estsuite_testing.conformance_report import ConformanceReport, Redactor  # noqa: E402
 
+NAME = "make conformance"
 OURS = "our own suite"
 REPORT, JUNIT = Path("conformance-report.md"), Path("conformance-report.xml")
 _SEVERITY = (PASS, NOT_JUDGED, FAIL)
@@ -59,22 +66,106 @@ class Verdicts:
             self.found[item] = verdict
 
 
-def main() -> int:
-    """Run the tests; against our own suite, write docs/conformance.md afterwards."""
-    parser = _parser()
-    arguments = parser.parse_args()
+@dataclass(frozen=True)
+class ForeignServer:
+    """An EST server that is not ours, and the credentials for it."""
+
+    target: str
+    ca: Path | None
+    user: str
+    password_file: Path | None
+    label: str
+    common_name: str
+    serverkeygen: bool
+    timeout: float
+
+    def checked(self) -> tuple[str, Redactor]:
+        """Return its name without credentials, and what hides the password.
+
+        Raises:
+            UsageError: an option is missing, a file unreadable, or the server unusable.
+        """
+        if self.ca is None or self.password_file is None:
+            raise click.UsageError("--target needs --ca and --password-file")
+        parts = urlsplit(self.target)
+        if parts.scheme != "https" or parts.hostname is None or parts.username is not None:
+            raise click.UsageError("--target is a URL of the form https://host:8443")
+        try:
+            self.ca.read_bytes()
+            password = self.password_file.read_text(encoding="utf-8").strip()
+        except OSError as exc:
+            raise click.UsageError(f"cannot read {exc.filename}: {exc.strerror}") from exc
+        try:
+            context = ssl.create_default_context(cafile=self.ca)
+            address = (parts.hostname, parts.port or 443)
+            with socket.create_connection(address, self.timeout) as connection:
+                context.wrap_socket(connection, server_hostname=parts.hostname).close()
+        except OSError as exc:
+            raise click.UsageError(
+                f"cannot use {self.target} with {self.ca}: {sentence_of(exc)}"
+            ) from exc
+        return f"https://{parts.hostname}:{parts.port or 443}", Redactor(self.user, password)
+
+    def environment(self) -> dict[str, str]:
+        """Return what ``test_target.py`` reads."""
+        assert self.ca is not None
+        assert self.password_file is not None
+        return {
+            "EST_TARGET": self.target,
+            "EST_TARGET_CA": str(self.ca.resolve()),
+            "EST_TARGET_USER": self.user,
+            "EST_TARGET_PASSWORD_FILE": str(self.password_file.resolve()),
+            "EST_TARGET_LABEL": self.label,
+            "EST_TARGET_COMMON_NAME": self.common_name,
+            "EST_TARGET_SERVERKEYGEN": "yes" if self.serverkeygen else "",
+            "EST_TARGET_TIMEOUT_S": str(self.timeout),
+        }
+
+
+def _file_option(name: str, default: Path, kind: str) -> Callable[[Any], Any]:
+    return click.option(
+        f"--{name}",
+        type=PATH,
+        is_flag=False,
+        flag_value=str(default),
+        metavar="[FILE]",
+        help=f"Write the report as {kind}; without a name to {default}.",
+    )
+
+
+@click.command(
+    NAME, help="Check the EST conformance of a server from outside.", context_settings=CONTEXT
+)
+@click.option("--target", help="https://host:port of an EST server; default: our own.")
+@click.option("--ca", type=PATH, help="Trust anchors for its certificate, PEM.")
+@click.option("--user", default="", help="User of HTTP Basic.")
+@click.option("--password-file", type=PATH, help="File with the password.")
+@click.option("--label", default="", help="Label the credentials are for.")
+@click.option(
+    "--common-name",
+    default="conformance.test",
+    help="Common name that the credentials may ask for.",
+)
+@click.option("--serverkeygen", is_flag=True, help="The server generates keys: try it.")
+@click.option("--timeout", type=float, default=15, help="Seconds to wait for an answer.")
+@_file_option("report", REPORT, "Markdown")
+@_file_option("junit", JUNIT, "JUnit XML")
+def _conformance(
+    target: str | None, report: Path | None, junit: Path | None, **options: Any
+) -> int:
     os.environ.pop("EST_TARGET", None)
     server, redact = OURS, Redactor("", "")
-    if arguments.target is not None:
-        server, redact = _foreign(arguments, parser)
-        os.environ |= _environment(arguments)
+    if target is not None:
+        foreign = ForeignServer(target=target, **options)
+        server, redact = foreign.checked()
+        os.environ |= foreign.environment()
     verdicts = Verdicts()
     sys.stdout.write(f"trying {server}, up to some minutes …\n\n")
     sys.stdout.flush()
     status = _run_tests(verdicts)
-    report = ConformanceReport.of(server, verdicts.found, redact)
-    sys.stdout.write(report.table())
-    for file, text in ((arguments.report, report.markdown()), (arguments.junit, report.junit())):
+    result = ConformanceReport.of(server, verdicts.found, redact)
+    sys.stdout.write(result.table())
+    for file, text in ((report, result.markdown()), (junit, result.junit())):
         if file is not None:
             file.write_text(text, encoding="utf-8")
             sys.stdout.write(f"written: {file}\n")
@@ -83,81 +174,12 @@ def main() -> int:
             sys.stderr.write(redact(text) + "\n")
         sys.stderr.write(f"the tests did not run to their end: {status.name}\n")
         return 2
-    if arguments.target is not None:
-        return 0 if report.musts_met else 1
+    if target is not None:
+        return 0 if result.musts_met else 1
     if status == pytest.ExitCode.OK:
         page = [sys.executable, str(ROOT / "docs" / "conformance.py")]
         return subprocess.run(page, check=False).returncode
     return 1
-
-
-def _foreign(
-    arguments: argparse.Namespace, parser: argparse.ArgumentParser
-) -> tuple[str, Redactor]:
-    """Return the name of the server to try, without credentials, and what hides the password."""
-    if arguments.ca is None or arguments.password_file is None:
-        parser.error("--target needs --ca and --password-file")
-    parts = urlsplit(arguments.target)
-    if parts.scheme != "https" or parts.hostname is None or parts.username is not None:
-        parser.error("--target is a URL of the form https://host:8443")
-    try:
-        arguments.ca.read_bytes()
-        password = arguments.password_file.read_text(encoding="utf-8").strip()
-    except OSError as exc:
-        parser.error(f"cannot read {exc.filename}: {exc.strerror}")
-    try:
-        context = ssl.create_default_context(cafile=arguments.ca)
-        address = (parts.hostname, parts.port or 443)
-        with socket.create_connection(address, arguments.timeout) as connection:
-            context.wrap_socket(connection, server_hostname=parts.hostname).close()
-    except OSError as exc:
-        parser.error(f"cannot use {arguments.target} with {arguments.ca}: {sentence_of(exc)}")
-    return f"https://{parts.hostname}:{parts.port or 443}", Redactor(arguments.user, password)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="make conformance", description="EST conformance of a server, seen from outside"
-    )
-    parser.add_argument("--target", help="https://host:port of an EST server; default: our own")
-    parser.add_argument("--ca", type=Path, help="trust anchors for its certificate, PEM")
-    parser.add_argument("--user", default="", help="user of HTTP Basic")
-    parser.add_argument("--password-file", type=Path, help="file with the password")
-    parser.add_argument("--label", default="", help="label the credentials are for")
-    parser.add_argument(
-        "--common-name",
-        default="conformance.test",
-        help="common name that the credentials may ask for (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--serverkeygen", action="store_true", help="the server generates keys: try it"
-    )
-    parser.add_argument(
-        "--timeout", type=float, default=15, help="seconds to wait for an answer (%(default)s)"
-    )
-    for name, default, kind in (("report", REPORT, "Markdown"), ("junit", JUNIT, "JUnit XML")):
-        parser.add_argument(
-            f"--{name}",
-            type=Path,
-            nargs="?",
-            const=default,
-            metavar="FILE",
-            help=f"write the report as {kind}; without a name to {default}",
-        )
-    return parser
-
-
-def _environment(arguments: argparse.Namespace) -> dict[str, str]:
-    return {
-        "EST_TARGET": arguments.target,
-        "EST_TARGET_CA": str(arguments.ca.resolve()),
-        "EST_TARGET_USER": arguments.user,
-        "EST_TARGET_PASSWORD_FILE": str(arguments.password_file.resolve()),
-        "EST_TARGET_LABEL": arguments.label,
-        "EST_TARGET_COMMON_NAME": arguments.common_name,
-        "EST_TARGET_SERVERKEYGEN": "yes" if arguments.serverkeygen else "",
-        "EST_TARGET_TIMEOUT_S": str(arguments.timeout),
-    }
 
 
 def _run_tests(verdicts: Verdicts) -> pytest.ExitCode:
@@ -169,4 +191,4 @@ def _run_tests(verdicts: Verdicts) -> pytest.ExitCode:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line.run(_conformance, NAME))

@@ -26,7 +26,8 @@ EXIT_CONFIGURATION = 2
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 PATH = click.Path(path_type=Path)
-_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
+"""Context settings of every command line."""
 
 T = TypeVar("T")
 
@@ -56,7 +57,7 @@ class Group(click.Group):
     command_class = Command
 
     def __init__(self, *args: Any, distribution: str | None = None, **kwargs: Any) -> None:
-        kwargs.setdefault("context_settings", dict(_CONTEXT))
+        kwargs.setdefault("context_settings", dict(CONTEXT))
         super().__init__(*args, **kwargs)
         self._lazy: dict[str, tuple[str, str]] = {}
         self._fallback: Callable[[], click.Group] | None = None
