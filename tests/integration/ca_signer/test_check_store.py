@@ -216,7 +216,9 @@ async def test_the_command_ends_with_one_and_a_line_and_is_on_record(
     assert "[store.findings]" in err
     records = await signer.audited("certificates.checked")
     assert [(r.outcome, r.severity) for r in records] == [("success", "info"), ("failure", "error")]
-    assert records[-1].details["findings"] == 1
+    details = records[-1].details
+    assert details is not None
+    assert details["findings"] == 1
     code, _, err = await run("--percent", "0")
     assert code == 2
     assert "--percent" in err

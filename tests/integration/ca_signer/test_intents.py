@@ -76,9 +76,11 @@ async def test_the_fence_discards_a_late_signature(signer: SignerStack) -> None:
     assert [i.intent.issuance_id for i in stored] == [intent.issuance_id]
 
 
-async def test_a_lease_is_kept_as_long_as_a_slow_key_store_works(signer: SignerStack) -> None:
+async def test_a_lease_is_kept_as_long_as_a_slow_key_store_works(
+    signer: SignerStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Otherwise another signer would resume what is about to be signed, again and again."""
-    keystore = signer.decision_context.issuers["issuing"].keystore  # type: ignore[attr-defined]
+    keystore = signer.decision_context.issuers["issuing"].keystore
     kept = keystore.sign_many
 
     async def slow(tbs: Sequence[bytes]) -> list[bytes]:
@@ -89,7 +91,7 @@ async def test_a_lease_is_kept_as_long_as_a_slow_key_store_works(signer: SignerS
     _, intent = await signer.leave_intent()
     stop = asyncio.Event()
     keeping = asyncio.ensure_future(signer.cycle.keep_leases(stop))
-    keystore.sign_many = slow
+    monkeypatch.setattr(keystore, "sign_many", slow)
     try:
         work = asyncio.ensure_future(signer.cycle.sign_and_store([intent]))
         for _ in range(4):
@@ -98,7 +100,7 @@ async def test_a_lease_is_kept_as_long_as_a_slow_key_store_works(signer: SignerS
             assert intent.issuance_id not in {t.intent.issuance_id for t in taken}
         assert [i.intent.issuance_id for i in await work] == [intent.issuance_id]
     finally:
-        keystore.sign_many = kept
+        monkeypatch.undo()
         stop.set()
         await keeping
     assert (await signer.row_of(intent))["fence"] == 1
@@ -210,7 +212,7 @@ async def test_a_repeat_with_a_revoked_secret_gets_nothing(signer: SignerStack) 
             assert (answer.outcome, answer.code) == ("rejected", "secret.invalid")
         assert (await signer.row_of(intent))["certificate"] is None
         # But the very request that was granted before keeps its answer when delivered again.
-        signer.answers.pop(issued.id)
+        del signer.answers[issued.id]
         assert (await signer.ask(issued, fresh_id=True)).outcome == "issued"
     finally:
         await signer.secrets.create("other", lifetime=dt.timedelta(days=1), one_time=False)

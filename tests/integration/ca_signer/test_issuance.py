@@ -79,7 +79,7 @@ async def test_a_redelivery_after_the_window_still_gets_its_own_certificate(
     message = signer.message()
     first = await signer.ask(message)
     await signer.age_certificate(message)
-    signer.answers.pop(message.id)
+    del signer.answers[message.id]
     again = await signer.ask(message, fresh_id=True)
     assert again.certificate == first.certificate
 
@@ -167,6 +167,7 @@ async def test_a_front_end_cannot_ask_beyond_its_rights(
     answer = await signer.ask(message, topic=where) if message.group == "default" else None
     if answer is None:
         await signer.send(message, topic=where)
+        rows = []
         for _ in range(50):
             rows = await signer.rows("select code from request where request_id = $1", message.id)
             if rows:
@@ -224,7 +225,7 @@ async def test_a_refused_request_delivered_again_is_refused_with_one_record(
     message = signer.message(make_csr("not-allowed")[1])
     first = await signer.ask(message)
     assert first.code == "policy.subject"
-    signer.answers.pop(message.id)
+    del signer.answers[message.id]
     assert (await signer.ask(message, fresh_id=True)).code == "policy.subject"
     assert await signer.value("select count(*) from request where request_id = $1", message.id) == 1
 

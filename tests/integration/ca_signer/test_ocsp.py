@@ -213,7 +213,7 @@ async def test_the_responders_certificate_is_recorded_and_audited_like_every_oth
     assert [r.phase for r in mine] == ["intent", "outcome"]
     eku = own.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     assert list(eku) == [ExtendedKeyUsageOID.OCSP_SIGNING]
-    assert own.extensions.get_extension_for_class(x509.OCSPNoCheck)
+    assert own.extensions.get_extension_for_class(x509.OCSPNoCheck) is not None
     usage = own.extensions.get_extension_for_class(x509.KeyUsage).value
     assert usage.digital_signature
     assert not usage.key_cert_sign
@@ -350,6 +350,7 @@ async def test_pkilint_and_openssl_agree(
     signer: SignerStack, boss: TestOperator, tmp_path: Path
 ) -> None:
     certificate = await issued(signer, "dev-linted")
+    octets = b""
     for step in ("good", "revoked"):
         octets = await ask(signer, question(signer, certificate.serial_number))
         (tmp_path / f"{step}.der").write_bytes(octets)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from typing_extensions import override
 
 from ca_signer.ledger import revocations
 from ca_signer.publishing.outbox import drain
@@ -229,6 +230,7 @@ class AuditIsAway(Bus):
     def like(cls, bus: Bus) -> AuditIsAway:
         return cls(bus.client, bus.inbox_prefix)
 
+    @override
     async def publish_confirmed(self, messages: Any, *, timeout_s: float = 5) -> None:
         if any(m.topic.startswith("audit.") for m in messages):
             raise BusUnavailable("stream refused the message", code="bus.full")
@@ -283,6 +285,7 @@ async def test_a_change_during_publication_is_published_as_well(signer: SignerSt
     class Slow(Bus):
         """Between publishing and marking, the certificate is released."""
 
+        @override
         async def publish_confirmed(self, messages: Any, *, timeout_s: float = 5) -> None:
             await super().publish_confirmed(messages, timeout_s=timeout_s)
             if isinstance(messages[0], Outgoing) and "certificate.revoked" in messages[0].topic:

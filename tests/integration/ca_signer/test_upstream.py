@@ -247,7 +247,7 @@ async def test_a_wrong_certificate_is_quarantined_and_no_client_gets_it(
     )
     assert len(due) == (0 if case == "issuer" else 1)
     # Delivered again, the same answer; and nothing is asked again.
-    stack.signer.answers.pop(message.id)
+    del stack.signer.answers[message.id]
     assert (await stack.ask(message, fresh_id=True)).code == "upstream.wrong_certificate"
     assert len(other.seen) == 1
 

@@ -15,6 +15,7 @@ from typing import Any, cast
 import pytest
 import uvloop
 from OpenSSL import SSL
+from typing_extensions import override
 
 from ca_signer.ceremony import offline_ca
 from est_frontend.tls.engine import EngineConnection
@@ -133,9 +134,11 @@ def test_the_reason_is_that_of_the_error_queue_else_the_name(files: Path) -> Non
 
 
 class Echo(asyncio.Protocol):
+    @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport: Any = transport
 
+    @override
     def data_received(self, data: bytes) -> None:
         self.transport.write(data)
 

@@ -116,7 +116,7 @@ async def service(store: Path) -> AsyncIterator[tuple[int, Any]]:
 
     await reload(None)
     outer.load_cert_chain(store / "current/cert.pem", store / "current/key.pem")
-    outer.sni_callback = pick  # type: ignore[assignment]
+    outer.sni_callback = pick
     listening = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=outer)
     try:
         yield listening.sockets[0].getsockname()[1], reload

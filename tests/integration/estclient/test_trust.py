@@ -93,11 +93,14 @@ def test_D7_cross_certificates_of_one_name_neither_loop_nor_mislead(
     own = old if which == "old" else new
     bundle = own.bundle()
     received = shown(old, new)
-    for authorities in (tuple(received), tuple(reversed(received))):
-        together = Bundle(bundle.certificate, bundle.key, authorities)
+    forwards, backwards = (
+        Bundle(bundle.certificate, bundle.key, authorities)
+        for authorities in (tuple(received), tuple(reversed(received)))
+    )
+    for together in (forwards, backwards):
         chain = verify_bundle(together, now=NOW())
         assert chain == [bundle.certificate, own.issuer, own.root]
-    stored = CredentialStore(tmp_path).save(together, now=NOW())
+    stored = CredentialStore(tmp_path).save(backwards, now=NOW())
     served = stored.files[0]
     # What the service sends lets either root's holders verify it.
     for root in (old.root, new.root):

@@ -57,7 +57,7 @@ async def test_a_renewal_that_arrives_before_what_it_renews_ends_the_same(bench:
         await bench.announce(second)
 
         async def placed() -> Any:
-            row = await bench.certificate(third)
+            row = await bench.find_certificate(third)
             return row is not None and row["generation"] == 3
 
         await bench.until(placed, "generation 3")

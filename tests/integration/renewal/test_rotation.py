@@ -42,6 +42,7 @@ async def test_a_rotation_from_due_to_deprecated(bench: Bench) -> None:
         assert answer.accepted
         activated = await bench.step(old, "activated")
         assert activated.proof == "agent_ack"
+        assert activated.new is not None
         assert activated.new.fingerprint_sha256 == new.event.fingerprint_sha256
         row = await bench.slot_is(old, "idle")
         assert row["active_id"] == new.event.id
@@ -213,6 +214,7 @@ async def test_enrolling_with_the_new_certificate_is_proof_of_use(bench: Bench) 
         await bench.announce(third)
         activated = await bench.step(old, "activated")
     assert activated.proof == "mtls_seen"
+    assert activated.new is not None
     assert activated.new.serial == new.event.serial
 
 
@@ -242,6 +244,7 @@ async def test_an_unrenewed_slot_expires_and_returns_with_a_new_certificate(
         back = bench.issue(slot_id=one.event.slot_id)
         await bench.announce(back)
         row = await bench.slot_is(one, "idle")
+    assert expired.old is not None
     assert expired.old.serial == one.event.serial
     assert (row["active_id"], row["generation"]) == (back.event.id, 2)
 

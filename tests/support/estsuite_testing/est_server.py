@@ -89,7 +89,7 @@ class CA:
                 x509.SubjectAlternativeName([x509.DNSName(subject), x509.DNSName("localhost")]),
                 critical=False,
             )
-            .sign(key, hashes.SHA256())  # type: ignore[arg-type]
+            .sign(key, hashes.SHA256())
         )
         return Bundle(self.issue(csr, life=life), key, (self.root, self.issuer))
 
@@ -165,7 +165,8 @@ class ESTServer:
         if self.script:
             scripted = self.script.pop(0)
             if scripted is not None:
-                return scripted() if callable(scripted) else scripted
+                answer: web.Response = scripted() if callable(scripted) else scripted
+                return answer
         return self._answer(operation, body)
 
     def _answer(self, operation: str, body: bytes) -> web.Response:

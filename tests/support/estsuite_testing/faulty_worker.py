@@ -16,6 +16,8 @@ import threading
 import time
 from pathlib import Path
 
+from typing_extensions import override
+
 from ca_signer.signing.hsm import worker
 from ca_signer.signing.hsm.protocol import Frame, Kind, Mechanism, Open
 from ca_signer.signing.hsm.session import TokenFailed, TokenSession
@@ -39,6 +41,7 @@ class FaultySession(TokenSession):
             file.write("login\n")
         super().__init__(request)
 
+    @override
     def sign(self, key: int, mechanism: Mechanism, data: bytes) -> bytes:
         name, _, number = mode().partition(":")
         if name == "slow":
@@ -54,6 +57,7 @@ class FaultySession(TokenSession):
 
 
 class FaultyServer(worker.Server):
+    @override
     def answer(self, request: Frame) -> Frame:
         answer = super().answer(request)
         if mode() == "end-open" and request.kind is Kind.FIND:

@@ -152,9 +152,7 @@ class OtherCA:
                 x509.SubjectKeyIdentifier.from_public_key(key or csr.public_key()), critical=False
             )
         )
-        if key_usage is not False:
-            wanted = key_usage or usage(digital_signature=True)
-            builder = builder.add_extension(wanted, critical=True)
+        builder = builder.add_extension(key_usage or usage(digital_signature=True), critical=True)
         if purposes is not None:
             builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
         if san:

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from typing_extensions import override
+
 from estsuite_testing.e2e_stack import Stack
 
 BASE = "/.well-known/est"
@@ -25,12 +27,15 @@ class Headers(dict[str, str]):
             name, _, value = line.partition(":")
             self[name.strip().lower()] = value.strip()
 
+    @override
     def __getitem__(self, name: str) -> str:
         return super().__getitem__(name.lower())
 
+    @override
     def __contains__(self, name: object) -> bool:
         return super().__contains__(str(name).lower())
 
+    @override
     def get(self, name: str, default: str = "") -> str:  # type: ignore[override]
         """Return a field, or an empty text: never None."""
         return super().get(name.lower(), default)

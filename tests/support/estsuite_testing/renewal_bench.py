@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 from cryptography import x509
@@ -43,6 +43,7 @@ from estsuite_testing.platform import Platform
 from renewal.main import migrate, serve
 from renewal.settings import RenewalSettings
 
+T = TypeVar("T")
 TENANT, SERVICE = "demo", "web"
 _CA_KEY = ec.generate_private_key(ec.SECP256R1())
 
@@ -178,14 +179,26 @@ class Bench:
         answer = await self.frontend.request("pki.ack.default", encode(ack), timeout_s=10)
         return decode(RotationAckAnswered, answer)
 
-    async def slot(self, issued: Issued) -> asyncpg.Record | None:
-        """Return the slot's row."""
+    async def slot(self, issued: Issued) -> asyncpg.Record:
+        """Return the slot's row, which exists."""
+        row = await self.find_slot(issued)
+        assert row is not None
+        return row
+
+    async def find_slot(self, issued: Issued) -> asyncpg.Record | None:
+        """Return the slot's row; None where there is none yet."""
         return await self.database.fetchrow(
             "select * from renewal.renewal_slot where slot_id = $1", issued.event.slot_id
         )
 
-    async def certificate(self, issued: Issued) -> asyncpg.Record | None:
-        """Return the certificate's row."""
+    async def certificate(self, issued: Issued) -> asyncpg.Record:
+        """Return the certificate's row, which exists."""
+        row = await self.find_certificate(issued)
+        assert row is not None
+        return row
+
+    async def find_certificate(self, issued: Issued) -> asyncpg.Record | None:
+        """Return the certificate's row; None where there is none yet."""
         return await self.database.fetchrow(
             "select * from renewal.certificate where issuance_id = $1", issued.event.id
         )
@@ -225,17 +238,16 @@ class Bench:
         """Return the certificate's row when all its steps have been published."""
 
         async def there() -> asyncpg.Record | None:
-            row = await self.certificate(issued)
+            row = await self.find_certificate(issued)
             return row if row is not None and row["announced"] == row["reached"] else None
 
-        row: asyncpg.Record = await self.until(there, "publishing of all steps")
-        return row
+        return await self.until(there, "publishing of all steps")
 
     async def slot_is(self, issued: Issued, state: str, *, timeout_s: float = 15) -> asyncpg.Record:
         """Wait until the slot is in ``state``."""
 
-        async def there() -> Any:
-            row = await self.slot(issued)
+        async def there() -> asyncpg.Record | None:
+            row = await self.find_slot(issued)
             return row if row is not None and row["state"] == state else None
 
         return await self.until(there, f"slot {state}", timeout_s=timeout_s)
@@ -251,7 +263,7 @@ class Bench:
     async def step(self, issued: Issued, step: str, *, timeout_s: float = 15) -> RotationEvent:
         """Wait until the slot's step was published."""
 
-        async def there() -> Any:
+        async def there() -> RotationEvent | None:
             for event in self.events:
                 if event.slot_id == issued.event.slot_id and event.step == step:
                     return event
@@ -260,8 +272,8 @@ class Bench:
         return await self.until(there, f"step {step}", timeout_s=timeout_s)
 
     async def until(
-        self, there: Callable[[], Awaitable[Any]], what: str, *, timeout_s: float = 15
-    ) -> Any:
+        self, there: Callable[[], Awaitable[T | None]], what: str, *, timeout_s: float = 15
+    ) -> T:
         """Wait until ``there`` returns something."""
         try:
             async with asyncio.timeout(timeout_s):

@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
+from typing_extensions import override
 
 from estcore.messages.permissions import Permissions
 from estdev import nats as suite_nats
@@ -40,6 +41,7 @@ class ExternalPostgres(EmbeddedPostgres):
         self._host = parts.hostname or "localhost"
         self.database = f"estsuite_{secrets.token_hex(4)}"
 
+    @override
     def url(self, user: str) -> str:
         return f"postgresql://{self.role(user)}@{self._host}:{self.port}/{self.database}"
 
@@ -47,6 +49,7 @@ class ExternalPostgres(EmbeddedPostgres):
         """Roles are global to a server, so each module's carry its database's name."""
         return name if name.startswith(self.database) else f"{self.database}_{name}"
 
+    @override
     async def start(self) -> None:
         admin = await asyncpg.connect(self._admin_url)
         try:
@@ -58,6 +61,7 @@ class ExternalPostgres(EmbeddedPostgres):
         finally:
             await admin.close()
 
+    @override
     async def stop(self, *, immediate: bool = False) -> None:
         del immediate
         admin = await asyncpg.connect(self._admin_url)
@@ -70,10 +74,12 @@ class ExternalPostgres(EmbeddedPostgres):
         finally:
             await admin.close()
 
+    @override
     async def superuser(self) -> asyncpg.Connection:
         parts = urlsplit(self._admin_url)
         return await asyncpg.connect(parts._replace(path=f"/{self.database}").geturl())
 
+    @override
     async def provision(self, services: tuple[str, ...] | list[str]) -> dict[str, Role]:  # type: ignore[override]
         admin = await self.superuser()
         found = {}
@@ -112,6 +118,7 @@ class ContainerNATS(EmbeddedNATS):
 
     _container: object | None = None
 
+    @override
     async def start(self) -> None:
         self.store.mkdir(parents=True, exist_ok=True)
         self._write_config()
@@ -124,6 +131,7 @@ class ContainerNATS(EmbeddedNATS):
         self._container = name
         time.sleep(2)
 
+    @override
     async def stop(self, *, kill: bool = False) -> None:
         verb = "kill" if kill else "stop"
         subprocess.run(["docker", verb, str(self._container)], check=True, capture_output=True)

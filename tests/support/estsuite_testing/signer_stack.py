@@ -144,7 +144,8 @@ class SignerStack:
 
     def expect_answer(self, message: EnrollmentRequested) -> None:
         """Keep the answer to a message that ``send`` does not send."""
-        self.answers.setdefault(message.id, asyncio.get_running_loop().create_future())
+        if message.id not in self.answers:
+            self.answers[message.id] = asyncio.get_running_loop().create_future()
 
     async def answer_to(self, message: EnrollmentRequested) -> EnrollmentAnswered:
         """Return the answer to a message sent before."""

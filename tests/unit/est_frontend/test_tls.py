@@ -11,6 +11,7 @@ import pytest
 import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from ca_signer.ceremony import offline_ca
 from est_frontend.tls.engine import EngineContext, _whole_records
@@ -121,9 +122,11 @@ def test_a_bad_pair_is_refused(files: Path) -> None:
 
 
 class Echo(asyncio.Protocol):
+    @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport: Any = transport
 
+    @override
     def data_received(self, data: bytes) -> None:
         self.transport.write(data)
 

@@ -50,7 +50,7 @@ def test_the_string_type_of_a_name_is_kept_octet_for_octet(kind: str) -> None:
     start = NOW().replace(microsecond=0)
     certificate = x509.CertificateBuilder(
         subject, subject, key.public_key(), 1, start, start + dt.timedelta(days=1)
-    ).sign(key, hashes.SHA256())  # type: ignore[arg-type]
+    ).sign(key, hashes.SHA256())
     request = x509.load_der_x509_csr(csr_like(certificate, make_key()))
     assert request.subject.public_bytes() == subject.public_bytes()
     assert len(request.extensions) == 0
@@ -116,11 +116,10 @@ def test_a_bad_bundle_changes_nothing(ca: Any, tmp_path: Path) -> None:
 
 def test_the_last_three_generations_are_kept(ca: Any, tmp_path: Path) -> None:
     store = CredentialStore(tmp_path)
-    for _ in range(5):
-        last = store.save(ca.bundle(), now=NOW())
+    saved = [store.save(ca.bundle(), now=NOW()) for _ in range(5)]
     names = sorted(p.name[:4] for p in (tmp_path / "generations").iterdir())
     assert names == ["0003", "0004", "0005"]
-    assert store.current.resolve() == last.folder
+    assert store.current.resolve() == saved[-1].folder
 
 
 def test_a_request_under_way_survives_a_restart(ca: Any, tmp_path: Path) -> None:

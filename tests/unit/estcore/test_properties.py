@@ -10,7 +10,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x25519
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.name import _ASN1Type
 from cryptography.x509.oid import NameOID
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -156,14 +157,14 @@ def test_E8_accepted_kinds() -> None:
     ):
         builder = x509.CertificateSigningRequestBuilder(name((NameOID.COMMON_NAME, "x")))
         algorithm = None if kind == "ed25519" else SHA256()
-        octets = builder.sign(key, algorithm).public_bytes(Encoding.DER)  # type: ignore[arg-type]
+        octets = builder.sign(key, algorithm).public_bytes(Encoding.DER)
         assert parse_csr(octets).key_algorithm == kind
 
 
 def test_compressed_point_is_refused() -> None:
     """What we certify is octet for octet what the client signed, so only one encoding counts."""
-    point = KEY.public_key().public_bytes(Encoding.X962, _compressed())
-    full = KEY.public_key().public_bytes(Encoding.X962, _uncompressed())
+    point = KEY.public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+    full = KEY.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
     spki_head = bytes.fromhex("301306072a8648ce3d020106082a8648ce3d030107")
     spki = der.tlv(0x30, spki_head, der.tlv(0x03, b"\x00", point))
     subject = name((NameOID.COMMON_NAME, "x")).public_bytes()
@@ -174,18 +175,6 @@ def test_compressed_point_is_refused() -> None:
     with pytest.raises(RequestRejected):
         parse_csr(octets)
     assert len(full) == 65
-
-
-def _compressed():  # type: ignore[no-untyped-def]
-    from cryptography.hazmat.primitives.serialization import PublicFormat
-
-    return PublicFormat.CompressedPoint
-
-
-def _uncompressed():  # type: ignore[no-untyped-def]
-    from cryptography.hazmat.primitives.serialization import PublicFormat
-
-    return PublicFormat.UncompressedPoint
 
 
 def test_M15_keys_that_cannot_sign_have_no_csr() -> None:
@@ -232,7 +221,9 @@ def test_other_names_are_another_enrollment() -> None:
 
 
 def test_F1_names_compare_by_rfc_5280_section_7_1() -> None:
-    printable = x509.NameAttribute(NameOID.COMMON_NAME, "Web  Server", _type=_printable())
+    printable = x509.NameAttribute(
+        NameOID.COMMON_NAME, "Web  Server", _type=_ASN1Type.PrintableString
+    )
     one = x509.Name([printable])
     other = name((NameOID.COMMON_NAME, " web server"))
     assert canonical_name(one) == canonical_name(other)
@@ -240,12 +231,6 @@ def test_F1_names_compare_by_rfc_5280_section_7_1() -> None:
     assert canonical_name(reordered) != canonical_name(
         name((NameOID.COMMON_NAME, "b"), (NameOID.ORGANIZATION_NAME, "a"))
     )
-
-
-def _printable():  # type: ignore[no-untyped-def]
-    from cryptography.x509.name import _ASN1Type
-
-    return _ASN1Type.PrintableString
 
 
 @given(st.text(min_size=1, max_size=7), st.text(min_size=1, max_size=7))

@@ -13,7 +13,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, load_der_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_der_private_key,
+)
 from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
@@ -107,7 +111,7 @@ def test_H3_key_and_signature_of_the_request_are_ignored() -> None:
 def test_H3_names_and_extensions_go_into_a_csr_by_the_new_key() -> None:
     request = read_keygen_request(csr(capabilities(AES256_WRAP)))
     for kind in ("ec-p256", "ed25519", "rsa-2048"):
-        key = new_key(kind)  # type: ignore[arg-type]
+        key = new_key(kind)
         made = parse_csr(certification_request(request, key))
         assert made.public_key == key.public_key()
         assert (made.subject, made.san) == (NAME, ("dns:p.test", "dns:pump.test"))
@@ -251,7 +255,7 @@ def test_H4_H5_two_parts_the_key_first(form: str) -> None:
 def test_H5_openssl_reads_the_key(tmp_path: object) -> None:
     """By openssl."""
     for kind in ("ec-p384", "rsa-2048", "ed25519"):
-        key = new_key(kind)  # type: ignore[arg-type]
+        key = new_key(kind)
         run = subprocess.run(
             ["openssl", "pkey", "-inform", "DER", "-pubout", "-outform", "DER"],
             input=parts_of(encode_keygen_response(KeygenResponse(pkcs8(key), False, CERTIFICATE)))[
@@ -260,13 +264,9 @@ def test_H5_openssl_reads_the_key(tmp_path: object) -> None:
             capture_output=True,
             check=True,
         )
-        assert run.stdout == key.public_key().public_bytes(Encoding.DER, _spki())
-
-
-def _spki():  # type: ignore[no-untyped-def]
-    from cryptography.hazmat.primitives.serialization import PublicFormat
-
-    return PublicFormat.SubjectPublicKeyInfo
+        assert run.stdout == key.public_key().public_bytes(
+            Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+        )
 
 
 def test_H6_the_certificate_is_as_in_simpleenroll() -> None:
