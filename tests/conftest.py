@@ -20,6 +20,7 @@ from estsuite_testing.error_fixtures import (
     no_unexpected_error_is_logged,
 )
 from estsuite_testing.platform import Platform, running_platform
+from estsuite_testing.suite_template import share_template
 
 __all__ = ["all_expected_errors", "expected_errors", "no_unexpected_error_is_logged", "platform"]
 
@@ -44,6 +45,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return _LONGEST_FIRST.index(folder)
 
     items.sort(key=place)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def suite_template(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One set-up suite for the whole run, also where several workers run it."""
+    folder = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        folder = folder.parent
+    share_template(folder / "suite-template")
 
 
 @pytest.fixture(scope="module")

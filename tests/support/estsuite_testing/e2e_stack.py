@@ -30,7 +30,7 @@ from estdev.layout import Layout, Ports, nats_users
 from estdev.local import LocalSuite
 from estdev.nats import EmbeddedNATS
 from estsuite_testing.error_log import ERRORS
-from estsuite_testing.quick_postgres import QuickPostgres
+from estsuite_testing.suite_template import CopiedSuite, copy_template
 
 POLICY = Path(__file__).with_name("policy.yaml")
 ENROLL = "/.well-known/est/simpleenroll"
@@ -163,21 +163,15 @@ async def start_stack(
     ports.settle()
     layout = Layout(folder / "suite", ports)
     layout.overrides = overrides or {}
-    layout.postgres = QuickPostgres(layout.folder, ports.postgres)
+    secret = await copy_template(layout)
     if users:
         layout.nats = EmbeddedNATS(layout.folder, ports.nats, {**nats_users(), **users})
-    suite = LocalSuite(layout)
+    suite = CopiedSuite(layout)
     ERRORS.follow(layout.logs)
     layout.prepare()
     shutil.copy(policy, layout.config / "policy.yaml")
     await suite.start()
-    config = str(layout.config_file("ca-signer"))
-    secret = await suite.command(
-        "ca-signer", "secret", "create", "--id", "load", "--config", config
-    )
-    stack = Stack(suite, folder, secret.strip(), [layout.ports.est])
-    await asyncio.sleep(0.5)
-    return stack
+    return Stack(suite, folder, secret, [layout.ports.est])
 
 
 async def stop_stack(stack: Stack) -> None:

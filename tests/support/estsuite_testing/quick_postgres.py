@@ -25,7 +25,15 @@ _PASSWORD = "superuser.password"
 
 
 class QuickPostgres(EmbeddedPostgres):
-    """An embedded server whose binaries and first data come from the machine's template."""
+    """An embedded server whose binaries and first data come from the machine's template.
+
+    ``cluster`` is the data folder of a stopped server to start from instead; the superuser's
+    password is then already among the secrets.
+    """
+
+    def __init__(self, folder: Path, port: int, cluster: Path | None = None) -> None:
+        super().__init__(folder, port)
+        self._cluster = cluster
 
     @override
     def _install(self) -> Path:
@@ -40,6 +48,9 @@ class QuickPostgres(EmbeddedPostgres):
 
     @override
     def _initdb(self, binaries: Path) -> None:
+        if self._cluster is not None:
+            _copy(self._cluster, self.data)
+            return
         template = self._template()
         with _locked(template):
             made = _Template(template)
@@ -52,9 +63,7 @@ class QuickPostgres(EmbeddedPostgres):
         password = self._secrets / _PASSWORD
         password.touch(mode=0o600)
         password.write_text((template / "secrets" / _PASSWORD).read_text())
-        subprocess.run(
-            ["cp", "-a", "--reflink=auto", made.data, self.data], check=True, capture_output=True
-        )
+        _copy(made.data, self.data)
 
     @override
     def _write_settings(self) -> None:
@@ -76,6 +85,10 @@ class QuickPostgres(EmbeddedPostgres):
 class _Template(EmbeddedPostgres):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, 0)
+
+
+def _copy(source: Path, target: Path) -> None:
+    subprocess.run(["cp", "-a", "--reflink=auto", source, target], check=True, capture_output=True)
 
 
 @contextmanager
