@@ -84,7 +84,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         ports = Ports.free()
-        ports.settle()
+        ports.choose()
         self.layout = Layout(folder / "suite", ports)
         self.layout.overrides = {
             s: {"telemetry": {"log_level": "INFO"}} for s in ("est-frontend", "ca-signer")

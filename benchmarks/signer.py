@@ -193,7 +193,7 @@ class Bench:
 
     def __init__(self, folder: Path, issuer_settings: list[dict[str, Any]]) -> None:
         ports = Ports.free()
-        ports.settle()
+        ports.choose()
         self.folder = folder
         self.layout = Layout(folder / "suite", ports)
         self.issuer_ids = [one["issuer_id"] for one in issuer_settings]

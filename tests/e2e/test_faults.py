@@ -53,10 +53,10 @@ async def agree(stack: Stack, expected: dict[str, str]) -> None:
         exports = await stack.exports()
         issued = {r["serial"]: r for r in exports["ledger"] if r["state"] == "issued"}
         renewal = {r["issuance_id"] for r in exports["renewal"]}
-        settled = all(r["audited"] for r in issued.values()) and renewal >= {
+        complete = all(r["audited"] for r in issued.values()) and renewal >= {
             r["issuance_id"] for r in issued.values()
         }
-        if settled:
+        if complete:
             break
         await asyncio.sleep(1)
     # What a dead reader had in hand comes again after its ack wait (30 s).

@@ -93,7 +93,7 @@ async def test_H16_asking_again_makes_a_new_key_and_supersedes_what_got_lost(
 
 
 async def test_H11_an_unknown_key_to_encrypt_with_never_falls_back(world: World) -> None:
-    csr = keygen_csr("dev-sealed", b"nobody-knows")
+    csr = keygen_csr("dev-sealed", b"unknown-kek")
     answer = await world.client.enroll(b64(csr), path=f"{BASE}/generated/serverkeygen")
     assert (answer.status, "keygen.key_unknown" in answer.text) == (400, True)
 
@@ -157,8 +157,8 @@ async def test_C10_bootstrap_pins_the_root_after_comparison(world: World) -> Non
     with pytest.raises(ConfigurationError, match=r"bootstrap\.fingerprint"):
         await world.stack.suite.run("estctl", *common, wrong)
     assert not out.exists()
-    told = await world.stack.suite.run("estctl", *common, fingerprint)
-    assert fingerprint in told
+    output = await world.stack.suite.run("estctl", *common, fingerprint)
+    assert fingerprint in output
     pinned = x509.load_pem_x509_certificate(out.read_bytes())
     assert pinned == x509.load_pem_x509_certificate(root.read_bytes())
 

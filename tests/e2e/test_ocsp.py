@@ -111,17 +111,17 @@ async def test_N5_openssl_reads_good_revoked_and_unknown_with_nonce(asking: Aski
     settings = await make_operator(asking.stack.suite, "CN=boss")
     fingerprint = bad.fingerprint(SHA256()).hex()
     revoke = ["cert", "revoke", "--fingerprint", fingerprint, "--reason", "keyCompromise"]
-    told = await asking.stack.suite.run("estctl", *revoke, "--config", str(settings), "--json")
-    assert json.loads(told)["changed"]
+    result = await asking.stack.suite.run("estctl", *revoke, "--config", str(settings), "--json")
+    assert json.loads(result)["changed"]
     for nonce in ("-nonce", "-no_nonce"):
-        said = await asking.openssl("-url", asking.url, nonce, "-cert", "dev-good.pem")
-        assert "dev-good.pem: good" in said
-        assert "no nonce in response" not in said
-        said = await asking.openssl("-url", asking.url, nonce, "-cert", "dev-bad.pem")
-        assert "dev-bad.pem: revoked" in said
-        assert "Reason: keyCompromise" in said
-        said = await asking.openssl("-url", asking.url, nonce, "-serial", "0x0123456789")
-        assert "0x0123456789: unknown" in said
+        output = await asking.openssl("-url", asking.url, nonce, "-cert", "dev-good.pem")
+        assert "dev-good.pem: good" in output
+        assert "no nonce in response" not in output
+        output = await asking.openssl("-url", asking.url, nonce, "-cert", "dev-bad.pem")
+        assert "dev-bad.pem: revoked" in output
+        assert "Reason: keyCompromise" in output
+        output = await asking.openssl("-url", asking.url, nonce, "-serial", "0x0123456789")
+        assert "0x0123456789: unknown" in output
     assert good.serial_number != bad.serial_number
     # The responder's own certificate is in ledger, audit and renewal as every other.
     exports = await asking.stack.exports()
@@ -142,23 +142,23 @@ async def test_a_get_is_answered_for_caches(asking: Asking) -> None:
     assert "Content-Type: application/ocsp-response" in head
     age = int(head.partition("max-age=")[2].partition(",")[0])
     assert 500 < age <= 600
-    said = await asking.openssl("-respin", "get.resp", "-cert", "dev-get.pem", "-no_nonce")
-    assert "dev-get.pem: good" in said
+    output = await asking.openssl("-respin", "get.resp", "-cert", "dev-get.pem", "-no_nonce")
+    assert "dev-get.pem: good" in output
 
 
 async def test_cached_answers_are_served_while_the_signer_is_unavailable(asking: Asking) -> None:
-    await asking.enrolled("dev-away")
+    await asking.enrolled("dev-outage")
     await asking.enrolled("dev-never-asked")
     arguments = ("-url", asking.url, "-no_nonce", "-cert")
-    await asking.openssl(*arguments, "dev-away.pem")
+    await asking.openssl(*arguments, "dev-outage.pem")
     await asking.stack.suite.stop_service("ca-signer", kill=True)
     try:
-        said = await asking.openssl(*arguments, "dev-away.pem")
-        assert "dev-away.pem: good" in said
+        output = await asking.openssl(*arguments, "dev-outage.pem")
+        assert "dev-outage.pem: good" in output
         ask = ("openssl", "ocsp", *asking.trusted, *arguments, "dev-never-asked.pem")
         never = await asking.run(*ask)
         assert "trylater" in never.stdout + never.stderr, never
     finally:
         await asking.stack.suite.start_service("ca-signer", "ca-signer", wait=True)
-    said = await asking.openssl(*arguments, "dev-never-asked.pem")
-    assert "dev-never-asked.pem: good" in said
+    output = await asking.openssl(*arguments, "dev-never-asked.pem")
+    assert "dev-never-asked.pem: good" in output

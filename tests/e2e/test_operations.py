@@ -103,13 +103,13 @@ async def test_sigterm_under_load_loses_nothing(tmp_path: Path) -> None:
                     assert await running.process.wait() == 0, service
                 await stack.suite.stop_service(service)
                 await stack.suite.start_service(service, service, wait=True)
-        await settled(stack, 100)
+        await until_recorded(stack, 100)
         assert "\nverified: " in await stack.verify_cross()
     finally:
         await stop_stack(stack)
 
 
-async def settled(stack: Stack, count: int) -> None:
+async def until_recorded(stack: Stack, count: int) -> None:
     for _ in range(60):
         exports = await stack.exports()
         if (

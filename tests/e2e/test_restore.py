@@ -214,7 +214,12 @@ async def test_a_restored_ledger_signs_only_after_it_was_completed(story: Story)
     changed.write_bytes(export.read_bytes().replace(b"dev-kept", b"dev-hers"))
     assert "does not verify" in await story.refused(changed)
     other = await suite.run(
-        "est-audit", "keygen", "--origin", "elsewhere/audit", "--out", str(story.folder / "k.pem")
+        "est-audit",
+        "keygen",
+        "--origin",
+        "other.example/audit",
+        "--out",
+        str(story.folder / "k.pem"),
     )
     foreign = story.folder / "other.vkey"
     foreign.write_text(other.strip() + "\n")
@@ -222,12 +227,12 @@ async def test_a_restored_ledger_signs_only_after_it_was_completed(story: Story)
     assert not (await admin_get(waiting.admin_port, "/readyz")).startswith("ready")
 
     # 4. The right one does; the waiting signer goes on.
-    told = await story.reconcile(export)
+    report = await story.reconcile(export)
     assert (
         "put back: 4 certificates, 0 serial numbers never delivered, 1 revocations, 0 rollovers"
-        in told
+        in report
     )
-    assert "boss certificate-revoke" in told
+    assert "boss certificate-revoke" in report
     await suite.wait_ready(waiting)
     again = await story.reconcile(export)
     assert (

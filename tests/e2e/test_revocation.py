@@ -76,8 +76,8 @@ async def test_N5_a_revoked_certificate_is_refused_and_on_the_list_that_is_serve
 
     fingerprint = certificate.fingerprint(SHA256()).hex()
     revoke = ["cert", "revoke", "--fingerprint", fingerprint, "--reason", "keyCompromise"]
-    told = await estctl(stack, settings, *revoke)
-    assert (told["changed"], told["reason"]) == (True, "keyCompromise")
+    result = await estctl(stack, settings, *revoke)
+    assert (result["changed"], result["reason"]) == (True, "keyCompromise")
     again = b64(make_csr("dev-client")[1])
     refused = await client.request("POST", path, again, context=context)
     assert refused.status == 401

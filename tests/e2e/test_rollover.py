@@ -66,7 +66,7 @@ class Story:
             await self.give(verb, *arguments)
         return refused.value.reason
 
-    async def settle(self, condition: Callable[[], Any]) -> Any:
+    async def until(self, condition: Callable[[], Any]) -> Any:
         """Ask until it is so."""
         async with asyncio.timeout(20):
             while not (found := await condition()):
@@ -86,7 +86,7 @@ class Story:
             found = await self.cacerts()
             return found if len(found) == number else None
 
-        found: list[x509.Certificate] = await self.settle(so_many)
+        found: list[x509.Certificate] = await self.until(so_many)
         return found
 
     async def enroll(self, name: str) -> Credential:
@@ -261,8 +261,8 @@ async def test_C5_D1_D3_D4_D6_D8_a_root_is_rolled_over_while_a_fleet_renews(stor
     async def two_have() -> bool:
         return (await story.give("status"))["fetched"] == 2
 
-    await story.settle(two_have)
-    await story.settle(lambda: has_trust(agent, 6))
+    await story.until(two_have)
+    await story.until(lambda: has_trust(agent, 6))
     lacking = (await story.give("status", "--lacking"))["lacking"]
     assert [slot["subject"] for slot in lacking] == ["CN=dev-second"]
     assert "2 of 3" in await story.refused("sign")
@@ -279,7 +279,7 @@ async def test_C5_D1_D3_D4_D6_D8_a_root_is_rolled_over_while_a_fleet_renews(stor
         found = await story.reenroll(first)
         return found if "CA 2" in found.certificate.issuer.rfc4514_string() else None
 
-    third: Credential = await story.settle(renewed)
+    third: Credential = await story.until(renewed)
     fourth = await story.reenroll(third)
     assert fourth.certificate.issuer == third.certificate.issuer
     fresh = await story.enroll("dev-fresh")
@@ -312,7 +312,7 @@ async def test_C5_D1_D3_D4_D6_D8_a_root_is_rolled_over_while_a_fleet_renews(stor
         found = [await asyncio.to_thread(serves, story, story.root(r)) for r in ("old", "new")]
         return all(found)
 
-    await story.settle(both_connect)
+    await story.until(both_connect)
     # Who begins now pins the root that is meant, whichever of the two that is.
     for which in ("old", "new"):
         pinned, wanted = story.folder / f"pinned-{which}.pem", story.root(which)
@@ -336,7 +336,7 @@ async def test_C5_D1_D3_D4_D6_D8_a_root_is_rolled_over_while_a_fleet_renews(stor
     assert (refused.status, "[auth.certificate_untrusted]" in refused.text) == (401, True)
     await story.reenroll(fourth)
     # The agent follows the server to the new root, which its trust file does not have.
-    await story.settle(lambda: has_trust(agent, 2))
+    await story.until(lambda: has_trust(agent, 2))
     stop.set()
     await asking
 

@@ -163,13 +163,13 @@ async def test_K15_a_user_enrolls_and_is_the_principal_in_ledger_and_log(world: 
 async def test_K15_a_wrong_password_and_an_unknown_user_end_alike(world: World) -> None:
     """RFC 5054 2.5.1.3: "the server could simulate the existence of a PSK identity"."""
     wrong = await world.curl("bob", "not the password")
-    unknown = await world.curl("nobody-at-all", "not the password")
+    unknown = await world.curl("unknown-user", "not the password")
     assert wrong[0] == unknown[0] == 35
     assert BAD_MAC in wrong[2]
     assert wrong[2].lower() == unknown[2].lower()
     records = await world.audited()
     assert sum(r.get("reason_code") == "auth.srp" for r in records) >= 2
-    assert "nobody-at-all" not in json.dumps(records)
+    assert "unknown-user" not in json.dumps(records)
     assert (await world.curl("bob", PASSWORD))[0] == 0
 
 

@@ -207,8 +207,10 @@ async def test_K8_a_makers_device_gets_its_own_name_and_no_other(world: World) -
         )
         assert again.status == status, again.text
     # The maker's does not open other labels, and it cannot be renewed here.
-    elsewhere = await ask("POST", f"{BASE}/simpleenroll", b64(make_csr("x")[1]), context=context)
-    assert elsewhere.status == 401
+    other_address = await ask(
+        "POST", f"{BASE}/simpleenroll", b64(make_csr("x")[1]), context=context
+    )
+    assert other_address.status == 401
     renewal = await ask(
         "POST", f"{BASE}/devices/simplereenroll", b64(make_csr("pump-1")[1]), context=context
     )

@@ -228,7 +228,7 @@ async def test_E1_L1_no_credentials_is_401_with_a_challenge(client: Client) -> N
     ("auth", "code"),
     [
         ("Basic " + base64.b64encode(b"load:wrong").decode(), "auth.secret"),
-        ("Basic " + base64.b64encode(b"nobody:wrong").decode(), "auth.secret"),
+        ("Basic " + base64.b64encode(b"unknown:wrong").decode(), "auth.secret"),
         ("Basic !!!", "auth.basic"),
         ("Bearer abc", "auth.scheme"),
     ],

@@ -213,9 +213,11 @@ async def test_two_signers_use_an_approval_once(signer: SignerStack, boss: TestO
         RequestResolver(signer.ledger, IntendedIssuances(signer.ledger), ApprovalStore())
         for _ in messages
     ]
-    settled = await asyncio.gather(*(r.resolve(c) for r, c in zip(others, candidates, strict=True)))
-    assert sum(isinstance(s, Resume) for s in settled) == 1
-    assert sum(isinstance(s, InProgress) for s in settled) == len(messages) - 1
+    resolutions = await asyncio.gather(
+        *(r.resolve(c) for r, c in zip(others, candidates, strict=True))
+    )
+    assert sum(isinstance(s, Resume) for s in resolutions) == 1
+    assert sum(isinstance(s, InProgress) for s in resolutions) == len(messages) - 1
 
 
 async def test_G8_an_approval_survives_a_signer_that_died_after_the_intent(
@@ -227,9 +229,11 @@ async def test_G8_an_approval_survives_a_signer_that_died_after_the_intent(
     await decide_on(signer, boss, "dev-unlucky", "approve")
     message = signer.message(csr, principal=Principal(method="secret", name="careful"))
     topic = topics.request_topic("default", "issuing", message.priority)
-    settled = await signer.resolver.resolve(decide(message, topic, signer.decision_context, None))
-    assert isinstance(settled, Resume)  # and then it dies
-    await signer.make_stale(settled.intent)
+    resolution = await signer.resolver.resolve(
+        decide(message, topic, signer.decision_context, None)
+    )
+    assert isinstance(resolution, Resume)  # and then it dies
+    await signer.make_stale(resolution.intent)
     await signer.sweeper.sweep()
     assert (await ask(signer, csr)).outcome == "issued"
 

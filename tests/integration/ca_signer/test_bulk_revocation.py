@@ -76,17 +76,17 @@ async def step(signer: SignerStack, times: int = 1) -> None:
         await asyncio.gather(signer.operations.bulk_revocations.step(), other.step())
 
 
-def told(answer: CommandAnswered) -> dict[str, Any]:
+def result_of(answer: CommandAnswered) -> dict[str, Any]:
     assert answer.result is not None, answer
     return dict(answer.result)
 
 
 async def proposed(signer: SignerStack, boss: TestOperator, **selector: Any) -> dict[str, Any]:
     wanted = {"reason": "keyCompromise", "per_minute": 12_000, **selector}
-    answer = told(await boss.give(signer, "bulk-revocation-propose", wanted))
+    answer = result_of(await boss.give(signer, "bulk-revocation-propose", wanted))
     assert (answer["state"], answer["count"]) == ("selecting", None)
     await step(signer)
-    return told(await boss.give(signer, "bulk-revocation-show", {"id": answer["id"]}))
+    return result_of(await boss.give(signer, "bulk-revocation-show", {"id": answer["id"]}))
 
 
 async def revoked_of(signer: SignerStack, service: str) -> int:
@@ -99,7 +99,7 @@ async def finish(signer: SignerStack, boss: TestOperator, proposal: str) -> dict
         while True:
             await asyncio.sleep(0.05)
             await step(signer)
-            found = told(await boss.give(signer, "bulk-revocation-show", {"id": proposal}))
+            found = result_of(await boss.give(signer, "bulk-revocation-show", {"id": proposal}))
             if found["state"] != "running":
                 return found
 
@@ -148,10 +148,11 @@ async def test_two_operators_revoke_what_the_selector_names_and_nothing_else(
     assert (wrong.outcome, wrong.code) == ("refused", "bulk_revocation.count")
     # 3. Another one does; twice is once.
     assert (
-        told(await revoker.give(signer, "bulk-revocation-confirm", confirm))["state"] == "running"
+        result_of(await revoker.give(signer, "bulk-revocation-confirm", confirm))["state"]
+        == "running"
     )
     again = await revoker.give(signer, "bulk-revocation-confirm", confirm)
-    assert told(again)["confirmed_by"] == "revoker"
+    assert result_of(again)["confirmed_by"] == "revoker"
     done = await finish(signer, boss, shown["id"])
     assert (done["state"], done["revoked"], done["skipped"]) == ("done", 7, 0)
     # 4. The one enrolled after the proposal, and other owners', stay good.
@@ -215,7 +216,7 @@ async def test_a_bulk_revocation_stopped_on_its_way_goes_no_further(
             await step(signer)
     # The proposer may stop it as well.
     assert (
-        told(await boss.give(signer, "bulk-revocation-stop", {"id": shown["id"]}))["state"]
+        result_of(await boss.give(signer, "bulk-revocation-stop", {"id": shown["id"]}))["state"]
         == "stopped"
     )
     before = await revoked_of(signer, "fourth")
@@ -267,7 +268,7 @@ async def test_an_unconfirmed_proposal_expires(
     late = await revoker.give(signer, "bulk-revocation-confirm", {"id": shown["id"], "count": 1})
     assert late.code == "bulk_revocation.state"
     await step(signer)
-    found = told(await boss.give(signer, "bulk-revocation-show", {"id": shown["id"]}))
+    found = result_of(await boss.give(signer, "bulk-revocation-show", {"id": shown["id"]}))
     assert found["state"] == "expired"
     assert await revoked_of(signer, "fifth") == 0
 

@@ -107,7 +107,7 @@ async def test_a_certificate_of_a_different_ca_is_found_by_both_linters(
     bad = (
         x509.CertificateBuilder()
         .subject_name(named("dev-inserted"))
-        .issuer_name(named("nobody"))
+        .issuer_name(named("unknown"))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now)
@@ -178,8 +178,8 @@ async def test_pages_sample_and_time_leave_nothing_out_and_nothing_twice(
     )
     recent, _ = await check(signer, pkilint=False, since=since)
     assert recent.certificates == everything.certificates - 1
-    nobody, _ = await check(signer, pkilint=False, issuer="nobody")
-    assert (nobody.certificates, nobody.lists) == (0, 0)
+    unknown, _ = await check(signer, pkilint=False, issuer="unknown")
+    assert (unknown.certificates, unknown.lists) == (0, 0)
 
 
 async def test_the_command_ends_with_one_and_a_line_and_is_on_record(

@@ -35,7 +35,7 @@ async def signer(
 
 async def announce(signer: SignerStack, name: str, kind: str = "issued") -> None:
     """Say on the bus that something happened, as a signer with a newer ledger did."""
-    topic = topics.certificate_topic(kind, "test", "elsewhere")
+    topic = topics.certificate_topic(kind, "test", "foreign")
     await signer.bus.publish_confirmed([Outgoing(topic, encode_mapping({"id": name}))])
 
 

@@ -172,10 +172,10 @@ async def test_an_unavailable_key_store_keeps_the_old_crl(
     issuer = signer.decision_context.issuers["issuing"]
     kept = issuer.keystore.sign
 
-    async def away(tbs: bytes) -> bytes:
+    async def unavailable(tbs: bytes) -> bytes:
         raise KeyStoreUnavailable("the token is unavailable")
 
-    issuer.keystore.sign = away  # type: ignore[method-assign]
+    issuer.keystore.sign = unavailable  # type: ignore[method-assign]
     try:
         assert (await refreshed(signer))[0] == first
     finally:

@@ -65,7 +65,7 @@ async def signer(
         yield stack
 
 
-async def told(signer: SignerStack, folder: Path) -> SignerState:
+async def published_state(signer: SignerStack, folder: Path) -> SignerState:
     """What a front end knows that reads all of the state."""
     state = SignerState(folder, PeerValidator(SystemClock()).set_anchors, SystemClock())
     state.load()
@@ -94,7 +94,7 @@ async def test_a_revoked_certificate_is_in_the_part_it_names_as_openssl_finds(
     assert named is not None
     assert named.value == f"http://crl.clinic.example/crl/issuing/16-{serial % 16}.crl"
     await signer.operations.lists.refresh()
-    state = await told(signer, tmp_path / "state")
+    state = await published_state(signer, tmp_path / "state")
     holding = []
     for part in [None, *(f"{n}-{i}" for n in (4, 16) for i in range(n))]:
         found = state.crl("issuing", part)
@@ -187,7 +187,7 @@ async def test_more_than_one_list_holds_are_all_in_the_parts(
         urls=signer.decision_context.crl_urls,
     )
     await lists.refresh()
-    state = await told(signer, tmp_path)
+    state = await published_state(signer, tmp_path)
     listed: set[int] = set()
     for part in range(16):
         found = state.crl("issuing", f"16-{part}")

@@ -155,7 +155,7 @@ async def test_F5_F8_reenrollment_is_refused(
         ({"label": "nosuch"}, None, "frontend.label"),
         ({"priority": Priority.HIGH}, None, "frontend.priority"),
         ({"label": "strict"}, None, "frontend.authentication"),
-        ({"principal": Principal(method="secret", name="nobody")}, None, "policy.no_rule"),
+        ({"principal": Principal(method="secret", name="unknown")}, None, "policy.no_rule"),
     ],
 )
 async def test_a_front_end_cannot_ask_beyond_its_rights(

@@ -270,7 +270,7 @@ async def post(relay: OCSPRelay, body: bytes, path: str = "/ocsp/issuing") -> by
     return answer.partition(b"\r\n\r\n")[2]
 
 
-def away() -> Bus:
+def unavailable_bus() -> Bus:
     return Bus.unconnected("est-frontend")
 
 
@@ -283,7 +283,7 @@ async def test_kept_answers_outlive_the_signer(
     asked = {n: question(signer, n) for n in (good.serial_number, bad.serial_number)}
     first = {n: await post(relay, one) for n, one in asked.items()}
     unseen, nonce = question(signer, 77), question(signer, good.serial_number, nonce=b"n" * 16)
-    relay._bus = away()
+    relay._bus = unavailable_bus()
     assert {n: await post(relay, one) for n, one in asked.items()} == first
     assert await post(relay, nonce) == first[good.serial_number]
     assert await post(relay, unseen) == TRY_LATER
@@ -303,7 +303,7 @@ async def test_a_kept_good_answer_ends_with_the_revocation(
         while not state.is_revoked("issuing", certificate.serial_number):
             await known(signer, state)
             await asyncio.sleep(0.1)
-    there, relay._bus = relay._bus, away()
+    there, relay._bus = relay._bus, unavailable_bus()
     assert await post(relay, request) == TRY_LATER
     relay._bus = there
     answer = ocsp.load_der_ocsp_response(await post(relay, request))
@@ -318,7 +318,7 @@ async def test_only_so_many_answers_are_kept(signer: SignerStack, state: SignerS
     for one in asked:
         await post(relay, one)
     await post(relay, question(signer, 99))  # unknown: not kept, nothing pushed out
-    relay._bus = away()
+    relay._bus = unavailable_bus()
     later = [await post(relay, one) == TRY_LATER for one in asked]
     assert later == [True, False, False]
 

@@ -265,7 +265,7 @@ async def test_a_certificate_that_is_not_what_its_record_says_is_refused(
         "spki_sha256": "00" * 32,
         "not_after": "2099-01-01T00:00:00Z",
         "certificate": base64.b64encode(_self_signed(found[0]["target"]["certificate"])).decode(),
-        "issuer_id": "elsewhere",
+        "issuer_id": "foreign",
     }
     found[0]["target"][change] = wrong[change]
     (one,) = read(signer, found).issued.values()

@@ -92,7 +92,7 @@ class Rolling:
         found = [*await self.signer.audited(action), *await self.deaf.audited(action)]
         return [record for record in found if record.phase == phase]
 
-    async def told(self) -> CACertificates:
+    async def published(self) -> CACertificates:
         """The issuer's state as published to front ends."""
         topic = topics.cacerts_topic("issuing")
         values = dict(await self.frontend.last_values(topics.PKI_STATE, "pki.state.>"))
@@ -155,17 +155,17 @@ async def test_C5_C6_D5_D6_an_issuing_ca_is_rolled_over_step_by_step(rolling: Ro
     first = await rolling.enroll("dev-rolled")
     lonely = await rolling.enroll("dev-lonely")
     assert (await rolling.row(first.certificate))["issuer_id"] == "issuing"
-    assert len((await rolling.told()).chain) == 2
+    assert len((await rolling.published()).chain) == 2
 
     # 2. Planned: invisible. What is no generation of it, or signs already, is refused.
-    assert await rolling.refused("plan", to="elsewhere") == "rollover.issuer"
+    assert await rolling.refused("plan", to="unknown") == "rollover.issuer"
     assert await rolling.refused("plan", to="issuing") == "rollover.state"
     planned = await rolling.done("plan", to="issuing-2")
     assert (planned["state"], planned["changed"]) == ("planned", True)
     assert (await rolling.done("plan", to="issuing-2"))["changed"] is False
     assert await rolling.refused("plan", to="issuing-3") == "rollover.open"
-    assert len((await rolling.told()).chain) == 2
-    assert (await rolling.told()).extra == ()
+    assert len((await rolling.published()).chain) == 2
+    assert (await rolling.published()).extra == ()
 
     # 3. It cannot sign before it was published.
     assert await rolling.refused("sign") == "rollover.state"
@@ -176,10 +176,14 @@ async def test_C5_C6_D5_D6_an_issuing_ca_is_rolled_over_step_by_step(rolling: Ro
 
     # 5. Published: the new chain is there, each certificate once; only the old one signs.
     assert (await rolling.done("publish"))["state"] == "published"
-    told = await rolling.told()
-    assert len({*told.chain, *told.extra}) == len(told.chain) + len(told.extra) == 3
-    assert [a.issuer_id for a in told.accepted] == ["issuing"]
-    assert told.rollover is not None
+    published = await rolling.published()
+    assert (
+        len({*published.chain, *published.extra})
+        == len(published.chain) + len(published.extra)
+        == 3
+    )
+    assert [a.issuer_id for a in published.accepted] == ["issuing"]
+    assert published.rollover is not None
     still = await rolling.enroll("dev-still")
     assert (await rolling.row(still.certificate))["issuer_id"] == "issuing"
 
@@ -191,7 +195,7 @@ async def test_C5_C6_D5_D6_an_issuing_ca_is_rolled_over_step_by_step(rolling: Ro
     assert first.certificate is not None
     seen = (sha256(first.certificate).hexdigest(), "00" * 32)
     assert await count(TrustFetched(rollover=uuid.uuid4(), fingerprints=seen)) == 0
-    fetched = TrustFetched(rollover=told.rollover, fingerprints=seen)
+    fetched = TrustFetched(rollover=published.rollover, fingerprints=seen)
     assert [await count(fetched), await count(fetched)] == [1, 0]
     status = await rolling.done("status", lacking=True, limit=1)
     assert (status["fetched"], status["fleet"]) == (1, 3)
@@ -243,9 +247,9 @@ async def test_C5_C6_D5_D6_an_issuing_ca_is_rolled_over_step_by_step(rolling: Ro
     assert (await rolling.done("retire", left_behind=9))["changed"] is False
 
     # 11. The old chain is gone from /cacerts and its certificates do not authenticate.
-    told = await rolling.told()
-    assert (len(told.chain), told.extra, told.rollover) == (2, (), None)
-    assert [a.issuer_id for a in told.accepted] == ["issuing-2"]
+    published = await rolling.published()
+    assert (len(published.chain), published.extra, published.rollover) == (2, (), None)
+    assert [a.issuer_id for a in published.accepted] == ["issuing-2"]
     assert lonely.certificate is not None
     refused = await rolling.enroll("dev-lonely", by=lonely.certificate)
     assert (refused.outcome, refused.code) == ("rejected", "auth.certificate_retired")
@@ -275,14 +279,14 @@ async def test_C5_C6_D5_D6_an_issuing_ca_is_rolled_over_step_by_step(rolling: Ro
     # 13. The next one changes the root: both roots and what links them are shown.
     await rolling.done("plan", to="issuing-3")
     await rolling.done("publish")
-    told = await rolling.told()
-    shown = [x509.load_der_x509_certificate(c) for c in (*told.chain, *told.extra)]
+    published = await rolling.published()
+    shown = [x509.load_der_x509_certificate(c) for c in (*published.chain, *published.extra)]
     assert len(shown) == len(set(shown)) == 6
     assert all(c.extensions.get_extension_for_class(x509.BasicConstraints).value.ca for c in shown)
     # 14. Rolled back from published: nothing of it stays.
     await rolling.done("rollback")
-    told = await rolling.told()
-    assert (len(told.chain), told.extra) == (2, ())
+    published = await rolling.published()
+    assert (len(published.chain), published.extra) == (2, ())
     # 15. Each command is on record once, refused ones too.
     async with asyncio.timeout(10):
         while len(await rolling.audited("rollover-publish", "outcome")) < 2:

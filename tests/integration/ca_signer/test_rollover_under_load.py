@@ -79,8 +79,8 @@ async def test_D5_a_switch_under_load_loses_nothing(platform: Platform, tmp_path
         loading = asyncio.ensure_future(load())
         await asyncio.sleep(0.4)
         switch = {"issuer": "issuing", "min_fetched": 0}
-        told = await boss.give(first, "rollover-sign", switch)
-        assert told.result is not None
+        answer = await boss.give(first, "rollover-sign", switch)
+        assert answer.result is not None
         await asyncio.sleep(1.5)
         await second.state.follow()
         answers = await loading
@@ -88,7 +88,7 @@ async def test_D5_a_switch_under_load_loses_nothing(platform: Platform, tmp_path
         await asyncio.gather(*tasks)
 
         assert {answer.outcome for answer in answers} == {"issued"}
-        at = dt.datetime.fromisoformat(str(told.result["signing_at"]))
+        at = dt.datetime.fromisoformat(str(answer.result["signing_at"]))
         rows = await first.rows(
             "select issuer_id, created_at, certificate from issuance where profile <> 'operator'"
         )
@@ -123,5 +123,7 @@ def test_a_signer_without_the_new_issuer_says_so_and_publishes_nothing(
         decision_context.generations = Generations(known)
         assert decision_context.missing_issuers == lacking
         now = SystemClock().now()
-        told = cacerts_of("issuing", decision_context.issuers, decision_context.generations, now)
-        assert (told is None) == bool(lacking)
+        published = cacerts_of(
+            "issuing", decision_context.issuers, decision_context.generations, now
+        )
+        assert (published is None) == bool(lacking)

@@ -89,7 +89,7 @@ def reference(der: bytes) -> CertificateRef:
     )
 
 
-async def told(renewal: Bus, old: bytes, new: bytes, step: str = "deprecated") -> str:
+async def publish_rotation(renewal: Bus, old: bytes, new: bytes, step: str = "deprecated") -> str:
     """What renewal publishes, twice and past JetStream's own memory of ids."""
     event = RotationEvent.model_validate(
         {
@@ -120,7 +120,7 @@ async def test_F10_a_replaced_certificate_is_revoked_once_and_on_record(
     signer: SignerStack, renewal: Bus
 ) -> None:
     old, new = await rotated(signer)
-    rotation = await told(renewal, old, new)
+    rotation = await publish_rotation(renewal, old, new)
     expected = ("superseded", f"rotation:{rotation}", 1)
     async with asyncio.timeout(10):
         while await standing(signer, old) != expected:
@@ -152,9 +152,9 @@ async def test_nothing_is_revoked_without_a_good_successor(
         old, new = new, old
     else:
         step = "activated"
-    await told(renewal, old, new, step)
+    await publish_rotation(renewal, old, new, step)
     control = await rotated(signer)
-    await told(renewal, *control)
+    await publish_rotation(renewal, *control)
     async with asyncio.timeout(10):
         while (await standing(signer, control[0]))[0] is None:
             await asyncio.sleep(0.05)
@@ -172,7 +172,7 @@ async def test_without_the_profiles_word_old_ones_run_to_their_end(
     changed = {**before.profiles, "service-mtls": plain.model_copy(update={"renewal": rules})}
     decision_context.profiles = before.model_copy(update={"profiles": changed})
     try:
-        await told(renewal, old, new)
+        await publish_rotation(renewal, old, new)
         await asyncio.sleep(1)
         assert await standing(signer, old) == (None, None, 0)
     finally:

@@ -517,8 +517,8 @@ async def test_commands_about_submissions_go_to_the_process_that_can(
         sender = Operator(bus, approver.certificate, approver.key, SystemClock(), timeout_s=6)
         listed = await sender.send("ca-signer", "submission-list", {"issuer": ISSUER})
         assert submission in [one["id"] for one in listed["submissions"]]
-        told = await sender.send("ca-signer", "submission-abandon", {"id": submission})
-        assert told["state"] == "abandoned"
+        result = await sender.send("ca-signer", "submission-abandon", {"id": submission})
+        assert result["state"] == "abandoned"
     finally:
         await bus.close()
 

@@ -215,7 +215,7 @@ async def test_an_outage_is_probed_without_asking_for_a_certificate(
     stack: UpstreamStack, other: OtherCA
 ) -> None:
     """Each probe by a CSR could be one more certificate that a person must look for."""
-    honest, other.behaviour, other.away = other.behaviour, other.answering(503), True
+    honest, other.behaviour, other.unavailable = other.behaviour, other.answering(503), True
     messages = [stack.message() for _ in range(3)]
     for message in messages:
         await stack.signer.send(message)
@@ -228,7 +228,7 @@ async def test_an_outage_is_probed_without_asking_for_a_certificate(
         await asyncio.sleep(3)
         assert len(other.seen) == sent
     finally:
-        other.behaviour, other.away = honest, False
+        other.behaviour, other.unavailable = honest, False
     for message in messages:
         async with asyncio.timeout(30):
             assert (await stack.signer.answers[message.id]).outcome == "issued"

@@ -305,7 +305,7 @@ async def test_each_answer_says_whether_it_may_be_asked_again(
     async def answer(request: web.Request) -> web.Response:
         asked.append(request.headers.get("X-Vault-Token", ""))
         text = body if isinstance(body, str) else json.dumps(body)
-        return web.Response(status=status, text=text, headers={"Location": "https://elsewhere"})
+        return web.Response(status=status, text=text, headers={"Location": "https://other.test"})
 
     app = web.Application()
     app.router.add_post("/v1/pki/sign/services", answer)

@@ -61,7 +61,9 @@ class World:
         self.state = SignerState(folder, self.peers.set_anchors, self.clock)
         self.old, self.new = (certificate("issuing", ca=True) for _ in range(2))
 
-    def tell(self, *accepted: Pair, age_s: int = 0, rollover: UUID | None = ROLLOVER) -> bool:
+    def publish_trust(
+        self, *accepted: Pair, age_s: int = 0, rollover: UUID | None = ROLLOVER
+    ) -> bool:
         names = {id(self.old): "issuing", id(self.new): "issuing-2"}
         message = CACertificates(
             issuer_id="issuing",
@@ -93,28 +95,28 @@ def world(tmp_path: Path) -> World:
 
 def test_D6_leaves_of_both_generations_are_accepted_until_one_retires(world: World) -> None:
     leaves = [certificate("svc", world.old), certificate("svc", world.new)]
-    for age_s, told, accepted in (
+    for age_s, published, accepted in (
         (30, [world.old], [True, False]),
         (20, [world.new, world.old], [True, True]),
         (10, [world.new], [False, True]),
     ):
-        assert world.tell(*told, age_s=age_s)
+        assert world.publish_trust(*published, age_s=age_s)
         assert [world.accepts(leaf) for leaf in leaves] == accepted
 
 
 def test_D5_an_older_word_takes_nothing_back(world: World) -> None:
     """A signer that has not read of a switch may publish an older state, later."""
-    assert world.tell(world.new, world.old, age_s=10)
-    assert not world.tell(world.old, age_s=20)
-    assert not world.tell(world.new, world.old, age_s=5)
-    assert not world.tell(world.old, age_s=7)
+    assert world.publish_trust(world.new, world.old, age_s=10)
+    assert not world.publish_trust(world.old, age_s=20)
+    assert not world.publish_trust(world.new, world.old, age_s=5)
+    assert not world.publish_trust(world.old, age_s=7)
     body = world.state.cacerts("issuing")
     assert body is not None
     assert set(read_certs_only(body)) == {der(world.old), der(world.new)}
 
 
 def test_K17_revoked_certificates_of_either_generation_are_known(world: World) -> None:
-    world.tell(world.new, world.old)
+    world.publish_trust(world.new, world.old)
     for name, serial in (("issuing", "0100aa"), ("issuing-2", "0100ba"), ("other", "0100ca")):
         shard = RevokedShard(issuer_id=name, shard="0a", updated_at=NOON, serials=(serial,))
         world.state.apply(topics.revoked_topic(name, "0a"), encode(shard))
@@ -122,7 +124,7 @@ def test_K17_revoked_certificates_of_either_generation_are_known(world: World) -
     assert known == [True, True, False]
 
 
-class Told:
+class TrustFetchedReceiver:
     """Answers as ca-signer does, and keeps what it received."""
 
     def __init__(self, bus: Bus) -> None:
@@ -142,7 +144,7 @@ async def test_D8_clients_that_fetched_are_reported_once_in_one_message(
 ) -> None:
     signer = await Bus.connect(platform.bus("ca-signer"), "ca-signer", "test")
     frontend = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "test")
-    told = Told(signer)
+    receiver = TrustFetchedReceiver(signer)
     fetches = TrustAdoptionReporter(frontend, world.state, world.peers)
     leaves = [certificate("svc", world.old), certificate("svc", world.new)]
     stranger = certificate("svc", certificate("issuing", ca=True))
@@ -152,26 +154,26 @@ async def test_D8_clients_that_fetched_are_reported_once_in_one_message(
             fetches.note(Connection(one), LABEL)  # type: ignore[arg-type]
 
     # 1. Without a rollover no client is reported.
-    world.tell(world.old, age_s=30, rollover=None)
+    world.publish_trust(world.old, age_s=30, rollover=None)
     fetch(*leaves)
-    world.tell(world.new, world.old, age_s=20)
+    world.publish_trust(world.new, world.old, age_s=20)
     # 2. A client without a certificate of ours is not reported.
     fetch(None, stranger, *leaves, *leaves)
     # 3. Without a listener it is kept; then it is reported in one message, and only once.
     await fetches.flush()
-    await signer.subscribe(topics.FETCHED_TOPIC, told.arrived, queue="ca-signer")
+    await signer.subscribe(topics.FETCHED_TOPIC, receiver.arrived, queue="ca-signer")
     await signer.client.flush()
     await fetches.flush()
     await fetches.flush()
     fetch(*leaves)
     await fetches.flush()
     prints = {sha(leaf) for leaf in leaves}
-    assert [(m.rollover, set(m.fingerprints)) for m in told.messages] == [(ROLLOVER, prints)]
+    assert [(m.rollover, set(m.fingerprints)) for m in receiver.messages] == [(ROLLOVER, prints)]
     # 4. Another rollover wants to know anew.
-    world.tell(world.new, world.old, age_s=10, rollover=UUID(ids.uuid7()))
+    world.publish_trust(world.new, world.old, age_s=10, rollover=UUID(ids.uuid7()))
     fetch(leaves[0])
     await fetches.flush()
-    assert len(told.messages) == 2
+    assert len(receiver.messages) == 2
     assert signer.violation is None
     assert frontend.violation is None
     await frontend.close()

@@ -152,8 +152,8 @@ async def test_a_client_without_a_role_gets_nothing(world: World, admin: Admin) 
 
 
 async def test_a_token_without_our_audience_is_refused(world: World, admin: Admin) -> None:
-    await new_client(admin, "elsewhere", defaultClientScopes=[])
-    token = (await admin.tokens("elsewhere"))["access_token"]
+    await new_client(admin, "without-scope", defaultClientScopes=[])
+    token = (await admin.tokens("without-scope"))["access_token"]
     async with world.validating() as validator:
         assert await refusal(validator, token) == "auth.token_audience"
 
@@ -314,8 +314,8 @@ async def test_curl_enrolls_with_a_token_of_keycloak(
         status, body = await asyncio.to_thread(curl, tmp_path, root, url, bound, csr)
         assert status in {401, 403, 409}, body
         # A proof made for another server does not fit here, whatever Host says.
-        elsewhere = url.replace(base, "https://other.example")
-        proof = dpop_proof("ec-agent", token, elsewhere, CLOCK)
+        other_url = url.replace(base, "https://other.example")
+        proof = dpop_proof("ec-agent", token, other_url, CLOCK)
         lines = f'header = "DPoP: {proof}"\nheader = "Host: other.example"\n'
         lines += f'header = "Authorization: DPoP {token}"\n'
         status, body = await asyncio.to_thread(curl, tmp_path, root, url, lines, csr)

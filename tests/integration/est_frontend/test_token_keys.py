@@ -178,7 +178,7 @@ async def slow(request: web.Request) -> web.StreamResponse:
 async def redirect(request: web.Request) -> web.StreamResponse:
     # Where it leads there would be good keys.
     if request.path == "/certs":
-        raise web.HTTPFound("/elsewhere")
+        raise web.HTTPFound("/moved")
     return web.json_response({"keys": [{"kid": "ec-1", **jwk(private_key("ec-1"))}]})
 
 

@@ -221,7 +221,7 @@ WRONG_HEADERS: list[tuple[dict[str, Any], str]] = [
     ({"kid": ""}, "auth.token_key"),
     ({"kid": 7}, "auth.token_key"),
     ({"kid": "k" * 256}, "auth.token_key"),
-    ({"kid": "nobody"}, "auth.token_key"),
+    ({"kid": "unknown"}, "auth.token_key"),
     ({"kid": "../../etc/passwd"}, "auth.token_key"),
     ({"kid": "ec-2"}, "auth.token_key"),
 ]

@@ -80,7 +80,7 @@ def test_a_users_salt_does_not_change_when_the_user_comes_and_goes(file: Path) -
 
 @given(st.binary(max_size=255))
 def test_any_name_has_an_entry(tmp_path_factory: pytest.TempPathFactory, name: bytes) -> None:
-    path = tmp_path_factory.getbasetemp() / "nobody.yaml"
+    path = tmp_path_factory.getbasetemp() / "empty-verifiers.yaml"
     if not path.exists():
         path.write_text(yaml.safe_dump({"group": 2048, "seed": "ab" * 32}))
         path.chmod(0o600)
@@ -113,7 +113,7 @@ class Talk:
         self.ours, theirs = socket.socketpair()
         self.ours.settimeout(10)
         self.client = TLSConnection(theirs)
-        self.told: list[str] = []
+        self.errors: list[str] = []
         self.refused: list[bool] = []
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.attempt = Attempt(Verifiers.load(file), Backoff(free=5, longest_s=300), "here")
@@ -129,7 +129,7 @@ class Talk:
         try:
             self.client.handshakeClientSRP(name, password, settings=settings)
         except Exception as exc:  # noqa: BLE001 - returned to the test
-            self.told.append(str(exc))
+            self.errors.append(str(exc))
 
     def shake(self) -> None:
         while not self.refused:
@@ -186,7 +186,7 @@ def test_K15_a_wrong_password_and_an_unknown_user_get_the_same_alert(
     file: Path, talks: Any
 ) -> None:
     wrong, unknown = talks(file, password="wrong"), talks(file, name="mallory")
-    assert wrong.told == unknown.told == ["bad_record_mac"]
+    assert wrong.errors == unknown.errors == ["bad_record_mac"]
 
 
 def test_octets_go_both_ways_in_any_pieces(file: Path, talks: Any) -> None:
@@ -245,7 +245,7 @@ async def test_whatever_start_tls_raises_the_door_goes_on(
             host="127.0.0.1", port=0, backlog=9, handshake_timeout_s=1, max_connections=9
         ),
     )
-    door = SRPListener(cast("Any", settings))
+    listener = SRPListener(cast("Any", settings))
     loop = asyncio.get_running_loop()
 
     async def fail(*_: object, **__: object) -> None:
@@ -253,9 +253,9 @@ async def test_whatever_start_tls_raises_the_door_goes_on(
 
     monkeypatch.setattr(loop, "start_tls", fail)
     server = cast("Any", _NoServer())
-    listening = await door.open(server, cast("Any", None))
+    listening = await listener.open(server, cast("Any", None))
     stop = asyncio.Event()
-    (job,) = door.jobs
+    (job,) = listener.jobs
     running = asyncio.ensure_future(job(stop))
     await asyncio.sleep(0)
     reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname()[:2])
@@ -263,7 +263,7 @@ async def test_whatever_start_tls_raises_the_door_goes_on(
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
     assert not running.done()
-    assert not door._handshakes
+    assert not listener._handshakes
     assert all(r.levelno < logging.WARNING for r in caplog.records)
     writer.close()
     listening.close()

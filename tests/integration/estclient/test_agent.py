@@ -126,13 +126,13 @@ async def service(store: Path) -> AsyncIterator[tuple[int, Any]]:
 
 async def test_a_whole_rotation(server: ESTServer) -> None:
     old = stored(server)
-    told = EventRef()
+    recorder = EventRef()
     async with service(server.folder / "store") as (port, reload):
         place = {"host": "127.0.0.1", "port": port, "timeout_s": 5}
-        agent = Agent(settings(server, presence=place), on_step=told, hook=reload)
+        agent = Agent(settings(server, presence=place), on_step=recorder, hook=reload)
         await agent.receive(event(old))
         await agent.advance()
-    assert told.steps == ["due", "enrolling", "stored", "reloaded", "presented", "proven"]
+    assert recorder.steps == ["due", "enrolling", "stored", "reloaded", "presented", "proven"]
     new = agent.store.load()
     assert new is not None
     assert new.proven
@@ -212,9 +212,9 @@ async def test_an_agent_killed_after_storing_goes_on_with_the_proof(server: ESTS
     await agent.receive(event(old))
     with pytest.raises(ServerAway):
         await agent.advance()
-    told = EventRef()
-    await Agent(settings(server), on_step=told).advance()
-    assert told.steps == ["proven"]
+    recorder = EventRef()
+    await Agent(settings(server), on_step=recorder).advance()
+    assert recorder.steps == ["proven"]
 
 
 async def test_without_an_event_the_certificate_is_renewed_at_85_percent(server: ESTServer) -> None:
@@ -224,18 +224,18 @@ async def test_without_an_event_the_certificate_is_renewed_at_85_percent(server:
         def now(self) -> dt.datetime:
             return NOW() + dt.timedelta(seconds=8.6)
 
-    told = EventRef()
-    agent = Agent(settings(server), on_step=told, clock=Later())
+    recorder = EventRef()
+    agent = Agent(settings(server), on_step=recorder, clock=Later())
     await agent.advance()
-    assert told.steps == ["due_by_lifetime", "enrolling", "stored"]
+    assert recorder.steps == ["due_by_lifetime", "enrolling", "stored"]
     new = agent.store.load()
     assert new is not None
     assert new.fingerprint != old.fingerprint
     # The rotation is named by a later event; only then it can be proven.
     await agent.receive(event(new, "issued", rotation_id="r-7"))
     await agent.advance()
-    assert told.steps[-1] == "proven"
-    assert told.details["proven"]["rotation_id"] == "r-7"
+    assert recorder.steps[-1] == "proven"
+    assert recorder.details["proven"]["rotation_id"] == "r-7"
 
 
 async def test_a_hook_is_a_command_that_finds_the_files(server: ESTServer) -> None:
@@ -267,10 +267,10 @@ async def test_the_first_certificate_comes_by_secret(server: ESTServer) -> None:
         "user": "device-1",
         "secret_file": secret,
     }
-    told = EventRef()
-    agent = Agent(settings(server, bootstrap=bootstrap), on_step=told)
+    recorder = EventRef()
+    agent = Agent(settings(server, bootstrap=bootstrap), on_step=recorder)
     await agent.advance()
-    assert told.steps == ["bootstrapping", "stored"]
+    assert recorder.steps == ["bootstrapping", "stored"]
     assert server.seen[0].authorization is not None
     assert agent.store.load() is not None
 
@@ -287,16 +287,16 @@ async def test_the_agent_receives_events_on_the_bus(platform: Platform, server: 
     admin = await platform.provisioner()
     await declare(admin, owned_by("ca-signer"), [], replicas=1)
     await admin.close()
-    told, stop = EventRef(), asyncio.Event()
+    recorder, stop = EventRef(), asyncio.Event()
     owner = {"tenant": "demo", "service": "web"}
     configured = settings(server, bus=bus.model_dump(), owner=owner)
     renewal = await Bus.connect(platform.bus("renewal"), "renewal", "test")
     due = event(old)
     message = Outgoing("pki.rotation.due.demo.web", encode(due), due.id)
     async with asyncio.TaskGroup() as group:
-        group.create_task(run_agent(configured, stop, on_step=told))
+        group.create_task(run_agent(configured, stop, on_step=recorder))
         async with asyncio.timeout(15):
-            while "proven" not in told.steps:
+            while "proven" not in recorder.steps:
                 await renewal.publish_unconfirmed(message.topic, message.payload)
                 await asyncio.sleep(0.3)
         stop.set()

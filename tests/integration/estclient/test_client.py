@@ -117,7 +117,7 @@ async def test_a_refusal_carries_the_servers_text(server: Any) -> None:
 
 
 async def test_a_redirect_is_a_refusal(server: Any) -> None:
-    server.script = [web.Response(status=307, headers={"Location": "https://elsewhere.test"})]
+    server.script = [web.Response(status=307, headers={"Location": "https://other.test"})]
     with pytest.raises(ServerRefused):
         await client(server).cacerts()
 

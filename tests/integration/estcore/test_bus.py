@@ -64,13 +64,13 @@ async def test_an_agent_receives_events_of_its_owner_only(platform: Platform) ->
     await declared(platform)
     agent = await Bus.connect(platform.bus("agent"), "agent", "test")
     renewal = await Bus.connect(platform.bus("renewal"), "renewal", "test")
-    heard: list[str] = []
+    received: list[str] = []
 
-    async def hear(message: Any) -> None:
-        heard.append(message.topic)
+    async def receive(message: Any) -> None:
+        received.append(message.topic)
 
     try:
-        await agent.subscribe("pki.rotation.*.demo.web", hear)
+        await agent.subscribe("pki.rotation.*.demo.web", receive)
         await asyncio.sleep(0.2)
         await renewal.publish_confirmed(
             [
@@ -79,8 +79,8 @@ async def test_an_agent_receives_events_of_its_owner_only(platform: Platform) ->
             ]
         )
         await asyncio.sleep(0.3)
-        assert heard == ["pki.rotation.due.demo.web"]
-        await agent.subscribe("pki.rotation.>", hear)
+        assert received == ["pki.rotation.due.demo.web"]
+        await agent.subscribe("pki.rotation.>", receive)
         await asyncio.sleep(0.3)
         assert agent.violation is not None
     finally:
@@ -195,7 +195,7 @@ async def test_rights_are_tried_without_storing_anything(platform: Platform, use
         await bus.client.flush()
         assert bus.ready
         assert await stored(migrate) == before
-        await bus.try_rights([*RIGHTS[user], "pki.nobody.may.this"])
+        await bus.try_rights([*RIGHTS[user], "pki.forbidden.topic"])
         await bus.client.flush()
         await asyncio.sleep(0.1)
         assert not bus.ready

@@ -52,9 +52,9 @@ def test_traceback_of_a_service(suite):
     suite.write_text("Traceback (most recent call last):\\n  File x\\n")
 
 
-@pytest.mark.logs_errors("ledger away")
+@pytest.mark.logs_errors("ledger unavailable")
 def test_expected_line_of_a_service(suite):
-    suite.write_text(LINE % "ledger away" + "not JSON\\n")
+    suite.write_text(LINE % "ledger unavailable" + "not JSON\\n")
 """
 STOPPING = """
 import pytest

@@ -120,10 +120,10 @@ async def test_a_dispatch_whose_event_was_lost_in_a_crash_is_published_again(
     await bench.forget_dispatch_announcements()
     async with bench.running("renewal-1"):
 
-        async def told() -> Any:
+        async def announced() -> Any:
             return (await bench.slot(one))["announced_fence"] == 1
 
-        await bench.until(told, "second announcement")
+        await bench.until(announced, "second announcement")
         again = await bench.step(one, "due")
     assert again.id == first.id
     assert bench.message_ids == [first.id]

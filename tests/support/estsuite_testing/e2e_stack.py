@@ -160,7 +160,7 @@ async def start_stack(
 ) -> Stack:
     """Start a suite; ``users`` are NATS users besides those every suite has."""
     ports = Ports.free()
-    ports.settle()
+    ports.choose()
     layout = Layout(folder / "suite", ports)
     layout.overrides = overrides or {}
     secret = await copy_template(layout)

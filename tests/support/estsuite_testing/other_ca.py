@@ -52,7 +52,7 @@ class OtherCA:
     peers: list[str] = field(default_factory=list)
     issued: list[x509.Certificate] = field(default_factory=list)
     behaviour: Behaviour | None = None
-    away: bool = False
+    unavailable: bool = False
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -204,7 +204,7 @@ class OtherCA:
         return await (self.behaviour or self.issue)(request, octets)
 
     async def _cacerts(self, _: web.Request) -> web.StreamResponse:
-        if self.away:
+        if self.unavailable:
             return web.Response(status=503)
         return certs_only(self.certificate, self.root)
 

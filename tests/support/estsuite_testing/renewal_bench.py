@@ -337,11 +337,11 @@ async def renewal_bench(platform: Platform, settings: RenewalSettings) -> AsyncI
     auditor = await Bus.connect(platform.bus("audit"), "audit", "test")
     found = Bench(settings, database, signer, frontend)
 
-    async def heard(message: Msg) -> None:
+    async def receive(message: Msg) -> None:
         found.events.append(decode(RotationEvent, message.data))
         found.message_ids.append((message.headers or {}).get("Nats-Msg-Id", ""))
 
-    await agent.client.subscribe(f"pki.rotation.*.{TENANT}.{SERVICE}", cb=heard)
+    await agent.client.subscribe(f"pki.rotation.*.{TENANT}.{SERVICE}", cb=receive)
     consumer = PullConsumer(auditor, AUDIT_ISSUE, AUDIT_CONSUMER, credit=500)
     stop = asyncio.Event()
 

@@ -86,10 +86,10 @@ class SoftHSM:
 
     def vanish(self) -> None:
         """The token is pulled out."""
-        self.tokens.rename(self.folder / "away")
+        self.tokens.rename(self.folder / "unplugged")
 
     def come_back(self) -> None:
-        (self.folder / "away").rename(self.tokens)
+        (self.folder / "unplugged").rename(self.tokens)
 
 
 @dataclass

@@ -65,7 +65,7 @@ async def copy_template(layout: Layout) -> str:
 
 async def _make(folder: Path) -> None:
     ports = Ports.free()
-    ports.settle()
+    ports.choose()
     layout = Layout(folder, ports)
     layout.postgres = QuickPostgres(folder, ports.postgres)
     suite = LocalSuite(layout)

@@ -143,7 +143,7 @@ class TestIssuer:
     _runner: web.AppRunner | None = None
 
     def claims(self, **changes: Any) -> dict[str, Any]:
-        """Of an access token as Keycloak issues it; None takes a claim away."""
+        """Of an access token as Keycloak issues it; None removes a claim."""
         now = now_s(self.clock)
         claims = {
             "iss": self.issuer, "aud": ["est", "account"], "sub": "5f6c", "azp": "clinic-web",

@@ -150,9 +150,9 @@ class UpstreamStack:
         topic = topics.request_topic(message.group, message.issuer, message.priority)
         candidate = decide(message, topic, self.parts.decision_context, None)
         self.parts.cycle.check(candidate)
-        settled = await self.parts.resolver.resolve(candidate)
-        assert isinstance(settled, Resume)
-        return settled.intent
+        resolution = await self.parts.resolver.resolve(candidate)
+        assert isinstance(resolution, Resume)
+        return resolution.intent
 
     async def expire_lease(self, message: EnrollmentRequested) -> None:
         """The holder of a submission is dead for longer than its lease."""

@@ -78,7 +78,7 @@ REFUSED: list[tuple[str, DecisionCase, str]] = [
     ("a profile that the group may not ask for", DecisionCase(group={"profiles": ["device"]}),
      "frontend.profile"),
     # The rule.
-    ("a principal without a rule", DecisionCase(principal={"name": "nobody"}), "policy.no_rule"),
+    ("a principal without a rule", DecisionCase(principal={"name": "unknown"}), "policy.no_rule"),
     ("a label that the rule does not allow",
      DecisionCase(rule={"labels": ["spare"]}), "policy.label"),
     ("an operation that the rule does not allow",
@@ -150,7 +150,7 @@ REFUSED: list[tuple[str, DecisionCase, str]] = [
     ("a registrar that renews one of two", renewal(REGISTRAR, latest=[known(), known()]),
      "registrar.ambiguous"),
     # The issuer.
-    ("an issuer that is not configured here", DecisionCase(issuer_id="elsewhere"),
+    ("an issuer that is not configured here", DecisionCase(issuer_id="foreign"),
      "issuer.unknown"),
     ("an issuer whose certificate has expired", DecisionCase(after=dt.timedelta(days=4000)),
      "issuer.expired"),
@@ -213,7 +213,7 @@ def test_a_renewal_keeps_slot_and_predecessor() -> None:
 
 WITHDRAWN: list[tuple[str, DecisionCase, str | None]] = [
     ("nothing has changed", DecisionCase(), None),
-    ("the issuer is gone", DecisionCase(issuer_id="elsewhere"), "issuer.unknown"),
+    ("the issuer is gone", DecisionCase(issuer_id="foreign"), "issuer.unknown"),
     ("the profile is gone", DecisionCase(without_profile=True), "profile.unknown"),
     ("the rule has another owner", DecisionCase(rule={"owner": {"tenant": "a", "service": "b"}}),
      "policy.no_rule"),

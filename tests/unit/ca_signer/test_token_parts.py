@@ -158,12 +158,12 @@ def test_the_point_of_a_key_is_read_with_and_without_its_wrapping(wrapped: bool)
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     point = key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-    told = Key(
+    key_of_token = Key(
         key_id="01", label="", kind="EC", ec_params="06082a8648ce3d030107",
         ec_point=(b"\x04\x41" * wrapped + point).hex(), modulus="", exponent="",
         sensitive=True, extractable=False,
     )  # fmt: skip
-    assert signatures.public_key(told) == key
+    assert signatures.public_key(key_of_token) == key
 
 
 def test_a_key_that_is_not_understood_is_none() -> None:

@@ -54,7 +54,7 @@ def test_K17_revoked_serials_are_known_by_issuer_and_the_newest_word_counts(
     now = dt.datetime.now(dt.UTC)
     state = SignerState(tmp_path, PeerValidator(SystemClock()).set_anchors, SystemClock())
 
-    def told(age_s: int, *serials: str) -> None:
+    def publish_revoked(age_s: int, *serials: str) -> None:
         message = RevokedShard(
             issuer_id="alpha",
             shard="0a",
@@ -63,10 +63,10 @@ def test_K17_revoked_serials_are_known_by_issuer_and_the_newest_word_counts(
         )
         state.apply(topics.revoked_topic("alpha", "0a"), encode(message))
 
-    told(10, "0100aa", "0100ba")
+    publish_revoked(10, "0100aa", "0100ba")
     assert state.is_revoked("alpha", 0x0100AA)
     assert not state.is_revoked("beta", 0x0100AA)
-    told(20)  # an older word that comes late
+    publish_revoked(20)  # an older word that comes late
     assert state.is_revoked("alpha", 0x0100BA)
-    told(0, "0100ba")  # a hold was ended
+    publish_revoked(0, "0100ba")  # a hold was ended
     assert not state.is_revoked("alpha", 0x0100AA)

@@ -109,7 +109,7 @@ def test_L13_a_rule_can_demand_a_token_bound_to_a_key(
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (("--secret", "nobody"), "policy.no_rule"),
+        (("--secret", "unknown"), "policy.no_rule"),
         (("--secret", "web", "--label", "bare"), "auth.required"),
         (("--secret", "web", "--label", "nosuch"), "request.not_found"),
         (("--secret", "web", "--operation", "serverkeygen"), "request.not_implemented"),

@@ -287,9 +287,9 @@ def follow(demands: CSRDemands, subject: x509.Name, san: Any) -> Any:
 def test_I16_a_csr_made_from_csrattrs_passes_the_checks(
     situation: tuple[Profile, Names | None, x509.Name, Any], form: CSRAttrsForm, linked: bool
 ) -> None:
-    wanted, told, subject, (rule, san) = situation
+    wanted, names, subject, (rule, san) = situation
     demands = parse_csrattrs(
-        encode_csrattrs(demands_for(wanted, told, linking_required=linked), form)
+        encode_csrattrs(demands_for(wanted, names, linking_required=linked), form)
     )
     request = follow(demands, subject, san)
     check_profile(granted_request(request, wanted, "test", "web"), wanted)

@@ -70,8 +70,8 @@ def test_any_order_and_repetition_of_events_leads_to_the_same_generations(
         other = found[name]
         assert other.role == one.role, name
         if one.role:
-            told = (other.replaces, other.activated_at)
-            assert told == (one.replaces, one.activated_at), name
+            outcome = (other.replaces, other.activated_at)
+            assert outcome == (one.replaces, one.activated_at), name
             # A number that was published never falls, so a detour may leave it higher.
             assert other.number >= one.number
     roles = [g.role for g in found.values() if g.role]
@@ -162,10 +162,10 @@ def test_without_proof_the_old_certificate_runs_to_its_end_and_the_new_one_takes
     assert later.active is not None
     assert later.active.issuance_id == "i005"
     assert later.generations["i000"].state == "retired"
-    told = later.active.reached
-    assert Steps.RETIRED in told
-    assert Steps.DEPRECATED not in told
-    assert Steps.ACTIVATED not in told
+    steps = later.active.reached
+    assert Steps.RETIRED in steps
+    assert Steps.DEPRECATED not in steps
+    assert Steps.ACTIVATED not in steps
 
 
 def test_an_active_certificate_that_ends_without_successor_is_expired() -> None:

@@ -54,7 +54,7 @@ class Demo:
 
     def __init__(self, folder: Path, story: Story) -> None:
         ports = Ports.free()
-        ports.settle()
+        ports.choose()
         self.story = story
         self.folder = folder
         self.suite = LocalSuite(Layout(folder / "suite", ports), progress=story.step)

@@ -48,7 +48,7 @@ class Ports:
         """Return free ports."""
         return cls(est=0, postgres=0, nats=0, siem=0, admin=0)
 
-    def settle(self) -> None:
+    def choose(self) -> None:
         """Choose the free ones and make sure the chosen ones are free.
 
         Raises:

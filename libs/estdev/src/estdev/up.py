@@ -28,7 +28,7 @@ async def run_up(folder: Path, ports: Ports) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     story = Story()
-    ports.settle()
+    ports.choose()
     log_to(folder / "logs" / "estctl.log")
     suite = LocalSuite(Layout(folder, ports), progress=story.step)
     try:

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.5
 _GREETING_S = 0.2
-_SETTLE_S = 0.02
+_ALERT_WAIT_S = 0.02
 _CHECKPOINTS = 50
 _CHECKPOINTS_AGAIN = 3
 _FIRST_BACKOFF_S = 0.25
@@ -116,7 +116,7 @@ class Forwarder:
     async def _session(self, stop: asyncio.Event, failures: int) -> int:
         connection = await SyslogConnection.open(self.sink)
         try:
-            await connection.settle(_GREETING_S)
+            await connection.await_loss(_GREETING_S)
             cursor = await self._resume()
             while not stop.is_set() and self._writer.leading:
                 moved = await self._step(connection, cursor)
@@ -153,7 +153,7 @@ class Forwarder:
         ]
         if frames:
             await connection.send(b"".join(frames), self.sink.timeout_s)
-            await connection.settle(_SETTLE_S)
+            await connection.await_loss(_ALERT_WAIT_S)
             metrics.SINK_SENT.labels(self.sink.name).inc(len(frames))
         self._position = end
         self._sealed = points[-1][0] if points else self._sealed
@@ -179,7 +179,7 @@ class Forwarder:
         return cursor
 
     async def _idle(self, connection: SyslogConnection, cursor: store.Cursor) -> None:
-        await connection.settle(_POLL_S)
+        await connection.await_loss(_POLL_S)
         async with self._database.connection() as database:
             now = await store.cursor(database, self.sink.name)
         if now.epoch != cursor.epoch:

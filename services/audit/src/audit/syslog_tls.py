@@ -2,7 +2,7 @@
 
 Syslog has no acknowledgement. The most one can know is that the transport took the octets and
 the receiver has not closed: under TLS 1.3 even a refused client certificate shows only after the
-handshake. Call ``SyslogConnection.settle`` before moving a cursor.
+handshake. Call ``SyslogConnection.await_loss`` before moving a cursor.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class SyslogConnection(asyncio.Protocol):
             await self._writable.wait()
         self._check()
 
-    async def settle(self, seconds: float) -> None:
-        """Give an alert or EOF that is on its way the time to be read.
+    async def await_loss(self, seconds: float) -> None:
+        """Wait so long for an alert or EOF that is on its way.
 
         Raises:
             OSError: the connection is lost.

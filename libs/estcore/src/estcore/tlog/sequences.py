@@ -35,7 +35,7 @@ def check(leaves: list[dict[str, Any]], now: dt.datetime, patience: Patience) ->
     yield from _repeated(leaves)
 
 
-def _producers(leaves: list[dict[str, Any]], settled: dt.datetime) -> Iterator[Finding]:
+def _producers(leaves: list[dict[str, Any]], closed_before: dt.datetime) -> Iterator[Finding]:
     boots: dict[Boot, dict[int, dict[str, Any]]] = defaultdict(dict)
     for leaf in leaves:
         number = leaf["record"].get("producer_seq")
@@ -50,16 +50,16 @@ def _producers(leaves: list[dict[str, Any]], settled: dt.datetime) -> Iterator[F
             )
         boots[boot][number] = leaf
     for boot, numbers in boots.items():
-        yield from _gaps(boot, numbers, settled)
+        yield from _gaps(boot, numbers, closed_before)
 
 
 def _gaps(
-    boot: Boot, numbers: dict[int, dict[str, Any]], settled: dt.datetime
+    boot: Boot, numbers: dict[int, dict[str, Any]], closed_before: dt.datetime
 ) -> Iterator[Finding]:
     expected = min(_FIRST, *numbers)
     for number in sorted(numbers):
         after = numbers[number]
-        if number > expected and dt.datetime.fromisoformat(after["recorded_at"]) < settled:
+        if number > expected and dt.datetime.fromisoformat(after["recorded_at"]) < closed_before:
             missing = f"{expected}" if number == expected + 1 else f"{expected} to {number - 1}"
             yield Finding(
                 "sequence.gap",
