@@ -79,7 +79,7 @@ def event(bundle: Bundle, step: str = "due", **changes: Any) -> RotationEvent:
     return RotationEvent(**(values | changes))
 
 
-class EventRef:
+class StepRecorder:
     """What the agent said, in order."""
 
     def __init__(self) -> None:
@@ -126,7 +126,7 @@ async def service(store: Path) -> AsyncIterator[tuple[int, Any]]:
 
 async def test_a_whole_rotation(server: ESTServer) -> None:
     old = stored(server)
-    recorder = EventRef()
+    recorder = StepRecorder()
     async with service(server.folder / "store") as (port, reload):
         place = {"host": "127.0.0.1", "port": port, "timeout_s": 5}
         agent = Agent(settings(server, presence=place), on_step=recorder, hook=reload)
@@ -212,7 +212,7 @@ async def test_an_agent_killed_after_storing_goes_on_with_the_proof(server: ESTS
     await agent.receive(event(old))
     with pytest.raises(ServerAway):
         await agent.advance()
-    recorder = EventRef()
+    recorder = StepRecorder()
     await Agent(settings(server), on_step=recorder).advance()
     assert recorder.steps == ["proven"]
 
@@ -224,7 +224,7 @@ async def test_without_an_event_the_certificate_is_renewed_at_85_percent(server:
         def now(self) -> dt.datetime:
             return NOW() + dt.timedelta(seconds=8.6)
 
-    recorder = EventRef()
+    recorder = StepRecorder()
     agent = Agent(settings(server), on_step=recorder, clock=Later())
     await agent.advance()
     assert recorder.steps == ["due_by_lifetime", "enrolling", "stored"]
@@ -267,7 +267,7 @@ async def test_the_first_certificate_comes_by_secret(server: ESTServer) -> None:
         "user": "device-1",
         "secret_file": secret,
     }
-    recorder = EventRef()
+    recorder = StepRecorder()
     agent = Agent(settings(server, bootstrap=bootstrap), on_step=recorder)
     await agent.advance()
     assert recorder.steps == ["bootstrapping", "stored"]
@@ -287,7 +287,7 @@ async def test_the_agent_receives_events_on_the_bus(platform: Platform, server: 
     admin = await platform.provisioner()
     await declare(admin, owned_by("ca-signer"), [], replicas=1)
     await admin.close()
-    recorder, stop = EventRef(), asyncio.Event()
+    recorder, stop = StepRecorder(), asyncio.Event()
     owner = {"tenant": "demo", "service": "web"}
     configured = settings(server, bus=bus.model_dump(), owner=owner)
     renewal = await Bus.connect(platform.bus("renewal"), "renewal", "test")
