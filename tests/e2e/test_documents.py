@@ -75,7 +75,9 @@ class Home:
         assert process.returncode == 0, f"{script}\n{text}"
         return text
 
-    async def until(self, script: str, wanted: str, *, within_s: float = 30) -> str:
+    async def until(
+        self, script: str, wanted: str, *, within_s: float = 30, every_s: float = 1
+    ) -> str:
         """Repeat commands until their output has a text: records and settings take a moment."""
         text, loop = "", asyncio.get_running_loop()
         end = loop.time() + within_s
@@ -85,7 +87,7 @@ class Home:
                 text = await self.shell(script)
             except AssertionError as exc:
                 text = str(exc)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(every_s)
         return text
 
 
@@ -208,6 +210,7 @@ async def test_the_runbooks_commands_run_as_written(home: Home) -> None:
         " --save-checkpoint last-time.note",
         "\nverified: ",
         within_s=120,
+        every_s=10,
     )
     await home.shell("ca-signer secret revoke --id orders-bootstrap || true")  # of onboarding
     values = {"HEX": serial, "sink siem --from 120000": "sink local-siem --from 1"}

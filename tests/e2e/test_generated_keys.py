@@ -87,7 +87,7 @@ async def test_H16_asking_again_makes_a_new_key_and_supersedes_what_got_lost(
         found = parse_keygen_response(answer.headers["Content-Type"], answer.body)
         serials.append(certificate_in(base64.b64encode(found.certificate)).serial_number)
     assert serials[0] != serials[1]
-    ledger = (await world.stack.exports())["ledger"]
+    ledger = await world.stack.ledger()
     revoked = {int(row["serial"], 16): row["revoked"] for row in ledger}
     assert [revoked[serial] for serial in serials] == [True, False]
 

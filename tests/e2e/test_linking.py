@@ -105,8 +105,8 @@ async def test_M4_M10_the_binding_is_that_of_the_connection_that_carries_it(
     second.close()
     async with asyncio.timeout(30):
         while True:
-            leaves = (await world.stack.exports())["audit"]
-            if any('"linked":"tls-unique"' in str(line.get("leaf")) for line in leaves):
+            leaves = await world.stack.leaves()
+            if any('"linked":"tls-unique"' in leaf for leaf in leaves):
                 return
             await asyncio.sleep(0.3)
 

@@ -124,8 +124,7 @@ async def test_N5_openssl_reads_good_revoked_and_unknown_with_nonce(asking: Aski
         assert "0x0123456789: unknown" in output
     assert good.serial_number != bad.serial_number
     # The responder's own certificate is in ledger, audit and renewal as every other.
-    exports = await asking.stack.exports()
-    assert [r for r in exports["ledger"] if r["profile"] == "ocsp-responder"]
+    assert [r for r in await asking.stack.ledger() if r["profile"] == "ocsp-responder"]
     await asking.stack.verify_cross()
 
 

@@ -6,10 +6,8 @@ Afterwards est-frontend still answers, and its audit records have reached the lo
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -97,11 +95,6 @@ class Pool:
             self._stream = None
 
 
-async def audited(stack: Stack) -> list[dict[str, Any]]:
-    exported = (await stack.exports())["audit"]
-    return [json.loads(e["leaf"])["record"] for e in exported if e["type"] == "record"]
-
-
 async def test_every_octet_in_every_header_is_answered_and_on_record(octets_stack: Stack) -> None:
     client = Client.of(octets_stack)
     basic = client.basic.encode()
@@ -165,7 +158,7 @@ async def test_every_octet_that_is_accepted_is_delivered_in_an_audit_record(
     assert accepted >= {9, *range(0x20, 0x7F), *range(0x80, 0x100)}
     delivered: dict[int, str] = {}
     for _ in range(40):
-        for record in await audited(octets_stack):
+        for record in await octets_stack.records():
             origin = record.get("origin") or {}
             claimed = origin.get("client_correlation_id") or ""
             if claimed.startswith("octet-"):

@@ -9,9 +9,11 @@ import socket
 import sys
 from base64 import b64encode
 from collections import defaultdict
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
@@ -20,7 +22,11 @@ from estdev.local import admin_get
 from estdev.ports import free_port
 from estsuite_testing.e2e_stack import Stack, StubbornClient, start_stack, stop_stack
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(240),
+    pytest.mark.asyncio(loop_scope="module"),
+]
 
 
 class Collector:
@@ -53,9 +59,22 @@ class Collector:
         return web.Response()
 
 
-async def test_one_trace_crosses_front_end_signer_and_audit(tmp_path: Path) -> None:
-    collector = Collector()
-    await collector.start()
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def collector() -> AsyncIterator[Collector]:
+    """Where the suite of the module sends its traces."""
+    started = Collector()
+    await started.start()
+    try:
+        yield started
+    finally:
+        await started.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stack(
+    collector: Collector, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Stack]:
+    """A suite that traces every request; each test leaves it running."""
     telemetry = {
         "telemetry": {
             "otlp_endpoint": f"http://127.0.0.1:{collector.port}/v1/traces",
@@ -63,81 +82,67 @@ async def test_one_trace_crosses_front_end_signer_and_audit(tmp_path: Path) -> N
         }
     }
     overrides = dict.fromkeys(("est-frontend", "ca-signer", "renewal", "audit"), telemetry)
-    stack = await start_stack(tmp_path, overrides=overrides)
+    started = await start_stack(tmp_path_factory.mktemp("operations"), overrides=overrides)
     try:
-        await StubbornClient(stack, stack.ports).enroll("dev-trace")
-        wanted = {"est-frontend", "ca-signer", "audit"}
-        found: list[set[str]] = []
-        for _ in range(100):
-            services = [
-                {name.removeprefix("est-audit").strip() or "audit" for name in t}
-                for t in collector.traces.values()
-            ]
-            found = [s for s in services if wanted <= s]
-            if found:
-                break
-            await asyncio.sleep(0.2)
-        assert found, {k: dict(v) for k, v in collector.traces.items()}
+        yield started
     finally:
-        await stop_stack(stack)
-        await collector.stop()
+        await stop_stack(started)
 
 
-async def test_sigterm_under_load_loses_nothing(tmp_path: Path) -> None:
+async def test_one_trace_crosses_front_end_signer_and_audit(
+    stack: Stack, collector: Collector
+) -> None:
+    await StubbornClient(stack, stack.ports).enroll("dev-trace")
+    wanted = {"est-frontend", "ca-signer", "audit"}
+    found: list[set[str]] = []
+    for _ in range(100):
+        services = [
+            {name.removeprefix("est-audit").strip() or "audit" for name in t}
+            for t in collector.traces.values()
+        ]
+        found = [s for s in services if wanted <= s]
+        if found:
+            break
+        await asyncio.sleep(0.2)
+    assert found, {k: dict(v) for k, v in collector.traces.items()}
+
+
+async def test_sigterm_under_load_loses_nothing(stack: Stack) -> None:
     """Each service is stopped in order and started again while clients enroll."""
-    stack = await start_stack(tmp_path)
-    try:
-        client = StubbornClient(stack, stack.ports)
+    client = StubbornClient(stack, stack.ports)
 
-        async def one(number: int) -> None:
-            await asyncio.sleep(number * 0.05)
-            await client.enroll(f"dev-term-{number}")
+    async def one(number: int) -> None:
+        await asyncio.sleep(number * 0.05)
+        await client.enroll(f"dev-term-{number}")
 
-        async with asyncio.TaskGroup() as group:
-            for number in range(100):
-                group.create_task(one(number))
-            for service in ("ca-signer", "audit", "renewal", "est-frontend"):
-                running = stack.suite.services[service]
-                running.process.send_signal(signal.SIGTERM)
-                async with asyncio.timeout(40):
-                    assert await running.process.wait() == 0, service
-                await stack.suite.stop_service(service)
-                await stack.suite.start_service(service, service, wait=True)
-        await until_recorded(stack, 100)
-        assert "\nverified: " in await stack.verify_cross()
-    finally:
-        await stop_stack(stack)
+    async with asyncio.TaskGroup() as group:
+        for number in range(100):
+            group.create_task(one(number))
+        for service in ("ca-signer", "audit", "renewal", "est-frontend"):
+            running = stack.suite.services[service]
+            running.process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(40):
+                assert await running.process.wait() == 0, service
+            await stack.suite.stop_service(service)
+            await stack.suite.start_service(service, service, wait=True)
+    await stack.until_recorded()
+    assert "\nverified: " in await stack.verify_cross()
 
 
-async def until_recorded(stack: Stack, count: int) -> None:
-    for _ in range(60):
-        exports = await stack.exports()
-        if (
-            len(exports["renewal"]) >= count
-            and len([r for r in exports["ledger"] if r["audited"]]) >= count
-        ):
-            return
-        await asyncio.sleep(0.5)
-
-
-async def test_readiness_metrics_and_liveness(tmp_path: Path) -> None:
-    stack = await start_stack(tmp_path)
-    try:
-        for running in stack.suite.services.values():
-            assert await admin_get(running.admin_port, "/healthz") == "alive\n"
-            assert await admin_get(running.admin_port, "/readyz") == "ready\n"
-            assert "process_cpu_seconds_total" in await admin_get(running.admin_port, "/metrics")
-            assert await admin_get(running.admin_port, "/secret") == "not here\n"
-        await stack.layout.nats.stop()
-        await asyncio.sleep(1)
-        for running in stack.suite.services.values():
-            assert await admin_get(running.admin_port, "/healthz") == "alive\n"
-            assert "bus" in await admin_get(running.admin_port, "/readyz"), running.service
-        await stack.layout.nats.start()
-        for running in stack.suite.services.values():
-            await stack.suite.wait_ready(running)
-    finally:
-        await stop_stack(stack)
+async def test_readiness_metrics_and_liveness(stack: Stack) -> None:
+    for running in stack.suite.services.values():
+        assert await admin_get(running.admin_port, "/healthz") == "alive\n"
+        assert await admin_get(running.admin_port, "/readyz") == "ready\n"
+        assert "process_cpu_seconds_total" in await admin_get(running.admin_port, "/metrics")
+        assert await admin_get(running.admin_port, "/secret") == "not here\n"
+    await stack.layout.nats.stop()
+    await asyncio.sleep(1)
+    for running in stack.suite.services.values():
+        assert await admin_get(running.admin_port, "/healthz") == "alive\n"
+        assert "bus" in await admin_get(running.admin_port, "/readyz"), running.service
+    await stack.layout.nats.start()
+    for running in stack.suite.services.values():
+        await stack.suite.wait_ready(running)
 
 
 async def test_slow_and_idle_connections_are_cut(tmp_path: Path) -> None:

@@ -86,8 +86,7 @@ class World:
 
     async def audited(self) -> list[dict[str, Any]]:
         await asyncio.sleep(1.5)
-        exported = (await self.stack.exports())["audit"]
-        return [json.loads(e["leaf"])["record"] for e in exported if e["type"] == "record"]
+        return await self.stack.records()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -246,8 +246,7 @@ class World:
 
     async def made_there(self) -> list[dict[str, Any]]:
         """Every certificate the upstream CA ever made for our clients."""
-        exported = await self.theirs.exports()
-        return [row for row in exported["ledger"] if row["profile"] == "device"]
+        return [row for row in await self.theirs.ledger() if row["profile"] == "device"]
 
     async def ask(
         self, operation: str, csr: bytes, context: ssl.SSLContext, secret: str | None
@@ -390,7 +389,7 @@ async def test_kill_the_process_at_every_step_and_each_client_gets_one_certifica
         assert len({c.serial_number for c in certificates}) == len(names), step
     made = Counter(row["enrollment_id"] for row in await world.made_there())
     assert set(made.values()) == {1}
-    ours = (await world.ours.exports())["ledger"]
+    ours = await world.ours.ledger()
     issued = {row["serial"] for row in ours if row["state"] == "issued" and row["tenant"] == "test"}
     assert {row["serial"] for row in await world.made_there()} - before <= issued
 
@@ -430,19 +429,5 @@ async def test_without_that_promise_a_kill_leaves_a_question_and_no_second_certi
 
 
 async def test_exports_and_log_agree_about_certificates_of_an_upstream_ca(world: World) -> None:
-    for _ in range(60):
-        exports = await world.ours.exports()
-        issued = [row for row in exports["ledger"] if row["state"] == "issued"]
-        renewal = {row["issuance_id"] for row in exports["renewal"]}
-        if all(r["audited"] for r in issued) and renewal >= {r["issuance_id"] for r in issued}:
-            break
-        await asyncio.sleep(1)
-    report = ""
-    for _ in range(40):
-        try:
-            report = await world.ours.verify_cross()
-            break
-        except Exception as exc:  # noqa: BLE001 - what a dead reader had in hand comes again
-            report = str(exc)
-            await asyncio.sleep(1)
-    assert "\nverified: " in report, report
+    await world.ours.until_recorded()
+    assert "\nverified: " in await world.ours.verify_cross()

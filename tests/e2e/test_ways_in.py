@@ -286,7 +286,7 @@ async def test_M11_M13_M14_F9_a_registrar_enrolls_and_renews_for_others_within_i
     for _ in range(2):
         renewed = await ask("POST", renew, b64(make_csr("bed-1")[1]), context=context)
         assert renewed.status == 200, renewed.text
-    ledger = (await world.stack.exports())["ledger"]
+    ledger = await world.stack.ledger()
     slots = [row["slot_id"] for row in ledger if row["service"] == "ward"]
     assert len(slots) == 3
     assert len(set(slots)) == 1

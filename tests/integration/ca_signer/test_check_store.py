@@ -59,7 +59,7 @@ async def check(signer: SignerStack, **scope: Any) -> tuple[Checked, list[dict[s
 
 async def spoil(signer: SignerStack, change: str, *values: Any) -> str:
     """Change one row by hand; returns its issuance id. The caller puts it back."""
-    row = (await signer.rows("select issuance_id from issuance order by issued_at limit 1"))[0]
+    row = (await signer.rows("select issuance_id from issuance order by issuance_id limit 1"))[0]
     await signer.value(f"update issuance set {change} where issuance_id = $1", *row, *values)
     return str(row["issuance_id"])
 
@@ -86,7 +86,7 @@ async def test_a_row_that_says_another_thing_than_its_certificate_is_found(
     signer: SignerStack, change: str, check_name: str
 ) -> None:
     column = change.partition(" ")[0]
-    sql = f"select issuance_id, {column} as kept from issuance order by issued_at limit 1"
+    sql = f"select issuance_id, {column} as kept from issuance order by issuance_id limit 1"
     kept = (await signer.rows(sql))[0]["kept"]
     spoilt = await spoil(signer, change)
     try:
@@ -204,7 +204,7 @@ async def test_the_command_ends_with_one_and_a_line_and_is_on_record(
 
     code, lines, _ = await run("--since", "12h")
     assert (code, lines[-1]["findings"]) == (0, 0)
-    row = (await signer.rows("select subject from issuance order by issued_at limit 1"))[0]
+    row = (await signer.rows("select subject from issuance order by issuance_id limit 1"))[0]
     await spoil(signer, "subject = 'CN=spoilt'")
     try:
         code, lines, err = await run("--no-pkilint")

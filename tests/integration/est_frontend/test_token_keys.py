@@ -215,6 +215,8 @@ async def test_a_redirect_is_not_followed(issuer: TestIssuer) -> None:
     assert issuer.fetches == before + 3
 
 
+# The issuer's own server logs that its answer was not read to the end.
+@pytest.mark.logs_errors("Error handling request from 127.0.0.1")
 async def test_a_body_of_10_megabytes_is_not_read(issuer: TestIssuer) -> None:
     await misbehaving(issuer, big)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import shutil
 import ssl
 from base64 import b64decode, b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from estcore.messages import topics
 from estcore.messages.permissions import Permissions
+from estcore.runtime.bus import Bus
+from estcore.runtime.settings import BusSettings
 from estdev.layout import Layout, Ports, nats_users
 from estdev.local import LocalSuite
 from estdev.nats import EmbeddedNATS
@@ -34,6 +38,9 @@ from estsuite_testing.suite_template import CopiedSuite, copy_template
 
 POLICY = Path(__file__).with_name("policy.yaml")
 ENROLL = "/.well-known/est/simpleenroll"
+_UNPUBLISHED = (
+    "select count(*) from ca_signer.issuance where state = 'issued' and announced_at is null"
+)
 
 
 @dataclass
@@ -44,6 +51,7 @@ class Stack:
     folder: Path
     secret: str = ""
     ports: list[int] = field(default_factory=list)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @property
     def layout(self) -> Layout:
@@ -57,32 +65,63 @@ class Stack:
             context.load_cert_chain(certificate, key)
         return context
 
-    async def exports(self) -> dict[str, list[dict[str, Any]]]:
-        """Ledger, audit and renewal as their own export commands write them."""
-        found = {}
-        for service, name in (("ca-signer", "ledger"), ("audit", "audit"), ("renewal", "renewal")):
-            out = self.folder / f"{name}-{len(list(self.folder.iterdir()))}.jsonl"
-            config = str(self.layout.config_file(service))
-            await self.suite.command(service, "export", "--out", str(out), "--config", config)
-            found[name] = [json.loads(line) for line in out.read_text().splitlines()]
-            found[f"{name}_file"] = [{"path": str(out)}]
-        return found
+    async def export(self, service: str) -> Path:
+        """Write what a service exports (``ca-signer``, ``audit``, ``renewal``); return the file."""
+        out = self.folder / f"{service}-{next(self._numbers)}.jsonl"
+        config = str(self.layout.config_file(service))
+        await self.suite.command(service, "export", "--out", str(out), "--config", config)
+        return out
+
+    async def ledger(self) -> list[dict[str, Any]]:
+        """The rows of ``ca-signer export``, one per issuance."""
+        return _lines(await self.export("ca-signer"))
+
+    async def leaves(self) -> list[str]:
+        """The leaves of the audit log as ``est-audit export`` writes them: JSON texts."""
+        lines = _lines(await self.export("audit"))
+        return [line["leaf"] for line in lines if line["type"] == "record"]
+
+    async def records(self) -> list[dict[str, Any]]:
+        """The audit records, in the order of the log."""
+        return [json.loads(leaf)["record"] for leaf in await self.leaves()]
+
+    async def until_recorded(self, within_s: float = 90) -> None:
+        """Wait until renewal and audit have stored what was published for them.
+
+        What a killed process had received comes again after its consumer's ack wait (30 s).
+        """
+        seed = self.layout.nats.seed_file("migrate")
+        settings = BusSettings(url=self.layout.nats.url, nkey_seed_file=seed)
+        bus = await Bus.connect(settings, "migrate", "test", seed=seed.read_text().strip())
+        database = await self.layout.postgres.superuser()
+        try:
+            async with asyncio.timeout(within_s):
+                while await database.fetchval(_UNPUBLISHED) or await _pending(bus):
+                    await asyncio.sleep(0.3)
+        finally:
+            await database.close()
+            await bus.close()
 
     async def verify_cross(self) -> str:
         """``est-audit verify --cross`` over fresh exports; fails the test with its findings."""
-        exports = await self.exports()
-        path = {n: exports[f"{n}_file"][0]["path"] for n in ("ledger", "renewal")}
+        ledger, renewal = [await self.export(service) for service in ("ca-signer", "renewal")]
+        cross = ("--cross", str(ledger), "--renewal", str(renewal))
         config = str(self.layout.config_file("audit"))
-        return await self.suite.command(
-            "audit",
-            "verify",
-            "--config",
-            config,
-            "--cross",
-            path["ledger"],
-            "--renewal",
-            path["renewal"],
-        )
+        return await self.suite.command("audit", "verify", "--config", config, *cross)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+async def _pending(bus: Bus) -> int:
+    """Messages for renewal and audit that are not delivered, or not acknowledged."""
+    jetstream = bus.client.jetstream()
+    pending = 0
+    for consumer in (*topics.RENEWAL_CONSUMERS, *topics.AUDIT_CONSUMERS):
+        info = await jetstream.consumer_info(consumer.stream, consumer.name)
+        pending += (info.num_pending or 0) + (info.num_ack_pending or 0)
+    return pending
 
 
 def make_csr(name: str) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
