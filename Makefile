@@ -11,6 +11,8 @@ export PYTHONDONTWRITEBYTECODE :=
 export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache
 READY := $(VENV)/.ready
 DIST ?= dist
+# One more than the smallest machine has cores: tests wait for servers a third of the time.
+WORKERS ?= 3
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml tests/*/pyproject.toml)
 PACKAGES := estcore estclient estdev est_frontend est_frontend_srp ca_signer renewal audit estsuite_faults estsuite_testing
 
@@ -34,7 +36,7 @@ unit: $(READY)  ## the tests that need no server
 	@$(BIN)/pytest -q -n 2 --dist loadfile --hypothesis-profile quick tests/unit
 
 test: $(READY)  ## every test, unit to end-to-end, against real servers
-	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
 
 conformance: $(READY) ## EST conformance from outside; any server with TARGET="--target https://... --ca ..."
 	@$(BIN)/python tests/conformance/run.py $(TARGET)

@@ -32,17 +32,24 @@ hypothesis_settings.register_profile("ci", any_speed, max_examples=200, derandom
 hypothesis_settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
-_LONGEST_FIRST = ("e2e", "conformance", "integration", "deploy", "docs", "unit")
+_FOLDERS = ("e2e", "conformance", "integration", "deploy", "docs", "unit")
+# Each takes a minute or more, the longest first: none of them is left for the end.
+_LONG = (
+    *("test_documents.py", "test_faults.py", "test_upstream.py", "test_restore.py"),
+    *("test_rollover.py", "test_keycloak.py", "test_operations.py"),
+)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with files that take minutes, so that two workers end together; random within."""
+    """Begin with files that take minutes, so that the workers end together; random within."""
     tests = Path(__file__).parent
 
-    def place(item: pytest.Item) -> int:
-        folder = item.path.relative_to(tests).parts[0]
-        return _LONGEST_FIRST.index(folder)
+    def place(item: pytest.Item) -> tuple[int, int]:
+        folder, *_, name = item.path.relative_to(tests).parts
+        if name in _LONG:
+            return 0, _LONG.index(name)
+        return 1, _FOLDERS.index(folder)
 
     items.sort(key=place)
 

@@ -47,7 +47,7 @@ class Home:
     nats_port: int
     environment: dict[str, str] = field(default_factory=dict)
 
-    async def shell(self, script: str, *, timeout_s: float = 60) -> str:
+    async def shell(self, script: str, *, timeout_s: float = 120) -> str:
         """Run commands as written, ports replaced; returns their output.
 
         Raises:

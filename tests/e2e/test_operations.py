@@ -194,7 +194,7 @@ async def test_slow_and_idle_connections_are_cut(tmp_path: Path) -> None:
 async def read_until(process: asyncio.subprocess.Process, text: str) -> str:
     assert process.stdout is not None
     seen = ""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while text not in seen:
             line = await process.stdout.readline()
             assert line, seen
@@ -231,14 +231,14 @@ async def test_up_starts_stops_cleanly_and_continues(tmp_path: Path) -> None:
     for wanted in ("/cacerts", "openssl req", "/simpleenroll", f"localhost:{port}"):
         assert wanted in first
     process.send_signal(signal.SIGINT)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         _, err = await process.communicate()
     assert process.returncode == 0, err
     again = await up(tmp_path / "suite", port)
     second = await read_until(again, "Ctrl-C stops everything")
     assert secret in second
     again.send_signal(signal.SIGINT)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         await again.communicate()
     assert again.returncode == 0
     left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if _mentions(p, str(tmp_path))]
@@ -257,7 +257,7 @@ async def test_up_says_which_port_is_taken(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         process = await up(tmp_path / "suite", taken.getsockname()[1])
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             _, err = await process.communicate()
     assert process.returncode == 2
     assert b"--est-port" in err
