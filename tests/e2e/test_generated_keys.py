@@ -61,7 +61,7 @@ async def test_H4_B10_a_generated_key_comes_with_its_certificate(world: World) -
     message = email.message_from_bytes(
         f"Content-Type: {answer.headers['Content-Type']}\r\n\r\n".encode() + answer.body
     )
-    kinds = [part.get_content_type() for part in message.get_payload()]
+    kinds = [part.get_content_type() for part in message.walk() if not part.is_multipart()]
     assert kinds == ["application/pkcs8", "application/pkcs7-mime"]
     found = parse_keygen_response(answer.headers["Content-Type"], answer.body)
     key = load_der_private_key(found.key, None)

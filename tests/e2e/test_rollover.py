@@ -259,7 +259,7 @@ async def test_C5_D1_D3_D4_D6_D8_a_root_is_rolled_over_while_a_fleet_renews(stor
     asking = asyncio.ensure_future(agent.work(stop := asyncio.Event()))
 
     async def two_have() -> bool:
-        return (await story.give("status"))["fetched"] == 2
+        return bool((await story.give("status"))["fetched"] == 2)
 
     await story.until(two_have)
     await story.until(lambda: has_trust(agent, 6))

@@ -55,7 +55,7 @@ STEPS = (
     "upstream.10.announced",
     "upstream.11.acked",
 )
-OTHERS_POLICY = {
+OTHERS_POLICY: dict[str, Any] = {
     "default_label": "registrars",
     "labels": {
         "registrars": {
@@ -93,7 +93,7 @@ OTHERS_POLICY = {
         },
     ],
 }
-OUR_POLICY = {
+OUR_POLICY: dict[str, Any] = {
     "default_label": "own",
     "labels": {
         "own": {"issuer": "issuing", "profiles": ["service-mtls"]},

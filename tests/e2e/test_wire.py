@@ -8,6 +8,7 @@ import contextlib
 import re
 import ssl
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -185,7 +186,7 @@ def another_name() -> bytes:
     return make_csr("somebody-else")[1]
 
 
-REFUSED = [
+REFUSED: list[tuple[str, Callable[[], bytes], int, str]] = [
     ("not base64", lambda: b"not base64!!", 400, "body.not_base64"),
     ("base64url", lambda: b64(make_csr("dev-x")[1]).replace(b"M", b"-"), 400, "body.not_base64"),
     ("empty", lambda: b" ", 400, "body.empty"),

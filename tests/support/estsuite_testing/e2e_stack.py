@@ -184,8 +184,8 @@ class StubbornClient:
 
 
 def same_key(certificate: x509.Certificate, key: Any) -> bool:
-    def spki(k: Any) -> bytes:
-        return k.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    def spki(public_key: Any) -> bytes:
+        return bytes(public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
 
     return spki(certificate.public_key()) == spki(key.public_key())
 
