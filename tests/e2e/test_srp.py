@@ -124,8 +124,8 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
     for user in USERS:
         await world.set_user("--name", user, password=PASSWORD)
     log = (layout.logs / "srp.log").open("ab")
-    world.process = await asyncio.create_subprocess_exec(
-        *(executable("est-frontend-srp"), "run", "--config", str(config)), stdout=log, stderr=log
+    world.process = await stack.suite.spawn(
+        *("est-frontend-srp", "run", "--config", str(config)), stdout=log, stderr=log
     )
     await stack.suite.wait_ready(Running("est-frontend", "srp", admin, world.process, log))
     try:

@@ -26,7 +26,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
 from estcore import ids
 from estcore.messages import permissions
-from estcore.runtime.service import executable
 from estdev.local import admin_get
 from estdev.ports import free_port
 from estsuite_testing.e2e_stack import (
@@ -197,19 +196,13 @@ class World:
 
     async def start(self, fault: str | None = None) -> asyncio.subprocess.Process:
         self.write_config()
-        environment = dict(self.ours.suite._environment())
-        if fault is not None:
-            environment["ESTSUITE_FAULT"] = f"{fault}:exit:1"
         with (self.ours.layout.logs / "upstream-0.log").open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                executable("ca-signer-upstream"),
-                "run",
-                "--config",
-                str(self.config),
+            self.process = await self.ours.suite.spawn(
+                "ca-signer-upstream",
+                *("run", "--config", str(self.config)),
                 stdout=log,
                 stderr=log,
-                env=environment,
-                start_new_session=True,
+                environment={} if fault is None else {"ESTSUITE_FAULT": f"{fault}:exit:1"},
             )
         async with asyncio.timeout(30):
             while not (await admin_get(self.admin_port, "/readyz")).startswith("ready"):

@@ -14,14 +14,17 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, cast
 
 from typing_extensions import override
 
 from estdev.layout import Layout, Ports
 from estdev.local import LocalSuite
+from estsuite_testing.forked_commands import ForkedProcess
 from estsuite_testing.quick_postgres import QuickPostgres
 
 _COPIED = ("ca", "secrets", "nats", "config")
+FAULT = "ESTSUITE_FAULT"
 _ENROLLMENT_SECRET = "enrollment-load.secret"
 _location: list[Path] = []
 
@@ -31,7 +34,33 @@ def share_template(folder: Path) -> None:
     _location[:] = [folder]
 
 
-class CopiedSuite(LocalSuite):
+class ForkedSuite(LocalSuite):
+    """A suite whose commands are forked from a process that has imported their modules.
+
+    What is to crash at a fault point is executed.
+    """
+
+    @override
+    async def spawn(
+        self,
+        command: str,
+        *arguments: str,
+        stdout: IO[bytes] | int,
+        stderr: IO[bytes] | int,
+        environment: dict[str, str] | None = None,
+    ) -> asyncio.subprocess.Process:
+        if FAULT in (environment or {}):
+            return await super().spawn(
+                command, *arguments, stdout=stdout, stderr=stderr, environment=environment
+            )
+        whole = {**self._environment(), **(environment or {})}
+        process = await asyncio.to_thread(
+            ForkedProcess, command, arguments, whole, stdout=stdout, stderr=stderr
+        )
+        return cast("asyncio.subprocess.Process", process)
+
+
+class CopiedSuite(ForkedSuite):
     """A suite whose schemas and streams come with the copied data."""
 
     @override
@@ -68,7 +97,7 @@ async def _make(folder: Path) -> None:
     ports.choose()
     layout = Layout(folder, ports)
     layout.postgres = QuickPostgres(folder, ports.postgres)
-    suite = LocalSuite(layout)
+    suite = ForkedSuite(layout)
     await suite.start()
     try:
         config = str(layout.config_file("ca-signer"))

@@ -139,13 +139,8 @@ class LocalSuite:
         Raises:
             ConfigurationError: it failed; with its own line.
         """
-        process = await asyncio.create_subprocess_exec(
-            executable(command),
-            *arguments,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=self._environment(),
-        )
+        pipe = asyncio.subprocess.PIPE
+        process = await self.spawn(command, *arguments, stdout=pipe, stderr=pipe)
         out, err = await process.communicate()
         if process.returncode != 0:
             lines = err.decode(errors="replace").strip().splitlines() or ["no message"]
@@ -163,22 +158,39 @@ class LocalSuite:
         admin_port = free_port()
         config = self.layout.write_settings(service, instance, admin_port)
         log = (self.layout.logs / f"{instance}.log").open("ab")
-        process = await asyncio.create_subprocess_exec(
-            executable(COMMANDS[service]),
+        process = await self.spawn(
+            COMMANDS[service],
             "run",
             "--config",
             str(config),
-            stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**self._environment(), **(environment or {})},
-            start_new_session=True,
+            environment=environment,
         )
         running = Running(service, instance, admin_port, process, log)
         self.services[instance] = running
         if wait:
             await self.wait_ready(running)
         return running
+
+    async def spawn(
+        self,
+        command: str,
+        *arguments: str,
+        stdout: IO[bytes] | int,
+        stderr: IO[bytes] | int,
+        environment: dict[str, str] | None = None,
+    ) -> asyncio.subprocess.Process:
+        """Start one of the suite's commands in a session of its own."""
+        return await asyncio.create_subprocess_exec(
+            executable(command),
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            env={**self._environment(), **(environment or {})},
+            start_new_session=True,
+        )
 
     async def wait_ready(self, running: Running) -> None:
         """Wait until a service says it is ready.
