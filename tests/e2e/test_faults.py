@@ -152,7 +152,7 @@ async def test_kill_audit_before_and_after_its_commit_under_load(stack: Stack) -
 
 async def test_nats_restarted_under_load(stack: Stack) -> None:
     async with asyncio.TaskGroup() as group:
-        load = group.create_task(enroll_many(stack, 200, prefix="nats"))
+        load = group.create_task(enroll_many(stack, 120, prefix="nats"))
         await asyncio.sleep(1)
         for kill in (False, True):
             await stack.layout.nats.stop(kill=kill)
@@ -164,7 +164,7 @@ async def test_nats_restarted_under_load(stack: Stack) -> None:
 
 async def test_postgres_restarted_under_load(stack: Stack) -> None:
     async with asyncio.TaskGroup() as group:
-        load = group.create_task(enroll_many(stack, 200, prefix="pg"))
+        load = group.create_task(enroll_many(stack, 120, prefix="pg"))
         await asyncio.sleep(1)
         await stack.layout.postgres.stop(immediate=True)
         await asyncio.sleep(1)
@@ -179,7 +179,7 @@ async def test_two_front_ends_and_two_signers_give_one_certificate(stack: Stack)
     await stack.suite.start_service("est-frontend", "est-frontend-2", wait=True)
     ports = [first, stack.layout.ports.est]
     async with asyncio.TaskGroup() as group:
-        load = group.create_task(enroll_many(stack, 200, prefix="two", ports=ports))
+        load = group.create_task(enroll_many(stack, 120, prefix="two", ports=ports))
         await asyncio.sleep(1)
         await stack.suite.stop_service("est-frontend", kill=True)
         await asyncio.sleep(1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
-import sys
+from asyncio.subprocess import PIPE
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from estcore.runtime.migrations import migrations_url
 from estcore.runtime.settings import load_settings
 from estcore.tlog.checkpoint import VerifierKey
 from estsuite_testing.audit_stack import AuditWorld
+from estsuite_testing.forked_commands import ForkedProcess
 
 Build = Callable[..., AuditRecord]
 ROOT = Path(__file__).parents[3]
@@ -102,18 +104,14 @@ def config_file(world: AuditWorld) -> Path:
 @pytest.fixture
 def est_audit(world: AuditWorld, capfd: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """Runs the command in a process of its own; returns exit code and output."""
-    import asyncio
-
     config = config_file(world)
 
     async def run(*arguments: object, offline: bool = False) -> tuple[int, str]:
         more = [] if offline else ["--config", str(config)]
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "audit.main", *map(str, arguments), *more, stdout=-1
-        )
+        words = [*map(str, arguments), *more]
+        process = ForkedProcess("est-audit", words, os.environ, stdout=PIPE, stderr=2)
         output, _ = await process.communicate()
-        assert process.returncode is not None
-        return process.returncode, output.decode()
+        return await process.wait(), output.decode()
 
     return run
 

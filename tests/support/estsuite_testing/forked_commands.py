@@ -2,8 +2,8 @@
 
 A command spends most of a second of CPU on imports, and the end-to-end tests start hundreds.
 What runs is the command's own entry point in a process, session and environment of its own. That
-each command starts when it is executed is tested in ``test_console``, ``test_documents`` and
-``test_operations``.
+each command starts when it is executed is tested in ``integration/estcore/test_console.py``,
+``e2e/test_documents.py`` and ``e2e/test_operations.py``.
 """
 
 from __future__ import annotations
