@@ -97,6 +97,13 @@ REFUSED: list[tuple[str, DecisionCase, str]] = [
     ("a SAN that the rule does not allow", DecisionCase(csr(san=["db.clinic.example"])),
      "policy.san"),
     ("a request without any name", DecisionCase(csr(None)), "policy.subject"),
+    # The grammar of names, whatever the rule allows.
+    ("a common name with a control character", DecisionCase(csr("web-\x07")), "name.subject"),
+    ("a DNS name made from a common name that is none", DecisionCase(
+        csr("web-1_"), profile={"common_name_to_dns_san": True}), "name.dns"),
+    ("a wildcard made from a common name", DecisionCase(
+        csr("*.clinic.example"), rule={"names": {"common_names": ["*.clinic.example"]}},
+        profile={"common_name_to_dns_san": True}), "name.dns"),
     # The profile.
     ("an algorithm that the profile does not take",
      DecisionCase(profile={"key_algorithms": ("rsa-2048",)}), "profile.key_algorithm"),

@@ -10,12 +10,14 @@ import datetime as dt
 
 from cryptography import x509
 
-from estcore.errors import LintFailed, MalformedRequest
+from estcore.errors import InvalidCSR, LintFailed, MalformedRequest
 from estcore.pki import der as der_codec
 from estcore.pki.certificate import CertificateTemplate, LintCopy
 from estcore.pki.csr import CertificationRequest
+from estcore.pki.name_grammar import DNSRules, check_certified_names
 
 SERIAL_OCTETS = 18
+SUBJECT_ALTERNATIVE_NAME = x509.SubjectAlternativeName.oid
 _UNREADABLE = (x509.DuplicateExtension, x509.InvalidVersion, x509.UnsupportedGeneralNameType)
 
 
@@ -63,8 +65,23 @@ def _first_failed(
         # What reads the same may still be written otherwise, and DER has one way.
         ("encoding", tbs[7] == template.encode_extensions(extensions)),
         ("not_issuers_key", request.spki != issuer.spki),
+        ("names", _names_hold(tbs[5], certificate, template)),
     )
     return next((name for name, passed in checks if not passed), None)
+
+
+def _names_hold(
+    subject_der: bytes, certificate: x509.Certificate, template: CertificateTemplate
+) -> bool:
+    """Return whether every name in the certificate is one, read from the certificate itself."""
+    san = [e.value for e in certificate.extensions if e.oid == SUBJECT_ALTERNATIVE_NAME]
+    profile = template.profile
+    rules = DNSRules(wildcards=profile.dns_wildcards, underscores=profile.dns_underscores)
+    try:
+        check_certified_names(subject_der, [n for extension in san for n in extension], rules)
+    except InvalidCSR:
+        return False
+    return True
 
 
 def serial_number_is_ours(serial_number: int) -> bool:

@@ -10,11 +10,13 @@ from cryptography import x509
 
 from estcore.errors import MalformedRequest, ProfileViolation
 from estcore.pki import der as der_codec
-from estcore.pki.names import canonical_name, common_names
+from estcore.pki.name_grammar import uri_host
+from estcore.pki.names import canonical_name, common_names, lower_ascii
 from estcore.pki.profile import NameLimits
 
 _UTF8_STRING = 0x0C
 _HOST = re.compile(r"[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})+")
+_URI_BOUNDARIES = ("/", "?", "#", ":")
 _CONSTRAINED = (
     x509.DNSName,
     x509.IPAddress,
@@ -34,10 +36,11 @@ def within_limits(kind: str, value: str, limits: NameLimits) -> bool:
         case "ip":
             return not limits.ips or _in_networks(value, limits.ips)
         case "uri":
-            return not limits.uri_prefixes or any(value.startswith(p) for p in limits.uri_prefixes)
+            prefixes = limits.uri_prefixes
+            return not prefixes or any(under_uri_prefix(value, prefix) for prefix in prefixes)
         case "email":
             host = value.rpartition("@")[2]
-            return not limits.email_domains or host in map(str.lower, limits.email_domains)
+            return not limits.email_domains or host in map(lower_ascii, limits.email_domains)
         case "other":
             oid = value.partition(":")[0]
             return not limits.other_names or oid in limits.other_names
@@ -47,8 +50,24 @@ def within_limits(kind: str, value: str, limits: NameLimits) -> bool:
 
 def under_domain(name: str, domain: str) -> bool:
     """Return whether a DNS name is ``domain`` or a name under it; case does not count."""
-    host, top = name.lower(), domain.lower().lstrip(".")
+    host, top = lower_ascii(name), lower_ascii(domain).lstrip(".")
     return host == top or host.endswith("." + top)
+
+
+def under_uri_prefix(uri: str, prefix: str) -> bool:
+    """Return whether a URI is ``prefix`` or goes on after it at a boundary of its parts.
+
+    ``https://clinic.example`` is a prefix of ``https://clinic.example/a`` and not of
+    ``https://clinic.example.evil`` or ``https://clinic.example@evil``.
+    """
+    try:
+        uri_host(uri)
+    except ValueError:
+        return False
+    if not uri.startswith(prefix):
+        return False
+    after = uri[len(prefix) :]
+    return not after or prefix.endswith(_URI_BOUNDARIES) or after.startswith(_URI_BOUNDARIES[:3])
 
 
 def _in_networks(value: str, networks: Sequence[str]) -> bool:
@@ -93,7 +112,7 @@ def check_name_constraints(
     """
     names: list[x509.GeneralName] = [*san]
     if not any(isinstance(name, x509.DNSName) for name in names):
-        names += [x509.DNSName(n.lower()) for n in common_names(subject) if _HOST.fullmatch(n)]
+        names += [x509.DNSName(lower_ascii(n)) for n in common_names(subject) if _HOST.fullmatch(n)]
     if subject.rdns:
         names.append(x509.DirectoryName(subject))
     for constraints in issuers:
@@ -141,13 +160,15 @@ def _split_mail(text: str) -> tuple[str, str]:
 
 def _host_within(host: str, constraint: str) -> bool:
     """With a leading dot any host in the domain, else that very host."""
-    host, constraint = host.lower(), constraint.lower()
+    host, constraint = lower_ascii(host), lower_ascii(constraint)
     return host.endswith(constraint) if constraint.startswith(".") else host == constraint
 
 
 def _uri_host(uri: str) -> str:
-    authority = uri.partition("://")[2].partition("/")[0]
-    return authority.rpartition("@")[2].partition(":")[0]
+    try:
+        return uri_host(uri)
+    except ValueError:
+        return ""
 
 
 def _name_within(subject: object, top: object) -> bool:

@@ -15,7 +15,7 @@ from cryptography import x509
 
 from estcore.errors import ProfileViolation
 from estcore.pki import der as der_codec
-from estcore.pki.names import LONG_NAMES, SHORT_NAMES
+from estcore.pki.names import LONG_NAMES, SHORT_NAMES, lower_ascii
 
 PLACEHOLDER = re.compile(r"\{([A-Za-z0-9_.-]+)\}")
 OWNER_PLACEHOLDERS = frozenset({"tenant", "service"})
@@ -122,7 +122,7 @@ def general_name(text: str) -> x509.GeneralName:
         raise ValueError(f"{text!r} is not kind:value")
     match kind:
         case "dns":
-            return x509.DNSName(value.lower())
+            return x509.DNSName(lower_ascii(value))
         case "ip":
             return x509.IPAddress(ipaddress.ip_address(value))
         case "uri":

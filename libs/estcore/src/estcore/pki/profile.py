@@ -44,7 +44,9 @@ KeyUsageName = Literal[
     "content_commitment",
     "data_encipherment",
 ]
-SubjectAttribute = Literal["CN", "O", "OU", "C", "ST", "L", "serialNumber", "DC", "UID"]
+SubjectAttribute = Literal[
+    "CN", "O", "OU", "C", "ST", "L", "serialNumber", "DC", "UID", "emailAddress", "unstructuredName"
+]
 SANKind = Literal["dns", "ip", "uri", "email", "other"]
 OID = Annotated[str, Field(pattern=r"^[0-2](\.(0|[1-9][0-9]{0,18})){1,30}$")]
 
@@ -195,6 +197,13 @@ class Profile(StrictModel):
     )
     san_templates: tuple[str, ...] = Field(
         default=(), max_length=20, description="SAN entries, as uri:spiffe://clinic/{service}"
+    )
+    dns_wildcards: bool = Field(
+        default=False, description="DNS names may be wildcards, where the rule allows them as well"
+    )
+    dns_underscores: bool = Field(
+        default=False,
+        description="labels of DNS names may have underscores, where the rule allows them as well",
     )
     limits: NameLimits = NameLimits()
     extensions: ExtensionPolicy = ExtensionPolicy()

@@ -15,8 +15,9 @@ from cryptography import x509
 
 from estcore.errors import IdentityMismatch, NotAuthorized, ProfileViolation
 from estcore.pki.csr import CertificationRequest
-from estcore.pki.name_limits import utf8_text, within_limits
-from estcore.pki.names import SHORT_NAMES, canonical_name, san_entries
+from estcore.pki.name_grammar import DNSRules, check_certified_names, check_dns_name
+from estcore.pki.name_limits import under_uri_prefix, utf8_text, within_limits
+from estcore.pki.names import SHORT_NAMES, canonical_name, fold, lower_ascii, san_entries
 from estcore.pki.profile import Priority, Profile
 from estcore.policy.document import Names, PolicyDocument, Rule
 from estcore.policy.granted_names import own_names
@@ -191,15 +192,18 @@ def check_names(
 def _subject_value_allowed(short: str, value: str, names: Names) -> bool:
     if "\0" in value:
         return False
-    match short:
-        case "CN":
-            return _any_pattern(value, names.common_names) or _dns_allowed(value, names)
-        case "serialNumber":
-            return _any_pattern(value, names.serial_numbers)
-        case "UID":
-            return _any_pattern(value, names.user_ids)
-        case _:
-            return value in _fixed_values(short, names)
+    if short == "emailAddress":
+        return _email_allowed(value, names)
+    patterns = {
+        "CN": names.common_names,
+        "serialNumber": names.serial_numbers,
+        "UID": names.user_ids,
+        "unstructuredName": names.unstructured_names,
+    }.get(short)
+    if patterns is not None:
+        return _any_pattern(value, patterns) or (short == "CN" and _dns_allowed(value, names))
+    # As names are compared everywhere (RFC 5280 section 7.1).
+    return fold(value) in map(fold, _fixed_values(short, names))
 
 
 def _fixed_values(short: str, names: Names) -> tuple[str, ...]:
@@ -215,7 +219,7 @@ def _fixed_values(short: str, names: Names) -> tuple[str, ...]:
 
 
 def _any_pattern(value: str, patterns: Iterable[str]) -> bool:
-    return any(_matches(value.lower(), pattern.lower()) for pattern in patterns)
+    return any(_matches(lower_ascii(value), lower_ascii(pattern)) for pattern in patterns)
 
 
 def _matches(value: str, pattern: str) -> bool:
@@ -233,34 +237,44 @@ def _matches(value: str, pattern: str) -> bool:
 
 
 def _dns_allowed(value: str, names: Names) -> bool:
-    host = value.lower()
-    if not host or "*" in host or not host.isascii():
+    host = lower_ascii(value)
+    base = host.removeprefix("*.")
+    if (base != host and not names.dns_wildcards) or ("_" in host and not names.dns_underscores):
         return False
-    if any(not part for part in host.split(".")):
+    try:
+        check_dns_name(base, DNSRules(underscores=names.dns_underscores))
+    except ValueError:
         return False
-    return _any_pattern(host, names.dns) or any(
-        host.endswith("." + suffix.lower().lstrip(".")) for suffix in names.dns_suffixes
+    # A wildcard stands for every name one label below: the rule names it, or the whole domain.
+    if base == host and _any_pattern(host, names.dns):
+        return True
+    if base != host and host in map(lower_ascii, names.dns):
+        return True
+    return any(
+        host.endswith("." + lower_ascii(suffix).lstrip(".")) for suffix in names.dns_suffixes
     )
 
 
 def _ip_allowed(value: str, names: Names) -> bool:
     try:
-        address = ipaddress.ip_network(value)
-        return any(
-            address.version == (net := ipaddress.ip_network(allowed)).version
-            and address.subnet_of(net)  # type: ignore[arg-type] # same version
-            for allowed in names.ips
-        )
-    except ValueError:
+        address = ipaddress.ip_address(value)
+    except ValueError:  # a network is the name of no host
         return False
+    return any(address in ipaddress.ip_network(allowed) for allowed in names.ips)
 
 
 def _uri_allowed(value: str, names: Names) -> bool:
-    return any(value.startswith(prefix) for prefix in names.uri_prefixes) and ".." not in value
+    return any(under_uri_prefix(value, prefix) for prefix in names.uri_prefixes)
 
 
 def _email_allowed(value: str, names: Names) -> bool:
-    return value in names.emails
+    local, at, host = value.rpartition("@")
+    wanted = f"{local}{at}{lower_ascii(host)}"
+    for allowed in names.emails:
+        allowed_local, _, allowed_host = allowed.rpartition("@")
+        if wanted == f"{allowed_local}@{lower_ascii(allowed_host)}":
+            return True
+    return False
 
 
 def _other_name_allowed(value: str, names: Names) -> bool:
@@ -288,6 +302,7 @@ def check_profile(request: CertificationRequest, profile: Profile) -> None:
     ``request`` has the names the certificate will have (``granted_request``).
 
     Raises:
+        InvalidCSR: a name is none by its own grammar (``name_grammar``).
         ProfileViolation: naming what the profile does not allow.
     """
     if request.key_algorithm not in profile.key_algorithms:
@@ -303,6 +318,11 @@ def check_profile(request: CertificationRequest, profile: Profile) -> None:
                 f"profile {profile.name} has no subject attribute {short}",
                 code="profile.subject_attribute",
             )
+    check_certified_names(
+        request.subject_der,
+        request.san_extension or (),
+        DNSRules(wildcards=profile.dns_wildcards, underscores=profile.dns_underscores),
+    )
     for entry in request.san:
         kind, _, value = entry.partition(":")
         if kind not in profile.san_kinds:

@@ -43,9 +43,16 @@ class Names(StrictModel):
     common_names: tuple[DNSPattern, ...] = ()
     dns: tuple[DNSPattern, ...] = ()
     dns_suffixes: tuple[DNSPattern, ...] = ()
+    dns_wildcards: bool = Field(
+        default=False,
+        description="*.domain as a DNS name, for what stands so in dns or lies under dns_suffixes",
+    )
+    dns_underscores: bool = Field(default=False, description="underscores in labels")
     ips: tuple[str, ...] = Field(default=(), description="addresses or networks in CIDR form")
     uri_prefixes: tuple[str, ...] = ()
-    emails: tuple[str, ...] = ()
+    emails: tuple[str, ...] = Field(
+        default=(), description="e-mail addresses, in the SAN and as emailAddress of the subject"
+    )
     other_names: tuple[OtherNamePattern, ...] = Field(
         default=(),
         description="otherName entries as OID=text with at most one *; an OID alone allows any",
@@ -60,6 +67,17 @@ class Names(StrictModel):
     )
     user_ids: tuple[DNSPattern, ...] = Field(default=(), description="allowed UID patterns")
     domain_components: tuple[str, ...] = Field(default=(), description="allowed values of DC")
+    unstructured_names: tuple[DNSPattern, ...] = Field(
+        default=(), description="allowed unstructuredName patterns (RFC 2985 section 5.4.2)"
+    )
+
+    def lists(self) -> dict[str, tuple[str, ...]]:
+        """Return the names and patterns of each kind."""
+        return {kind: texts for kind, texts in self if isinstance(texts, tuple)}
+
+    def with_lists(self, lists: Mapping[str, tuple[str, ...]]) -> Names:
+        """Return the same rules with other names and patterns, checked as at the start."""
+        return Names.model_validate({**self.model_dump(), **lists})
 
 
 class Owner(StrictModel):
@@ -156,7 +174,7 @@ class Rule(StrictModel):
     def placeholders(self) -> frozenset[str]:
         """Claims that stand in braces in owner and names."""
         texts = [text for text in self.owner.model_dump().values() if text is not None]
-        for patterns in self.names.model_dump().values():
+        for patterns in self.names.lists().values():
             texts.extend(patterns)
         return frozenset(name for text in texts for name in placeholders(text))
 
@@ -180,9 +198,9 @@ class Rule(StrictModel):
         owner = Owner(**owner_fields)
         names = {
             kind: tuple(fill(text, claims) for text in texts)
-            for kind, texts in self.names.model_dump().items()
+            for kind, texts in self.names.lists().items()
         }
-        return self.model_copy(update={"owner": owner, "names": Names(**names)})
+        return self.model_copy(update={"owner": owner, "names": self.names.with_lists(names)})
 
     def bound_to_owner(self, tenant: str, service: str) -> Rule | None:
         """Return the rule as it is for an owner; None when it can never be that owner.
@@ -201,13 +219,13 @@ class Rule(StrictModel):
             return self
         names = {
             kind: tuple(_filled_or_open(kind, texts, claims))
-            for kind, texts in self.names.model_dump().items()
+            for kind, texts in self.names.lists().items()
         }
         owner = Owner(tenant=tenant, service=service)
-        return self.model_copy(update={"owner": owner, "names": Names(**names)})
+        return self.model_copy(update={"owner": owner, "names": self.names.with_lists(names)})
 
 
-_PATTERNS = frozenset({"common_names", "dns", "serial_numbers", "user_ids"})
+_PATTERNS = frozenset({"common_names", "dns", "serial_numbers", "user_ids", "unstructured_names"})
 
 
 def _filled_or_open(
