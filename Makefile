@@ -11,8 +11,8 @@ export PYTHONDONTWRITEBYTECODE :=
 export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/pycache
 READY := $(VENV)/.ready
 DIST ?= dist
-# One more than the smallest machine has cores: tests wait for servers a third of the time.
-WORKERS ?= 3
+# Twice the cores of the smallest machine: tests wait for servers half of the time.
+WORKERS ?= 4
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml tests/*/pyproject.toml)
 PACKAGES := estcore estclient estdev est_frontend est_frontend_srp ca_signer renewal audit estsuite_faults estsuite_testing
 

@@ -1,4 +1,4 @@
-"""The grammar of every name the suite certifies, whoever allowed or derived it (pure).
+"""The grammar of every name the suite certifies, requested or derived (pure).
 
 - DNS names: LDH labels (RFC 5890 section 2.3.1), A-labels that decode (RFC 5891), 63 and 253
   octets, no last label of digits alone. A wildcard or an underscore only where it is asked for.
