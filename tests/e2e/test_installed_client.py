@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from estsuite_testing.e2e_stack import Stack
+from estsuite_testing.installing import run_installing
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
@@ -46,8 +47,8 @@ asyncio.run(main(*sys.argv[1:]))
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """What ``make dist`` builds: a wheel and an sdist of each of the two distributions."""
     folder = tmp_path_factory.mktemp("dist")
-    done = subprocess.run(
-        ["make", "-C", ROOT, "dist", f"DIST={folder}"], capture_output=True, text=True, check=False
+    done = run_installing(
+        ["make", "-C", ROOT, "dist", f"DIST={folder}"], environment=os.environ, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
     built = sorted(path.name.partition("-")[0] for path in folder.glob("est*"))
@@ -65,14 +66,7 @@ def device(wheels: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path
         ["venv", "--quiet", "--python", python, home],
         ["pip", "install", "--quiet", "--python", home / "bin" / "python", *wheels],
     ):
-        done = subprocess.run(
-            [str(part) for part in (UV, *arguments)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-            cwd=home.parent,
-        )
+        done = run_installing([UV, *arguments], environment=environment, cwd=home.parent)
         assert done.returncode == 0, done.stderr
     return home / "bin"
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from estdeploy.services import IMAGES, SERVICES
 
+from estsuite_testing.installing import run_installing
+
 UV = Path(sys.executable).parent / "uv"
 FORBIDDEN = {
     "ca-signer": {"aiohttp", "pyopenssl", "requests", "python-pkcs11", "pkilint"},
@@ -57,13 +59,10 @@ def test_an_image_holds_its_package_and_nothing_else(
         "UV_PYTHON_DOWNLOADS": "never",
         "INDEX": "https://pypi.org/simple",
     }
-    done = subprocess.run(
+    done = run_installing(
         ["/bin/sh", "-c", installation],
         cwd=context,
-        env={**environment, "EXTRAS": "", **image.arguments},
-        capture_output=True,
-        text=True,
-        check=False,
+        environment={**environment, "EXTRAS": "", **image.arguments},
     )
     assert done.returncode == 0, done.stderr
 

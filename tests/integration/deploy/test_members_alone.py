@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from estsuite_testing.installing import run_installing
+
 ROOT = Path(__file__).parents[3]
 UV = Path(sys.executable).parent / "uv"
 MEMBERS = {
@@ -59,13 +61,10 @@ def test_a_member_declares_what_it_imports(context: Path, tmp_path: Path, member
         "UV_PYTHON": getattr(sys, "_base_executable", sys.executable),
         "UV_PYTHON_DOWNLOADS": "never",
     }
-    done = subprocess.run(
+    done = run_installing(
         [UV, "sync", "--quiet", "--frozen", "--no-dev", "--no-editable", "--package", member],
         cwd=context,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+        environment=environment,
     )
     assert done.returncode == 0, done.stderr
     imported = subprocess.run(
