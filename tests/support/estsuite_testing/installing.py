@@ -12,15 +12,13 @@ def run_installing(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command that uses uv; first offline, then, where the cache lacks something, online."""
     words = [str(word) for word in command]
-    for offline in ({"UV_OFFLINE": "1"}, {}):
-        done = subprocess.run(
-            words,
-            cwd=cwd,
-            env={**environment, **offline},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode == 0:
-            break
-    return done
+    done = _run(words, {**environment, "UV_OFFLINE": "1"}, cwd)
+    return done if done.returncode == 0 else _run(words, environment, cwd)
+
+
+def _run(
+    words: list[str], environment: Mapping[str, str], cwd: Path
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
