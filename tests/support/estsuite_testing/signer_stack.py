@@ -332,7 +332,7 @@ async def signer_stack(
             publisher=publisher,
             clock=clock,
             length=dt.timedelta(seconds=5),
-            settle=dt.timedelta(seconds=1),
+            grace=dt.timedelta(seconds=1),
         ),
         secrets=SecretStore(database, bus, clock),
         operations=assemble(

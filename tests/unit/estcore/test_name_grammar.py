@@ -135,6 +135,7 @@ def test_a_uri_is_accepted_and_its_host_is_known(uri: str, host: str) -> None:
         *("https://clinic.example\\@evil.example/", "https://clinic.example/a b", "https://a/%4"),
         *("https://clinic.example:99999/", "https://clinic.example:/", "https://clinic.example:x/"),
         *("https://[::1/", "https://[fe80::1%25eth0]/", "https://[::1]x/", "https://a..b/"),
+        *("file:/a/../b", "x:a/..", "https://a.example/%2e%2E/b", "https://a.example/.%2e"),
         *("https://clinic.example/../a", "https://clinic.example/./a", "https://bücher.example/"),
         *("https://_a.example/", "https://*.clinic.example/", "1a://clinic.example/"),
     ],

@@ -260,7 +260,7 @@ def _issuing_jobs(shared: SharedParts, issuing: IssuingParts) -> list[Job]:
         publisher=shared.publisher,
         clock=CLOCK,
         length=dt.timedelta(seconds=settings.window_s),
-        settle=dt.timedelta(seconds=settings.window_settle_s),
+        grace=dt.timedelta(seconds=settings.window_settle_s),
     )
     return [
         issuing.worker.run,

@@ -44,6 +44,7 @@ _URI = re.compile(
     r"(?:\?(?P<query>(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*))?"
     r"(?:#(?P<fragment>(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*))?"
 )
+_ENCODED_DOT = re.compile("%2e", re.IGNORECASE)
 _PORT = re.compile(r"[0-9]{1,5}")
 _FORBIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
 
@@ -193,13 +194,14 @@ def uri_host(uri: str) -> str:
     match = _URI.fullmatch(uri)
     if match is None:
         raise ValueError("not an absolute URI (RFC 3986)")
+    # RFC 3986 section 6.2.2: readers remove these segments, so no prefix would hold; %2e is a dot.
+    if any(_ENCODED_DOT.sub(".", part) in {".", ".."} for part in match["path"].split("/")):
+        raise ValueError("a path has no segment . or ..")
     authority = match["authority"]
     if authority is None:
         if not match["path"]:
             raise ValueError("a URI has something after its scheme")
         return ""
-    if any(segment in {".", ".."} for segment in match["path"].split("/")):
-        raise ValueError("a path has no segment . or ..")
     return _authority_host(authority)
 
 

@@ -46,7 +46,7 @@ class ReconciliationWindows:
     publisher: EventPublisher
     clock: Clock
     length: dt.timedelta
-    settle: dt.timedelta
+    grace: dt.timedelta
     """How long after its end a window is closed."""
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -75,7 +75,7 @@ class ReconciliationWindows:
                 "and w.published_at is not null) group by start order by start limit $4",
                 self.length,
                 _BACK,
-                self.settle,
+                self.grace,
                 _LIMIT,
             )
             for row in rows:
