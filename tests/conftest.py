@@ -6,6 +6,7 @@ from is described in ``estsuite_testing/servers.py``. Nothing here is ever skipp
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return 1, _FOLDERS.index(folder)
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what collecting made to itself: it lives to the end, and collectors need not visit it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,7 @@
 """The commands of README, onboarding and runbooks, run as a newcomer runs them: `estsuite up`, a shell.
 
-Every block of commands is run, or is in ``NOT_RUN`` with the reason.
+Every block of commands is run, or is in ``NOT_RUN`` with the reason. The shell finds commands that
+are quick to start (``estsuite_testing/command_folder.py``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pytest
 import pytest_asyncio
 import yaml
 
+from estsuite_testing.command_folder import command_folder
 from estsuite_testing.error_log import ERRORS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -54,6 +56,7 @@ class Home:
             AssertionError: a command of it failed.
         """
         script = script.replace("localhost:8443", f"localhost:{self.port}")
+        script = re.sub(r"\.venv/bin/(?!python)", "", script)
         process = await asyncio.create_subprocess_exec(
             "bash",
             "-eo",
@@ -131,7 +134,7 @@ async def home(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Home]:
             int(re.findall(r"nats://127.0.0.1:(\d+)", shown)[0]),
             os.environ
             | {
-                "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",
+                "PATH": f"{command_folder()}:{sys.prefix}/bin:{os.environ['PATH']}",
                 "CA_SIGNER_CONFIG": ".estsuite/config/ca-signer.yaml",
                 "EST_RENEWAL_CONFIG": ".estsuite/config/renewal.yaml",
                 "EST_AUDIT_CONFIG": ".estsuite/config/audit.yaml",

@@ -18,9 +18,9 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from estcore.runtime.service import executable
 from estdev.local import Running, admin_get
 from estdev.ports import free_port
+from estsuite_testing.command_folder import command_folder
 from estsuite_testing.e2e_stack import (
     POLICY,
     Stack,
@@ -76,7 +76,7 @@ class World:
 
     async def set_user(self, *arguments: str, password: str = "") -> None:
         process = await asyncio.create_subprocess_exec(
-            executable("est-frontend-srp"),
+            command_folder() / "est-frontend-srp",
             *("user", "--config", str(self.config), *arguments),
             stdin=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from estdeploy.services import IMAGES, SERVICES
 
-from estsuite_testing.installing import run_installing
+from estsuite_testing.installing import Installation, run_installing
 
 UV = Path(sys.executable).parent / "uv"
 FORBIDDEN = {
@@ -34,7 +34,7 @@ WORKS = {
 
 
 @pytest.fixture(scope="module")
-def installation(root: Path) -> str:
+def installing(root: Path) -> str:
     """The shell text of the Dockerfile's ``RUN`` that installs."""
     text = (root / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
     (line,) = [li for li in text.splitlines() if li.startswith("RUN ") and "uv sync" in li]
@@ -44,23 +44,21 @@ def installation(root: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGES)
 def test_an_image_holds_its_package_and_nothing_else(
-    context: Path, installation: str, prepared: Path, tmp_path: Path, name: str
+    context: Path,
+    installing: str,
+    installation: Installation,
+    prepared: Path,
+    tmp_path: Path,
+    name: str,
 ) -> None:
-    image, home = IMAGES[name], tmp_path / "opt"
-    environment = {
-        key: value
-        for key, value in os.environ.items()
-        if not key.startswith(("UV_", "VIRTUAL_ENV")) or key == "UV_CACHE_DIR"
-    }
-    environment |= {
+    image, home = IMAGES[name], installation.home
+    (home / "bin" / "entrypoint").unlink(missing_ok=True)  # of the image before
+    environment = installation.environment() | {
         "PATH": f"{UV.parent}:{os.environ['PATH']}",
-        "UV_PROJECT_ENVIRONMENT": str(home),
-        "UV_PYTHON": getattr(sys, "_base_executable", sys.executable),
-        "UV_PYTHON_DOWNLOADS": "never",
         "INDEX": "https://pypi.org/simple",
     }
     done = run_installing(
-        ["/bin/sh", "-c", installation],
+        ["/bin/sh", "-c", installing],
         cwd=context,
         environment={**environment, "EXTRAS": "", **image.arguments},
     )
@@ -85,14 +83,7 @@ def test_an_image_holds_its_package_and_nothing_else(
     if name in WORKS:
         commands.append([home / "bin" / "python", "-c", WORKS[name]])
     for command in commands:
-        answer = subprocess.run(
-            [str(part) for part in command],
-            cwd=tmp_path,
-            env={"PATH": f"{home}/bin"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        answer = installation.run([str(part) for part in command], tmp_path)
         assert answer.returncode == 0, answer.stderr
         if command[-1] == "--help":
             assert f"usage: {image.command} " in answer.stdout.lower()

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from estsuite_testing.installing import run_installing
+from estsuite_testing.installing import Installation, run_installing
 
 ROOT = Path(__file__).parents[3]
 UV = Path(sys.executable).parent / "uv"
@@ -49,32 +47,17 @@ print(json.dumps({"count": count, "missing": missing}))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("member", MEMBERS)
-def test_a_member_declares_what_it_imports(context: Path, tmp_path: Path, member: str) -> None:
-    home = tmp_path / "venv"
-    environment = {
-        key: value
-        for key, value in os.environ.items()
-        if not key.startswith(("UV_", "VIRTUAL_ENV")) or key == "UV_CACHE_DIR"
-    }
-    environment |= {
-        "UV_PROJECT_ENVIRONMENT": str(home),
-        "UV_PYTHON": getattr(sys, "_base_executable", sys.executable),
-        "UV_PYTHON_DOWNLOADS": "never",
-    }
+def test_a_member_declares_what_it_imports(
+    context: Path, installation: Installation, tmp_path: Path, member: str
+) -> None:
     done = run_installing(
         [UV, "sync", "--quiet", "--frozen", "--no-dev", "--no-editable", "--package", member],
         cwd=context,
-        environment=environment,
+        environment=installation.environment(),
     )
     assert done.returncode == 0, done.stderr
-    imported = subprocess.run(
-        [home / "bin" / "python", "-c", IMPORTING, MEMBERS[member]],
-        cwd=tmp_path,
-        env={"PATH": str(home / "bin")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    python = installation.home / "bin" / "python"
+    imported = installation.run([python, "-c", IMPORTING, MEMBERS[member]], tmp_path)
     assert imported.returncode == 0, imported.stderr
     report = json.loads(imported.stdout)
     undeclared = {

@@ -3,13 +3,14 @@
 A command spends most of a second of CPU on imports, and the end-to-end tests start hundreds.
 What runs is the command's own entry point in a process, session and environment of its own. That
 each command starts when it is executed is tested in ``integration/estcore/test_console.py``,
-``e2e/test_documents.py`` and ``e2e/test_operations.py``.
+``integration/deploy/test_suite_without_containers.py`` and ``e2e/test_operations.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -58,9 +59,8 @@ class ForkedProcess:
                 self._outputs.append(None)
                 handed.append(output if isinstance(output, int) else output.fileno())
         self._status, status = os.pipe()
-        request = json.dumps([command, list(arguments), dict(environment)]).encode()
         try:
-            _server().send(request, [*handed, status])
+            request_fork(command, arguments, environment, None, [*handed, status])
         finally:
             for descriptor in (*opened, status):
                 os.close(descriptor)
@@ -125,6 +125,22 @@ def _read_all(descriptor: int | None) -> bytes:
         return file.read()
 
 
+def request_fork(
+    command: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    folder: str | None,
+    descriptors: list[int],
+) -> None:
+    """Have a command started, in ``folder`` or where the tests run.
+
+    ``descriptors`` are its standard output and error, where its process id and then its exit code
+    are written, a line each, and its standard input, if any.
+    """
+    request = json.dumps([command, list(arguments), dict(environment), folder]).encode()
+    _server().send(request, descriptors)
+
+
 class _Server:
     """The client's side of the forking process."""
 
@@ -174,6 +190,10 @@ def _serve(requests: socket.socket) -> None:
     scripts = _entry_points()
     for module in _LAZY:
         importlib.import_module(module)
+    # What is here now is the same in every command: no collector of theirs needs to visit it, and
+    # its memory stays shared.
+    gc.collect()
+    gc.freeze()
     woken, waker = os.pipe()
     for descriptor in (woken, waker):
         os.set_blocking(descriptor, False)
@@ -186,18 +206,17 @@ def _serve(requests: socket.socket) -> None:
             os.read(woken, 4096)
             _reap(statuses)
         if requests.fileno() in readable:
-            request, descriptors, _, _ = socket.recv_fds(requests, _MAX_REQUEST, 3)
+            request, descriptors, _, _ = socket.recv_fds(requests, _MAX_REQUEST, 4)
             if not request:
                 return
-            command, arguments, environment = json.loads(request)
-            stdout, stderr, status = descriptors
+            stdout, stderr, status, *stdin = descriptors
             pid = os.fork()
             if pid == 0:
                 for descriptor in (requests.fileno(), woken, waker, status, *statuses.values()):
                     os.close(descriptor)
-                _run(scripts[command], command, arguments, environment, stdout, stderr)
-            os.close(stdout)
-            os.close(stderr)
+                _run(scripts, request, [*stdin, stdout, stderr] if stdin else [0, stdout, stderr])
+            for descriptor in (stdout, stderr, *stdin):
+                os.close(descriptor)
             os.write(status, b"%d\n" % pid)
             statuses[pid] = status
 
@@ -212,30 +231,26 @@ def _reap(statuses: dict[int, int]) -> None:
         os.close(descriptor)
 
 
-def _run(
-    main: Any,
-    command: str,
-    arguments: list[str],
-    environment: dict[str, str],
-    stdout: int,
-    stderr: int,
-) -> NoReturn:
+def _run(scripts: Mapping[str, Any], request: bytes, streams: list[int]) -> NoReturn:
     """Become the command: what ``exec`` of its script would be, without the imports."""
+    command, arguments, environment, folder = json.loads(request)
+    if folder is not None:
+        os.chdir(folder)
     os.setsid()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.dup2(stdout, 1)
-    os.dup2(stderr, 2)
-    os.close(stdout)
-    os.close(stderr)
+    for number, descriptor in enumerate(streams):
+        if descriptor != number:
+            os.dup2(descriptor, number)
+            os.close(descriptor)
     os.environ.clear()
     os.environ.update(environment)
     random.seed()
     sys.argv = [os.path.join(os.path.dirname(sys.executable), command), *arguments]  # noqa: PTH118, PTH120 - one string
     code: Any = 1
     try:
-        code = main()
+        code = scripts[command]()
     except SystemExit as exc:
         code = exc.code
     except BaseException:  # noqa: BLE001 - Bulkhead: a process of its own ends here.

@@ -21,6 +21,7 @@ from ca_signer.settings import IssuerSettings, TokenSettings
 from ca_signer.signing.hsm.token import Token, TokenKey, opened
 from ca_signer.signing.hsm.worker_process import WORKER
 from estcore.clock import SystemClock
+from estsuite_testing.command_folder import command_folder
 from estsuite_testing.debian import SYSTEM, debian_packages, environment
 
 ALGORITHMS = {"01": "ec-p256", "02": "ec-p384", "03": "rsa-3072", "04": "ed25519"}
@@ -128,7 +129,7 @@ def ca_signer_token(hsm: SoftHSM, verb: str, *more: str) -> subprocess.Completed
     named = ["--module", str(hsm.module), "--pin-file", str(hsm.pin_file)]
     name = [] if "--serial" in more or "--label" in more else ["--label", LABEL]
     done = subprocess.run(
-        [Path(sys.executable).with_name("ca-signer"), "token", verb, *named, *name, *more],
+        [command_folder() / "ca-signer", "token", verb, *named, *name, *more],
         env=hsm.environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:

@@ -12,7 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from ca_signer.ceremony import offline_ca
 from est_frontend.auth.client_certificates import PeerValidator
 from estcore.clock import SystemClock
-from estcore.errors import NotAuthenticated
+from estcore.errors import NotAuthenticated, Unavailable
 from estcore.policy.labels import Label, Truststore
 from estcore.testing.clock import FakeClock
 from estsuite_testing.chains import HOUR, NOON, Pair, certificate
@@ -128,3 +128,21 @@ def test_K8_another_makers_certificate_counts_on_labels_that_name_its_truststore
     peers.set_truststores({})
     with pytest.raises(NotAuthenticated):
         peers.identify(server, LABEL)
+
+
+def test_without_the_issuers_certificate_nothing_is_said_about_the_clients(
+    files: Path, anchor: Pair
+) -> None:
+    server = connected(files, certificate("svc", anchor)).server
+    peers = PeerValidator(FakeClock(NOON))
+    with pytest.raises(Unavailable):
+        peers.identify(server, LABEL)
+    maker = certificate("maker root", ca=True)
+    pem = maker[0].public_bytes(Encoding.PEM).decode()
+    peers.set_truststores({"maker": Truststore(certificates=pem)})
+    devices = LABEL.model_copy(update={"truststores": ("maker",)})
+    with pytest.raises(Unavailable):  # it may be the issuer's
+        peers.identify(server, devices)
+    assert (
+        peers.identify(connected(files, certificate("device", maker)).server, devices) is not None
+    )

@@ -14,7 +14,7 @@ from estcore.clock import SystemClock
 from estcore.est.certs_only import read_certs_only
 from estcore.messages import topics
 from estcore.messages.envelope import encode
-from estcore.messages.state import CACertificates, RevokedShard
+from estcore.messages.state import SECRET_SHARDS, CACertificates, RevokedShard, SecretShard
 from estsuite_testing.chains import certificate
 
 
@@ -70,3 +70,12 @@ def test_K17_revoked_serials_are_known_by_issuer_and_the_newest_word_counts(
     assert state.is_revoked("alpha", 0x0100BA)
     publish_revoked(0, "0100ba")  # a hold was ended
     assert not state.is_revoked("alpha", 0x0100AA)
+
+
+def test_an_unknown_secret_is_wrong_only_when_every_shard_is_here(tmp_path: Path) -> None:
+    state = SignerState(tmp_path, PeerValidator(SystemClock()).set_anchors, SystemClock())
+    now = dt.datetime.now(dt.UTC)
+    for shard in SECRET_SHARDS:
+        assert not state.has_secrets
+        state.apply(topics.secrets_topic(shard), encode(SecretShard(shard=shard, updated_at=now)))
+    assert state.has_secrets

@@ -8,10 +8,17 @@ from estcore.errors import ConfigurationError
 
 
 def free_port() -> int:
-    """Return a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """Return a port that the system gives to no other process for a minute.
+
+    A closed connection leaves the port in TIME_WAIT (RFC 9293 section 3.6.1): no other process is
+    given it, but a server that names it may listen there. Without that two suites starting at the
+    same time may be given one port, which both can use since front ends share ports.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            accepted, _ = server.accept()
+            accepted.close()
     return port
 
 

@@ -69,6 +69,13 @@ class App:
                     for issuer in label.issuers
                 }
             ),
+            "enrollment secrets": lambda: (
+                self.state.has_secrets
+                or not any(
+                    label.offers("secret")
+                    for label in self.authentication.active_policy.policy.labels.values()
+                )
+            ),
             "token keys": lambda: all(
                 source.ready for _, source in self.authentication.token_sources.values()
             ),

@@ -99,6 +99,9 @@ class SecretStore:
         Raises:
             Unavailable: database or bus unavailable.
         """
+        # Before the rows are read: rows read later go out with a later time, so that a revocation
+        # in between is not undone by the older rows.
+        now = self._clock.now()
         async with self._database.connection() as connection:
             rows = await connection.fetch(
                 "select secret_id, sha256, not_after, one_time from secret "
@@ -116,7 +119,6 @@ class SecretStore:
                         one_time=bool(row["one_time"]),
                     )
                 )
-        now = self._clock.now()
         await self._bus.publish_confirmed(
             [
                 Outgoing(

@@ -21,7 +21,7 @@ from est_frontend.rate_limits import Backoff
 from est_frontend.signer_state.cache import SignerState
 from est_frontend.tls.connection import ClientConnection
 from estcore.clock import Clock
-from estcore.errors import NotAuthenticated, NotAuthorized
+from estcore.errors import NotAuthenticated, NotAuthorized, Unavailable
 from estcore.messages.enrollment import Claim, Principal
 from estcore.policy.labels import Label
 
@@ -127,6 +127,7 @@ class Authenticator:
         Raises:
             NotAuthenticated: nothing that proves anything was presented.
             TooOften: too many failures of this account or source.
+            Unavailable: what to check it with was not received yet.
         """
         if credentials.authorization is not None and any(map(label.offers, _HTTP_METHODS)):
             return await self._by_header(credentials, label, None)
@@ -204,6 +205,9 @@ class Authenticator:
             good, method = self._state.secret_matches(name, secret), "secret"
         else:
             good, method = await self._users.password_matches(name, secret), "password"
+        if not good and method == "secret" and not self._state.has_secrets:
+            # Not 401: a client with the right secret would take that as final.
+            raise Unavailable("enrollment secrets are not here yet", code="auth.secrets_unknown")
         if not good:
             self._by_account.failed(*accounts)
             self._by_source.failed(credentials.source)

@@ -23,7 +23,7 @@ from OpenSSL import crypto
 
 from est_frontend.tls.connection import ClientConnection
 from estcore.clock import Clock
-from estcore.errors import NotAuthenticated
+from estcore.errors import NotAuthenticated, Unavailable
 from estcore.pki.names import canonical_name, display_name
 from estcore.policy.labels import Label, Truststore
 
@@ -94,12 +94,13 @@ class PeerValidator:
 
         Raises:
             NotAuthenticated: untrusted, expired, not yet valid, or not for client authentication.
+            Unavailable: this front end has not received the CA certificates to check it with.
         """
         presented = connection.peer()
         if presented is None:
             return None
         fingerprint = sha256(presented[0]).digest()
-        refused: NotAuthenticated | None = None
+        refused: NotAuthenticated | Unavailable | None = None
         for anchor in (*label.issuers, *label.truststores):
             peer = self._cache.get((fingerprint, anchor))
             try:
@@ -107,6 +108,8 @@ class PeerValidator:
                     peer = self._validate(presented[0], connection, anchor, fingerprint)
                     self._remember(peer)
                 return self._now_valid(peer)
+            except Unavailable as exc:
+                refused = exc
             except NotAuthenticated as exc:
                 if refused is None or refused.code == "auth.certificate_untrusted":
                     refused = exc
@@ -129,7 +132,9 @@ class PeerValidator:
     def _store(self, name: str) -> crypto.X509Store:
         # A new one each time: a store keeps the first time it was given.
         if name not in self._anchors:
-            raise NotAuthenticated("no anchors for this label yet", code="auth.no_anchors")
+            raise Unavailable(
+                "the CA certificates of this label are not here yet", code="auth.no_anchors"
+            )
         store = crypto.X509Store()
         flags = crypto.X509StoreFlags.PARTIAL_CHAIN
         if name not in self._third_party:

@@ -23,6 +23,7 @@ from estcore.errors import BusUnavailable, ConfigurationError, MalformedRequest
 from estcore.est.certs_only import certs_only
 from estcore.messages.envelope import decode
 from estcore.messages.state import (
+    SECRET_SHARDS,
     CACertificates,
     ProfilesState,
     RevocationList,
@@ -115,6 +116,11 @@ class SignerState:
     def has(self, issuers: set[str]) -> bool:
         """Return whether the CA certificates of all these issuers are known."""
         return issuers <= self._trust.keys()
+
+    @property
+    def has_secrets(self) -> bool:
+        """Every shard of verifiers was received; before that, a secret not known may be good."""
+        return len(self._by_shard) == len(SECRET_SHARDS)
 
     def secret_matches(self, secret_id: str, secret: str) -> bool:
         """Compare a secret with its verifier in constant time; unknown ids take as long."""
