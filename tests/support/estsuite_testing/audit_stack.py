@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -139,9 +140,9 @@ class Publisher:
 async def ready(port: int) -> str:
     """The body of /readyz."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"GET /readyz HTTP/1.1\r\n\r\n")
-    body = await reader.read()
-    writer.close()
+    with contextlib.closing(writer):
+        writer.write(b"GET /readyz HTTP/1.1\r\n\r\n")
+        body = await reader.read()
     return body.decode().split("\r\n\r\n")[1]
 
 

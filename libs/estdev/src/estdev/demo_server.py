@@ -7,6 +7,7 @@ the permanent outer context hands it to every new handshake (it runs without SNI
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import ssl
 from collections import Counter
@@ -84,7 +85,7 @@ class RestlessClient:
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", self._port, ssl=self._context, server_hostname=self._server_name
         )
-        presented = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-        await reader.readline()
-        self.handshakes[hashlib.sha256(presented).hexdigest()] += 1
-        writer.close()
+        with contextlib.closing(writer):
+            presented = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            await reader.readline()
+            self.handshakes[hashlib.sha256(presented).hexdigest()] += 1

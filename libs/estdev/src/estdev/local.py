@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -260,10 +261,10 @@ async def admin_get(port: int, path: str) -> str:
     try:
         async with asyncio.timeout(3):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-            await writer.drain()
-            answer = await reader.read()
-            writer.close()
+            with contextlib.closing(writer):
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                await writer.drain()
+                answer = await reader.read()
     except (OSError, TimeoutError):
         return "not reachable"
     return answer.partition(b"\r\n\r\n")[2].decode()
