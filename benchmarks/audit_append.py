@@ -64,6 +64,7 @@ async def measure(folder: Path, enrollments: int, batch: int) -> None:
                 "url": nats.url,
                 "nkey_seed_file": str(nats.seed_file("audit")),
                 "migration_nkey_seed_file": str(nats.seed_file("migrate")),
+                "senders_file": str(nats.senders_file),
             },
             "database": {
                 "url": postgres.url(role.runtime),
@@ -101,7 +102,13 @@ async def one(
 ) -> None:
     service = subprocess.Popen([sys.executable, "-m", "audit.main", "run", "--config", config])
     bus = await Bus.connect(
-        BusSettings(url=nats.url, nkey_seed_file=nats.seed_file("ca-signer")), "ca-signer", "b"
+        BusSettings(
+            url=nats.url,
+            nkey_seed_file=nats.seed_file("ca-signer"),
+            senders_file=nats.senders_file,
+        ),
+        "ca-signer",
+        "b",
     )
     try:
         count = "select size from audit.head"

@@ -216,7 +216,9 @@ class Bench:
         nats = self.layout.nats
         seed = nats.seed_file("est-frontend")
         bus = await Bus.connect(
-            BusSettings(url=nats.url, nkey_seed_file=seed), "est-frontend", "bench"
+            BusSettings(url=nats.url, nkey_seed_file=seed, senders_file=nats.senders_file),
+            "est-frontend",
+            "bench",
         )
         front = Front(bus)
         await front.start()

@@ -82,6 +82,8 @@ def _write_config(folder: Path, places: Places) -> None:
         (config / f"{service.name}.yaml").write_text(text, encoding="utf-8")
     names = nats.users()
     block = nats.authorization(names, nats.public_keys(folder / "secrets", names))
+    senders = nats.senders(folder / "secrets", names)
+    (config / "senders.json").write_text(senders, encoding="utf-8")
     text = json.dumps(nats.server(block, store="/data"), indent=1)
     (config / "nats.conf").write_text(text, encoding="utf-8")
 

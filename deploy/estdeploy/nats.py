@@ -9,23 +9,26 @@ from pathlib import Path
 from estcore.errors import ConfigurationError
 from estcore.messages import permissions
 from estcore.messages.permissions import Permissions
+from estcore.messages.signatures import Senders
 from estdev.layout import keep_secret
-from estdev.nats import new_user_seed, public_nkey
+from estdev.nats import new_user_seed, public_nkey, senders_document
 
 
 def users(
     group: str = "default",
     agents: tuple[tuple[str, str], ...] = (),
     upstreams: tuple[str, ...] = (),
+    issuers: tuple[str, ...] = ("issuing",),
 ) -> dict[str, Permissions]:
     """Return every NATS user with its permissions: services, ``migrate``, operators, agents.
 
-    An agent's user is named ``agent-<tenant>-<service>``. ``upstreams`` are the issuers that
-    ca-signer-upstream serves; without any it has no user.
+    ``issuers`` are those that labels of the front ends name, ``upstreams`` those that
+    ca-signer-upstream serves; without any it has no user. An agent's user is named
+    ``agent-<tenant>-<service>``.
     """
     found = {
         "migrate": permissions.provisioner(),
-        "est-frontend": permissions.frontend(group),
+        "est-frontend": permissions.frontend(group, issuers),
         "ca-signer": permissions.signer(),
         "renewal": permissions.renewal(),
         "audit": permissions.audit(),
@@ -51,6 +54,32 @@ def public_keys(folder: Path, names: Mapping[str, Permissions]) -> dict[str, str
         keep_secret(path, new_user_seed())
         keys[name] = public_nkey(path.read_text(encoding="utf-8").strip())
     return keys
+
+
+def senders(
+    folder: Path,
+    names: Mapping[str, Permissions],
+    group: str = "default",
+    upstreams: tuple[str, ...] = (),
+    issuers: tuple[str, ...] = ("issuing",),
+) -> str:
+    """Return the senders file for the seeds in a folder."""
+    seeds = {name: seed_file(folder, name).read_text(encoding="utf-8") for name in names}
+    return senders_document(seeds, group=group, issuers=issuers, upstreams=upstreams)
+
+
+def joined(senders: str, previous: str) -> str:
+    """Return a senders file with the keys of both, each once.
+
+    Raises:
+        ConfigurationError: one of them is no senders file.
+    """
+    keys: dict[str, object] = {}
+    for text in (senders, previous):
+        Senders.read(text)
+        for key in json.loads(text)["keys"]:
+            keys.setdefault(key["x"], key)
+    return json.dumps({"keys": list(keys.values())}, indent=1) + "\n"
 
 
 def authorization(names: Mapping[str, Permissions], keys: Mapping[str, str]) -> dict[str, object]:
@@ -86,10 +115,4 @@ def server(block: Mapping[str, object], *, store: str) -> dict[str, object]:
 
 
 def _user(key: str, allowed: Permissions) -> dict[str, object]:
-    publish: dict[str, list[str]] = {"allow": list(allowed.publish)}
-    if not allowed.publish:
-        publish = {"deny": [">"]}
-    return {
-        "nkey": key,
-        "permissions": {"publish": publish, "subscribe": {"allow": list(allowed.subscribe)}},
-    }
+    return {"nkey": key, "permissions": allowed.server_block()}

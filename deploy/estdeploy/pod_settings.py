@@ -19,7 +19,8 @@ from estdeploy.manifests import Document, Pod, of_kind, pods
 from estdeploy.services import ADMIN_PORT, SERVICES, Service, flat
 
 EXTERNAL_CONFIG = "estsuite-trust"
-"""The one ConfigMap that comes from outside: trust anchors of NATS, PostgreSQL and the SIEM."""
+"""The one ConfigMap that comes from outside: trust anchors of NATS, PostgreSQL and the SIEM, and
+the public keys with which services verify each other's messages."""
 SECRETS: Mapping[str, frozenset[str]] = {
     "est-frontend": frozenset({"nats.seed"}),
     "est-frontend-tls": frozenset({"tls.crt", "tls.key"}),
@@ -139,7 +140,7 @@ def _files(pod: Pod, container: Document, documents: list[Document]) -> Iterator
     for mount in container.get("volumeMounts", []):
         source = pod.volume(mount["name"]).get("configMap", {}).get("name")
         if source == EXTERNAL_CONFIG:
-            for key in ("nats-ca.pem", "postgres-ca.pem", "siem-ca.pem"):
+            for key in ("nats-ca.pem", "postgres-ca.pem", "siem-ca.pem", "senders.json"):
                 yield f"{mount['mountPath']}/{key}", ""
         elif source is not None:
             for key, text in _config_map(source, documents).items():

@@ -101,6 +101,7 @@ def compose_settings(service: Service, places: Places, policy_folder: Path) -> d
         "bus": {
             "url": places.nats,
             "nkey_seed_file": str(places.secrets / f"nats-{service.name}.seed"),
+            "senders_file": str(places.config / "senders.json"),
         },
         "admin": {"port": ADMIN_PORT},
     }

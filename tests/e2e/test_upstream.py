@@ -152,6 +152,7 @@ class World:
                 "url": layout.nats.url,
                 "nkey_seed_file": str(layout.nats.seed_file("ca-signer-upstream")),
                 "migration_nkey_seed_file": str(layout.nats.seed_file("migrate")),
+                "senders_file": str(layout.nats.senders_file),
             },
             "admin": {"port": self.admin_port},
             "database": {

@@ -58,8 +58,8 @@ def fingerprint(certificate: x509.Certificate) -> dict[str, Any]:
 
 async def published(signer: SignerStack) -> RevocationList:
     topic = topics.crl_topic("issuing")
-    ((_, payload),) = await signer.frontend.last_values(topics.PKI_STATE, topic)
-    return decode(RevocationList, payload)
+    (stored,) = await signer.frontend.last_values(topics.PKI_STATE, topic)
+    return decode(RevocationList, stored.payload)
 
 
 async def refreshed(signer: SignerStack) -> tuple[RevocationList, x509.CertificateRevocationList]:

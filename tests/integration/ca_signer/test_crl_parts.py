@@ -69,8 +69,8 @@ async def published_state(signer: SignerStack, folder: Path) -> SignerState:
     """What a front end knows that reads all of the state."""
     state = SignerState(folder, PeerValidator(SystemClock()).set_anchors, SystemClock())
     state.load()
-    for topic, payload in await signer.frontend.last_values(topics.PKI_STATE, "pki.state.>"):
-        state.apply(topic, payload)
+    for stored in await signer.frontend.last_values(topics.PKI_STATE, "pki.state.>"):
+        state.apply(stored.topic, stored.payload)
     return state
 
 

@@ -277,7 +277,9 @@ async def test_windows_are_published_again_on_request(
     renewal = await Bus.connect(platform.bus("renewal"), "renewal", "test")
     try:
         asked = ReannounceRequested(requester="renewal", windows=(start,))
-        octets = await renewal.request("pki.command.ca-signer.reannounce", encode(asked))
+        octets = await renewal.request(
+            "pki.command.ca-signer.reannounce", encode(asked), answered_by=("ca-signer",)
+        )
         assert decode(ReannounceAnswered, octets).announced >= 1
     finally:
         await renewal.close()

@@ -109,7 +109,9 @@ def digest(algorithm: hashes.HashAlgorithm, octets: bytes) -> bytes:
 
 
 async def ask(signer: SignerStack, request: bytes) -> bytes:
-    return await signer.frontend.request(topics.ocsp_topic("issuing"), request)
+    return await signer.frontend.request(
+        topics.ocsp_topic("issuing"), request, answered_by=("ca-signer",)
+    )
 
 
 async def standing(signer: SignerStack, serial_number: int, **more: Any) -> ocsp.OCSPResponse:
@@ -253,8 +255,8 @@ def state(signer: SignerStack, tmp_path: Path) -> SignerState:
 
 
 async def known(signer: SignerStack, state: SignerState) -> SignerState:
-    for topic, payload in await signer.frontend.last_values(topics.PKI_STATE, "pki.state.>"):
-        state.apply(topic, payload)
+    for stored in await signer.frontend.last_values(topics.PKI_STATE, "pki.state.>"):
+        state.apply(stored.topic, stored.payload)
     return state
 
 

@@ -82,8 +82,8 @@ async def renew(signer: SignerStack, certificate: bytes, name: str) -> Enrollmen
 
 async def shard(signer: SignerStack, serial: bytes) -> RevokedShard:
     topic = topics.revoked_topic("issuing", revoked_shard(int.from_bytes(serial, "big")))
-    ((_, payload),) = await signer.frontend.last_values(topics.PKI_STATE, topic)
-    return decode(RevokedShard, payload)
+    (stored,) = await signer.frontend.last_values(topics.PKI_STATE, topic)
+    return decode(RevokedShard, stored.payload)
 
 
 async def until_announced(signer: SignerStack, certificate: bytes) -> None:

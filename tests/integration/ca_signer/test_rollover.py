@@ -95,8 +95,8 @@ class Rolling:
     async def published(self) -> CACertificates:
         """The issuer's state as published to front ends."""
         topic = topics.cacerts_topic("issuing")
-        values = dict(await self.frontend.last_values(topics.PKI_STATE, "pki.state.>"))
-        return decode(CACertificates, values[topic])
+        (stored,) = await self.frontend.last_values(topics.PKI_STATE, topic)
+        return decode(CACertificates, stored.payload)
 
 
 def issuers(folder: Path) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from estcore.clock import SystemClock
 from estcore.messages import topics
 from estcore.messages.envelope import encode
 from estcore.messages.state import RevocationList
+from estsuite_testing.message_keys import SENDERS, store_state
 
 NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)
 
@@ -32,7 +33,7 @@ def listed(number: int, octets: bytes = b"\x30\x00", at: dt.datetime = NOW) -> R
 
 
 def state_with(folder: Path, *lists: RevocationList) -> SignerState:
-    state = SignerState(folder, PeerValidator(SystemClock()).set_anchors, SystemClock())
+    state = SignerState(folder, PeerValidator(SystemClock()).set_anchors, SystemClock(), SENDERS)
     state.load()
     for one in lists:
         state.apply(topics.crl_topic(one.issuer_id), encode(one))
@@ -60,7 +61,7 @@ def test_the_newest_list_is_served(tmp_path: Path) -> None:
 
 
 def test_a_list_survives_a_restart(tmp_path: Path) -> None:
-    (tmp_path / topics.crl_topic("issuing")).write_bytes(encode(listed(7)))
+    store_state(tmp_path, topics.crl_topic("issuing"), listed(7))
     assert get(state_with(tmp_path)).startswith(b"HTTP/1.1 200")
 
 

@@ -116,7 +116,7 @@ class AuditWorld:
 
     @asynccontextmanager
     async def publisher(self, user: str = "ca-signer") -> AsyncIterator[Publisher]:
-        bus = await Bus.connect(self.platform.bus(user), user, "test")
+        bus = await Bus.connect(self.platform.bus(user), user, "s-0")
         try:
             yield Publisher(bus)
         finally:

@@ -16,6 +16,8 @@ from estdev.nats import EmbeddedNATS
 from estdev.postgres import EmbeddedPostgres, Role
 from estsuite_testing.servers import make_nats, make_postgres
 
+ISSUERS = ("issuing", "corporate")
+"""Issuers that the platform's front ends may ask."""
 SERVICES = ("ca-signer", "renewal", "audit")
 
 
@@ -33,6 +35,7 @@ class Platform:
             url=self.nats.url,
             nkey_seed_file=self.nats.seed_file(user),
             migration_nkey_seed_file=self.nats.seed_file("migrate"),
+            senders_file=self.nats.senders_file,
         )
 
     async def provisioner(self) -> Bus:
@@ -69,6 +72,7 @@ def running_platform(folder: Path) -> Iterator[Platform]:
             "agent": permissions.agent("demo", "web"),
         },
     )
+    nats.serve_issuers(ISSUERS)
     asyncio.run(postgres.start())
     try:
         roles = asyncio.run(postgres.provision(SERVICES))

@@ -176,7 +176,9 @@ class Bench:
             jws=proof,
             peer=base64.b64encode(peer.der),
         )
-        answer = await self.frontend.request("pki.ack.default", encode(ack), timeout_s=10)
+        answer = await self.frontend.request(
+            "pki.ack.default", encode(ack), answered_by=("renewal",), timeout_s=10
+        )
         return decode(RotationAckAnswered, answer)
 
     async def slot(self, issued: Issued) -> asyncpg.Record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -16,6 +17,7 @@ from estcore.messages import topics
 from estcore.messages.envelope import encode
 from estcore.messages.state import SECRET_SHARDS, CACertificates, RevokedShard, SecretShard
 from estsuite_testing.chains import certificate
+from estsuite_testing.message_keys import SENDERS, store_state
 
 
 def test_C8_issuers_never_mix(tmp_path: Path) -> None:
@@ -27,8 +29,8 @@ def test_C8_issuers_never_mix(tmp_path: Path) -> None:
         message = CACertificates(
             issuer_id=name, updated_at=dt.datetime.now(dt.UTC), chain=tuple(chains[name])
         )
-        (tmp_path / topics.cacerts_topic(name)).write_bytes(encode(message))
-    state = SignerState(tmp_path, PeerValidator(SystemClock()).set_anchors, SystemClock())
+        store_state(tmp_path, topics.cacerts_topic(name), message)
+    state = SignerState(tmp_path, PeerValidator(SystemClock()).set_anchors, SystemClock(), SENDERS)
     state.load()
     for name, ders in chains.items():
         body = state.cacerts(name)
@@ -37,15 +39,44 @@ def test_C8_issuers_never_mix(tmp_path: Path) -> None:
     assert state.cacerts("gamma") is None
 
 
-@pytest.mark.logs_errors(
-    "state message unreadable",
-)
-def test_damaged_files_are_passed_over(tmp_path: Path) -> None:
+def trust(name: str, **changes: Any) -> CACertificates:
+    root = certificate(f"{name} root", ca=True)
+    chain = [c.public_bytes(Encoding.DER) for c, _ in (certificate(name, root, ca=True), root)]
+    values = {"issuer_id": name, "updated_at": dt.datetime.now(dt.UTC), "chain": tuple(chain)}
+    return CACertificates.model_validate(values | changes)
+
+
+@pytest.mark.logs_errors("state message refused")
+def test_damaged_unsigned_and_wrongly_signed_files_are_passed_over(tmp_path: Path) -> None:
+    good = topics.cacerts_topic("good")
+    store_state(tmp_path, good, trust("good"))
     (tmp_path / topics.cacerts_topic("alpha")).write_bytes(b"{not json")
+    (tmp_path / topics.cacerts_topic("unsigned")).write_bytes(encode(trust("unsigned")))
     (tmp_path / topics.secrets_topic("00")).write_bytes(b"\x00\xff")
-    state = SignerState(tmp_path, PeerValidator(SystemClock()).set_anchors, SystemClock())
+    (tmp_path / topics.secrets_topic("01")).write_bytes(b"")
+    # Signed by a service that has no right to it, and moved to a different topic.
+    store_state(tmp_path, topics.cacerts_topic("renewed"), trust("renewed"), "renewal")
+    moved = (tmp_path / good).read_bytes()
+    (tmp_path / topics.cacerts_topic("moved")).write_bytes(moved)
+    # The upstream's key may say which certificates are corporate's, in no message about others.
+    store_state(tmp_path, topics.cacerts_topic("corporate"), trust("issuing"), "ca-signer-upstream")
+    state = SignerState(tmp_path, PeerValidator(SystemClock()).set_anchors, SystemClock(), SENDERS)
     state.load()
-    assert state.cacerts("alpha") is None
+    names = ("alpha", "unsigned", "renewed", "moved", "corporate", "issuing")
+    assert [name for name in names if state.cacerts(name)] == []
+    assert state.cacerts("good") is not None
+
+
+@pytest.mark.logs_errors("state message refused")
+def test_state_of_the_future_is_refused(tmp_path: Path) -> None:
+    state = SignerState(tmp_path, PeerValidator(SystemClock()).set_anchors, SystemClock())
+    ahead = dt.datetime.now(dt.UTC) + dt.timedelta(minutes=2)
+    assert not state.apply(topics.cacerts_topic("a"), encode(trust("a", updated_at=ahead)))
+    shard = SecretShard(shard="00", updated_at=ahead)
+    assert not state.apply(topics.secrets_topic("00"), encode(shard))
+    revoked = RevokedShard(issuer_id="a", shard="0a", updated_at=ahead, serials=())
+    assert not state.apply(topics.revoked_topic("a", "0a"), encode(revoked))
+    assert state.apply(topics.cacerts_topic("a"), encode(trust("a")))
 
 
 def test_K17_revoked_serials_are_known_by_issuer_and_the_newest_word_counts(

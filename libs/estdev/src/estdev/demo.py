@@ -190,9 +190,9 @@ class Demo:
         settings = BusSettings(
             url=self.layout.nats.url, nkey_seed_file=self.layout.nats.seed_file("agent-rotating")
         )
-        bus = await Bus.connect(settings, "demo-listener", "demo")
+        bus = await Bus.connect(settings, "demo-listener", "demo", signs=False)
         try:
-            await bus.subscribe("pki.rotation.*.demo.rotating", self._handle_event)
+            await bus.subscribe("pki.rotation.*.demo.rotating", self._handle_event, of_anyone=True)
             await self._stop.wait()
         finally:
             await bus.close()

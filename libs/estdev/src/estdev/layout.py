@@ -126,6 +126,7 @@ class Layout:
             if not path.exists():
                 text = resources.files("estdev").joinpath("examples", name).read_text()
                 path.write_text(text, encoding="utf-8")
+        self.nats.serve_issuers(_label_issuers(self.config / "policy.yaml"))
 
     def write_settings(self, service: str, instance: str, admin_port: int) -> Path:
         """Write a service's settings file; returns it."""
@@ -150,6 +151,18 @@ def nats_users() -> dict[str, permissions.Permissions]:
     for name, (tenant, service) in AGENTS.items():
         users[name] = permissions.agent(tenant, service)
     return users
+
+
+def _label_issuers(policy: Path) -> list[str]:
+    """Return the issuers of a policy's labels; what is wrong with it is found by the services."""
+    document = yaml.safe_load(policy.read_text(encoding="utf-8"))
+    labels = document.get("labels", {}) if isinstance(document, dict) else {}
+    issuers: dict[str, None] = {}
+    for label in labels.values():
+        for name in (label.get("issuer"), *label.get("issuers", ())):
+            if isinstance(name, str):
+                issuers[name] = None
+    return list(issuers)
 
 
 def keep_secret(path: Path, text: str) -> None:
@@ -178,6 +191,7 @@ def _base(layout: Layout, service: str, instance: str, admin_port: int) -> dict[
             "url": nats.url,
             "nkey_seed_file": str(nats.seed_file(service)),
             "migration_nkey_seed_file": str(nats.seed_file("migrate")),
+            "senders_file": str(nats.senders_file),
         },
         "admin": {"port": admin_port},
     }

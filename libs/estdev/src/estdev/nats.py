@@ -9,15 +9,21 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nkeys
 
 from estcore.errors import ConfigurationError
+from estcore.messages import permissions
 from estcore.messages.permissions import Permissions
+from estcore.messages.signatures import MessageKey, sender_key
 
 _USER_PREFIX = nkeys.PREFIX_BYTE_USER
+SENDING = ("est-frontend", "ca-signer", "ca-signer-upstream", "renewal", "audit")
+"""Services that sign what they send; operators sign their commands, agents send nothing."""
+UPSTREAMS = ("corporate",)
+"""Issuers of ca-signer-upstream where it runs beside a local suite."""
 
 
 class EmbeddedNATS:
@@ -26,7 +32,8 @@ class EmbeddedNATS:
     def __init__(self, folder: Path, port: int, users: Mapping[str, Permissions]) -> None:
         self.folder = folder
         self.port = port
-        self._users = users
+        self._users = dict(users)
+        self._issuers: tuple[str, ...] = ("issuing",)
         self._secrets = folder / "secrets"
         self.store = folder / "nats"
         self.log = folder / "logs" / "nats.log"
@@ -48,6 +55,17 @@ class EmbeddedNATS:
     def seed_file(self, user: str) -> Path:
         """Return the file with the user's NKey seed."""
         return self._secrets / f"nats-{user}.seed"
+
+    @property
+    def senders_file(self) -> Path:
+        """The file with the public keys of what signs messages."""
+        return self.folder / "config" / "senders.json"
+
+    def serve_issuers(self, issuers: Sequence[str]) -> None:
+        """Let front ends ask for certificates of these issuers, from the next start or reload."""
+        self._issuers = tuple(issuers)
+        if "est-frontend" in self._users:
+            self._users["est-frontend"] = permissions.frontend("default", issuers)
 
     async def start(self) -> None:
         """Write the configuration, start, wait until it listens.
@@ -87,12 +105,12 @@ class EmbeddedNATS:
 
     def reload(self, users: Mapping[str, Permissions]) -> None:
         """Replace the users while running (SIGHUP)."""
-        self._users = users
+        self._users = dict(users)
         self._write_config()
         os.kill(self.pid, signal.SIGHUP)
 
     def _write_config(self) -> None:
-        users = [self._user(name, permissions) for name, permissions in self._users.items()]
+        users = [self._user(name, rights) for name, rights in self._users.items()]
         config = {
             "host": "127.0.0.1",
             "port": self.port,
@@ -101,20 +119,16 @@ class EmbeddedNATS:
             "jetstream": {"store_dir": str(self.store), "max_file_store": 20 * 1024**3},
             "authorization": {"users": users},
         }
+        seeds = {name: self._seed(name) for name in self._users}
+        self.senders_file.parent.mkdir(parents=True, exist_ok=True)
+        self.senders_file.write_text(
+            senders_document(seeds, issuers=self._issuers, upstreams=UPSTREAMS), encoding="utf-8"
+        )
         self._config.touch(mode=0o600)
         self._config.write_text(json.dumps(config, indent=1))
 
-    def _user(self, name: str, permissions: Permissions) -> dict[str, object]:
-        publish: dict[str, list[str]] = {"allow": list(permissions.publish)}
-        if not permissions.publish:
-            publish = {"deny": [">"]}
-        return {
-            "nkey": public_nkey(self._seed(name)),
-            "permissions": {
-                "publish": publish,
-                "subscribe": {"allow": list(permissions.subscribe)},
-            },
-        }
+    def _user(self, name: str, rights: Permissions) -> dict[str, object]:
+        return {"nkey": public_nkey(self._seed(name)), "permissions": rights.server_block()}
 
     def _seed(self, name: str) -> str:
         path = self.seed_file(name)
@@ -123,6 +137,32 @@ class EmbeddedNATS:
             path.touch(mode=0o600)
             path.write_text(new_user_seed())
         return path.read_text().strip()
+
+
+def senders_document(
+    seeds: Mapping[str, str],
+    *,
+    group: str = "default",
+    issuers: Sequence[str] = ("issuing",),
+    upstreams: Sequence[str] = (),
+) -> str:
+    """Return the senders file (a JWK set) for NKey seeds by NATS user; other users do not sign.
+
+    ``issuers`` are those of the front ends' labels, ``upstreams`` those of ca-signer-upstream.
+    """
+    keys = []
+    for service in SENDING:
+        if service in seeds:
+            named = {"est-frontend": issuers, "ca-signer-upstream": upstreams}.get(service, ())
+            keys.append(
+                sender_key(
+                    MessageKey(seeds[service], "any"),
+                    service,
+                    group=group if service == "est-frontend" else "",
+                    issuers=named,
+                )
+            )
+    return json.dumps({"keys": keys}, indent=1) + "\n"
 
 
 def new_user_seed() -> str:

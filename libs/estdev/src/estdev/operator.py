@@ -32,7 +32,11 @@ async def make_operator(suite: LocalSuite, subject: str = SUBJECT, name: str = "
         keep_secret(key_file, key_pem(key).decode())
     seed_file = layout.nats.seed_file("operator")
     settings = {
-        "bus": {"url": layout.nats.url, "nkey_seed_file": str(seed_file)},
+        "bus": {
+            "url": layout.nats.url,
+            "nkey_seed_file": str(seed_file),
+            "senders_file": str(layout.nats.senders_file),
+        },
         "certificate_file": str(certificate_file),
         "key_file": str(key_file),
     }

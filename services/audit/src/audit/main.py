@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from audit import commands
+from audit import commands, metrics
 from audit.checkpoint_key import load_key
 from audit.checkpoints import Sealer
 from audit.forwarder import Forwarder
@@ -24,7 +24,9 @@ from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus
 from estcore.runtime.console import console_script
 from estcore.runtime.database import Database
+from estcore.runtime.message_keys import message_keys
 from estcore.runtime.migrations import migrate as migrate_schema
+from estcore.runtime.reload import Reloader
 from estcore.runtime.service import ServiceCommand, run_jobs, stop_on_signals
 from estcore.runtime.settings import read_secret
 from estcore.runtime.topology import declare
@@ -53,9 +55,7 @@ async def run(
         started(port)
     tracing = Tracing(settings.telemetry, SERVICE, settings.instance)
     try:
-        rights = [audit_issue_topic(SERVICE)]
-        connecting = Bus.connect(settings.bus, SERVICE, settings.instance, rights=rights)
-        bus = await _or_stop(connecting, stop)
+        bus = await _or_stop(_connect(settings), stop)
         if bus is None:
             return
         database = await _or_stop(Database.connect(settings.database, SERVICE, SCHEMA), stop)
@@ -94,7 +94,11 @@ async def run(
         checks["database"] = lambda: database.ready and writer.role != "down"
         checks["writer"] = lambda: writer.role in {"writer", "standby"}
         checks["consumers"] = lambda: writer.consuming
-        jobs = [writer.run, windows.run, *(forwarder.run for forwarder in forwarders)]
+        reloader = _reloader(settings, bus, own)
+        jobs = [
+            *(writer.run, windows.run, reloader.run),
+            *(forwarder.run for forwarder in forwarders),
+        ]
         try:
             await run_jobs(jobs, stop=stop, stop_timeout_s=settings.stop_timeout_s)
         finally:
@@ -104,6 +108,23 @@ async def run(
     finally:
         await asyncio.to_thread(tracing.close)
         await admin.stop()
+
+
+async def _connect(settings: Settings) -> Bus:
+    rights = [audit_issue_topic(SERVICE)]
+    return await Bus.connect(settings.bus, SERVICE, settings.instance, rights=rights)
+
+
+def _reloader(settings: Settings, bus: Bus, own: SelfRecords) -> Reloader:
+    async def report(action: str, details: dict[str, str]) -> None:
+        own.note_changed(action, details)
+
+    return Reloader(
+        [message_keys(bus, settings.bus)],
+        report,
+        metrics.RELOADS,
+        every_s=settings.reload_every_s,
+    )
 
 
 async def migrate(settings: Settings) -> None:

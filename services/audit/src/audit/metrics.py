@@ -18,6 +18,7 @@ DELAY_SECONDS = Histogram(
     buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 30, 300, 3600),
 )
 DEAD_LETTERS = Counter("est_audit_dead_letters", "Messages that were unreadable", ["reason"])
+RELOADS = Counter("est_audit_reloads", "Files taken while running", ["what", "result"])
 OUTAGES = Counter("est_audit_database_outages", "Times the writer lost the database")
 WRITER = Gauge("est_audit_writer", "1 if this process is the writer, 0 if it is on standby")
 LOG_SIZE = Gauge("est_audit_log_size", "Records in the log")

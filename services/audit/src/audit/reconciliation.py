@@ -64,7 +64,7 @@ class Reconciliation:
 
     async def _handle(self, delivery: Delivery) -> None:
         try:
-            window = decode(WindowClosed, delivery.data)
+            window = decode(WindowClosed, delivery.payload())
             if window.start.tzinfo is None or window.end.tzinfo is None:
                 raise MalformedRequest("a window without time zone", code="message.malformed")
         except MalformedRequest as exc:

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from estcore.errors import MalformedRequest
-from estcore.messages.audit import AuditBatch, AuditRecord
+from estcore.messages.audit import AuditBatch, AuditRecord, may_report, producer_of
+from estcore.messages.signatures import Sender
 from estcore.tlog import canonical
 from estcore.tlog.cross import is_issued
 
@@ -51,6 +52,27 @@ class Intake:
     traceparents: tuple[str, ...] = ()
     fault: str | None = None
     reason: str = ""
+
+
+def read_signed(data: bytes, sender: Sender | None) -> Intake:
+    """Return the entries of one message that its sender produced.
+
+    One record in the name of a different producer, or of an action that is not the sender's to
+    report, refuses the whole message: its sender does what no service of ours does.
+    """
+    if sender is None:
+        return Intake((), fault="unsigned", reason="not signed by a sender of its topic")
+    intake = read(data)
+    service = producer_of(sender.service)
+    for entry in intake.entries:
+        producer = entry.record.producer
+        if (producer.service, producer.instance) != (service, sender.instance):
+            reason = f"signed by {service}/{sender.instance}, in the name of a different producer"
+            return Intake((), fault="producer", reason=reason)
+        if not may_report(service, entry.record.action):
+            reason = f"{entry.record.action} is not for {service} to report"
+            return Intake((), fault="action", reason=reason)
+    return intake
 
 
 def read(data: bytes) -> Intake:

@@ -47,6 +47,11 @@ class SelfRecords:
         self._waiting.append(record_decoder.entry_of(record))
         self.wake.set()
 
+    def note_changed(self, action: str, details: Mapping[str, Detail]) -> None:
+        """Queue a record of a file that changed while the service runs."""
+        self._waiting.append(record_decoder.entry_of(self.record(action, details)))
+        self.wake.set()
+
     def record(
         self,
         action: str,

@@ -40,6 +40,7 @@ from estcore.policy.document import PolicyDocument
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
+from estcore.runtime.message_keys import message_keys
 from estcore.runtime.reload import Reloader, Watched
 from estcore.runtime.service import Job, run_jobs, stop_on_signals
 from estcore.runtime.tracing import Tracing
@@ -245,7 +246,10 @@ def _reloader(shared: SharedParts, frontend_state: FrontendStatePublisher) -> Re
         frontend_state.changed()
 
     return Reloader(
-        [Watched("rules", (settings.policy_file, settings.profiles_file), replace_rules)],
+        [
+            Watched("rules", (settings.policy_file, settings.profiles_file), replace_rules),
+            message_keys(shared.bus, settings.bus),
+        ],
         shared.publisher.service_event,
         metrics.RELOADS,
         every_s=settings.reload_every_s,

@@ -169,12 +169,6 @@ class RequestHandlingSettings(ServiceSettings):
     max_attempts: int = Field(
         default=20, ge=2, le=1000, description="deliveries after which a request is dead-lettered"
     )
-    reload_every_s: float = Field(
-        default=2,
-        ge=0.1,
-        le=3600,
-        description="seconds between checks of policy, profiles and certificate files for changes",
-    )
     sweep_every_s: float = Field(
         default=2, ge=0.1, le=60, description="seconds between sweeps for expired leases"
     )

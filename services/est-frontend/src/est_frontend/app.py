@@ -32,8 +32,9 @@ from estcore.messages.topics import audit_refusal_topic, ocsp_topic, request_top
 from estcore.pki.profile import Priority
 from estcore.policy.document import load_policy
 from estcore.runtime.admin import AdminServer
-from estcore.runtime.bus import Bus
+from estcore.runtime.bus import Bus, senders_of
 from estcore.runtime.logs import fields
+from estcore.runtime.message_keys import message_keys
 from estcore.runtime.reload import Reloader
 from estcore.runtime.service import run_jobs, stop_on_signals
 from estcore.runtime.tracing import Tracing
@@ -103,7 +104,11 @@ class App:
             self.trail.event(action, **details)
 
         return Reloader(
-            [*self.authentication.watched(self.settings), *self.listener.watched],
+            [
+                *self.authentication.watched(self.settings),
+                *self.listener.watched,
+                message_keys(self.bus, self.settings.bus),
+            ],
             report,
             metrics.RELOADS,
             every_s=self.settings.reload_every_s,
@@ -118,7 +123,12 @@ def build_app(settings: FrontendSettings, listener: Listener) -> App:
     """
     authentication = Authentication.load(settings, CLOCK)
     tracing = Tracing(settings.telemetry, SERVICE, settings.instance)
-    state = SignerState(settings.state_folder, authentication.peers.set_anchors, CLOCK)
+    state = SignerState(
+        settings.state_folder,
+        authentication.peers.set_anchors,
+        CLOCK,
+        senders_of(settings.bus),
+    )
     state.load()
     bus = Bus.unconnected(SERVICE)
     trail = AuditTrail(bus, settings.trail, CLOCK, settings.instance)

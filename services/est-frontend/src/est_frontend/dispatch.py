@@ -223,7 +223,10 @@ class Dispatcher:
         answered = decode(
             RotationAckAnswered,
             await self.bus.request(
-                ack_topic(self.settings.group), encode(ack), timeout_s=_ACK_TIMEOUT_S
+                ack_topic(self.settings.group),
+                encode(ack),
+                answered_by=("renewal",),
+                timeout_s=_ACK_TIMEOUT_S,
             ),
         )
         if not answered.accepted:

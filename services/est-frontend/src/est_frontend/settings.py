@@ -140,9 +140,6 @@ class FrontendSettings(ServiceSettings):
         default=None,
         description="YAML: id to base64 of 16, 24 or 32 octets, to seal generated keys",
     )
-    reload_every_s: float = Field(
-        default=2, ge=0.1, le=3600, description="certificate, policy and user files are looked at"
-    )
     state_folder: Path = Field(description="CA certificates and verifiers outlive outages here")
     answer_timeout_s: float = Field(
         default=5, ge=0.1, le=60, description="then 202 or 503, as the label says"

@@ -78,7 +78,9 @@ class TrustAdoptionReporter:
             piece = [f for f in self._waiting if f[0] == rollover][:MOST_FETCHED]
             message = TrustFetched(rollover=rollover, fingerprints=tuple(f[1] for f in piece))
             try:
-                answer = await self._bus.request(FETCHED_TOPIC, encode(message))
+                answer = await self._bus.request(
+                    FETCHED_TOPIC, encode(message), answered_by=("ca-signer",)
+                )
                 decode(TrustFetchCounted, answer)
             except (BusUnavailable, MalformedRequest) as exc:
                 log.warning(

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from estcore.clock import SystemClock
-from estcore.errors import ConfigurationError
+from estcore.errors import BusUnavailable, ConfigurationError
 from estcore.messages.topics import RENEWAL_CONSUMERS, audit_issue_topic, owned_by, rotation_topic
 from estcore.runtime import migrations, topology
 from estcore.runtime.admin import AdminServer
@@ -21,9 +21,12 @@ from estcore.runtime.command_line import PATH
 from estcore.runtime.console import console_script
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
+from estcore.runtime.message_keys import message_keys
+from estcore.runtime.reload import Reloader
 from estcore.runtime.service import Job, ServiceCommand, run_jobs, stop_on_signals
 from estcore.runtime.settings import read_secret
 from estcore.runtime.tracing import Tracing
+from renewal import metrics
 from renewal.dispatch.scheduler import Scheduler
 from renewal.events.consumer import EventConsumer
 from renewal.proof_handler import AckListener
@@ -123,7 +126,23 @@ def _jobs(
     async def gauges(stop: asyncio.Event) -> None:
         await run_gauges(database, settings.metrics_every_s, stop)
 
-    return [event_consumer.run, scheduler.run_due, scheduler.run_upkeep, listener.run, gauges]
+    async def report(action: str, details: dict[str, str]) -> None:
+        try:
+            record = builder.configuration(action, details)
+            await bus.publish_confirmed(builder.batch([record]), timeout_s=2)
+        except BusUnavailable as exc:
+            log.warning("audit record not published", extra=fields(action=action, code=exc.code))
+
+    reloader = Reloader(
+        [message_keys(bus, settings.bus)],
+        report,
+        metrics.RELOADS,
+        every_s=settings.reload_every_s,
+    )
+    return [
+        *(event_consumer.run, scheduler.run_due, scheduler.run_upkeep),
+        *(listener.run, gauges, reloader.run),
+    ]
 
 
 def _fail_readiness(admin: AdminServer) -> Job:

@@ -11,6 +11,7 @@ BATCH_S = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
 DEAD_LETTERS = Counter("est_renewal_dead_letters_total", "Messages given up", ["reason"])
+RELOADS = Counter("est_renewal_reloads_total", "Files taken while running", ["what", "result"])
 DISPATCHED = Counter("est_renewal_dispatched_total", "Slots announced as due", ["priority"])
 STEPS = Counter("est_renewal_steps_total", "Rotation steps announced", ["step"])
 PROOFS = Counter("est_renewal_proofs_total", "Proofs of use received", ["outcome"])

@@ -119,7 +119,8 @@ class Agent:
             return
         try:
             topic = rotation_topic("any", settings.owner.tenant, settings.owner.service)
-            await bus.subscribe(topic.replace(".any.", ".*."), self._handle_message)
+            # Only a hint to look at the own schedule: an invented event renews early at most.
+            await bus.subscribe(topic.replace(".any.", ".*."), self._handle_message, of_anyone=True)
             await stop.wait()
         finally:
             await bus.close()
@@ -377,7 +378,7 @@ class Agent:
 async def _connect(settings: BusSettings, name: str, stop: asyncio.Event) -> Bus | None:
     """Return the connection; None when the agent stops before it is established."""
     async with asyncio.TaskGroup() as group:
-        connecting = group.create_task(Bus.connect(settings, f"agent-{name}", name))
+        connecting = group.create_task(Bus.connect(settings, f"agent-{name}", name, signs=False))
         stopped = group.create_task(stop.wait())
         await asyncio.wait({connecting, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()

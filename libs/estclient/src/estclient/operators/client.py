@@ -19,7 +19,7 @@ from estcore.errors import BusUnavailable, ConfigurationError, Unavailable, reje
 from estcore.messages.commands import LIFETIME, Command, CommandAnswered, sign_command
 from estcore.messages.envelope import decode
 from estcore.messages.topics import SUBMISSION_VERBS, command_topic
-from estcore.runtime.bus import Bus
+from estcore.runtime.bus import Bus, senders_of
 
 _SENDINGS = 3
 
@@ -66,7 +66,10 @@ class Operator:
         topic, each = command_topic(service, verb), self._timeout_s / _SENDINGS
         for last in (False,) * (_SENDINGS - 1) + (True,):
             try:
-                return decode(CommandAnswered, await self._bus.request(topic, data, timeout_s=each))
+                answer = await self._bus.request(
+                    topic, data, answered_by=(service, f"{service}-upstream"), timeout_s=each
+                )
+                return decode(CommandAnswered, answer)
             except BusUnavailable as exc:
                 if last and self._bus.client.is_connected:
                     process = f"{service}-upstream" if verb in SUBMISSION_VERBS else service
@@ -85,9 +88,10 @@ async def connect(settings: OperatorSettings, clock: Clock) -> tuple[Operator, B
         BusUnavailable: NATS does not answer in time.
     """
     certificate, key = _credential(settings.certificate_file, settings.key_file)
+    senders_of(settings.bus)
     try:
         async with asyncio.timeout(settings.timeout_s):
-            bus = await Bus.connect(settings.bus, "operator", "estctl")
+            bus = await Bus.connect(settings.bus, "operator", "estctl", signs=False)
     except TimeoutError as exc:
         raise BusUnavailable("NATS does not answer") from exc
     return Operator(bus, certificate, key, clock, timeout_s=settings.timeout_s), bus

@@ -171,6 +171,30 @@ class AuditRecordBuilder:
         )
 
 
+_REPORTS = {
+    "est-frontend": ("est.", "service.", "config.", "audit.record_replaced"),
+    "renewal": ("renewal.", "rotation.", "service.", "config."),
+    "audit": ("audit.", "service.", "config."),
+}
+_RESERVED = ("est.", "renewal.", "rotation.", "audit.")
+"""ca-signer reports everything but what only these others do."""
+
+
+def may_report(service: str, action: str) -> bool:
+    """Return whether a producer may report an action: only what it does itself."""
+    if service == "ca-signer":
+        return not action.startswith(_RESERVED)
+    return action.startswith(_REPORTS.get(service, ()))
+
+
+def producer_of(service: str) -> str:
+    """Return the producer in the records of a sending service.
+
+    ca-signer-upstream is ca-signer for other issuers and reports in its name.
+    """
+    return "ca-signer" if service == "ca-signer-upstream" else service
+
+
 class AuditBatch(Part):
     """What one message on ``audit.issue.>`` or ``audit.refusal.>`` holds, in order.
 

@@ -9,48 +9,95 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from estcore.errors import ConfigurationError
 from estcore.messages.topics import (
     AUDIT_CONSUMER,
     AUDIT_ISSUE,
     AUDIT_REFUSAL,
     EST_REQUESTS,
     FETCHED_TOPIC,
+    OPERATOR_VERBS,
     PKI_EVENTS,
     PKI_STATE,
     RENEWAL_CONSUMER,
     ROTATIONS_CONSUMER,
     SUBMISSION_VERBS,
+    command_topic,
+    request_topic,
     signer_consumers,
     token,
 )
+from estcore.pki.profile import PRIORITIES
 
 _ACK = "$JS.ACK"
 
 
 @dataclass(frozen=True)
 class Permissions:
-    """Topics a user may use; everything else is refused by the server."""
+    """Topics a user may use; everything else is refused by the server.
+
+    Who ``answers`` may publish once on the reply topic of each message it received, and on no
+    inbox otherwise.
+    """
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
+    answers: bool = False
+
+    def server_block(self) -> dict[str, object]:
+        """Return them as nats-server's ``permissions`` of a user."""
+        publish: dict[str, list[str]] = {"allow": list(self.publish)}
+        if not self.publish:
+            publish = {"deny": [">"]}
+        block: dict[str, object] = {
+            "publish": publish,
+            "subscribe": {"allow": list(self.subscribe)},
+        }
+        if self.answers:
+            block["allow_responses"] = {"max": 1, "expires": "5m"}
+        return block
 
 
 def _consume(stream: str, consumer: str) -> tuple[str, ...]:
     """Pulling from and acknowledging to one consumer, in both forms of ack topics."""
     return (
         f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}",
-        f"{_ACK}.{stream}.>",
-        f"{_ACK}.*.*.{stream}.>",
+        f"{_ACK}.{stream}.{consumer}.>",
+        f"{_ACK}.*.*.{stream}.{consumer}.>",
     )
 
 
-def frontend(group: str) -> Permissions:
-    """est-frontend of one group: its own requests, refusals and replies, and the state."""
+def of_service(service: str, *, group: str = "", issuers: Sequence[str] = ()) -> Permissions:
+    """Return the permissions of a service; ``group`` and ``issuers`` are for those that have them.
+
+    Raises:
+        ConfigurationError: no service has this name, or a name may not stand in a topic.
+    """
+    match service:
+        case "est-frontend":
+            return frontend(group, issuers)
+        case "ca-signer":
+            return signer()
+        case "ca-signer-upstream":
+            return upstream(issuers)
+        case "renewal":
+            return renewal()
+        case "audit":
+            return audit()
+        case _:
+            raise ConfigurationError(f"no service is called {service}", code="senders.malformed")
+
+
+def frontend(group: str, issuers: Sequence[str] = ("issuing",)) -> Permissions:
+    """est-frontend of one group: its own requests, refusals and replies, and the state.
+
+    ``issuers`` are those its labels name.
+    """
     return Permissions(
         publish=(
-            f"est.request.{token(group)}.>",
+            *(request_topic(group, issuer, p) for issuer in issuers for p in PRIORITIES),
             "audit.refusal.est-frontend.*",
-            f"pki.ack.{group}",
+            f"pki.ack.{token(group)}",
             "pki.ocsp.*",
             FETCHED_TOPIC,
             f"$JS.API.DIRECT.GET.{PKI_STATE}",
@@ -72,7 +119,7 @@ def signer() -> Permissions:
             f"$JS.API.CONSUMER.MSG.NEXT.{EST_REQUESTS}.*",
             f"{_ACK}.{EST_REQUESTS}.>",
             f"{_ACK}.*.*.{EST_REQUESTS}.>",
-            *_consume_only(PKI_EVENTS, ROTATIONS_CONSUMER),
+            *_consume(PKI_EVENTS, ROTATIONS_CONSUMER),
             "pki.certificate.>",
             "pki.ca.>",
             "pki.state.>",
@@ -82,12 +129,9 @@ def signer() -> Permissions:
             "dead.ca-signer.>",
             f"$JS.API.DIRECT.GET.{PKI_EVENTS}",
             f"$JS.API.DIRECT.GET.{PKI_STATE}",
-            "_INBOX_renewal.>",
-            "_INBOX_audit.>",
-            "_INBOX_operator.>",
-            "_INBOX_estfrontend.>",
         ),
         subscribe=("_INBOX_casigner.>", "pki.command.ca-signer.>", "pki.ocsp.*"),
+        answers=True,
     )
 
 
@@ -96,7 +140,7 @@ def upstream(issuers: Sequence[str]) -> Permissions:
     consumers = [c.name for issuer in issuers for c in signer_consumers(issuer)]
     return Permissions(
         publish=(
-            *(right for name in consumers for right in _consume_only(EST_REQUESTS, name)),
+            *(right for name in consumers for right in _consume(EST_REQUESTS, name)),
             "pki.certificate.>",
             *(f"pki.state.cacerts.{token(issuer)}" for issuer in issuers),
             *(f"pki.state.revoked.{token(issuer)}.*" for issuer in issuers),
@@ -105,21 +149,12 @@ def upstream(issuers: Sequence[str]) -> Permissions:
             "est.reply.>",
             "dead.ca-signer.>",
             f"$JS.API.DIRECT.GET.{PKI_EVENTS}",
-            "_INBOX_operator.>",
         ),
         subscribe=(
             "_INBOX_casignerupstream.>",
             *(f"pki.command.ca-signer.{verb}" for verb in SUBMISSION_VERBS),
         ),
-    )
-
-
-def _consume_only(stream: str, consumer: str) -> tuple[str, ...]:
-    """As ``_consume``, where other users read other consumers of the stream."""
-    return (
-        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}",
-        f"{_ACK}.{stream}.{consumer}.>",
-        f"{_ACK}.*.*.{stream}.{consumer}.>",
+        answers=True,
     )
 
 
@@ -132,9 +167,9 @@ def renewal() -> Permissions:
             "audit.issue.renewal",
             "pki.command.ca-signer.reannounce",
             "dead.renewal.>",
-            "_INBOX_estfrontend.>",
         ),
-        subscribe=("_INBOX_renewal.>", "pki.ack.*", "pki.command.renewal.>"),
+        subscribe=("_INBOX_renewal.>", "pki.ack.*"),
+        answers=True,
     )
 
 
@@ -149,7 +184,7 @@ def audit() -> Permissions:
             "pki.command.ca-signer.reannounce",
             "dead.audit.>",
         ),
-        subscribe=("_INBOX_audit.>", "pki.command.audit.>"),
+        subscribe=("_INBOX_audit.>",),
     )
 
 
@@ -172,7 +207,11 @@ def provisioner() -> Permissions:
 
 def operator() -> Permissions:
     """An operator: sends signed commands, receives answers. The right itself is in the JWS."""
-    return Permissions(publish=("pki.command.>",), subscribe=("_INBOX_operator.>",))
+    verbs = (*OPERATOR_VERBS, *SUBMISSION_VERBS)
+    return Permissions(
+        publish=tuple(command_topic("ca-signer", verb) for verb in verbs),
+        subscribe=("_INBOX_operator.>",),
+    )
 
 
 def agent(tenant: str, service: str) -> Permissions:

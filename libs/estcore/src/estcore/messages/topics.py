@@ -43,6 +43,9 @@ class Stream:
     last_per_topic: bool = False
     direct: bool = False
     duplicate_window_s: int = 120
+    max_per_topic: int = -1
+    """With ``discard="new"`` what is above it is refused on that topic alone."""
+    max_message_bytes: int = -1
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,11 @@ STREAMS = (
         owner="ca-signer",
         retention="workqueue",
         discard="new",
-        max_messages=50_000,
-        max_bytes=512 * _MIB,
+        # One front-end group cannot fill it for the others: its topics are one for each issuer
+        # of its labels and priority, each bounded.
+        max_per_topic=4_000,
+        max_message_bytes=32 * 1024,
+        max_bytes=2048 * _MIB,
         max_age_s=_DAY,
     ),
     Stream(
@@ -178,6 +184,14 @@ def audit_refusal_topic(service: str, instance: str) -> str:
 WINDOW_TOPIC = "pki.ca.window"
 REANNOUNCE_TOPIC = "pki.command.ca-signer.reannounce"
 FETCHED_TOPIC = "pki.command.ca-signer.fetched"
+OPERATOR_VERBS = (
+    *("certificate-hold", "certificate-list", "certificate-revoke", "certificate-show"),
+    *("certificate-unhold", "request-approve", "request-list", "request-reject"),
+    *("bulk-revocation-confirm", "bulk-revocation-list", "bulk-revocation-propose"),
+    *("bulk-revocation-show", "bulk-revocation-stop", "rollover-plan", "rollover-publish"),
+    *("rollover-retire", "rollover-rollback", "rollover-sign", "rollover-status"),
+)
+"""Commands that ca-signer takes from operators, each signed by the operator."""
 SUBMISSION_VERBS = (
     "submission-list",
     "submission-retry",

@@ -2,6 +2,7 @@
 
 nats-py stays behind it: subscribers receive an ``Incoming``, pull consumers a ``Delivery``.
 Publishing is confirmed (JetStream's PubAck awaited) or hinted (core NATS, may be lost).
+What a service publishes is signed, and what it receives is verified (``messages.signatures``).
 Consuming is in ``estcore.runtime.consume``. Connections are kept for ever: reconnecting never
 gives up, and a permission violation makes the service unready (docs/architecture.md).
 """
@@ -11,12 +12,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import secrets
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from estcore.errors import BusUnavailable
+from prometheus_client import Counter
+
+from estcore.clock import monotonic_s
+from estcore.errors import BusUnavailable, ConfigurationError, NotAuthenticated
+from estcore.messages.signatures import HEADER, NO_SENDERS, MessageKey, Sender, Senders
 from estcore.runtime.logs import fields
 from estcore.runtime.nats_client import Client, Msg, Subscription, nats
 from estcore.runtime.settings import BusSettings, read_secret
@@ -30,6 +36,13 @@ _NO_STREAM = "NO_SUCH_STREAM"
 _BATCH = 1024
 
 
+REFUSED_MESSAGES = Counter(
+    "estsuite_messages_refused_total",
+    "Messages not signed, or not by a sender with the right to their topic.",
+    ["code"],
+)
+
+
 @dataclass(frozen=True)
 class Outgoing:
     """One message to publish. ``message_id`` lets JetStream drop a repeated one."""
@@ -41,20 +54,34 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """One message as a core subscriber receives it; ``reply`` is empty where none is wanted."""
+    """One message as a core subscriber receives it; ``reply`` is empty where none is wanted.
+
+    ``sender`` signed it, with ``signature``; None where the subscription takes messages of anyone.
+    """
 
     topic: str
     payload: bytes
     reply: str = ""
+    sender: Sender | None = None
+    signature: str = ""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One message as a stream keeps it."""
+    """One message as a stream keeps it, signed by ``sender`` with ``signature``."""
 
     sequence: int
     topic: str
     payload: bytes
+    sender: Sender
+    signature: str
+
+
+class _RandomNames:
+    """Names of inboxes that cannot be computed from earlier ones, as those of NUIDs can."""
+
+    def next(self) -> bytearray:
+        return bytearray(secrets.token_hex(11).encode())
 
 
 class Bus:
@@ -65,14 +92,19 @@ class Bus:
         self.inbox_prefix = inbox_prefix
         self._js = client.jetstream(timeout=5, publish_async_max_pending=4096)
         self.violation: str | None = None
+        self._key: MessageKey | None = None
+        self._senders = NO_SENDERS
         self._closing = False
+        self._refusal_logged = 0.0
         self._rights: tuple[str, ...] = ()
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
 
     @classmethod
     def unconnected(cls, service: str) -> Bus:
         """Return a bus that is not connected yet; every use fails until ``open`` is done."""
-        return cls(Client(), f"_INBOX_{service.replace('-', '')}")
+        client = Client()
+        client._nuid = _RandomNames()  # type: ignore[assignment] # noqa: SLF001 - no other way
+        return cls(client, f"_INBOX_{service.replace('-', '')}")
 
     @classmethod
     async def connect(
@@ -83,14 +115,18 @@ class Bus:
         *,
         seed: str | None = None,
         rights: Sequence[str] = (),
+        signs: bool = True,
     ) -> Bus:
         """Connect, retrying until it works or the caller's deadline ends it.
 
         ``seed`` replaces the service's own NKey seed (used by ``migrate``); ``rights`` are topics
-        tried at every connection (``try_rights``).
+        tried at every connection (``try_rights``). What is no service does not sign.
+
+        Raises:
+            ConfigurationError: a file cannot be read, or what signs has no senders file.
         """
         bus = cls.unconnected(service)
-        await bus.open(settings, service, instance, seed=seed, rights=rights)
+        await bus.open(settings, service, instance, seed=seed, rights=rights, signs=signs)
         return bus
 
     async def open(
@@ -101,10 +137,20 @@ class Bus:
         *,
         seed: str | None = None,
         rights: Sequence[str] = (),
+        signs: bool = True,
     ) -> None:
-        """Connect, retrying until it works or the caller's deadline ends it."""
+        """Connect, retrying until it works or the caller's deadline ends it.
+
+        Raises:
+            ConfigurationError: a file cannot be read, or what signs has no senders file.
+        """
         self._rights = tuple(rights)
         secret = seed or read_secret(settings.nkey_seed_file, "the NKey seed")
+        if settings.senders_file is not None:
+            self._senders = senders_of(settings)
+        if signs and seed is None:
+            self._senders = senders_of(settings)
+            self._key = MessageKey(secret, instance)
         while True:
             try:
                 await self.client.connect(
@@ -208,8 +254,14 @@ class Bus:
         confirmed.add_done_callback(lambda _: deadline.cancel())
         return confirmed
 
+    def _signed(self, topic: str, payload: bytes) -> dict[str, str]:
+        return {} if self._key is None else {HEADER: self._key.sign(topic, payload)}
+
     async def _send(self, message: Outgoing) -> asyncio.Future[Any]:
-        headers = {_MSG_ID: message.message_id} if message.message_id else None
+        headers = self._signed(message.topic, message.payload)
+        if message.message_id:
+            key = self._key
+            headers[_MSG_ID] = key.message_id(message.message_id) if key else message.message_id
         return await self._js.publish_async(message.topic, message.payload, headers=headers)
 
     async def try_rights(self, topics: Sequence[str]) -> None:
@@ -233,39 +285,94 @@ class Bus:
             BusUnavailable: not connected, or the outbound buffer is full.
         """
         try:
-            await self.client.publish(topic, payload, reply=reply)
+            headers = self._signed(topic, payload)
+            await self.client.publish(topic, payload, reply=reply, headers=headers)
         except (nats.errors.Error, OSError) as exc:
             raise BusUnavailable("the bus took nothing") from exc
 
     async def subscribe(
-        self, topic: str, handler: Callable[[Incoming], Awaitable[None]], *, queue: str = ""
+        self,
+        topic: str,
+        handler: Callable[[Incoming], Awaitable[None]],
+        *,
+        queue: str = "",
+        of_anyone: bool = False,
     ) -> Subscription:
-        """Call ``handler`` for every core message on ``topic``, except probes of rights."""
+        """Call ``handler`` for every verified core message on ``topic``, except probes of rights.
+
+        ``of_anyone`` takes unsigned messages: for what proves itself, or is only asked.
+        """
 
         async def receive(message: Msg) -> None:
             headers = message.headers
             if headers and headers.get(_EXPECTED_STREAM) == _NO_STREAM:
                 return
-            await handler(Incoming(message.subject, message.data, message.reply))
+            sender = None if of_anyone else self.sender_of(message)
+            if sender is not None or of_anyone:
+                signature = headers.get(HEADER, "") if headers else ""
+                await handler(
+                    Incoming(message.subject, message.data, message.reply, sender, signature)
+                )
 
         return await self.client.subscribe(topic, queue=queue, cb=receive)
 
-    async def request(self, topic: str, payload: bytes, *, timeout_s: float = 5) -> bytes:
-        """Return the answer to a core request.
+    def sender_of(self, message: Msg, *, topic: str | None = None) -> Sender | None:
+        """Return who signed a message and may publish on its topic; otherwise None, and count it.
+
+        ``topic`` replaces the message's own, where a stream returns what it stored.
+        """
+        header = message.headers.get(HEADER) if message.headers else None
+        topic = message.subject if topic is None else topic
+        try:
+            return self._senders.verify(topic, message.data, header)
+        except NotAuthenticated as exc:
+            self.refused(topic, exc)
+            return None
+
+    def refused(self, topic: str, error: NotAuthenticated) -> None:
+        """Count and log a message that is refused; of a flood one line a second."""
+        REFUSED_MESSAGES.labels(error.code).inc()
+        now = monotonic_s()
+        if now - self._refusal_logged > 1:
+            self._refusal_logged = now
+            log.warning(
+                "message refused",
+                extra=fields(topic=topic[:200], code=error.code, reason=error.reason),
+            )
+
+    def use_keys(self, senders: Senders, seed: str) -> None:
+        """Verify by these senders and sign with this NKey seed from now on."""
+        self._senders = senders
+        if self._key is not None:
+            self._key = MessageKey(seed, self._key.instance)
+            # Used when the server ends the connection of the previous NKey.
+            self.client._nkeys_seed_str = seed  # noqa: SLF001 - there is no other way
+
+    async def request(
+        self, topic: str, payload: bytes, *, answered_by: Sequence[str], timeout_s: float = 5
+    ) -> bytes:
+        """Return the answer to a core request, signed by one of the services ``answered_by``.
 
         Raises:
-            BusUnavailable: no answer, or not in time.
+            BusUnavailable: no answer, not in time, or not signed by such a service.
         """
         try:
-            answer = await self.client.request(topic, payload, timeout=timeout_s)
+            answer = await self.client.request(
+                topic, payload, timeout=timeout_s, headers=self._signed(topic, payload)
+            )
         except (TimeoutError, nats.errors.Error, OSError) as exc:
             raise BusUnavailable(f"no answer on {topic}") from exc
-        return bytes(answer.data)
+        octets = bytes(answer.data)
+        header = answer.headers.get(HEADER) if answer.headers else None
+        try:
+            self._senders.verify_answer(answer.subject, octets, header, services=answered_by)
+        except NotAuthenticated as exc:
+            self.refused(answer.subject, exc)
+            raise BusUnavailable(f"the answer on {topic} is not signed as it must be") from exc
+        return octets
 
-    async def last_values(
-        self, stream: str, topics: str, *, timeout_s: float = 5
-    ) -> list[tuple[str, bytes]]:
-        """Return (topic, payload) last stored on every topic matching ``topics`` in ``stream``.
+    async def last_values(self, stream: str, topics: str, *, timeout_s: float = 5) -> list[Stored]:
+        """Return what was stored last on every topic matching ``topics`` in ``stream``.
 
         One batched direct get (server 2.11 and newer); replicas may answer slightly behind.
 
@@ -273,8 +380,7 @@ class Bus:
             BusUnavailable: no complete answer in time.
         """
         request = {"multi_last": [topics], "batch": _BATCH}
-        stored = await self._stored(stream, request, timeout_s)
-        return [(message.topic, message.payload) for message in stored]
+        return _verified(await self._stored(stream, request, timeout_s))
 
     async def last_sequence(self, stream: str, topics: str, *, timeout_s: float = 5) -> int:
         """Return the sequence of the newest message on ``topics``; 0 where there is none.
@@ -283,25 +389,32 @@ class Bus:
             BusUnavailable: no answer in time.
         """
         stored = await self._stored(stream, {"last_by_subj": topics}, timeout_s)
-        return stored[0].sequence if stored else 0
+        return stored[0][0] if stored else 0
 
     async def stored_from(
         self, stream: str, topics: str, sequence: int, *, timeout_s: float = 5
-    ) -> list[Stored]:
+    ) -> tuple[list[Stored], int]:
         """Return stored messages on ``topics`` from a sequence on, oldest first, a batch at most.
+
+        With them comes the sequence to go on from, or 0 when there was nothing more: a batch may
+        have messages that are refused and not returned.
 
         Raises:
             BusUnavailable: no complete answer in time.
         """
         request = {"seq": max(sequence, 1), "next_by_subj": topics, "batch": _BATCH}
-        return await self._stored(stream, request, timeout_s)
+        stored = await self._stored(stream, request, timeout_s)
+        return _verified(stored), stored[-1][0] + 1 if stored else 0
 
-    async def _stored(self, stream: str, request: dict[str, Any], timeout_s: float) -> list[Stored]:
+    async def _stored(
+        self, stream: str, request: dict[str, Any], timeout_s: float
+    ) -> list[tuple[int, Stored | None]]:
+        """Return sequences and messages; None is one that is refused."""
         queue: asyncio.Queue[Msg] = asyncio.Queue()
         inbox = self.client.new_inbox()
         subscription = await self.client.subscribe(inbox, cb=queue.put)
         body = json.dumps(request).encode()
-        stored: list[Stored] = []
+        stored: list[tuple[int, Stored | None]] = []
         try:
             async with asyncio.timeout(timeout_s):
                 await self.client.publish(f"$JS.API.DIRECT.GET.{stream}", body, reply=inbox)
@@ -313,14 +426,24 @@ class Bus:
                         return stored
                     if status is not None:
                         raise BusUnavailable(f"stream {stream} answers {status}")
-                    sequence = int(headers["Nats-Sequence"])
-                    stored.append(Stored(sequence, headers["Nats-Subject"], bytes(message.data)))
+                    sequence = headers.get("Nats-Sequence", "")
+                    if not sequence.isdecimal():
+                        continue  # not by the server
+                    stored.append((int(sequence), self._read_stored(message)))
                     if "batch" not in request:
                         return stored
         except (TimeoutError, nats.errors.Error, OSError) as exc:
             raise BusUnavailable(f"no answer from stream {stream}") from exc
         finally:
             await _quietly(subscription.unsubscribe())
+
+    def _read_stored(self, message: Msg) -> Stored | None:
+        headers = message.headers or {}
+        sequence, topic = headers["Nats-Sequence"], headers.get("Nats-Subject", "")
+        sender = self.sender_of(message, topic=topic)
+        if sender is None:
+            return None
+        return Stored(int(sequence), topic, bytes(message.data), sender, headers[HEADER])
 
     async def close(self) -> None:
         """Send what is buffered, answer what is in hand, close."""
@@ -333,6 +456,27 @@ class Bus:
                     await self.client.close()
         except (TimeoutError, nats.errors.Error, OSError) as exc:
             log.warning("bus connection did not close cleanly", extra=fields(error=str(exc)))
+
+
+def senders_of(settings: BusSettings) -> Senders:
+    """Return the senders of the senders file.
+
+    Raises:
+        ConfigurationError: there is none, or it cannot be read or used; names the file.
+    """
+    path = settings.senders_file
+    if path is None:
+        raise ConfigurationError("bus.senders_file is missing", code="senders.missing")
+    try:
+        return Senders.read(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigurationError(f"cannot read the senders file {path}") from exc
+    except ConfigurationError as exc:
+        raise ConfigurationError(f"{path}: {exc.reason}", code=exc.code) from exc
+
+
+def _verified(stored: Sequence[tuple[int, Stored | None]]) -> list[Stored]:
+    return [message for _, message in stored if message is not None]
 
 
 async def _quietly(step: Awaitable[None]) -> None:

@@ -15,7 +15,8 @@ from collections import deque
 from collections.abc import Sequence
 
 from estcore.clock import monotonic_s
-from estcore.errors import BusUnavailable
+from estcore.errors import BusUnavailable, MalformedRequest
+from estcore.messages.signatures import Sender
 from estcore.runtime.bus import Bus
 from estcore.runtime.logs import fields
 from estcore.runtime.nats_client import Msg, Subscription, nats
@@ -32,13 +33,14 @@ _NS = 1_000_000_000
 class Delivery:
     """One delivered message. Exactly one of ``ack``, ``nak``, ``term`` ends it."""
 
-    __slots__ = ("_bus", "attempt", "data", "reply", "sequence", "topic")
+    __slots__ = ("_bus", "attempt", "data", "reply", "sender", "sequence", "topic")
 
     def __init__(self, bus: Bus, message: Msg) -> None:
         self._bus = bus
         self.data: bytes = message.data
         self.topic: str = message.subject
         self.reply: str = message.reply
+        self.sender: Sender | None = bus.sender_of(message)
         # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>,
         # or with <domain>.<account> after ACK; counted from the end both are alike
         # (the longer form has one more token at its end).
@@ -46,6 +48,18 @@ class Delivery:
         first = 4 if len(parts) < 11 else 6  # noqa: PLR2004 - see above
         self.attempt = int(parts[first])
         self.sequence = int(parts[first + 1])
+
+    def payload(self) -> bytes:
+        """Return the octets of a message whose sender has the right to its topic.
+
+        Raises:
+            MalformedRequest: it has none; ``data`` is for dead letters only.
+        """
+        if self.sender is None:
+            raise MalformedRequest(
+                "the message is not signed by a sender of its topic", code="message.unsigned"
+            )
+        return self.data
 
     async def ack(self) -> None:
         """Everything it causes is durable."""

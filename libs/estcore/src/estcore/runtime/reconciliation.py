@@ -81,7 +81,10 @@ class WindowComparison:
     async def _request(self, window: WindowClosed) -> None:
         request = ReannounceRequested(requester=self.requester, windows=(window.start,))
         reply = await self.bus.request(
-            REANNOUNCE_TOPIC, encode(request), timeout_s=_REQUEST_TIMEOUT_S
+            REANNOUNCE_TOPIC,
+            encode(request),
+            answered_by=("ca-signer",),
+            timeout_s=_REQUEST_TIMEOUT_S,
         )
         log.warning(
             "reconciliation window requested again",

@@ -153,8 +153,12 @@ class ServiceCommand(Generic[S]):
         """
         settings = load_settings(self.settings, self.prefix, config)
         logs.configure(self.name, settings.instance, settings.telemetry.log_level)
-        if check and self._check is not None:
-            self._check(settings)
+        if check:
+            from estcore.runtime.bus import senders_of  # NATS, not for offline commands
+
+            senders_of(settings.bus)
+            if self._check is not None:
+                self._check(settings)
 
         async def carry_out() -> None:
             await action(settings)

@@ -38,7 +38,12 @@ class BusSettings(StrictModel):
         pattern=r"^(nats|tls)://[^,\s]+(,(nats|tls)://[^,\s]+)*$",
         description="nats:// or tls://, several separated by commas",
     )
-    nkey_seed_file: Path = Field(description="file with this service's NKey seed")
+    nkey_seed_file: Path = Field(
+        description="file with this service's NKey seed; it signs messages as well"
+    )
+    senders_file: Path | None = Field(
+        default=None, description="JWK set with the public keys of every service that signs"
+    )
     migration_nkey_seed_file: Path | None = Field(
         default=None, description="NKey seed that may declare streams; used by migrate only"
     )
@@ -93,6 +98,12 @@ class ServiceSettings(StrictModel):
     admin: AdminSettings = AdminSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     stop_timeout_s: int = Field(default=30, ge=1, le=600, description="time to finish at SIGTERM")
+    reload_every_s: float = Field(
+        default=2,
+        ge=0.1,
+        le=3600,
+        description="seconds between checks of the files that may change while it runs",
+    )
 
 
 def load_settings(

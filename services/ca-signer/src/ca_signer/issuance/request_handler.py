@@ -106,7 +106,7 @@ class RequestHandler(Generic[IntentT]):
                 if attempts >= self.max_attempts:
                     await self._dead_letter(delivery, "request.too_many_attempts", "given up")
                     return None
-            return ReceivedRequest(delivery, decode(EnrollmentRequested, delivery.data))
+            return ReceivedRequest(delivery, decode(EnrollmentRequested, delivery.payload()))
         except MalformedRequest as exc:
             await self._dead_letter(delivery, exc.code, exc.reason)
         except Unavailable as exc:
@@ -346,6 +346,6 @@ class RequestHandler(Generic[IntentT]):
 
 def _readable(model: type[P], delivery: Delivery) -> P | None:
     try:
-        return decode(model, delivery.data)
+        return decode(model, delivery.payload())
     except MalformedRequest:
         return None

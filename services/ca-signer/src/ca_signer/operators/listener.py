@@ -32,7 +32,9 @@ class CommandListener:
         """Answer until ``stop``."""
         # One subscription a verb: a wildcard would share its queue group with other requests.
         for verb in self._executor.verbs:
-            await self._bus.subscribe(command_topic(SERVICE, verb), self._arrived, queue=SERVICE)
+            # Each command is signed by an operator's certificate.
+            topic = command_topic(SERVICE, verb)
+            await self._bus.subscribe(topic, self._arrived, queue=SERVICE, of_anyone=True)
         while not stop.is_set():
             try:
                 async with asyncio.timeout(0.5):

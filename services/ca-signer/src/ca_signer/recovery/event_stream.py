@@ -31,13 +31,12 @@ async def announced(bus: Bus, known: Collection[str]) -> list[IssuedCertificate]
     issued: dict[str, IssuedCertificate] = {}
     newest = await bus.last_sequence(PKI_EVENTS, ISSUED)
     start = 1
-    while start <= newest:
-        stored = await bus.stored_from(PKI_EVENTS, ISSUED, start)
+    while 0 < start <= newest:
+        stored, start = await bus.stored_from(PKI_EVENTS, ISSUED, start)
         for message in stored:
             event = decode(CertificateIssued, message.payload)
             if event.id not in known and event.id not in issued:
                 issued[event.id] = _issued(event)
-        start = stored[-1].sequence + 1 if stored else newest + 1
     return list(issued.values())
 
 

@@ -102,13 +102,12 @@ class StaleLedgerCheck:
         if newest + 1 < start:
             # The stream is another one; what the old one said still holds.
             start = 1
-        while start <= newest:
-            messages = await self._bus.stored_from(PKI_EVENTS, topics, start)
+        while 0 < start <= newest:
+            messages, start = await self._bus.stored_from(PKI_EVENTS, topics, start)
             self._result[topics].extend(
                 t for message in messages if (t := read_event_ref(message.payload))
             )
-            start = messages[-1].sequence + 1 if messages else newest + 1
-        self._next[topics] = start
+        self._next[topics] = max(start, newest + 1)
 
     async def require(self) -> None:
         """Check once.

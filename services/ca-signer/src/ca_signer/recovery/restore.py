@@ -138,8 +138,8 @@ class Restorer:
         merged = dict(changes)
         newest = await self._bus.last_sequence(topics.PKI_EVENTS, REVOKED)
         start = 1
-        while start <= newest:
-            stored = await self._bus.stored_from(topics.PKI_EVENTS, REVOKED, start)
+        while 0 < start <= newest:
+            stored, start = await self._bus.stored_from(topics.PKI_EVENTS, REVOKED, start)
             for message in stored:
                 reference, event = read_event_ref(message.payload), _revoked(message.payload)
                 if reference is None or event is None or event.reason == RELEASED:
@@ -150,15 +150,14 @@ class Restorer:
                     recorded.reason != event.reason and recorded.at < event.time
                 ):
                     merged[name] = Change(event.reason, event.time, None, reference.change)
-            start = stored[-1].sequence + 1 if stored else newest + 1
         return merged
 
     async def _raise_crl_numbers(self) -> None:
         values = await self._bus.last_values(topics.PKI_STATE, "pki.state.crl.>")
         lists = [
-            decode(RevocationList, payload)
-            for topic, payload in values
-            if not topic.endswith(f".{topics.CRL_MANIFEST}")
+            decode(RevocationList, stored.payload)
+            for stored in values
+            if not stored.topic.endswith(f".{topics.CRL_MANIFEST}")
         ]
         numbers = [(crl.issuer_id, crl.partition or "", crl.number) for crl in lists]
         async with self._database.connection() as connection:

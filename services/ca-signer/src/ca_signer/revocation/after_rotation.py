@@ -75,7 +75,7 @@ class RevokeAfterRotation:
     async def handle(self, delivery: Delivery) -> None:
         """Answer one delivery."""
         try:
-            event = decode(RotationEvent, delivery.data)
+            event = decode(RotationEvent, delivery.payload())
             record = await self._take(event)
             if record is not None:
                 await self._publisher.records([record])

@@ -124,7 +124,7 @@ class OCSPResponder:
         self._signing[issuer.issuer_id] = _Signing(key, certificate)
         if first:
             await self._bus.subscribe(
-                topics.ocsp_topic(issuer.issuer_id), self._arrived, queue=SERVICE
+                topics.ocsp_topic(issuer.issuer_id), self._arrived, queue=SERVICE, of_anyone=True
             )
 
     async def _arrived(self, message: Incoming) -> None:

@@ -39,6 +39,7 @@ from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.console import console_script
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
+from estcore.runtime.message_keys import message_keys
 from estcore.runtime.reload import Reloader, Watched
 from estcore.runtime.service import ServiceCommand, run_jobs, sleep_or_stop, stop_on_signals
 from estcore.runtime.tracing import Tracing
@@ -122,7 +123,7 @@ async def _serve(
 ) -> None:
     changed = asyncio.Event()
     reloader = Reloader(
-        _watched(settings, parts, changed),
+        [*_watched(settings, parts, changed), message_keys(bus, settings.bus)],
         parts.publisher.service_event,
         metrics.RELOADS,
         every_s=settings.reload_every_s,

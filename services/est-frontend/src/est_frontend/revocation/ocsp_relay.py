@@ -105,7 +105,10 @@ class OCSPRelay:
             return TRY_LATER
         try:
             return await self._bus.request(
-                ocsp_topic(issuer_id), request, timeout_s=_ANSWER_WITHIN_S
+                ocsp_topic(issuer_id),
+                request,
+                answered_by=("ca-signer",),
+                timeout_s=_ANSWER_WITHIN_S,
             )
         except BusUnavailable:
             return TRY_LATER

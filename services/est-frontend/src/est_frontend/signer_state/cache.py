@@ -1,7 +1,8 @@
 """What the front end knows without a database: CA certificates and secret verifiers.
 
 Last values of ``PKI_STATE``, kept in memory and on disk: ``/cacerts`` and authentication live
-through every outage of NATS, and through a restart during one.
+through every outage of NATS, and through a restart during one. On disk they keep their signatures,
+which are verified again when they are read.
 """
 
 from __future__ import annotations
@@ -19,9 +20,16 @@ from uuid import UUID
 
 from est_frontend import metrics
 from estcore.clock import Clock
-from estcore.errors import BusUnavailable, ConfigurationError, MalformedRequest
+from estcore.errors import (
+    BusUnavailable,
+    ConfigurationError,
+    MalformedRequest,
+    NotAuthenticated,
+)
 from estcore.est.certs_only import certs_only
+from estcore.messages import topics
 from estcore.messages.envelope import decode
+from estcore.messages.signatures import NO_SENDERS, Senders
 from estcore.messages.state import (
     SECRET_SHARDS,
     CACertificates,
@@ -33,7 +41,7 @@ from estcore.messages.state import (
     SecretVerifier,
     revoked_shard,
 )
-from estcore.messages.topics import CRL_MANIFEST, PKI_STATE
+from estcore.messages.topics import PKI_STATE
 from estcore.pki.profile import Profile
 from estcore.runtime.bus import Bus, Incoming
 from estcore.runtime.logs import fields
@@ -43,11 +51,12 @@ log = logging.getLogger(__name__)
 
 _CACERTS = "pki.state.cacerts."
 _SECRETS = "pki.state.secrets."
-_PROFILES = "pki.state.profiles."
 _CRL = "pki.state.crl."
-_MANIFEST = f".{CRL_MANIFEST}"
+_MANIFEST = f".{topics.CRL_MANIFEST}"
 _REVOKED = "pki.state.revoked."
 _REFRESH_S = 60
+_AHEAD = dt.timedelta(minutes=1)
+"""How far the clocks of the signers may be ahead."""
 _NOBODY = SecretVerifier(
     secret_id="",
     sha256="00" * 32,
@@ -62,9 +71,15 @@ SetAnchors = Callable[[str, Sequence[bytes]], None]
 class SignerState:
     """Memory and disk copy of the state."""
 
-    def __init__(self, folder: Path, set_anchors: SetAnchors, clock: Clock) -> None:
-        """``set_anchors`` receives an issuer and the certificates its clients may chain to."""
+    def __init__(
+        self, folder: Path, set_anchors: SetAnchors, clock: Clock, senders: Senders = NO_SENDERS
+    ) -> None:
+        """``set_anchors`` receives an issuer and the certificates its clients may chain to.
+
+        ``senders`` are those whose state is taken from disk.
+        """
         self._folder = folder
+        self._senders = senders
         self._set_anchors = set_anchors
         self._clock = clock
         self._bus: Bus | None = None
@@ -90,7 +105,15 @@ class SignerState:
         except OSError as exc:
             raise ConfigurationError(f"cannot use the state folder {self._folder}") from exc
         for path in files:
-            self.apply(path.name, path.read_bytes())
+            signature, _, payload = path.read_bytes().partition(b"\n")
+            try:
+                self._senders.verify(path.name, payload, signature.decode("ascii", "replace"))
+            except NotAuthenticated as exc:
+                log.warning(
+                    "stored state refused", extra=fields(topic=path.name[:200], code=exc.code)
+                )
+                continue
+            self.apply(path.name, payload)
 
     async def follow(self, bus: Bus) -> None:
         """Apply everything from the bus from now on."""
@@ -167,7 +190,7 @@ class SignerState:
         return self._by_verifier.get(sha256(secret.encode()).hexdigest())
 
     async def _arrived(self, message: Incoming) -> None:
-        await self._take(message.topic, message.payload)
+        await self._take(message.topic, message.payload, message.signature)
 
     async def _refresh(self) -> None:
         if self._bus is None:
@@ -177,40 +200,69 @@ class SignerState:
         except BusUnavailable as exc:
             log.warning("state not refreshed", extra=fields(reason=exc.reason))
             return
-        for topic, payload in values:
-            await self._take(topic, payload)
+        for stored in values:
+            await self._take(stored.topic, stored.payload, stored.signature)
 
-    async def _take(self, topic: str, payload: bytes) -> None:
+    async def _take(self, topic: str, payload: bytes, signature: str) -> None:
         path = self._folder / topic
         if not self.apply(topic, payload):
             return
         metrics.STATE_UPDATES.inc()
         with contextlib.suppress(OSError):
-            await asyncio.to_thread(_write, path, payload)
+            await asyncio.to_thread(_write, path, b"%s\n%s" % (signature.encode(), payload))
 
     def apply(self, topic: str, payload: bytes) -> bool:
         """Apply one message; True when it changed anything."""
         try:
             return self._apply(topic, payload)
         except (MalformedRequest, ValueError) as exc:
-            log.error("state message unreadable", extra=fields(topic=topic, error=str(exc)))
+            log.error("state message refused", extra=fields(topic=topic[:200], error=str(exc)))
         return False
 
     def _apply(self, topic: str, payload: bytes) -> bool:
-        changed = False
         if topic.startswith(_CACERTS):
-            changed = self._apply_cacerts(decode(CACertificates, payload))
-        elif topic.startswith(_SECRETS):
-            changed = self._apply_secrets(decode(SecretShard, payload))
-        elif topic.startswith(_REVOKED):
-            changed = self._apply_revoked(decode(RevokedShard, payload))
-        elif topic.startswith(_CRL) and topic.endswith(_MANIFEST):
-            changed = self._apply_manifest(decode(RevocationManifest, payload))
-        elif topic.startswith(_CRL):
-            changed = self._apply_crl(decode(RevocationList, payload))
-        elif topic.startswith(_PROFILES):
-            changed = self._apply_profiles(decode(ProfilesState, payload))
-        return changed
+            cacerts = decode(CACertificates, payload)
+            self._check(topic, topics.cacerts_topic(cacerts.issuer_id), cacerts.updated_at)
+            return self._apply_cacerts(cacerts)
+        if topic.startswith(_SECRETS):
+            secrets = decode(SecretShard, payload)
+            self._check(topic, topics.secrets_topic(secrets.shard), secrets.updated_at)
+            return self._apply_secrets(secrets)
+        if topic.startswith(_REVOKED):
+            revoked = decode(RevokedShard, payload)
+            expected = topics.revoked_topic(revoked.issuer_id, revoked.shard)
+            self._check(topic, expected, revoked.updated_at)
+            return self._apply_revoked(revoked)
+        if topic.startswith(_CRL):
+            return self._apply_lists(topic, payload)
+        if topic == topics.PROFILES_TOPIC:
+            profiles = decode(ProfilesState, payload)
+            self._check(topic, topic, profiles.updated_at)
+            return self._apply_profiles(profiles)
+        return False
+
+    def _apply_lists(self, topic: str, payload: bytes) -> bool:
+        if topic.endswith(_MANIFEST):
+            manifest = decode(RevocationManifest, payload)
+            expected = topics.crl_topic(manifest.issuer_id, topics.CRL_MANIFEST)
+            self._check(topic, expected, manifest.updated_at)
+            return self._apply_manifest(manifest)
+        crl = decode(RevocationList, payload)
+        self._check(topic, topics.crl_topic(crl.issuer_id, crl.partition), crl.this_update)
+        return self._apply_crl(crl)
+
+    def _check(self, topic: str, expected: str, moment: dt.datetime) -> None:
+        """Check that a message is about what its sender may publish, and not of the future.
+
+        Raises:
+            MalformedRequest: it is not.
+        """
+        if topic != expected:
+            raise MalformedRequest(f"the message belongs on {expected}", code="state.topic")
+        if moment > self._clock.now() + _AHEAD:
+            raise MalformedRequest(
+                "the message is of the future; check the clocks", code="state.time"
+            )
 
     def _apply_cacerts(self, message: CACertificates) -> bool:
         stored = self._trust.get(message.issuer_id)

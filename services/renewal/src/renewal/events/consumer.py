@@ -138,11 +138,11 @@ class EventConsumer:
     def _classify(self, delivery: Delivery, batch: _Batch) -> None:
         kind = delivery.topic.split(".")[_KIND_AT]
         if delivery.topic == WINDOW_TOPIC:
-            batch.windows.append((delivery, decode(WindowClosed, delivery.data)))
+            batch.windows.append((delivery, decode(WindowClosed, delivery.payload())))
         elif kind == "issued":
-            batch.issued.append((delivery, decode(CertificateIssued, delivery.data)))
+            batch.issued.append((delivery, decode(CertificateIssued, delivery.payload())))
         elif kind == "revoked":
-            event = decode(CertificateRevoked, delivery.data)
+            event = decode(CertificateRevoked, delivery.payload())
             if event.reason in _NOT_FOR_GOOD:
                 batch.other.append(delivery)
             else:

@@ -86,6 +86,18 @@ class MessageBuilder:
         """Return the records as messages."""
         return list(batches(records, []))
 
+    def configuration(self, action: str, details: dict[str, str]) -> AuditRecord:
+        """Return the record of a file that changed while the service runs."""
+        identity = uuid7()
+        return self._build.success(
+            action,
+            record_id=identity,
+            at=self._clock.now(),
+            correlation_id=identity,
+            actor=Actor(type="system", subject=SERVICE),
+            details=dict(details),
+        )
+
     def proof_refused(
         self,
         *,
