@@ -317,6 +317,8 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
             await become_registrar(theirs, folder)
             # The upstream CA is added to a suite that runs: a new label, a new process.
             (ours.layout.config / "policy.yaml").write_text(yaml.safe_dump(OUR_POLICY))
+            ours.layout.prepare()
+            ours.layout.nats.reload()
             found.write_config()
             await found.command("migrate")
             await found.start()

@@ -466,7 +466,7 @@ async def requests_so_far(stack: Stack) -> int:
     """Sequence number of the request stream, asked as the provisioner."""
     nats = stack.layout.nats
     settings = BusSettings(url=nats.url, nkey_seed_file=nats.seed_file("migrate"))
-    bus = await Bus.connect(settings, "migrate", "test")
+    bus = await Bus.connect(settings, "migrate", "test", signs=False)
     try:
         return (await bus.client.jetstream().stream_info("EST_REQUESTS")).state.last_seq
     finally:

@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
+from estcore.errors import ConfigurationError
 from estcore.messages import permissions
+from estcore.policy.document import load_policy
 from estdev.nats import EmbeddedNATS
 from estdev.ports import check_free, free_port
 from estdev.postgres import EmbeddedPostgres, Role
@@ -154,15 +156,12 @@ def nats_users() -> dict[str, permissions.Permissions]:
 
 
 def _label_issuers(policy: Path) -> list[str]:
-    """Return the issuers of a policy's labels; what is wrong with it is found by the services."""
-    document = yaml.safe_load(policy.read_text(encoding="utf-8"))
-    labels = document.get("labels", {}) if isinstance(document, dict) else {}
-    issuers: dict[str, None] = {}
-    for label in labels.values():
-        for name in (label.get("issuer"), *label.get("issuers", ())):
-            if isinstance(name, str):
-                issuers[name] = None
-    return list(issuers)
+    """Return the issuers of a policy's labels; a wrong policy is reported by the services."""
+    try:
+        labels = load_policy(policy).labels.values()
+    except ConfigurationError:
+        return ["issuing"]
+    return list(dict.fromkeys(issuer for label in labels for issuer in label.issuers))
 
 
 def keep_secret(path: Path, text: str) -> None:

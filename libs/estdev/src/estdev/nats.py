@@ -103,9 +103,10 @@ class EmbeddedNATS:
         await asyncio.to_thread(self._process.wait)
         self._process = None
 
-    def reload(self, users: Mapping[str, Permissions]) -> None:
-        """Replace the users while running (SIGHUP)."""
-        self._users = dict(users)
+    def reload(self, users: Mapping[str, Permissions] | None = None) -> None:
+        """Replace the users, if any are given, and take new permissions while running (SIGHUP)."""
+        if users is not None:
+            self._users = dict(users)
         self._write_config()
         os.kill(self.pid, signal.SIGHUP)
 
