@@ -24,10 +24,14 @@ from estcore.tlog.tree import Frontier, leaf_hash
 
 @dataclass(frozen=True)
 class Appended:
-    """What became of a batch."""
+    """What became of a batch.
+
+    ``conflicts`` were left out because a different fact is logged under their id.
+    """
 
     entries: tuple[Entry, ...]
     duplicates: int
+    conflicts: tuple[Entry, ...] = ()
 
 
 class Chain:
@@ -62,19 +66,22 @@ class Chain:
         """
         in_order = list(entries)
         first: dict[str, Entry] = {}
+        conflicts: list[Entry] = []
         for entry in in_order:
-            first.setdefault(entry.record_id, entry)
+            if first.setdefault(entry.record_id, entry).fact != entry.fact:
+                conflicts.append(entry)
         fresh = list(first.values())
         while fresh:
             try:
                 await self._write(connection, fresh)
                 break
             except asyncpg.UniqueViolationError:
-                logged = await store.logged_ids(connection, [e.record_id for e in fresh])
+                logged = await store.logged(connection, [e.record_id for e in fresh])
                 if not logged:
                     raise
+                conflicts += [e for e in fresh if logged.get(e.record_id, e.fact) != e.fact]
                 fresh = [e for e in fresh if e.record_id not in logged]
-        return Appended(tuple(fresh), len(in_order) - len(fresh))
+        return Appended(tuple(fresh), len(in_order) - len(fresh), tuple(conflicts))
 
     async def _write(self, connection: Connection, entries: Sequence[Entry]) -> None:
         recorded_at = max(self._clock.now(), self._recorded_at)

@@ -33,6 +33,12 @@ class Entry(NamedTuple):
     text: str
 
     @property
+    def fact(self) -> tuple[str, ...]:
+        """Service, action, phase and outcome: the same whenever the record is sent again."""
+        record = self.record
+        return record.producer.service, record.action, record.phase, record.outcome
+
+    @property
     def issuance(self) -> tuple[str, dt.datetime] | None:
         """Issuance id and ledger time, if the record says that a certificate was issued."""
         record, target = self.record, self.record.target

@@ -149,12 +149,14 @@ async def append(
     )
 
 
-async def logged_ids(connection: Connection, ids: Sequence[str]) -> set[str]:
-    """Return those of the ids that are in the log."""
+async def logged(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return what is logged under those of the ids: service, action, phase and outcome."""
     rows = await connection.fetch(
-        "select record_id from seen where record_id = any($1::uuid[])", ids
+        "select seen.record_id, service, action, phase, outcome "
+        "from seen join record using (log_index) where seen.record_id = any($1::uuid[])",
+        ids,
     )
-    return {str(row[0]) for row in rows}
+    return {str(row[0]): tuple(row)[1:] for row in rows}
 
 
 async def last_checkpoint(connection: Connection) -> int:

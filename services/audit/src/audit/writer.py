@@ -242,7 +242,32 @@ class Writer:
             done = await chain.append(connection, entries)
             hit("audit.committed")
         self._own.committed(len(own))
+        if done.conflicts:
+            await self._record_conflicts(connection, chain, done.conflicts)
         self._measure(chain, done.entries, done.duplicates, monotonic_s() - started)
+
+    async def _record_conflicts(
+        self, connection: Connection, chain: Chain, conflicts: Sequence[record_decoder.Entry]
+    ) -> None:
+        """Log what came under an id in use, before its message is acknowledged."""
+        records = []
+        for entry in conflicts:
+            digest = ids.digest([entry.text.encode()]).hex()
+            record = self._own.record(
+                "audit.conflict",
+                {"id": entry.record_id, "sha256": digest, "record": entry.text},
+                phase="error",
+                severity="critical",
+                reason=("record.conflict", "a different record is logged under this id"),
+                record_id=ids.record_id("audit.conflict", entry.record_id, digest),
+            )
+            records.append(record_decoder.entry_of(record))
+            log.error(
+                "audit record id in use",
+                extra=fields(record_id=entry.record_id, service=entry.record.producer.service),
+            )
+        await chain.append(connection, records)
+        self.size = chain.size
 
     def _measure(
         self, chain: Chain, entries: Sequence[record_decoder.Entry], duplicates: int, seconds: float

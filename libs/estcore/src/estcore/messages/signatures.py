@@ -207,14 +207,14 @@ def _known(member: object) -> _Known:
     return _Known(thumbprint(octets), key, str(service), group, _matcher(allowed))
 
 
-def _matcher(allowed: Permissions) -> re.Pattern[str]:
-    # NATS: * is one token, > is one or more at the end.
-    patterns = (
-        re.escape(topic).replace(r"\*", r"[^.]+").replace(">", ".+")
-        for topic in allowed.publish
-        if not topic.startswith(("$", "_"))
-    )
+def topic_pattern(*topics: str) -> re.Pattern[str]:
+    """Return what matches topics with wildcards: * is one token, > is one or more at the end."""
+    patterns = (re.escape(t).replace(r"\*", r"[^.]+").replace(">", ".+") for t in topics)
     return re.compile("|".join(patterns))
+
+
+def _matcher(allowed: Permissions) -> re.Pattern[str]:
+    return topic_pattern(*(t for t in allowed.publish if not t.startswith(("$", "_"))))
 
 
 def _signed(topic: str, instance: str, payload: bytes) -> bytes:

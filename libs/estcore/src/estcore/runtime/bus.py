@@ -22,7 +22,14 @@ from prometheus_client import Counter
 
 from estcore.clock import monotonic_s
 from estcore.errors import BusUnavailable, ConfigurationError, NotAuthenticated
-from estcore.messages.signatures import HEADER, NO_SENDERS, MessageKey, Sender, Senders
+from estcore.messages.signatures import (
+    HEADER,
+    NO_SENDERS,
+    MessageKey,
+    Sender,
+    Senders,
+    topic_pattern,
+)
 from estcore.runtime.logs import fields
 from estcore.runtime.nats_client import Client, Msg, Subscription, nats
 from estcore.runtime.settings import BusSettings, read_secret
@@ -33,6 +40,7 @@ _OUTBOUND_BYTES = 32 * 1024 * 1024
 _MSG_ID = "Nats-Msg-Id"
 _EXPECTED_STREAM = "Nats-Expected-Stream"
 _NO_STREAM = "NO_SUCH_STREAM"
+_WRONG_TOPIC = "message.topic"
 _BATCH = 1024
 
 
@@ -302,10 +310,15 @@ class Bus:
 
         ``of_anyone`` takes unsigned messages: for what proves itself, or is only asked.
         """
+        expected = topic_pattern(topic)
 
         async def receive(message: Msg) -> None:
             headers = message.headers
             if headers and headers.get(_EXPECTED_STREAM) == _NO_STREAM:
+                return
+            if expected.fullmatch(message.subject) is None:
+                # A server answers on a reply subject of the asker's choice.
+                self.refused(message.subject, NotAuthenticated("not asked for", code=_WRONG_TOPIC))
                 return
             sender = None if of_anyone else self.sender_of(message)
             if sender is not None or of_anyone:
@@ -365,6 +378,8 @@ class Bus:
         octets = bytes(answer.data)
         header = answer.headers.get(HEADER) if answer.headers else None
         try:
+            if not answer.subject.startswith(f"{self.inbox_prefix}."):
+                raise NotAuthenticated("not an answer", code=_WRONG_TOPIC)
             self._senders.verify_answer(answer.subject, octets, header, services=answered_by)
         except NotAuthenticated as exc:
             self.refused(answer.subject, exc)

@@ -33,6 +33,7 @@ def check(leaves: list[dict[str, Any]], now: dt.datetime, patience: Patience) ->
     yield from _producers(leaves, now - patience.sequence_settles)
     yield from _intents(leaves, now - patience.outcome_within)
     yield from _repeated(leaves)
+    yield from _conflicts(leaves)
 
 
 def _producers(leaves: list[dict[str, Any]], closed_before: dt.datetime) -> Iterator[Finding]:
@@ -85,6 +86,19 @@ def _intents(leaves: list[dict[str, Any]], limit: dt.datetime) -> Iterator[Findi
                 "intent.open",
                 f"record {leaf['log_index']}",
                 f"the intent {record.get('action')} has no outcome",
+            )
+
+
+def _conflicts(leaves: list[dict[str, Any]]) -> Iterator[Finding]:
+    for leaf in leaves:
+        record = leaf["record"]
+        if record.get("action") == "audit.conflict":
+            details = record.get("details")
+            identity = details.get("id") if isinstance(details, dict) else None
+            yield Finding(
+                "record.conflict",
+                f"record {leaf['log_index']}",
+                f"a different record came under record_id {identity}",
             )
 
 

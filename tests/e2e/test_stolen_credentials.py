@@ -1,0 +1,248 @@
+"""A process with the credentials of exactly one service tries what only others may do.
+
+It has that service's NKey seed, so its NATS user and its message key, and speaks to nats-server
+itself, without the suite's bus. What remains possible is in ``docs/threat-model.md``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import json
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from estcore import ids
+from estcore.errors import ConfigurationError
+from estcore.messages import topics
+from estcore.messages.audit import Actor, AuditBatch, AuditRecord, Producer
+from estcore.messages.envelope import encode
+from estcore.messages.signatures import HEADER, MessageKey
+from estcore.messages.state import SecretShard, SecretVerifier, secret_shard
+from estcore.runtime.nats_client import Client, nats
+from estsuite_testing.e2e_stack import Stack, certificate_in, make_csr
+from estsuite_testing.raw_client import Client as ESTClient
+from estsuite_testing.raw_client import b64
+
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
+
+SECRET = "a secret of the attacker"
+REFUSED = (
+    "audit message unreadable",
+    "bus permission violation",
+    "state message refused",
+    "event unreadable, dead-lettered",
+)
+
+
+class Thief:
+    """A NATS connection with one service's seed."""
+
+    def __init__(self, stack: Stack, service: str, client: Client) -> None:
+        self.stack, self.service, self.client = stack, service, client
+        seed = stack.layout.nats.seed_file(service).read_text()
+        self.key = MessageKey(seed, service)
+        self.violations: list[str] = []
+
+    async def publish(self, topic: str, payload: bytes, *, reply: str = "", **more: str) -> None:
+        """Publish what is signed with the stolen key, whatever NATS says to it."""
+        headers = {HEADER: self.key.sign(topic, payload), **more}
+        await self.client.publish(topic, payload, reply=reply, headers=headers)
+        await self.client.flush()
+
+    async def ask(self, topic: str, body: dict[str, Any], reply: str) -> None:
+        """Have the server answer on a subject of the thief's choice."""
+        await self.client.publish(topic, json.dumps(body).encode(), reply=reply)
+        await self.client.flush()
+
+
+@asynccontextmanager
+async def thief(stack: Stack, service: str) -> AsyncIterator[Thief]:
+    client = Client()
+    found = Thief(stack, service, client)
+
+    async def error(exc: Exception) -> None:
+        found.violations.append(str(exc))
+
+    await client.connect(
+        servers=[stack.layout.nats.url],
+        nkeys_seed_str=stack.layout.nats.seed_file(service).read_text().strip(),
+        inbox_prefix=f"_INBOX_{service.replace('-', '')}",
+        error_cb=error,
+    )
+    try:
+        yield found
+    finally:
+        with contextlib.suppress(nats.errors.Error):
+            await client.drain()
+
+
+def record(service: str, action: str, **changes: Any) -> AuditRecord:
+    identity = ids.uuid7()
+    values: dict[str, Any] = {
+        "record_id": identity,
+        "producer": Producer(service=service, instance=service, boot_id="thief"),
+        "occurred_at": dt.datetime.now(dt.UTC),
+        "correlation_id": identity,
+        "action": action,
+        "phase": "outcome",
+        "outcome": "success",
+        "actor": Actor(type="human", subject="local operator"),
+    }
+    return AuditRecord.model_validate(values | changes)
+
+
+async def logged(stack: Stack, **wanted: Any) -> list[dict[str, Any]]:
+    """The records of the log that have these values."""
+    found = await stack.records()
+    return [r for r in found if all(r.get(name) == value for name, value in wanted.items())]
+
+
+async def until_logged(stack: Stack, **wanted: Any) -> dict[str, Any]:
+    async with asyncio.timeout(20):
+        while not (found := await logged(stack, **wanted)):
+            await asyncio.sleep(0.5)
+    return found[-1]
+
+
+async def enrolled(stack: Stack, name: str, secret: str | None = None) -> int:
+    """Status of an enrollment with a secret, the right one by default; 200 with a certificate."""
+    client = ESTClient.of(stack)
+    if secret is not None:
+        client.basic = "Basic " + b64encode(f"load:{secret}".encode()).decode()
+    answer = await client.enroll(b64(make_csr(name)[1]))
+    if answer.status == 200:
+        certificate_in(answer.body)
+    return answer.status
+
+
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
+async def nothing_is_broken(stack: Stack) -> AsyncIterator[None]:
+    """After each attempt the suite still issues."""
+    yield
+    assert await enrolled(stack, "dev-after") == 200
+
+
+@pytest.mark.logs_errors(*REFUSED)
+@pytest.mark.parametrize("service", ["renewal", "audit", "est-frontend"])
+async def test_no_other_service_gives_front_ends_a_secret(stack: Stack, service: str) -> None:
+    verifier = SecretVerifier(
+        secret_id="load",
+        sha256=sha256(SECRET.encode()).hexdigest(),
+        not_after=dt.datetime.now(dt.UTC) + dt.timedelta(days=9),
+        one_time=False,
+    )
+    shard = secret_shard("load")
+    moment = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=50)
+    forged = encode(SecretShard(shard=shard, updated_at=moment, secrets=(verifier,)))
+    topic = topics.secrets_topic(shard)
+    inbox = "_INBOX_estfrontend.0123456789abcdef012345"
+    async with thief(stack, service) as found:
+        await found.publish(topic, forged)
+        await found.publish(inbox, forged, **{"Nats-Subject": topic, "Nats-Sequence": "1"})
+        # Where it may write, with an answer of the server on the topic it may not write to.
+        own = {
+            "renewal": "pki.rotation.due.a.b",
+            "audit": "audit.issue.audit",
+            "est-frontend": "audit.refusal.est-frontend.est-frontend",
+        }[service]
+        await found.publish(own, forged, reply=topic)
+        if service == "est-frontend":
+            body = {"last_by_subj": topics.PROFILES_TOPIC}
+            await found.ask("$JS.API.DIRECT.GET.PKI_STATE", body, reply=topic)
+        else:
+            stream = topics.PKI_EVENTS
+            await found.ask(
+                f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{service}", {"batch": 1}, reply=topic
+            )
+        await asyncio.sleep(1.5)
+        assert found.violations
+    assert await enrolled(stack, "dev-thief", SECRET) == 401
+    assert await enrolled(stack, "dev-good") == 200
+
+
+@pytest.mark.logs_errors(*REFUSED)
+@pytest.mark.parametrize("service", ["renewal", "audit", "est-frontend"])
+async def test_no_other_service_says_what_ca_signer_says(stack: Stack, service: str) -> None:
+    async with thief(stack, service) as found:
+        for topic in (
+            "pki.certificate.issued.demo.web",
+            "pki.certificate.revoked.demo.web",
+            "pki.ca.window",
+            "est.reply.default.est-frontend.x",
+            "audit.issue.ca-signer",
+        ):
+            found.violations.clear()
+            await found.publish(topic, b"{}")
+            async with asyncio.timeout(5):
+                while not found.violations:
+                    await asyncio.sleep(0.05)
+
+
+@pytest.mark.logs_errors(*REFUSED)
+async def test_a_front_end_writes_no_record_of_a_different_service(stack: Stack) -> None:
+    topic = "audit.refusal.est-frontend.est-frontend"
+    async with thief(stack, "est-frontend") as found:
+        invented = record("ca-signer", "operator.certificate-unhold")
+        misnamed = record("est-frontend", "operator.certificate-unhold")
+        other = record("est-frontend", "est.simpleenroll").model_copy(
+            update={"producer": Producer(service="est-frontend", instance="other", boot_id="b")}
+        )
+        for one in (invented, misnamed, other):
+            await found.publish(topic, encode(AuditBatch(records=(one,))))
+        unsigned = encode(AuditBatch(records=(record("est-frontend", "est.simpleenroll"),)))
+        await found.client.publish(topic, unsigned)
+        await found.client.flush()
+    await until_logged(stack, action="audit.dead_letter", reason_code="unsigned")
+    for fault in ("producer", "action"):
+        await until_logged(stack, action="audit.dead_letter", reason_code=fault)
+    assert await logged(stack, action="operator.certificate-unhold") == []
+    for one in (invented, misnamed, other):
+        assert await logged(stack, record_id=one.record_id) == []
+
+
+@pytest.mark.logs_errors("audit record id in use")
+async def test_no_record_is_hidden_behind_an_id_used_before(stack: Stack) -> None:
+    topic = "audit.refusal.est-frontend.est-frontend"
+    identity = ids.uuid7()
+    first = record("est-frontend", "est.cacerts", record_id=identity)
+    second = record("est-frontend", "est.simpleenroll", record_id=identity, outcome="failure")
+    async with thief(stack, "est-frontend") as found:
+        for one in (first, second, second):
+            await found.publish(topic, encode(AuditBatch(records=(one,))))
+    conflict = await until_logged(stack, action="audit.conflict")
+    assert conflict["details"]["id"] == identity
+    assert json.loads(conflict["details"]["record"])["action"] == "est.simpleenroll"
+    assert len(await logged(stack, action="audit.conflict")) == 1
+    with pytest.raises(ConfigurationError, match="verify"):
+        await stack.verify_cross()
+
+
+@pytest.mark.logs_errors(*REFUSED)
+async def test_a_front_end_fills_no_stream_for_the_others(stack: Stack) -> None:
+    async with thief(stack, "est-frontend") as found:
+        await found.publish("est.request.default.nobody.normal", b"{}")
+        await found.publish("est.request.other.issuing.normal", b"{}")
+        async with asyncio.timeout(5):
+            while len(found.violations) < 2:
+                await asyncio.sleep(0.05)
+
+
+@pytest.mark.logs_errors(*REFUSED)
+async def test_no_service_acknowledges_what_others_consume(stack: Stack) -> None:
+    for service, consumer in (("renewal", "audit"), ("audit", "renewal")):
+        async with thief(stack, service) as found:
+            await found.client.publish(
+                f"$JS.ACK.{topics.PKI_EVENTS}.{consumer}.1.1.1.1700000000.0", b"+ACK"
+            )
+            await found.client.flush()
+            async with asyncio.timeout(5):
+                while not found.violations:
+                    await asyncio.sleep(0.05)
