@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import io
 import json
 import sys
 from collections.abc import AsyncIterator
@@ -48,11 +47,11 @@ async def check(signer: SignerStack, **scope: Any) -> tuple[Checked, list[dict[s
         name: issuer.certificate.certificate
         for name, issuer in signer.decision_context.issuers.items()
     }
-    out = io.StringIO()
-    done = await StoredCertificateLint(signer.database, issuers, SystemClock(), out).run(
-        Scope(**scope)
+    lines: list[dict[str, Any]] = []
+    lint = StoredCertificateLint(
+        signer.database, issuers, SystemClock(), lambda line: lines.append(dict(line))
     )
-    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    done = await lint.run(Scope(**scope))
     assert lines[-1] == {"kind": "summary", **vars(done)}
     return done, lines[:-1]
 

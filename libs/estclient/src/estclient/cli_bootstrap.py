@@ -7,11 +7,15 @@ import sys
 from pathlib import Path
 
 import click
+from cryptography import x509
 
 from estclient.est.bootstrap import Found, fetch, pin
 from estcore.errors import ConfigurationError
 from estcore.pki.names import display_name
 from estcore.runtime.command_line import PATH
+from estcore.runtime.terminal import visible, write_line, write_prompt
+
+_SHOWN = 200
 
 
 @click.command("bootstrap")
@@ -38,15 +42,18 @@ async def _bootstrap(url: str, label: str | None, out: Path, fingerprint: str | 
             "the root is not the one with this fingerprint", code="bootstrap.fingerprint"
         )
     await pin(presented, url, label, out)
-    sys.stdout.write(f"pinned in {out}\n")
+    write_line(f"pinned in {out}")
 
 
 def _show(presented: Found) -> None:
-    sys.stdout.write(f"server certificate  {display_name(presented.server.subject)}\n")
-    sys.stdout.write(f"  SHA-256  {_grouped(presented.server_fingerprint)}\n")
-    sys.stdout.write(f"root certificate    {display_name(presented.root.subject)}\n")
-    sys.stdout.write(f"  SHA-256  {_grouped(presented.root_fingerprint)}\n")
-    sys.stdout.flush()
+    """Write the fingerprint to compare first, each on its own line, then what the server says."""
+    write_line("SHA-256 of the root certificate, compare this one:")
+    write_line(f"  {_grouped(presented.root_fingerprint)}")
+    write_line("SHA-256 of the server certificate:")
+    write_line(f"  {_grouped(presented.server_fingerprint)}")
+    write_line("Names that the server gives itself; anybody can choose them:")
+    write_line(f"  root    {_name(presented.root)}")
+    write_line(f"  server  {_name(presented.server)}")
 
 
 def _ask() -> None:
@@ -55,12 +62,17 @@ def _ask() -> None:
             "no terminal to compare the fingerprint on: give --fingerprint",
             code="bootstrap.fingerprint",
         )
-    sys.stdout.write(
+    write_prompt(
         "Compare with the fingerprint you received by phone or on paper. Type yes to trust: "
     )
-    sys.stdout.flush()
     if sys.stdin.readline().strip() != "yes":
         raise ConfigurationError("not trusted, nothing was pinned", code="bootstrap.fingerprint")
+
+
+def _name(certificate: x509.Certificate) -> str:
+    """Return its subject, too short to push the fingerprint off the screen."""
+    name = visible(display_name(certificate.subject))
+    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]} …"
 
 
 def _plain(text: str) -> str:

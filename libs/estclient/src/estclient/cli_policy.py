@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from estcore.policy.document import load_policy
 from estcore.policy.explain import Question
 from estcore.policy.explain import explain as explain_decision
 from estcore.runtime.command_line import PATH, Group
+from estcore.runtime.terminal import write_line
 
 policy = Group("policy")
 
@@ -51,7 +51,7 @@ def explain(
     question = _question(identity, label=label, operation=operation, csr=request)
     decision = explain_decision(document, question, profile_set)
     for step in decision.steps:
-        sys.stdout.write(step + "\n")
+        write_line(step)
     return 0 if decision.allowed else 1
 
 

@@ -20,6 +20,7 @@ from estcore.runtime.log_verification import (
     print_report,
     verify_log,
 )
+from estcore.runtime.terminal import write_document
 
 _SHORTEST = 12
 audit = Group("audit")
@@ -93,7 +94,7 @@ def password(user: str, password_file: Path | None, digest: bool, realm: str) ->
     entry: dict[str, Any] = {"argon2id": hasher.hash(text)}
     if digest:
         entry["digest"] = {name: verifier(user, realm, text, name) for name in DIGESTS}
-    sys.stdout.write(yaml.safe_dump({"users": {user: entry}}))
+    write_document(yaml.safe_dump({"users": {user: entry}}))
 
 
 def _password(file: Path | None) -> str:

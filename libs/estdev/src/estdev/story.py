@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from estcore.clock import monotonic_s
+from estcore.runtime.terminal import erase_line, visible
 
 
 class Story:
@@ -30,15 +31,16 @@ class Story:
     def waiting(self, text: str) -> None:
         """Show what is awaited; on a terminal the line is replaced, otherwise not printed."""
         if self._live:
-            self._out.write(f"\r\x1b[K[{monotonic_s() - self._started:6.1f}s] … {text}")
+            erase_line(self._out)
+            self._out.write(visible(f"[{monotonic_s() - self._started:6.1f}s] … {text}"))
             self._out.flush()
             self._open = True
 
     def _line(self, text: str) -> None:
         if self._open:
-            self._out.write("\r\x1b[K")
+            erase_line(self._out)
             self._open = False
-        self._out.write(text + "\n")
+        self._out.write(visible(text) + "\n")
         self._out.flush()
 
     @property

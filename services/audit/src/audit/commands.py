@@ -8,7 +8,6 @@ database and no bus.
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -35,6 +34,7 @@ from estcore.runtime.command_line import PATH
 from estcore.runtime.database import Database
 from estcore.runtime.log_verification import Choices
 from estcore.runtime.service import ServiceCommand
+from estcore.runtime.terminal import write_line
 from estcore.tlog.checkpoint import check_name
 from estcore.tlog.findings import Report
 
@@ -73,7 +73,7 @@ def keygen(out: Path, origin: str) -> None:
         name = check_name(origin)
     except MalformedRequest as exc:
         raise ConfigurationError(exc.reason) from exc
-    sys.stdout.write(f"{checkpoint_key.create_key(out, name)}\n")
+    write_line(str(checkpoint_key.create_key(out, name)))
 
 
 def verify_offline(file: Path, choices: Choices) -> None:
@@ -132,7 +132,7 @@ async def export_log(settings: Settings, out: Path, correlation_id: str | None) 
                     count += 1
         except OSError as exc:
             raise ConfigurationError(f"cannot write {out}: {exc.strerror}") from exc
-    sys.stdout.write(f"{count} lines, verifier key {key}\n")
+    write_line(f"{count} lines, verifier key {key}")
 
 
 @click.option("--correlation-id", required=True, help="Correlation id of the records.")
@@ -143,7 +143,7 @@ async def show(settings: Settings, correlation_id: str) -> None:
     await _audited(settings, "audit.read", wanted=correlation_id)
     async with _database(settings) as database:
         for line in await export.summary(database, correlation_id):
-            sys.stdout.write(f"{line}\n")
+            write_line(line)
 
 
 @click.option("--sink", required=True, help="Name of the sink.")
@@ -161,7 +161,7 @@ async def replay(settings: Settings, sink: str, start: int) -> None:
         before = await store.replay_from(connection, sink, start)
     if before is None:
         raise ConfigurationError(f"the cursor of {sink} is not beyond {start}")
-    sys.stdout.write(f"{sink}: cursor moved from {before} to {start}\n")
+    write_line(f"{sink}: cursor moved from {before} to {start}")
 
 
 def _finish(report: Report, choices: Choices) -> None:

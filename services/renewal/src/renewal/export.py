@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from sqlalchemy import Column, Select, select
 
 from estcore.errors import ConfigurationError
 from estcore.runtime import statements
 from estcore.runtime.database import Database
+from estcore.runtime.terminal import write_json
 from renewal.tables import certificate, renewal_slot
 
 _PAGE = 5000
@@ -46,23 +47,31 @@ async def export_certificates(database: Database, path: Path) -> int:
         LedgerUnavailable: the database is unavailable.
     """
     try:
-        with path.open("w", encoding="utf-8") as out:
-            return await _pages(database, out, _CERTIFICATES, certificate.c.issuance_id, "")
+        with path.open("w", encoding="utf-8") as file:
+
+            def write(row: Mapping[str, Any]) -> None:
+                file.write(json.dumps(row) + "\n")
+
+            return await _pages(database, write, _CERTIFICATES, certificate.c.issuance_id, "")
     except OSError as exc:
         raise ConfigurationError(f"cannot write {path}: {exc.strerror}") from exc
 
 
-async def list_slots(database: Database, out: TextIO = sys.stdout) -> int:
-    """Write one JSON object a line for every slot; returns how many.
+async def list_slots(database: Database) -> int:
+    """Write one JSON object a line for every slot to standard output; returns how many.
 
     Raises:
         LedgerUnavailable: the database is unavailable.
     """
-    return await _pages(database, out, _SLOTS, renewal_slot.c.slot_id, _LOWEST_SLOT)
+    return await _pages(database, write_json, _SLOTS, renewal_slot.c.slot_id, _LOWEST_SLOT)
 
 
 async def _pages(
-    database: Database, out: TextIO, query: Select[Any], key: Column[Any], lowest: str
+    database: Database,
+    write: Callable[[Mapping[str, Any]], None],
+    query: Select[Any],
+    key: Column[Any],
+    lowest: str,
 ) -> int:
     after: Any = lowest
     written = 0
@@ -71,12 +80,15 @@ async def _pages(
             page = query.where(key > after).order_by(key).limit(_PAGE)
             rows = await statements.fetch(connection, page)
         for row in rows:
-            out.write(json.dumps(dict(row), default=_text) + "\n")
+            write({name: _text(value) for name, value in dict(row).items()})
         written += len(rows)
         if len(rows) < _PAGE:
             return written
         after = rows[-1][key.name]
 
 
-def _text(value: Any) -> str:
+def _text(value: Any) -> Any:
+    """Return a value as JSON has it."""
+    if value is None or isinstance(value, (str, int)):
+        return value
     return value.isoformat() if hasattr(value, "isoformat") else str(value)

@@ -25,6 +25,7 @@ from estcore.runtime.message_keys import message_keys
 from estcore.runtime.reload import Reloader
 from estcore.runtime.service import Job, ServiceCommand, run_jobs, stop_on_signals
 from estcore.runtime.settings import read_secret
+from estcore.runtime.terminal import write_line
 from estcore.runtime.tracing import Tracing
 from renewal import metrics
 from renewal.dispatch.scheduler import Scheduler
@@ -215,7 +216,7 @@ async def _export(settings: RenewalSettings, out: Path) -> None:
         written = await export_certificates(database, out)
     finally:
         await database.close()
-    sys.stdout.write(f"{written} certificates\n")
+    write_line(f"{written} certificates")
 
 
 @COMMAND.verb("slots", "List every slot as JSON lines.")

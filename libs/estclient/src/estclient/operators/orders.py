@@ -6,7 +6,6 @@ import asyncio
 import datetime as dt
 import json
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from estclient.operators.output import pem, render
 from estclient.operators.settings import OperatorSettings
 from estcore.clock import SystemClock
 from estcore.runtime.settings import load_settings
+from estcore.runtime.terminal import write_document, write_json, write_line
 
 SIGNER = "ca-signer"
 _PAGE = 200
@@ -70,7 +70,10 @@ async def _carry_out(order: Order) -> None:
         result = await operator.send(SIGNER, order.verb, arguments)
     finally:
         await bus.close()
-    sys.stdout.write(json.dumps(result, indent=1) + "\n" if order.as_json else render(result))
+    if order.as_json:
+        write_json(result, indent=1)
+    else:
+        write_document(render(result))
 
 
 def _resolve_expiry(arguments: dict[str, Any], now: dt.datetime) -> None:
@@ -95,7 +98,7 @@ async def _export(operator: Operator, arguments: dict[str, Any], out: Path, form
                 break
             query["after"] = page["next"]
     partial.replace(out)
-    sys.stdout.write(f"{count} certificates in {out}\n")
+    write_line(f"{count} certificates in {out}")
 
 
 def operator_settings(

@@ -1,19 +1,33 @@
-"""How ``estctl`` prints the results of commands: lines for people, certificates as PEM."""
+"""How ``estctl`` prints the results of commands: lines for people, certificates as PEM.
+
+Values hold text of clients, by which an operator approves or revokes. A line break in one is
+escaped, and so are runs of spaces, which separate the columns.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from estclient.errors import AnswerInvalid
+from estcore.runtime.terminal import visible
+
+_SPACES = re.compile("  +")
+
 
 def render(result: Mapping[str, Any]) -> str:
-    """Return a result as lines for people."""
+    """Return a result as lines for people.
+
+    Raises:
+        AnswerInvalid: what should be a certificate is none.
+    """
     for name in ("requests", "certificates", "bulk_revocations", "submissions"):
         if name in result:
-            more = f"next page: --after {result['next']}\n" if result.get("next") else ""
+            more = f"next page: --after {_text(result['next'])}\n" if result.get("next") else ""
             return ("".join(_line(row) for row in result[name]) or "none\n") + more
     lines = []
     for name, value in result.items():
@@ -22,21 +36,30 @@ def render(result: Mapping[str, Any]) -> str:
         elif name == "certificate":
             lines.append(pem(value))
         else:
-            lines.append(f"{name:12} {_text(value)}\n")
+            lines.append(f"{visible(name):12} {_text(value)}\n")
     return "".join(lines)
 
 
 def pem(der_hex: str) -> str:
-    """Return a certificate, DER in hexadecimal, as PEM."""
-    der = bytes.fromhex(der_hex)
-    return x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM).decode()
+    """Return a certificate, DER in hexadecimal, as PEM.
+
+    Raises:
+        AnswerInvalid: it is none.
+    """
+    try:
+        certificate = x509.load_der_x509_certificate(bytes.fromhex(der_hex))
+    except (ValueError, TypeError) as exc:
+        raise AnswerInvalid("the answer has something else than a certificate") from exc
+    return certificate.public_bytes(Encoding.PEM).decode()
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return "  ".join(f"{k}={_text(v)}" for k, v in row.items() if v not in (None, [])) + "\n"
+    columns = (f"{visible(k)}={_text(v)}" for k, v in row.items() if v not in (None, []))
+    return "  ".join(columns) + "\n"
 
 
 def _text(value: Any) -> str:
     if value is None or value == []:
         return "-"
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = visible(",".join(map(str, value)) if isinstance(value, list) else str(value))
+    return _SPACES.sub(lambda run: " " + "\\u0020" * (len(run[0]) - 1), text)

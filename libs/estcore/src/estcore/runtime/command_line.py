@@ -4,6 +4,7 @@
   given; the group's help prints its text without importing it.
 - ``run`` turns every outcome into an exit code: 0 done, 1 failed, 2 wrong usage or configuration,
   130 interrupted. An error is one line on standard error, ``<command>: reason [code]``.
+- Everything is written with ``estcore.runtime.terminal``.
 - No option takes a password or a secret: what is in ``argv`` is seen by every process.
 """
 
@@ -21,6 +22,7 @@ import click
 from typing_extensions import override
 
 from estcore.errors import ConfigurationError, ESTSuiteError
+from estcore.runtime.terminal import write_document, write_line
 
 EXIT_CONFIGURATION = 2
 EXIT_FAILED = 1
@@ -168,11 +170,11 @@ def run(
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
     except click.exceptions.NoArgsIsHelpError as exc:
-        sys.stderr.write(exc.format_message() + "\n")
+        write_document(exc.format_message() + "\n", error=True)
     except click.ClickException as exc:
-        sys.stderr.write(f"{name}: {_one_line(exc)}\n")
+        write_line(f"{name}: {_one_line(exc)}", error=True)
     except ESTSuiteError as exc:
-        sys.stderr.write(f"{name}: {exc.reason} [{exc.code}]\n")
+        write_line(f"{name}: {exc.reason} [{exc.code}]", error=True)
         return EXIT_CONFIGURATION if isinstance(exc, ConfigurationError) else EXIT_FAILED
     return EXIT_CONFIGURATION
 
@@ -187,7 +189,7 @@ def _one_line(exc: click.ClickException) -> str:
 def _version_option(distribution: str) -> click.Option:
     def show(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         if value:
-            sys.stdout.write(f"{ctx.find_root().info_name} {metadata.version(distribution)}\n")
+            write_line(f"{ctx.find_root().info_name} {metadata.version(distribution)}")
             ctx.exit()
 
     return click.Option(

@@ -1,4 +1,7 @@
-"""Entry of every command: end quietly when the reader of the output closes the pipe.
+"""Entry of every command: its output is visible text, and a closed pipe ends it quietly.
+
+Both outputs are put behind ``VisibleStream`` while a command runs, so that no verb and no library
+writes a control character of a stranger to a terminal.
 
 ``estctl audit verify … | head`` ends as other Unix tools do, with the exit code of SIGPIPE and
 without a traceback. SIGPIPE itself stays ignored: a service must survive a closed connection.
@@ -10,8 +13,12 @@ import functools
 import os
 import select
 import sys
+import traceback
 from collections.abc import Callable
+from types import TracebackType
 from typing import ParamSpec, TypeVar
+
+from estcore.runtime.terminal import visible_stream
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,6 +34,10 @@ def console_script(main: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        outputs = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = map(visible_stream, outputs)
+        # The interpreter prints an unexpected error after this function, to the bare stream.
+        sys.excepthook = _print_exception
         try:
             try:
                 return main(*args, **kwargs)
@@ -38,8 +49,16 @@ def console_script(main: Callable[P, T]) -> Callable[P, T]:
                 raise
             _discard_output()
             sys.exit(EXIT_OUTPUT_CLOSED)
+        finally:
+            sys.stdout, sys.stderr = outputs
 
     return run
+
+
+def _print_exception(
+    kind: type[BaseException], error: BaseException, place: TracebackType | None
+) -> None:
+    visible_stream(sys.stderr).write("".join(traceback.format_exception(kind, error, place)))
 
 
 def output_closed() -> bool:

@@ -8,8 +8,6 @@ prints: that no record is missing at its end is shown by a checkpoint kept from 
 from __future__ import annotations
 
 import functools
-import json
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -21,6 +19,7 @@ import click
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError, MalformedRequest
 from estcore.runtime.command_line import PATH, options
+from estcore.runtime.terminal import write_json, write_line
 from estcore.tlog.checkpoint import VerifierKey, kept_note
 from estcore.tlog.cross import cross
 from estcore.tlog.findings import Report, Sealed
@@ -116,9 +115,10 @@ def verify_log(
 def print_report(report: Report, *, as_json: bool) -> None:
     """Write the report to standard output, for a person or as JSON."""
     if as_json:
-        sys.stdout.write(json.dumps(report.to_json(), indent=1) + "\n")
+        write_json(report.to_json(), indent=1)
         return
-    sys.stdout.write("".join(f"{line}\n" for line in render(report)))
+    for line in render(report):
+        write_line(line)
 
 
 def render(report: Report) -> list[str]:

@@ -11,6 +11,7 @@ from pydantic_core import to_json
 from typing_extensions import override
 
 from estcore.messages.text import without_surrogates
+from estcore.runtime.terminal import visible
 
 
 class JSONFormatter(logging.Formatter):
@@ -42,10 +43,12 @@ class JSONFormatter(logging.Formatter):
             if record.levelno >= logging.ERROR:
                 line["trace"] = self.formatException(record.exc_info)
         try:
-            return to_json(line, fallback=str).decode()
+            text = to_json(line, fallback=str).decode()
         except ValueError:
             # The handler of the standard library would print the record's arguments instead.
-            return to_json(without_surrogates(line), fallback=_str).decode()
+            text = to_json(without_surrogates(line), fallback=_str).decode()
+        # A log is read with tail and kubectl logs, in a terminal.
+        return visible(text)
 
 
 def _str(value: object) -> str:

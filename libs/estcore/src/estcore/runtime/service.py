@@ -26,6 +26,7 @@ from estcore.runtime.command_line import EXIT_FAILED, PATH, Group
 from estcore.runtime.console import output_closed
 from estcore.runtime.logs import fields
 from estcore.runtime.settings import ServiceSettings, load_settings
+from estcore.runtime.terminal import write_line
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +171,7 @@ class ServiceCommand(Generic[S]):
         return 0
 
     async def _report(self, _: S) -> None:
-        sys.stdout.write(f"{self.name}: configuration is good\n")
+        write_line(f"{self.name}: configuration is good")
 
     def _crashed(self, group: BaseExceptionGroup[BaseException]) -> int:
         first: BaseException = group

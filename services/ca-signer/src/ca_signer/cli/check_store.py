@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from estcore.errors import BusUnavailable, ConfigurationError, InvariantBroken
 from estcore.ids import is_token
 from estcore.pki.durations import parse_duration
 from estcore.runtime.command_line import Converted
+from estcore.runtime.terminal import write_json, write_line
 
 
 @click.option(
@@ -67,12 +67,12 @@ async def check_store(
     }
     issuers.update(_other(text) for text in other)
     async with main.connected(settings) as (bus, database):
-        done = await StoredCertificateLint(database, issuers, clock, sys.stdout).run(scope)
+        done = await StoredCertificateLint(database, issuers, clock, write_json).run(scope)
         publisher = EventPublisher(bus, clock, settings.instance)
         try:
             await record(publisher, scope, done, clock.now())
         except BusUnavailable as exc:
-            sys.stderr.write(f"the check is not on record: {exc.reason}\n")
+            write_line(f"the check is not on record: {exc.reason}", error=True)
     if done.findings:
         raise InvariantBroken(
             f"{done.findings} findings in {done.certificates} certificates and {done.lists} lists",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -37,6 +36,7 @@ from estcore.pki.keys import KEY_ALGORITHMS, key_algorithm
 from estcore.pki.profile import parse_model
 from estcore.runtime.command_line import PATH, Group, options
 from estcore.runtime.settings import read_secret
+from estcore.runtime.terminal import write_fields
 
 T = TypeVar("T")
 Where = Mapping[str, str | None]
@@ -75,7 +75,7 @@ def _list(where: Where) -> None:
     async def carry_out() -> None:
         async with _opened(_settings(where), write=False) as link:
             for key in decode_keys(_expect(await link.request(Kind.LIST), Kind.KEYS).body):
-                sys.stdout.write(_line(key))
+                write_fields(*_columns(key))
 
     asyncio.run(carry_out())
 
@@ -154,14 +154,14 @@ def _expect(answer: Answer, kind: Kind) -> Frame:
     return answer
 
 
-def _line(key: Key) -> str:
+def _columns(key: Key) -> tuple[str, ...]:
     public_key = signatures.public_key(key)
     try:
         algorithm = key_algorithm(public_key) if public_key is not None else key.kind
     except WeakKey as exc:
         algorithm = f"unusable: {exc.reason}"
     leaves = "may leave the token" if key.extractable or not key.sensitive else "stays"
-    return f"{key.key_id}\t{algorithm}\t{leaves}\t{key.label}\n"
+    return key.key_id, algorithm, leaves, key.label
 
 
 async def _generate(link: WorkerProcess, settings: TokenSettings, algorithm: str) -> None:
@@ -170,7 +170,7 @@ async def _generate(link: WorkerProcess, settings: TokenSettings, algorithm: str
     key = Key.decode(_expect(answer, Kind.KEY).body)
     if key.extractable or not key.sensitive:
         raise ConfigurationError("the token made a key that may leave it", code="keystore.key")
-    sys.stdout.write(_line(key))
+    write_fields(*_columns(key))
 
 
 async def _request(

@@ -5,7 +5,6 @@ It runs with the signer's settings, its database password and its CA key.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
@@ -26,6 +25,7 @@ from ca_signer.signing.internal_issuance import issue_internally
 from ca_signer.signing.issuers import tokens_of
 from estcore.errors import ConfigurationError
 from estcore.runtime.command_line import PATH
+from estcore.runtime.terminal import write_line
 
 
 @click.option("--csr", "csr_file", type=PATH, required=True, help="PKCS#10, PEM or DER.")
@@ -56,7 +56,7 @@ async def enroll(settings: SignerSettings, csr_file: Path, out: Path, issuer: st
         )
     pem = x509.load_der_x509_certificate(certificate).public_bytes(Encoding.PEM)
     out.write_bytes(pem)
-    sys.stdout.write(f"{out}: certificate of operator {candidate.intent.service}\n")
+    write_line(f"{out}: certificate of operator {candidate.intent.service}")
 
 
 def read_request(path: Path) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from estcore.ids import is_token
 from estcore.pki.certificate import IssuerCertificate
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
+from estcore.runtime.terminal import write_line
 from estcore.tlog.checkpoint import VerifierKey
 
 
@@ -86,7 +86,7 @@ async def reconcile(
             "wait until audit has caught up, and export again; if audit lost them too: --events",
             code="ledger.stale",
         )
-    sys.stdout.write("the ledger is complete; signers go on\n")
+    write_line("the ledger is complete; signers go on")
 
 
 def _read(decision_context: SigningContext, sources: Sources) -> AuditLogContents:
@@ -112,15 +112,15 @@ def _text(vkey: str) -> str:
 
 
 def _tell(done: Restored) -> None:
-    sys.stdout.write(
+    write_line(
         f"put back: {done.issued} certificates, {done.given_up} serial numbers never delivered, "
-        f"{done.revocations} revocations, {done.rollovers} rollovers\n"
+        f"{done.revocations} revocations, {done.rollovers} rollovers"
     )
     if done.sent_upstream:
-        sys.stdout.write("sent to an upstream CA, outcome unknown; check at that CA:\n")
+        write_line("sent to an upstream CA, outcome unknown; check at that CA:")
     for line in done.sent_upstream:
-        sys.stdout.write(f"  issuance {line}\n")
+        write_line(f"  issuance {line}")
     if done.unrecoverable_commands:
-        sys.stdout.write("commands that the ledger has forgotten; give again what is needed:\n")
+        write_line("commands that the ledger has forgotten; give again what is needed:")
     for line in done.unrecoverable_commands:
-        sys.stdout.write(f"  {line}\n")
+        write_line(f"  {line}")

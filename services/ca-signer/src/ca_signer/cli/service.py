@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import sys
 from pathlib import Path
 
 import click
@@ -17,6 +16,7 @@ from estcore.pki.durations import parse_duration
 from estcore.runtime.command_line import PATH, Converted
 from estcore.runtime.database import Database
 from estcore.runtime.service import ServiceCommand
+from estcore.runtime.terminal import write_fields, write_line
 
 COMMAND = ServiceCommand(
     SERVICE,
@@ -43,7 +43,7 @@ async def _export(settings: SignerSettings, out: Path) -> None:
         count = await export.export(database, out)
     finally:
         await database.close()
-    sys.stdout.write(f"{count} issuances in {out}\n")
+    write_line(f"{count} issuances in {out}")
 
 
 @COMMAND.verb("list", "List enrollment secrets.", under=_SECRET)
@@ -53,7 +53,7 @@ async def _list_secrets(settings: SignerSettings) -> None:
         for secret_id, not_after, one_time, revoked in await store.listed():
             kind = "one-time" if one_time else "reusable"
             state = "revoked" if revoked else f"until {not_after.isoformat()}"
-            sys.stdout.write(f"{secret_id}\t{kind}\t{state}\n")
+            write_fields(secret_id, kind, state)
 
 
 @COMMAND.verb("create", "Create an enrollment secret and print it once.", under=_SECRET)
@@ -68,7 +68,7 @@ async def _create_secret(
     async with main.connected(settings) as (bus, database):
         store = SecretStore(database, bus, main.CLOCK)
         secret = await store.create(secret_id, lifetime=lifetime, one_time=one_time)
-    sys.stdout.write(secret + "\n")
+    write_line(secret)
 
 
 @COMMAND.verb("revoke", "Revoke an enrollment secret.", under=_SECRET)
@@ -76,7 +76,7 @@ async def _create_secret(
 async def _revoke_secret(settings: SignerSettings, secret_id: str) -> None:
     async with main.connected(settings) as (bus, database):
         await SecretStore(database, bus, main.CLOCK).revoke(secret_id)
-    sys.stdout.write(f"{secret_id} is revoked\n")
+    write_line(f"{secret_id} is revoked")
 
 
 @COMMAND.verb("reconcile", "Complete a restored ledger from an export of the audit log.")

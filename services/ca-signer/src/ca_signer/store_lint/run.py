@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import datetime as dt
 import importlib.util
-import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import asyncpg
 from cryptography import x509
@@ -74,9 +73,9 @@ class StoredCertificateLint:
         database: Database,
         issuers: Mapping[str, x509.Certificate],
         clock: Clock,
-        out: TextIO,
+        out: Callable[[Mapping[str, object]], None],
     ) -> None:
-        """``issuers`` are certificates by issuer id; findings go to ``out``, one JSON a line."""
+        """``issuers`` are certificates by issuer id; ``out`` gets the findings and a summary."""
         self._database = database
         self._issuers = issuers
         self._clock = clock
@@ -113,12 +112,12 @@ class StoredCertificateLint:
             for finding in self._list(row, revocation_list):
                 self._tell(done, named | finding)
         summary = {"kind": "summary", **vars(done)}
-        self._out.write(json.dumps(summary) + "\n")
+        self._out(summary)
         return done
 
     def _tell(self, done: Checked, finding: Mapping[str, object]) -> None:
         done.findings += 1
-        self._out.write(json.dumps(finding) + "\n")
+        self._out(finding)
 
     async def _rows(self, scope: Scope) -> AsyncIterator[asyncpg.Record]:
         after = first_id(scope.since)

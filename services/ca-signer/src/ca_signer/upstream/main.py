@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
@@ -42,6 +41,7 @@ from estcore.runtime.logs import fields
 from estcore.runtime.message_keys import message_keys
 from estcore.runtime.reload import Reloader, Watched
 from estcore.runtime.service import ServiceCommand, run_jobs, sleep_or_stop, stop_on_signals
+from estcore.runtime.terminal import write_line
 from estcore.runtime.tracing import Tracing
 
 COMMAND = "ca-signer-upstream"
@@ -259,7 +259,7 @@ async def _probe(settings: UpstreamSettings) -> None:
             except (Retryable, Unknown) as exc:
                 raise IssuerUnavailable(f"{issuer.issuer_id}: {exc.reason}", code=exc.code) from exc
             verdict = "shows the issuer that is configured" if same else "shows ANOTHER issuer"
-            sys.stdout.write(f"{issuer.issuer_id}: {verdict}\n")
+            write_line(f"{issuer.issuer_id}: {verdict}")
             if not same:
                 raise ConfigurationError(
                     f"{issuer.issuer_id}: certificate_file is not the upstream CA's certificate",

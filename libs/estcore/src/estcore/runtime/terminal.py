@@ -1,0 +1,170 @@
+r"""Output of every command: text of others is made visible before a terminal sees it.
+
+Names in certificates, reasons, bodies of HTTP answers and contents of files are written by
+strangers. A terminal carries out the control characters in them: it hides lines, moves the cursor
+and reverses text. So a command writes with the functions of this module and with nothing else.
+
+- ``write_line`` writes exactly one line, ``write_fields`` one line of columns: a line break or a
+  tab in a value cannot begin a line or a column of its own.
+- ``write_document`` writes lines that we made, such as PEM; ``write_json`` writes JSON.
+- ``VisibleStream`` stands before standard output and standard error of every command
+  (``estcore.runtime.console``), for what libraries write: help, warnings, log lines.
+
+A character that is not seen is written as JSON escapes it, ``\u001b``, so escaped JSON stays the
+same JSON. A backslash that is in the text itself is left as it is, for the same reason.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO, cast
+
+from typing_extensions import override
+
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\U000e0100-\U000e01ef]"
+)
+"""Printable to Python and shown as nothing: fillers, variation selectors, the blank of Braille."""
+_SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+_ERASE_LINE = "\r\x1b[K"
+_BMP_END = 0xFFFF
+_LAYOUT = "\n\t"
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    r"""Return ``text`` with an escape for every character that is not seen, as JSON writes it.
+
+    Escaped are control, format, private, unassigned and surrogate characters, every separator
+    but the space, and characters that are drawn as nothing. ``keep`` names exceptions.
+    """
+    if text.isprintable() and (text.isascii() or not _INVISIBLE.search(text)):
+        return text
+    return "".join(c if c in keep or _is_seen(c) else _escape(c) for c in text)
+
+
+def write_line(text: str = "", *, error: bool = False) -> None:
+    """Write one line to standard output, or to standard error."""
+    _write(visible(text) + "\n", error=error)
+
+
+def write_fields(*values: object) -> None:
+    """Write one line of values, separated by tabs."""
+    _write("\t".join(visible(str(value)) for value in values) + "\n")
+
+
+def write_document(text: str, *, error: bool = False) -> None:
+    """Write text of more than one line that holds no text of others, or that escaped it."""
+    _write(visible(text, keep=_LAYOUT), error=error)
+
+
+def write_json(value: Mapping[str, Any] | Sequence[Any], *, indent: int | None = None) -> None:
+    """Write a value as JSON: on one line, or indented."""
+    # Python escapes everything outside ASCII but leaves DEL; in JSON it stands in strings only.
+    _write(visible(json.dumps(value, indent=indent, default=str), keep="\n") + "\n")
+
+
+def write_prompt(text: str) -> None:
+    """Write a question without a line end, at once."""
+    _write(visible(text))
+    sys.stdout.flush()
+
+
+def erase_line(stream: TextIO) -> None:
+    """Erase the current line of a terminal: the only control sequence that we write."""
+    if isinstance(stream, VisibleStream):
+        stream.erase_line()
+    else:
+        stream.write(_ERASE_LINE)
+
+
+class VisibleStream(io.TextIOBase):
+    """A text stream that writes everything visibly to another one; lines and tabs stay.
+
+    Text that the encoding of the other stream cannot express is escaped, too.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+
+    @override
+    def write(self, text: str, /) -> int:
+        shown = visible(text, keep=_LAYOUT)
+        encoding = self._stream.encoding
+        if not shown.isascii() and encoding and not _encodable(shown, encoding):
+            shown = "".join(c if c.isascii() else _escape(c) for c in shown)
+        self._stream.write(shown)
+        return len(text)
+
+    def erase_line(self) -> None:
+        """Erase the current line of the terminal."""
+        self._stream.write(_ERASE_LINE)
+
+    @property
+    @override
+    def encoding(self) -> str:  # type: ignore[override]  # a plain attribute in the stub
+        return self._stream.encoding
+
+    @property
+    @override
+    def errors(self) -> str | None:  # type: ignore[override]  # a plain attribute in the stub
+        return self._stream.errors
+
+    @override
+    def writable(self) -> bool:
+        return True
+
+    @override
+    def flush(self) -> None:
+        self._stream.flush()
+
+    @override
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    @override
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @override
+    def close(self) -> None:
+        """Do not close the other stream: it is the process's, and may outlive this one."""
+
+
+def visible_stream(stream: TextIO) -> TextIO:
+    """Return ``stream`` behind a ``VisibleStream``; one that is behind it already, as it is."""
+    if isinstance(stream, VisibleStream):
+        return cast("TextIO", stream)
+    return cast("TextIO", VisibleStream(stream))
+
+
+def _write(text: str, *, error: bool = False) -> None:
+    (sys.stderr if error else sys.stdout).write(text)
+
+
+def _is_seen(character: str) -> bool:
+    return character.isprintable() and _INVISIBLE.match(character) is None
+
+
+def _escape(character: str) -> str:
+    short = _SHORT.get(character)
+    if short is not None:
+        return short
+    number = ord(character)
+    if number <= _BMP_END:
+        return f"\\u{number:04x}"
+    high, low = divmod(number - 0x10000, 0x400)
+    return f"\\u{0xD800 + high:04x}\\u{0xDC00 + low:04x}"
+
+
+def _encodable(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
