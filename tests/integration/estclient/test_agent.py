@@ -20,7 +20,8 @@ from joserfc import jws
 from joserfc.jwk import ECKey
 
 from estclient.agent.agent import Agent, run_agent
-from estclient.agent.credential_store import Bundle, CredentialStore
+from estclient.agent.bundle import Bundle
+from estclient.agent.credential_store import CredentialStore
 from estclient.agent.settings import AgentSettings
 from estclient.errors import NotInUse, ServerAway
 from estcore.clock import SystemClock

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estclient.agent.agent import Agent
-from estclient.agent.credential_store import Bundle, CredentialStore, verify_bundle
+from estclient.agent.bundle import Bundle, verify_bundle
+from estclient.agent.credential_store import CredentialStore
 from estclient.agent.settings import AgentSettings
 from estclient.errors import AnswerInvalid, BundleInvalid
 from estclient.est.trust_anchors import is_root, take_up, trusted_roots

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from estclient.agent.credential_store import Bundle
+from estclient.agent.bundle import Bundle
 from estclient.est.keys import PrivateKey, key_pem, make_key
 from estcore.clock import SystemClock
 from estcore.est.certs_only import certs_only

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from joserfc import jws
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
-from estclient.agent.credential_store import CredentialStore, Pending, verify_bundle
+from estclient.agent.bundle import Pending, verify_bundle
+from estclient.agent.credential_store import CredentialStore
 from estclient.errors import BundleInvalid
 from estclient.est.keys import csr_like, make_csr, make_key
 from estclient.est.proof_of_use import sign_ack

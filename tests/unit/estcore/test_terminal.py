@@ -9,11 +9,13 @@ import logging
 import sys
 import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from estcore.errors import ESTSuiteError
 from estcore.runtime import command_line, terminal
@@ -22,7 +24,8 @@ from estcore.runtime.logs import JSONFormatter, fields
 from estdev.story import Story
 
 ROOT = Path(__file__).parents[3]
-HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+Category = Literal["Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"]
+HIDDEN: tuple[Category, ...] = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 OUTPUT_MODULES = {
     f"libs/estcore/src/estcore/runtime/{name}.py" for name in ("terminal", "console", "logs")
 } | {"libs/estdev/src/estdev/story.py"}
@@ -31,7 +34,7 @@ OUTPUT_MODULES = {
 hostile = st.text(
     st.one_of(
         st.characters(),
-        st.characters(categories=sorted(HIDDEN)),
+        st.characters(categories=HIDDEN),
         st.sampled_from("\x1b\x9b\x7f\r\n\t\u202e\u2066\u200b\u2028\ufeff\u3164\ufe0f\ud800"),
     )
 )
@@ -160,6 +163,7 @@ def test_what_libraries_and_crashes_write_is_visible(capsys: pytest.CaptureFixtu
 
 
 class _Terminal(io.StringIO):
+    @override
     def isatty(self) -> bool:
         return True
 
@@ -218,3 +222,19 @@ def _written(action: object, *, sys_err: bool = False) -> list[str]:
     finally:
         sys.stdout, sys.stderr = streams
     return [err.getvalue() if sys_err else out.getvalue()]
+
+
+def test_an_error_of_the_system_is_one_line_with_its_path() -> None:
+    def callback() -> None:
+        Path("/dev/full").write_text("x" * 100_000)
+
+    command = click.Command("full", callback=callback)
+    (line,) = _written(lambda: command_line.run(command, "command", []), sys_err=True)
+    assert line == "command: No space left on device [system.error]\n"
+
+    def missing() -> None:
+        Path("/nowhere/file").write_text("x")
+
+    command = click.Command("missing", callback=missing)
+    (line,) = _written(lambda: command_line.run(command, "command", []), sys_err=True)
+    assert line == "command: No such file or directory: /nowhere/file [system.error]\n"

@@ -6,6 +6,7 @@ ESTClientError
 ├── StillPending       202 for longer than we wait
 ├── AnswerInvalid      an answer that is not what we asked for
 ├── BundleInvalid      key, certificate and chain do not fit together
+├── CredentialMissing  no credential that can be used, and none can be asked for
 └── NotInUse           the service does not present its new certificate
 """
 
@@ -30,13 +31,21 @@ class ServerRefused(ESTClientError):
         self.status, self.text, self.correlation_id = status, text, correlation_id
 
 
-class ServerAway(ESTClientError):
+class _Later(ESTClientError):
+    """The same may succeed later; ``retry_after_s`` is when, if the server said so."""
+
+    def __init__(self, reason: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+
+class ServerAway(_Later):
     """No server answered, or each asked to come back later than we wait."""
 
     default_code = "client.server_away"
 
 
-class StillPending(ESTClientError):
+class StillPending(_Later):
     """The request waits for approval longer than this client does."""
 
     default_code = "client.pending"
@@ -52,6 +61,12 @@ class BundleInvalid(ESTClientError):
     """A credential that must not be put into use."""
 
     default_code = "client.bundle_invalid"
+
+
+class CredentialMissing(ESTClientError):
+    """No credential that can be used now, and no bootstrap to get one with."""
+
+    default_code = "client.no_credential"
 
 
 class NotInUse(ESTClientError):

@@ -170,6 +170,17 @@ class ConfigurationError(ESTSuiteError):
     default_code = "configuration.invalid"
 
 
+def in_words(error: BaseException) -> str:
+    """Return one line about any error for a person: our reason, or the system's with its path."""
+    if isinstance(error, ESTSuiteError):
+        return error.reason
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return str(error) or (
+        "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+    )
+
+
 REJECTIONS: dict[str, type[RequestRejected]] = {
     cls.__name__: cls
     for cls in (

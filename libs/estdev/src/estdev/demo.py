@@ -18,7 +18,7 @@ from typing import Any
 from cryptography import x509
 
 from estclient.agent.agent import run_agent
-from estclient.agent.credential_store import Bundle
+from estclient.agent.bundle import Bundle
 from estclient.agent.settings import AgentSettings
 from estcore.errors import ConfigurationError, ESTSuiteError
 from estcore.ids import serial_hex

@@ -13,12 +13,17 @@ One rotation:
 
 Beside it ``/cacerts`` is asked at intervals; other CA certificates make the service reload too.
 How far it has come stands in the bundle, so an agent that was killed goes on where it was.
-Hearing the same event twice changes nothing: after step 4 it names a certificate of the past.
+Receiving the same event twice changes nothing: after step 4 it names a certificate of the past.
+
+The agent ends only by ``stop`` and by settings that can never work. What can pass is repeated after
+a pause: a wrong clock, a full disk, a file that is missing or damaged. A damaged generation is
+replaced by an older one, or by a bootstrap enrollment when none can be used.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import logging
 from collections.abc import Awaitable, Callable
@@ -26,23 +31,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from estclient.agent.credential_store import Bundle, CredentialStore, Pending
+from estclient.agent.backoff import Backoff
+from estclient.agent.bundle import Bundle, Pending
+from estclient.agent.credential_store import CredentialStore
+from estclient.agent.event_listener import listen
 from estclient.agent.reload_hook import run_hook
+from estclient.agent.rotation_names import RotationNames
 from estclient.agent.served_certificate import wait_presented
 from estclient.agent.settings import AgentSettings
 from estclient.agent.trust_refresh import TrustKeeper
-from estclient.errors import ServerRefused
+from estclient.errors import BundleInvalid, CredentialMissing, ServerRefused
 from estclient.est.client import ESTClient, Limits
 from estclient.est.keys import csr_like, make_csr, make_key
 from estclient.est.proof_of_use import sign_ack
 from estcore.clock import Clock, SystemClock, monotonic_s
-from estcore.errors import ConfigurationError, ESTSuiteError, MalformedRequest
-from estcore.messages.envelope import decode
+from estcore.errors import ConfigurationError, ESTSuiteError, in_words
 from estcore.messages.events import RotationEvent
-from estcore.messages.topics import rotation_topic
-from estcore.runtime.bus import Bus, Incoming
 from estcore.runtime.logs import fields
-from estcore.runtime.settings import BusSettings, read_secret
+from estcore.runtime.settings import read_secret
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +56,11 @@ OnStep = Callable[[str, dict[str, Any]], Awaitable[None]]
 Hook = Callable[[Bundle], Awaitable[None]]
 _NOT_YET = frozenset({404, 409})
 """Answers to a proof that may be given because an event is still on its way."""
+_NOT_ACCEPTED = frozenset({401, 403})
+"""Answers to a re-enrollment with a certificate that is not valid any more."""
 _ACK_PAUSE_S = 0.5
 _TICK_S = 60.0
-_REMEMBERED = 256
+"""The longest sleep: a clock that is set is noticed after it."""
 
 
 async def run_agent(
@@ -66,24 +74,20 @@ async def run_agent(
     """Keep one service's certificate fresh until ``stop``.
 
     ``hook`` is called with the stored bundle instead of ``settings.hook``; ``on_step`` receives
-    of every step with its details.
+    every step with its details.
 
     Raises:
-        ConfigurationError: no credential and no bootstrap, or files that cannot be read.
+        ConfigurationError: a store that never had a credential, and no bootstrap.
     """
     agent = Agent(settings, on_step=on_step, hook=hook, clock=clock)
-    failure: ConfigurationError | None = None
+    agent.check()
     ended = asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        group.create_task(agent.listen(ended))
+        group.create_task(listen(settings, agent.receive, ended))
         try:
             await agent.work(stop)
-        except ConfigurationError as exc:
-            failure = exc
         finally:
             ended.set()
-    if failure is not None:
-        raise failure
 
 
 class Agent:
@@ -104,35 +108,32 @@ class Agent:
         self._trust = TrustKeeper(settings, self.store, self._clock)
         self._wake = asyncio.Event()
         self._due: RotationEvent | None = None
-        self._named: dict[str, str] = {}
-        self._proven: set[str] = set()
-        self._failures = 0
+        self._rotations = RotationNames()
+        self._refused: set[str] = set()
+        self._reported: dict[Path, str] = {}
+        self._backoff = Backoff(settings.retry_s, settings.longest_retry_s)
         self._retry_at = 0.0
 
-    async def listen(self, stop: asyncio.Event) -> None:
-        """Receive the owner's rotation events until stopped; none without a bus."""
-        settings = self._settings
-        if settings.bus is None or settings.owner is None:
+    def check(self) -> None:
+        """Refuse settings by which there can never be a credential.
+
+        Raises:
+            ConfigurationError: the store never had one, and there is no bootstrap.
+        """
+        if self._settings.bootstrap is not None:
             return
-        bus = await _connect(settings.bus, settings.name, stop)
-        if bus is None:
-            return
-        try:
-            topic = rotation_topic("any", settings.owner.tenant, settings.owner.service)
-            # Only a hint to look at the own schedule: an invented event renews early at most.
-            await bus.subscribe(topic.replace(".any.", ".*."), self._handle_message, of_anyone=True)
-            await stop.wait()
-        finally:
-            await bus.close()
+        with contextlib.suppress(OSError):  # not readable now: may have one
+            if self.store.is_new():
+                raise ConfigurationError(
+                    f"{self._settings.store} has no credential and there is no bootstrap"
+                )
 
     async def work(self, stop: asyncio.Event) -> None:
         """Renew, reload and prove until stopped; a failure is repeated after a pause."""
         while not stop.is_set():
             try:
                 pause = await self.advance()
-                self._failures = 0
-            except ConfigurationError:
-                raise
+                self._backoff.succeeded()
             except (ESTSuiteError, OSError, TimeoutError) as exc:
                 pause = await self._failed(exc)
             await self._sleep(stop, pause)
@@ -143,7 +144,7 @@ class Agent:
         Raises:
             ESTSuiteError: what kept a step from succeeding; calling again continues.
         """
-        bundle = self.store.load()
+        bundle = await self._load()
         if bundle is None or self._expired(bundle):
             bundle = await self._first(bundle)
         stored = bundle
@@ -162,14 +163,40 @@ class Agent:
             raise unfinished
         self._due = None if self._due is event else self._due
         bundle = self.store.load() or bundle
-        return max(min(self._seconds_to_renewal(bundle), self._trust.seconds_left), 0)
+        left = self._seconds_to_renewal(bundle)
+        if left <= 0:
+            # Not at once again: by a wrong clock every certificate is due when it is issued.
+            raise BundleInvalid(
+                "the new certificate is due for renewal already: is this machine's clock right?",
+                code="client.clock",
+            )
+        return max(min(left, self._trust.seconds_left), 0)
+
+    async def _load(self) -> Bundle | None:
+        """Return the credential, an older one in place of one that is damaged; report damage."""
+        bundle = self.store.load(refused=self._refused)
+        await self._report_damage()
+        if bundle is None or self._expired(bundle):
+            return bundle
+        current = self.store.make_current(bundle)
+        if current is not bundle:
+            folder = str(bundle.folder)
+            log.warning("credential replaced by another generation", extra=fields(folder=folder))
+            await self._say("fallback", serial=bundle.serial, folder=folder)
+        return current
+
+    async def _report_damage(self) -> None:
+        for file, what in self.store.damage.items():
+            if self._reported.get(file) != what:
+                log.error("credential file is damaged", extra=fields(file=str(file), damage=what))
+                await self._say("damaged", file=str(file), damage=what)
+        self._reported = dict(self.store.damage)
 
     async def receive(self, event: RotationEvent) -> None:
         """Take in one rotation event; events of other slots and repeated ones change nothing."""
         bundle = self.store.load()
-        if event.new is not None:
-            # Perhaps of the certificate just on its way to us.
-            self._remember(event.new.fingerprint_sha256, event)
+        # Perhaps of the certificate just on its way to us.
+        self._rotations.remember(event)
         if bundle is None:
             return
         if event.step == "due" and _names(event, bundle):
@@ -180,29 +207,13 @@ class Agent:
             return
         self._wake.set()
 
-    def _remember(self, fingerprint: str, event: RotationEvent) -> None:
-        self._named[fingerprint] = event.rotation_id
-        if event.step == "activated":
-            self._proven.add(fingerprint)
-        while len(self._named) > _REMEMBERED:
-            oldest = next(iter(self._named))
-            del self._named[oldest]
-            self._proven.discard(oldest)
-
-    async def _handle_message(self, message: Incoming) -> None:
-        try:
-            event = decode(RotationEvent, message.payload)
-        except MalformedRequest as exc:
-            log.warning("rotation event unreadable", extra=fields(error=exc.reason))
-            return
-        await self.receive(event)
-
     # 2. to 4.
 
     async def _renew(self, current: Bundle, event: RotationEvent | None) -> None:
         if event is None:
             await self._say("due_by_lifetime", serial=current.serial)
         pending = self.store.pending(current.fingerprint)
+        await self._report_damage()
         if pending is None:
             key = make_key(self._settings.key_algorithm)
             pending = Pending(key, csr_like(current.certificate, key), current.fingerprint)
@@ -211,8 +222,10 @@ class Agent:
         client = self._client(credential=current.files)
         try:
             enrolled = await client.simplereenroll(pending.csr)
-        except ServerRefused:
+        except ServerRefused as exc:
             self.store.forget()
+            if current.is_fallback and exc.status in _NOT_ACCEPTED:
+                self._refused.add(current.fingerprint)
             raise
         bundle = Bundle(
             certificate=enrolled.certificate,
@@ -227,10 +240,15 @@ class Agent:
     async def _first(self, expired: Bundle | None) -> Bundle:
         bootstrap = self._settings.bootstrap
         if bootstrap is None:
-            state = "expired" if expired else "missing"
-            raise ConfigurationError(f"the credential is {state} and there is no bootstrap")
+            self._refused.clear()
+            state = "missing or damaged"
+            if expired is not None:
+                end = expired.certificate.not_valid_after_utc.isoformat()
+                state = f"expired since {end} by this machine's clock"
+            raise CredentialMissing(f"the credential is {state}, and there is no bootstrap")
         marker = f"bootstrap:{expired.fingerprint if expired else ''}"
         pending = self.store.pending(marker)
+        await self._report_damage()
         if pending is None:
             key = make_key(self._settings.key_algorithm)
             csr = make_csr(key, bootstrap.subject, bootstrap.san)
@@ -270,9 +288,9 @@ class Agent:
             self.store.note(bundle)
         if bundle.proven:
             return bundle
-        if bundle.fingerprint in self._proven:
+        if self._rotations.is_proven(bundle.fingerprint):
             return self._note_proven(bundle)
-        rotation = bundle.rotation_id or self._named.get(bundle.fingerprint)
+        rotation = bundle.rotation_id or self._rotations.rotation_id(bundle.fingerprint)
         if rotation is None:
             return bundle  # a first one, or renewed unasked: an event may still name it
         await self._prove(bundle, rotation)
@@ -347,10 +365,8 @@ class Agent:
         return (moment - self._clock.now()).total_seconds()
 
     async def _failed(self, error: Exception) -> float:
-        self._failures += 1
-        doubled = self._settings.retry_s * 2 ** min(self._failures - 1, 16)
-        pause: float = min(doubled, self._settings.longest_retry_s)
-        text = error.reason if isinstance(error, ESTSuiteError) else type(error).__name__
+        pause = round(self._backoff.pause_s(error), 1)
+        text = in_words(error)
         log.warning("agent step failed, retrying", extra=fields(error=text, pause_s=pause))
         await self._say("failed", error=text, retry_in_s=pause)
         self._retry_at = monotonic_s() + pause
@@ -358,7 +374,7 @@ class Agent:
 
     async def _sleep(self, stop: asyncio.Event, pause: float) -> None:
         """Wait for the pause to end, an event, or ``stop``; an event does not cut a retry short."""
-        until = monotonic_s() + min(pause, _TICK_S)
+        until = max(monotonic_s() + min(pause, _TICK_S), self._retry_at)
         while not stop.is_set() and monotonic_s() < until:
             if self._wake.is_set() and monotonic_s() >= self._retry_at:
                 break
@@ -373,18 +389,6 @@ class Agent:
         log.info("agent step", extra=fields(step=step, **details))
         if self._on_step is not None:
             await self._on_step(step, details)
-
-
-async def _connect(settings: BusSettings, name: str, stop: asyncio.Event) -> Bus | None:
-    """Return the connection; None when the agent stops before it is established."""
-    async with asyncio.TaskGroup() as group:
-        connecting = group.create_task(Bus.connect(settings, f"agent-{name}", name, signs=False))
-        stopped = group.create_task(stop.wait())
-        await asyncio.wait({connecting, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if not connecting.done():
-            connecting.cancel()
-    return None if connecting.cancelled() else connecting.result()
 
 
 def _names(event: RotationEvent, bundle: Bundle) -> bool:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from estclient.est.keys import request_builder
 from estcore.pki.profile import KeyAlgorithm, StrictModel, Token
 from estcore.runtime.settings import BusSettings, Port, TelemetrySettings
+
+URL = Annotated[str, Field(pattern=r"^https://[^/?#@\s]+/?$")]
 
 
 class ServerSettings(StrictModel):
     """Where the agent enrolls."""
 
-    urls: tuple[str, ...] = Field(
+    urls: tuple[URL, ...] = Field(
         min_length=1, description="https://host:port of front ends, tried in turn"
     )
     trust_file: Path = Field(
@@ -41,6 +44,11 @@ class BootstrapSettings(StrictModel):
     san: tuple[str, ...] = Field(default=(), description="dns:, ip:, uri:, email:")
     user: str = Field(description="id of the enrollment secret")
     secret_file: Path = Field(description="file with the enrollment secret")
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        request_builder(self.subject, self.san)
+        return self
 
 
 class PresenceSettings(StrictModel):
@@ -84,7 +92,12 @@ class AgentSettings(StrictModel):
         le=604_800,
         description="/cacerts is asked for new CA certificates, at half of it at the earliest",
     )
-    retry_s: float = Field(default=5, ge=0.1, le=3600, description="first pause after a failure")
+    retry_s: float = Field(
+        default=5,
+        ge=0.1,
+        le=3600,
+        description="first pause after a failure; half of it at the least, to spread agents",
+    )
     longest_retry_s: float = Field(default=300, ge=0.1, le=86_400)
     ack_timeout_s: float = Field(
         default=30, ge=0, le=3600, description="how long a proof not yet accepted is repeated"

@@ -17,13 +17,15 @@ from collections.abc import Callable
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estclient.agent.credential_store import Bundle, CredentialStore
+from estclient.agent.bundle import Bundle
+from estclient.agent.credential_store import CredentialStore
+from estclient.agent.generation_files import read_certificates
 from estclient.agent.settings import AgentSettings
 from estclient.errors import ESTClientError
 from estclient.est.client import ESTClient
-from estclient.est.trust_anchors import Certificates, take_up, trusted_roots
+from estclient.est.trust_anchors import UNREADABLE, Certificates, take_up, trusted_roots
 from estcore.clock import Clock, monotonic_s
-from estcore.errors import ConfigurationError
+from estcore.errors import ConfigurationError, in_words
 from estcore.runtime.logs import fields
 
 log = logging.getLogger(__name__)
@@ -104,9 +106,11 @@ class TrustKeeper:
 
     def _configured(self) -> Certificates:
         try:
-            return tuple(x509.load_pem_x509_certificates(self._file.read_bytes()))
-        except (OSError, ValueError) as exc:
-            raise ConfigurationError(f"cannot read certificates from {self._file}") from exc
+            return tuple(read_certificates(self._file.read_bytes()))
+        except OSError as exc:
+            raise ConfigurationError(f"cannot read certificates: {in_words(exc)}") from exc
+        except UNREADABLE as exc:
+            raise ConfigurationError(f"cannot read certificates from {self._file}: {exc}") from exc
 
     def _later(self) -> float:
         # Spread, so that a fleet started together does not ask together.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import email.utils
 import random
 import ssl
 from collections.abc import Sequence
@@ -24,12 +23,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from estclient.errors import AnswerInvalid, ServerAway, ServerRefused, StillPending
 from estclient.est.proof_of_use import CONTENT_TYPE as JOSE
+from estclient.est.trust_anchors import UNREADABLE, check_readable
 from estcore.clock import Clock, SystemClock, monotonic_s
-from estcore.errors import ConfigurationError, MalformedRequest
+from estcore.errors import ConfigurationError, MalformedRequest, in_words
 from estcore.est.certs_only import read_certs_only
 from estcore.est.csrattrs import CSRDemands, parse_csrattrs
 from estcore.est.keygen_response import KeygenResponse, parse_keygen_response
 from estcore.est.paths import PREFIX
+from estcore.est.retry_after import retry_after_s
 from estcore.pki.keys import spki_der
 
 _PKCS10 = "application/pkcs10"
@@ -205,7 +206,9 @@ class ESTClient:
                 return answer
             pause = answer.retry_after_s if answer.retry_after_s is not None else _DEFAULT_RETRY_S
             if monotonic_s() + pause > until:
-                raise StillPending("the request still waits for approval")
+                raise StillPending(
+                    "the request still waits for approval", retry_after_s=answer.retry_after_s
+                )
             await asyncio.sleep(max(pause, 0.1))
 
     async def _exchange(self, request: _Request) -> _Answer:
@@ -217,13 +220,15 @@ class ESTClient:
                 try:
                     answer = await self._once(url, request)
                 except (aiohttp.ClientError, TimeoutError, OSError) as exc:
-                    problem = ServerAway(f"{url}: {str(exc) or type(exc).__name__}")
+                    problem = ServerAway(f"{url}: {str(exc) or in_words(exc)}")
                     continue
                 if answer.status not in _LATER:
                     return _final(answer)
                 text = _text(answer.body)
-                problem = ServerAway(f"{url} answers {answer.status}: {text}")
                 wished = max(wished, answer.retry_after_s or 0)
+                problem = ServerAway(
+                    f"{url} answers {answer.status}: {text}", retry_after_s=wished or None
+                )
             if wished > self._limits.longest_pause_s or attempt == self._limits.attempts - 1:
                 break
             # Half to whole, so that clients refused together do not return together.
@@ -255,21 +260,10 @@ class ESTClient:
             return _Answer(
                 response.status,
                 body,
-                self._retry_after(response.headers.get("Retry-After")),
+                retry_after_s(response.headers.get("Retry-After"), now=self._clock.now()),
                 response.headers.get("X-Correlation-ID"),
                 response.headers.get("Content-Type", ""),
             )
-
-    def _retry_after(self, text: str | None) -> float | None:
-        if text is None:
-            return None
-        if text.strip().isdigit():
-            return float(text)
-        try:
-            moment = email.utils.parsedate_to_datetime(text)
-        except ValueError:
-            return None
-        return max((moment - self._clock.now()).total_seconds(), 0)
 
 
 async def read_limited(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -331,13 +325,17 @@ def _decoded(body: bytes) -> bytes:
 
 
 def certificates_in(body: bytes) -> list[x509.Certificate]:
-    """Return the certificates of a certs-only answer.
+    """Return the certificates of a certs-only answer, each readable.
 
     Raises:
-        AnswerInvalid: it is none.
+        AnswerInvalid: it is none, or a certificate in it cannot be read.
     """
     try:
-        der = _decoded(body)
-        return [x509.load_der_x509_certificate(c) for c in read_certs_only(der)]
-    except (MalformedRequest, ValueError) as exc:
+        certificates = [x509.load_der_x509_certificate(c) for c in read_certs_only(_decoded(body))]
+        for certificate in certificates:
+            check_readable(certificate)
+    except MalformedRequest as exc:
         raise AnswerInvalid("the answer holds no certificates") from exc
+    except UNREADABLE as exc:
+        raise AnswerInvalid(f"the answer holds a certificate that cannot be read: {exc}") from exc
+    return certificates

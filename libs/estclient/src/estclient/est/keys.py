@@ -83,16 +83,26 @@ def make_csr(key: PrivateKey, subject: str, san: Iterable[str] = ()) -> bytes:
     Raises:
         ValueError: a name that cannot be read.
     """
-    names = [_general_name(entry) for entry in san]
-    builder = x509.CertificateSigningRequestBuilder(parse_name(subject))
-    if names:
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    builder = request_builder(subject, san)
     algorithm = None
     if isinstance(key, ec.EllipticCurvePrivateKey):
         algorithm = _HASHES[key.curve.key_size][0]
     elif isinstance(key, rsa.RSAPrivateKey):
         algorithm = hashes.SHA256()
     return builder.sign(key, algorithm).public_bytes(Encoding.DER)  # type: ignore[arg-type] # one of the three
+
+
+def request_builder(subject: str, san: Iterable[str] = ()) -> x509.CertificateSigningRequestBuilder:
+    """Return the request of ``make_csr``, not signed yet.
+
+    Raises:
+        ValueError: a name that cannot be read.
+    """
+    builder = x509.CertificateSigningRequestBuilder(parse_name(subject))
+    names = [_general_name(entry) for entry in san]
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    return builder
 
 
 def csr_like(certificate: x509.Certificate, key: PrivateKey) -> bytes:

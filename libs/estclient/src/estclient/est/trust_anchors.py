@@ -12,19 +12,44 @@ import datetime as dt
 from collections.abc import Sequence
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from estclient.errors import AnswerInvalid
 from estcore.pki.keys import spki_der
 
 Certificates = tuple[x509.Certificate, ...]
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises for a certificate, or a part of one, that it cannot read."""
+
+
+def check_readable(certificate: x509.Certificate) -> None:
+    """Read the parts of a certificate that are only read when they are used.
+
+    Extensions are left out: a root whose extensions cannot be read is still an anchor.
+
+    Raises:
+        ValueError: names, validity or key cannot be read.
+    """
+    try:
+        certificate.subject, certificate.issuer  # noqa: B018 - read for their errors
+        certificate.not_valid_before_utc, certificate.not_valid_after_utc  # noqa: B018 - the same
+        spki_der(certificate.public_key())
+    except UNREADABLE as exc:
+        raise ValueError(f"a certificate cannot be read: {exc}") from exc
 
 
 def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     """Return whether names and signature fit; not whether the issuer may sign, nor the time."""
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
+    except (*UNREADABLE, InvalidSignature):
         return False
     return True
 
@@ -97,6 +122,6 @@ def take_up(
 def _may_sign(certificate: x509.Certificate) -> bool:
     try:
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, *UNREADABLE):
         return False
     return constraints.value.ca

@@ -3,7 +3,8 @@
 - ``Group`` lists its verbs in the order of their definition. A lazy verb is imported when it is
   given; the group's help prints its text without importing it.
 - ``run`` turns every outcome into an exit code: 0 done, 1 failed, 2 wrong usage or configuration,
-  130 interrupted. An error is one line on standard error, ``<command>: reason [code]``.
+  130 interrupted. An error, also one of the operating system, is one line on standard error:
+  ``<command>: reason [code]``.
 - Everything is written with ``estcore.runtime.terminal``.
 - No option takes a password or a secret: what is in ``argv`` is seen by every process.
 """
@@ -21,12 +22,13 @@ from typing import Any, TypeVar
 import click
 from typing_extensions import override
 
-from estcore.errors import ConfigurationError, ESTSuiteError
+from estcore.errors import ConfigurationError, ESTSuiteError, in_words
 from estcore.runtime.terminal import write_document, write_line
 
 EXIT_CONFIGURATION = 2
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
+_SYSTEM_ERROR = "system.error"
 PATH = click.Path(path_type=Path)
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
 """Context settings of every command line."""
@@ -176,6 +178,12 @@ def run(
     except ESTSuiteError as exc:
         write_line(f"{name}: {exc.reason} [{exc.code}]", error=True)
         return EXIT_CONFIGURATION if isinstance(exc, ConfigurationError) else EXIT_FAILED
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        # A file that an option names, or a full disk.
+        write_line(f"{name}: {in_words(exc)} [{_SYSTEM_ERROR}]", error=True)
+        return EXIT_FAILED
     return EXIT_CONFIGURATION
 
 

@@ -20,8 +20,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext, api
+from nkeys import NkeysError
 
 if not _imported_before:
     del sys.modules[_HIDDEN]
 
-__all__ = ["Client", "JetStreamContext", "Msg", "Subscription", "api", "nats"]
+__all__ = ["Client", "JetStreamContext", "Msg", "NkeysError", "Subscription", "api", "nats"]

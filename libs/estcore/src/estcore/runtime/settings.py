@@ -152,7 +152,7 @@ def read_secret(path: Path, what: str) -> str:
     try:
         mode = path.stat().st_mode
         text = path.read_text(encoding="utf-8").strip()
-    except OSError as exc:
+    except (OSError, UnicodeDecodeError) as exc:
         raise ConfigurationError(f"cannot read the file with {what}: {path}") from exc
     if mode & stat.S_IROTH:
         raise ConfigurationError(f"the file with {what} is readable by everybody: {path}")

@@ -8,10 +8,10 @@ a new connection for each (``fresh``).
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any, Self
@@ -22,9 +22,9 @@ from pydantic import Field
 from ca_signer.upstream.plugin import Retryable, Unknown
 from estcore.clock import Clock, SystemClock
 from estcore.errors import ConfigurationError
+from estcore.est.retry_after import retry_after_s
 from estcore.pki.profile import StrictModel
 
-_LONGEST_WAIT_S = 86_400
 _TEXT = 200
 
 
@@ -61,16 +61,10 @@ class Answer:
     body: bytes
 
     def retry_after_s(self, default: int, clock: Clock | None = None) -> int:
-        """Return Retry-After in seconds (RFC 9110 section 10.2.3), a day at most."""
-        text = self.headers.get("Retry-After", "").strip()
-        if text.isascii() and text.isdigit():
-            return max(1, min(int(text[:9]), _LONGEST_WAIT_S))
-        try:
-            moment = parsedate_to_datetime(text)
-            remaining_s = (moment - (clock or SystemClock()).now()).total_seconds()
-        except (ValueError, TypeError):
-            return default
-        return max(1, min(int(remaining_s) + 1, _LONGEST_WAIT_S))
+        """Return Retry-After in whole seconds, rounded up, from 1 to a day."""
+        now = (clock or SystemClock()).now()
+        wait_s = retry_after_s(self.headers.get("Retry-After"), now=now)
+        return default if wait_s is None else max(1, math.ceil(wait_s))
 
 
 class Transport:
