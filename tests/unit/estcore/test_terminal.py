@@ -230,11 +230,11 @@ def test_an_error_of_the_system_is_one_line_with_its_path() -> None:
 
     command = click.Command("full", callback=callback)
     (line,) = _written(lambda: command_line.run(command, "command", []), sys_err=True)
-    assert line == "command: No space left on device [system.error]\n"
+    assert line == "command: No space left on device [suite.system]\n"
 
     def missing() -> None:
         Path("/nowhere/file").write_text("x")
 
     command = click.Command("missing", callback=missing)
     (line,) = _written(lambda: command_line.run(command, "command", []), sys_err=True)
-    assert line == "command: No such file or directory: /nowhere/file [system.error]\n"
+    assert line == "command: No such file or directory: /nowhere/file [suite.system]\n"

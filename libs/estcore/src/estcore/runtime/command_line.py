@@ -28,7 +28,7 @@ from estcore.runtime.terminal import write_document, write_line
 EXIT_CONFIGURATION = 2
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
-_SYSTEM_ERROR = "system.error"
+_SYSTEM_ERROR = "suite.system"
 PATH = click.Path(path_type=Path)
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
 """Context settings of every command line."""
