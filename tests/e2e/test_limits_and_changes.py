@@ -6,17 +6,22 @@ import asyncio
 import base64
 import datetime as dt
 import os
+import re
 import signal
 import subprocess
+from typing import Any
 
 import pytest
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     load_pem_private_key,
 )
 
+from estclient.cli import main as estctl
 from estcore.est.csrattrs import parse_csrattrs
+from estdev.local import admin_get
 from estsuite_testing.e2e_stack import (
     certificate_in,
     make_csr,
@@ -226,3 +231,51 @@ async def test_a_changed_profile_is_used_for_signing_and_in_csrattrs(world: Worl
     async with asyncio.timeout(15):
         while (await world.client.enroll(b64(make_csr("dev-p256")[1]))).status != 200:
             await asyncio.sleep(0.2)
+
+
+@pytest.mark.logs_errors("configuration change rejected")
+async def test_groups_of_front_ends_are_taken_over_and_explained_as_the_server_decides(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = world.stack.layout
+    file = layout.config_file("ca-signer")
+    good = file.read_text()
+    settings = yaml.safe_load(good)
+    labels = settings["groups"]["default"]["labels"]
+    csr, sent = world.folder / "groups.der", make_csr("dev-groups")[1]
+    csr.write_bytes(sent)
+    explain = ["policy", "explain", "--policy", str(layout.config / "policy.yaml")]
+    explain += ["--profiles", str(layout.config / "profiles.yaml"), "--csr", str(csr)]
+    explain += ["--secret", "load", "--signer-config", str(file)]
+    policy = yaml.safe_load((layout.config / "policy.yaml").read_text())
+
+    def changed(**group: Any) -> str:
+        settings["groups"]["default"] = settings["groups"]["default"] | group
+        return yaml.safe_dump(settings)
+
+    file.write_text(changed(labels=[name for name in labels if name != policy["default_label"]]))
+    try:
+        async with asyncio.timeout(15):
+            while (refused := await world.client.enroll(b64(sent))).status != 403:
+                await asyncio.sleep(0.2)
+        assert estctl(explain) == 1
+        last = capsys.readouterr().out.splitlines()[-1].removeprefix("refused: ")
+        assert refused.text.strip().endswith(last)
+        assert "[frontend.label]" in last
+        # A file that is not good changes nothing.
+        file.write_text(changed(labels=["no-such-label"]))
+        await asyncio.sleep(0.7)
+        assert (await world.client.enroll(b64(sent))).status == 403
+        file.write_text("groups: [")
+        await asyncio.sleep(0.7)
+        assert (await world.client.enroll(b64(sent))).status == 403
+    finally:
+        file.write_text(good)
+    async with asyncio.timeout(15):
+        while (await world.client.enroll(b64(sent))).status != 200:
+            await asyncio.sleep(0.2)
+    assert estctl(explain) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "allowed"
+    metrics = await admin_get(world.stack.suite.services["ca-signer"].admin_port, "/metrics")
+    for result in ("taken", "refused"):
+        assert re.search(rf'reloads_total{{result="{result}",what="rules"}} [1-9]', metrics)

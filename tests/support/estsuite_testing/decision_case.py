@@ -21,7 +21,6 @@ from ca_signer.issuance.decision_context import Candidate, DecisionContext
 from ca_signer.issuers.generations import Generations
 from ca_signer.issuers.issuer import CACertificate
 from ca_signer.model import KnownCertificate
-from ca_signer.settings import GroupSettings
 from estcore.messages import topics
 from estcore.messages.enrollment import EnrollmentRequested, Principal
 from estcore.pki.certificate import IssuerCertificate
@@ -29,6 +28,7 @@ from estcore.pki.keys import spki_der
 from estcore.pki.names import parse_name
 from estcore.pki.profile import ProfileSet, load_profiles
 from estcore.policy.document import PolicyDocument
+from estcore.policy.groups import GroupSettings
 from estcore.testing.clock import FakeClock
 from estdev import layout as suite_layout
 

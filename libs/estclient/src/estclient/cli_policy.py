@@ -16,6 +16,7 @@ from estcore.pki.profile import load_profiles
 from estcore.policy.document import load_policy
 from estcore.policy.explain import Question
 from estcore.policy.explain import explain as explain_decision
+from estcore.policy.groups import check_labels_exist, load_groups
 from estcore.runtime.command_line import PATH, Group
 from estcore.runtime.terminal import write_line
 
@@ -25,6 +26,10 @@ policy = Group("policy")
 @policy.command("explain", one_of=("secret", "user", "certificate", "claims"))
 @click.option("--policy", "policy_file", type=PATH, required=True, help="Policy file.")
 @click.option("--profiles", type=PATH, help="Profiles file, to check the CSR against its profile.")
+@click.option(
+    "--signer-config", type=PATH, help="Settings of ca-signer, to check its groups of front ends."
+)
+@click.option("--group", default="default", help="Group of the front end.")
 @click.option("--label", help="Label; none is the default label.")
 @click.option("--operation", default="simpleenroll", help="EST operation.")
 @click.option("--csr", type=PATH, help="Certificate request, PEM or DER.")
@@ -36,6 +41,8 @@ policy = Group("policy")
 def explain(
     policy_file: Path,
     profiles: Path | None,
+    signer_config: Path | None,
+    group: str,
     label: str | None,
     operation: str,
     csr: Path | None,
@@ -43,13 +50,20 @@ def explain(
 ) -> int:
     """Print which rule decides for an identity, and why.
 
-    Exit code 0: the policy allows the request; 1: it does not.
+    With --profiles and --signer-config it says what the services would say.
+
+    Exit code 0: the request is allowed; 1: it is not.
     """
     document = load_policy(policy_file)
     profile_set = load_profiles(profiles) if profiles else None
     request = None if csr is None else parse_csr(_csr(csr))
-    question = _question(identity, label=label, operation=operation, csr=request)
-    decision = explain_decision(document, question, profile_set)
+    groups = None
+    if signer_config is not None:
+        groups = load_groups(signer_config)
+        # Neither service starts, or takes a change over, when these do not fit.
+        check_labels_exist(groups, document.labels)
+    question = _question(identity, label=label, operation=operation, csr=request, group=group)
+    decision = explain_decision(document, question, profile_set, groups)
     for step in decision.steps:
         write_line(step)
     return 0 if decision.allowed else 1

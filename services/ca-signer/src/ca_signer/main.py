@@ -13,7 +13,7 @@ from ca_signer.frontend_state import FrontendStatePublisher
 from ca_signer.issuance.approvals import ApprovalStore
 from ca_signer.issuance.consumer import RequestConsumer
 from ca_signer.issuance.idempotency import IntendedIssuances, RequestResolver
-from ca_signer.issuance.policy_files import read_rules
+from ca_signer.issuance.policy_files import Rules, read_groups, read_rules, rules_files
 from ca_signer.issuance.request_handler import RequestHandler
 from ca_signer.issuers.cacerts import check_cross
 from ca_signer.ledger.inventory_metrics import InventoryMetrics
@@ -26,7 +26,7 @@ from ca_signer.publishing.reconciliation_windows import ReconciliationWindows
 from ca_signer.recovery.ledger_check import StaleLedgerCheck
 from ca_signer.revocation.after_rotation import RevokeAfterRotation
 from ca_signer.revocation.ocsp_responder import OCSPResponder
-from ca_signer.settings import SERVICE, SignerSettings
+from ca_signer.settings import PREFIX, SERVICE, SignerSettings
 from ca_signer.signing.batch_handler import BatchHandler
 from ca_signer.signing.cycle import IssuanceCycle
 from ca_signer.signing.hsm.token import opened
@@ -35,13 +35,12 @@ from ca_signer.signing.sweeper import Sweeper
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
 from estcore.messages import topics
-from estcore.pki.profile import ProfileSet
-from estcore.policy.document import PolicyDocument
+from estcore.policy.groups import Groups
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
 from estcore.runtime.message_keys import message_keys
-from estcore.runtime.reload import Reloader, Watched
+from estcore.runtime.reload import Reloader, Stamps, Watched, file_stamps
 from estcore.runtime.service import Job, run_jobs, stop_on_signals
 from estcore.runtime.tracing import Tracing
 
@@ -61,31 +60,28 @@ def load_signing_context(settings: SignerSettings) -> SigningContext:
         )
     issuers = load_issuers(settings.issuers)
     check_cross(issuers)
-    policy, profiles = rules(settings, issuers)
+    policy, profiles, groups = rules(settings, issuers, settings.groups)
     return SigningContext(
         policy=policy,
         profiles=profiles,
         issuers=issuers,
-        groups=settings.groups,
+        groups=groups,
         clock=CLOCK,
         sign_within=dt.timedelta(seconds=settings.sign_within_s),
     )
 
 
-def rules(
-    settings: SignerSettings, issuers: Mapping[str, SigningIssuer]
-) -> tuple[PolicyDocument, ProfileSet]:
-    """Read policy and profiles, which must fit together and to the issuers.
+def rules(settings: SignerSettings, issuers: Mapping[str, SigningIssuer], groups: Groups) -> Rules:
+    """Read policy and profiles, which must fit together, to the issuers and to the groups.
 
     Raises:
         ConfigurationError: anything unreadable or inconsistent.
     """
     families = {issuer.family for issuer in issuers.values()}
     return read_rules(
-        settings.policy_file,
-        settings.profiles_file,
+        settings,
         issuers=[*families, *settings.remote_issuers],
-        groups=settings.groups,
+        groups=groups,
         unparted=[i.issuer_id for i in settings.issuers if not i.crl_partitions],
     )
 
@@ -105,6 +101,7 @@ class SharedParts:
     bus: Bus
     database: Database
     publisher: EventPublisher
+    rules_stamps: Stamps = ()
 
 
 @dataclass(frozen=True)
@@ -121,6 +118,8 @@ class IssuingParts:
 async def run(settings: SignerSettings) -> None:
     """Serve until SIGTERM."""
     stop = stop_on_signals()
+    # Before they are read: a change while this signer waits for its ledger is not missed.
+    stamps = file_stamps(rules_files(settings))
     decision_context = load_signing_context(settings)
     tracing = Tracing(settings.telemetry, SERVICE, settings.instance)
     checks: dict[str, Callable[[], bool]] = {"started": lambda: False}
@@ -133,7 +132,9 @@ async def run(settings: SignerSettings) -> None:
             connected(settings) as (bus, database),
         ):
             publisher = EventPublisher(bus, CLOCK, settings.instance)
-            shared = SharedParts(settings, decision_context, tracing, bus, database, publisher)
+            shared = SharedParts(
+                settings, decision_context, tracing, bus, database, publisher, stamps
+            )
             await _serve(shared, admin, checks, stop)
     finally:
         await admin.stop()
@@ -242,12 +243,13 @@ def _reloader(shared: SharedParts, frontend_state: FrontendStatePublisher) -> Re
     settings, decision_context = shared.settings, shared.decision_context
 
     def replace_rules() -> None:
-        decision_context.replace_rules(*rules(settings, decision_context.issuers))
+        groups = read_groups(settings, PREFIX)
+        decision_context.replace_rules(*rules(settings, decision_context.issuers, groups))
         frontend_state.changed()
 
     return Reloader(
         [
-            Watched("rules", (settings.policy_file, settings.profiles_file), replace_rules),
+            Watched("rules", rules_files(settings), replace_rules, shared.rules_stamps),
             message_keys(shared.bus, settings.bus),
         ],
         shared.publisher.service_event,

@@ -8,10 +8,11 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from estcore.pki.profile import StrictModel, Token
-from estcore.policy.internal_profiles import INTERNAL_PROFILES
+from estcore.policy.groups import GroupSettings
 from estcore.runtime.settings import DatabaseSettings, ServiceSettings
 
 SERVICE = "ca-signer"
+PREFIX = "CA_SIGNER"
 
 
 class TokenSettings(StrictModel):
@@ -110,27 +111,6 @@ class IssuerSettings(IssuerCertificateSettings):
             raise ValueError("give key_file or token, exactly one")
         if (self.key_file is None) != (self.passphrase_file is None):
             raise ValueError("key_file and passphrase_file go together")
-        return self
-
-
-class GroupSettings(StrictModel):
-    """What one group of front ends may request, for any client it authenticated."""
-
-    labels: tuple[str, ...] = Field(min_length=1)
-    profiles: tuple[Token, ...] = Field(
-        min_length=1,
-        description="`operator` and `ocsp-responder` never; `ra` only where registrars bootstrap",
-    )
-    max_per_minute: int = Field(default=60_000, ge=1, description="requests per signer process")
-
-    @model_validator(mode="after")
-    def _no_operators(self) -> Self:
-        internal = sorted(set(INTERNAL_PROFILES) & set(self.profiles))
-        if internal:
-            raise ValueError(
-                f"profile {internal[0]} is for certificates of the CA itself; no front end may "
-                "request it (operators: see ca-signer operator enroll)"
-            )
         return self
 
 

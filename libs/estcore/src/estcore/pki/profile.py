@@ -372,4 +372,6 @@ def parse_model(model: type[M], raw: Any, path: Path) -> M:
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(p) for p in first["loc"]) or "the file"
-        raise ConfigurationError(f"{path}: {place}: {first['msg'].lower()}") from exc
+        # A key or value of the file may have line breaks in it.
+        line = " ".join(f"{place}: {first['msg'].lower()}".split())
+        raise ConfigurationError(f"{path}: {line}") from exc

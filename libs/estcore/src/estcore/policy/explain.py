@@ -1,6 +1,7 @@
 """Which rule decides, and why: for operators, never for clients.
 
-Asks the very functions that decide, so the answer cannot differ from the decision.
+Asks the very functions that decide, in the order of the services, so the answer cannot differ
+from the decision: first what the front end checks, then what ca-signer checks for its group.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from estcore.policy.decide import (
 )
 from estcore.policy.document import PolicyDocument, Rule
 from estcore.policy.granted_names import granted_request, granted_usages
+from estcore.policy.groups import Groups, check_group_label, check_group_profile
 from estcore.policy.templates import ClaimValue, claim_matches
 
 
@@ -39,6 +41,7 @@ class Question:
     subject: x509.Name | None = None
     with_certificate: bool = False
     csr: CertificationRequest | None = None
+    group: str = "default"
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,23 @@ class Explanation:
 
 
 def explain(
-    policy: PolicyDocument, question: Question, profiles: ProfileSet | None = None
+    policy: PolicyDocument,
+    question: Question,
+    profiles: ProfileSet | None = None,
+    groups: Groups | None = None,
 ) -> Explanation:
-    """Return what would be decided by this policy, and by which rule."""
+    """Return what would be decided by this policy, and by which rule.
+
+    ``groups`` are those of ca-signer; without them a step says that they were not looked at.
+    """
     steps = [f"policy {policy.version}"]
     try:
-        _walk(policy, question, profiles, steps)
+        enrollment_grant, label_name = _walk(policy, question, steps)
+        if question.csr is not None:
+            _walk_names(question.csr, enrollment_grant, profiles, steps)
+        _walk_group(question.group, groups, label_name, enrollment_grant, steps)
+        if question.csr is not None and profiles is not None:
+            _walk_profile(question.csr, enrollment_grant, profiles, steps)
     except RequestRejected as exc:
         steps.append(f"refused: {exc.reason} [{exc.code}]")
         return Explanation(allowed=False, steps=tuple(steps))
@@ -63,9 +77,7 @@ def explain(
     return Explanation(allowed=True, steps=tuple(steps))
 
 
-def _walk(
-    policy: PolicyDocument, question: Question, profiles: ProfileSet | None, steps: list[str]
-) -> None:
+def _walk(policy: PolicyDocument, question: Question, steps: list[str]) -> tuple[Grant, str]:
     named_label = label_named(policy, question.label)
     if named_label is None:
         raise MalformedRequest(f"there is no label {question.label}", code="request.not_found")
@@ -97,8 +109,9 @@ def _walk(
         f"rule {enrollment_grant.rule.name}: owner {owner}, profile {enrollment_grant.profile}"
     )
     steps += _conditions(enrollment_grant.rule)
-    if question.csr is not None:
-        _walk_names(question.csr, enrollment_grant, profiles, steps)
+    if label.linking == "require":
+        steps.append("the request must be bound to the TLS connection")
+    return enrollment_grant, name
 
 
 def _walk_names(
@@ -111,8 +124,31 @@ def _walk_names(
     profile = None if profiles is None else profiles.get(enrollment_grant.profile)
     check_names(csr, enrollment_grant.rule.names, profile, owner)
     steps.append(f"names are allowed: {csr.subject_text}")
-    if profile is None:
+
+
+def _walk_group(
+    group: str,
+    groups: Groups | None,
+    label_name: str,
+    enrollment_grant: Grant,
+    steps: list[str],
+) -> None:
+    if groups is None:
+        steps.append("groups of ca-signer: not looked at, their settings are not given")
         return
+    check_group_label(groups, group, label_name)
+    check_group_profile(groups, group, enrollment_grant.profile)
+    steps.append(
+        f"group {group}: may use label {label_name} and profile {enrollment_grant.profile}, "
+        f"{groups[group].max_per_minute} requests a minute at each signer"
+    )
+
+
+def _walk_profile(
+    csr: CertificationRequest, enrollment_grant: Grant, profiles: ProfileSet, steps: list[str]
+) -> None:
+    owner = (enrollment_grant.rule.owner.tenant, enrollment_grant.rule.owner.service)
+    profile = profiles.get(enrollment_grant.profile)
     granted = granted_request(csr, profile, *owner)
     check_profile(granted, profile)
     granted_usages(csr, profile)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,20 +23,24 @@ log = logging.getLogger(__name__)
 _REASON_LIMIT = 300
 Report = Callable[[str, dict[str, str]], Awaitable[None]]
 """Called with (action, details) of every change: ``config.changed`` or ``config.refused``."""
+Stamps = tuple[tuple[int, int, int], ...]
 
 
 @dataclass
 class Watched:
-    """Files that belong together, and how they are applied (raises ConfigurationError)."""
+    """Files that belong together, and how they are applied (raises ConfigurationError).
+
+    ``stamps`` are those of the files before they were read first; without them, of now.
+    """
 
     what: str
     files: tuple[Path, ...]
     take: Callable[[], None]
-    stamps: tuple[tuple[int, int, int], ...] = ()
+    stamps: Stamps = ()
 
     def changed(self) -> bool:
         """Return whether a file is another one than at the last look."""
-        now = tuple(_stamp(path) for path in self.files)
+        now = file_stamps(self.files)
         if now == self.stamps:
             return False
         self.stamps = now
@@ -55,7 +59,8 @@ class Reloader:
         self._counter = counter
         self._every_s = every_s
         for watch in watched:
-            watch.changed()
+            if not watch.stamps:
+                watch.changed()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Look until ``stop``."""
@@ -78,6 +83,11 @@ class Reloader:
         self._counter.labels(watch.what, "taken").inc()
         log.info("configuration reloaded", extra=fields(what=watch.what))
         await self._report("config.changed", {"what": watch.what})
+
+
+def file_stamps(files: Iterable[Path]) -> Stamps:
+    """Return what says that files are others; take it before they are read."""
+    return tuple(_stamp(path) for path in files)
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

@@ -12,10 +12,10 @@ import socket
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from estcore.errors import ConfigurationError
 from estcore.ids import is_token
@@ -104,6 +104,18 @@ class ServiceSettings(StrictModel):
         le=3600,
         description="seconds between checks of the files that may change while it runs",
     )
+    _file: Path | None = PrivateAttr(default=None)
+
+    @property
+    def file(self) -> Path | None:
+        """The file that the settings were read from; None if all came from the environment."""
+        return self._file
+
+    def with_file(self, file: Path | None) -> Self:
+        """Return settings that know the file they were read from."""
+        known = self.model_copy()
+        known._file = file  # noqa: SLF001 - of the same class
+        return known
 
 
 def load_settings(
@@ -128,7 +140,8 @@ def load_settings(
             _overlay(raw, name.removeprefix(f"{prefix}__").lower().split("__"), text, name)
         elif name.startswith(f"{prefix}_") and name != f"{prefix}_CONFIG":
             raise ConfigurationError(f"{name} is not a setting; settings start with {prefix}__")
-    return parse_model(model, raw, path or Path("the environment"))
+    loaded = parse_model(model, raw, path or Path("the environment"))
+    return loaded.with_file(path) if isinstance(loaded, ServiceSettings) else loaded
 
 
 def _overlay(raw: dict[str, Any], keys: list[str], text: str, name: str) -> None:

@@ -11,7 +11,7 @@ from ca_signer import connections, main
 from ca_signer.cli import check_store, operator, reconcile
 from ca_signer.ledger.enrollment_secrets import SecretStore
 from ca_signer.publishing.publisher import EventPublisher
-from ca_signer.settings import SERVICE, SignerSettings
+from ca_signer.settings import PREFIX, SERVICE, SignerSettings
 from estcore.pki.durations import parse_duration
 from estcore.runtime.command_line import PATH, Converted
 from estcore.runtime.database import Database
@@ -22,7 +22,7 @@ COMMAND = ServiceCommand(
     SERVICE,
     about="Verbs of ca-signer that need its settings.",
     distribution="estsuite-signer",
-    prefix="CA_SIGNER",
+    prefix=PREFIX,
     settings=SignerSettings,
     run=main.run,
     migrate=main.migrate,

@@ -30,6 +30,7 @@ from estcore.policy.decide import (
 )
 from estcore.policy.document import Rule
 from estcore.policy.granted_names import granted_request
+from estcore.policy.groups import check_group_label, check_group_profile
 from estcore.policy.labels import Label
 
 _TOPIC_TOKENS = 5
@@ -47,11 +48,7 @@ def check_route(
     claimed = [message.group, message.issuer, str(message.priority)]
     if len(tokens) != _TOPIC_TOKENS or tokens[2:] != claimed:
         raise NotAuthorized("topic and request do not agree", code="frontend.route")
-    group = decision_context.groups.get(message.group)
-    if group is None or message.label not in group.labels:
-        raise NotAuthorized(
-            f"group {message.group} may not use label {message.label}", code="frontend.label"
-        )
+    check_group_label(decision_context.groups, message.group, message.label)
     label = decision_context.policy.labels.get(message.label)
     if label is None or message.issuer not in label.issuers:
         raise NotAuthorized("the label has another issuer", code="frontend.issuer")
@@ -114,10 +111,7 @@ def decide(
         owner = (rule.owner.tenant, rule.owner.service)
     if priority != message.priority:
         raise NotAuthorized("the request was routed at another priority", code="frontend.priority")
-    if profile_name not in decision_context.groups[message.group].profiles:
-        raise NotAuthorized(
-            f"group {message.group} may not ask for profile {profile_name}", code="frontend.profile"
-        )
+    check_group_profile(decision_context.groups, message.group, profile_name)
     if predecessor is None and message.issuer != label.issuer_for(
         profile_name, request.key_algorithm
     ):

@@ -13,27 +13,27 @@ from cryptography import x509
 from ca_signer.issuers.generations import ACCEPTED, Generations
 from ca_signer.issuers.issuer import CACertificate
 from ca_signer.model import IssuanceIntent, KnownCertificate
-from ca_signer.settings import GroupSettings
 from estcore.clock import Clock
 from estcore.errors import IssuerUnavailable, NotAuthenticated, NotAuthorized
 from estcore.messages.enrollment import EnrollmentRequested
 from estcore.pki.certificate import CertificateTemplate
 from estcore.pki.profile import Profile, ProfileSet
 from estcore.policy.document import PolicyDocument
+from estcore.policy.groups import Groups
 
 
 @dataclass
 class DecisionContext:
     """What the signer decides with: its own policy, profiles, issuers and group caps.
 
-    Policy, profiles and generations may be others at the next request; a decision is made in one
-    go.
+    Policy, profiles, groups and generations may be others at the next request; a decision is made
+    in one go.
     """
 
     policy: PolicyDocument
     profiles: ProfileSet
     issuers: Mapping[str, CACertificate]
-    groups: Mapping[str, GroupSettings]
+    groups: Groups
     clock: Clock
     sign_within: dt.timedelta
     generations: Generations = field(default_factory=Generations)
@@ -41,9 +41,9 @@ class DecisionContext:
         default_factory=dict
     )
 
-    def replace_rules(self, policy: PolicyDocument, profiles: ProfileSet) -> None:
+    def replace_rules(self, policy: PolicyDocument, profiles: ProfileSet, groups: Groups) -> None:
         """Decide by these from now on."""
-        self.policy, self.profiles = policy, profiles
+        self.policy, self.profiles, self.groups = policy, profiles, groups
         self.templates.clear()
 
     @property

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ca_signer import connections, metrics
 from ca_signer.issuance.decision_context import DecisionContext
-from ca_signer.issuance.policy_files import read_rules
+from ca_signer.issuance.policy_files import Rules, read_groups, read_rules, rules_files
 from ca_signer.operators.listener import CommandListener
 from ca_signer.recovery.ledger_check import StaleLedgerCheck
 from ca_signer.revocation.publisher import RevocationPublisher
@@ -31,20 +31,20 @@ from estcore.errors import ConfigurationError, IssuerUnavailable, Unavailable
 from estcore.messages import topics
 from estcore.messages.envelope import encode
 from estcore.messages.state import CACertificates
-from estcore.pki.profile import ProfileSet
-from estcore.policy.document import PolicyDocument
+from estcore.policy.groups import Groups
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.console import console_script
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
 from estcore.runtime.message_keys import message_keys
-from estcore.runtime.reload import Reloader, Watched
-from estcore.runtime.service import ServiceCommand, run_jobs, sleep_or_stop, stop_on_signals
+from estcore.runtime.reload import Reloader, Stamps, Watched, file_stamps
+from estcore.runtime.service import Job, ServiceCommand, run_jobs, sleep_or_stop, stop_on_signals
 from estcore.runtime.terminal import write_line
 from estcore.runtime.tracing import Tracing
 
 COMMAND = "ca-signer-upstream"
+_PREFIX = "CA_SIGNER_UPSTREAM"
 CLOCK = SystemClock()
 _STATE_EVERY_S = 300
 
@@ -57,24 +57,19 @@ def load_decision_context(settings: UpstreamSettings, issuers: Issuers) -> Decis
     Raises:
         ConfigurationError: anything unreadable, inconsistent or not allowed.
     """
-    policy, profiles = _rules(settings, issuers)
+    policy, profiles, groups = _rules(settings, issuers, settings.groups)
     return DecisionContext(
         policy=policy,
         profiles=profiles,
         issuers=issuers,
-        groups=settings.groups,
+        groups=groups,
         clock=CLOCK,
         sign_within=dt.timedelta(seconds=settings.sign_within_s),
     )
 
 
-def _rules(settings: UpstreamSettings, issuers: Issuers) -> tuple[PolicyDocument, ProfileSet]:
-    return read_rules(
-        settings.policy_file,
-        settings.profiles_file,
-        issuers=[*issuers, *settings.remote_issuers],
-        groups=settings.groups,
-    )
+def _rules(settings: UpstreamSettings, issuers: Issuers, groups: Groups) -> Rules:
+    return read_rules(settings, issuers=[*issuers, *settings.remote_issuers], groups=groups)
 
 
 def check(settings: UpstreamSettings) -> None:
@@ -85,6 +80,8 @@ def check(settings: UpstreamSettings) -> None:
 async def run(settings: UpstreamSettings) -> None:
     """Serve until SIGTERM."""
     stop = stop_on_signals()
+    # Before they are read: a change while this process waits for its ledger is not missed.
+    stamps = file_stamps(rules_files(settings))
     issuers = load_upstreams(settings.issuers)
     decision_context = load_decision_context(settings, issuers)
     tracing = Tracing(settings.telemetry, SERVICE, settings.instance)
@@ -106,7 +103,8 @@ async def run(settings: UpstreamSettings) -> None:
                 consumers=lambda: parts.worker.ready,
                 upstreams=lambda: all(issuer.usable for issuer in issuers.values()),
             )
-            await _serve(settings, parts, bus, database, admin, stop, completeness.watch)
+            jobs = [completeness.watch, *_state_jobs(settings, parts, bus, database, stamps)]
+            await _serve(settings, parts, bus, admin, stop, jobs)
     finally:
         await admin.stop()
         await asyncio.to_thread(tracing.close)
@@ -116,14 +114,38 @@ async def _serve(
     settings: UpstreamSettings,
     parts: Parts,
     bus: Bus,
-    database: Database,
     admin: AdminServer,
     stop: asyncio.Event,
-    watch: Callable[[asyncio.Event], Awaitable[None]],
+    jobs: Sequence[Job],
 ) -> None:
+    async def fail_readiness(stopping: asyncio.Event) -> None:
+        await stopping.wait()
+        admin.stopping = True
+
+    await run_jobs(
+        [
+            fail_readiness,
+            *jobs,
+            parts.worker.run,
+            parts.handler.attend,
+            parts.sweeper.run,
+            parts.sweeper.watch,
+            parts.revocations.run,
+            parts.outbox.run,
+            CommandListener(bus, parts.executor).run,
+        ],
+        stop=stop,
+        stop_timeout_s=settings.stop_timeout_s,
+    )
+
+
+def _state_jobs(
+    settings: UpstreamSettings, parts: Parts, bus: Bus, database: Database, stamps: Stamps
+) -> list[Job]:
+    """Reload changed files, and keep what front ends need published."""
     changed = asyncio.Event()
     reloader = Reloader(
-        [*_watched(settings, parts, changed), message_keys(bus, settings.bus)],
+        [*_watched(settings, parts, changed, stamps), message_keys(bus, settings.bus)],
         parts.publisher.service_event,
         metrics.RELOADS,
         every_s=settings.reload_every_s,
@@ -143,36 +165,19 @@ async def _serve(
             except Unavailable as exc:
                 log.warning("state not published", extra=fields(code=exc.code))
 
-    async def fail_readiness(stopping: asyncio.Event) -> None:
-        await stopping.wait()
-        admin.stopping = True
-
-    await run_jobs(
-        [
-            fail_readiness,
-            watch,
-            keep_published,
-            reloader.run,
-            parts.worker.run,
-            parts.handler.attend,
-            parts.sweeper.run,
-            parts.sweeper.watch,
-            parts.revocations.run,
-            parts.outbox.run,
-            CommandListener(bus, parts.executor).run,
-        ],
-        stop=stop,
-        stop_timeout_s=settings.stop_timeout_s,
-    )
+    return [keep_published, reloader.run]
 
 
-def _watched(settings: UpstreamSettings, parts: Parts, changed: asyncio.Event) -> list[Watched]:
+def _watched(
+    settings: UpstreamSettings, parts: Parts, changed: asyncio.Event, stamps: Stamps
+) -> list[Watched]:
     """What may change while running: rules, the upstream CAs' certificates, files of plug-ins."""
 
     def take_rules() -> None:
-        parts.decision_context.replace_rules(*_rules(settings, parts.issuers))
+        groups = read_groups(settings, _PREFIX)
+        parts.decision_context.replace_rules(*_rules(settings, parts.issuers, groups))
 
-    watched = [Watched("rules", (settings.policy_file, settings.profiles_file), take_rules)]
+    watched = [Watched("rules", rules_files(settings), take_rules, stamps)]
     for issuer in parts.issuers.values():
         own = issuer.settings
 
@@ -241,7 +246,7 @@ _COMMAND = ServiceCommand(
     COMMAND,
     about="Issues certificates of upstream CAs, whose keys it does not hold.",
     distribution="estsuite-signer",
-    prefix="CA_SIGNER_UPSTREAM",
+    prefix=_PREFIX,
     settings=UpstreamSettings,
     run=run,
     migrate=migrate,
