@@ -19,6 +19,7 @@ from pyasn1_alt_modules import rfc7894
 from estcore.errors import InvalidCSR, MalformedRequest
 from estcore.pki import der
 from estcore.pki.attributes import (
+    CHALLENGE_PASSWORD_OID,
     EST_IDENTITY_LINKING_OID,
     MAX_ATTRIBUTES,
     OTP_CHALLENGE_OID,
@@ -28,7 +29,7 @@ from estcore.pki.attributes import (
     read_attributes,
     read_challenges,
 )
-from estcore.pki.csr import CHALLENGE_PASSWORD_OID, parse_csr
+from estcore.pki.csr import parse_csr
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 LINK = base64.b64encode(bytes(range(12)) * 3).decode()

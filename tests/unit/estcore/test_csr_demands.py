@@ -35,12 +35,13 @@ from estcore.est.csrattrs import (
 from estcore.est.serverkeygen import new_key
 from estcore.pki import der
 from estcore.pki.attributes import (
+    CHALLENGE_PASSWORD_OID,
     EXTENSION_REQUEST_OID,
     read_attributes,
     read_challenges,
 )
 from estcore.pki.certificate import signing_hash
-from estcore.pki.csr import CHALLENGE_PASSWORD_OID, parse_csr
+from estcore.pki.csr import parse_csr
 from estcore.pki.profile import KeyAlgorithm, Profile
 from estcore.policy.decide import check_names, check_profile
 from estcore.policy.document import Names

@@ -23,7 +23,7 @@ from estcore.est.csrattrs import (
     RDNDemand,
     fixed_san,
 )
-from estcore.pki.csr import CHALLENGE_PASSWORD_OID
+from estcore.pki.attributes import CHALLENGE_PASSWORD_OID
 from estcore.pki.name_templates import placeholders
 from estcore.pki.names import LONG_NAMES, SHORT_NAMES
 from estcore.pki.profile import Profile

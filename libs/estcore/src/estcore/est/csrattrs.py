@@ -25,13 +25,13 @@ from estcore.est.csr_keys import (
 )
 from estcore.pki import der as der_codec
 from estcore.pki.attributes import (
+    CHALLENGE_PASSWORD_OID,
     EXTENSION_REQUEST_OID,
     UTF8_STRING,
     attribute,
     read_attribute,
     string_value,
 )
-from estcore.pki.csr import CHALLENGE_PASSWORD_OID
 from estcore.pki.names import SHORT_NAMES
 from estcore.pki.profile import KeyAlgorithm
 

@@ -10,21 +10,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    load_der_public_key,
 )
 
-from estcore.errors import InvalidCSR, MalformedRequest, WeakKey
+from estcore.errors import InvalidCSR, MalformedRequest
 from estcore.pki import der as der_codec
-from estcore.pki.attributes import Attributes, read_attributes, single_value
-from estcore.pki.certificate import signing_hash
-from estcore.pki.csr import MAX_CSR_BYTES
+from estcore.pki.attributes import (
+    EXTENSION_REQUEST_OID,
+    Attributes,
+    attribute,
+    read_attributes,
+    single_value,
+)
+from estcore.pki.certificate import SigningHash, signing_hash
+from estcore.pki.csr_structure import extension_request, split_csr
 from estcore.pki.keys import key_algorithm
 from estcore.pki.profile import KeyAlgorithm, Profile
+from estcore.pki.reading import READING_ERRORS
+from estcore.pki.subject_encoding import check_subject_encoding
 
 DECRYPT_KEY_ID_OID = "1.2.840.113549.1.9.16.2.37"
 ASYMMETRIC_DECRYPT_KEY_ID_OID = "1.2.840.113549.1.9.16.2.54"
@@ -39,6 +47,7 @@ _CURVES: dict[str, type[ec.EllipticCurve]] = {
     "ec-p521": ec.SECP521R1,
 }
 _PUBLIC_EXPONENT = 65537
+_ATTRIBUTES = 0xA0
 
 
 @dataclass(frozen=True)
@@ -67,8 +76,9 @@ class KeygenRequest:
     """What a client asks for when it leaves the key to the server. Nothing in it is proven."""
 
     der: bytes
-    subject: x509.Name
-    extensions: x509.Extensions
+    subject_der: bytes
+    extension_request: bytes | None
+    """The Extensions element as it was sent; its values are not read here."""
     attributes: Attributes
     wished_key: KeyAlgorithm | None
     protection: KeyProtection | None
@@ -84,31 +94,23 @@ def read_keygen_request(der: bytes) -> KeygenRequest:
         InvalidCSR: attributes that contradict each other, or a wish for encryption without
             saying how (``keygen.capabilities_missing``).
     """
-    if len(der) > MAX_CSR_BYTES:
-        raise MalformedRequest(f"CSR is larger than {MAX_CSR_BYTES} bytes", code="csr.too_large")
-    try:
-        parsed = x509.load_der_x509_csr(der)
-        subject, extensions = parsed.subject, parsed.extensions
-    except (ValueError, TypeError, x509.DuplicateExtension, x509.InvalidVersion) as exc:
-        raise MalformedRequest("not a PKCS#10 certification request", code="csr.malformed") from exc
-    except x509.UnsupportedGeneralNameType as exc:
-        raise MalformedRequest("a SAN entry of an unknown kind", code="csr.malformed") from exc
-    info = der_codec.children(der_codec.children(der)[0])
-    attributes = read_attributes(info[3] if len(info) > 3 else b"")  # noqa: PLR2004 - attributes
+    parts = split_csr(der)
+    check_subject_encoding(parts.subject)
+    attributes = read_attributes(parts.attributes)
     return KeygenRequest(
         der=der,
-        subject=subject,
-        extensions=extensions,
+        subject_der=parts.subject,
+        extension_request=extension_request(attributes),
         attributes=attributes,
-        wished_key=_wished_key(parsed),
+        wished_key=_wished_key(parts.spki),
         protection=read_protection(attributes),
     )
 
 
-def _wished_key(parsed: x509.CertificateSigningRequest) -> KeyAlgorithm | None:
+def _wished_key(spki: bytes) -> KeyAlgorithm | None:
     try:
-        return key_algorithm(parsed.public_key())  # type: ignore[return-value] # one of the names
-    except (WeakKey, UnsupportedAlgorithm, ValueError, TypeError):
+        return key_algorithm(load_der_public_key(spki))  # type: ignore[arg-type, return-value] # other kinds are refused; one of the names
+    except READING_ERRORS:
         return None
 
 
@@ -173,19 +175,33 @@ def new_key(algorithm: KeyAlgorithm) -> GeneratedKey:
 def certification_request(request: KeygenRequest, key: GeneratedKey) -> bytes:
     """Return an ordinary CSR (DER) by the new key: the names and extensions of the request.
 
-    Its attributes stay behind: they are about the delivery of the key and the TLS session.
-
-    Raises:
-        MalformedRequest: an extension that cannot be written again.
+    Both are octet for octet what was sent. The other attributes stay behind: they are about the
+    delivery of the key and the TLS session.
     """
-    builder = x509.CertificateSigningRequestBuilder(request.subject)
-    try:
-        for extension in request.extensions:
-            builder = builder.add_extension(extension.value, critical=extension.critical)
-        signed = builder.sign(key, signing_hash(key.public_key()))
-    except (ValueError, TypeError, NotImplementedError) as exc:
-        raise MalformedRequest("an extension cannot be repeated", code="csr.malformed") from exc
-    return signed.public_bytes(Encoding.DER)
+    algorithm = signing_hash(key.public_key())
+    model = x509.CertificateSigningRequestBuilder(x509.Name([])).sign(key, algorithm)
+    parts = split_csr(model.public_bytes(Encoding.DER))
+    attributes = b""
+    if request.extension_request is not None:
+        attributes = attribute(EXTENSION_REQUEST_OID, request.extension_request)
+    info = der_codec.tlv(
+        der_codec.SEQUENCE,
+        der_codec.integer(0),
+        request.subject_der,
+        parts.spki,
+        der_codec.tlv(_ATTRIBUTES, attributes),
+    )
+    signature = der_codec.tlv(der_codec.BIT_STRING, b"\x00", _signed(info, key, algorithm))
+    return der_codec.tlv(der_codec.SEQUENCE, info, parts.signature_algorithm, signature)
+
+
+def _signed(octets: bytes, key: GeneratedKey, algorithm: SigningHash | None) -> bytes:
+    if isinstance(key, ed25519.Ed25519PrivateKey):
+        return key.sign(octets)
+    assert algorithm is not None  # noqa: S101 - only Ed25519 has its own
+    if isinstance(key, rsa.RSAPrivateKey):
+        return key.sign(octets, padding.PKCS1v15(), algorithm)
+    return key.sign(octets, ec.ECDSA(algorithm))
 
 
 def pkcs8(key: GeneratedKey) -> bytes:

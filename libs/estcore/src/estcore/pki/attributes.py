@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from estcore.errors import InvalidCSR, MalformedRequest
 from estcore.pki import der as der_codec
-from estcore.pki.csr import CHALLENGE_PASSWORD_OID
 
+CHALLENGE_PASSWORD_OID = "1.2.840.113549.1.9.7"  # noqa: S105 - an object identifier
 OTP_CHALLENGE_OID = "1.2.840.113549.1.9.16.2.56"
 REVOCATION_CHALLENGE_OID = "1.2.840.113549.1.9.16.2.57"
 EST_IDENTITY_LINKING_OID = "1.2.840.113549.1.9.16.2.58"

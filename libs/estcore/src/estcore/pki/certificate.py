@@ -27,6 +27,7 @@ from estcore.pki import crl_shards
 from estcore.pki import der as der_codec
 from estcore.pki.crl_shards import Partition, partition_of
 from estcore.pki.csr import CertificationRequest
+from estcore.pki.csr_structure import SAN_OID
 from estcore.pki.keys import spki_der
 from estcore.pki.profile import Profile
 from estcore.pki.usages import OCSP_SIGNING, usage_oid
@@ -180,6 +181,7 @@ class CertificateTemplate:
     ) -> LintCopy:
         """Return the lint copy for ``request`` (RFC 5280 section 4)."""
         before, after = self.validity(now)
+        request.require_readable(SAN_OID)
         san = request.san_extension
         # RFC 5280 section 4.2.1.6: critical when the subject is empty.
         names = _extension(san, critical=not request.subject.rdns) if san else b""

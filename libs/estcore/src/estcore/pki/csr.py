@@ -6,27 +6,41 @@ the front end. Does not decide whether the names are allowed: that is ``estcore.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import SignatureAlgorithmOID
 
-from estcore.errors import InvalidCSR, MalformedRequest, WeakKey
+from estcore.errors import InvalidCSR, MalformedRequest, RequestRejected, WeakKey
 from estcore.ids import digest
 from estcore.pki import der as der_codec
-from estcore.pki.keys import key_algorithm, spki_der
+from estcore.pki.attributes import read_attributes
+from estcore.pki.csr_structure import (
+    MAX_CSR_BYTES as MAX_CSR_BYTES,
+)
+from estcore.pki.csr_structure import (
+    SAN_OID,
+    CSRParts,
+    RequestedExtension,
+    load_for_reading,
+    read_extensions,
+    requested_extensions,
+    split_csr,
+)
+from estcore.pki.keys import key_algorithm, key_encoding_fault, spki_der
 from estcore.pki.names import canonical_name, display_name, san_entries
+from estcore.pki.reading import PARSER_ERRORS, describe, parser_errors
+from estcore.pki.subject_encoding import check_subject_encoding
 from estcore.pki.weak_keys import check_strength
 
-MAX_CSR_BYTES = 32_768
 MAX_SAN_ENTRIES = 100
-CHALLENGE_PASSWORD_OID = "1.2.840.113549.1.9.7"  # noqa: S105 - an object identifier
 _ECDSA_OIDS = frozenset(
     {
         SignatureAlgorithmOID.ECDSA_WITH_SHA256,
@@ -34,8 +48,7 @@ _ECDSA_OIDS = frozenset(
         SignatureAlgorithmOID.ECDSA_WITH_SHA512,
     }
 )
-_STRING_TAGS = {0x0C, 0x13, 0x16}
-"""What RFC 5280 section 4.1.2.4 lets a CA write, and IA5String for DC and e-mail."""
+_NULL = b"\x05\x00"
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 
 
@@ -44,7 +57,6 @@ class CertificationRequest:
     """One CSR whose signature has been verified with the key inside it (RFC 7030 section 3.4)."""
 
     der: bytes
-    parsed: x509.CertificateSigningRequest
     public_key: CertificatePublicKeyTypes
     key_algorithm: str
     spki: bytes
@@ -53,6 +65,29 @@ class CertificationRequest:
     san_extension: x509.SubjectAlternativeName | None
     san: tuple[str, ...]
     subject: x509.Name
+    extensions: tuple[x509.ExtensionType, ...]
+    """Those asked for that a profile may grant: SAN, KeyUsage, ExtendedKeyUsage, BasicConstraints;
+    as they were asked for, whatever becomes of the names."""
+    other_extensions: tuple[str, ...]
+    """Identifiers of all others. Their values are not read."""
+    unreadable: Mapping[str, RequestRejected]
+    """Why an extension cannot be used, by its identifier; see ``require_readable``."""
+
+    def require_readable(self, oid: str) -> None:
+        """Raise the error of an extension that cannot be used, before its value counts.
+
+        Raises:
+            RequestRejected: what is wrong with the extension.
+        """
+        error = self.unreadable.get(oid)
+        if error is not None:
+            # A copy: one exception object must not collect the tracebacks of several threads.
+            raise type(error)(error.reason, code=error.code)
+
+    def with_san(self, san: x509.SubjectAlternativeName | None) -> CertificationRequest:
+        """Return the request with this SAN in place of its own."""
+        unreadable = {oid: e for oid, e in self.unreadable.items() if oid != SAN_OID}
+        return replace(self, san_extension=san, san=san_entries(san), unreadable=unreadable)
 
     @cached_property
     def subject_canonical(self) -> str:
@@ -100,112 +135,133 @@ _BINDINGS = (
 def parse_csr(der: bytes) -> CertificationRequest:
     """Return the request in ``der`` after checking its signature and its public key.
 
+    Extensions that cannot be read are kept as such (``unreadable``): the profile decides whether
+    they matter.
+
     Raises:
-        MalformedRequest: not one DER CertificationRequest, or too large.
-        InvalidCSR: the signature does not verify, or uses a hash that is not accepted.
+        MalformedRequest: not one CertificationRequest, or too large; with what is wrong.
+        InvalidCSR: the signature does not verify, or uses a hash that is not accepted; a subject
+            that cannot be copied into a certificate; attributes that contradict each other.
         WeakKey: key kind, size or encoding not accepted, or a key that can be broken.
     """
-    if len(der) > MAX_CSR_BYTES:
-        raise MalformedRequest(f"CSR is larger than {MAX_CSR_BYTES} bytes", code="csr.too_large")
-    try:
-        parsed = x509.load_der_x509_csr(der)
-        public_key = parsed.public_key()
-        subject = parsed.subject
-        san_extension = _san(parsed)
-    except WeakKey:
-        raise
-    except UnsupportedAlgorithm as exc:
-        raise WeakKey("the key algorithm is not accepted", code="key.type") from exc
-    except (ValueError, TypeError, x509.DuplicateExtension, x509.InvalidVersion) as exc:
-        raise MalformedRequest("not a PKCS#10 certification request", code="csr.malformed") from exc
+    parts = split_csr(der)
+    check_subject_encoding(parts.subject)
+    requested = requested_extensions(read_attributes(parts.attributes))
+    parsed = _load(parts, requested)
+    public_key = _public_key(parsed)
     algorithm = key_algorithm(public_key)
     check_strength(public_key)
-    subject_der, spki, attributes = _certified_parts(der, public_key, subject)
-    _prove_possession(parsed, public_key)
-    san = san_entries(san_extension)
-    if san_extension is not None and not san:
-        # RFC 5280 section 4.2.1.6: the sequence has at least one entry.
-        raise InvalidCSR("the subjectAltName extension is empty", code="csr.san_empty")
-    if len(san) > MAX_SAN_ENTRIES:
-        raise InvalidCSR(f"more than {MAX_SAN_ENTRIES} SAN entries", code="csr.san_too_many")
-    if any(not entry.isprintable() for entry in san):
-        raise InvalidCSR("a SAN entry has unprintable characters", code="csr.san_characters")
+    if parts.spki != spki_der(public_key):
+        raise WeakKey(key_encoding_fault(parts.spki), code="key.encoding")
+    _prove_possession(parsed, parts, public_key)
+    with parser_errors("the subject", "csr.subject_encoding", InvalidCSR):
+        subject = parsed.subject
+    extensions = read_extensions(parsed, requested)
+    unreadable = dict(extensions.errors)
+    san_extension, san = _san(extensions.values, unreadable)
     return CertificationRequest(
         der=der,
-        parsed=parsed,
         public_key=public_key,
         key_algorithm=algorithm,
-        spki=spki,
-        subject_der=subject_der,
-        attributes=attributes,
+        spki=parts.spki,
+        subject_der=parts.subject,
+        attributes=parts.attributes,
         san_extension=san_extension,
         san=san,
         subject=subject,
+        extensions=extensions.values,
+        other_extensions=extensions.other_oids,
+        unreadable=unreadable,
     )
 
 
-def _san(parsed: x509.CertificateSigningRequest) -> x509.SubjectAlternativeName | None:
+def _load(
+    parts: CSRParts, requested: tuple[RequestedExtension, ...]
+) -> x509.CertificateSigningRequest:
     try:
-        return parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return None
+        return load_for_reading(parts, requested)
+    except PARSER_ERRORS as exc:
+        oid, *parameters = der_codec.children(parts.signature_algorithm) or [b""]
+        if parameters == [_NULL]:
+            raise InvalidCSR(
+                f"the signature algorithm {der_codec.oid_text(oid)} has NULL parameters, which "
+                "RFC 5758 leaves out",
+                code="csr.signature_algorithm",
+            ) from exc
+        raise MalformedRequest(
+            f"not a PKCS#10 certification request: {describe(exc)}", code="csr.malformed"
+        ) from exc
 
 
-def _certified_parts(
-    der: bytes, public_key: CertificatePublicKeyTypes, subject: x509.Name
-) -> tuple[bytes, bytes, bytes]:
-    """Return subject, key and attributes as encoded, once they are what we may certify."""
-    outer = der_codec.children(der)
-    info = der_codec.children(outer[0])
-    _, bits, _ = der_codec.header(outer[2], 0)
-    if outer[2][bits] != 0:
-        raise InvalidCSR("the signature is not whole octets", code="csr.signature")
-    spki = spki_der(public_key)
-    if len(info) < 3 or info[2] != spki:  # noqa: PLR2004 - version, subject, key
-        raise WeakKey(
-            "keys are named-curve uncompressed EC, rsaEncryption or Ed25519", code="key.encoding"
-        )
-    if info[1] != subject.public_bytes() or not _string_types(info[1]) <= _STRING_TAGS:
-        raise InvalidCSR(
-            "the subject is not DER of UTF8String, PrintableString or IA5String",
-            code="csr.subject_encoding",
-        )
-    return info[1], spki, info[3] if len(info) > 3 else b""  # noqa: PLR2004 - attributes
+def _public_key(parsed: x509.CertificateSigningRequest) -> CertificatePublicKeyTypes:
+    try:
+        return parsed.public_key()
+    except UnsupportedAlgorithm as exc:
+        raise WeakKey("the key algorithm is not accepted", code="key.type") from exc
+    except PARSER_ERRORS as exc:
+        raise MalformedRequest(
+            f"the public key cannot be read: {describe(exc)}", code="csr.malformed"
+        ) from exc
 
 
-def _string_types(name: bytes) -> set[int]:
-    """Return the tags of all attribute values of a name."""
-    return {
-        der_codec.children(attribute)[1][0]
-        for rdn in der_codec.children(name)
-        for attribute in der_codec.children(rdn)
-    }
+def _san(
+    values: tuple[x509.ExtensionType, ...], unreadable: dict[str, RequestRejected]
+) -> tuple[x509.SubjectAlternativeName | None, tuple[str, ...]]:
+    """Return the SAN and its entries; one that no certificate can have becomes unreadable."""
+    san = next((v for v in values if isinstance(v, x509.SubjectAlternativeName)), None)
+    entries = san_entries(san)
+    if san is not None and not entries:
+        # RFC 5280 section 4.2.1.6: the sequence has at least one entry.
+        error = InvalidCSR("the subjectAltName extension is empty", code="csr.san_empty")
+    elif len(entries) > MAX_SAN_ENTRIES:
+        error = InvalidCSR(f"more than {MAX_SAN_ENTRIES} SAN entries", code="csr.san_too_many")
+    elif any(not entry.isprintable() for entry in entries):
+        error = InvalidCSR("a SAN entry has unprintable characters", code="csr.san_characters")
+    else:
+        return san, entries
+    unreadable[SAN_OID] = error
+    return None, ()
 
 
 def _prove_possession(
-    parsed: x509.CertificateSigningRequest, public_key: CertificatePublicKeyTypes
+    parsed: x509.CertificateSigningRequest, parts: CSRParts, public_key: CertificatePublicKeyTypes
 ) -> None:
     try:
         algorithm = parsed.signature_hash_algorithm
-    except UnsupportedAlgorithm as exc:
+    except PARSER_ERRORS as exc:
         raise InvalidCSR("signature algorithm is not accepted", code="csr.hash") from exc
     if algorithm is not None and not isinstance(algorithm, _HASHES):
-        raise InvalidCSR(f"signed with {algorithm.name}; use SHA-256 or better", code="csr.hash")
+        raise InvalidCSR(
+            f"signed with {algorithm.name}; SHA-256, SHA-384 and SHA-512 are accepted",
+            code="csr.hash",
+        )
     try:
-        _verify(parsed, public_key, algorithm)
-    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError) as exc:
+        _verify(parsed, parts, public_key, algorithm)
+    except PARSER_ERRORS as exc:
         raise InvalidCSR("the CSR's signature does not verify", code="csr.signature") from exc
 
 
 def _verify(
     parsed: x509.CertificateSigningRequest,
+    parts: CSRParts,
     public_key: CertificatePublicKeyTypes,
     algorithm: hashes.HashAlgorithm | None,
 ) -> None:
-    # ``parsed.is_signature_valid`` does the same at more than twice the price for EC keys.
+    """Verify over the octets as they were sent, with the scheme that the CSR names."""
+    oid = parsed.signature_algorithm_oid
+    signature, signed = parts.signature, parts.info
     if isinstance(public_key, ec.EllipticCurvePublicKey) and algorithm is not None:
-        if parsed.signature_algorithm_oid not in _ECDSA_OIDS:
+        if oid not in _ECDSA_OIDS:
             raise InvalidSignature
-        public_key.verify(parsed.signature, parsed.tbs_certrequest_bytes, ec.ECDSA(algorithm))
-    elif not parsed.is_signature_valid:
+        public_key.verify(signature, signed, ec.ECDSA(algorithm))
+    elif isinstance(public_key, ed25519.Ed25519PublicKey):
+        if oid != SignatureAlgorithmOID.ED25519:
+            raise InvalidSignature
+        public_key.verify(signature, signed)
+    elif isinstance(public_key, rsa.RSAPublicKey) and algorithm is not None:
+        scheme = parsed.signature_algorithm_parameters
+        if not isinstance(scheme, padding.PKCS1v15 | padding.PSS):
+            raise InvalidSignature
+        public_key.verify(signature, signed, scheme, algorithm)
+    else:
         raise InvalidSignature

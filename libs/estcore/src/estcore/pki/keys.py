@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from estcore.errors import WeakKey
+from estcore.errors import MalformedRequest, WeakKey
+from estcore.pki import der as der_codec
 
 _CURVES = {"secp256r1": "ec-p256", "secp384r1": "ec-p384", "secp521r1": "ec-p521"}
 KEY_ALGORITHMS = ("ec-p256", "ec-p384", "ec-p521", "rsa-2048", "rsa-3072", "rsa-4096", "ed25519")
@@ -45,6 +46,32 @@ def _rsa_algorithm(key: rsa.RSAPublicKey) -> str:
     if key.public_numbers().e != 65537:  # noqa: PLR2004 - the one exponent accepted
         raise WeakKey("RSA keys have the exponent 65537", code="key.exponent")
     return "rsa-4096" if size >= 4096 else "rsa-3072" if size >= 3072 else "rsa-2048"  # noqa: PLR2004
+
+
+def key_encoding_fault(spki: bytes) -> str:
+    """Return what is wrong with a SubjectPublicKeyInfo that is not the one we would write."""
+    try:
+        algorithm, bits = der_codec.children(spki)
+        oid, *parameters = der_codec.children(algorithm)
+        name = der_codec.oid_text(oid)
+        point = der_codec.content(bits, der_codec.BIT_STRING)[1:]
+    except (MalformedRequest, ValueError):
+        return _ENCODINGS
+    if name == _RSASSA_PSS:
+        return f"the key is identified as RSASSA-PSS; {_ENCODINGS}"
+    if name == _EC_PUBLIC_KEY and parameters and parameters[0][0] == der_codec.SEQUENCE:
+        return f"the EC key has explicit curve parameters; {_ENCODINGS}"
+    if name == _EC_PUBLIC_KEY and point[:1] in (b"\x02", b"\x03"):
+        return f"the EC point is compressed; {_ENCODINGS}"
+    if name == _RSA and parameters != [_NULL]:
+        return f"the parameters of rsaEncryption are not NULL; {_ENCODINGS}"
+    return _ENCODINGS
+
+
+_ENCODINGS = "keys are named-curve uncompressed EC, rsaEncryption or Ed25519"
+_RSA, _RSASSA_PSS = "1.2.840.113549.1.1.1", "1.2.840.113549.1.1.10"
+_EC_PUBLIC_KEY = "1.2.840.10045.2.1"
+_NULL = b"\x05\x00"
 
 
 def spki_der(key: CertificatePublicKeyTypes) -> bytes:

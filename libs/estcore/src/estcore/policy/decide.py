@@ -15,6 +15,7 @@ from cryptography import x509
 
 from estcore.errors import IdentityMismatch, NotAuthorized, ProfileViolation
 from estcore.pki.csr import CertificationRequest
+from estcore.pki.csr_structure import SAN_OID
 from estcore.pki.name_grammar import DNSRules, check_certified_names, check_dns_name
 from estcore.pki.name_limits import under_uri_prefix, utf8_text, within_limits
 from estcore.pki.names import SHORT_NAMES, canonical_name, fold, lower_ascii, san_entries
@@ -344,7 +345,9 @@ def check_same_identity(request: CertificationRequest, current: x509.Certificate
 
     Raises:
         IdentityMismatch: naming which differs.
+        RequestRejected: the SAN of the request cannot be read.
     """
+    request.require_readable(SAN_OID)
     if request.subject_canonical != canonical_name(current.subject):
         raise IdentityMismatch(
             "the subject is not the current certificate's", code="reenroll.subject_differs"

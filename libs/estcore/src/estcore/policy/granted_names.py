@@ -14,13 +14,18 @@ from cryptography import x509
 
 from estcore.errors import ProfileViolation
 from estcore.pki.csr import CertificationRequest
+from estcore.pki.csr_structure import (
+    BASIC_CONSTRAINTS_OID,
+    EXTENDED_KEY_USAGE_OID,
+    KEY_USAGE_OID,
+    SAN_OID,
+)
 from estcore.pki.name_templates import fill_san, fill_subject, values_of
-from estcore.pki.names import SHORT_NAMES, common_names, san_entries, san_entry
+from estcore.pki.names import SHORT_NAMES, common_names, san_entry
 from estcore.pki.profile import Profile
 from estcore.pki.usages import usage_name
 
 _UNGRANTABLE = ("keyCertSign", "cRLSign", "encipherOnly", "decipherOnly")
-_READ = (x509.SubjectAlternativeName, x509.KeyUsage, x509.ExtendedKeyUsage)
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ def granted_request(
         ProfileViolation: it has no value for a template, or may not ask for a SAN.
     """
     policy = profile.extensions.subject_alternative_name
+    if policy != "override":
+        request.require_readable(SAN_OID)
     if policy == "deny" and request.san_extension is not None:
         raise ProfileViolation(
             f"profile {profile.name} takes no request with a SAN", code="profile.extension"
@@ -79,7 +86,7 @@ def granted_request(
 
 def _without_templates(request: CertificationRequest, profile: Profile) -> CertificationRequest:
     if profile.extensions.subject_alternative_name == "override":
-        request = replace(request, san_extension=None, san=())
+        request = request.with_san(None)
     names = common_names(request.subject)
     if request.san_extension is None and profile.common_name_to_dns_san and names:
         return _with_san(request, [x509.DNSName(names[0])])
@@ -89,8 +96,7 @@ def _without_templates(request: CertificationRequest, profile: Profile) -> Certi
 def _with_san(
     request: CertificationRequest, entries: list[x509.GeneralName]
 ) -> CertificationRequest:
-    san = x509.SubjectAlternativeName(entries)
-    return replace(request, san_extension=san, san=san_entries(san))
+    return request.with_san(x509.SubjectAlternativeName(entries))
 
 
 def own_names(
@@ -99,7 +105,12 @@ def own_names(
     """Return the names in a request that become its certificate's and no template makes.
 
     ``profile`` None stands for one without templates.
+
+    Raises:
+        RequestRejected: its SAN counts and cannot be read.
     """
+    if profile is None or profile.extensions.subject_alternative_name != "override":
+        request.require_readable(SAN_OID)
     subject = tuple(_pairs(request.subject))
     if profile is None:
         return OwnNames(subject, request.san, nobody=not subject and not request.san)
@@ -145,6 +156,7 @@ def granted_usages(request: CertificationRequest, profile: Profile) -> Usages:
     policy = profile.extensions
     if not policy.reads_request:
         return own
+    _require_readable(request, profile)
     requested_usage, requested_extended, other_oids = _requested(request)
     if policy.other == "deny" and other_oids:
         raise _refused(profile, f"extension {other_oids[0]}")
@@ -160,6 +172,17 @@ def granted_usages(request: CertificationRequest, profile: Profile) -> Usages:
             requested_extended,
         ),
     )
+
+
+def _require_readable(request: CertificationRequest, profile: Profile) -> None:
+    """Raise for an extension that counts here; what the profile leaves out may be unreadable."""
+    policy = profile.extensions
+    if policy.key_usage != "override":
+        request.require_readable(KEY_USAGE_OID)
+    if policy.extended_key_usage != "override":
+        request.require_readable(EXTENDED_KEY_USAGE_OID)
+    if policy.other == "deny":
+        request.require_readable(BASIC_CONSTRAINTS_OID)
 
 
 def _granted(
@@ -190,18 +213,15 @@ def _requested(
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None, list[str]]:
     """Return KeyUsage, ExtendedKeyUsage (None where absent) and the other extensions asked for."""
     usage = extended = None
-    other_oids = []
-    for extension in request.parsed.extensions:
-        value = extension.value
+    other_oids = list(request.other_extensions)
+    for value in request.extensions:
         if isinstance(value, x509.KeyUsage):
             usage = _usage_names(value)
         elif isinstance(value, x509.ExtendedKeyUsage):
             extended = tuple(usage_name(oid) for oid in value)
-        elif isinstance(value, x509.BasicConstraints) and not value.ca:
-            # Says what every certificate of ours says.
-            continue
-        elif not isinstance(value, _READ):
-            other_oids.append(extension.oid.dotted_string)
+        elif isinstance(value, x509.BasicConstraints) and value.ca:
+            # cA FALSE says what every certificate of ours says.
+            other_oids.append(value.oid.dotted_string)
     return usage, extended, other_oids
 
 
