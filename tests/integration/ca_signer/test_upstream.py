@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -183,7 +184,25 @@ async def test_what_the_policy_refuses_is_never_sent(stack: UpstreamStack, other
     assert other.seen == []
 
 
+async def test_an_extension_that_cannot_be_stripped_is_never_sent(
+    stack: UpstreamStack, other: OtherCA
+) -> None:
+    builder = x509.CertificateSigningRequestBuilder(named(f"dev-{ids.uuid7()}"))
+    builder = builder.add_extension(WINDOWS_SID, critical=False)
+    csr = builder.sign(new_key(), SHA256()).public_bytes(Encoding.DER)
+    answer = await stack.ask(stack.message(csr))
+    assert (answer.outcome, answer.code) == ("rejected", "upstream.extensions")
+    assert other.seen == []
+
+
 # Every response is checked.
+
+WINDOWS_SID = x509.UnrecognizedExtension(
+    x509.ObjectIdentifier("1.3.6.1.4.1.311.25.2"), bytes.fromhex("3000")
+)
+POLICIES = x509.CertificatePolicies(
+    [x509.PolicyInformation(x509.ObjectIdentifier("1.3.6.1.4.1.99999.9.9"), None)]
+)
 
 
 def wrong(name: str, other: OtherCA) -> dict[str, Any]:
@@ -200,6 +219,8 @@ def wrong(name: str, other: OtherCA) -> dict[str, Any]:
         "extended_key_usage": {"purposes": (server, ExtendedKeyUsageOID.CODE_SIGNING)},
         "extended_key_usage_missing": {"purposes": None},
         "critical": {"critical": True},
+        "extension": {"further": (WINDOWS_SID,)},
+        "policies": {"further": (POLICIES,)},
         "issuer": {"signer": (other.root, other.root_key)},
     }
     return changes[name]
@@ -218,6 +239,8 @@ def wrong(name: str, other: OtherCA) -> dict[str, Any]:
         "extended_key_usage",
         "extended_key_usage_missing",
         "critical",
+        "extension",
+        "policies",
         "issuer",
     ],
 )

@@ -19,8 +19,12 @@ def certificate(
     issuer: Pair | None = None,
     *,
     ca: bool = False,
-    usage: x509.ObjectIdentifier = ExtendedKeyUsageOID.CLIENT_AUTH,
+    usage: x509.ObjectIdentifier | None = None,
+    identified: bool = True,
 ) -> Pair:
+    """A certificate and its key; ``identified`` False leaves the key identifiers out."""
+    if usage is None and not ca:
+        usage = ExtendedKeyUsageOID.CLIENT_AUTH
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     parent, parent_key = issuer or (None, key)
@@ -34,15 +38,14 @@ def certificate(
         .not_valid_before(NOON - lasts)
         .not_valid_after(NOON + lasts)
         .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(parent_key.public_key()),
-            critical=False,
-        )
         .add_extension(
             x509.KeyUsage(not ca, False, False, False, False, ca, ca, False, False), critical=True
         )
     )
-    if not ca:
+    if identified:
+        ski = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+        aki = x509.AuthorityKeyIdentifier.from_issuer_public_key(parent_key.public_key())
+        builder = builder.add_extension(ski, critical=False).add_extension(aki, critical=False)
+    if usage is not None:
         builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
     return builder.sign(parent_key, hashes.SHA256()), key

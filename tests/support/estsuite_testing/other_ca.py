@@ -126,6 +126,7 @@ class OtherCA:
         serial_number: int | None = None,
         signer: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None = None,
         critical: bool = False,
+        further: tuple[x509.ExtensionType, ...] = (),
     ) -> x509.Certificate:
         """A certificate for a CSR; the arguments make it another one than asked for."""
         issuer, issuer_key = signer or (self.certificate, self.key)
@@ -162,6 +163,8 @@ class OtherCA:
             builder = builder.add_extension(
                 x509.UnrecognizedExtension(oid, b"\x05\x00"), critical=True
             )
+        for extension in further:
+            builder = builder.add_extension(extension, critical=False)
         return builder.sign(issuer_key, hashes.SHA256())
 
     async def issue(self, _: web.Request, octets: bytes, **changes: Any) -> web.StreamResponse:

@@ -29,6 +29,8 @@ class Link:
         self.to_server, self.from_server = ssl.MemoryBIO(), ssl.MemoryBIO()
         context = client_context(files, version)
         if presenting is not None:
+            # A client may present what its own library would not trust.
+            context.set_ciphers("DEFAULT:@SECLEVEL=0")
             context.load_cert_chain(presenting)
         self.client = context.wrap_bio(
             self.to_client, self.from_client, server_hostname="localhost"

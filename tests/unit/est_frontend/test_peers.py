@@ -10,12 +10,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from ca_signer.ceremony import offline_ca
-from est_frontend.auth.client_certificates import PeerValidator
+from est_frontend.auth.client_certificates import PeerValidator, serial_of
 from estcore.clock import SystemClock
 from estcore.errors import NotAuthenticated, Unavailable
+from estcore.pki.pem import pem_text
 from estcore.policy.labels import Label, Truststore
 from estcore.testing.clock import FakeClock
 from estsuite_testing.chains import HOUR, NOON, Pair, certificate
+from estsuite_testing.encodings import over_sha1, rdns_out_of_order
 from estsuite_testing.tls_link import Link
 
 LABEL = Label(issuer="issuing", profiles=("service-mtls",))
@@ -146,3 +148,76 @@ def test_without_the_issuers_certificate_nothing_is_said_about_the_clients(
     assert (
         peers.identify(connected(files, certificate("device", maker)).server, devices) is not None
     )
+
+
+def devices_of(store: Truststore, anchor: Pair) -> tuple[PeerValidator, Label]:
+    peers = validator(anchor, FakeClock(NOON))
+    peers.set_truststores({"maker": store})
+    return peers, LABEL.model_copy(update={"truststores": ("maker",)})
+
+
+def refusal(peers: PeerValidator, link: Link, label: Label) -> str:
+    with pytest.raises(NotAuthenticated) as refused:
+        peers.identify(link.server, label)
+    return refused.value.code
+
+
+def truststore(maker: Pair, *, strict: bool = True) -> Truststore:
+    pem = maker[0].public_bytes(Encoding.PEM).decode()
+    return Truststore(certificates=f"The maker's root\n{pem}", strict=strict)
+
+
+@pytest.mark.parametrize("place", ["leaf", "between"])
+def test_a_makers_chain_over_sha1_is_refused_wherever_it_is(
+    files: Path, anchor: Pair, place: str
+) -> None:
+    maker = certificate("maker root", ca=True)
+    peers, label = devices_of(truststore(maker), anchor)
+    between = certificate("between", maker, ca=True)
+    leaf = certificate("device", between)
+    if place == "leaf":
+        leaf = over_sha1(leaf, between)
+    else:
+        between = over_sha1(between, maker)
+    assert refusal(peers, connected(files, leaf, between), label) == "auth.certificate_weak"
+
+
+def test_a_makers_chain_without_key_identifiers_needs_a_store_that_is_not_strict(
+    files: Path, anchor: Pair
+) -> None:
+    maker = certificate("maker root", ca=True, identified=False)
+    link = connected(files, certificate("device", maker, identified=False))
+    peers, label = devices_of(truststore(maker), anchor)
+    assert refusal(peers, link, label) == "auth.certificate_untrusted"
+    peers.set_truststores({"maker": truststore(maker, strict=False)})
+    peer = peers.identify(link.server, label)
+    assert peer is not None
+    peers.set_truststores({"maker": truststore(maker)})
+    assert refusal(peers, link, label) == "auth.certificate_untrusted"
+
+
+def test_a_makers_ca_for_another_purpose_identifies_no_client(files: Path, anchor: Pair) -> None:
+    maker = certificate("maker root", ca=True)
+    peers, label = devices_of(truststore(maker), anchor)
+    between = certificate("between", maker, ca=True, usage=ExtendedKeyUsageOID.CODE_SIGNING)
+    link = connected(files, certificate("device", between), between)
+    assert refusal(peers, link, label) == "auth.certificate_usage"
+
+
+def test_a_makers_certificates_may_have_rdns_out_of_order(files: Path, anchor: Pair) -> None:
+    maker, between, leaf = (rdns_out_of_order(n) for n in ("root", "between", "device"))
+    root = maker.issued_by(maker, ca=True)
+    pem = pem_text("CERTIFICATE", root)
+    peers, label = devices_of(Truststore(certificates=pem), anchor)
+    chain = [leaf.issued_by(between, ca=False), between.issued_by(maker, ca=True)]
+    file = files / "unsorted.pem"
+    key = leaf.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file.write_bytes("".join(pem_text("CERTIFICATE", c) for c in chain).encode() + key)
+    link = Link(files, ssl.TLSVersion.TLSv1_3, presenting=file)
+    link.handshake()
+    link.server_reads()
+    peer = peers.identify(link.server, label)
+    assert peer is not None
+    assert peer.subject_canonical == "CN=device+O=maker"
+    assert peer.der == chain[0]
+    assert serial_of(peer.der)

@@ -1,4 +1,4 @@
-"""Requests of tools that nobody here wrote: read where it is harmless, else refused with a reason."""
+"""Requests of tools of other makers: read where it is harmless, else refused with a reason."""
 
 from __future__ import annotations
 

@@ -30,9 +30,9 @@ from estcore.pki.attributes import (
 from estcore.pki.certificate import SigningHash, signing_hash
 from estcore.pki.csr_structure import extension_request, split_csr
 from estcore.pki.keys import key_algorithm
+from estcore.pki.parsers import READING_ERRORS
 from estcore.pki.profile import KeyAlgorithm, Profile
-from estcore.pki.reading import READING_ERRORS
-from estcore.pki.subject_encoding import check_subject_encoding
+from estcore.pki.subject_der import check_subject_encoding
 
 DECRYPT_KEY_ID_OID = "1.2.840.113549.1.9.16.2.37"
 ASYMMETRIC_DECRYPT_KEY_ID_OID = "1.2.840.113549.1.9.16.2.54"

@@ -17,6 +17,7 @@ from cryptography import x509
 from estcore.errors import LintFailed
 from estcore.pki import der
 from estcore.pki.certificate import IssuerCertificate, signing_hash, throw_away_key_like
+from estcore.pki.parsers import READING_ERRORS, parser_errors
 
 RevocationReason = Literal[
     "unspecified",
@@ -112,17 +113,19 @@ def read_crl(octets: bytes) -> tuple[x509.CertificateRevocationList, frozenset[R
     """Return a CRL of ours and its entries. Does not verify the signature.
 
     Raises:
-        ValueError: not a CRL.
+        MalformedRequest: not a CRL, or one with an entry that cannot be read.
     """
-    crl = x509.load_der_x509_crl(octets)
-    entries = set()
-    for entry in crl:
-        try:
-            reason = entry.extensions.get_extension_for_class(x509.CRLReason).value.reason.value
-        except x509.ExtensionNotFound:
-            reason = None
-        entries.add(RevokedEntry(entry.serial_number, entry.revocation_date_utc, reason))
-    return crl, frozenset(entries)
+    with parser_errors("not a CRL", code="crl.malformed"):
+        crl = x509.load_der_x509_crl(octets)
+        return crl, frozenset(_entry(entry) for entry in crl)
+
+
+def _entry(entry: x509.RevokedCertificate) -> RevokedEntry:
+    try:
+        reason = entry.extensions.get_extension_for_class(x509.CRLReason).value.reason.value
+    except x509.ExtensionNotFound:
+        reason = None
+    return RevokedEntry(entry.serial_number, entry.revocation_date_utc, reason)
 
 
 def check_crl(
@@ -150,7 +153,7 @@ def check_crl(
             and read_back == {_plain(entry) for entry in entries}
             and _points(crl) == ((_point(urls), True) if urls else None)
         )
-    except (ValueError, x509.ExtensionNotFound) as exc:
+    except READING_ERRORS as exc:
         raise LintFailed("our own CRL cannot be read back", code="lint.crl") from exc
     if not good:
         raise LintFailed("our own CRL is not what was decided", code="lint.crl")

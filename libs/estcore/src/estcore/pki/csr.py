@@ -36,8 +36,8 @@ from estcore.pki.csr_structure import (
 )
 from estcore.pki.keys import key_algorithm, key_encoding_fault, spki_der
 from estcore.pki.names import canonical_name, display_name, san_entries
-from estcore.pki.reading import PARSER_ERRORS, describe, parser_errors
-from estcore.pki.subject_encoding import check_subject_encoding
+from estcore.pki.parsers import PARSER_ERRORS, describe, parser_errors
+from estcore.pki.subject_der import check_subject_encoding
 from estcore.pki.weak_keys import check_strength
 
 MAX_SAN_ENTRIES = 100
@@ -154,7 +154,7 @@ def parse_csr(der: bytes) -> CertificationRequest:
     if parts.spki != spki_der(public_key):
         raise WeakKey(key_encoding_fault(parts.spki), code="key.encoding")
     _prove_possession(parsed, parts, public_key)
-    with parser_errors("the subject", "csr.subject_encoding", InvalidCSR):
+    with parser_errors("the subject", code="csr.subject_encoding", error=InvalidCSR):
         subject = parsed.subject
     extensions = read_extensions(parsed, requested)
     unreadable = dict(extensions.errors)

@@ -19,7 +19,7 @@ from estcore.errors import InvalidCSR, MalformedRequest, RequestRejected
 from estcore.pki import der as der_codec
 from estcore.pki.attributes import EXTENSION_REQUEST_OID, Attributes, single_value
 from estcore.pki.general_names import check_general_names
-from estcore.pki.reading import READING_ERRORS, normal_basic_constraints, parser_errors
+from estcore.pki.parsers import READING_ERRORS, normal_basic_constraints, parser_errors
 
 MAX_CSR_BYTES = 32_768
 MICROSOFT_EXTENSION_REQUEST_OID = "1.3.6.1.4.1.311.2.1.14"
@@ -249,7 +249,7 @@ def _check_names(extension: RequestedExtension) -> None:
 
 def _value(extension: RequestedExtension) -> x509.ExtensionType:
     _check_names(extension)
-    with parser_errors(f"extension {extension.oid}", "csr.extension_malformed"):
+    with parser_errors(f"extension {extension.oid}", code="csr.extension_malformed"):
         loaded = _load(_NO_NAME, _ANY_KEY, _ANY_ALGORITHM, [extension])
         value: x509.ExtensionType = loaded.extensions[0].value
         return value

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from estcore.errors import MalformedRequest, NotAuthenticated
+from estcore.pki.parsers import PARSER_ERRORS
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 JSONWebKey = ECKey | OKPKey | RSAKey
@@ -36,6 +36,8 @@ _REGISTRY = jws.JWSRegistry(algorithms=[name for name in ALGORITHMS if name != "
 _MODELS = {name: _REGISTRY.get_alg("Ed25519" if name == "EdDSA" else name) for name in ALGORITHMS}
 _BASE64URL = re.compile(r"[A-Za-z0-9_-]+")
 _PARTS = 3
+JOSE_ERRORS: tuple[type[Exception], ...] = (JoseError, *PARSER_ERRORS)
+"""All that joserfc is known to raise when it reads a key or verifies a signature."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def signature_matches(token: CompactJWS, key: JSONWebKey, algorithm_name: str) -
     """Return whether the key made the signature with one of ``ALGORITHMS``."""
     try:
         return bool(_MODELS[algorithm_name].verify(token.signed, token.signature, key))
-    except (JoseError, ValueError):
+    except JOSE_ERRORS:
         return False
 
 
@@ -157,7 +159,7 @@ def verify(text: str, *, typ: str) -> Signed:
         certificate = x509.load_der_x509_certificate(certificate_der)
         public = certificate.public_key()
         key_algorithm = algorithm(public)
-    except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm) as exc:
+    except PARSER_ERRORS as exc:
         raise _malformed("the certificate in x5c cannot be used") from exc
     if header["alg"] != key_algorithm:
         raise _malformed(f"a key like this signs with {key_algorithm}")

@@ -10,7 +10,6 @@ import datetime as dt
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -20,17 +19,11 @@ from estcore.errors import MalformedRequest
 from estcore.pki import der
 from estcore.pki.certificate import IssuerCertificate
 from estcore.pki.crl import REASON_CODES
+from estcore.pki.parsers import PARSER_ERRORS, describe
 
 MOST_OCTETS = 4096
 """A request may be so long; one with the longest nonce has less than 400 octets."""
 _LONGEST_NONCE = 128
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    NotImplementedError,
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-)
 
 
 @dataclass(frozen=True)
@@ -82,8 +75,10 @@ def read_question(octets: bytes) -> OCSPQuery:
             request.serial_number,
             nonce,
         )
-    except _UNREADABLE as exc:
-        raise MalformedRequest("not an OCSP request", code="ocsp.malformed") from exc
+    except PARSER_ERRORS as exc:
+        raise MalformedRequest(
+            f"not an OCSP request: {describe(exc)}", code="ocsp.malformed"
+        ) from exc
     if nonce is not None and not 1 <= len(nonce) <= _LONGEST_NONCE:
         raise MalformedRequest("a nonce has 1 to 128 octets", code="ocsp.malformed")
     return question
@@ -192,5 +187,5 @@ def read_answer(octets: bytes) -> OCSPAnswer | None:
             this_update=response.this_update_utc,
             next_update=next_update,
         )
-    except _UNREADABLE:
+    except PARSER_ERRORS:
         return None

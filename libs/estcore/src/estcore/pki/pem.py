@@ -6,6 +6,7 @@ nothing else in it.
 
 from __future__ import annotations
 
+import base64
 import binascii
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from estcore.errors import MalformedRequest
 
 _BEGIN, _END, _DASHES = b"-----BEGIN ", b"-----END ", b"-----"
+_WIDTH = 64
 _MARGIN = 80
 """White space before a boundary that is looked through."""
 _SPACE = b" \t\r\n\x0b\x0c"
@@ -48,6 +50,13 @@ def pem_blocks(text: bytes) -> list[PEMBlock]:
             with.
     """
     return list(_blocks(text))
+
+
+def pem_text(label: str, der: bytes) -> str:
+    """Return one PEM block in the strict form of RFC 7468 section 3."""
+    text = base64.b64encode(der).decode()
+    lines = [text[i : i + _WIDTH] for i in range(0, len(text), _WIDTH)]
+    return "\n".join((f"-----BEGIN {label}-----", *lines, f"-----END {label}-----", ""))
 
 
 def _blocks(text: bytes) -> Iterator[PEMBlock]:

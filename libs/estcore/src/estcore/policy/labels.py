@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from cryptography import x509
 from pydantic import Field, field_validator, model_validator
 
+from estcore.errors import MalformedRequest, WeakKey
 from estcore.est.transfer import Base64Form
+from estcore.pki.chain_strength import check_key_of_ca
+from estcore.pki.parsers import load_certificate, load_pem_certificates
 from estcore.pki.profile import Priority, StrictModel, Token
 
 Way = Annotated[
@@ -24,21 +26,30 @@ class Truststore(StrictModel):
     They identify; they never become anchors of ``/cacerts`` and give no right of their own.
     """
 
-    certificates: str = Field(description="PEM, one certificate or more")
+    certificates: str = Field(description="PEM, one certificate or more; text around is ignored")
+    strict: bool = Field(
+        default=True,
+        description="chains must follow RFC 5280 to the letter (X509_STRICT of OpenSSL); false for "
+        "makers whose certificates lack key identifiers, for example",
+    )
 
     @field_validator("certificates")
     @classmethod
     def _readable(cls, pem: str) -> str:
         try:
-            x509.load_pem_x509_certificates(pem.encode())
-        except ValueError as exc:
-            raise ValueError("certificates is not PEM") from exc
+            for place, octets in enumerate(load_pem_certificates(pem.encode()), 1):
+                try:
+                    check_key_of_ca(load_certificate(octets))
+                except WeakKey as exc:
+                    raise ValueError(f"certificate {place}: {exc.reason}") from exc
+        except MalformedRequest as exc:
+            raise ValueError(exc.reason) from exc
         return pem
 
     @property
-    def anchors(self) -> list[x509.Certificate]:
-        """The certificates."""
-        return x509.load_pem_x509_certificates(self.certificates.encode())
+    def anchors(self) -> list[bytes]:
+        """The certificates, DER as their makers wrote it."""
+        return load_pem_certificates(self.certificates.encode())
 
 
 class IssuerChoice(StrictModel):

@@ -12,6 +12,7 @@ from cryptography.exceptions import InvalidSignature
 from estcore.errors import ConfigurationError
 from estcore.pki.certificate import IssuerCertificate
 from estcore.pki.crl_shards import PLACEHOLDER, Partition, filled
+from estcore.pki.parsers import parser_errors
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,13 @@ def read_certificates(path: Path) -> list[x509.Certificate]:
         ConfigurationError: unreadable, or none in it.
     """
     try:
-        return x509.load_pem_x509_certificates(path.read_bytes())
-    except (OSError, ValueError) as exc:
+        pem = path.read_bytes()
+    except OSError as exc:
         raise ConfigurationError(f"cannot read certificates from {path}") from exc
+    with parser_errors(
+        f"cannot read certificates from {path}",
+        code=ConfigurationError.default_code,
+        error=ConfigurationError,
+    ):
+        # These name the issuer in certificates and CRLs, octet for octet: DER or nothing.
+        return x509.load_pem_x509_certificates(pem)

@@ -22,7 +22,6 @@ from hashlib import sha256
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import TypeAdapter, ValidationError
 
@@ -34,6 +33,7 @@ from ca_signer.signing import signatures
 from estcore.errors import ConfigurationError, MalformedRequest
 from estcore.messages.audit import AuditRecord
 from estcore.pki.keys import spki_der
+from estcore.pki.parsers import PARSER_ERRORS
 from estcore.pki.profile import Priority, ProfileSet
 from estcore.tlog.checkpoint import VerifierKey
 from estcore.tlog.verify import Options, verify
@@ -298,7 +298,7 @@ def check_issued(issued: IssuedCertificate, issuers: Mapping[str, CACertificate]
             certificate.not_valid_after_utc,
         )
         same = certificate.public_bytes(Encoding.DER) == issued.certificate and recorded == is_so
-    except (ValueError, InvalidSignature) as exc:
+    except PARSER_ERRORS as exc:
         raise MalformedRequest(
             f"the certificate of issuance {intent.issuance_id} is not by {intent.issuer_id}",
             code="reconcile.certificate",

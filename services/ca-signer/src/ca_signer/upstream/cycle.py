@@ -65,6 +65,7 @@ from estcore.errors import (
     RequestRejected,
     SerialNumberReused,
 )
+from estcore.pki.csr import parse_csr
 from estcore.runtime import faults
 from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop
@@ -102,8 +103,7 @@ class UpstreamCycle:
         Raises:
             RequestRejected: its names or extensions are not those of the expected certificate.
         """
-        csr = x509.load_der_x509_csr(candidate.message.csr)
-        check_asked(csr, expected_of(candidate.intent.tbs))
+        check_asked(parse_csr(candidate.message.csr), expected_of(candidate.intent.tbs))
 
     async def issue(self, intent: Submission) -> Outcome:
         """Take a recorded submission through steps 6 to 9 when its upstream CA may be asked.

@@ -11,15 +11,17 @@ import datetime as dt
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID
 
-from estcore.errors import ESTSuiteError, MalformedRequest, ProfileViolation, WeakKey
+from estcore.errors import ESTSuiteError, ProfileViolation
 from estcore.pki import der as der_codec
+from estcore.pki.csr import CertificationRequest
 from estcore.pki.keys import spki_der
 from estcore.pki.names import canonical_name, common_names, san_entries
+from estcore.pki.parsers import READING_ERRORS
 
 SKEW = dt.timedelta(seconds=60)
 _SERIAL_BITS = 159
@@ -39,16 +41,17 @@ _USAGES = (
     "key_cert_sign",
     "crl_sign",
 )
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-    MalformedRequest,
-    WeakKey,
-)
+_SCT_LIST = x509.ObjectIdentifier("1.3.6.1.4.1.11129.2.4.2")
+_ADDED_BY_THE_CA = {
+    ExtensionOID.SUBJECT_KEY_IDENTIFIER,
+    ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
+    ExtensionOID.CRL_DISTRIBUTION_POINTS,
+    ExtensionOID.AUTHORITY_INFORMATION_ACCESS,
+    _SCT_LIST,
+}
+"""What a CA says about itself and its key; everything else is of the pattern or wrong."""
+_CHECKED_BY_VALUE = {*_CRITICAL, *_ADDED_BY_THE_CA, ExtensionOID.CERTIFICATE_POLICIES}
+_REQUESTABLE = (x509.SubjectAlternativeName, x509.KeyUsage, x509.ExtendedKeyUsage)
 
 
 class UnexpectedCertificate(ESTSuiteError):
@@ -79,7 +82,7 @@ def check_response(der: bytes, terms: ResponseChecks, *, now: dt.datetime) -> x5
     above the issuer is good was checked when the settings were read.
 
     Raises:
-        WrongCertificate: with the name of the first check that failed.
+        UnexpectedCertificate: with the name of the first check that failed.
     """
     try:
         certificate = x509.load_der_x509_certificate(der)
@@ -92,7 +95,9 @@ def check_response(der: bytes, terms: ResponseChecks, *, now: dt.datetime) -> x5
             *_extensions(certificate, terms),
         ):
             raise UnexpectedCertificate(check, reason)
-    except _UNREADABLE as exc:
+    except UnexpectedCertificate:
+        raise
+    except READING_ERRORS as exc:
         raise UnexpectedCertificate("unreadable", "the certificate cannot be read") from exc
     return certificate
 
@@ -147,15 +152,44 @@ def _life(certificate: x509.Certificate, terms: ResponseChecks, now: dt.datetime
 
 
 def _extensions(certificate: x509.Certificate, terms: ResponseChecks) -> Found:
-    faults: Found = []
-    for extension in certificate.extensions:
-        if extension.critical and extension.oid not in _CRITICAL:
-            faults.append(("critical", f"extension {extension.oid.dotted_string} is critical"))
+    faults = _allowed(certificate, terms.pattern)
     faults += _constraints(certificate)
     faults += _key_usage(certificate, terms.pattern)
     faults += _purposes(certificate, terms.pattern)
     faults += _key_identifiers(certificate, terms.issuer)
     return faults
+
+
+def _allowed(certificate: x509.Certificate, pattern: x509.Certificate) -> Found:
+    """Check that each extension is the pattern's own or one that a CA adds by itself.
+
+    CAs copy what a CSR asks for; an extension may map the certificate to an account.
+    """
+    decided = {extension.oid: extension for extension in pattern.extensions}
+    faults: Found = []
+    for extension in certificate.extensions:
+        oid, own = extension.oid, decided.get(extension.oid)
+        if extension.critical and oid not in _CRITICAL and not (own and own.critical):
+            faults.append(("critical", f"extension {oid.dotted_string} is critical"))
+        elif own is None and oid not in _CHECKED_BY_VALUE:
+            faults.append(("extension", f"extension {oid.dotted_string} was not decided"))
+        elif own and oid not in _CHECKED_BY_VALUE and extension.value != own.value:
+            faults.append(("extension", f"extension {oid.dotted_string} has another value"))
+    return faults + _policies(certificate, pattern)
+
+
+def _policies(certificate: x509.Certificate, pattern: x509.Certificate) -> Found:
+    further = _policy_oids(certificate) - _policy_oids(pattern)
+    names = ", ".join(sorted(oid.dotted_string for oid in further))
+    return [("policies", f"its certificatePolicies have {names}")] if further else []
+
+
+def _policy_oids(certificate: x509.Certificate) -> set[x509.ObjectIdentifier]:
+    try:
+        policies = certificate.extensions.get_extension_for_class(x509.CertificatePolicies).value
+    except x509.ExtensionNotFound:
+        return set()
+    return {policy.policy_identifier for policy in policies}
 
 
 def _constraints(certificate: x509.Certificate) -> Found:
@@ -205,27 +239,45 @@ def _san(certificate: x509.Certificate) -> x509.SubjectAlternativeName | None:
         return None
 
 
-def check_asked(csr: x509.CertificateSigningRequest, pattern: x509.Certificate) -> None:
-    """Check that a CA which follows the CSR can make what was decided.
+def check_asked(csr: CertificationRequest, pattern: x509.Certificate) -> None:
+    """Check that a CA which follows the CSR makes what was decided, and nothing besides.
 
-    The CSR goes on as the client signed it. The CN as a DNS name, where there is no SAN, is what
-    upstream CAs know too.
+    The CSR goes on as the client signed it, so an extension that a local issuer would leave out
+    cannot be left out here. The CN as a DNS name, where there is no SAN, is what upstream CAs know
+    too.
 
     Raises:
-        ProfileViolation: the profile gives names that the CSR does not have.
+        ProfileViolation: the profile gives names that the CSR does not have, or the CSR asks for
+            extensions other than SAN, KeyUsage and ExtendedKeyUsage (``upstream.extensions``).
+        RequestRejected: an extension that cannot be read.
     """
-    try:
-        requested = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        requested = None
-    decided, has = set(san_entries(_san(pattern))), set(san_entries(requested))
+    for oid in csr.unreadable:
+        csr.require_readable(oid)
+    others = [*csr.other_extensions, *(_oid(e) for e in csr.extensions if not _requestable(e))]
+    if others:
+        raise ProfileViolation(
+            f"the CSR asks for the extension {others[0]}; an upstream CA may copy it, so a request "
+            "for this issuer has SAN, KeyUsage and ExtendedKeyUsage only",
+            code="upstream.extensions",
+        )
+    decided, has = set(san_entries(_san(pattern))), set(csr.san)
     if not has:
         has = {f"dns:{n.lower()}" for n in common_names(csr.subject)} & decided
-    if decided != has or canonical_name(csr.subject) != canonical_name(pattern.subject):
+    if decided != has or csr.subject_canonical != canonical_name(pattern.subject):
         raise ProfileViolation(
             "the profile adds names to the request, which an upstream CA cannot do; request them",
             code="upstream.names",
         )
+
+
+def _oid(extension: x509.ExtensionType) -> str:
+    return extension.oid.dotted_string
+
+
+def _requestable(extension: x509.ExtensionType) -> bool:
+    # cA FALSE, which openssl asks for by default, is what every certificate says.
+    no_ca = isinstance(extension, x509.BasicConstraints) and not extension.ca
+    return no_ca or isinstance(extension, _REQUESTABLE)
 
 
 def expected_of(tbs: bytes) -> x509.Certificate:

@@ -17,17 +17,19 @@ from functools import lru_cache
 from hashlib import sha256
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import crypto
 
 from est_frontend.tls.connection import ClientConnection
 from estcore.clock import Clock
-from estcore.errors import NotAuthenticated, Unavailable
+from estcore.errors import MalformedRequest, NotAuthenticated, Unavailable
+from estcore.pki.chain_strength import check_chain_strength, check_client_purpose
 from estcore.pki.names import canonical_name, display_name
+from estcore.pki.parsers import PARSER_ERRORS, load_certificate
 from estcore.policy.labels import Label, Truststore
 
 _CACHE_LIMIT = 20_000
+_UNREADABLE: tuple[type[Exception], ...] = (crypto.Error, *PARSER_ERRORS)
+"""What pyOpenSSL and cryptography raise for a certificate that only TLS could read."""
 _NOT_YET_VALID, _EXPIRED = 9, 10  # X509_V_ERR_CERT_NOT_YET_VALID, ..._HAS_EXPIRED
 _REASONS = {
     _NOT_YET_VALID: ("auth.certificate_not_yet_valid", "the client certificate is not yet valid"),
@@ -67,26 +69,32 @@ class PeerValidator:
         self._clock = clock
         self._anchors: dict[str, tuple[bytes, list[crypto.X509]]] = {}
         self._third_party: frozenset[str] = frozenset()
+        self._lenient: frozenset[str] = frozenset()
         self._cache: OrderedDict[tuple[bytes, str], Peer] = OrderedDict()
 
     def set_anchors(self, issuer_id: str, certificates: Sequence[bytes]) -> None:
         """Trust the certificates of this issuer's generations instead of those before."""
-        self._set(issuer_id, [x509.load_der_x509_certificate(c) for c in certificates])
+        self._set(issuer_id, certificates)
 
     def set_truststores(self, stores: Mapping[str, Truststore]) -> None:
         """Take these truststores instead of those before."""
         for gone in self._third_party - stores.keys():
             del self._anchors[gone]
             self._cache.clear()
-        self._third_party = frozenset(stores)
+        lenient = frozenset(name for name, store in stores.items() if not store.strict)
+        if lenient != self._lenient:
+            self._cache.clear()
+        self._third_party, self._lenient = frozenset(stores), lenient
         for name, store in stores.items():
             self._set(name, store.anchors)
 
-    def _set(self, name: str, certificates: list[x509.Certificate]) -> None:
-        octets = b"".join(c.public_bytes(Encoding.DER) for c in certificates)
+    def _set(self, name: str, certificates: Sequence[bytes]) -> None:
+        octets = b"".join(certificates)
         if name in self._anchors and self._anchors[name][0] == octets:
             return
-        self._anchors[name] = (octets, [crypto.X509.from_cryptography(c) for c in certificates])
+        # OpenSSL reads the octets themselves: a corrected copy would not verify.
+        anchors = [crypto.load_certificate(crypto.FILETYPE_ASN1, c) for c in certificates]
+        self._anchors[name] = (octets, anchors)
         self._cache.clear()
 
     def identify(self, connection: ClientConnection, label: Label) -> Peer | None:
@@ -137,8 +145,7 @@ class PeerValidator:
             )
         store = crypto.X509Store()
         flags = crypto.X509StoreFlags.PARTIAL_CHAIN
-        if name not in self._third_party:
-            # The issuing CA itself is the anchor: nothing else below the root is accepted.
+        if name not in self._lenient:
             flags |= crypto.X509StoreFlags.X509_STRICT
         store.set_flags(flags)
         for anchor in self._anchors[name][1]:
@@ -150,22 +157,11 @@ class PeerValidator:
         self, der: bytes, connection: ClientConnection, issuer_id: str, fingerprint: bytes
     ) -> Peer:
         store = self._store(issuer_id)
-        try:
-            certificate = x509.load_der_x509_certificate(der)
-            leaf = crypto.X509.from_cryptography(certificate)
-            crypto.X509StoreContext(store, leaf, list(connection.peer_chain())).verify_certificate()
-            usable = _for_client_authentication(certificate)
-            subject = certificate.subject
-        except crypto.X509StoreContextError as exc:
-            raise _refused(exc.errors[0]) from exc
-        except (ValueError, crypto.Error) as exc:
-            raise NotAuthenticated(
-                "the client certificate cannot be read", code="auth.certificate_malformed"
-            ) from exc
-        if not usable:
-            raise NotAuthenticated(
-                "the certificate is not for client authentication", code="auth.certificate_usage"
-            )
+        certificate, chain = _verified(store, der, connection)
+        check_client_purpose(chain)
+        if issuer_id in self._third_party:
+            check_chain_strength(chain)
+        subject = certificate.subject
         return Peer(
             der=der,
             fingerprint=fingerprint,
@@ -180,6 +176,33 @@ class PeerValidator:
         )
 
 
+def _verified(
+    store: crypto.X509Store, der: bytes, connection: ClientConnection
+) -> tuple[x509.Certificate, list[x509.Certificate]]:
+    """Return the certificate and its chain to an anchor, to read, once OpenSSL has verified them.
+
+    Raises:
+        NotAuthenticated: not trusted, not valid now, or unreadable; with what is wrong.
+    """
+    try:
+        certificate = load_certificate(der)
+        leaf = crypto.load_certificate(crypto.FILETYPE_ASN1, der)
+        context = crypto.X509StoreContext(store, leaf, list(connection.peer_chain()))
+        found = context.get_verified_chain()
+        octets = [crypto.dump_certificate(crypto.FILETYPE_ASN1, c) for c in found]
+        return certificate, [certificate, *(load_certificate(c) for c in octets[1:])]
+    except MalformedRequest as exc:
+        raise _malformed(exc.reason) from exc
+    except crypto.X509StoreContextError as exc:
+        raise _refused(exc.errors[0]) from exc
+    except _UNREADABLE as exc:
+        raise _malformed("the client certificate cannot be read") from exc
+
+
+def _malformed(reason: str) -> NotAuthenticated:
+    return NotAuthenticated(reason, code="auth.certificate_malformed")
+
+
 def _refused(number: int) -> NotAuthenticated:
     code, reason = _REASONS.get(
         number, ("auth.certificate_untrusted", "the client certificate is not trusted here")
@@ -187,18 +210,10 @@ def _refused(number: int) -> NotAuthenticated:
     return NotAuthenticated(reason, code=code)
 
 
-def _for_client_authentication(certificate: x509.Certificate) -> bool:
-    try:
-        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except x509.ExtensionNotFound:
-        return True
-    return ExtendedKeyUsageOID.CLIENT_AUTH in usage
-
-
 @lru_cache(maxsize=1024)
 def serial_of(der: bytes) -> str:
     """Return the serial number of a presented certificate for records; "" if unreadable."""
     try:
-        return f"{x509.load_der_x509_certificate(der).serial_number:x}"
-    except ValueError:
+        return f"{load_certificate(der).serial_number:x}"
+    except MalformedRequest:
         return ""

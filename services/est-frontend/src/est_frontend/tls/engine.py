@@ -18,6 +18,7 @@ from OpenSSL import SSL, crypto
 from typing_extensions import override
 
 from estcore.errors import ConfigurationError
+from estcore.pki.parsers import parser_errors
 
 _TLS12_CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 _HTTP_1_1 = b"http/1.1"
@@ -101,7 +102,9 @@ def _context(certificate_file: Path, key_file: Path) -> SSL.Context:
 
 
 def _names(certificate_file: Path) -> frozenset[str]:
-    certificate = x509.load_pem_x509_certificates(certificate_file.read_bytes())[0]
+    with parser_errors(str(certificate_file), code="tls.certificate", error=ConfigurationError):
+        certificate = x509.load_pem_x509_certificates(certificate_file.read_bytes())[0]
+        _ = certificate.extensions
     try:
         san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:

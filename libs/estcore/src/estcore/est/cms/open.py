@@ -10,7 +10,6 @@ import hmac
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, padding
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric import padding as rsa_padding
@@ -29,6 +28,7 @@ from estcore.est.cms.envelope import (
 from estcore.est.csr_keys import RSA_ENCRYPTION
 from estcore.pki import der as der_codec
 from estcore.pki.attributes import Attributes, read_attributes
+from estcore.pki.parsers import PARSER_ERRORS, load_certificate
 
 OpeningKey = bytes | rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 """What the client holds: the shared secret, or the private key of its certificate."""
@@ -38,14 +38,7 @@ MAX_RECIPIENTS = 8
 _HASH_NAMES = {oid: name for name, oid in choice.HASH_OIDS.items()}
 _IMPLICIT_0, _EXPLICIT_0, _EXPLICIT_1, _EXPLICIT_2 = 0x80, 0xA0, 0xA1, 0xA2
 _BLOCK_BITS = 128
-_REFUSED = (
-    ValueError,
-    TypeError,
-    IndexError,
-    InvalidSignature,
-    InvalidUnwrap,
-    UnsupportedAlgorithm,
-)
+_REFUSED: tuple[type[Exception], ...] = (*PARSER_ERRORS, InvalidUnwrap)
 
 
 @dataclass(frozen=True, repr=False)
@@ -196,7 +189,7 @@ def _verified(signed_data: bytes) -> OpenedKey:
 def _signer(certificates: list[bytes], who: bytes) -> x509.Certificate:
     """Return the certificate that a SignerInfo names by issuer and serial number."""
     for element in certificates[:MAX_RECIPIENTS]:
-        certificate = x509.load_der_x509_certificate(element)
+        certificate = load_certificate(element)
         number = der_codec.integer(certificate.serial_number)
         if who == der_codec.tlv(der_codec.SEQUENCE, certificate.issuer.public_bytes(), number):
             return certificate

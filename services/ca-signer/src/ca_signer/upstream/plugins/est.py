@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from pydantic import Field
 
 from ca_signer.upstream.plugin import (
@@ -29,6 +28,7 @@ from estcore.errors import ConfigurationError, MalformedRequest
 from estcore.est.certs_only import read_certs_only
 from estcore.est.transfer import decode_request, encode_response
 from estcore.pki.keys import spki_der
+from estcore.pki.parsers import load_certificate
 from estcore.pki.profile import Token
 
 _BASE = "/.well-known/est"
@@ -106,7 +106,10 @@ class ESTUpstream(HTTPSPlugin):
         )
         if answer.status != OK:
             raise Retryable(f"/cacerts answers {answer.status}")
-        return [x509.load_der_x509_certificate(c) for c in self._certificates(answer)]
+        try:
+            return [load_certificate(c) for c in self._certificates(answer)]
+        except MalformedRequest as exc:
+            raise Unknown(f"/cacerts: {exc.reason}", code=_UNREADABLE) from exc
 
     def _certificates(self, answer: Answer) -> list[bytes]:
         try:
@@ -129,9 +132,9 @@ def _chosen(certificates: list[bytes], request: Wanted) -> bytes:
     spki = spki_der(request.pattern.public_key())
     for der in certificates:
         try:
-            if spki_der(x509.load_der_x509_certificate(der).public_key()) == spki:
+            if spki_der(load_certificate(der).public_key()) == spki:
                 return der
-        except (ValueError, UnsupportedAlgorithm):
+        except MalformedRequest:
             continue  # none of ours
     return certificates[0]
 

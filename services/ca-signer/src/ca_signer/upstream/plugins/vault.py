@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from pydantic import Field
 
@@ -31,6 +30,10 @@ from ca_signer.upstream.plugin import (
 from ca_signer.upstream.plugins.https import Answer, HTTPSettings, HTTPSPlugin, Transport
 from ca_signer.upstream.plugins.options import read_options
 from ca_signer.upstream.plugins.vault_auth import DENIED, Login, VaultAuth, errors_in
+from estcore.errors import MalformedRequest
+from estcore.pki.csr import CertificationRequest, parse_csr
+from estcore.pki.parsers import READING_ERRORS, load_certificate, load_pem_certificates
+from estcore.pki.pem import pem_text
 from estcore.runtime.settings import read_secret
 
 _PATH = r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$"
@@ -102,17 +105,15 @@ class VaultUpstream(HTTPSPlugin):
             raise _failed(answer)
         try:
             document = json.loads(answer.body)
-            certificate = x509.load_pem_x509_certificate(document["data"]["certificate"].encode())
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            certificate = load_pem_certificates(document["data"]["certificate"].encode())[0]
+        except READING_ERRORS as exc:
             raise Unknown("200 without a certificate", code=_UNREADABLE) from exc
-        return Submitted(
-            certificate.public_bytes(Encoding.DER), str(document.get("request_id", ""))
-        )
+        return Submitted(certificate, str(document.get("request_id", "")))
 
     def _question(self, request: Wanted) -> dict[str, Any]:
-        csr = x509.load_der_x509_csr(request.csr)
+        csr = parse_csr(request.csr)
         body: dict[str, Any] = {
-            "csr": csr.public_bytes(Encoding.PEM).decode(),
+            "csr": pem_text("CERTIFICATE REQUEST", csr.der),
             "ttl": f"{int(request.lifetime.total_seconds())}s",
             "format": "pem",
         }
@@ -125,7 +126,7 @@ class VaultUpstream(HTTPSPlugin):
     async def revoke(self, certificate: bytes, reason: str) -> None:
         """Revoke by the certificate itself: Vault checks that it is one of its own."""
         del reason  # Vault keeps none
-        pem = x509.load_der_x509_certificate(certificate).public_bytes(Encoding.PEM).decode()
+        pem = pem_text("CERTIFICATE", certificate)
         answer = await self._call(f"/v1/{self._options.mount}/revoke", {"certificate": pem})
         if answer.status != _OK:
             raise _failed(answer)
@@ -138,9 +139,9 @@ class VaultUpstream(HTTPSPlugin):
         if answer.status != _OK:
             raise Retryable(f"ca_chain answers {answer.status}")
         try:
-            return x509.load_pem_x509_certificates(answer.body)
-        except ValueError as exc:
-            raise Unknown("ca_chain holds no certificates", code=_UNREADABLE) from exc
+            return [load_certificate(c) for c in load_pem_certificates(answer.body)]
+        except MalformedRequest as exc:
+            raise Unknown(f"ca_chain: {exc.reason}", code=_UNREADABLE) from exc
 
     async def _call(self, path: str, body: dict[str, Any]) -> Answer:
         """Ask; once more with a new token where the old one is refused, for nothing was done."""
@@ -169,15 +170,9 @@ def _usages(pattern: x509.Certificate) -> dict[str, Any]:
     }
 
 
-def _named_by_common_name(
-    pattern: x509.Certificate, request: x509.CertificateSigningRequest
-) -> bool:
+def _named_by_common_name(pattern: x509.Certificate, request: CertificationRequest) -> bool:
     """Whether the SAN decided is the CN's, the request having none."""
-    try:
-        request.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except x509.ExtensionNotFound:
-        pass
-    else:
+    if request.san_extension is not None:
         return False
     try:
         pattern.extensions.get_extension_for_class(x509.SubjectAlternativeName)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, OKPKey, RSAKey, import_key
 from joserfc.util import base64_to_int
 
@@ -28,8 +27,8 @@ from est_frontend import metrics
 from est_frontend.settings import TokenIssuerSettings
 from estcore.clock import monotonic_s, unix_ms
 from estcore.errors import ConfigurationError
+from estcore.pki.jws import JOSE_ERRORS, read_json
 from estcore.pki.jws import JSONWebKey as PublicKey
-from estcore.pki.jws import read_json
 from estcore.runtime.logs import fields
 
 log = logging.getLogger(__name__)
@@ -207,7 +206,7 @@ def public_key(entry: Mapping[str, Any]) -> PublicKey:
             raise ValueError("the RSA key is too short")
         key = import_key(texts)
         _ = key.raw_value
-    except (JoseError, TypeError, KeyError) as exc:
+    except JOSE_ERRORS as exc:
         raise ValueError("not a key") from exc
     if not isinstance(key, (ECKey, OKPKey, RSAKey)):
         raise ValueError("not an asymmetric key")

@@ -5,7 +5,7 @@ refused request, never an internal error; a property test mutates real encodings
 
 ``load_certificate`` also reads certificates whose maker wrote a name or a default value in a way
 that DER forbids (an unsorted SET in an RDN, ``critical FALSE``). OpenSSL and Go accept those, and
-nobody can write them again: their signature is over the octets as they are.
+their owners cannot write them again: their signature is over the octets as they are.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _IDENTITY_EXTENSIONS = frozenset(
         "2.5.29.37",  # extKeyUsage
     }
 )
-"""What somebody reads in a certificate of another CA; the rest may be unreadable."""
+"""What a service reads in a certificate of a different CA; the rest may be unreadable."""
 
 _KIND = re.compile(r"kind: (\w+)")
 _KINDS = {
@@ -88,7 +88,7 @@ def describe(error: Exception) -> str:
 
 @contextmanager
 def parser_errors(
-    subject: str, code: str, error: type[ESTSuiteError] = MalformedRequest
+    subject: str, *, code: str, error: type[ESTSuiteError] = MalformedRequest
 ) -> Iterator[None]:
     """Turn whatever a parser raises into ``error``: ``<subject>: <what was found>``.
 
@@ -120,7 +120,7 @@ def load_certificate(der: bytes) -> x509.Certificate:
             return _loaded(_corrected(der))
         except READING_ERRORS:
             raise MalformedRequest(
-                f"the certificate cannot be read: {describe(strict)}", code="certificate.malformed"
+                f"the certificate cannot be read: {describe(strict)}", code="parse.certificate"
             ) from strict
 
 
@@ -128,12 +128,12 @@ def load_pem_certificates(pem: bytes) -> list[bytes]:
     """Return the certificates (DER) in a PEM text, in its order; other blocks are left out.
 
     Raises:
-        MalformedRequest: ``certificate.pem``, without one; ``certificate.malformed``, one that
+        MalformedRequest: ``pem.no_certificate``, without one; ``parse.certificate``, one that
             cannot be read, with its place.
     """
     blocks = [b for b in pem_blocks(pem) if b.label in _CERTIFICATE_LABELS]
     if not blocks:
-        raise MalformedRequest("there is no certificate in PEM", code="certificate.pem")
+        raise MalformedRequest("there is no certificate in PEM", code="pem.no_certificate")
     for place, block in enumerate(blocks, 1):
         try:
             load_certificate(block.der)
