@@ -19,9 +19,13 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from estcore.pki import der
+from estcore.pki.attributes import EXTENSION_REQUEST_OID
 from estcore.runtime.bus import Bus
 from estcore.runtime.settings import BusSettings
 from estsuite_testing.e2e_stack import Stack, StubbornClient, certificate_in, make_csr, write_key
+from estsuite_testing.encodings import csr_attribute, extension, signed_csr
+from estsuite_testing.encodings import name as encoded_name
 from estsuite_testing.raw_client import BASE, Answer, Client, b64
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
@@ -186,18 +190,30 @@ def another_name() -> bytes:
     return make_csr("somebody-else")[1]
 
 
+def with_san(entry: bytes) -> bytes:
+    value = extension("2.5.29.17", der.tlv(der.SEQUENCE, entry))
+    return signed_csr(
+        csr_attribute(EXTENSION_REQUEST_OID, der.tlv(der.SEQUENCE, value)),
+        subject=encoded_name(("2.5.4.3", 0x0C, b"dev-x")),
+    )
+
+
 REFUSED: list[tuple[str, Callable[[], bytes], int, str]] = [
     ("not base64", lambda: b"not base64!!", 400, "body.not_base64"),
     ("base64url", lambda: b64(make_csr("dev-x")[1]).replace(b"M", b"-"), 400, "body.not_base64"),
     ("empty", lambda: b" ", 400, "body.empty"),
     ("PEM", lambda: b"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n", 400, "body.pem"),
     ("not a CSR", lambda: b64(b"\x30\x03\x02\x01\x00"), 400, "csr.malformed"),
-    ("trailing data", lambda: b64(make_csr("dev-x")[1] + b"\x00"), 400, "csr.malformed"),
+    ("trailing data", lambda: b64(make_csr("dev-x")[1] + b"\x00"), 400, "csr.trailing_octets"),
     ("truncated", lambda: b64(make_csr("dev-x")[1][:-9]), 400, "csr.malformed"),
     ("bad signature", lambda: b64(flipped(make_csr("dev-x")[1])), 400, "csr.signature"),
     ("RSA-1024", lambda: b64(weak()), 400, "key.size"),
     ("another name", lambda: b64(another_name()), 403, "policy.subject"),
     ("too large", lambda: b"A" * 65_537, 413, "body.too_large"),
+    ("SAN kind", lambda: b64(with_san(b"\xa3\x00")), 400, "csr.san_kind"),
+    ("IP as text", lambda: b64(with_san(b"\x87\x0710.1.2.")), 400, "csr.san_value"),
+    ("version", lambda: b64(signed_csr(version=1)), 400, "csr.version"),
+    ("no attributes", lambda: b64(signed_csr(no_attributes=True)), 400, "csr.attributes_missing"),
 ]
 
 
@@ -268,6 +284,29 @@ async def test_A4_A5_N9_unknown_paths_are_404_without_redirect(client: Client, p
     answer = await client.request("GET", path)
     assert answer.status == 404
     assert_one_line(answer, "request.not_found")
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "code"),
+    [
+        ("https://localhost/.well-known/est/cacerts", 200, None),
+        ("HTTPS://LOCALHOST:8443/.well-known/est/services/cacerts", 200, None),
+        ("https://localhost/nothing", 404, "request.not_found"),
+        ("https://localhost", 404, "request.not_found"),
+        ("https://evil.example/.well-known/est/cacerts", 421, "request.wrong_host"),
+        ("https://localhost@evil.example/.well-known/est/cacerts", 421, "request.wrong_host"),
+        ("http://localhost/.well-known/est/cacerts", 421, "request.wrong_host"),
+    ],
+)
+async def test_a_whole_url_as_the_request_target_is_for_its_own_host(
+    client: Client, target: str, status: int, code: str | None
+) -> None:
+    """RFC 9112 section 3.2.2: "A server MUST accept the absolute-form in requests"."""
+    head = f"GET {target} HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\r\n"
+    answer = Answer(await client.raw(head.encode()))
+    assert answer.status == status
+    if code is not None:
+        assert_one_line(answer, code)
 
 
 @pytest.mark.parametrize(

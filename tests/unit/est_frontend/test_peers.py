@@ -188,12 +188,12 @@ def test_a_makers_chain_without_key_identifiers_needs_a_store_that_is_not_strict
     maker = certificate("maker root", ca=True, identified=False)
     link = connected(files, certificate("device", maker, identified=False))
     peers, label = devices_of(truststore(maker), anchor)
-    assert refusal(peers, link, label) == "auth.certificate_untrusted"
+    assert refusal(peers, link, label) == "auth.certificate_strict"
     peers.set_truststores({"maker": truststore(maker, strict=False)})
     peer = peers.identify(link.server, label)
     assert peer is not None
     peers.set_truststores({"maker": truststore(maker)})
-    assert refusal(peers, link, label) == "auth.certificate_untrusted"
+    assert refusal(peers, link, label) == "auth.certificate_strict"
 
 
 def test_a_makers_ca_for_another_purpose_identifies_no_client(files: Path, anchor: Pair) -> None:

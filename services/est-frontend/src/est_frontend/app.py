@@ -144,6 +144,7 @@ def build_app(settings: FrontendSettings, listener: Listener) -> App:
         secrets=load_secrets(settings.keygen_secrets_file),
         certificate_file=settings.listen.certificate_file,
         key_file=settings.listen.key_file,
+        most=settings.limits.max_key_generations,
     )
     enroller = Enroller(
         settings=settings,
@@ -165,6 +166,7 @@ def build_app(settings: FrontendSettings, listener: Listener) -> App:
         trail=trail,
         bus=bus,
         tracing=tracing,
+        names=lambda: listener.names,
     )
     return App(
         settings=settings,

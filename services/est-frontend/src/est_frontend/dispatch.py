@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -13,7 +14,7 @@ from est_frontend.audit_trail.trail import AuditTrail
 from est_frontend.auth.active_policy import ActivePolicy
 from est_frontend.auth.authenticator import Authenticator, Credentials
 from est_frontend.enrollment.enroller import Enroller
-from est_frontend.headers import target_path
+from est_frontend.headers import request_target
 from est_frontend.rate_limits import Buckets, TooOften
 from est_frontend.settings import FrontendSettings
 from est_frontend.signer_state.cache import SignerState
@@ -34,7 +35,7 @@ from estcore.errors import (
     rejection,
 )
 from estcore.est.csrattrs import CSRAttrsForm, encode_csrattrs
-from estcore.est.paths import Route, parse_path
+from estcore.est.paths import Route, is_served, parse_path
 from estcore.est.transfer import encode_response
 from estcore.messages.envelope import decode, encode, without_none
 from estcore.messages.state import RotationAck, RotationAckAnswered
@@ -75,6 +76,7 @@ class Dispatcher:
     trail: AuditTrail
     bus: Bus
     tracing: Tracing
+    names: Callable[[], frozenset[str]]
     _in_flight: int = field(default=0, init=False)
     _label_rates: Buckets = field(default_factory=lambda: Buckets("label"), init=False)
     _rates: Buckets = field(init=False)
@@ -91,7 +93,7 @@ class Dispatcher:
             raise ConnectionResetError
         connection: ClientConnection = transport.get_extra_info("ssl_object")
         exchange = Exchange(request, ids.uuid7(), connection)
-        path = target_path(request)[:200]
+        path = request_target(request).path[:200]
         with self.tracing.root("est request", path=path) as traceparent:
             exchange.traceparent = traceparent
             try:
@@ -124,7 +126,13 @@ class Dispatcher:
     async def _route(self, exchange: Exchange) -> web.Response:
         request = exchange.request
         self._rates.take(exchange.peer)
-        route = parse_path(target_path(request))
+        target = request_target(request)
+        if target.host is not None and not is_served(target.host, self.names()):
+            raise MalformedRequest(
+                "this server has no such name; its names are in its certificate",
+                code="request.wrong_host",
+            )
+        route = parse_path(target.path)
         if route is None:
             raise MalformedRequest("there is nothing here", code="request.not_found")
         exchange.operation = route.operation

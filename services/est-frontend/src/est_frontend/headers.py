@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from estcore.est.paths import Target, parse_target
 from estcore.messages.text import plain_text
 
 MAX_CREDENTIAL = 16_384
@@ -20,6 +21,15 @@ def header(request: web.BaseRequest, name: str, limit: int = MAX_CREDENTIAL) -> 
     return None if value is None else plain_text(value, limit)
 
 
-def target_path(request: web.BaseRequest) -> str:
-    """Return the path of the request target as plain text, still percent-encoded."""
-    return plain_text(request.raw_path.partition("?")[0], MAX_CREDENTIAL)
+def request_target(request: web.BaseRequest) -> Target:
+    """Return the request target as plain text, still percent-encoded."""
+    return parse_target(plain_text(request.raw_path, MAX_CREDENTIAL))
+
+
+def authority(request: web.BaseRequest) -> str:
+    """Return whom the request is for: of a target in absolute form, else the Host field.
+
+    RFC 9112 section 3.2.2: with a target in absolute form the Host field is ignored.
+    """
+    target = request_target(request)
+    return header(request, "Host") or "" if target.authority is None else target.authority

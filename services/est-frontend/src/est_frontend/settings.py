@@ -85,6 +85,9 @@ class LimitSettings(StrictModel):
         default=10, ge=0.5, le=120, description="from the handshake to the end of the first head"
     )
     body_timeout_s: float = Field(default=10, ge=1, le=120)
+    max_key_generations: int = Field(
+        default=16, ge=1, le=1000, description="RSA keys made or waited for at once; then 503"
+    )
     max_in_flight: int = Field(default=2000, ge=1, le=100_000, description="enrollments at once")
 
 

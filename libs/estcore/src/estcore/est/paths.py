@@ -1,8 +1,9 @@
-"""Paths under ``/.well-known/est`` (RFC 7030 section 3.2.2)."""
+"""Request targets and paths under ``/.well-known/est`` (RFC 9112 3.2, RFC 7030 3.2.2)."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 PREFIX = "/.well-known/est"
@@ -21,6 +22,53 @@ class Route:
 
     label: str | None
     operation: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """A request target: the path with its query cut off, and the authority in absolute form."""
+
+    path: str
+    authority: str | None = None
+
+    @property
+    def host(self) -> str | None:
+        """The host in absolute form; None in origin form, "" where there is none to serve."""
+        return None if self.authority is None else authority_host(self.authority)
+
+
+def parse_target(target: str) -> Target:
+    """Return the parts of a request target in origin or absolute form, still percent-encoded.
+
+    ``http://`` on a TLS connection is for a different server (RFC 9110 section 7.4), and user
+    information is not served either (section 4.2.4): both have the authority "". Other forms
+    (``*``, ``host:port``) are a path that nothing is served under.
+    """
+    scheme, separator, rest = target.partition("://")
+    if target.startswith("/") or not separator or scheme.lower() not in ("http", "https"):
+        return Target(_without_query(target))
+    end = min((i for i in map(rest.find, "/?#") if i >= 0), default=len(rest))
+    authority = rest[:end]
+    if scheme.lower() != "https" or "@" in authority:
+        authority = ""
+    return Target(_without_query(rest[end:]), authority)
+
+
+def authority_host(authority: str) -> str:
+    """Return the host of ``host:port`` in lower case, an IPv6 address without brackets."""
+    if authority.startswith("["):
+        return authority[1:].partition("]")[0].lower()
+    return authority.partition(":")[0].lower()
+
+
+def is_served(host: str, names: Collection[str]) -> bool:
+    """Return whether a host is one of the server's names; ``*`` stands for the first label."""
+    _, dot, parent = host.partition(".")
+    return bool(host) and (host in names or bool(dot and parent and f"*.{parent}" in names))
+
+
+def _without_query(path: str) -> str:
+    return path.partition("?")[0]
 
 
 def is_label(text: str) -> bool:

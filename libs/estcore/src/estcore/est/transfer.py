@@ -7,6 +7,7 @@ import binascii
 from typing import Literal
 
 from estcore.errors import MalformedRequest
+from estcore.pki.pem import pem_blocks
 
 Base64Form = Literal["auto", "single-line", "wrapped"]
 SINGLE_LINE_LIMIT = 1000
@@ -14,6 +15,7 @@ SINGLE_LINE_LIMIT = 1000
 _WIDTH = 64
 _SPACE = b" \t\r\n"
 _PEM_BEGIN = b"-----BEGIN"
+_CSR_LABELS = ("CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST")
 _SEQUENCE = b"\x30"
 
 
@@ -22,20 +24,21 @@ def decode_request(body: bytes, *, max_der_bytes: int, lenient: bool = False) ->
 
     Tolerates white space anywhere in the base64 and any Content-Transfer-Encoding
     (RFC 8951 section 3.1). ``lenient`` takes PEM and raw DER too, which clients in the field
-    send. Does not look inside the DER.
+    send; in PEM the one CSR, whatever stands around it (RFC 7468 section 2). Does not look inside
+    the DER.
 
     Raises:
         MalformedRequest: empty, PEM, not base64, or larger than ``max_der_bytes``.
     """
     if lenient and body[:1] == _SEQUENCE:
         return _bounded(body, max_der_bytes)
-    if lenient and body.lstrip(_SPACE).startswith(_PEM_BEGIN):
-        body = _armoured(body)
+    if _PEM_BEGIN in body:
+        if not lenient:
+            raise MalformedRequest("send base64 of DER, not PEM", code="body.pem")
+        return _bounded(_in_pem(body), max_der_bytes)
     compact = body.translate(None, _SPACE)
     if not compact:
         raise MalformedRequest("the body is empty", code="body.empty")
-    if compact.startswith(_PEM_BEGIN[:10]):
-        raise MalformedRequest("send base64 of DER, not PEM", code="body.pem")
     try:
         der = binascii.a2b_base64(compact, strict_mode=True)
     except binascii.Error as exc:
@@ -49,13 +52,17 @@ def _bounded(der: bytes, limit: int) -> bytes:
     return der
 
 
-def _armoured(body: bytes) -> bytes:
-    """Return the base64 between the first BEGIN line and its END line (RFC 7468)."""
-    lines = body.strip(_SPACE).replace(b"\r", b"\n").split(b"\n")
-    lines = [line for line in lines if line]
-    if len(lines) < 3 or not lines[-1].startswith(b"-----END"):  # noqa: PLR2004 - begin, text, end
-        raise MalformedRequest("the PEM text is incomplete", code="body.pem")
-    return b"".join(lines[1:-1])
+def _in_pem(body: bytes) -> bytes:
+    """Return the DER of the one CSR in a PEM text."""
+    try:
+        requests = [b for b in pem_blocks(body) if b.label in _CSR_LABELS]
+        if len(requests) == 1:
+            return requests[0].der
+    except MalformedRequest as exc:
+        code = "body.not_base64" if exc.code == "pem.not_base64" else "body.pem"
+        raise MalformedRequest(exc.reason, code=code) from exc
+    found = "two or more certification requests" if requests else "no certification request"
+    raise MalformedRequest(f"the PEM text holds {found}; send one", code="body.pem")
 
 
 def encode_response(der: bytes, form: Base64Form = "auto") -> bytes:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from estcore.errors import MalformedRequest
 
 _BEGIN, _END, _DASHES = b"-----BEGIN ", b"-----END ", b"-----"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _WIDTH = 64
 _MARGIN = 80
 """White space before a boundary that is looked through."""
@@ -49,7 +50,7 @@ def pem_blocks(text: bytes) -> list[PEMBlock]:
         MalformedRequest: ``pem.incomplete``, a block that does not end with the label it began
             with.
     """
-    return list(_blocks(text))
+    return list(_blocks(text.removeprefix(_BYTE_ORDER_MARK)))
 
 
 def pem_text(label: str, der: bytes) -> str:

@@ -16,12 +16,13 @@ from est_frontend.auth.http_digest import DigestVerifier
 from est_frontend.auth.password_file import PasswordFile
 from est_frontend.auth.tokens.access_token import AccessToken, TokenValidator
 from est_frontend.auth.tokens.dpop import check_proof
-from est_frontend.headers import header, target_path
+from est_frontend.headers import authority, header, request_target
 from est_frontend.rate_limits import Backoff
 from est_frontend.signer_state.cache import SignerState
 from est_frontend.tls.connection import ClientConnection
 from estcore.clock import Clock
 from estcore.errors import NotAuthenticated, NotAuthorized, Unavailable
+from estcore.est.paths import authority_host
 from estcore.messages.enrollment import Claim, Principal
 from estcore.policy.labels import Label
 
@@ -54,13 +55,13 @@ class Credentials:
     @classmethod
     def of(cls, request: web.BaseRequest, connection: ClientConnection, source: str) -> Credentials:
         """Return the credentials of a request."""
-        path = target_path(request)
-        host = header(request, "Host") or ""
+        path = request_target(request).path
+        host = authority(request)
         return cls(
             connection=connection,
             source=source,
             method=request.method,
-            host=_host(host),
+            host=authority_host(host),
             url=f"https://{host}{path}",
             path=path,
             authorization=header(request, "Authorization"),
@@ -226,7 +227,7 @@ class Authenticator:
                 # Libest leaves the label out of the URI it signs (conformance L4).
                 value,
                 method=credentials.method,
-                paths=(credentials.path, short),
+                paths=(credentials.path, short, credentials.url),
             )
         except NotAuthenticated as exc:
             if exc.code == "auth.password":
@@ -288,13 +289,6 @@ class Authenticator:
                 "the token is bound in a way not known here", code="auth.token_claims"
             )
         return (), None
-
-
-def _host(authority: str) -> str:
-    """Return the host of ``host:port`` in lower case, an IPv6 address without brackets."""
-    if authority.startswith("["):
-        return authority[1:].partition("]")[0].lower()
-    return authority.partition(":")[0].lower()
 
 
 def _read_basic(encoded: str) -> tuple[str, str]:

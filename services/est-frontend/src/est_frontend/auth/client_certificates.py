@@ -31,6 +31,8 @@ _CACHE_LIMIT = 20_000
 _UNREADABLE: tuple[type[Exception], ...] = (crypto.Error, *PARSER_ERRORS)
 """What pyOpenSSL and cryptography raise for a certificate that only TLS could read."""
 _NOT_YET_VALID, _EXPIRED = 9, 10  # X509_V_ERR_CERT_NOT_YET_VALID, ..._HAS_EXPIRED
+_BREAKS_RFC_5280 = range(80, 95)
+"""X509_V_ERR_PATHLEN_INVALID_FOR_NON_CA to ..._EC_KEY_EXPLICIT_PARAMS: by X509_STRICT only."""
 _REASONS = {
     _NOT_YET_VALID: ("auth.certificate_not_yet_valid", "the client certificate is not yet valid"),
     _EXPIRED: ("auth.certificate_expired", "the client certificate has expired"),
@@ -194,7 +196,7 @@ def _verified(
     except MalformedRequest as exc:
         raise _malformed(exc.reason) from exc
     except crypto.X509StoreContextError as exc:
-        raise _refused(exc.errors[0]) from exc
+        raise _refused(*exc.errors[:3]) from exc
     except _UNREADABLE as exc:
         raise _malformed("the client certificate cannot be read") from exc
 
@@ -203,7 +205,12 @@ def _malformed(reason: str) -> NotAuthenticated:
     return NotAuthenticated(reason, code="auth.certificate_malformed")
 
 
-def _refused(number: int) -> NotAuthenticated:
+def _refused(number: int, depth: int = 0, text: str = "") -> NotAuthenticated:
+    if number in _BREAKS_RFC_5280:
+        return NotAuthenticated(
+            f"certificate {depth + 1} of the client's chain breaks RFC 5280: {text}",
+            code="auth.certificate_strict",
+        )
     code, reason = _REASONS.get(
         number, ("auth.certificate_untrusted", "the client certificate is not trusted here")
     )

@@ -9,7 +9,8 @@ from aiohttp import web
 
 from est_frontend.auth.active_policy import ActivePolicy
 from est_frontend.auth.authenticator import Authenticated, Authenticator, Credentials
-from est_frontend.enrollment.server_keygen import KeyGenerator
+from est_frontend.enrollment.certificate_check import check_certificate
+from est_frontend.enrollment.server_keygen import KeyGenerator, named_request
 from est_frontend.enrollment.signer_gateway import SignerGateway
 from est_frontend.rate_limits import Buckets
 from est_frontend.settings import FrontendSettings
@@ -122,10 +123,17 @@ class Enroller:
         request = read_keygen_request(await self._der(exchange, label))
         self._link_generated(exchange, label, request)
         enrollment_grant = self._grant(exchange, who)
+        # Names and open tickets first: a key costs up to seconds, and may be of no use.
+        named = named_request(request)
+        exchange.subject = named.subject_text
+        self._check_names(named, enrollment_grant)
+        wait_s = self._open_ticket(exchange, who, named, _route(enrollment_grant, named))
+        if wait_s is not None:
+            exchange.retry_after_s = wait_s
+            return None
         profile = self.state.profile(enrollment_grant.profile)
         key, csr, protecting = await self.key_generator.make(request, profile, who.peer)
         exchange.csr = csr
-        self._check_names(csr, enrollment_grant)
         certificate = await self._certificate(exchange, label, _route(enrollment_grant, csr))
         if certificate is None:
             return None
@@ -217,6 +225,13 @@ class Enroller:
                 answer.kind or "", answer.reason or "refused", answer.code or "request.rejected"
             )
         if answer is not None and answer.certificate is not None:
+            assert exchange.csr is not None  # noqa: S101 - read before
+            check_certificate(
+                answer.certificate,
+                exchange.csr,
+                self.state.cacerts(route.issuer),
+                correlation_id=exchange.correlation_id,
+            )
             return answer.certificate
         if answer is not None and answer.retry_after_s is not None:
             exchange.retry_after_s = answer.retry_after_s

@@ -10,6 +10,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from cryptography import x509
@@ -17,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from est_frontend.auth.client_certificates import Peer
-from estcore.errors import ConfigurationError, IssuerUnavailable, RequestRejected
+from estcore.errors import ConfigurationError, IssuerUnavailable, RequestRejected, Unavailable
 from estcore.est.certs_only import certs_only
 from estcore.est.cms.envelope import PackageSigner, ProtectingKey, seal
 from estcore.est.keygen_response import KeygenResponse, encode_keygen_response
@@ -32,8 +36,9 @@ from estcore.est.serverkeygen import (
 )
 from estcore.est.transfer import Base64Form
 from estcore.pki.csr import CertificationRequest, parse_csr
-from estcore.pki.profile import Profile, read_yaml
+from estcore.pki.profile import KeyAlgorithm, Profile, read_yaml
 
+_THREADS = max(1, (os.cpu_count() or 1) // 2)
 _SECRET_SIZES = (16, 24, 32)
 
 
@@ -41,10 +46,24 @@ class KeyGenerator:
     """Makes keys and the answers that carry them."""
 
     def __init__(
-        self, *, secrets: dict[bytes, bytes], certificate_file: Path, key_file: Path
+        self,
+        *,
+        secrets: dict[bytes, bytes],
+        certificate_file: Path,
+        key_file: Path,
+        most: int = 16,
+        new_key: Callable[[KeyAlgorithm], GeneratedKey] = new_key,
     ) -> None:
-        """``secrets`` by identifier; the server's TLS certificate signs sealed keys."""
+        """``secrets`` by identifier; the server's TLS certificate signs sealed keys.
+
+        RSA keys are made by threads of their own, half as many as there are cores: the default
+        threads check passwords and write the spool.
+        """
         self._secrets = secrets
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="keygen")
+        self._under_way = 0
+        self._most = most
+        self._new_key = new_key
         self._files = (certificate_file, key_file)
 
     async def make(
@@ -55,14 +74,36 @@ class KeyGenerator:
         Raises:
             RequestRejected: protection asked for that cannot be given.
             IssuerUnavailable: the profile is not known here yet.
+            Unavailable: as many RSA keys as may be at once are being made (``keygen.busy``).
         """
         protecting = self._protecting(request.protection, peer) if request.protection else None
         if profile is None:
             raise IssuerUnavailable("the profile is not here yet", code="profile.unavailable")
         kind = generated_kind(request, profile)
-        slow = kind.startswith("rsa")
-        key = await asyncio.to_thread(new_key, kind) if slow else new_key(kind)
+        key = await self._rsa_key(kind) if kind.startswith("rsa") else self._new_key(kind)
         return key, parse_csr(certification_request(request, key)), protecting
+
+    async def _rsa_key(self, kind: KeyAlgorithm) -> GeneratedKey:
+        if self._under_way >= self._most:
+            raise Unavailable("too many RSA keys are being made", code="keygen.busy")
+        self._under_way += 1
+        try:
+            # A client that leaves gives up the wait, not the thread: it counts until it is done.
+            made = self._threads.submit(self._new_key, kind)
+        except RuntimeError as exc:
+            self._under_way -= 1
+            raise Unavailable("the process stops", code="keygen.busy") from exc
+        loop = asyncio.get_running_loop()
+
+        def done(_: Future[GeneratedKey]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended with the process
+                loop.call_soon_threadsafe(self._done)
+
+        made.add_done_callback(done)
+        return await asyncio.wrap_future(made)
+
+    def _done(self) -> None:
+        self._under_way -= 1
 
     def answer(
         self,
@@ -108,6 +149,20 @@ class KeyGenerator:
         if not isinstance(key, (ec.EllipticCurvePrivateKey, rsa.RSAPrivateKey)):
             raise ConfigurationError("the server's key cannot sign sealed keys")
         return PackageSigner(certificate, key)
+
+
+def named_request(request: KeygenRequest) -> CertificationRequest:
+    """Return a CSR with the names of the request, by a key that is in no certificate.
+
+    It serves to check the names before a key is made.
+
+    Raises:
+        RequestRejected: what ``parse_csr`` refuses.
+    """
+    return parse_csr(certification_request(request, _KEY_FOR_NAMES))
+
+
+_KEY_FOR_NAMES = ec.generate_private_key(ec.SECP256R1())
 
 
 def load_secrets(path: Path | None) -> dict[bytes, bytes]:

@@ -34,6 +34,8 @@ class Exchange:
     label: Label | None = None
     who: Authenticated | None = None
     csr: CertificationRequest | None = None
+    subject: str | None = None
+    """Of a request for a generated key, before there is a CSR."""
     request_id: str | None = None
     traceparent: str | None = None
     linked: Linked | None = None
@@ -65,6 +67,7 @@ class Exchange:
     def parts(self) -> dict[str, object]:
         """The parts of an audit record that come from the exchange; only what is known."""
         who, csr = self.who, self.csr
+        subject = csr.subject_text if csr else self.subject
         presented = self.connection.peer()
         claimed = header(self.request, "X-Correlation-ID", _CORRELATION_LIMIT)
         return {
@@ -85,7 +88,7 @@ class Exchange:
             "target": without_none(
                 label=self.label_name,
                 request_id=self.request_id,
-                subject=plain_text(csr.subject_text, _SUBJECT_LIMIT) if csr else None,
+                subject=plain_text(subject, _SUBJECT_LIMIT) if subject is not None else None,
                 csr_sha256=csr.sha256.hex() if csr else None,
                 spki_sha256=csr.spki_sha256.hex() if csr else None,
             ),

@@ -49,6 +49,7 @@ STATUS: dict[type[ESTSuiteError], int] = {
 SPECIAL = {
     "body.too_large": 413,
     "request.media_type": 415,
+    "request.wrong_host": 421,
     "request.method": 405,
     "request.not_found": 404,
     "request.not_implemented": 501,
