@@ -30,6 +30,7 @@ RULES: tuple[Callable[[list[manifests.Document]], list[str]], ...] = (
     pod_rules.no_secret_in_plain_sight,
     pod_rules.volumes_are_bounded,
     pod_rules.migration_secrets_stay_with_migrations,
+    pod_rules.ca_keys_are_for_signing,
     service_rules.probes_ask_the_admin_port,
     service_rules.replicas_survive_disruption,
     service_rules.replicas_are_spread,
@@ -62,6 +63,7 @@ def _compose() -> Iterator[Result]:
         *compose_rules.compose_is_closed(document),
         *compose_rules.compose_waits_in_order(document),
         *compose_rules.compose_secrets_are_known(document),
+        *compose_rules.compose_keys_are_for_signing(document),
         *compose_rules.compose_builds_known_images(document),
     ]
     yield f"docker-compose.yml: {len(document['services'])} services read by our rules", findings

@@ -48,6 +48,7 @@ def _make_secrets(folder: Path) -> None:
         if service.schema is not None:
             for role in (service.schema, f"{service.schema}_owner"):
                 keep_secret(folder / f"{role}.password", secrets.token_urlsafe(24))
+    keep_secret(folder / "ca_signer_reader.password", secrets.token_urlsafe(24))
 
 
 def _make_ca(folder: Path) -> None:

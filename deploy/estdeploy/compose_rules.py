@@ -19,6 +19,8 @@ from estdeploy.services import EST_PORT, IMAGES, SERVICES, USER_ID
 SKIPPED = "docker-compose config: skipped, the tool is not here"
 _LOCAL = "./deploy/compose/local/"
 _INSTALL_S = 120
+CA_KEYS = frozenset({"issuing.key", "ca.passphrase"})
+"""Secrets with the CA key, and with its passphrase."""
 
 
 def compose_is_closed(compose: dict[str, Any]) -> list[str]:
@@ -94,6 +96,29 @@ def compose_secrets_are_known(compose: dict[str, Any]) -> list[str]:
             if name in SERVICES and ("owner" in secret or "migrate" in secret):
                 findings.append(f"{name}: sees {secret}")
     return findings + [f"secret {name} is not used" for name in sorted(declared.keys() - used)]
+
+
+def compose_keys_are_for_signing(compose: dict[str, Any]) -> list[str]:
+    """Only ``ca-signer run`` sees the CA key and its passphrase; migrations see their own only."""
+    findings = []
+    for name, service in compose["services"].items():
+        seen = set(service.get("secrets", []))
+        verb = [*service.get("command", []), ""][0]
+        if not (name == "ca-signer" and verb == "run"):
+            findings += [f"{name}: sees {secret}" for secret in sorted(seen & CA_KEYS)]
+        if verb == "migrate":
+            findings += [
+                f"{name}: sees {secret}, which a migration does not read"
+                for secret in sorted(seen - CA_KEYS)
+                if secret != "nats-migrate.seed" and not secret.endswith("_owner.password")  # noqa: S105
+            ]
+        findings += [
+            f"{name}: mounts {volume}, where keys are"
+            for volume in service.get("volumes", [])
+            if re.match(rf"{re.escape(_LOCAL)}(secrets|ca)?(/|:|$)", str(volume))
+            and not str(volume).startswith((f"{_LOCAL}config/", f"{_LOCAL}data/"))
+        ]
+    return findings
 
 
 def compose_builds_known_images(compose: dict[str, Any]) -> list[str]:

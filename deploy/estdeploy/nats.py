@@ -20,7 +20,7 @@ def users(
     upstreams: tuple[str, ...] = (),
     issuers: tuple[str, ...] = ("issuing",),
 ) -> dict[str, Permissions]:
-    """Return every NATS user with its permissions: services, ``migrate``, operators, agents.
+    """Return every NATS user with its permissions: services, jobs, operators, agents.
 
     ``issuers`` are those that labels of the front ends name, ``upstreams`` those that
     ca-signer-upstream serves; without any it has no user. An agent's user is named
@@ -33,12 +33,21 @@ def users(
         "renewal": permissions.renewal(),
         "audit": permissions.audit(),
         "operator": permissions.operator(),
+        "check-store": check_store(),
     }
     if upstreams:
         found["ca-signer-upstream"] = permissions.upstream(upstreams)
     for tenant, service in agents:
         found[f"agent-{tenant}-{service}"] = permissions.agent(tenant, service)
     return found
+
+
+def check_store() -> Permissions:
+    """``ca-signer check-store``: publishes the records of its own checks, and receives PubAcks."""
+    return Permissions(
+        publish=("audit.refusal.ca-signer.check-store",),
+        subscribe=("_INBOX_casigner.checkstore.>",),
+    )
 
 
 def seed_file(folder: Path, user: str) -> Path:

@@ -15,6 +15,8 @@ _SECRET_TEXT = re.compile(r"PRIVATE KEY|\bS[UAO][A-Z2-7]{56}\b|://[^/@\s]+:[^/@\
 _DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 _TAG = re.compile(r":(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]*)$")
 _WORLD = 0o007
+CA_KEYS = frozenset({"ca-signer-key", "ca-signer-passphrase"})
+"""Secrets with a CA key, and with its passphrase."""
 _VOLUMES = {"configMap", "secret", "emptyDir"}
 
 
@@ -171,6 +173,44 @@ def migration_secrets_stay_with_migrations(documents: list[Document]) -> list[st
         for name in _secret_names(pod)
         if name.endswith("-migrate")
     ]
+
+
+def ca_keys_are_for_signing(documents: list[Document]) -> list[str]:
+    """Only ``ca-signer run`` mounts a CA key or its passphrase, which are in two Secrets.
+
+    A volume counts whether or not a container mounts it: the kubelet puts it on the node.
+    """
+    findings = []
+    for pod in pods(documents):
+        secrets = _secret_names(pod)
+        held = sorted({name for name in secrets if name in CA_KEYS})
+        if not held:
+            continue
+        for where, container in pod.containers():
+            mounted = {m["name"] for m in container.get("volumeMounts", [])}
+            names = {
+                v["secret"]["secretName"]
+                for v in pod.spec.get("volumes", [])
+                if v["name"] in mounted and "secret" in v
+            }
+            signs = _repository(container) == "ca-signer" and container.get("args", [])[:1] == [
+                "run"
+            ]
+            findings += [
+                f"{where}: mounts {name}, and only ca-signer run may"
+                for name in sorted(names & CA_KEYS)
+                if not signs
+            ]
+        runs = pod.kind == "Deployment" and any(
+            _repository(c) == "ca-signer" for _, c in pod.containers()
+        )
+        if not runs:
+            findings += [f"{pod.where}: has the volume {name}" for name in held]
+    return findings
+
+
+def _repository(container: Document) -> str:
+    return re.split("[:@]", container["image"].rpartition("/")[2])[0]
 
 
 def _secret_names(pod: Pod) -> list[str]:

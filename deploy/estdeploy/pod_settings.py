@@ -25,7 +25,10 @@ SECRETS: Mapping[str, frozenset[str]] = {
     "est-frontend": frozenset({"nats.seed"}),
     "est-frontend-tls": frozenset({"tls.crt", "tls.key"}),
     "ca-signer": frozenset({"nats.seed", "database.password"}),
-    "ca-signer-issuing": frozenset({"issuing.pem", "chain.pem", "issuing.key", "passphrase"}),
+    "ca-signer-issuing": frozenset({"issuing.pem", "chain.pem"}),
+    "ca-signer-key": frozenset({"issuing.key"}),
+    "ca-signer-passphrase": frozenset({"passphrase"}),
+    "check-store": frozenset({"nats.seed", "database.password"}),
     "ca-signer-migrate": frozenset({"nats.seed", "database.password"}),
     "renewal": frozenset({"nats.seed", "database.password"}),
     "renewal-migrate": frozenset({"nats.seed", "database.password"}),
@@ -35,9 +38,24 @@ SECRETS: Mapping[str, frozenset[str]] = {
 """Secrets that come from outside, with their keys (deploy/README.md lists them)."""
 _CHECK_STORE_IMAGE = "ca-signer-check-store"
 """ca-signer's package with the extra ``lint``, for the verb ``check-store``."""
-_WITHOUT_KEYS = ("check-store",)
-"""Verbs that read certificates only: what they run in has no key to lose."""
-_KEYS = (".key_file", ".passphrase_file")
+_NOT_READ: Mapping[str, tuple[str, ...]] = {
+    "check-store": ("issuers.key_file", "issuers.passphrase_file"),
+    "migrate": (
+        "bus.nkey_seed_file",
+        "checkpoint.key_file",
+        "database.password_file",
+        "issuers.certificate_file",
+        "issuers.chain_file",
+        "issuers.key_file",
+        "issuers.passphrase_file",
+        "sinks.ca_file",
+        "sinks.certificate_file",
+        "sinks.key_file",
+    ),
+}
+"""Settings that a verb does not read: from a Secret they must not be mounted."""
+_WITH_OPTIONS = ("check-store",)
+"""Verbs whose options may follow."""
 _REFERENCE = re.compile(r"\$\(([A-Z_][A-Z0-9_]*)\)")
 
 
@@ -61,24 +79,34 @@ def _container(pod: Pod, container: Document, documents: list[Document]) -> Iter
         return
     files = dict(_files(pod, container, documents))
     settings = load(service, container, files, environment(container, documents))
-    known = set(files) | set(_secret_paths(pod, container))
+    secret = set(_secret_paths(pod, container))
+    known = set(files) | secret
     folders = [
         m["mountPath"]
         for m in container.get("volumeMounts", [])
         if "emptyDir" in pod.volume(m["name"])
     ]
-    keyless = container.get("args", [""])[0] in _WITHOUT_KEYS
+    verb = container.get("args", [""])[0]
     for key, path in _paths(settings):
-        if keyless and key.endswith(_KEYS):
-            if path in known:
-                yield f"{key} is mounted, and nothing here needs a key"
+        if key in _NOT_READ.get(verb, ()):
+            if path in secret:
+                yield f"{key} is mounted, and {verb} does not read it"
             continue
         inside = any(PurePosixPath(path).is_relative_to(folder) for folder in folders)
         if path not in known and not inside:
             yield f"{key} is {path}, which nothing mounts"
+    yield from _keys_apart(settings)
     if settings.admin.host != "0.0.0.0" or settings.admin.port != ADMIN_PORT:  # noqa: S104 - pods
         yield f"the admin port is not on 0.0.0.0:{ADMIN_PORT}, where probes can reach it"
     yield from _agreement(service, settings, files)
+
+
+def _keys_apart(settings: ServiceSettings) -> Iterator[str]:
+    """Say of an encrypted key that its passphrase lies beside it, in the same Secret."""
+    for issuer in getattr(settings, "issuers", ()):
+        key, passphrase = (getattr(issuer, f"{n}_file", None) for n in ("key", "passphrase"))
+        if key is not None and passphrase is not None and key.parent == passphrase.parent:
+            yield f"issuer {issuer.issuer_id}: key and passphrase are in one Secret"
 
 
 def load(
@@ -94,7 +122,7 @@ def load(
     """
     arguments = container.get("args", [])
     plain = len(arguments) == 3  # noqa: PLR2004 - verb, option, file
-    if arguments[1:2] != ["--config"] or not (plain or arguments[0] in _WITHOUT_KEYS):
+    if arguments[1:2] != ["--config"] or not (plain or arguments[0] in _WITH_OPTIONS):
         raise ConfigurationError(f"args are {arguments}, not a verb, --config and a file")
     text = files.get(arguments[2])
     if text is None:

@@ -53,7 +53,7 @@ def test_compose_mounts_what_prepare_makes_and_the_settings_name(
         for source in mounts:
             place = prepared / source.removeprefix(LOCAL)
             assert (place if source.startswith(LOCAL) else root / source).exists(), source
-        config = name.removeprefix("migrate-")
+        config = name
         if config not in SERVICES:
             continue
         seen = {f"/run/secrets/{s}" for s in service["secrets"]} | {*mounts.values()}
@@ -111,6 +111,18 @@ BREAKS = [
     ("no order", "audit", {"depends_on": {}}, "does not wait for migrate-audit"),
     ("another package", "migrate-audit", {"build": {"context": "."}}, "image audit is built by"),
     ("an owner's password", "audit", {"secrets": ["audit_owner.password"]}, "sees audit_owner"),
+    ("a key at a migration", "migrate-ca-signer", {"secrets": ["issuing.key"]}, "sees issuing.key"),
+    ("a passphrase", "renewal", {"secrets": ["ca.passphrase"]}, "sees ca.passphrase"),
+    ("a key at another verb", "ca-signer", {"command": ["check-store"]}, "sees ca.passphrase"),
+    (
+        "a runtime password at a migration",
+        "migrate-audit",
+        {"secrets": ["audit.password"]},
+        "sees audit.password, which a migration does not read",
+    ),
+    ("a folder of keys", "audit", {"volumes": [f"{LOCAL}secrets:/s:ro"]}, "where keys are"),
+    ("the CA's folder", "audit", {"volumes": [f"{LOCAL}ca/root.key:/k:ro"]}, "where keys are"),
+    ("the whole folder", "audit", {"volumes": [f"{LOCAL}:/all:ro"]}, "where keys are"),
 ]
 
 
@@ -125,6 +137,7 @@ def test_a_compose_rule_finds(
             *compose_rules.compose_is_closed(compose),
             *compose_rules.compose_waits_in_order(compose),
             *compose_rules.compose_secrets_are_known(compose),
+            *compose_rules.compose_keys_are_for_signing(compose),
             *compose_rules.compose_builds_known_images(compose),
         ]
 

@@ -18,7 +18,7 @@ AGENT = ("demo", "web")
 
 
 def test_every_service_the_migration_and_operators_have_a_user() -> None:
-    assert set(nats.users()) == {*SERVICES, "migrate", "operator"}
+    assert set(nats.users()) == {*SERVICES, "migrate", "operator", "check-store"}
 
 
 def test_the_block_equals_that_of_the_embedded_server(tmp_path: Path) -> None:

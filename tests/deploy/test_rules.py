@@ -7,11 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from estdeploy import compose_rules, manifests, pod_rules, pod_settings, service_rules
+from estdeploy import compose_rules, manifests, nats, pod_rules, pod_settings, service_rules
 from estdeploy.services import IMAGES
 
 Documents = list[dict[str, Any]]
 Rule = Callable[[Documents], list[str]]
+
+
+def mount(documents: Documents, workload: str, secret: str, *, init: bool = False) -> None:
+    """Give a container of a workload a Secret."""
+    spec = pod(documents, workload)
+    spec["volumes"].append({"name": secret, "secret": {"secretName": secret, "defaultMode": 288}})
+    one = spec["initContainers" if init else "containers"][0]
+    path = f"/run/secrets/{secret}"
+    one["volumeMounts"].append({"name": secret, "mountPath": path, "readOnly": True})
 
 
 def find(documents: Documents, kind: str, name: str) -> dict[str, Any]:
@@ -138,6 +147,69 @@ BREAKS: list[tuple[str, Rule, Callable[[Documents], object], str]] = [
         "Deployment ca-signer: mounts ca-signer-migrate",
     ),
     (
+        "a migration with the CA key",
+        pod_rules.ca_keys_are_for_signing,
+        lambda d: mount(d, "migrate", "ca-signer-key", init=True),
+        "Job migrate, container ca-signer: mounts ca-signer-key, and only ca-signer run may",
+    ),
+    (
+        "another container of a migration with the passphrase",
+        pod_rules.ca_keys_are_for_signing,
+        lambda d: mount(d, "migrate", "ca-signer-passphrase"),
+        "Job migrate, container renewal: mounts ca-signer-passphrase",
+    ),
+    (
+        "a volume with the CA key that no container mounts",
+        pod_rules.ca_keys_are_for_signing,
+        lambda d: pod(d, "migrate")["volumes"].append(
+            {"name": "k", "secret": {"secretName": "ca-signer-key", "defaultMode": 288}}
+        ),
+        "Job migrate: has the volume ca-signer-key",
+    ),
+    (
+        "a CA key in another service",
+        pod_rules.ca_keys_are_for_signing,
+        lambda d: mount(d, "est-frontend", "ca-signer-key"),
+        "Deployment est-frontend, container service: mounts ca-signer-key",
+    ),
+    (
+        "another verb of ca-signer with the CA key",
+        pod_rules.ca_keys_are_for_signing,
+        lambda d: container(d)["args"].__setitem__(0, "export"),
+        "Deployment ca-signer, container service: mounts ca-signer-key",
+    ),
+    (
+        "a migration with a runtime password",
+        pod_settings.settings_can_be_loaded,
+        lambda d: mount(d, "migrate", "ca-signer", init=True),
+        "database.password_file is mounted, and migrate does not read it",
+    ),
+    (
+        "a migration with the key of the audit log's checkpoints",
+        pod_settings.settings_can_be_loaded,
+        lambda d: (
+            pod(d, "migrate")["containers"][1]["volumeMounts"].append(
+                {"name": "audit", "mountPath": "/run/secrets/audit", "readOnly": True}
+            )
+            or pod(d, "migrate")["volumes"].append(
+                {"name": "audit", "secret": {"secretName": "audit", "defaultMode": 288}}
+            )
+        ),
+        "checkpoint.key_file is mounted, and migrate does not read it",
+    ),
+    (
+        "the passphrase beside the key",
+        pod_settings.settings_can_be_loaded,
+        lambda d: find(d, "ConfigMap", "ca-signer-config")["data"].update(
+            {
+                "ca-signer.yaml": find(d, "ConfigMap", "ca-signer-config")["data"][
+                    "ca-signer.yaml"
+                ].replace("ca-signer-passphrase/passphrase", "ca-signer-key/passphrase")
+            }
+        ),
+        "issuer issuing: key and passphrase are in one Secret",
+    ),
+    (
         "liveness that depends on a database",
         service_rules.probes_ask_the_admin_port,
         lambda d: container(d)["livenessProbe"]["httpGet"].update(path="/readyz"),
@@ -222,7 +294,7 @@ BREAKS: list[tuple[str, Rule, Callable[[Documents], object], str]] = [
         "a file that nothing mounts",
         pod_settings.settings_can_be_loaded,
         lambda d: container(d)["volumeMounts"].pop(
-            [m["name"] for m in container(d)["volumeMounts"]].index("ca-signer-issuing")
+            [m["name"] for m in container(d)["volumeMounts"]].index("ca-signer-key")
         ),
         "issuing.key, which nothing mounts",
     ),
@@ -317,20 +389,31 @@ def nightly(root: Path) -> Documents:
 
 def test_the_nightly_check_runs_without_a_key_and_that_is_looked_at(root: Path) -> None:
     documents = nightly(root)
-    assert pod_settings.settings_can_be_loaded(documents) == []
+    rules = (pod_settings.settings_can_be_loaded, pod_rules.ca_keys_are_for_signing)
+    assert [finding for rule in rules for finding in rule(documents)] == []
     spec = find(documents, "CronJob", "check-store")["spec"]["jobTemplate"]["spec"]["template"]
-    (issuers,) = [v for v in spec["spec"]["volumes"] if v["name"] == "issuers"]
-    del issuers["secret"]["items"]
-    found = pod_settings.settings_can_be_loaded(documents)
-    assert found == [
-        "CronJob check-store, container check-store: "
-        f"issuers.{name}_file is mounted, and nothing here needs a key"
+    (one,) = spec["spec"]["containers"]
+    for name in sorted(pod_rules.CA_KEYS):
+        secret = {"secretName": name, "defaultMode": 288}
+        spec["spec"]["volumes"].append({"name": name, "secret": secret})
+        path = f"/run/secrets/{name}"
+        one["volumeMounts"].append({"name": name, "mountPath": path, "readOnly": True})
+    where = "CronJob check-store, container check-store"
+    assert pod_settings.settings_can_be_loaded(documents) == [
+        f"{where}: issuers.{name}_file is mounted, and check-store does not read it"
         for name in ("key", "passphrase")
     ]
+    found = pod_rules.ca_keys_are_for_signing(documents)
+    assert f"{where}: mounts ca-signer-key, and only ca-signer run may" in found
 
 
-def test_a_cron_jobs_pod_is_held_to_the_rules_of_pods(root: Path) -> None:
+def test_the_nightly_check_has_a_role_and_a_user_that_only_read(root: Path) -> None:
     documents = nightly(root)
     spec = find(documents, "CronJob", "check-store")["spec"]["jobTemplate"]["spec"]["template"]
-    spec["spec"]["enableServiceLinks"] = True
-    assert pod_rules.pods_are_restricted(documents) == ["CronJob check-store: enableServiceLinks"]
+    (one,) = spec["spec"]["containers"]
+    given = pod_settings.environment(one, documents)
+    assert given["CA_SIGNER__DATABASE__URL"].startswith("postgresql://ca_signer_reader@")
+    secrets = {v["secret"]["secretName"] for v in spec["spec"]["volumes"] if "secret" in v}
+    assert secrets == {"check-store", "ca-signer-issuing"}
+    rights = nats.users()["check-store"]
+    assert rights.publish == (f"audit.refusal.ca-signer.{given['CA_SIGNER__INSTANCE']}",)

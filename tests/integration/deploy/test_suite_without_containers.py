@@ -68,13 +68,14 @@ async def test_the_prepared_suite_becomes_ready(root: Path, prepared: Path, tmp_
             await _roles(root, prepared, tmp_path, at)
         await stack.enter_async_context(_nats(prepared, tmp_path, at))
         for name in ("ca-signer", "renewal", "audit"):
-            await _migrate(compose[f"migrate-{name}"], name, prepared, at)
+            await _migrate(compose[f"migrate-{name}"], name, prepared, tmp_path, at)
         for name in SERVICES:
             await stack.enter_async_context(_service(name, prepared, tmp_path, at))
         for name in SERVICES:
             await _until_ready(name, tmp_path, at)
             assert (await admin_get(at.admin[name], "/healthz")).startswith("alive")
         await _nobody_enters_a_foreign_schema(prepared, at)
+        await _check_store(prepared, tmp_path, at)
 
 
 @asynccontextmanager
@@ -120,13 +121,59 @@ async def _nats(prepared: Path, folder: Path, at: Addresses) -> AsyncIterator[No
         yield
 
 
-async def _migrate(service: dict[str, Any], name: str, prepared: Path, at: Addresses) -> None:
-    given = {k: at.here(v, prepared) for k, v in service["environment"].items()}
+async def _migrate(
+    service: dict[str, Any], name: str, prepared: Path, folder: Path, at: Addresses
+) -> None:
+    """Run a migration where only the secrets that compose gives it can be read."""
+    own = folder / f"migrate-{name}"
+    (own / "secrets").mkdir(parents=True)
+    for secret in service["secrets"]:
+        shutil.copy2(prepared / "secrets" / secret, own / "secrets")
+    config = own / f"{name}.yaml"
+    text = (prepared / "config" / f"{name}.yaml").read_text()
+    config.write_text(text.replace(str(prepared / "secrets"), str(own / "secrets")))
+    given = {k: at.here(v, own) for k, v in service["environment"].items()}
     verb = service["command"][0]
-    config = prepared / "config" / f"{name}.yaml"
     await _run(
         [BIN / SERVICES[name].command, verb, "--config", config], at.environment(name) | given
     )
+
+
+async def _check_store(prepared: Path, folder: Path, at: Addresses) -> None:
+    """The nightly check: a role that reads, an NKey for its own record, no key in sight."""
+    own = folder / "check-store"
+    own.mkdir()
+    for secret in ("nats-check-store.seed", "ca_signer_reader.password"):
+        shutil.copy2(prepared / "secrets" / secret, own)
+    config = own / "ca-signer.yaml"
+    text = (prepared / "config" / "ca-signer.yaml").read_text()
+    config.write_text(text.replace(str(prepared / "secrets"), str(own)))
+    url = f"postgresql://ca_signer_reader@127.0.0.1:{at.postgres}/{DATABASE}"
+    given = {
+        "CA_SIGNER__INSTANCE": "check-store",
+        "CA_SIGNER__BUS__NKEY_SEED_FILE": str(own / "nats-check-store.seed"),
+        "CA_SIGNER__DATABASE__URL": url,
+        "CA_SIGNER__DATABASE__PASSWORD_FILE": str(own / "ca_signer_reader.password"),
+    }
+    command = [BIN / "ca-signer", "check-store", "--config", config, "--no-pkilint"]
+    await _run(command, at.environment("ca-signer") | given)
+    password = (own / "ca_signer_reader.password").read_text().strip()
+    connection = await asyncpg.connect(url, password=password)
+    try:
+        await connection.fetch("select count(*) from ca_signer.issuance")
+        for statement, error in (
+            ("select * from ca_signer.secret", asyncpg.InsufficientPrivilegeError),
+            ("select * from renewal.renewal_slot", asyncpg.InsufficientPrivilegeError),
+            ("update ca_signer.issuance set state = 'x'", asyncpg.PostgresError),
+            ("create table ca_signer.x (y int)", asyncpg.PostgresError),
+        ):
+            with pytest.raises(error):
+                await connection.execute(statement)
+        await connection.execute("set default_transaction_read_only = off")
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute("delete from ca_signer.issuance")
+    finally:
+        await connection.close()
 
 
 @asynccontextmanager

@@ -17,6 +17,8 @@ from estcore.runtime.topology import declare
 
 SCHEMA = "ca_signer"
 SCRIPTS = Path(__file__).parent / "migrations"
+READER_TABLES = ("issuance", "crl")
+"""What ``check-store`` reads: no secrets' verifiers, no commands, no requests."""
 
 
 @asynccontextmanager
@@ -49,6 +51,31 @@ async def connected(
         await ledger.close()
 
 
+@asynccontextmanager
+async def connected_to_read(
+    instance: str, *, database: DatabaseSettings, bus: BusSettings
+) -> AsyncIterator[tuple[Bus, Database]]:
+    """Bus and ledger for a verb that reads the ledger and puts on record that it did.
+
+    A database role that may read (``READER_TABLES``) and an NKey that may publish one topic are
+    enough; those of ca-signer serve as well, as the inbox lies within ca-signer's.
+
+    Raises:
+        LedgerUnavailable, BusUnavailable: not reached.
+        ConfigurationError: the right is missing, or a secret cannot be read.
+    """
+    ledger = await Database.connect(database, f"{SERVICE}-check-store", SCHEMA)
+    try:
+        rights = [topics.audit_refusal_topic(SERVICE, instance)]
+        bus_client = await Bus.connect(bus, f"{SERVICE}.checkstore", instance, rights=rights)
+        try:
+            yield bus_client, ledger
+        finally:
+            await bus_client.close()
+    finally:
+        await ledger.close()
+
+
 async def prepare(
     instance: str,
     *,
@@ -62,7 +89,7 @@ async def prepare(
     Raises:
         ConfigurationError: what is needed to migrate is not configured.
     """
-    await migrate_schema(database, schema=SCHEMA, scripts=SCRIPTS)
+    await migrate_schema(database, schema=SCHEMA, scripts=SCRIPTS, readable=READER_TABLES)
     if bus.migration_nkey_seed_file is None:
         raise ConfigurationError("bus.migration_nkey_seed_file is needed to migrate")
     seed = read_secret(bus.migration_nkey_seed_file, "the NKey seed for migrations")

@@ -7,6 +7,7 @@ needs them.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,12 +37,18 @@ def migrations_url(settings: DatabaseSettings) -> URL:
 
 
 async def migrate(
-    settings: DatabaseSettings, *, schema: str, scripts: Path, revision: str = "head"
+    settings: DatabaseSettings,
+    *,
+    schema: str,
+    scripts: Path,
+    revision: str = "head",
+    readable: Sequence[str] = (),
 ) -> None:
     """Bring the schema to ``revision``, holding a lock so that two runs do not race.
 
     The history's ``env.py`` gets the connection, the schema and the runtime role's name (the
-    user in ``database.url``), to which it grants what the service needs and no more.
+    user in ``database.url``), to which it grants what the service needs and no more. A role
+    ``<runtime role>_reader``, if there is one, may read the tables of ``readable``.
 
     Raises:
         LedgerUnavailable: the database does not answer or refuses a statement.
@@ -65,6 +72,11 @@ async def migrate(
         config = _config(scripts, schema, role)
         config.attributes["connection"] = connection
         command.upgrade(config, revision)
+        reader = f"{role}_reader"
+        exists = text("select 1 from pg_roles where rolname = :r")
+        if readable and connection.execute(exists, {"r": reader}).first():
+            tables = ", ".join(f'"{schema}"."{name}"' for name in readable)
+            connection.execute(text(f'grant select on {tables} to "{reader}"'))
 
     try:
         async with engine.begin() as connection:

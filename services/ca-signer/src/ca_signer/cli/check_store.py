@@ -1,4 +1,7 @@
-"""``ca-signer check-store``: options and exit code. It needs no CA key, only certificates."""
+"""``ca-signer check-store``: options and exit code.
+
+It needs no CA key, only certificates; a database role that reads and an NKey for one topic.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 import click
 from cryptography import x509
 
-from ca_signer import main
+from ca_signer import connections, main
 from ca_signer.issuers.issuer import read_certificates
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.settings import SignerSettings
@@ -66,7 +69,9 @@ async def check_store(
         for issuer in settings.issuers
     }
     issuers.update(_other(text) for text in other)
-    async with main.connected(settings) as (bus, database):
+    async with connections.connected_to_read(
+        settings.instance, database=settings.database, bus=settings.bus
+    ) as (bus, database):
         done = await StoredCertificateLint(database, issuers, clock, write_json).run(scope)
         publisher = EventPublisher(bus, clock, settings.instance)
         try:
