@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
@@ -12,6 +12,36 @@ from estcore.pki.profile import StrictModel, Token
 from estcore.runtime.settings import Port, ServiceSettings
 
 Algorithm = Literal["RS256", "PS256", "ES256", "ES384", "EdDSA", "Ed25519"]
+
+
+ClaimName = Annotated[str, Field(min_length=1, max_length=255)]
+
+
+class TokenClaimSettings(StrictModel):
+    """Where an issuer writes what RFC 9068 calls ``sub``, ``client_id``, ``jti`` and ``aud``.
+
+    The defaults are RFC 9068's and Keycloak's. A claim that a user can change must be none of them.
+    """
+
+    subject: tuple[ClaimName, ...] = Field(
+        default=("sub", "azp", "client_id"),
+        min_length=1,
+        description="whose token it is: the first of these claims that is present",
+    )
+    client: tuple[ClaimName, ...] = Field(
+        default=("azp", "client_id"),
+        min_length=1,
+        description="one of these must name the client: ID tokens have none of them",
+    )
+    token_id: ClaimName | None = Field(
+        default="jti",
+        description="must identify the token; null accepts tokens without identifier. Not counted: "
+        "a token is good until it expires, each DPoP proof once",
+    )
+    audience: ClaimName = Field(default="aud", description="must contain `audience`")
+    required: dict[ClaimName, str] = Field(
+        default_factory=dict, description="claims that must have exactly this text"
+    )
 
 
 class TokenIssuerSettings(StrictModel):
@@ -24,6 +54,12 @@ class TokenIssuerSettings(StrictModel):
     kind: Literal["oauth2", "kubernetes"] = Field(
         default="oauth2", description="kubernetes: service-account tokens, without client id"
     )
+    types: tuple[Literal["jwt", "at+jwt", "none"], ...] = Field(
+        default=("jwt", "at+jwt"),
+        min_length=1,
+        description="`typ` in the header of a token, without regard to case; none: may be absent",
+    )
+    claims: TokenClaimSettings = TokenClaimSettings()
     algorithms: tuple[Algorithm, ...] = Field(
         default=("RS256", "PS256", "ES256", "EdDSA", "Ed25519"), min_length=1
     )

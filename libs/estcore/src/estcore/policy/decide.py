@@ -18,7 +18,14 @@ from estcore.pki.csr import CertificationRequest
 from estcore.pki.csr_structure import SAN_OID
 from estcore.pki.name_grammar import DNSRules, check_certified_names, check_dns_name
 from estcore.pki.name_limits import under_uri_prefix, utf8_text, within_limits
-from estcore.pki.names import SHORT_NAMES, canonical_name, fold, lower_ascii, san_entries
+from estcore.pki.names import (
+    LONG_NAMES,
+    SHORT_NAMES,
+    canonical_name,
+    fold,
+    lower_ascii,
+    san_entries,
+)
 from estcore.pki.profile import Priority, Profile
 from estcore.policy.document import Names, PolicyDocument, Rule
 from estcore.policy.granted_names import own_names
@@ -180,7 +187,11 @@ def check_names(
     own = own_names(request, profile, *owner)
     for short, value in own.subject:
         if not _subject_value_allowed(short, value, names):
-            raise NotAuthorized(f"subject {short}={value!r} is not allowed", code="policy.subject")
+            # An attribute without a short name has no place in a rule.
+            hint = "" if short in LONG_NAMES else "; only a subject_template leaves it out"
+            raise NotAuthorized(
+                f"subject {short}={value!r} is not allowed{hint}", code="policy.subject"
+            )
     for entry in own.san:
         kind, _, value = entry.partition(":")
         check = _SAN_CHECKS.get(kind)

@@ -17,6 +17,8 @@ from estcore.pki.attributes import Attributes, read_challenges
 from estcore.policy.labels import Label
 
 Linked = Literal["tls-unique", "tls-exporter"]
+_BINDING_BYTES = (12, 32)
+"""Of tls-unique in TLS 1.2 and of tls-exporter (RFC 9266)."""
 
 
 def check_linking(
@@ -50,6 +52,13 @@ def _binding(value: str, connection: ClientConnection) -> Linked:
     exporter = connection.tls_exporter()
     if exporter is not None and _equal(value, exporter):
         return "tls-exporter"
+    if not _looks_like_binding(value):
+        # RFC 7030 section 3.5 gives the attribute another meaning than PKCS#9 had.
+        raise NotAuthorized(
+            "challengePassword of the CSR is no binding of a TLS session; leave the challenge "
+            "password out of the CSR",
+            code="linking.failed",
+        )
     if connection.version() == "TLSv1.3":
         raise NotAuthorized(
             "the CSR is not bound to this TLS session: TLS 1.3 has no tls-unique, "
@@ -57,6 +66,14 @@ def _binding(value: str, connection: ClientConnection) -> Linked:
             code="linking.failed",
         )
     raise NotAuthorized("the CSR is not bound to this TLS session", code="linking.failed")
+
+
+def _looks_like_binding(value: str) -> bool:
+    """Return whether a value has the form of tls-unique (12 octets) or tls-exporter (32)."""
+    try:
+        return len(base64.b64decode(value, validate=True)) in _BINDING_BYTES
+    except ValueError:
+        return False
 
 
 def _equal(value: str, binding: bytes) -> bool:

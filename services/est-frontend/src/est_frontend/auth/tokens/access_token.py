@@ -15,14 +15,14 @@ from typing import Any
 
 from est_frontend.auth.tokens.jwks import KeySource
 from est_frontend.auth.tokens.jws import fits, read, refuse, signature_matches
-from est_frontend.settings import TokenIssuerSettings
+from est_frontend.settings import TokenClaimSettings, TokenIssuerSettings
 from estcore.clock import Clock
 from estcore.errors import ConfigurationError, IssuerUnavailable
 from estcore.policy.templates import ClaimValue
 
 MAX_TOKEN_BYTES = 8192
 _MAX_NAME = 255
-_TYPES = {"at+jwt", "application/at+jwt", "jwt"}
+_MEDIA_TYPE = "application/"
 # Keycloak says in a claim what it issued: also "ID", "Refresh", "Offline", "Logout".
 _KEYCLOAK_TYPES = ("Bearer", "DPoP")
 # OpenID Connect puts these into ID and logout tokens only.
@@ -117,9 +117,11 @@ class TokenValidator:
         _check_times(signed_claims.payload, settings, self._clock.now().timestamp())
         _check_audience(signed_claims.payload, settings)
         if settings.kind == "oauth2":
-            _check_kind(signed_claims.payload)
+            _check_kind(signed_claims.payload, settings.claims)
+        _check_required(signed_claims.payload, settings.claims)
         _check_binding(signed_claims.payload)
-        return AccessToken(settings.id, _subject(signed_claims.payload), signed_claims.payload)
+        subject = _subject(signed_claims.payload, settings.claims)
+        return AccessToken(settings.id, subject, signed_claims.payload)
 
     def _issuer(self, payload: Mapping[str, Any]) -> tuple[TokenIssuerSettings, KeySource]:
         issuer_name = payload.get("iss")
@@ -170,15 +172,22 @@ def _checked_header(header: Mapping[str, Any], settings: TokenIssuerSettings) ->
     algorithm, kind, kid = header.get("alg"), header.get("typ"), header.get("kid")
     if not isinstance(algorithm, str) or algorithm not in settings.algorithms:
         raise refuse("the token's algorithm is not accepted", "auth.token_algorithm")
-    if kind is None and settings.kind != "kubernetes":
-        raise refuse("the token is not an access token", "auth.token_type")
-    if kind is not None and (not isinstance(kind, str) or kind.lower() not in _TYPES):
+    if not _is_accepted_type(kind, settings):
         raise refuse("the token is not an access token", "auth.token_type")
     if "crit" in header or "b64" in header:
         raise refuse("the token demands an extension", "auth.token_malformed")
     if not isinstance(kid, str) or not 1 <= len(kid) <= _MAX_NAME:
         raise refuse("the token names no key", "auth.token_key")
     return algorithm, kid
+
+
+def _is_accepted_type(kind: Any, settings: TokenIssuerSettings) -> bool:
+    if kind is None:
+        return "none" in settings.types or settings.kind == "kubernetes"
+    # RFC 7515 section 4.1.9: "application/" may be left out.
+    return isinstance(kind, str) and kind.lower().removeprefix(_MEDIA_TYPE) in (
+        set(settings.types) - {"none"}
+    )
 
 
 def _check_times(payload: Mapping[str, Any], settings: TokenIssuerSettings, now: float) -> None:
@@ -205,21 +214,27 @@ def seconds_in(payload: Mapping[str, Any], name: str) -> float | None:
 
 
 def _check_audience(payload: Mapping[str, Any], settings: TokenIssuerSettings) -> None:
-    audience = payload.get("aud")
+    audience = payload.get(settings.claims.audience)
     audiences = audience if isinstance(audience, list) else [audience]
     if settings.audience not in audiences:
         raise refuse("the token is not for this service", "auth.token_audience")
 
 
-def _check_kind(payload: Mapping[str, Any]) -> None:
+def _check_kind(payload: Mapping[str, Any], claims: TokenClaimSettings) -> None:
     if payload.get("typ", "Bearer") not in _KEYCLOAK_TYPES:
         raise refuse("the token is not an access token", "auth.token_type")
     if any(name in payload for name in _NOT_IN_ACCESS_TOKENS):
         raise refuse("the token is not an access token", "auth.token_type")
-    if _name(payload, "azp") is None and _name(payload, "client_id") is None:
+    if all(_name(payload, claim) is None for claim in claims.client):
         raise refuse("the token names no client", "auth.token_claims")
-    if _name(payload, "jti") is None:
-        raise refuse("the token has no jti", "auth.token_claims")
+    if claims.token_id is not None and _name(payload, claims.token_id) is None:
+        raise refuse(f"the token has no {claims.token_id}", "auth.token_claims")
+
+
+def _check_required(payload: Mapping[str, Any], claims: TokenClaimSettings) -> None:
+    for claim, text in claims.required.items():
+        if payload.get(claim) != text:
+            raise refuse(f"the token has another {claim} than is required", "auth.token_claims")
 
 
 def _check_binding(payload: Mapping[str, Any]) -> None:
@@ -236,12 +251,12 @@ def _check_binding(payload: Mapping[str, Any]) -> None:
         raise refuse("the token's binding is not a SHA-256 thumbprint", "auth.token_claims")
 
 
-def _subject(payload: Mapping[str, Any]) -> str:
-    names = ("sub",) if "sub" in payload else ("azp", "client_id")
-    for name in names:
-        subject = _name(payload, name)
-        if subject is not None:
-            return subject
+def _subject(payload: Mapping[str, Any], claims: TokenClaimSettings) -> str:
+    # The first that is present counts, also where it cannot be used: no silent second choice.
+    present = next((claim for claim in claims.subject if claim in payload), None)
+    subject = None if present is None else _name(payload, present)
+    if subject is not None:
+        return subject
     raise refuse("the token has no subject", "auth.token_claims")
 
 
