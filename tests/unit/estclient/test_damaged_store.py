@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from estclient.agent.backoff import Backoff
+from estclient.agent.backoff import ApprovalWait, Backoff
 from estclient.agent.bundle import Bundle, Pending, verify_bundle
 from estclient.agent.credential_store import CredentialStore
 from estclient.errors import AnswerInvalid, ServerAway, StillPending
@@ -263,6 +263,26 @@ def test_pauses_double_are_spread_and_listen_to_the_server() -> None:
     backoff.succeeded()
     assert backoff.pause_s(ServerAway("busy", retry_after_s=60.0)) == 60
     assert backoff.pause_s(ServerAway("busy", retry_after_s=86_400.0)) == 300
-    assert backoff.pause_s(StillPending("waits", retry_after_s=3600.0)) == 3600
+    assert backoff.pause_s(StillPending("waits", retry_after_s=3600.0)) == 300
     assert backoff.pause_s(StillPending("waits")) == 40
     assert max(Backoff(0.1, 86_400).pause_s(OSError()) for _ in range(3)) <= 0.1
+
+
+async def test_a_request_that_waits_for_approval_is_not_repeated_early() -> None:
+    """RFC 7030 4.2.3: "the client MUST wait at least the specified 'retry-after' time"."""
+    now, sent = [100.0], [0]
+    wait = ApprovalWait(lambda: now[0])
+
+    async def pending() -> str:
+        sent[0] += 1
+        if sent[0] == 1:
+            raise StillPending("waits", retry_after_s=3600.0)
+        return "issued"
+
+    for moment, asked in ((100.0, 1), (101.0, 1), (3699.0, 1)):
+        now[0] = moment
+        with pytest.raises(StillPending):
+            await wait.ask(pending)
+        assert sent[0] == asked
+    now[0] = 3700.5
+    assert await wait.ask(pending) == "issued"

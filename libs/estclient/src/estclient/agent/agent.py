@@ -31,7 +31,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from estclient.agent.backoff import Backoff
+from estclient.agent.backoff import ApprovalWait, Backoff
 from estclient.agent.bundle import Bundle, Pending
 from estclient.agent.credential_store import CredentialStore
 from estclient.agent.event_listener import listen
@@ -112,6 +112,7 @@ class Agent:
         self._refused: set[str] = set()
         self._reported: dict[Path, str] = {}
         self._backoff = Backoff(settings.retry_s, settings.longest_retry_s)
+        self._approval = ApprovalWait()
         self._retry_at = 0.0
 
     def check(self) -> None:
@@ -221,7 +222,7 @@ class Agent:
         await self._say("enrolling", serial=current.serial)
         client = self._client(credential=current.files)
         try:
-            enrolled = await client.simplereenroll(pending.csr)
+            enrolled = await self._approval.ask(lambda: client.simplereenroll(pending.csr))
         except ServerRefused as exc:
             self.store.forget()
             if current.is_fallback and exc.status in _NOT_ACCEPTED:
@@ -257,7 +258,7 @@ class Agent:
         secret = read_secret(bootstrap.secret_file, "the enrollment secret")
         client = self._client(secret=(bootstrap.user, secret))
         await self._say("bootstrapping", subject=bootstrap.subject)
-        enrolled = await client.simpleenroll(pending.csr)
+        enrolled = await self._approval.ask(lambda: client.simpleenroll(pending.csr))
         bundle = Bundle(
             certificate=enrolled.certificate,
             key=pending.key,
