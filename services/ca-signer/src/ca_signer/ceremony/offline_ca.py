@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import (
     CertificateIssuerPrivateKeyTypes,
@@ -36,6 +35,7 @@ from estcore import ids
 from estcore.clock import Clock
 from estcore.errors import ConfigurationError, WeakKey
 from estcore.pki.keys import key_algorithm
+from estcore.pki.parsers import READING_ERRORS, describe
 from estcore.pki.weak_keys import check_strength
 from estcore.runtime.settings import read_secret
 
@@ -102,13 +102,16 @@ def requested_key(path: Path) -> CertificatePublicKeyTypes:
     """
     try:
         request = x509.load_pem_x509_csr(path.read_bytes())
-        if not request.is_signature_valid:
-            raise ConfigurationError(f"the signature of the request in {path} is wrong")
-        key = request.public_key()
+        valid, key = request.is_signature_valid, request.public_key()
         key_algorithm(key)
         check_strength(key)
-    except (OSError, ValueError, UnsupportedAlgorithm, WeakKey) as exc:
+    except OSError as exc:
         raise ConfigurationError(f"cannot use the request in {path}") from exc
+    except READING_ERRORS as exc:
+        reason = exc.reason if isinstance(exc, WeakKey) else describe(exc)
+        raise ConfigurationError(f"cannot use the request in {path}: {reason}") from exc
+    if not valid:
+        raise ConfigurationError(f"the signature of the request in {path} is wrong")
     return key
 
 

@@ -12,24 +12,16 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 
-from estcore.errors import MalformedRequest, WeakKey
+from estcore.errors import WeakKey
 from estcore.pki.keys import spki_der
 from estcore.pki.names import display_name, fold, san_entries
+from estcore.pki.parsers import READING_ERRORS
 from estcore.pki.weak_keys import check_strength
 
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-    MalformedRequest,
-)
 Fault = tuple[str, str]
 """The name of a check and what it found."""
 
@@ -53,7 +45,7 @@ def lint_stored(row: StoredCertificate, issuer: x509.Certificate | None) -> list
     try:
         certificate = x509.load_der_x509_certificate(row.certificate)
         return [*_row(row, certificate), *_content(certificate), *_origin(certificate, issuer)]
-    except _UNREADABLE as exc:
+    except READING_ERRORS as exc:
         return [("unreadable", f"the certificate cannot be read: {type(exc).__name__}")]
 
 
@@ -111,7 +103,7 @@ def lint_list(
     """Return everything that is wrong with a stored revocation list."""
     try:
         return list(_list(x509.load_der_x509_crl(crl), issuer, number, now))
-    except _UNREADABLE as exc:
+    except READING_ERRORS as exc:
         return [("unreadable", f"the list cannot be read: {type(exc).__name__}")]
 
 
