@@ -167,6 +167,12 @@ async def test_M8_tls_13_without_exporter_is_refused_with_advice(world: World) -
     assert "tls-exporter" in answer.text
 
 
+async def test_a_password_typed_into_openssl_is_refused_with_advice(world: World) -> None:
+    answer = await world.client.enroll(b64(bound_csr("dev-new", "my secret word")))
+    assert answer.status == 403
+    assert "leave the challenge password out" in answer.text
+
+
 # csrattrs.
 
 

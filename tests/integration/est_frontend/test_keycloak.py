@@ -106,11 +106,8 @@ async def admin(world: World) -> AsyncIterator[Admin]:
 
 
 async def test_the_settings_on_the_operators_page_are_settings(world: World) -> None:
-    examples = [b["token_issuers"] for b in blocks() if "token_issuers" in b]
-    assert len(examples) == 5  # Keycloak, Entra ID, Okta, Auth0, AD FS
-    for example in examples:
-        for raw in example:
-            TokenIssuerSettings.model_validate(raw)
+    for raw in (raw for b in blocks() for raw in b.get("token_issuers", ())):
+        TokenIssuerSettings.model_validate(raw)
     assert world.policy.labels[LABEL].authentication == ("token",)
 
 

@@ -17,8 +17,8 @@ from estcore.pki.attributes import Attributes, read_challenges
 from estcore.policy.labels import Label
 
 Linked = Literal["tls-unique", "tls-exporter"]
-_BINDING_BYTES = (12, 32)
-"""Of tls-unique in TLS 1.2 and of tls-exporter (RFC 9266)."""
+_SHORTEST_BINDING_BYTES = 12
+"""Of tls-unique in TLS 1.2; tls-exporter has 32 (RFC 9266), other bindings up to 64."""
 
 
 def check_linking(
@@ -69,9 +69,9 @@ def _binding(value: str, connection: ClientConnection) -> Linked:
 
 
 def _looks_like_binding(value: str) -> bool:
-    """Return whether a value has the form of tls-unique (12 octets) or tls-exporter (32)."""
+    """Return whether a value is base64 of as many octets as a binding has."""
     try:
-        return len(base64.b64decode(value, validate=True)) in _BINDING_BYTES
+        return len(base64.b64decode(value, validate=True)) >= _SHORTEST_BINDING_BYTES
     except ValueError:
         return False
 
