@@ -33,21 +33,13 @@ def users(
         "renewal": permissions.renewal(),
         "audit": permissions.audit(),
         "operator": permissions.operator(),
-        "check-store": check_store(),
+        "check-store": permissions.check_store(),
     }
     if upstreams:
         found["ca-signer-upstream"] = permissions.upstream(upstreams)
     for tenant, service in agents:
         found[f"agent-{tenant}-{service}"] = permissions.agent(tenant, service)
     return found
-
-
-def check_store() -> Permissions:
-    """``ca-signer check-store``: publishes the records of its own checks, and receives PubAcks."""
-    return Permissions(
-        publish=("audit.refusal.ca-signer.check-store",),
-        subscribe=("_INBOX_casigner.checkstore.>",),
-    )
 
 
 def seed_file(folder: Path, user: str) -> Path:

@@ -157,6 +157,7 @@ async def _check_store(prepared: Path, folder: Path, at: Addresses) -> None:
     }
     command = [BIN / "ca-signer", "check-store", "--config", config, "--no-pkilint"]
     await _run(command, at.environment("ca-signer") | given)
+    await _until_recorded("certificates.checked", prepared, at)
     password = (own / "ca_signer_reader.password").read_text().strip()
     connection = await asyncpg.connect(url, password=password)
     try:
@@ -172,6 +173,21 @@ async def _check_store(prepared: Path, folder: Path, at: Addresses) -> None:
         await connection.execute("set default_transaction_read_only = off")
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await connection.execute("delete from ca_signer.issuance")
+    finally:
+        await connection.close()
+
+
+async def _until_recorded(action: str, prepared: Path, at: Addresses) -> None:
+    """Audit takes the record: it is signed by a sender that may report it."""
+    password = (prepared / "secrets" / "audit.password").read_text().strip()
+    url = f"postgresql://audit@127.0.0.1:{at.postgres}/{DATABASE}"
+    connection = await asyncpg.connect(url, password=password)
+    try:
+        async with asyncio.timeout(20):
+            while not await connection.fetchval(
+                "select count(*) from audit.record where action = $1", action
+            ):
+                await asyncio.sleep(0.2)
     finally:
         await connection.close()
 

@@ -20,6 +20,7 @@ from estcore.messages.signatures import MessageKey, Senders, sender_key
 from estsuite_testing.message_keys import SEEDS, SENDERS, message_key
 
 TOPICS = {
+    "check-store": ("audit.refusal.ca-signer.check-store",),
     "est-frontend": ("est.request.default.issuing.normal", "pki.ack.default"),
     "ca-signer": ("pki.state.secrets.00", "est.reply.default.f.1", "pki.certificate.issued.a.b"),
     "ca-signer-upstream": ("pki.state.cacerts.corporate", "pki.certificate.issued.a.b"),

@@ -20,7 +20,7 @@ from estcore.messages.permissions import Permissions
 from estcore.messages.signatures import MessageKey, sender_key
 
 _USER_PREFIX = nkeys.PREFIX_BYTE_USER
-SENDING = ("est-frontend", "ca-signer", "ca-signer-upstream", "renewal", "audit")
+SENDING = ("est-frontend", "ca-signer", "ca-signer-upstream", "check-store", "renewal", "audit")
 """Services that sign what they send; operators sign their commands, agents send nothing."""
 UPSTREAMS = ("corporate",)
 """Issuers of ca-signer-upstream where it runs beside a local suite."""

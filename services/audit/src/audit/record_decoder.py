@@ -75,8 +75,8 @@ def read_signed(data: bytes, sender: Sender | None) -> Intake:
         if (producer.service, producer.instance) != (service, sender.instance):
             reason = f"signed by {service}/{sender.instance}, in the name of a different producer"
             return Intake((), fault="producer", reason=reason)
-        if not may_report(service, entry.record.action):
-            reason = f"{entry.record.action} is not for {service} to report"
+        if not may_report(sender.service, entry.record.action):
+            reason = f"{entry.record.action} is not for {sender.service} to report"
             return Intake((), fault="action", reason=reason)
     return intake
 

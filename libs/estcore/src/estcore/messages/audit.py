@@ -175,14 +175,15 @@ _REPORTS = {
     "est-frontend": ("est.", "service.", "config.", "audit.record_replaced"),
     "renewal": ("renewal.", "rotation.", "service.", "config."),
     "audit": ("audit.", "service.", "config."),
+    "check-store": ("certificates.checked",),
 }
 _RESERVED = ("est.", "renewal.", "rotation.", "audit.")
 """ca-signer reports everything but what only these others do."""
 
 
 def may_report(service: str, action: str) -> bool:
-    """Return whether a producer may report an action: only what it does itself."""
-    if service == "ca-signer":
+    """Return whether a sending service may report an action: only what it does itself."""
+    if service in {"ca-signer", "ca-signer-upstream"}:
         return not action.startswith(_RESERVED)
     return action.startswith(_REPORTS.get(service, ()))
 
@@ -190,9 +191,10 @@ def may_report(service: str, action: str) -> bool:
 def producer_of(service: str) -> str:
     """Return the producer in the records of a sending service.
 
-    ca-signer-upstream is ca-signer for other issuers and reports in its name.
+    ca-signer-upstream is ca-signer for other issuers, check-store is a verb of it: both report
+    in its name.
     """
-    return "ca-signer" if service == "ca-signer-upstream" else service
+    return "ca-signer" if service in {"ca-signer-upstream", "check-store"} else service
 
 
 class AuditBatch(Part):

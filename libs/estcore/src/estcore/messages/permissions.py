@@ -80,6 +80,8 @@ def of_service(service: str, *, group: str = "", issuers: Sequence[str] = ()) ->
             return signer()
         case "ca-signer-upstream":
             return upstream(issuers)
+        case "check-store":
+            return check_store()
         case "renewal":
             return renewal()
         case "audit":
@@ -132,6 +134,14 @@ def signer() -> Permissions:
         ),
         subscribe=("_INBOX_casigner.>", "pki.command.ca-signer.>", "pki.ocsp.*"),
         answers=True,
+    )
+
+
+def check_store() -> Permissions:
+    """``ca-signer check-store``: publishes the records of its own checks, and receives PubAcks."""
+    return Permissions(
+        publish=("audit.refusal.ca-signer.check-store",),
+        subscribe=("_INBOX_casigner.checkstore.>",),
     )
 
 
