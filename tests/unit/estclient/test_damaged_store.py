@@ -237,6 +237,7 @@ def test_damaged_server_roots_are_none_and_known(ca: CA, tmp_path: Path) -> None
 
 
 @SLOW
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
 @given(st.data())
 def test_any_answer_gives_certificates_or_an_error_of_ours(ca: CA, data: st.DataObject) -> None:
     answer = bytearray(certs_only([ca.root.public_bytes(_DER), ca.issuer.public_bytes(_DER)]))

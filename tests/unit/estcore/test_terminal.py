@@ -120,11 +120,13 @@ def test_an_error_of_a_command_is_one_visible_line(text: str) -> None:
 
         return click.Command("fails", callback=callback)
 
+    # Names of files are octets: of half characters, only those that stand for an octet.
+    name = text.replace("\0", "0").encode("utf-8", "replace").decode() + "\udc80"
     for error in (
         ESTSuiteError(f"the server answers 400: {text}"),
         ESTSuiteError("refused", code=text),
         click.UsageError(text),
-        click.FileError(text.replace("\0", "0"), text),
+        click.FileError(name, text),
     ):
         (line,) = _written(lambda e=error: command_line.run(fails(e), "command", []), sys_err=True)
         assert_visible(line, keep="\n")
