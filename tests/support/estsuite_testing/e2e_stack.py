@@ -209,7 +209,11 @@ async def start_stack(
     ERRORS.follow(layout.logs)
     layout.prepare()
     shutil.copy(policy, layout.config / "policy.yaml")
-    await suite.start()
+    try:
+        await suite.start()
+    except BaseException:  # Cleanup, then raised again: what has started must not outlive the run.
+        await suite.stop()
+        raise
     return Stack(suite, folder, secret, [layout.ports.est])
 
 
