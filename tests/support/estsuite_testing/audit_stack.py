@@ -100,6 +100,12 @@ class AuditWorld:
         except TimeoutError:
             raise AssertionError(f"{query}: {found}, not {expected}") from None
 
+    async def until_not_ready(self, port: int, *, timeout_s: float = 30) -> None:
+        """Wait until the replica says that it is not ready."""
+        async with asyncio.timeout(timeout_s):
+            while not (await ready(port)).startswith("not ready"):
+                await asyncio.sleep(0.05)
+
     @asynccontextmanager
     async def service(self, **changes: Any) -> AsyncIterator[int]:
         """A running replica; yields its admin port."""

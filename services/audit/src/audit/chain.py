@@ -83,6 +83,25 @@ class Chain:
                 fresh = [e for e in fresh if e.record_id not in logged]
         return Appended(tuple(fresh), len(in_order) - len(fresh), tuple(conflicts))
 
+    async def takes(self, connection: Connection, entry: Entry) -> bool:
+        """Return whether the log takes this entry, which is not kept.
+
+        It tells a record that cannot be stored from a database that stores none.
+        """
+        copy = Chain(
+            store.Head(self.size, self._frontier.to_bytes(), self._last_hash, self._recorded_at),
+            self._clock,
+        )
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            await copy.append(connection, [entry])
+        except asyncpg.PostgresError:
+            return False
+        finally:
+            await transaction.rollback()
+        return True
+
     async def _write(self, connection: Connection, entries: Sequence[Entry]) -> None:
         recorded_at = max(self._clock.now(), self._recorded_at)
         moment = spell(recorded_at)

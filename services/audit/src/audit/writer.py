@@ -36,7 +36,7 @@ from estcore.messages.topics import (
 )
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.consume import Delivery, PullConsumer
-from estcore.runtime.database import Connection, Database
+from estcore.runtime.database import UNAVAILABLE, Connection, Database
 from estcore.runtime.faults import hit
 from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop
@@ -83,6 +83,7 @@ class Writer:
         self._started = False
         self._checked = 0.0
         self._partitioned = 0.0
+        self._outage = ""
         self.role: Role = "starting"
         self.size = 0
 
@@ -106,14 +107,20 @@ class Writer:
                         return
                 self._become("standby")
             except LedgerUnavailable as exc:
-                if self.role != "down":
-                    metrics.OUTAGES.inc()
-                    log.warning("audit log not writable", extra=fields(error=exc.reason))
-                self._become("down")
+                self._down(exc.reason)
+            except asyncpg.PostgresError as exc:
+                self._down(f"PostgreSQL: {type(exc).__name__}")
             await self._hand_over_own()
             await sleep_or_stop(stop, _TICK_S)
         self._own.note("audit.stop", role=self.role)
         await self._hand_over_own()
+
+    def _down(self, reason: str) -> None:
+        if self.role != "down" or reason != self._outage:
+            metrics.OUTAGES.inc()
+            log.warning("audit log not writable", extra=fields(error=reason))
+        self._outage = reason
+        self._become("down")
 
     def _become(self, role: Role) -> None:
         if role != self.role:
@@ -219,7 +226,10 @@ class Writer:
         ]
         try:
             await self._append(connection, chain, batch)
-        except asyncpg.DataError:
+        except UNAVAILABLE:
+            raise
+        except asyncpg.PostgresError as exc:
+            await self._require_log(connection, chain, exc)
             await self._one_by_one(connection, chain, batch)
             return
         await _end(batch)
@@ -288,6 +298,20 @@ class Writer:
         metrics.DELAY_SECONDS.observe(max(0.0, (self._clock.now() - oldest).total_seconds()))
         log.debug("records appended", extra=fields(records=len(entries), size=chain.size))
 
+    async def _require_log(
+        self, connection: Connection, chain: Chain, error: asyncpg.PostgresError
+    ) -> None:
+        """Raise unless the log takes a record of its own: then the message is at fault.
+
+        Raises:
+            LedgerUnavailable: PostgreSQL refuses every record, so none is put aside.
+        """
+        probe = self._own.record("audit.append", {}, record_id=ids.uuid7())
+        if not await chain.takes(connection, record_decoder.entry_of(probe)):
+            raise LedgerUnavailable(
+                f"PostgreSQL refuses every record: {type(error).__name__}"
+            ) from error
+
     async def _one_by_one(
         self, connection: Connection, chain: Chain, batch: Sequence[_Received]
     ) -> None:
@@ -295,7 +319,10 @@ class Writer:
         for received in batch:
             try:
                 await self._append(connection, chain, [received])
-            except asyncpg.DataError as exc:
+            except UNAVAILABLE:
+                raise
+            except asyncpg.PostgresError as exc:
+                await self._require_log(connection, chain, exc)
                 refused = record_decoder.Intake((), fault="refused", reason=type(exc).__name__)
                 if not await self._dead_letter(_Received(received.delivery, refused)):
                     continue

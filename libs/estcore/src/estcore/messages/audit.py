@@ -7,7 +7,7 @@ keys, secrets, tokens, passwords, challengePassword values.
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 
@@ -16,6 +16,8 @@ from estcore.messages.envelope import CorrelationId, Part, Token
 Phase = Literal["intent", "outcome", "denied", "error"]
 Severity = Literal["info", "notice", "warning", "error", "critical"]
 MAX_REASON = 500
+Id = Annotated[str, Field(max_length=128)]
+"""An id as the log indexes it; a longer one fits into no index."""
 
 
 class Producer(Part):
@@ -23,7 +25,7 @@ class Producer(Part):
 
     service: Token
     instance: Token
-    boot_id: str = Field(description="new at every start")
+    boot_id: Id = Field(description="new at every start")
 
 
 class Actor(Part):
@@ -42,10 +44,10 @@ class Target(Part):
 
     tenant: str | None = None
     service: str | None = None
-    slot_id: str | None = None
-    request_id: str | None = None
-    issuance_id: str | None = None
-    rotation_id: str | None = None
+    slot_id: Id | None = None
+    request_id: Id | None = None
+    issuance_id: Id | None = None
+    rotation_id: Id | None = None
     label: str | None = None
     profile: str | None = None
     issuer_id: str | None = None
@@ -87,14 +89,14 @@ class AuditRecord(Part):
     them; records derived from a row leave it out and are checked by windows instead.
     """
 
-    record_id: str
+    record_id: Id
     schema_version: int = 1
     producer: Producer
     producer_seq: int | None = None
     occurred_at: dt.datetime
     correlation_id: CorrelationId
-    causation_id: str | None = None
-    trace_id: str | None = None
+    causation_id: Id | None = None
+    trace_id: Id | None = None
     action: str = Field(pattern=r"^[a-z][a-z0-9_.-]{0,79}$")
     phase: Phase
     outcome: Literal["success", "failure", "unknown"]

@@ -27,6 +27,7 @@ _EXPIRES_S = 30
 _HEARTBEAT_S = 5
 _SILENCE_S = 3 * _HEARTBEAT_S
 _UNREADY_S = 60
+_DRAIN_S = 2
 _NS = 1_000_000_000
 
 
@@ -151,13 +152,18 @@ class PullConsumer:
             await self._pull(free)
 
     async def pause(self) -> Sequence[Delivery]:
-        """Stop fetching; returns what was not taken, for ``nak``."""
+        """Stop fetching; returns what was not taken, for ``nak``.
+
+        What the server had sent by then is among it: such a message would otherwise wait for its
+        ack timeout.
+        """
         self._paused = True
         if self._subscription is not None:
             subscription, self._subscription = self._subscription, None
             try:
-                await subscription.unsubscribe()
-            except (nats.errors.Error, OSError):
+                async with asyncio.timeout(_DRAIN_S):
+                    await subscription.drain()
+            except (nats.errors.Error, OSError, TimeoutError):
                 log.debug("subscription of the consumer not closed")
         rest = list(self._queue)
         self._queue.clear()
