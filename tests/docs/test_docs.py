@@ -247,6 +247,7 @@ def test_every_topic_and_stream_is_listed() -> None:
         topics.secrets_topic("x"),
         topics.WINDOW_TOPIC,
         topics.REANNOUNCE_TOPIC,
+        topics.WINDOWS_TOPIC,
         topics.POLICY_TOPIC,
     ):
         assert topic in listed

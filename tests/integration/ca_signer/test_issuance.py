@@ -16,7 +16,13 @@ from estcore import ids
 from estcore.errors import LedgerUnavailable
 from estcore.messages.enrollment import Principal
 from estcore.messages.envelope import decode, encode
-from estcore.messages.events import ReannounceAnswered, ReannounceRequested
+from estcore.messages.events import (
+    ReannounceAnswered,
+    ReannounceRequested,
+    WindowsAnswered,
+    WindowsRequested,
+    window_digest,
+)
 from estcore.pki.profile import Priority
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.platform import Platform
@@ -281,6 +287,23 @@ async def test_windows_are_published_again_on_request(
             "pki.command.ca-signer.reannounce", encode(asked), answered_by=("ca-signer",)
         )
         assert decode(ReannounceAnswered, octets).announced >= 1
+        closed = "select now() > $1::timestamptz + interval '7 seconds'"
+        while not await signer.value(closed, start):
+            await asyncio.sleep(0.2)
+        wanted = WindowsRequested(
+            requester="renewal", start=start, end=start + dt.timedelta(hours=1), length_s=5
+        )
+        octets = await renewal.request(
+            "pki.command.ca-signer.windows", encode(wanted), answered_by=("ca-signer",)
+        )
+        first = decode(WindowsAnswered, octets).windows[0]
+        ids = await signer.value(
+            "select array_agg(issuance_id::text) from issuance where issued_at >= $1 "
+            "and issued_at < $1 + interval '5 seconds' and state = 'issued'",
+            start,
+        )
+        assert (first.start, first.count, first.digest) == (start, len(ids), window_digest(ids))
+        assert first.end - first.start == dt.timedelta(seconds=5)
     finally:
         await renewal.close()
 

@@ -76,6 +76,7 @@ async def run(
             bus=bus,
             database=database,
             own=own,
+            clock=clock,
             leading=lambda: writer.leading,
         )
         forwarders = [
@@ -96,7 +97,7 @@ async def run(
         checks["consumers"] = lambda: writer.consuming
         reloader = _reloader(settings, bus, own)
         jobs = [
-            *(writer.run, windows.run, reloader.run),
+            *(writer.run, windows.run, windows.run_ledger, reloader.run),
             *(forwarder.run for forwarder in forwarders),
         ]
         try:

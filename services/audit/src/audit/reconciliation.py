@@ -14,15 +14,16 @@ from audit import metrics, store
 from audit.self_records import SelfRecords
 from audit.settings import SERVICE, WindowSettings
 from estcore import ids
+from estcore.clock import Clock
 from estcore.errors import MalformedRequest, Unavailable
 from estcore.messages.envelope import decode
-from estcore.messages.events import WindowClosed, window_digest
+from estcore.messages.events import WindowClosed, WindowSum, window_digest
 from estcore.messages.topics import AUDIT_CONSUMER, PKI_EVENTS
 from estcore.runtime.bus import Bus
 from estcore.runtime.consume import Delivery, PullConsumer
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
-from estcore.runtime.reconciliation import Verdict, WindowComparison
+from estcore.runtime.reconciliation import LedgerComparison, Verdict, WindowComparison
 from estcore.runtime.worker import MessageWorker
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Reconciliation:
         bus: Bus,
         database: Database,
         own: SelfRecords,
+        clock: Clock,
         leading: Callable[[], bool],
     ) -> None:
         self._settings, self._database, self._own = settings, database, own
@@ -52,11 +54,27 @@ class Reconciliation:
             max_requests=max(1, settings.attempts - _PATIENCE - 1),
         )
         consumer = PullConsumer(bus, PKI_EVENTS, AUDIT_CONSUMER, credit=_CREDIT)
+        self._attempts: dict[dt.datetime, int] = {}
+        self._ledger = LedgerComparison(
+            bus=bus,
+            database=database,
+            clock=clock,
+            requester=SERVICE,
+            rows="issued",
+            handle=self._compare_again,
+            every_s=settings.ledger_every_s,
+            recheck_s=settings.retry_s,
+            active=leading,
+        )
         self._worker = MessageWorker(consumer, self._handle_all, batch_size=_CREDIT, active=leading)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Compare until ``stop``."""
+        """Compare windows as they are published, until ``stop``."""
         await self._worker.run(stop)
+
+    async def run_ledger(self, stop: asyncio.Event) -> None:
+        """Ask for the sums of all windows and compare them, until ``stop``."""
+        await self._ledger.run(stop)
 
     async def _handle_all(self, deliveries: Sequence[Delivery], _: asyncio.Event) -> None:
         for delivery in deliveries:
@@ -82,7 +100,15 @@ class Reconciliation:
         else:
             await delivery.nak(self._settings.retry_s)
 
-    async def _compare(self, window: WindowClosed, attempt: int) -> bool:
+    async def _compare_again(self, window: WindowSum) -> bool:
+        attempt = self._attempts.get(window.start, 0) + 1
+        self._attempts[window.start] = attempt
+        done = await self._compare(window, attempt)
+        if done:
+            del self._attempts[window.start]
+        return done
+
+    async def _compare(self, window: WindowSum, attempt: int) -> bool:
         verdict, count = await self._comparison.compare(window)
         state = "open" if verdict is Verdict.REQUESTED else verdict.value
         metrics.WINDOWS.labels(state).inc()
@@ -106,7 +132,7 @@ class Reconciliation:
             issuances = await store.issued_between(connection, start, end)
         return len(issuances), window_digest(issuances)
 
-    def _give_up(self, window: WindowClosed, count: int) -> None:
+    def _give_up(self, window: WindowSum, count: int) -> None:
         log.error(
             "audit log differs from the ledger",
             extra=fields(start=window.start, expected=window.count, found=count),
@@ -116,7 +142,7 @@ class Reconciliation:
             phase="error",
             severity="error",
             reason=("window.differs", "the log does not hold what the ledger issued"),
-            record_id=ids.record_id("audit.window_differs", window.id),
+            record_id=ids.record_id("audit.window_differs", f"window-{window.start.isoformat()}"),
             start=window.start.isoformat(),
             expected=window.count,
             found=count,

@@ -56,6 +56,12 @@ class WindowSettings(StrictModel):
     attempts: int = Field(
         default=8, ge=2, le=100, description="comparisons before a window is given up"
     )
+    ledger_every_s: float = Field(
+        default=3600,
+        ge=1,
+        le=86_400,
+        description="distance of two comparisons of the last day with the ledger",
+    )
 
 
 class SinkSettings(StrictModel):

@@ -30,6 +30,7 @@ from estcore.runtime.tracing import Tracing
 from renewal import metrics
 from renewal.dispatch.scheduler import Scheduler
 from renewal.events.consumer import EventConsumer
+from renewal.events.reconciliation import ledger_comparison
 from renewal.proof_handler import AckListener
 from renewal.publishing.messages import MessageBuilder
 from renewal.publishing.publisher import RotationPublisher
@@ -143,6 +144,7 @@ def _jobs(
     return [
         *(event_consumer.run, scheduler.run_due, scheduler.run_upkeep),
         *(listener.run, gauges, reloader.run),
+        ledger_comparison(settings.windows, database, bus).run,
     ]
 
 

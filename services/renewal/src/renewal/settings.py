@@ -94,6 +94,12 @@ class WindowSettings(StrictModel):
     max_requests: int = Field(
         default=5, ge=1, le=100, description="requests for one window before it is given up"
     )
+    ledger_every_s: float = Field(
+        default=3600,
+        ge=1,
+        le=86_400,
+        description="distance of two comparisons of the last day with the ledger",
+    )
 
 
 class RenewalSettings(ServiceSettings):

@@ -128,8 +128,8 @@ class RotationEvent(Message):
     seconds_to_expiry: int | None = None
 
 
-class WindowClosed(Message):
-    """``pki.ca.window``: what the ledger committed in one closed minute (anti-entropy).
+class WindowSum(Part):
+    """What the ledger committed in [start, end).
 
     ``digest`` is the XOR of SHA-256(issuance id) over the window, hexadecimal, so it needs no
     order; consumers keep the same sum and ask for windows that differ.
@@ -139,6 +139,10 @@ class WindowClosed(Message):
     end: dt.datetime
     count: int
     digest: str
+
+
+class WindowClosed(Message, WindowSum):
+    """``pki.ca.window``: the sum of one closed window (anti-entropy)."""
 
 
 def window_digest(issuance_ids: Iterable[str]) -> str:
@@ -154,12 +158,48 @@ WINDOW_DIGEST_SQL = (
 )
 """``window_digest`` as an aggregate of PostgreSQL over a text column ``issuance_id``."""
 
+WINDOW_S = 60
+DAY_S = 86_400
+MAX_WINDOWS = 1500
+"""Windows of one answer: a day in minutes, or four years in days."""
+
+
+def window_sums_sql(rows: str) -> str:
+    """Return the sums of [$2, $3) in windows of $1, for ``rows`` of issuance_id and issued_at."""
+    return (
+        f"select date_bin($1, issued_at, 'epoch'::timestamptz) as start, count(*) as count, "  # noqa: S608
+        f"{WINDOW_DIGEST_SQL} as digest from {rows} "
+        "where issued_at >= $2 and issued_at < $3 group by 1 order by 1"
+    )
+
+
+class WindowsRequested(Part):
+    """Core request ``pki.command.ca-signer.windows``: the sums of all windows of a time.
+
+    A window event can be lost together with the events it guards, so consumers ask as well: at
+    start, after each reconnect and every hour.
+    """
+
+    requester: Token
+    start: dt.datetime
+    end: dt.datetime
+    length_s: int = Field(ge=1, le=DAY_S)
+
+
+class WindowsAnswered(Part):
+    """The closed windows in which something was issued, oldest first."""
+
+    windows: tuple[WindowSum, ...] = Field(max_length=MAX_WINDOWS)
+
 
 class ReannounceRequested(Part):
     """Core request ``pki.command.ca-signer.reannounce``: announce these windows again."""
 
     requester: Token
     windows: tuple[dt.datetime, ...] = Field(max_length=1440, description="window starts")
+    length_s: int | None = Field(
+        default=None, ge=1, le=DAY_S, description="their length; that of ca-signer by default"
+    )
 
 
 class ReannounceAnswered(Part):

@@ -183,6 +183,7 @@ def audit_refusal_topic(service: str, instance: str) -> str:
 
 WINDOW_TOPIC = "pki.ca.window"
 REANNOUNCE_TOPIC = "pki.command.ca-signer.reannounce"
+WINDOWS_TOPIC = "pki.command.ca-signer.windows"
 FETCHED_TOPIC = "pki.command.ca-signer.fetched"
 OPERATOR_VERBS = (
     *("certificate-hold", "certificate-list", "certificate-revoke", "certificate-show"),

@@ -162,7 +162,7 @@ class PullConsumer:
             subscription, self._subscription = self._subscription, None
             try:
                 async with asyncio.timeout(_DRAIN_S):
-                    await subscription.drain()
+                    await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py
             except (nats.errors.Error, OSError, TimeoutError):
                 log.debug("subscription of the consumer not closed")
         rest = list(self._queue)

@@ -2,7 +2,8 @@
 
 A PubAck says that the bus has an event, not that renewal or audit applied it, and a stream can lose
 what it acknowledged. Consumers compare the digest with their tables and request the windows that
-differ (``estcore.runtime.reconciliation``).
+differ (``estcore.runtime.reconciliation``); they ask for the digests as well, since the message
+about a window can be lost like the events of the window.
 """
 
 from __future__ import annotations
@@ -24,10 +25,14 @@ from estcore.messages.events import (
     ReannounceAnswered,
     ReannounceRequested,
     WindowClosed,
+    WindowsAnswered,
+    WindowsRequested,
+    WindowSum,
     window_digest,
 )
 from estcore.runtime.bus import Bus, Incoming, Outgoing
 from estcore.runtime.logs import fields
+from estcore.runtime.reconciliation import check_size, sums
 from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
@@ -35,6 +40,9 @@ log = logging.getLogger(__name__)
 _BACK = dt.timedelta(hours=24)
 _LIMIT = 120
 _PIECE = 200
+_ISSUED = (
+    "(select issuance_id::text as issuance_id, issued_at from issuance where state = 'issued') i"
+)
 
 
 @dataclass(kw_only=True, eq=False, slots=True)
@@ -52,6 +60,7 @@ class ReconciliationWindows:
     async def run(self, stop: asyncio.Event) -> None:
         """Publish closed windows until ``stop``."""
         await self.bus.subscribe(topics.REANNOUNCE_TOPIC, self._handle_request, queue="ca-signer")
+        await self.bus.subscribe(topics.WINDOWS_TOPIC, self._handle_sums, queue="ca-signer")
         while not await sleep_or_stop(stop, min(self.length.total_seconds() / 4, 10)):
             try:
                 await self.publish_closed()
@@ -113,6 +122,38 @@ class ReconciliationWindows:
         except (MalformedRequest, Unavailable) as exc:
             log.warning("reconciliation windows not republished", extra=fields(code=exc.code))
 
+    async def _handle_sums(self, message: Incoming) -> None:
+        try:
+            windows = await self.closed_sums(decode(WindowsRequested, message.payload))
+            await self.bus.publish_unconfirmed(
+                message.reply, encode(WindowsAnswered(windows=windows))
+            )
+        except (MalformedRequest, Unavailable) as exc:
+            log.warning("reconciliation windows not answered", extra=fields(code=exc.code))
+
+    async def closed_sums(self, request: WindowsRequested) -> tuple[WindowSum, ...]:
+        """Return the sums of closed windows in which something was issued.
+
+        Raises:
+            MalformedRequest: the answer would be too large.
+            Unavailable: database unavailable.
+        """
+        check_size(request)
+        length = dt.timedelta(seconds=request.length_s)
+        async with self.ledger.database.connection() as connection:
+            closed = await connection.fetchval(
+                "select date_bin($1, now() - $2::interval, 'epoch'::timestamptz)",
+                length,
+                self.grace,
+            )
+            end = min(request.end, closed)
+            found = await sums(connection, _ISSUED, request.start, end, request.length_s)
+        return tuple(
+            WindowSum(start=start, end=start + length, count=count, digest=digest)
+            for start, (count, digest) in found.items()
+            if request.start <= start and start + length <= end
+        )
+
     async def announce_again(self, request: ReannounceRequested) -> int:
         """Publish every certificate of the windows again, for the requester; returns how many.
 
@@ -120,8 +161,9 @@ class ReconciliationWindows:
             Unavailable: database or bus unavailable.
         """
         count = 0
+        length = dt.timedelta(seconds=request.length_s) if request.length_s else self.length
         for start in request.windows:
-            issued = await self.ledger.issued_between(start, start + self.length)
+            issued = await self.ledger.issued_between(start, start + length)
             for first in range(0, len(issued), _PIECE):
                 piece = issued[first : first + _PIECE]
                 if request.requester == "audit":

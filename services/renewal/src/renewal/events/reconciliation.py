@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime as dt
 import logging
 
-from estcore.messages.events import WINDOW_DIGEST_SQL, WindowClosed
+from estcore.clock import SystemClock
+from estcore.messages.events import WINDOW_DIGEST_SQL, WindowSum
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
-from estcore.runtime.reconciliation import Verdict, WindowComparison
+from estcore.runtime.reconciliation import LedgerComparison, Verdict, WindowComparison
 from renewal.metrics import (
     WINDOWS_CHECKED,
     WINDOWS_DIFFERENT,
@@ -44,7 +45,22 @@ def window_comparison(settings: WindowSettings, database: Database, bus: Bus) ->
     )
 
 
-async def check_window(comparison: WindowComparison, window: WindowClosed) -> bool:
+def ledger_comparison(settings: WindowSettings, database: Database, bus: Bus) -> LedgerComparison:
+    """Return the job that asks for the sums of all windows."""
+    comparison = window_comparison(settings, database, bus)
+    return LedgerComparison(
+        bus=bus,
+        database=database,
+        clock=SystemClock(),
+        requester=SERVICE,
+        rows="certificate",
+        handle=lambda window: check_window(comparison, window),
+        every_s=settings.ledger_every_s,
+        recheck_s=settings.recheck_s,
+    )
+
+
+async def check_window(comparison: WindowComparison, window: WindowSum) -> bool:
     """Compare a window and count what came of it; True when it is done.
 
     Raises:
