@@ -42,9 +42,9 @@ class Argument(StrictModel):
 async def _count(connection: Connection, argument: Argument, _: Caller) -> CommandResult:
     """A verb for these tests: its effect can be counted in the ledger."""
     await connection.execute(
-        "insert into attempt (stream_sequence, attempts) values ($1, 1) "
-        "on conflict (stream_sequence) do update set attempts = attempt.attempts + 1",
-        argument.number,
+        "insert into attempt (message_sha256, attempts) values ($1, 1) "
+        "on conflict (message_sha256) do update set attempts = attempt.attempts + 1",
+        str(argument.number).encode(),
     )
     if argument.fail:
         raise Conflict("not now", code="request.conflict")
@@ -74,8 +74,8 @@ _numbers = iter(range(1, 10_000))
 
 
 async def counted(signer: SignerStack, number: int) -> int:
-    sql = "select attempts from attempt where stream_sequence = $1"
-    return int(await signer.value(sql, number) or 0)
+    sql = "select attempts from attempt where message_sha256 = $1"
+    return int(await signer.value(sql, str(number).encode()) or 0)
 
 
 @pytest.mark.parametrize("algorithm", ["ec-p256", "ec-p384", "rsa-3072", "ed25519"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from estcore.messages import permissions
+from estcore.messages.permissions import Permissions
 from estcore.runtime.bus import Bus
 from estcore.runtime.settings import BusSettings, DatabaseSettings
 from estdev.nats import EmbeddedNATS
@@ -44,6 +45,28 @@ class Platform:
         seed = self.nats.seed_file("migrate").read_text().strip()
         return await Bus.connect(settings, "migrate", "test", seed=seed)
 
+    @asynccontextmanager
+    async def administrator(self) -> AsyncIterator[Bus]:
+        """Connect as a user that may do everything on NATS, as no service may."""
+        seed = self.nats.seed_file("administrator").read_text().strip()
+        settings = self.bus("ca-signer")
+        bus = await Bus.connect(settings, "administrator", "test", seed=seed, signs=False)
+        try:
+            yield bus
+        finally:
+            await bus.close()
+
+    async def delete_stream(self, name: str) -> None:
+        """Delete a stream with everything in it."""
+        async with self.administrator() as bus:
+            await bus.client.jetstream().delete_stream(name)
+
+    async def stored_messages(self) -> dict[str, int]:
+        """Return how many messages each stream holds."""
+        async with self.administrator() as bus:
+            streams = await bus.client.jetstream().streams_info()
+        return {str(s.config.name): s.state.messages for s in streams}
+
     def database(self, service: str) -> DatabaseSettings:
         """Return how a service reaches its schema (with the owner's access to migrate)."""
         role = self.roles[service]
@@ -70,6 +93,7 @@ def running_platform(folder: Path) -> Iterator[Platform]:
             "audit": permissions.audit(),
             "operator": permissions.operator(),
             "agent": permissions.agent("demo", "web"),
+            "administrator": Permissions(publish=(">",), subscribe=(">",)),
         },
     )
     nats.serve_issuers(ISSUERS)

@@ -116,6 +116,12 @@ class LedgerUnavailable(Unavailable):
     default_code = "ledger.unavailable"
 
 
+class ClockWrong(Unavailable):
+    """This machine's clock differs from PostgreSQL's, so no time it gives can be used."""
+
+    default_code = "clock.wrong"
+
+
 class KeyStoreUnavailable(Unavailable):
     """The store that holds a signing key does not answer."""
 

@@ -86,7 +86,7 @@ class Chain:
     async def takes(self, connection: Connection, entry: Entry) -> bool:
         """Return whether the log takes this entry, which is not kept.
 
-        It tells a record that cannot be stored from a database that stores none.
+        It distinguishes a record that cannot be stored from a database that stores none.
         """
         copy = Chain(
             store.Head(self.size, self._frontier.to_bytes(), self._last_hash, self._recorded_at),

@@ -29,6 +29,7 @@ from estcore.runtime.migrations import migrate as migrate_schema
 from estcore.runtime.reload import Reloader
 from estcore.runtime.service import ServiceCommand, run_jobs, stop_on_signals
 from estcore.runtime.settings import read_secret
+from estcore.runtime.stream_probe import StreamProbe
 from estcore.runtime.topology import declare
 from estcore.runtime.tracing import Tracing
 
@@ -90,13 +91,12 @@ async def run(
             )
             for sink in settings.sinks
         ]
+        streams = StreamProbe(bus, SERVICE, settings.instance)
         del checks["starting"]
-        checks["bus"] = lambda: bus.ready
-        checks["database"] = lambda: database.ready and writer.role != "down"
-        checks["writer"] = lambda: writer.role in {"writer", "standby"}
-        checks["consumers"] = lambda: writer.consuming
+        checks.update(_ready_checks(bus, streams, database, writer))
         reloader = _reloader(settings, bus, own)
         jobs = [
+            *(streams.run, database.watch),
             *(writer.run, windows.run, windows.run_ledger, reloader.run),
             *(forwarder.run for forwarder in forwarders),
         ]
@@ -109,6 +109,19 @@ async def run(
     finally:
         await asyncio.to_thread(tracing.close)
         await admin.stop()
+
+
+def _ready_checks(
+    bus: Bus, streams: StreamProbe, database: Database, writer: Writer
+) -> dict[str, Callable[[], bool]]:
+    return {
+        "bus": lambda: bus.ready,
+        "streams": lambda: streams.ready,
+        "database": lambda: database.available and writer.role != "down",
+        "clock": lambda: database.clock.right,
+        "writer": lambda: writer.role in {"writer", "standby"},
+        "consumers": lambda: writer.consuming,
+    }
 
 
 async def _connect(settings: Settings) -> Bus:

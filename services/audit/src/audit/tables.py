@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     func,
+    true,
 )
 from sqlalchemy.dialects.postgresql import UUID
 
@@ -125,4 +127,13 @@ window_check = Table(
     Column("attempts", Integer, nullable=False),
     _now("at"),
     CheckConstraint("state in ('equal', 'open', 'given_up')", name="window_check_state_check"),
+)
+
+heartbeat = Table(
+    "heartbeat",
+    metadata,
+    Column("id", Boolean, primary_key=True, server_default=true()),
+    _now("at"),
+    CheckConstraint("id", name="heartbeat_id_check"),
+    comment="written by each process, to see that PostgreSQL stores",
 )

@@ -25,7 +25,7 @@ from audit.self_records import SelfRecords
 from audit.settings import SERVICE, AppendSettings
 from estcore import ids
 from estcore.clock import Clock, monotonic_s
-from estcore.errors import BusUnavailable, LedgerUnavailable
+from estcore.errors import BusUnavailable, LedgerUnavailable, Unavailable
 from estcore.messages.audit import AuditBatch
 from estcore.messages.envelope import encode
 from estcore.messages.topics import (
@@ -106,7 +106,7 @@ class Writer:
                         await self._lead(connection, stop)
                         return
                 self._become("standby")
-            except LedgerUnavailable as exc:
+            except Unavailable as exc:
                 self._down(exc.reason)
             except asyncpg.PostgresError as exc:
                 self._down(f"PostgreSQL: {type(exc).__name__}")
@@ -140,7 +140,9 @@ class Writer:
             self._own.committed(len(batch.records))
 
     async def _lead(self, connection: Connection, stop: asyncio.Event) -> None:
-        await self._database.alive()
+        if not await self._database.alive():
+            self._database.clock.require()
+            raise LedgerUnavailable("PostgreSQL stores nothing")
         chain = await Chain.load(connection, self._clock)
         await self._sealer.load(connection)
         self.size = chain.size
@@ -182,6 +184,7 @@ class Writer:
 
     async def _round(self, connection: Connection, chain: Chain) -> bool:
         """Append what is here, seal if it is time; returns whether there was something."""
+        self._database.clock.require()
         await self._tend(connection)
         batch = self._take()
         busy = bool(batch) or bool(self._own.waiting())

@@ -42,6 +42,7 @@ from estcore.runtime.database import Database
 from estcore.runtime.message_keys import message_keys
 from estcore.runtime.reload import Reloader, Stamps, Watched, file_stamps
 from estcore.runtime.service import Job, run_jobs, stop_on_signals
+from estcore.runtime.stream_probe import StreamProbe
 from estcore.runtime.tracing import Tracing
 
 CLOCK = SystemClock()
@@ -169,7 +170,8 @@ async def _serve(
         return
     await frontend_state.publish()
     checks.pop("started")
-    checks.update(_ready_checks(shared, issuing.worker))
+    streams = StreamProbe(shared.bus, SERVICE, shared.settings.instance)
+    checks.update(_ready_checks(shared, issuing.worker, streams))
 
     async def fail_readiness(stopping: asyncio.Event) -> None:
         await stopping.wait()
@@ -179,6 +181,8 @@ async def _serve(
         [
             fail_readiness,
             completeness.watch,
+            streams.run,
+            shared.database.watch,
             frontend_state.run,
             _reloader(shared, frontend_state).run,
             *_issuing_jobs(shared, issuing),
@@ -228,11 +232,15 @@ def _issuing_parts(shared: SharedParts) -> IssuingParts:
     return IssuingParts(ledger, resolver, cycle, worker, sweeper)
 
 
-def _ready_checks(shared: SharedParts, worker: RequestConsumer) -> dict[str, Callable[[], bool]]:
+def _ready_checks(
+    shared: SharedParts, worker: RequestConsumer, streams: StreamProbe
+) -> dict[str, Callable[[], bool]]:
     context = shared.decision_context
     return {
         "bus": lambda: shared.bus.ready,
-        "ledger": lambda: shared.database.ready,
+        "streams": lambda: streams.ready,
+        "ledger": lambda: shared.database.available,
+        "clock": lambda: shared.database.clock.right,
         "consumers": lambda: worker.ready,
         "generations": lambda: not context.missing_issuers,
         "keystores": lambda: all(i.keystore.ready for i in context.issuers.values()),

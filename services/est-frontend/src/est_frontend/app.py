@@ -37,6 +37,7 @@ from estcore.runtime.logs import fields
 from estcore.runtime.message_keys import message_keys
 from estcore.runtime.reload import Reloader
 from estcore.runtime.service import run_jobs, stop_on_signals
+from estcore.runtime.stream_probe import StreamProbe
 from estcore.runtime.tracing import Tracing
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class App:
     authentication: Authentication
     state: SignerState
     bus: Bus
+    streams: StreamProbe
     trail: AuditTrail
     gateway: SignerGateway
     adoption: TrustAdoptionReporter
@@ -63,6 +65,8 @@ class App:
         """Return what has to hold for ``/readyz``, by name."""
         return {
             "bus": lambda: self.bus.ready,
+            "streams": lambda: self.streams.ready,
+            "clock": lambda: self.state.clock_check.right,
             "cacerts": lambda: self.state.has(
                 {
                     issuer
@@ -174,6 +178,7 @@ def build_app(settings: FrontendSettings, listener: Listener) -> App:
         authentication=authentication,
         state=state,
         bus=bus,
+        streams=StreamProbe(bus, SERVICE, settings.instance),
         trail=trail,
         gateway=gateway,
         adoption=adoption,
@@ -221,6 +226,7 @@ async def serve(settings: FrontendSettings, listener: Listener) -> None:
         await run_jobs(
             [
                 app.connect,
+                app.streams.run,
                 listen,
                 app.trail.run,
                 app.adoption.run,

@@ -187,6 +187,7 @@ class Dispatcher:
             raise MalformedRequest(
                 f"{operation} is not offered here", code="request.not_implemented"
             )
+        self.state.clock_check.require()
         if not self.trail.ready:
             raise AuditUnavailable("audit records cannot be kept now", code="audit.spool_full")
         if self._in_flight >= self.settings.limits.max_in_flight:
@@ -207,6 +208,7 @@ class Dispatcher:
 
     async def _rotation_ack(self, exchange: Exchange, label: Label) -> web.Response:
         """Relay proof that a service uses its new certificate."""
+        self.state.clock_check.require()
         credentials = Credentials.of(exchange.request, exchange.connection, exchange.peer)
         who = exchange.who = await self.authenticator.own_certificate(credentials, label)
         check_type(exchange.request, "application/jose")

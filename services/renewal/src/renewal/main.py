@@ -25,6 +25,7 @@ from estcore.runtime.message_keys import message_keys
 from estcore.runtime.reload import Reloader
 from estcore.runtime.service import Job, ServiceCommand, run_jobs, stop_on_signals
 from estcore.runtime.settings import read_secret
+from estcore.runtime.stream_probe import StreamProbe
 from estcore.runtime.terminal import write_line
 from estcore.runtime.tracing import Tracing
 from renewal import metrics
@@ -63,11 +64,14 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
         settings.admin,
         {
             "bus": lambda: bus is not None and bus.ready,
-            "database": lambda: database is not None and database.ready,
+            "streams": lambda: streams is not None and streams.ready,
+            "database": lambda: database is not None and database.available,
+            "clock": lambda: database is not None and database.clock.right,
             "consumer": lambda: event_consumer is not None and event_consumer.consumer.ready,
         },
     )
     event_consumer: EventConsumer | None = None
+    streams: StreamProbe | None = None
     port = await admin.start()
     log.info("service started", extra=fields(admin_port=port))
     try:
@@ -77,12 +81,15 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
         bus = await _unless(stop, connecting)
         if database is None or bus is None:
             return
+        streams = StreamProbe(bus, SERVICE, settings.instance)
         builder = MessageBuilder(settings.instance, SystemClock())
         publisher = RotationPublisher(database, bus, builder, settings.rotation)
         event_consumer = EventConsumer(settings, database, bus, builder, publisher, tracing)
         jobs = _jobs(settings, database, bus, builder, publisher, tracing, event_consumer)
         await run_jobs(
-            [*jobs, _fail_readiness(admin)], stop=stop, stop_timeout_s=settings.stop_timeout_s
+            [*jobs, streams.run, database.watch, _fail_readiness(admin)],
+            stop=stop,
+            stop_timeout_s=settings.stop_timeout_s,
         )
     finally:
         if bus is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -16,6 +17,7 @@ from sqlalchemy import (
     Table,
     Text,
     func,
+    true,
 )
 from sqlalchemy.dialects.postgresql import UUID
 
@@ -163,9 +165,18 @@ revocation = Table(
 failed_delivery = Table(
     "failed_delivery",
     metadata,
-    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("message_sha256", LargeBinary, primary_key=True),
     Column("attempts", Integer, nullable=False),
     Column("error", Text, nullable=False),
     _now("first_at"),
     _now("last_at"),
+)
+
+heartbeat = Table(
+    "heartbeat",
+    metadata,
+    Column("id", Boolean, primary_key=True, server_default=true()),
+    _now("at"),
+    CheckConstraint("id", name="heartbeat_id_check"),
+    comment="written by each process, to see that PostgreSQL stores",
 )

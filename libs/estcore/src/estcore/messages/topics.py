@@ -19,6 +19,7 @@ PKI_STATE = "PKI_STATE"
 AUDIT_ISSUE = "AUDIT_ISSUE"
 AUDIT_REFUSAL = "AUDIT_REFUSAL"
 DEAD_LETTERS = "DEAD_LETTERS"
+CANARY = "CANARY"
 
 RENEWAL_CONSUMER = "renewal"
 AUDIT_CONSUMER = "audit"
@@ -82,6 +83,8 @@ STREAMS = (
         direct=True,
     ),
     Stream(PKI_STATE, ("pki.state.>",), owner="ca-signer", last_per_topic=True),
+    # Written by every process every few seconds: shows that JetStream stores what it takes.
+    Stream(CANARY, ("canary.>",), owner="ca-signer", last_per_topic=True, max_age_s=3600),
     Stream(DEAD_LETTERS, ("dead.>",), owner="ca-signer", max_bytes=256 * _MIB, max_age_s=90 * _DAY),
     Stream(
         AUDIT_ISSUE,
@@ -179,6 +182,19 @@ def audit_issue_topic(service: str) -> str:
 def audit_refusal_topic(service: str, instance: str) -> str:
     """``audit.refusal.<service>.<instance>``: records without a row behind them."""
     return f"audit.refusal.{token(service)}.{token(instance)}"
+
+
+def canary_topic(service: str, instance: str) -> str:
+    """``canary.<service>.<instance>``: written to see that JetStream stores."""
+    return f"canary.{token(service)}.{token(instance)}"
+
+
+def stream_of(topic: str) -> str | None:
+    """Return the stream that stores a topic, if one does."""
+    for stream in STREAMS:
+        if any(topic.startswith(pattern.removesuffix(">")) for pattern in stream.topics):
+            return stream.name
+    return None
 
 
 WINDOW_TOPIC = "pki.ca.window"

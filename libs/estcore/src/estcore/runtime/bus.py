@@ -208,6 +208,11 @@ class Bus:
         self._on_reconnect.append(callback)
 
     @property
+    def rights(self) -> tuple[str, ...]:
+        """Topics tried at every connection."""
+        return self._rights
+
+    @property
     def ready(self) -> bool:
         """Connected, and no topic was ever refused."""
         return self.client.is_connected and self.violation is None
@@ -234,9 +239,14 @@ class Bus:
                     futures.append(await self._send(message))
                 await asyncio.gather(*futures)
         except nats.js.errors.APIError as exc:
+            reason = exc.description or "no reason"
+            full = reason.startswith("maximum")
             raise BusUnavailable(
-                f"stream refused the message: {exc.description}", code="bus.full"
+                f"stream refused the message: {reason}",
+                code="bus.full" if full else "bus.storage",
             ) from exc
+        except nats.js.errors.NoStreamResponseError as exc:
+            raise BusUnavailable("the stream does not exist", code="bus.storage") from exc
         except (TimeoutError, nats.errors.Error, OSError) as exc:
             raise BusUnavailable("no confirmation from the bus") from exc
         finally:
@@ -285,6 +295,17 @@ class Bus:
             except (nats.errors.Error, OSError):
                 log.debug("connection lost while publish permissions were probed")
                 return
+
+    async def probe(self, topic: str, *, timeout_s: float) -> bytes:
+        """Return JetStream's answer to a message on ``topic`` that no stream stores.
+
+        Raises:
+            nats.errors.Error, TimeoutError, OSError: no answer.
+        """
+        answer = await self.client.request(
+            topic, b"", timeout=timeout_s, headers={_EXPECTED_STREAM: _NO_STREAM}
+        )
+        return bytes(answer.data)
 
     async def publish_unconfirmed(self, topic: str, payload: bytes, *, reply: str = "") -> None:
         """Publish on core NATS, which does not confirm delivery.

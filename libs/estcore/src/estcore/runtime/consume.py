@@ -26,8 +26,9 @@ log = logging.getLogger(__name__)
 _EXPIRES_S = 30
 _HEARTBEAT_S = 5
 _SILENCE_S = 3 * _HEARTBEAT_S
-_UNREADY_S = 60
+_UNREADY_S = 2 * _SILENCE_S
 _DRAIN_S = 2
+_PAUSE_S = 1.0
 _NS = 1_000_000_000
 
 
@@ -101,8 +102,10 @@ class PullConsumer:
         self._queue: deque[Delivery] = deque()
         self._open = 0
         self._subscription: Subscription | None = None
-        self._heard = monotonic_s()
+        self._heard = self._answered = monotonic_s()
         self._paused = False
+        self._missing = False
+        self._pull_at = 0.0
         self.wake = wake or asyncio.Event()
         self._own_wake = wake is None
 
@@ -118,8 +121,8 @@ class PullConsumer:
 
     @property
     def ready(self) -> bool:
-        """The server has answered recently."""
-        return monotonic_s() - self._heard < _UNREADY_S
+        """The server has answered recently, and the consumer exists."""
+        return not self._missing and monotonic_s() - self._answered < _UNREADY_S
 
     def take(self, limit: int) -> list[Delivery]:
         """Return up to ``limit`` messages that are here; none is an answer."""
@@ -144,7 +147,8 @@ class PullConsumer:
         if self._paused or self._subscription is None or not self._bus.connected:
             return
         if monotonic_s() - self._heard > _SILENCE_S:
-            log.warning("consumer silent, resubscribing", extra=fields(consumer=self.name))
+            if not self._missing:
+                log.warning("consumer silent, resubscribing", extra=fields(consumer=self.name))
             await self._restart()
             return
         free = self._credit - self._open - len(self._queue)
@@ -180,6 +184,7 @@ class PullConsumer:
         self._inbox = inbox
         self._open = 0
         self._heard = monotonic_s()
+        self._pull_at = 0.0
         await self._pull(self._credit - len(self._queue))
 
     async def _restart(self) -> None:
@@ -197,7 +202,7 @@ class PullConsumer:
             raise BusUnavailable("cannot subscribe") from exc
 
     async def _pull(self, batch: int) -> None:
-        if batch <= 0:
+        if batch <= 0 or monotonic_s() < self._pull_at:
             return
         body = {"batch": batch, "expires": _EXPIRES_S * _NS, "idle_heartbeat": _HEARTBEAT_S * _NS}
         topic = f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self.name}"
@@ -209,24 +214,42 @@ class PullConsumer:
         self._open += batch
 
     async def _arrived(self, message: Msg) -> None:
-        self._heard = monotonic_s()
         headers = message.headers
         status = headers.get("Status") if headers and not message.reply else None
         if status is None:
+            self._alive()
             self._open -= 1
             self._queue.append(Delivery(self._bus, message))
             self.wake.set()
             return
         if status == "100":
+            self._alive()
             return
-        # 404, 408, 409: this request is over; the server says how many of it were left.
+        # This request is over; the server says how many messages of it were left.
         pending = (headers or {}).get("Nats-Pending-Messages")
         self._open -= int(pending) if pending else self._open
         self._open = max(self._open, 0)
-        if status == "409":
+        reason = (headers or {}).get("Description", "")
+        if status == "408":
+            self._alive()
+        else:
+            self._ended(status, reason)
+        await self.maintain()
+
+    def _alive(self) -> None:
+        self._heard = self._answered = monotonic_s()
+        self._missing = False
+
+    def _ended(self, status: str, reason: str) -> None:
+        """Note that the server ended a pull request before its time, and pause before the next.
+
+        Nothing answers on the topic where there is no stream, no consumer or no JetStream (503).
+        """
+        self._pull_at = monotonic_s() + _PAUSE_S
+        missing = status != "409" or "Deleted" in reason
+        if status == "409" or missing != self._missing:
             log.warning(
                 "pull request ended by the server",
-                extra=fields(consumer=self.name, reason=(headers or {}).get("Description", "")),
+                extra=fields(consumer=self.name, stream=self.stream, status=status, reason=reason),
             )
-            await asyncio.sleep(0.2)
-        await self.maintain()
+        self._missing = missing

@@ -3,6 +3,9 @@
 Statements are plain SQL in the adapters of each service; SQLAlchemy describes the tables and
 Alembic moves them (docs/adr/0006). Units of work run shielded, so a client that hangs up never
 cancels a transaction half way (asyncpg #464, sqlalchemy #6652).
+
+Each schema has a table ``heartbeat`` with one row. A committed write to it shows that PostgreSQL
+stores, which a read does not where the server is read-only or full, and returns PostgreSQL's time.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
 from estcore.errors import LedgerUnavailable
+from estcore.runtime.clock_check import ClockCheck
+from estcore.runtime.service import sleep_or_stop
 from estcore.runtime.settings import DatabaseSettings, read_secret
 
 Connection = PoolConnectionProxy
@@ -37,8 +42,15 @@ UNAVAILABLE = (
     asyncpg.LockNotAvailableError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InsufficientResourcesError,
+    # The database or schema was dropped, renamed or not migrated yet.
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.UndefinedTableError,
 )
 _RETRIES = 3
+_HEARTBEAT = "update heartbeat set at = clock_timestamp() returning clock_timestamp()"
+_HEARTBEAT_EVERY_S = 10.0
+_HEARTBEAT_AGAIN_S = 1.0
+_HEARTBEAT_TIMEOUT_S = 5.0
 
 
 class Database:
@@ -47,6 +59,7 @@ class Database:
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
         self._failed = False
+        self.clock = ClockCheck(keep_s=60)
 
     @classmethod
     async def connect(cls, settings: DatabaseSettings, service: str, schema: str) -> Database:
@@ -78,7 +91,12 @@ class Database:
 
     @property
     def ready(self) -> bool:
-        """The last attempt to use the database worked."""
+        """Nothing failed since the last heartbeat, and this machine's clock agrees with it."""
+        return self.available and self.clock.right
+
+    @property
+    def available(self) -> bool:
+        """Nothing failed since the last heartbeat."""
         return not self._failed
 
     @asynccontextmanager
@@ -89,12 +107,17 @@ class Database:
             LedgerUnavailable: PostgreSQL is unavailable, read-only or too slow.
         """
         try:
-            async with self._pool.acquire(timeout=5) as connection:
-                yield connection
+            connection = await self._pool.acquire(timeout=5)
+        except (asyncpg.PostgresError, *UNAVAILABLE) as exc:
+            self._failed = True
+            raise LedgerUnavailable(f"PostgreSQL: {type(exc).__name__}") from exc
+        try:
+            yield connection
         except UNAVAILABLE as exc:
             self._failed = True
             raise LedgerUnavailable(f"PostgreSQL: {type(exc).__name__}") from exc
-        self._failed = False
+        finally:
+            await self._release(connection)
 
     async def run(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Run ``work`` in one transaction, shielded from cancellation, retried on conflicts.
@@ -115,15 +138,31 @@ class Database:
                     raise LedgerUnavailable("PostgreSQL: too many conflicts") from exc
         raise AssertionError("unreachable")
 
-    async def alive(self) -> bool:
-        """Ask PostgreSQL a trivial question within two seconds."""
+    async def _release(self, connection: Connection) -> None:
         try:
-            async with asyncio.timeout(2), self.connection() as connection:
-                await connection.fetchval("select 1")
-        except (LedgerUnavailable, TimeoutError, *UNAVAILABLE):
+            await self._pool.release(connection)
+        except UNAVAILABLE:
+            self._failed = True  # The connection is lost; the pool makes another one.
+
+    async def alive(self) -> bool:
+        """Write the heartbeat and compare the clocks; returns whether both are well."""
+        try:
+            async with asyncio.timeout(_HEARTBEAT_TIMEOUT_S), self.connection() as connection:
+                now = await connection.fetchval(_HEARTBEAT)
+        except (LedgerUnavailable, TimeoutError, asyncpg.PostgresError):
             self._failed = True
             return False
-        return True
+        if now is not None:
+            self.clock.compared(now.timestamp())
+        self._failed = False
+        return self.ready
+
+    async def watch(self, stop: asyncio.Event) -> None:
+        """Write heartbeats until ``stop``, more often while something is wrong."""
+        while True:
+            well = await self.alive()
+            if await sleep_or_stop(stop, _HEARTBEAT_EVERY_S if well else _HEARTBEAT_AGAIN_S):
+                return
 
     async def close(self) -> None:
         """Close every connection; those in use have five seconds."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Generic, TypeVar
 
 import asyncpg
@@ -102,7 +104,7 @@ class RequestHandler(Generic[IntentT]):
         """Decode a delivery; None where it is ended or deferred already."""
         try:
             if delivery.attempt > 1:
-                attempts = await self.ledger.count_attempt(delivery.sequence)
+                attempts = await self.ledger.count_attempt(_key(delivery))
                 if attempts >= self.max_attempts:
                     await self._dead_letter(delivery, "request.too_many_attempts", "given up")
                     return None
@@ -184,7 +186,7 @@ class RequestHandler(Generic[IntentT]):
         except Exception as exc:  # Bulkhead: NAK for redelivery; dead-lettered after max_attempts.
             log.error("request failed", exc_info=exc)
             code = "ledger.refused" if isinstance(exc, asyncpg.PostgresError) else "internal"
-            await self.nak_all([item.delivery], code)
+            await self.nak_all([item.delivery], code, counted=True)
 
     async def resolve(self, item: ReceivedRequest, candidate: Candidate) -> None:
         """Find out what a decided request is, and do it.
@@ -311,12 +313,18 @@ class RequestHandler(Generic[IntentT]):
         )
         await item.delivery.ack()
 
-    async def nak_all(self, deliveries: Sequence[Delivery], code: str) -> None:
-        """Defer deliveries for redelivery."""
+    async def nak_all(
+        self, deliveries: Sequence[Delivery], code: str, *, counted: bool = False
+    ) -> None:
+        """Defer deliveries for redelivery; ``counted`` is a failure of the message itself."""
         metrics.DELAYED.labels(code).inc(len(deliveries))
         log.warning(
             "requests deferred for redelivery", extra=fields(code=code, count=len(deliveries))
         )
+        repeated = [_key(delivery) for delivery in deliveries if delivery.attempt > 1]
+        if repeated and not counted:
+            with contextlib.suppress(Unavailable):
+                await self.ledger.forget_attempts(repeated)
         for delivery in deliveries:
             await delivery.nak(_RETRY_S)
 
@@ -342,6 +350,11 @@ class RequestHandler(Generic[IntentT]):
             answer = rejected_answer(address.id, _GIVEN_UP)
             await self.publisher.replies.send(address.group, address.instance, answer)
         await delivery.term()
+
+
+def _key(delivery: Delivery) -> bytes:
+    """Return what deliveries of one message have in common, also after its stream was lost."""
+    return sha256(delivery.data).digest()
 
 
 def _readable(model: type[P], delivery: Delivery) -> P | None:

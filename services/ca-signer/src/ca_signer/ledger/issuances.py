@@ -279,16 +279,23 @@ class IssuanceStore:
         async with self.database.connection() as connection:
             await certificate_index.enter(connection, list(issuance_ids))
 
-    async def count_attempt(self, sequence: int) -> int:
+    async def count_attempt(self, message_sha256: bytes) -> int:
         """Count one more delivery of a message, before it is read; returns how many."""
         async with self.database.connection() as connection:
             count: int = await connection.fetchval(
-                "insert into attempt (stream_sequence, attempts) values ($1, 1) "
-                "on conflict (stream_sequence) do update set attempts = attempt.attempts + 1 "
+                "insert into attempt (message_sha256, attempts) values ($1, 1) "
+                "on conflict (message_sha256) do update set attempts = attempt.attempts + 1 "
                 "returning attempts",
-                sequence,
+                message_sha256,
             )
         return count
+
+    async def forget_attempts(self, messages_sha256: Sequence[bytes]) -> None:
+        """Count deliveries anew: what failed was not the messages' fault."""
+        async with self.database.connection() as connection:
+            await connection.execute(
+                "delete from attempt where message_sha256 = any($1::bytea[])", messages_sha256
+            )
 
 
 async def give_back(connection: Connection, issuance_id: str) -> None:

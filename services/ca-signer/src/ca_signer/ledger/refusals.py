@@ -50,7 +50,11 @@ class RefusalStore:
         return [decode(Refusal, row["announcement"].encode()) for row in rows]
 
     async def delete_expired(self) -> None:
-        """Delete single-use proofs after a day (they live minutes) and approvals after 90 days."""
+        """Delete what is over.
+
+        Single-use proofs, which live minutes, and counts of deliveries after a day; approvals
+        after 90 days.
+        """
         async with self._database.connection() as connection:
             await connection.execute(
                 "delete from approval where expires_at < now() - interval '90 days' "
@@ -59,4 +63,7 @@ class RefusalStore:
             await connection.execute(
                 "delete from claim where kind in ('dpop', 'digest') "
                 "and created_at < now() - interval '1 day'"
+            )
+            await connection.execute(
+                "delete from attempt where created_at < now() - interval '1 day'"
             )

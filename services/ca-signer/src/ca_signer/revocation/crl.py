@@ -247,6 +247,7 @@ class CRLPublisher:
             next_update=next_update,
             urls=urls,
         )
+        self._database.clock.require()
         signature = await issuer.keystore.sign(tbs)
         issuer.check_signature(tbs, signature)
         crl = assemble(tbs, crl_signature_algorithm(tbs), signature)

@@ -33,6 +33,7 @@ from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.signing.issuers import SigningIssuer
 from estcore.errors import (
     BusUnavailable,
+    ClockWrong,
     IssuerUnavailable,
     KeyStoreUnavailable,
     LedgerUnavailable,
@@ -46,6 +47,9 @@ from estcore.runtime.service import sleep_or_stop
 from estcore.runtime.tracing import Tracing
 
 log = logging.getLogger(__name__)
+
+_CLOCK_S = 2.0
+"""A clock off by a twentieth of the lifetime signs nothing; by less than this, everything."""
 
 
 class IssuanceCycle:
@@ -101,7 +105,7 @@ class IssuanceCycle:
             await self._publisher.intents(intents)
             faults.hit("signer.6.audited")
             signed = await self._sign(intents)
-        except (BusUnavailable, KeyStoreUnavailable):
+        except (BusUnavailable, ClockWrong, KeyStoreUnavailable):
             await self._release(intents)
             raise
         finally:
@@ -118,6 +122,8 @@ class IssuanceCycle:
     async def _sign(
         self, intents: Sequence[IssuanceIntent]
     ) -> list[tuple[IssuanceIntent, bytes, bytes]]:
+        shortest = min(i.not_after - i.not_before for i in intents)
+        self._ledger.database.clock.require(max(shortest.total_seconds() / 20, _CLOCK_S))
         signed = []
         for issuer_id in dict.fromkeys(i.issuer_id for i in intents):
             issuer = self._issuers.get(issuer_id)

@@ -40,6 +40,7 @@ from estcore.runtime.logs import fields
 from estcore.runtime.message_keys import message_keys
 from estcore.runtime.reload import Reloader, Stamps, Watched, file_stamps
 from estcore.runtime.service import Job, ServiceCommand, run_jobs, sleep_or_stop, stop_on_signals
+from estcore.runtime.stream_probe import StreamProbe
 from estcore.runtime.terminal import write_line
 from estcore.runtime.tracing import Tracing
 
@@ -96,14 +97,22 @@ async def run(settings: UpstreamSettings) -> None:
             if not await completeness.hold(parts.publisher, stop):
                 return
             await publish_state(bus, database, issuers)
+            streams = StreamProbe(bus, f"{SERVICE}-upstream", settings.instance)
             checks.pop("started")
             checks.update(
                 bus=lambda: bus.ready,
-                ledger=lambda: database.ready,
+                streams=lambda: streams.ready,
+                ledger=lambda: database.available,
+                clock=lambda: database.clock.right,
                 consumers=lambda: parts.worker.ready,
                 upstreams=lambda: all(issuer.usable for issuer in issuers.values()),
             )
-            jobs = [completeness.watch, *_state_jobs(settings, parts, bus, database, stamps)]
+            jobs = [
+                completeness.watch,
+                streams.run,
+                database.watch,
+                *_state_jobs(settings, parts, bus, database, stamps),
+            ]
             await _serve(settings, parts, bus, admin, stop, jobs)
     finally:
         await admin.stop()

@@ -44,6 +44,7 @@ from estcore.messages.state import (
 from estcore.messages.topics import PKI_STATE
 from estcore.pki.profile import Profile
 from estcore.runtime.bus import Bus, Incoming
+from estcore.runtime.clock_check import ClockCheck
 from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop
 
@@ -83,6 +84,7 @@ class SignerState:
         self._set_anchors = set_anchors
         self._clock = clock
         self._bus: Bus | None = None
+        self.clock_check = ClockCheck()
         self._trust: dict[str, CACertificates] = {}
         self._cacerts: dict[tuple[str, ...], bytes] = {}
         self._secrets: dict[str, SecretVerifier] = {}
@@ -190,6 +192,11 @@ class SignerState:
         return self._by_verifier.get(sha256(secret.encode()).hexdigest())
 
     async def _arrived(self, message: Incoming) -> None:
+        if message.topic.startswith(_CACERTS):
+            # Published with PostgreSQL's time every few minutes.
+            with contextlib.suppress(MalformedRequest):
+                published_at = decode(CACertificates, message.payload).updated_at
+                self.clock_check.compared(published_at.timestamp())
         await self._take(message.topic, message.payload, message.signature)
 
     async def _refresh(self) -> None:

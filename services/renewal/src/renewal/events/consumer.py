@@ -18,9 +18,10 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 from estcore.clock import monotonic_s
-from estcore.errors import MalformedRequest, Unavailable
+from estcore.errors import LedgerUnavailable, MalformedRequest, Unavailable
 from estcore.messages.envelope import decode
 from estcore.messages.events import CertificateIssued, CertificateRevoked, WindowClosed
 from estcore.messages.topics import PKI_EVENTS, RENEWAL_CONSUMER, WINDOW_TOPIC
@@ -47,12 +48,16 @@ _ALONE_FROM = 3
 _NOT_FOR_GOOD = {"certificateHold", "removeFromCRL"}
 _KIND_AT = 2
 _COUNT_FAILURE = """
-insert into failed_delivery as f (sequence, attempts, error) values ($1, 1, $2)
-on conflict (sequence) do update
+insert into failed_delivery as f (message_sha256, attempts, error) values ($1, 1, $2)
+on conflict (message_sha256) do update
     set attempts = f.attempts + 1, error = excluded.error, last_at = now()
 returning attempts
 """
-_FORGET_FAILURES = "delete from failed_delivery where sequence = any($1::bigint[])"
+_FORGET_FAILURES = "delete from failed_delivery where message_sha256 = any($1::bytea[])"
+_PURGE_FAILURES = "delete from failed_delivery where last_at < now() - interval '1 day'"
+_PURGE_EVERY_S = 3600
+_ALIKE = 3
+"""So many different messages that fail alike, and none that works, are not at fault."""
 
 
 @dataclass
@@ -85,6 +90,8 @@ class EventConsumer:
         self._recheck_s = settings.windows.recheck_s
         self._database, self._bus, self._builder = database, bus, builder
         self._publisher, self._tracing = publisher, tracing
+        self._purged = 0.0
+        self._failing: dict[str, set[bytes]] = {}
         self._windows = window_comparison(settings.windows, database, bus)
         self.consumer = PullConsumer(
             bus, PKI_EVENTS, RENEWAL_CONSUMER, credit=self._settings.credit
@@ -161,6 +168,7 @@ class EventConsumer:
                     lambda c: project(c, issued, revoked, rotation=self._rotation)
                 )
                 faults.hit("renewal.projected")
+                self._failing.clear()
                 await self._publish(projected)
         for delivery in batch.deliveries():
             await delivery.ack()
@@ -193,14 +201,30 @@ class EventConsumer:
             if batch.deliveries():
                 await self._apply(batch)
         except Unavailable:
-            await self._forget(delivery)
+            await self._forget(_key(delivery))
             raise
         except Exception as exc:  # noqa: BLE001 - Bulkhead: tried again later, then buried.
-            error = _line(exc)
-            log.warning("message failed", extra=fields(sequence=delivery.sequence, error=error))
-            await delivery.nak(self._settings.retry_s)
+            await self._failed(delivery, exc)
             return
-        await self._forget(delivery)
+        self._failing.clear()
+        await self._forget(_key(delivery))
+
+    async def _failed(self, delivery: Delivery, exc: Exception) -> None:
+        """Defer a message that failed.
+
+        Raises:
+            LedgerUnavailable: others failed alike and none worked since, so the database is at
+                fault; their failures are forgotten.
+        """
+        error = _line(exc)
+        alike = self._failing.setdefault(type(exc).__name__, set())
+        if len(alike) < _ALIKE:
+            alike.add(_key(delivery))
+        if len(alike) >= _ALIKE:
+            await self._forget(*alike)
+            raise LedgerUnavailable(f"every message fails: {error}") from exc
+        log.warning("message failed", extra=fields(sequence=delivery.sequence, error=error))
+        await delivery.nak(self._settings.retry_s)
 
     async def _check_windows(self, windows: Sequence[tuple[Delivery, WindowClosed]]) -> bool:
         for at, (delivery, window) in enumerate(windows):
@@ -217,11 +241,14 @@ class EventConsumer:
 
     async def _count(self, delivery: Delivery, error: str) -> int:
         async with self._database.connection() as connection:
-            return int(await connection.fetchval(_COUNT_FAILURE, delivery.sequence, error))
+            if monotonic_s() - self._purged > _PURGE_EVERY_S:
+                self._purged = monotonic_s()
+                await connection.execute(_PURGE_FAILURES)
+            return int(await connection.fetchval(_COUNT_FAILURE, _key(delivery), error))
 
-    async def _forget(self, delivery: Delivery) -> None:
+    async def _forget(self, *messages: bytes) -> None:
         async with self._database.connection() as connection:
-            await connection.execute(_FORGET_FAILURES, [delivery.sequence])
+            await connection.execute(_FORGET_FAILURES, messages)
 
     async def _dead_letter(self, delivery: Delivery, reason: str, text: str) -> None:
         log.error(
@@ -252,6 +279,11 @@ class EventConsumer:
             for delivery in self.consumer.take(self._settings.credit):
                 await delivery.nak(self._settings.retry_s)
             await sleep_or_stop(stop, 0.5)
+
+
+def _key(delivery: Delivery) -> bytes:
+    """Return what deliveries of one message have in common, also after its stream was lost."""
+    return sha256(delivery.data).digest()
 
 
 def _line(error: Exception) -> str:

@@ -12,6 +12,12 @@ branch_labels = None
 depends_on = None
 
 _TABLES = """
+create table heartbeat (
+    id boolean primary key default true check (id),
+    at timestamptz not null default now()
+);
+comment on table heartbeat is 'written by each process, to see that PostgreSQL stores';
+insert into heartbeat default values;
 create table head (
     log         smallint primary key default 1 check (log = 1),
     size        bigint not null default 0,
@@ -146,7 +152,7 @@ def upgrade() -> None:
         op.execute(statement)
     op.execute("select ensure_month(now()), ensure_month(now() + interval '1 month')")
     op.execute(f"grant select, insert on record, seen, issued, checkpoint to {role}")
-    op.execute(f"grant select, update on head to {role}")
+    op.execute(f"grant select, update on head, heartbeat to {role}")
     op.execute(f"grant select, insert, update on sink_cursor, window_check to {role}")
     op.execute(f"grant select, insert on sink_dead_letter to {role}")
     op.execute(f"grant execute on function ensure_month(timestamptz) to {role}")
@@ -155,6 +161,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("drop function ensure_month(timestamptz)")
     for table in (
+        "heartbeat",
         "window_check",
         "sink_dead_letter",
         "sink_cursor",

@@ -138,7 +138,7 @@ secret = sa.Table(
 attempt = sa.Table(
     "attempt",
     metadata,
-    sa.Column("stream_sequence", sa.BigInteger, primary_key=True),
+    sa.Column("message_sha256", sa.LargeBinary, primary_key=True),
     sa.Column("attempts", sa.Integer, nullable=False),
     columns.timestamp_now("created_at"),
     comment="deliveries after the first, counted before the payload is read",
@@ -152,4 +152,13 @@ window = sa.Table(
     sa.Column("digest", sa.LargeBinary, nullable=False),
     columns.timestamp("published_at"),
     comment="closed windows whose ledger.closed event was published",
+)
+
+heartbeat = sa.Table(
+    "heartbeat",
+    metadata,
+    sa.Column("id", sa.Boolean, primary_key=True, server_default=sa.true()),
+    columns.timestamp_now("at"),
+    sa.CheckConstraint("id", name="heartbeat_id_check"),
+    comment="written by each process, to see that PostgreSQL stores",
 )

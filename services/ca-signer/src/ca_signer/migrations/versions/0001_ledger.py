@@ -43,6 +43,7 @@ GRANTS = {
         "enrollment",
     ),
     "select, insert, update, delete": ("approval",),
+    "select, update": ("heartbeat",),
     "select, insert": (
         "trust_seen",
         "quarantine",
@@ -226,10 +227,10 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement a table or index
     )
     op.create_table(
         "attempt",
-        sa.Column("stream_sequence", sa.BigInteger, autoincrement=False, nullable=False),
+        sa.Column("message_sha256", sa.LargeBinary, nullable=False),
         sa.Column("attempts", sa.Integer, nullable=False),
         _timestamp_now("created_at"),
-        sa.PrimaryKeyConstraint("stream_sequence"),
+        sa.PrimaryKeyConstraint("message_sha256"),
         comment="deliveries after the first, counted before the payload is read",
     )
     op.create_table(
@@ -519,6 +520,15 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement a table or index
         "bulk_revocation_id",
         where="revoked_at is null and skipped_at is null",
     )
+    op.create_table(
+        "heartbeat",
+        sa.Column("id", sa.Boolean, server_default=sa.true(), nullable=False),
+        _timestamp_now("at"),
+        sa.CheckConstraint("id", name="heartbeat_id_check"),
+        sa.PrimaryKeyConstraint("id"),
+        comment="written by each process, to see that PostgreSQL stores",
+    )
+    op.execute("insert into heartbeat default values")
     role = runtime_role()
     for rights, tables in GRANTS.items():
         names = ", ".join(f'"{table}"' for table in tables)

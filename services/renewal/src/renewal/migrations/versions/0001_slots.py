@@ -8,6 +8,12 @@ revision = "0001"
 down_revision = None
 
 TABLES = """
+create table heartbeat (
+    id boolean primary key default true check (id),
+    at timestamptz not null default now()
+);
+comment on table heartbeat is 'written by each process, to see that PostgreSQL stores';
+insert into heartbeat default values;
 create table certificate (
     issuance_id text primary key,
     slot_id uuid not null,
@@ -83,7 +89,7 @@ create table revocation (
     reason text not null
 );
 create table failed_delivery (
-    sequence bigint primary key,
+    message_sha256 bytea primary key,
     attempts integer not null,
     error text not null,
     first_at timestamptz not null default now(),
@@ -111,6 +117,7 @@ GRANTS = {
     "renewal_slot": "select, insert, update",
     "revocation": "select, insert",
     "failed_delivery": "select, insert, update, delete",
+    "heartbeat": "select, update",
 }
 
 
