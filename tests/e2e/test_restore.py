@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 from collections.abc import AsyncIterator
@@ -78,13 +79,34 @@ class Story:
         )
         return [f'"{row["table_name"]}"' for row in rows]
 
-    async def export(self) -> Path:
-        """Export the audit log once everything in it is under a checkpoint."""
+    async def export(self, *, sealed: bool = True) -> Path:
+        """Export the audit log up to the next checkpoint."""
         out = self.folder / f"audit-{len(list(self.folder.iterdir()))}.jsonl"
         config = str(self.stack.layout.config_file("audit"))
-        await asyncio.sleep(3)
-        await self.stack.suite.command("audit", "export", "--out", str(out), "--config", config)
+        more = ["--sealed"] if sealed else []
+        await self.stack.suite.command(
+            "audit", "export", *more, "--out", str(out), "--config", config
+        )
         return out
+
+    @contextlib.asynccontextmanager
+    async def traffic(self) -> AsyncIterator[None]:
+        """Clients that are refused, and are on record, several times a second."""
+
+        async def knock() -> None:
+            client = Client.of(self.stack)
+            client.basic = "Basic " + b64(b"web-bootstrap:wrong").decode()
+            while True:
+                await client.request("GET", f"{BASE}/nothing-here")
+                await asyncio.sleep(0.1)
+
+        knocking = asyncio.ensure_future(knock())
+        try:
+            yield
+        finally:
+            knocking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await knocking
 
     async def reconcile(self, export: Path, vkey: Path | None = None) -> str:
         key = vkey or self.stack.layout.config / "audit.vkey"
@@ -146,7 +168,7 @@ async def story(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Story
     port = free_port()
     overrides = {
         "est-frontend": {"crl_listen": {"port": port}},
-        "audit": {"checkpoint": {"interval_s": 0.5}},
+        "audit": {"checkpoint": {"interval_s": 4}},
     }
     stack = await start_stack(folder, policy=path, overrides=overrides)
     try:
@@ -226,8 +248,14 @@ async def test_a_restored_ledger_signs_only_after_it_was_completed(story: Story)
     assert "does not verify" in await story.refused(export, foreign)
     assert not (await admin_get(waiting.admin_port, "/readyz")).startswith("ready")
 
-    # 4. The right one does; the waiting signer goes on.
-    report = await story.reconcile(export)
+    # 4. The right one does, under traffic; the waiting signer goes on.
+    async with story.traffic():
+        await asyncio.sleep(1)
+        export = await story.export(sealed=False)
+        lines = [json.loads(line) for line in export.read_text().splitlines()]
+        sealed_size = max(x["size"] for x in lines if x["type"] == "checkpoint")
+        assert sealed_size < sum(x["type"] == "record" for x in lines)
+        report = await story.reconcile(export)
     assert (
         "put back: 4 certificates, 0 serial numbers never delivered, 1 revocations, 0 rollovers"
         in report

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from estcore.clock import SystemClock
 from estcore.messages.audit import AuditRecord
 from estsuite_testing.audit_stack import AuditWorld
 
@@ -92,3 +94,26 @@ async def test_while_postgres_refuses_every_record_none_is_put_aside(
         await connection.close()
         await world.wait(FOREIGN, 11)
         assert await world.value(DEAD) == 0
+
+
+async def test_a_record_of_the_future_is_kept_and_noted(world: AuditWorld, record: Build) -> None:
+    """Its producer's clock is wrong; the log verifies, and says whose record it was."""
+    ahead = SystemClock().now() + dt.timedelta(minutes=20)
+    async with world.service() as _, world.publisher() as publisher:
+        await publisher.send(record(1, occurred_at=ahead))
+        await publisher.send(record(1, occurred_at=ahead), record(2))
+        await world.wait(FOREIGN, 2)
+        noted = "select count(*) from record where action = 'audit.record_ahead'"
+        await world.wait(noted, 1)
+        details = json.loads(
+            await world.value(
+                "select leaf::json #>> '{record,details}' from record "
+                "where action = 'audit.record_ahead'"
+            )
+        )
+    assert (details["id"], details["service"], details["instance"]) == (
+        record(1).record_id,
+        "ca-signer",
+        "s-0",
+    )
+    assert 1100 < details["ahead_s"] <= 1200

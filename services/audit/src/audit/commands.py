@@ -115,24 +115,57 @@ async def verify_online(settings: Settings, file: Path | None, choices: Choices)
 
 @click.option("--out", type=PATH, required=True, help="File to create.")
 @click.option("--correlation-id", help="Export its records only, with proofs of inclusion.")
-async def export_log(settings: Settings, out: Path, correlation_id: str | None) -> None:
-    """Write an export to a file that does not exist yet."""
+@click.option(
+    "--sealed",
+    is_flag=True,
+    help="Wait for the next checkpoint, and end with it: every record is under a signature.",
+)
+async def export_log(
+    settings: Settings, out: Path, correlation_id: str | None, sealed: bool
+) -> None:
+    """Write an export to a file that does not exist yet.
+
+    Raises:
+        ConfigurationError: the file cannot be written, or ``sealed`` is not for a part.
+        LedgerUnavailable: no checkpoint was signed in time.
+    """
+    if sealed and correlation_id is not None:
+        raise ConfigurationError("--sealed is for a whole export")
     from audit import export  # SQLAlchemy, for this verb only
 
     key = checkpoint_key.verifier_key(settings.checkpoint)
     await _audited(settings, "audit.export", wanted=correlation_id or "all", file=out.name)
     count = 0
     async with _database(settings) as database:
+        if sealed:
+            await _until_sealed(database, settings.checkpoint.interval_s)
         try:
             with out.open("xb") as file:
                 async for line in export.lines(
-                    database, settings.checkpoint.origin, str(key), correlation_id
+                    database, settings.checkpoint.origin, str(key), correlation_id, sealed=sealed
                 ):
                     file.write(line + b"\n")
                     count += 1
         except OSError as exc:
             raise ConfigurationError(f"cannot write {out}: {exc.strerror}") from exc
     write_line(f"{count} lines, verifier key {key}")
+
+
+async def _until_sealed(database: Database, interval_s: float) -> None:
+    """Wait until a checkpoint covers everything that is in the log now."""
+    async with database.connection() as connection:
+        size = (await store.load_head(connection)).size
+    try:
+        async with asyncio.timeout(interval_s + _DEADLINE_S):
+            while True:
+                async with database.connection() as connection:
+                    if await store.last_checkpoint(connection) >= size:
+                        return
+                await asyncio.sleep(0.5)
+    except TimeoutError as exc:
+        raise LedgerUnavailable(
+            "no checkpoint was signed in time: is there a writer?", code="checkpoint.overdue"
+        ) from exc
 
 
 @click.option("--correlation-id", required=True, help="Correlation id of the records.")

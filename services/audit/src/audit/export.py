@@ -19,9 +19,16 @@ _CHECKPOINTS = select(checkpoint.c.size, checkpoint.c.note)
 
 
 async def lines(
-    database: Database, origin: str, vkey: str, correlation_id: str | None = None
+    database: Database,
+    origin: str,
+    vkey: str,
+    correlation_id: str | None = None,
+    *,
+    sealed: bool = False,
 ) -> AsyncIterator[bytes]:
     """Yield the lines of an export, without line ends.
+
+    ``sealed`` ends a whole export with the records that the newest checkpoint covers.
 
     Raises:
         LedgerUnavailable: the database does not answer.
@@ -32,20 +39,27 @@ async def lines(
     ):
         await connection.execute("set local statement_timeout = 0")
         if correlation_id is None:
-            stream = _full(connection, origin, vkey)
+            stream = _full(connection, origin, vkey, sealed=sealed)
         else:
             stream = _part(connection, origin, vkey, correlation_id)
         async for line in stream:
             yield line
 
 
-async def _full(connection: Connection, origin: str, vkey: str) -> AsyncIterator[bytes]:
-    records = await statements.fetch_value(connection, select(func.count()).select_from(record))
+async def _full(
+    connection: Connection, origin: str, vkey: str, *, sealed: bool
+) -> AsyncIterator[bytes]:
+    records = await statements.fetch_value(
+        connection,
+        select(func.coalesce(func.max(checkpoint.c.size), 0))
+        if sealed
+        else select(func.count()).select_from(record),
+    )
     checkpoints = await statements.fetch_value(
         connection, select(func.count()).select_from(checkpoint)
     )
     yield export.Header(origin, vkey, records, checkpoints).line()
-    async for row in statements.stream(connection, _LINES):
+    async for row in statements.stream(connection, _LINES.where(record.c.log_index < records)):
         yield export.record_line(*row)
     async for row in statements.stream(connection, _CHECKPOINTS.order_by(checkpoint.c.size)):
         yield export.checkpoint_line(*row)

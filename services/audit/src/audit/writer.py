@@ -42,6 +42,7 @@ from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop
 from estcore.runtime.tracing import Tracing
 from estcore.runtime.worker import publish_dead_letter
+from estcore.tlog.verify import CLOCK_SKEW, RECORD_AHEAD
 
 log = logging.getLogger(__name__)
 
@@ -240,6 +241,8 @@ class Writer:
     async def _append(
         self, connection: Connection, chain: Chain, batch: Sequence[_Received]
     ) -> None:
+        for received in batch:
+            self._note_ahead(received.read.entries)
         own = self._own.waiting()
         entries = [*own, *(entry for received in batch for entry in received.read.entries)]
         started = monotonic_s()
@@ -258,6 +261,25 @@ class Writer:
         if done.conflicts:
             await self._record_conflicts(connection, chain, done.conflicts)
         self._measure(chain, done.entries, done.duplicates, monotonic_s() - started)
+
+    def _note_ahead(self, entries: Sequence[record_decoder.Entry]) -> None:
+        """Note records of the future when they are taken: their producer's clock is wrong."""
+        latest = self._clock.now() + CLOCK_SKEW
+        for entry in entries:
+            if entry.occurred_at <= latest:
+                continue
+            record, ahead = entry.record, entry.occurred_at - latest + CLOCK_SKEW
+            self._own.note(
+                RECORD_AHEAD,
+                phase="error",
+                severity="warning",
+                reason=("record.ahead", "its producer's clock is ahead"),
+                record_id=ids.record_id(RECORD_AHEAD, entry.record_id),
+                id=entry.record_id,
+                service=record.producer.service,
+                instance=record.producer.instance,
+                ahead_s=int(ahead.total_seconds()),
+            )
 
     async def _record_conflicts(
         self, connection: Connection, chain: Chain, conflicts: Sequence[record_decoder.Entry]

@@ -183,8 +183,25 @@ def test_time_that_runs_backwards_is_found(
     log = make_log(2)
     log.add(make_record(2), recorded_at=NOW - dt.timedelta(days=9))
     report = judged(sealed(log))
-    assert codes(report) == {"record.time"}
+    assert codes(report) == {"record.time", "record.ahead"}
     assert len(report.findings) == 2
+
+
+def test_a_record_of_the_future_is_found_unless_audit_noted_it(
+    make_log: Callable[..., Any], make_record: Callable[..., Any]
+) -> None:
+    log = make_log()
+    ahead = make_record(0, occurred_at=(NOW + dt.timedelta(days=9)).isoformat())
+    log.add(ahead, recorded_at=NOW)
+    assert codes(judged(sealed(log))) == {"record.ahead"}
+    details = {"id": ahead["record_id"], "ahead_s": 777_600}
+    of_other = make_record(1, action="audit.record_ahead", details=details)
+    log.add(of_other, recorded_at=NOW)
+    assert codes(judged(sealed(log))) == {"record.ahead"}
+    producer = {"service": "audit", "instance": "a-0", "boot_id": "x"}
+    noted = make_record(2, action="audit.record_ahead", details=details, producer=producer)
+    log.add(noted | {"producer_seq": 1}, recorded_at=NOW)
+    assert judged(sealed(log)).ok
 
 
 def test_a_part_of_a_log_verifies_by_inclusion(make_log: Callable[..., Any]) -> None:

@@ -31,6 +31,11 @@ from estcore.tlog.tree import Tree, leaf_hash, verify_consistency, verify_inclus
 __all__ = ["Finding", "Options", "Report", "Verification", "cross", "verify"]
 
 
+CLOCK_SKEW = dt.timedelta(minutes=5)
+RECORD_AHEAD = "audit.record_ahead"
+"""Action of the record by which audit notes that it took a record of the future."""
+
+
 @dataclass(frozen=True)
 class Options:
     """Options of a verification. ``key`` None takes the key the export names itself."""
@@ -39,7 +44,7 @@ class Options:
     key: VerifierKey | None = None
     outcome_within: dt.timedelta = dt.timedelta(minutes=15)
     sequence_settles: dt.timedelta = dt.timedelta(minutes=2)
-    clock_skew: dt.timedelta = dt.timedelta(minutes=5)
+    clock_skew: dt.timedelta = CLOCK_SKEW
     sealed_within: dt.timedelta = dt.timedelta(hours=1)
     """The longest ``checkpoint.interval_s`` that a log may have."""
     live: bool = False
@@ -88,6 +93,7 @@ class _Verifier:
         self.notes: list[_Note] = []
         self.proofs: list[tuple[int, bytes, list[str]]] = []
         self.recorded: list[str | None] = []
+        self.ahead: list[tuple[str, str]] = []
         self.newest: SignedCheckpoint | None = None
 
     def run(self, lines: Iterable[bytes]) -> Verification:
@@ -101,6 +107,7 @@ class _Verifier:
         self._counts()
         self._checkpoints()
         self._period()
+        self._times()
         if not self.report.partial:
             self._tail()
             self.report.extend(sequences.check(self.records, self.options.now, self.options))
@@ -180,7 +187,7 @@ class _Verifier:
             if recorded_at.tzinfo is None:
                 raise ValueError
             occurred_at = dt.datetime.fromisoformat(record["occurred_at"])
-            late = occurred_at - recorded_at > self.options.clock_skew
+            ahead = occurred_at - recorded_at > self.options.clock_skew
             correlation_id = self.header and self.header["correlation_id"]
             if correlation_id is not None and record["correlation_id"] != correlation_id:
                 self.report.add("record.correlation", place, "the correlation id is another one")
@@ -192,10 +199,22 @@ class _Verifier:
         before = next((moment for moment in reversed(self.recorded) if moment), recorded)
         if recorded < before:
             self.report.add("record.time", place, "recorded before the record preceding it")
-        if late:
-            self.report.add("record.time", place, "occurred later than it was recorded")
+        if ahead:
+            self.ahead.append((place, str(record.get("record_id"))))
         self.recorded[-1] = recorded
         self.records.append(leaf)
+
+    def _times(self) -> None:
+        """Report records of the future, except those that audit noted when it took them."""
+        noted = {
+            str((leaf["record"].get("details") or {}).get("id"))
+            for leaf in self.records
+            if leaf["record"].get("action") == RECORD_AHEAD
+            and leaf["record"]["producer"]["service"] == "audit"
+        }
+        for place, record_id in self.ahead:
+            if record_id not in noted:
+                self.report.add("record.ahead", place, "occurred later than it was recorded")
 
     def _note(self, place: str, note: str, size: int | None) -> None:
         try:
