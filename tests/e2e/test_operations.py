@@ -237,10 +237,18 @@ async def test_up_starts_stops_cleanly_and_continues(tmp_path: Path) -> None:
     again = await up(tmp_path / "suite", port)
     second = await read_until(again, "Ctrl-C stops everything")
     assert secret in second
-    again.send_signal(signal.SIGINT)
+    # A server that is killed is named, and the rest is stopped.
+    server = next(
+        path
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if _mentions(path, str(tmp_path)) and _mentions(path, "nats.conf")
+    )
+    os.kill(int(server.parent.name), signal.SIGKILL)
     async with asyncio.timeout(120):
-        await again.communicate()
-    assert again.returncode == 0
+        _, err = await again.communicate()
+    assert again.returncode == 2
+    assert b"NATS ended by itself" in err
+    assert err.count(b"\n") == 1
     left = [p for p in Path("/proc").glob("[0-9]*/cmdline") if _mentions(p, str(tmp_path))]
     assert left == []
 

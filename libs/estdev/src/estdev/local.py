@@ -17,7 +17,9 @@ from estcore.errors import ConfigurationError
 from estcore.runtime.logs import JSONFormatter
 from estcore.runtime.service import executable
 from estdev.layout import COMMANDS, WITH_DATABASE, Layout
+from estdev.nats import EmbeddedNATS
 from estdev.ports import free_port
+from estdev.postgres import EmbeddedPostgres
 from estdev.service_settings import AUDIT_ORIGIN
 from estdev.siem import LocalSIEM
 
@@ -235,9 +237,15 @@ class LocalSuite:
         if self._lock is not None:
             self._lock.close()
 
-    async def ended(self) -> Running:
-        """Return the first service that ends by itself."""
-        waiting = {asyncio.ensure_future(r.process.wait()): r for r in self.services.values()}
+    async def ended(self) -> tuple[str, Path]:
+        """Return the name and the log of the first service or server that ends by itself."""
+        layout = self.layout
+        waiting = {
+            asyncio.ensure_future(r.process.wait()): (r.service, layout.logs / f"{r.instance}.log")
+            for r in self.services.values()
+        }
+        waiting[asyncio.ensure_future(_gone(layout.postgres))] = ("PostgreSQL", layout.postgres.log)
+        waiting[asyncio.ensure_future(_gone(layout.nats))] = ("NATS", layout.nats.log)
         done, pending = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in pending:
             task.cancel()
@@ -248,6 +256,13 @@ class LocalSuite:
             k: v for k, v in os.environ.items() if k in {"PATH", "HOME", "LANG", "TZ", "TMPDIR"}
         }
         return {**inherited, **self.environment}
+
+
+async def _gone(server: EmbeddedNATS | EmbeddedPostgres) -> int:
+    """Wait until a server has ended."""
+    while server.running:  # noqa: ASYNC110 - a child process of a thread has no event
+        await asyncio.sleep(0.5)
+    return 0
 
 
 def last_line(path: Path) -> str:

@@ -65,6 +65,11 @@ class EmbeddedPostgres:
         self.log = folder / "logs" / "postgres.log"
 
     @property
+    def running(self) -> bool:
+        """The server was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def pid(self) -> int:
         """The postmaster's process id."""
         if self._process is None:

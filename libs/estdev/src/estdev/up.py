@@ -101,12 +101,8 @@ async def _follow(suite: LocalSuite, stop: asyncio.Event, story: Story) -> None:
         for name in _FOLLOWED:
             places[name] = _tell_new(suite.layout.logs / f"{name}.log", places[name], story)
         if ended.done():
-            process = ended.result()
-            raise ConfigurationError(
-                f"{process.service} ended by itself "
-                f"(log: {suite.layout.logs / process.instance}.log)",
-                code="suite.ended",
-            )
+            name, path = ended.result()
+            raise ConfigurationError(f"{name} ended by itself (log: {path})", code="suite.ended")
     ended.cancel()
 
 

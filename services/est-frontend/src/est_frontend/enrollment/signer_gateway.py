@@ -3,6 +3,10 @@
 An enrollment this front end has under way is not published twice: a client that repeats it (same
 principal, same key, same names) waits for the same answer. An answer that comes after the
 client got 202 is kept for its next poll.
+
+A request that the stream confirmed waits there. It is published again after ten seconds without an
+answer, since a stream can lose what it confirmed, then after ever longer pauses: clients that
+poll while ca-signer is down must not fill the stream. After a reconnect the next poll publishes it.
 """
 
 from __future__ import annotations
@@ -25,16 +29,18 @@ from estcore.runtime.bus import Bus, Incoming, Outgoing
 
 log = logging.getLogger(__name__)
 
-_TICKET_S = 10
 _KEPT_S = 120
 _TICKETS = 50_000
+_COPIES = 5
+"""The longest pause is 32 times the first."""
 
 
 @dataclass
 class _Ticket:
     """One enrollment under way."""
 
-    request_id: str
+    request_ids: tuple[str, ...]
+    """Of every copy that was published; the answer to any of them is the answer."""
     future: asyncio.Future[EnrollmentAnswered]
     expires: float
 
@@ -48,6 +54,8 @@ class SignerGateway:
     group: str
     instance: str
     answer_timeout_s: float
+    repeat_s: float = 10.0
+    """Seconds without an answer after which a poll publishes a request again, at first."""
     _tickets: OrderedDict[bytes, _Ticket] = field(default_factory=OrderedDict, init=False)
     _waiting: dict[str, _Ticket] = field(default_factory=dict, init=False)
 
@@ -56,6 +64,13 @@ class SignerGateway:
         topic = topics.reply_topic(self.group, self.instance, "x")[:-1] + "*"
         await self.bus.subscribe(topic, self._answered)
         await self.pending.follow(self.bus)
+        self.bus.on_reconnect(self._reconnected)
+
+    async def _reconnected(self) -> None:
+        """Publish what is asked again: the server may have come back without its streams."""
+        for ticket in self._tickets.values():
+            if not ticket.future.done():
+                ticket.expires = 0.0
 
     def wait_s(self, enrollment_id: bytes) -> int | None:
         """Return the seconds an open ticket has still to wait; None where there is none."""
@@ -95,11 +110,12 @@ class SignerGateway:
     async def _publish(self, key: bytes, message: EnrollmentRequested) -> _Ticket:
         topic = topics.request_topic(message.group, message.issuer, message.priority)
         future: asyncio.Future[EnrollmentAnswered] = asyncio.get_running_loop().create_future()
-        ticket = _Ticket(message.id, future, monotonic_s() + _TICKET_S)
         replaced = self._tickets.get(key)
-        if replaced is not None:
-            self._waiting.pop(replaced.request_id, None)
-        self._waiting[message.id] = ticket
+        earlier = replaced.request_ids[-_COPIES:] if replaced is not None else ()
+        pause_s = self.repeat_s * 2 ** len(earlier)
+        ticket = _Ticket((*earlier, message.id), future, monotonic_s() + pause_s)
+        for request_id in ticket.request_ids:
+            self._waiting[request_id] = ticket
         self._tickets[key] = ticket
         faults.hit("frontend.publish")
         try:
@@ -114,7 +130,8 @@ class SignerGateway:
         return ticket
 
     def _drop(self, key: bytes, ticket: _Ticket) -> None:
-        self._waiting.pop(ticket.request_id, None)
+        for request_id in ticket.request_ids:
+            self._waiting.pop(request_id, None)
         if self._tickets.get(key) is ticket:
             del self._tickets[key]
 
