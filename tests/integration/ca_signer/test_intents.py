@@ -320,7 +320,7 @@ async def test_an_unreadable_request_that_says_who_asked_is_answered(
 
 
 @pytest.mark.logs_errors(
-    "request failed",
+    "ledger refused a request",
     "message dead-lettered",
 )
 async def test_a_request_the_ledger_cannot_take_ends_as_a_dead_letter_on_record(

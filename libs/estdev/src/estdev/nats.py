@@ -37,7 +37,7 @@ class EmbeddedNATS:
         self._secrets = folder / "secrets"
         self.store = folder / "nats"
         self.log = folder / "logs" / "nats.log"
-        self._config = folder / "nats.conf"
+        self.config_file = folder / "nats.conf"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -82,7 +82,7 @@ class EmbeddedNATS:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._write_config()
         self._process = subprocess.Popen(
-            [_binary(), "-c", self._config, "-l", self.log],
+            [nats_binary(), "-c", self.config_file, "-l", self.log],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -130,8 +130,8 @@ class EmbeddedNATS:
         self.senders_file.write_text(
             senders_document(seeds, issuers=self._issuers, upstreams=UPSTREAMS), encoding="utf-8"
         )
-        self._config.touch(mode=0o600)
-        self._config.write_text(json.dumps(config, indent=1))
+        self.config_file.touch(mode=0o600)
+        self.config_file.write_text(json.dumps(config, indent=1))
 
     def _user(self, name: str, rights: Permissions) -> dict[str, object]:
         return {"nkey": public_nkey(self._seed(name)), "permissions": rights.server_block()}
@@ -183,7 +183,12 @@ def public_nkey(seed: str) -> str:
     return public.decode()
 
 
-def _binary() -> str:
+def nats_binary() -> str:
+    """Return the path of nats-server.
+
+    Raises:
+        ConfigurationError: it is not installed.
+    """
     beside = Path(sys.executable).parent / "nats-server"
     path = str(beside) if beside.exists() else shutil.which("nats-server")
     if path is None:

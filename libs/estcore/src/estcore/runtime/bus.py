@@ -42,6 +42,7 @@ _EXPECTED_STREAM = "Nats-Expected-Stream"
 _NO_STREAM = "NO_SUCH_STREAM"
 _WRONG_TOPIC = "message.topic"
 _BATCH = 1024
+_ERROR_EVERY_S = 10.0
 
 
 REFUSED_MESSAGES = Counter(
@@ -104,6 +105,7 @@ class Bus:
         self._senders = NO_SENDERS
         self._closing = False
         self._refusal_logged = 0.0
+        self._last_error = ("", 0.0)
         self._rights: tuple[str, ...] = ()
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
 
@@ -189,7 +191,11 @@ class Bus:
             self.violation = text
             log.error("bus permission violation", extra=fields(error=text))
             return
-        log.warning("bus error", extra=fields(error=f"{type(error).__name__}: {text}"))
+        now = monotonic_s()
+        if text != self._last_error[0] or now - self._last_error[1] > _ERROR_EVERY_S:
+            # Every attempt to reconnect fails for the same reason, several times a second.
+            self._last_error = (text, now)
+            log.warning("bus error", extra=fields(error=f"{type(error).__name__}: {text}"))
 
     async def _disconnected(self) -> None:
         if self._closing:

@@ -14,6 +14,12 @@ from estcore.messages.text import without_surrogates
 from estcore.runtime.terminal import visible
 
 
+def _of_a_server(error: BaseException) -> bool:
+    """Whether PostgreSQL, NATS or the system refused something: its words say all, no trace does."""
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or library in {"asyncpg", "nats"}
+
+
 class JSONFormatter(logging.Formatter):
     """Formats a record as one JSON object: time, level, logger, message, service, fields."""
 
@@ -40,7 +46,7 @@ class JSONFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
             line["error"] = f"{type(error).__name__}: {error}"
-            if record.levelno >= logging.ERROR:
+            if record.levelno >= logging.ERROR and not _of_a_server(error):
                 line["trace"] = self.formatException(record.exc_info)
         try:
             text = to_json(line, fallback=str).decode()

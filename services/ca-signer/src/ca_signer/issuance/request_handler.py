@@ -183,10 +183,13 @@ class RequestHandler(Generic[IntentT]):
                 extra=fields(code=exc.code, reason=exc.reason),
             )
             await self._dead_letter(item.delivery, exc.code, exc.reason)
+        except asyncpg.PostgresError as exc:
+            error = f"{type(exc).__name__}: {exc}".splitlines()[0]
+            log.error("ledger refused a request", extra=fields(error=error))
+            await self.nak_all([item.delivery], "ledger.refused", counted=True)
         except Exception as exc:  # Bulkhead: NAK for redelivery; dead-lettered after max_attempts.
             log.error("request failed", exc_info=exc)
-            code = "ledger.refused" if isinstance(exc, asyncpg.PostgresError) else "internal"
-            await self.nak_all([item.delivery], code, counted=True)
+            await self.nak_all([item.delivery], "internal", counted=True)
 
     async def resolve(self, item: ReceivedRequest, candidate: Candidate) -> None:
         """Find out what a decided request is, and do it.

@@ -84,6 +84,7 @@ class SignerState:
         self._set_anchors = set_anchors
         self._clock = clock
         self._bus: Bus | None = None
+        self._latest: dt.datetime | None = None
         self.clock_check = ClockCheck()
         self._trust: dict[str, CACertificates] = {}
         self._cacerts: dict[tuple[str, ...], bytes] = {}
@@ -115,7 +116,8 @@ class SignerState:
                     "stored state refused", extra=fields(topic=path.name[:200], code=exc.code)
                 )
                 continue
-            self.apply(path.name, payload)
+            # It was checked against the clock when it came; now the clock may be wrong.
+            self.apply(path.name, payload, ahead=dt.timedelta.max)
 
     async def follow(self, bus: Bus) -> None:
         """Apply everything from the bus from now on."""
@@ -218,8 +220,9 @@ class SignerState:
         with contextlib.suppress(OSError):
             await asyncio.to_thread(_write, path, b"%s\n%s" % (signature.encode(), payload))
 
-    def apply(self, topic: str, payload: bytes) -> bool:
-        """Apply one message; True when it changed anything."""
+    def apply(self, topic: str, payload: bytes, ahead: dt.timedelta = _AHEAD) -> bool:
+        """Apply one message, not dated further ``ahead``; True when it changed anything."""
+        self._latest = None if ahead == dt.timedelta.max else self._clock.now() + ahead
         try:
             return self._apply(topic, payload)
         except (MalformedRequest, ValueError) as exc:
@@ -266,7 +269,7 @@ class SignerState:
         """
         if topic != expected:
             raise MalformedRequest(f"the message belongs on {expected}", code="state.topic")
-        if moment > self._clock.now() + _AHEAD:
+        if self._latest is not None and moment > self._latest:
             raise MalformedRequest(
                 "the message is of the future; check the clocks", code="state.time"
             )

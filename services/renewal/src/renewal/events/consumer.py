@@ -221,7 +221,7 @@ class EventConsumer:
         if len(alike) < _ALIKE:
             alike.add(_key(delivery))
         if len(alike) >= _ALIKE:
-            await self._forget(*alike)
+            await self._forget(_key(delivery), *alike)
             raise LedgerUnavailable(f"every message fails: {error}") from exc
         log.warning("message failed", extra=fields(sequence=delivery.sequence, error=error))
         await delivery.nak(self._settings.retry_s)
