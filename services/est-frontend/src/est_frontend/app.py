@@ -66,7 +66,7 @@ class App:
         return {
             "bus": lambda: self.bus.ready,
             "streams": lambda: self.streams.ready,
-            "clock": lambda: self.state.clock_check.right,
+            "clock": lambda: self.state.clock_check.known and self.state.clock_check.right,
             "cacerts": lambda: self.state.has(
                 {
                     issuer
@@ -178,7 +178,7 @@ def build_app(settings: FrontendSettings, listener: Listener) -> App:
         authentication=authentication,
         state=state,
         bus=bus,
-        streams=StreamProbe(bus, SERVICE, settings.instance),
+        streams=StreamProbe(bus, SERVICE, settings.instance, state.clock_check),
         trail=trail,
         gateway=gateway,
         adoption=adoption,

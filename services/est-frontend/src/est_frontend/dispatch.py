@@ -28,6 +28,7 @@ from estcore.clock import monotonic_s
 from estcore.errors import (
     AuditUnavailable,
     BusUnavailable,
+    ClockWrong,
     ESTSuiteError,
     IssuerUnavailable,
     MalformedRequest,
@@ -187,7 +188,7 @@ class Dispatcher:
             raise MalformedRequest(
                 f"{operation} is not offered here", code="request.not_implemented"
             )
-        self.state.clock_check.require()
+        self._require_clock()
         if not self.trail.ready:
             raise AuditUnavailable("audit records cannot be kept now", code="audit.spool_full")
         if self._in_flight >= self.settings.limits.max_in_flight:
@@ -206,9 +207,19 @@ class Dispatcher:
         self._record(exchange, response.status)
         return response
 
+    def _require_clock(self) -> None:
+        """Refuse to authenticate by a clock that is wrong, or was never compared.
+
+        Raises:
+            ClockWrong: a good certificate or token could look expired, and an expired one good.
+        """
+        if not self.state.clock_check.known:
+            raise ClockWrong("the clock was not compared with that of NATS yet")
+        self.state.clock_check.require()
+
     async def _rotation_ack(self, exchange: Exchange, label: Label) -> web.Response:
         """Relay proof that a service uses its new certificate."""
-        self.state.clock_check.require()
+        self._require_clock()
         credentials = Credentials.of(exchange.request, exchange.connection, exchange.peer)
         who = exchange.who = await self.authenticator.own_certificate(credentials, label)
         check_type(exchange.request, "application/jose")

@@ -10,6 +10,7 @@ gives up, and a permission violation makes the service unready (docs/architectur
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import json
 import logging
 import secrets
@@ -312,6 +313,22 @@ class Bus:
             topic, b"", timeout=timeout_s, headers={_EXPECTED_STREAM: _NO_STREAM}
         )
         return bytes(answer.data)
+
+    async def stored_at(self, stream: str, topic: str, *, timeout_s: float = 5) -> float:
+        """Return when the newest message on ``topic`` was stored: NATS's time, seconds since 1970.
+
+        Raises:
+            BusUnavailable: no answer in time, or no such message.
+        """
+        request = json.dumps({"last_by_subj": topic}).encode()
+        try:
+            answer = await self.client.request(
+                f"$JS.API.DIRECT.GET.{stream}", request, timeout=timeout_s
+            )
+            text = (answer.headers or {})["Nats-Time-Stamp"]
+            return dt.datetime.fromisoformat(text[:19] + "+00:00").timestamp()
+        except (TimeoutError, nats.errors.Error, OSError, KeyError, ValueError) as exc:
+            raise BusUnavailable(f"no answer from stream {stream}") from exc
 
     async def publish_unconfirmed(self, topic: str, payload: bytes, *, reply: str = "") -> None:
         """Publish on core NATS, which does not confirm delivery.

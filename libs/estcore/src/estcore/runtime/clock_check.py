@@ -2,7 +2,7 @@
 
 A certificate says from when to when it is valid, so a wrong clock makes certificates that are not
 valid yet, or expired when they are issued. The reference is PostgreSQL's clock, which all services
-share; front ends have the times of the signed state.
+share; front ends have that of NATS, and the times of the signed state.
 """
 
 from __future__ import annotations
@@ -66,12 +66,17 @@ class ClockCheck:
         return min((ahead + offset for _, offset in self._compared), key=abs)
 
     @property
+    def known(self) -> bool:
+        """Whether it was ever compared."""
+        return bool(self._compared)
+
+    @property
     def right(self) -> bool:
         """Whether the clock may be used."""
         return abs(self.offset_s) <= LIMIT_S
 
     def require(self, limit_s: float = LIMIT_S) -> None:
-        """Check that the clock is no further off than ``limit_s``.
+        """Check that the clock is no further off than ``limit_s``, as far as is known.
 
         Raises:
             ClockWrong: it is.

@@ -15,7 +15,7 @@ from estcore.runtime.terminal import visible
 
 
 def _of_a_server(error: BaseException) -> bool:
-    """Whether PostgreSQL, NATS or the system refused something: its words say all, no trace does."""
+    """Whether PostgreSQL, NATS or the system refused something: no trace says more."""
     library = type(error).__module__.partition(".")[0]
     return isinstance(error, OSError) or library in {"asyncpg", "nats"}
 

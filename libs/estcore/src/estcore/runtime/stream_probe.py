@@ -18,6 +18,7 @@ from estcore.clock import monotonic_s
 from estcore.errors import BusUnavailable
 from estcore.messages.topics import CANARY, canary_topic, stream_of
 from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.clock_check import ClockCheck
 from estcore.runtime.logs import fields
 from estcore.runtime.nats_client import nats
 from estcore.runtime.service import sleep_or_stop
@@ -39,8 +40,11 @@ STREAMS_WRITABLE = Gauge(
 class StreamProbe:
     """Watches the streams that a service publishes to."""
 
-    def __init__(self, bus: Bus, service: str, instance: str) -> None:
-        self._bus = bus
+    def __init__(
+        self, bus: Bus, service: str, instance: str, clock: ClockCheck | None = None
+    ) -> None:
+        """``clock`` is compared with NATS's: for a service without PostgreSQL."""
+        self._bus, self._clock = bus, clock
         self._canary = canary_topic(service, instance)
         self._fault: str | None = "not probed yet"
         self._probed = monotonic_s()
@@ -94,6 +98,9 @@ class StreamProbe:
     async def _store(self) -> str | None:
         try:
             await self._bus.publish_confirmed([Outgoing(self._canary, b"{}")], timeout_s=_TIMEOUT_S)
+            if self._clock is not None:
+                stored_at = await self._bus.stored_at(CANARY, self._canary, timeout_s=_TIMEOUT_S)
+                self._clock.compared(stored_at)
         except BusUnavailable as exc:
             return f"{CANARY}: {exc.reason}"
         return None
