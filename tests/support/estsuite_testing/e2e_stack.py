@@ -74,7 +74,8 @@ class Stack:
 
     async def ledger(self) -> list[dict[str, Any]]:
         """The rows of ``ca-signer export``, one per issuance."""
-        return _lines(await self.export("ca-signer"))
+        lines = _lines(await self.export("ca-signer"))
+        return [line for line in lines if "issuance_id" in line]
 
     async def leaves(self) -> list[str]:
         """The leaves of the audit log as ``est-audit export`` writes them: JSON texts."""

@@ -44,11 +44,18 @@ class MemoryLog:
         self.records: list[tuple[int, str, bytes, bytes]] = []
         self.notes: list[tuple[int, str]] = []
 
-    def add(self, value: Record, *, recorded_at: dt.datetime | None = None) -> None:
+    def add(
+        self, value: Record, *, recorded_at: dt.datetime | None = None, topic: str | None = None
+    ) -> None:
         index = self.tree.size
         moment = recorded_at or START + dt.timedelta(seconds=index, milliseconds=1)
         leaf = canonical.encode(
-            {"log_index": index, "recorded_at": moment.isoformat(), "record": value}
+            {
+                "log_index": index,
+                "recorded_at": moment.isoformat(),
+                "record": value,
+                "topic": topic or f"audit.issue.{value.get('producer', {}).get('service')}",
+            }
         )
         hashed = leaf_hash(leaf)
         self.records.append((index, leaf.decode(), hashed, self.chain))

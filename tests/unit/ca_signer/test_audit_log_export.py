@@ -24,7 +24,10 @@ def log_with(*actions: str) -> MemoryLog:
         log.add(record(number))
     log.seal()
     for number, action in enumerate(actions, 6):
-        log.add(record(number, action=action))
+        ours = action.startswith(("certificate.", "operator.", "ledger."))
+        producer = {"service": "ca-signer", "instance": "s-0", "boot_id": "b"}
+        changed = {"producer": producer, "producer_seq": number} if ours else {}
+        log.add(record(number, action=action, **changed))
     return log
 
 

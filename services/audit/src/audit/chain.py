@@ -108,7 +108,7 @@ class Chain:
         frontier, chain = self._frontier.copy(), self._last_hash
         leaves, leaf_hashes, prev_hashes = [], [], []
         for index, entry in enumerate(entries, frontier.size):
-            leaf = leaf_text(index, moment, entry.text)
+            leaf = leaf_text(index, moment, entry.text, entry.topic)
             hashed = leaf_hash(leaf.encode())
             leaves.append(leaf)
             leaf_hashes.append(hashed)
@@ -123,9 +123,10 @@ class Chain:
         self._frontier, self._last_hash, self._recorded_at = frontier, chain, recorded_at
 
 
-def leaf_text(log_index: int, recorded_at: str, record: str) -> str:
+def leaf_text(log_index: int, recorded_at: str, record: str, topic: str) -> str:
     """Return the canonical JSON of a leaf from the canonical JSON of its record."""
-    return f'{{"log_index":{log_index},"record":{record},"recorded_at":"{recorded_at}"}}'
+    moment = f'"recorded_at":"{recorded_at}","topic":"{topic}"'
+    return f'{{"log_index":{log_index},"record":{record},{moment}}}'
 
 
 def spell(moment: dt.datetime) -> str:

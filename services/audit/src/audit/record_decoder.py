@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from estcore.errors import MalformedRequest
 from estcore.messages.audit import AuditBatch, AuditRecord, may_report, producer_of
 from estcore.messages.signatures import Sender
+from estcore.messages.topics import audit_issue_topic
 from estcore.tlog import canonical
 from estcore.tlog.cross import is_issued
 
@@ -31,6 +32,8 @@ class Entry(NamedTuple):
     occurred_at: dt.datetime
     record: AuditRecord
     text: str
+    topic: str = ""
+    """The topic it came on, which says who may have written it."""
 
     @property
     def fact(self) -> tuple[str, ...]:
@@ -60,7 +63,7 @@ class Intake:
     reason: str = ""
 
 
-def read_signed(data: bytes, sender: Sender | None) -> Intake:
+def read_signed(data: bytes, topic: str, sender: Sender | None) -> Intake:
     """Return the entries of one message that its sender produced.
 
     One record in the name of a different producer, or of an action that is not the sender's to
@@ -80,7 +83,7 @@ def read_signed(data: bytes, sender: Sender | None) -> Intake:
         if not may_report(sender.service, entry.record.action):
             reason = f"{entry.record.action} is not for {sender.service} to report"
             return Intake((), fault="action", reason=reason)
-    return intake
+    return replace(intake, entries=tuple(e._replace(topic=topic) for e in intake.entries))
 
 
 def read(data: bytes) -> Intake:
@@ -101,7 +104,8 @@ def read(data: bytes) -> Intake:
 
 def entry_of(record: AuditRecord) -> Entry:
     """Return the entry of a record this process made."""
-    return _entry(record, record.model_dump(mode="json", exclude_none=True))
+    entry = _entry(record, record.model_dump(mode="json", exclude_none=True))
+    return entry._replace(topic=audit_issue_topic(record.producer.service))
 
 
 def _entry(record: AuditRecord, raw: dict[str, Any]) -> Entry:

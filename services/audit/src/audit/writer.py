@@ -217,7 +217,7 @@ class Writer:
         for consumer in self._consumers:
             while count < self._settings.max_records and consumer.waiting:
                 delivery = consumer.take(1)[0]
-                read = record_decoder.read_signed(delivery.data, delivery.sender)
+                read = record_decoder.read_signed(delivery.data, delivery.topic, delivery.sender)
                 count += max(1, len(read.entries))
                 batch.append(_Received(delivery, read))
         return batch

@@ -94,7 +94,7 @@ class World:
     """EST port of each front end."""
     secret: str = ""
     died: list[str] = field(default_factory=list)
-    """Processes that ended without having been told to."""
+    """Processes that ended by themselves."""
     frozen: set[str] = field(default_factory=set)
     expected: set[int] = field(default_factory=set)
     """Process ids that a fault ended."""

@@ -126,3 +126,45 @@ def test_a_resumed_issuance_may_show_more_than_one_intent() -> None:
     """Fault matrix 3: the audit log shows both attempts."""
     lines = [json.dumps(row()).encode()]
     assert cross([INTENT, INTENT, OUTCOME], lines) == []
+
+
+def command_row(**changes: Any) -> bytes:
+    row = {"command_id": "c-1", "verb": "certificate-revoke", "operator": "boss", "audited": True}
+    return json.dumps(row | changes).encode()
+
+
+def command_leaf(index: int = 9, **changes: Any) -> dict[str, Any]:
+    record = {
+        "action": "operator.certificate-revoke",
+        "phase": "outcome",
+        "outcome": "success",
+        "correlation_id": "c-1",
+    }
+    return {"log_index": index, "record": record | changes}
+
+
+@pytest.mark.parametrize(
+    ("leaves", "rows", "expected"),
+    [
+        ([command_leaf()], [command_row()], []),
+        ([command_leaf(phase="denied", outcome="failure")], [command_row()], []),
+        ([command_leaf(phase="denied", outcome="failure")], [], []),
+        ([], [command_row()], ["cross.command_missing"]),
+        ([command_leaf()], [], ["cross.command_unknown"]),
+        ([command_leaf(action="operator.rollover-sign")], [], ["cross.command_unknown"]),
+        (
+            [command_leaf(action="operator.certificate-unhold")],
+            [command_row()],
+            ["cross.command_differs"],
+        ),
+        (
+            [command_leaf()],
+            [b'{"command_id": "c-1"}'],
+            ["cross.malformed", "cross.command_unknown"],
+        ),
+    ],
+)
+def test_commands_of_operators_are_compared(
+    leaves: list[dict[str, Any]], rows: list[bytes], expected: list[str]
+) -> None:
+    assert [finding.code for finding in cross(leaves, rows)] == expected

@@ -124,6 +124,7 @@ def _other(number: int) -> dict[str, Any]:
         "occurred_at": "2026-11-22T12:00:00+00:00",
         "action": "x",
         "phase": "outcome",
+        "producer": {"service": "est-frontend", "instance": "f-0", "boot_id": "other"},
     }
 
 
@@ -228,3 +229,24 @@ def test_a_whole_log_passed_off_as_a_part_is_found(make_log: Callable[..., Any])
     lines = log.export()
     lines[0] = export.Header(log.vkey.name, str(log.vkey), 3, 1, "call-0").line()
     assert codes(judged(lines, log.vkey)) == {"record.unsealed"}
+
+
+@pytest.mark.parametrize(
+    ("topic", "found"),
+    [
+        ("audit.issue.est-frontend", False),
+        ("audit.refusal.est-frontend.f-0", False),
+        ("audit.issue.ca-signer", True),
+        ("audit.refusal.renewal.r-0", True),
+        ("audit.refusal", True),
+        ("pki.state.cacerts.est-frontend", True),
+        ("audit.other.est-frontend", True),
+        ("", True),
+    ],
+)
+def test_a_record_that_came_on_a_topic_of_a_different_service_is_found(
+    make_log: Callable[..., Any], make_record: Callable[..., Any], topic: str, found: bool
+) -> None:
+    log = make_log()
+    log.add(make_record(0), topic=topic or " ")
+    assert codes(judged(sealed(log))) == ({"record.topic"} if found else set())

@@ -2,7 +2,8 @@
 
 Every certificate issued has an intent and exactly one successful outcome on record, with the
 same fingerprint; every such outcome has its ledger row; serial numbers are distinct; one
-request never led to two certificates; renewal knows each certificate exactly once.
+request never led to two certificates; renewal knows each certificate exactly once; every command of
+an operator in the ledger is on record, and none is on record that the ledger does not have.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ _LEDGER = {
     "issued_at",
     "audited",
 }
+_COMMANDS = {"command_id", "verb", "operator", "audited"}
+_COMMAND_LINE = b'{"command_id"'
+_OPERATOR = "operator."
 _RENEWAL = {"issuance_id", "serial", "fingerprint_sha256"}
 _STATES = {"intended", "issued", "abandoned"}
 Row = dict[str, Any]
@@ -36,10 +40,16 @@ def cross(
 ) -> list[Finding]:
     """Return every disagreement between the records of a log and the other exports."""
     findings: list[Finding] = []
-    rows = _read("ledger", ledger, _LEDGER, findings)
+    lines = list(ledger)
+    given = [line for line in lines if line.startswith(_COMMAND_LINE)]
+    lines = [line for line in lines if not line.startswith(_COMMAND_LINE)]
+    rows = _read("ledger", lines, _LEDGER, findings)
+    commands = _read("ledger", given, _COMMANDS, findings, first=len(lines) + 1)
     issued = {str(r["issuance_id"]): (p, r) for p, r in rows if r["state"] == "issued"}
     findings.extend(_ledger(rows))
-    findings.extend(_log(list(leaves), issued, {str(r["issuance_id"]) for _, r in rows}))
+    logged = list(leaves)
+    findings.extend(_log(logged, issued, {str(r["issuance_id"]) for _, r in rows}))
+    findings.extend(_commands(logged, commands))
     if renewal is not None:
         findings.extend(_renewal(_read("renewal", renewal, _RENEWAL, findings), issued))
     return findings
@@ -55,10 +65,10 @@ def is_issued(record: Row) -> bool:
 
 
 def _read(
-    name: str, lines: Iterable[bytes], members: set[str], findings: list[Finding]
+    name: str, lines: Iterable[bytes], members: set[str], findings: list[Finding], first: int = 1
 ) -> list[tuple[str, Row]]:
     rows: list[tuple[str, Row]] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines, first):
         place = f"{name} line {number}"
         try:
             row = canonical.parse(line)
@@ -148,6 +158,35 @@ def _check_outcomes(issuance: str, place: str, row: Row, outcomes: list[Row]) ->
                     f"record {leaf['log_index']}",
                     f"issuance {issuance}: {name} is not that of the ledger",
                 )
+
+
+def _commands(leaves: list[Row], rows: list[tuple[str, Row]]) -> Iterator[Finding]:
+    """Compare what operators commanded; refusals that reached no ledger are on record alone."""
+    recorded: dict[str, Row] = {}
+    for leaf in leaves:
+        record = leaf["record"]
+        if str(record.get("action")).startswith(_OPERATOR):
+            recorded.setdefault(str(record.get("correlation_id")), leaf)
+    ledger: dict[str, str] = {}
+    for place, row in rows:
+        command, verb = str(row["command_id"]), f"{_OPERATOR}{row['verb']}"
+        ledger[command] = verb
+        if command not in recorded:
+            unpublished = "" if row["audited"] else ", and the ledger has not published it"
+            yield Finding(
+                "cross.command_missing", place, f"command {command} is not on record{unpublished}"
+            )
+        elif recorded[command]["record"].get("action") != verb:
+            yield Finding(
+                "cross.command_differs", place, f"command {command} is on record as another verb"
+            )
+    for command, leaf in recorded.items():
+        if leaf["record"].get("phase") == "outcome" and command not in ledger:
+            yield Finding(
+                "cross.command_unknown",
+                f"record {leaf['log_index']}",
+                f"command {command} is on record, but the ledger does not have it",
+            )
 
 
 def _renewal(rows: list[tuple[str, Row]], issued: dict[str, tuple[str, Row]]) -> Iterator[Finding]:

@@ -31,6 +31,13 @@ from estcore.tlog.tree import Tree, leaf_hash, verify_consistency, verify_inclus
 __all__ = ["Finding", "Options", "Report", "Verification", "cross", "verify"]
 
 
+def topic_service(topic: str) -> str | None:
+    """Return whose records come on a topic: ``audit.<issue|refusal>.<service>[.<instance>]``."""
+    tokens = topic.split(".")
+    known = tokens[0] == "audit" and tokens[1:2] in (["issue"], ["refusal"])
+    return tokens[2] if known and len(tokens) > 2 else None  # noqa: PLR2004 - the third
+
+
 CLOCK_SKEW = dt.timedelta(minutes=5)
 RECORD_AHEAD = "audit.record_ahead"
 """Action of the record by which audit notes that it took a record of the future."""
@@ -196,6 +203,10 @@ class _Verifier:
             return
         if index != value["log_index"]:
             self.report.add("record.index", place, f"the leaf says it is record {index}")
+        topic, producer = str(leaf.get("topic")), record.get("producer")
+        service = producer.get("service") if isinstance(producer, dict) else None
+        if topic_service(topic) != service:
+            self.report.add("record.topic", place, f"a record of {service} that came on {topic}")
         before = next((moment for moment in reversed(self.recorded) if moment), recorded)
         if recorded < before:
             self.report.add("record.time", place, "recorded before the record preceding it")

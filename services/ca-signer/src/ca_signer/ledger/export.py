@@ -1,5 +1,7 @@
 """``ca-signer export``: the ledger as JSON lines, for ``estctl audit verify --cross``.
 
+First the issuances, then the commands of operators that were carried out or refused.
+
 Submissions to upstream CAs without a certificate are in it too, without a serial number: their
 intents are on record.
 """
@@ -12,11 +14,15 @@ from typing import Any
 
 from sqlalchemy import CompoundSelect, case, null, select, union_all
 
-from ca_signer.ledger.tables import issuance, submission
+from ca_signer.ledger.tables import command, issuance, submission
 from ca_signer.model import OPEN_SUBMISSION_STATES
 from estcore import ids
 from estcore.runtime import statements
 from estcore.runtime.database import Database
+
+_COMMANDS = select(
+    command.c.command_id, command.c.verb, command.c.operator, command.c.announced_at
+).order_by(command.c.created_at)
 
 
 def _rows() -> CompoundSelect[Any]:
@@ -87,4 +93,12 @@ async def export(database: Database, out: Path) -> int:
                 }
                 file.write(json.dumps(line) + "\n")
                 count += 1
+            async for row in statements.stream(connection, _COMMANDS):
+                given = {
+                    "command_id": str(row["command_id"]),
+                    "verb": row["verb"],
+                    "operator": row["operator"],
+                    "audited": row["announced_at"] is not None,
+                }
+                file.write(json.dumps(given) + "\n")
     return count

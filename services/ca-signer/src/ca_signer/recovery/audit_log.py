@@ -30,9 +30,11 @@ from ca_signer.issuers.issuer import CACertificate
 from ca_signer.ledger.revocations import HOLD
 from ca_signer.model import IssuanceIntent, IssuedCertificate, RequestFacts
 from ca_signer.recovery.rollover_history import Move
+from ca_signer.settings import SERVICE
 from ca_signer.signing import signatures
 from estcore.errors import ConfigurationError, MalformedRequest
 from estcore.messages.audit import AuditRecord
+from estcore.messages.topics import audit_issue_topic
 from estcore.pki.keys import spki_der
 from estcore.pki.parsers import PARSER_ERRORS
 from estcore.pki.profile import Priority, ProfileSet
@@ -48,7 +50,7 @@ _LEDGER_ACTIONS = ("certificate.", "operator.")
 _RESTORED = "restored"
 _MOVE: TypeAdapter[Move] = TypeAdapter(Move)
 _REVOKED = "operator.certificate-revoke"
-_ROLLOVER = "operator.rollover-"
+ROLLOVER = "operator.rollover-"
 _CHANGES = {_REVOKED, "operator.certificate-hold", "operator.certificate-unhold"}
 
 
@@ -94,8 +96,14 @@ def read_export(
         raise ConfigurationError(
             "the export is of one correlation id: export the whole log", code="reconcile.unsealed"
         )
-    records = [leaf["record"] for leaf in verified.records]
-    sealed, tail = records[: verified.report.sealed], records[verified.report.sealed :]
+    # Only what came on ca-signer's own topic counts as its word.
+    own = [
+        (position, leaf["record"])
+        for position, leaf in enumerate(verified.records)
+        if leaf.get("topic") == audit_issue_topic(SERVICE)
+    ]
+    sealed = [record for position, record in own if position < verified.report.sealed]
+    tail = [record for position, record in own if position >= verified.report.sealed]
     # Clients and readers of the log are recorded all the time; only what changes a ledger counts.
     needed = sum(str(r.get("action")).startswith(_LEDGER_ACTIONS) for r in tail)
     if needed:
@@ -126,10 +134,10 @@ def read_records(records: Iterable[Mapping[str, Any]], profiles: ProfileSet) -> 
             _change(contents, record, str((record.details or {})["reason"]))
         elif str(action).startswith("operator.") and phase == "outcome":
             record = _record(raw)
-            if str(action).startswith(_ROLLOVER):
+            contents.commands.append(record)
+            if str(action).startswith(ROLLOVER):
                 _move(contents, record)
                 continue
-            contents.commands.append(record)
             if action in _CHANGES and (record.details or {}).get("changed") is True:
                 _change(contents, record, _reason(record))
     contents.sent_upstream -= contents.issued.keys()

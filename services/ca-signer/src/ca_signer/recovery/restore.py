@@ -20,7 +20,7 @@ from ca_signer.ledger import certificate_index
 from ca_signer.ledger.issuance_rows import certified_values, serial_octets
 from ca_signer.ledger.revocations import RELEASED
 from ca_signer.model import OPEN_SUBMISSIONS, IssuanceIntent, IssuedCertificate
-from ca_signer.recovery.audit_log import AuditLogContents, Change
+from ca_signer.recovery.audit_log import ROLLOVER, AuditLogContents, Change
 from ca_signer.recovery.ledger_check import REVOKED, read_event_ref
 from ca_signer.recovery.rollover_history import Replayed, replay
 from estcore.errors import Conflict, MalformedRequest
@@ -79,6 +79,8 @@ on conflict (rollover_id) do update set state = excluded.state,
 _GENERATION = """insert into generation as known (issuer_id, family, state) values ($1, $2, $3)
 on conflict (issuer_id) do update set state = excluded.state, changed_at = now()
 where known.state <> excluded.state"""
+_FORGOTTEN = """insert into command (command_id, digest, operator_sha256, operator, verb,
+  created_at, announced_at) values ($1, $2, $3, $4, $5, $6, now()) on conflict do nothing"""
 _NUMBER = """insert into crl (issuer_id, partition, last_number) values ($1, $2, $3)
 on conflict (issuer_id, partition) do update
 set last_number = greatest(crl.last_number, excluded.last_number)"""
@@ -179,8 +181,24 @@ class Restorer:
                 "(select 1 from command where command_id::text = id)",
                 [record.correlation_id for record in contents.commands],
             )
-        lost = {row["id"] for row in rows}
-        return [_line(record) for record in contents.commands if record.correlation_id in lost]
+            lost = {row["id"] for row in rows}
+            forgotten = [r for r in contents.commands if r.correlation_id in lost]
+            # Known again, so that none can be given a second time under its id.
+            await connection.executemany(
+                _FORGOTTEN,
+                [
+                    (
+                        record.correlation_id,
+                        sha256(record.record_id.encode()).digest(),
+                        bytes.fromhex(record.actor.certificate_fingerprint or ""),
+                        record.actor.rule or "unknown",
+                        record.action.removeprefix("operator."),
+                        record.occurred_at,
+                    )
+                    for record in forgotten
+                ],
+            )
+        return [_line(r) for r in forgotten if not r.action.startswith(ROLLOVER)]
 
 
 def _line(record: AuditRecord) -> str:
