@@ -32,7 +32,7 @@ from estcore.messages.signatures import (
     topic_pattern,
 )
 from estcore.runtime.logs import fields
-from estcore.runtime.nats_client import Client, Msg, Subscription, nats
+from estcore.runtime.nats_client import BUS_ERRORS, Client, Msg, Subscription, nats
 from estcore.runtime.settings import BusSettings, read_secret
 
 log = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ class Bus:
                     disconnected_cb=self._disconnected,
                     reconnected_cb=self._reconnected,
                 )
-            except (TimeoutError, OSError, nats.errors.Error) as exc:
+            except (TimeoutError, *BUS_ERRORS) as exc:
                 log.warning("bus unreachable, retrying", extra=fields(error=str(exc)))
                 await asyncio.sleep(0.5)
                 continue
@@ -254,7 +254,7 @@ class Bus:
             ) from exc
         except nats.js.errors.NoStreamResponseError as exc:
             raise BusUnavailable("the stream does not exist", code="bus.storage") from exc
-        except (TimeoutError, nats.errors.Error, OSError) as exc:
+        except (TimeoutError, *BUS_ERRORS) as exc:
             raise BusUnavailable("no confirmation from the bus") from exc
         finally:
             # What was sent and is not awaited any more must not hold a place among the pending.
@@ -273,7 +273,7 @@ class Bus:
             raise BusUnavailable("the bus is not connected")
         try:
             confirmed = await self._send(message)
-        except (nats.errors.Error, OSError) as exc:
+        except BUS_ERRORS as exc:
             raise BusUnavailable("the bus took nothing") from exc
         deadline = asyncio.get_running_loop().call_later(timeout_s, confirmed.cancel)
         confirmed.add_done_callback(lambda _: deadline.cancel())
@@ -299,7 +299,7 @@ class Bus:
         for topic in topics:
             try:
                 await self.client.publish(topic, b"", headers={_EXPECTED_STREAM: _NO_STREAM})
-            except (nats.errors.Error, OSError):
+            except BUS_ERRORS:
                 log.debug("connection lost while publish permissions were probed")
                 return
 
@@ -327,7 +327,7 @@ class Bus:
             )
             text = (answer.headers or {})["Nats-Time-Stamp"]
             return dt.datetime.fromisoformat(text[:19] + "+00:00").timestamp()
-        except (TimeoutError, nats.errors.Error, OSError, KeyError, ValueError) as exc:
+        except (TimeoutError, *BUS_ERRORS, KeyError, ValueError) as exc:
             raise BusUnavailable(f"no answer from stream {stream}") from exc
 
     async def publish_unconfirmed(self, topic: str, payload: bytes, *, reply: str = "") -> None:
@@ -339,7 +339,7 @@ class Bus:
         try:
             headers = self._signed(topic, payload)
             await self.client.publish(topic, payload, reply=reply, headers=headers)
-        except (nats.errors.Error, OSError) as exc:
+        except BUS_ERRORS as exc:
             raise BusUnavailable("the bus took nothing") from exc
 
     async def subscribe(
@@ -417,7 +417,7 @@ class Bus:
             answer = await self.client.request(
                 topic, payload, timeout=timeout_s, headers=self._signed(topic, payload)
             )
-        except (TimeoutError, nats.errors.Error, OSError) as exc:
+        except (TimeoutError, *BUS_ERRORS) as exc:
             raise BusUnavailable(f"no answer on {topic}") from exc
         octets = bytes(answer.data)
         header = answer.headers.get(HEADER) if answer.headers else None
@@ -491,7 +491,7 @@ class Bus:
                     stored.append((int(sequence), self._read_stored(message)))
                     if "batch" not in request:
                         return stored
-        except (TimeoutError, nats.errors.Error, OSError) as exc:
+        except (TimeoutError, *BUS_ERRORS) as exc:
             raise BusUnavailable(f"no answer from stream {stream}") from exc
         finally:
             await _quietly(subscription.unsubscribe())
@@ -513,7 +513,7 @@ class Bus:
                     await self.client.drain()
                 else:
                     await self.client.close()
-        except (TimeoutError, nats.errors.Error, OSError) as exc:
+        except (TimeoutError, *BUS_ERRORS) as exc:
             log.warning("bus connection did not close cleanly", extra=fields(error=str(exc)))
 
 
@@ -541,7 +541,7 @@ def _verified(stored: Sequence[tuple[int, Stored | None]]) -> list[Stored]:
 async def _quietly(step: Awaitable[None]) -> None:
     try:
         await step
-    except (nats.errors.Error, OSError):
+    except BUS_ERRORS:
         log.debug("subscription not closed")
 
 

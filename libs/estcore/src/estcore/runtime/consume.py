@@ -19,7 +19,7 @@ from estcore.errors import BusUnavailable, MalformedRequest
 from estcore.messages.signatures import Sender
 from estcore.runtime.bus import Bus
 from estcore.runtime.logs import fields
-from estcore.runtime.nats_client import Msg, Subscription, nats
+from estcore.runtime.nats_client import BUS_ERRORS, Msg, Subscription
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class Delivery:
     async def _answer(self, word: bytes) -> None:
         try:
             await self._bus.client.publish(self.reply, word)
-        except (nats.errors.Error, OSError):
+        except BUS_ERRORS:
             # The server delivers again; handlers are idempotent.
             log.debug("acknowledgement not sent")
 
@@ -164,11 +164,7 @@ class PullConsumer:
         self._paused = True
         if self._subscription is not None:
             subscription, self._subscription = self._subscription, None
-            try:
-                async with asyncio.timeout(_DRAIN_S):
-                    await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py
-            except (nats.errors.Error, OSError, TimeoutError):
-                log.debug("subscription of the consumer not closed")
+            await _drained(subscription)
         rest = list(self._queue)
         self._queue.clear()
         return rest
@@ -194,11 +190,11 @@ class PullConsumer:
         if old is not None:
             try:
                 await old.unsubscribe()
-            except (nats.errors.Error, OSError):
+            except BUS_ERRORS:
                 log.debug("previous subscription not closed")
         try:
             await self._subscribe()
-        except (nats.errors.Error, OSError) as exc:
+        except BUS_ERRORS as exc:
             raise BusUnavailable("cannot subscribe") from exc
 
     async def _pull(self, batch: int) -> None:
@@ -208,7 +204,7 @@ class PullConsumer:
         topic = f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self.name}"
         try:
             await self._bus.client.publish(topic, json.dumps(body).encode(), reply=self._inbox)
-        except (nats.errors.Error, OSError):
+        except BUS_ERRORS:
             log.debug("pull request not sent")
             return
         self._open += batch
@@ -253,3 +249,19 @@ class PullConsumer:
                 extra=fields(consumer=self.name, stream=self.stream, status=status, reason=reason),
             )
         self._missing = missing
+
+
+async def _drained(subscription: Subscription) -> None:
+    """Unsubscribe and receive what was under way, for a while at the most.
+
+    nats-py must end its round trip itself: one that is cancelled ends the connection when the
+    server answers.
+    """
+
+    async def drain() -> None:
+        try:
+            await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py
+        except (TimeoutError, *BUS_ERRORS):
+            log.debug("subscription of the consumer not closed")
+
+    await asyncio.wait({asyncio.ensure_future(drain())}, timeout=_DRAIN_S)

@@ -25,4 +25,19 @@ from nkeys import NkeysError
 if not _imported_before:
     del sys.modules[_HIDDEN]
 
-__all__ = ["Client", "JetStreamContext", "Msg", "NkeysError", "Subscription", "api", "nats"]
+BUS_ERRORS = (nats.errors.Error, OSError, RuntimeError)
+"""What every call of the client can raise besides TimeoutError.
+
+uvloop raises RuntimeError for a transport that has closed, and nats-py passes it through.
+"""
+
+__all__ = [
+    "BUS_ERRORS",
+    "Client",
+    "JetStreamContext",
+    "Msg",
+    "NkeysError",
+    "Subscription",
+    "api",
+    "nats",
+]

@@ -20,7 +20,7 @@ from estcore.messages.topics import CANARY, canary_topic, stream_of
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.clock_check import ClockCheck
 from estcore.runtime.logs import fields
-from estcore.runtime.nats_client import nats
+from estcore.runtime.nats_client import BUS_ERRORS, nats
 from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class StreamProbe:
             error = json.loads(answer).get("error", {})
         except nats.errors.NoRespondersError:
             return f"{stream} does not exist, or JetStream is disabled"
-        except (TimeoutError, nats.errors.Error, OSError, ValueError, AttributeError) as exc:
+        except (TimeoutError, *BUS_ERRORS, ValueError, AttributeError) as exc:
             return f"{stream} does not answer: {type(exc).__name__}"
         if error.get("err_code") == _EXPECTED_DIFFERENT:
             return None

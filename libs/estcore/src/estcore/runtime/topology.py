@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from estcore.errors import BusUnavailable, ConfigurationError
 from estcore.messages.topics import Consumer, Stream
 from estcore.runtime.bus import Bus
-from estcore.runtime.nats_client import JetStreamContext, api, nats
+from estcore.runtime.nats_client import BUS_ERRORS, JetStreamContext, api, nats
 
 
 async def declare(
@@ -29,7 +29,7 @@ async def declare(
         raise ConfigurationError(
             f"JetStream refuses: {exc.description}", code="bus.refused"
         ) from exc
-    except (nats.errors.Error, OSError, TimeoutError) as exc:
+    except (TimeoutError, *BUS_ERRORS) as exc:
         raise BusUnavailable("JetStream does not answer") from exc
 
 
