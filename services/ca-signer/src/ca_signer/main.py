@@ -164,7 +164,7 @@ async def _serve(
         shared.decision_context,
         look_every_s=shared.settings.reload_every_s,
     )
-    completeness = StaleLedgerCheck(shared.bus, shared.database)
+    completeness = StaleLedgerCheck(shared.bus, shared.database, shared.decision_context.issuers)
     checks["ledger_complete"] = lambda: completeness.complete
     if not await completeness.hold(shared.publisher, stop):
         return

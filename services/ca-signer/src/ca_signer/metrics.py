@@ -11,6 +11,9 @@ RESUMED = Counter("ca_signer_resumed_total", "intents resumed after their lease 
 ABANDONED = Counter("ca_signer_abandoned_total", "intents given up, never signed", ["code"])
 DEAD = Counter("ca_signer_dead_letters_total", "messages that were given up", ["code"])
 DELAYED = Counter("ca_signer_delayed_total", "requests put back for later", ["code"])
+FALSE_EVENTS = Counter(
+    "ca_signer_false_events", "events of certificates that no issuer here signed"
+)
 REANNOUNCED = Counter("ca_signer_reannounced_total", "announcements repeated", ["to"])
 COMMANDS = Counter("ca_signer_commands_total", "commands of operators answered", ["verb", "code"])
 CRL_MADE = Counter("ca_signer_crl_made_total", "revocation lists made", ["issuer"])

@@ -44,7 +44,7 @@ async def enroll(settings: SignerSettings, csr_file: Path, out: Path, issuer: st
         opened(tokens_of(decision_context.issuers)),
         main.connected(settings) as (bus, database),
     ):
-        await StaleLedgerCheck(bus, database).require()
+        await StaleLedgerCheck(bus, database, decision_context.issuers).require()
         decision_context.generations = await read_generations(database)
         candidate = decide_operator(csr, issuer or decision_context.families[0], decision_context)
         ledger = IssuanceStore(database, lease_s=settings.lease_s)

@@ -79,7 +79,7 @@ async def reconcile(
     }
     await publisher.service_event("ledger.reconciled", {**counts, "export": sources.export.name})
     _tell(done)
-    missing = await StaleLedgerCheck(bus, database).missing()
+    missing = await StaleLedgerCheck(bus, database, issuers).missing()
     if missing:
         raise ConfigurationError(
             f"the bus knows {len(missing)} certificates or revocations that the export does not: "

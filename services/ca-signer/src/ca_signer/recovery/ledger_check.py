@@ -6,6 +6,10 @@ revoked certificates and sign CRLs with entries missing. It signs nothing until 
 reconcile`` has restored what is missing. Comparing the newest events is enough: a backup lacks the
 newest rows.
 
+An event counts when its certificate is signed by an issuer that is configured here; a revocation,
+when ca-signer signed its message. Any other event that the ledger does not know is reported and
+stops nothing: a process with the right to publish events cannot stop a signer by inventing one.
+
 Where PostgreSQL and NATS were lost together there is nothing to compare with; see the runbook.
 """
 
@@ -13,18 +17,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
+from cryptography import x509
 from pydantic_core import from_json
 
+from ca_signer import metrics
+from ca_signer.issuers.issuer import CACertificate
 from ca_signer.publishing.publisher import EventPublisher
+from ca_signer.settings import SERVICE
+from estcore import ids
 from estcore.clock import monotonic_s
-from estcore.errors import InvariantBroken, LedgerUnavailable, Unavailable
+from estcore.errors import InvariantBroken, LedgerUnavailable, MalformedRequest, Unavailable
+from estcore.messages.envelope import decode
+from estcore.messages.events import CertificateIssued
 from estcore.messages.topics import PKI_EVENTS
-from estcore.runtime.bus import Bus
+from estcore.pki.parsers import PARSER_ERRORS
+from estcore.runtime.bus import Bus, Stored
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop
@@ -63,17 +75,53 @@ def read_event_ref(payload: bytes) -> EventRef | None:
         return None
 
 
-class StaleLedgerCheck:
-    """Compares the ledger with the newest events."""
+def is_certified(payload: bytes, issuers: Mapping[str, CACertificate]) -> bool:
+    """Return whether an event is about a certificate that one of the issuers signed.
 
-    def __init__(self, bus: Bus, database: Database) -> None:
+    Events of issuers that are not configured here are compared by the processes that have them.
+
+    Raises:
+        MalformedRequest: the event names one of the issuers, which did not sign its certificate.
+    """
+    event = decode(CertificateIssued, payload)
+    issuer = issuers.get(event.issuer_id)
+    if issuer is None:
+        return False
+    try:
+        certificate = x509.load_der_x509_certificate(event.certificate)
+        certificate.verify_directly_issued_by(issuer.certificate.certificate)
+        serial = ids.serial_hex(certificate.serial_number)
+    except PARSER_ERRORS as exc:
+        raise MalformedRequest(
+            f"its certificate is not signed by {event.issuer_id}", code="event.certificate"
+        ) from exc
+    if serial != event.serial:
+        raise MalformedRequest("its serial number is a different one", code="event.certificate")
+    return True
+
+
+class StaleLedgerCheck:
+    """Compares the ledger with the newest events.
+
+    ``issuers`` are those whose certificates count, ``services`` those whose revocations do.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        database: Database,
+        issuers: Mapping[str, CACertificate],
+        services: Collection[str] = (SERVICE,),
+    ) -> None:
         self._bus = bus
         self._database = database
+        self._issuers = issuers
+        self._services = frozenset(services)
         self.complete = False
         self._next: dict[str, int] = {}
-        self._result: dict[str, deque[EventRef]] = {
-            topics: deque(maxlen=_LOOKED_AT) for topics in (ISSUED, REVOKED)
-        }
+        self._issued: deque[tuple[EventRef, bytes]] = deque(maxlen=_LOOKED_AT)
+        self._revoked: deque[EventRef] = deque(maxlen=_LOOKED_AT)
+        self._false: OrderedDict[UUID, None] = OrderedDict()
 
     async def missing(self) -> list[UUID]:
         """Return the issuances among the newest events that the ledger does not know.
@@ -82,32 +130,62 @@ class StaleLedgerCheck:
             Unavailable: bus or database is unavailable.
         """
         # The events first: what is announced meanwhile is committed already.
-        for topics in (ISSUED, REVOKED):
-            await self._hear(topics)
-        issued = [reference.issuance_id for reference in self._result[ISSUED]]
-        revoked = [(reference.issuance_id, reference.change) for reference in self._result[REVOKED]]
+        for message in await self._fetch(ISSUED):
+            if (reference := read_event_ref(message.payload)) is not None:
+                self._issued.append((reference, message.payload))
+        for message in await self._fetch(REVOKED):
+            reference = read_event_ref(message.payload)
+            if reference is not None and message.sender.service in self._services:
+                self._revoked.append(reference)
         async with self._database.connection() as connection:
-            rows: list[Any] = await connection.fetch(_MISSING_ISSUED, issued)
-            rows += await connection.fetch(
-                _MISSING_REVOKED,
-                [change[0] for change in revoked],
-                [change[1] for change in revoked],
+            issued = await connection.fetch(
+                _MISSING_ISSUED, [reference.issuance_id for reference, _ in self._issued]
             )
-        self.complete = not rows
-        return list(dict.fromkeys(row["id"] for row in rows))
+            revoked = await connection.fetch(
+                _MISSING_REVOKED,
+                [reference.issuance_id for reference in self._revoked],
+                [reference.change for reference in self._revoked],
+            )
+        missing = [*self._genuine({row["id"] for row in issued}), *(row["id"] for row in revoked)]
+        self.complete = not missing
+        return list(dict.fromkeys(missing))
 
-    async def _hear(self, topics: str) -> None:
+    def _genuine(self, unknown: set[UUID]) -> list[UUID]:
+        """Return those of the issuances whose certificates their issuers signed."""
+        genuine = []
+        for reference, payload in self._issued:
+            issuance_id = reference.issuance_id
+            if issuance_id not in unknown or issuance_id in self._false:
+                continue
+            try:
+                if is_certified(payload, self._issuers):
+                    genuine.append(issuance_id)
+            except MalformedRequest as exc:
+                self._report_false(issuance_id, exc)
+        return genuine
+
+    def _report_false(self, issuance_id: UUID, error: MalformedRequest) -> None:
+        self._false[issuance_id] = None
+        while len(self._false) > _LOOKED_AT:
+            self._false.popitem(last=False)
+        metrics.FALSE_EVENTS.inc()
+        log.error(
+            "event of a certificate that is none of ours",
+            extra=fields(issuance=str(issuance_id), code=error.code, reason=error.reason),
+        )
+
+    async def _fetch(self, topics: str) -> list[Stored]:
         newest = await self._bus.last_sequence(PKI_EVENTS, topics)
         start = max(self._next.get(topics, 1), newest - _LOOKED_AT + 1)
         if newest + 1 < start:
             # The stream is another one; what the old one said still holds.
             start = 1
+        found: list[Stored] = []
         while 0 < start <= newest:
             messages, start = await self._bus.stored_from(PKI_EVENTS, topics, start)
-            self._result[topics].extend(
-                t for message in messages if (t := read_event_ref(message.payload))
-            )
+            found += messages
         self._next[topics] = max(start, newest + 1)
+        return found
 
     async def require(self) -> None:
         """Check once.

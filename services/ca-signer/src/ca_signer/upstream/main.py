@@ -92,7 +92,9 @@ async def run(settings: UpstreamSettings) -> None:
     try:
         async with opened(issuers), connected(settings) as (bus, database):
             parts = assemble(settings, bus, database, issuers, decision_context)
-            completeness = StaleLedgerCheck(bus, database)
+            completeness = StaleLedgerCheck(
+                bus, database, issuers, services=(SERVICE, f"{SERVICE}-upstream")
+            )
             checks["ledger_complete"] = lambda: completeness.complete
             if not await completeness.hold(parts.publisher, stop):
                 return
