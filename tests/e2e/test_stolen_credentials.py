@@ -15,15 +15,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import Any
+from uuid import UUID
 
 import pytest
 import pytest_asyncio
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from estcore import ids
 from estcore.errors import ConfigurationError
 from estcore.messages import topics
 from estcore.messages.audit import Actor, AuditBatch, AuditRecord, Producer
-from estcore.messages.envelope import encode
+from estcore.messages.commands import Command, CommandAnswered, sign_command
+from estcore.messages.envelope import decode, encode
 from estcore.messages.signatures import HEADER, MessageKey
 from estcore.messages.state import SecretShard, SecretVerifier, secret_shard
 from estcore.runtime.nats_client import Client, nats
@@ -184,6 +190,78 @@ async def test_no_other_service_says_what_ca_signer_says(stack: Stack, service: 
             async with asyncio.timeout(5):
                 while not found.violations:
                     await asyncio.sleep(0.05)
+
+
+TOPICS_OF_OTHERS = {
+    "to obtain a certificate": ("est.request.default.issuing.normal",),
+    "to have one revoked or released": tuple(
+        f"pki.command.ca-signer.certificate-{verb}" for verb in ("revoke", "hold", "unhold")
+    ),
+    "to change what front ends refuse": (
+        topics.revoked_topic("issuing", "00"),
+        topics.crl_topic("issuing", None),
+        topics.cacerts_topic("issuing"),
+        topics.POLICY_TOPIC,
+    ),
+    "to stop a signer": ("pki.certificate.issued.demo.web", "$JS.API.STREAM.DELETE.EST_REQUESTS"),
+    "to empty a stream": (
+        "$JS.API.STREAM.PURGE.AUDIT_ISSUE",
+        "$JS.API.STREAM.MSG.DELETE.AUDIT_ISSUE",
+        "$JS.API.CONSUMER.DELETE.PKI_EVENTS.renewal",
+    ),
+}
+OWN = {"est-frontend": {"to obtain a certificate"}}
+"""Of these, what a service has the right to: a front end asks for certificates, of its group."""
+
+
+@pytest.mark.logs_errors(*REFUSED)
+@pytest.mark.parametrize("attempt", TOPICS_OF_OTHERS)
+@pytest.mark.parametrize("service", ["renewal", "audit", "est-frontend"])
+async def test_nats_refuses_each_service_the_topics_of_others(
+    stack: Stack, service: str, attempt: str
+) -> None:
+    if attempt in OWN.get(service, set()):
+        return
+    async with thief(stack, service) as found:
+        for topic in TOPICS_OF_OTHERS[attempt]:
+            found.violations.clear()
+            await found.publish(topic, b"{}")
+            async with asyncio.timeout(5):
+                while not found.violations:
+                    await asyncio.sleep(0.02)
+
+
+async def test_the_nats_user_of_operators_is_no_operator(stack: Stack) -> None:
+    """A command counts by the certificate that signed it: a key of one's own revokes nothing."""
+    key, _ = make_csr("dev-victim")
+    answer = await ESTClient.of(stack).enroll(b64(make_csr("dev-victim")[1]))
+    assert answer.status == 200
+    fingerprint = certificate_in(answer.body).fingerprint(SHA256()).hex()
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "local operator")])
+    now = dt.datetime.now(dt.UTC)
+    own = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(minutes=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .sign(key, SHA256())
+    )
+    command = Command(
+        command_id=UUID(ids.uuid7()),
+        service="ca-signer",
+        verb="certificate-revoke",
+        iat=int(now.timestamp()),
+        exp=int(now.timestamp()) + 60,
+        arguments={"fingerprint": fingerprint, "reason": "keyCompromise"},
+    )
+    signed = sign_command(key, own.public_bytes(Encoding.DER), command).encode()
+    async with thief(stack, "operator") as found:
+        reply = await found.client.request(
+            "pki.command.ca-signer.certificate-revoke", signed, timeout=10
+        )
+    answered = decode(CommandAnswered, reply.data)
+    assert (answered.outcome, answered.code) == ("refused", "command.operator")
+    rows = await stack.ledger()
+    assert not any(r["revoked"] for r in rows if r["certificate_sha256"] == fingerprint)
 
 
 @pytest.mark.logs_errors(*REFUSED)
