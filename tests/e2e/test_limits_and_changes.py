@@ -210,6 +210,29 @@ async def test_a_bad_policy_is_refused_and_a_good_one_taken_by_front_end_and_sig
             await asyncio.sleep(0.2)
 
 
+@pytest.mark.logs_errors("configuration change rejected")
+async def test_a_label_whose_issuer_no_signer_serves_is_answered_503(world: World) -> None:
+    """Nothing waits in the stream for a signer that does not exist."""
+    file = world.stack.layout.config / "policy.yaml"
+    good = yaml.safe_load(file.read_text())
+    orphan = good["labels"]["services"] | {"issuer": "nobody"}
+    changed = good | {"labels": good["labels"] | {"orphan": orphan}}
+    kept = file.read_text()
+    file.write_text(yaml.safe_dump(changed, sort_keys=False))
+    path = f"{BASE}/orphan/simpleenroll"
+    try:
+        async with asyncio.timeout(15):
+            while (
+                answer := await world.client.enroll(b64(make_csr("dev-orphan")[1]), path=path)
+            ).status == 404:
+                await asyncio.sleep(0.2)
+        assert (answer.status, "issuer.unserved" in answer.text) == (503, True)
+        assert answer.headers.get("Retry-After")
+        assert (await world.client.enroll(b64(make_csr("dev-still")[1]))).status == 200
+    finally:
+        file.write_text(kept)
+
+
 async def test_a_changed_profile_is_used_for_signing_and_in_csrattrs(world: World) -> None:
     file = world.stack.layout.config / "profiles.yaml"
     good = file.read_text()

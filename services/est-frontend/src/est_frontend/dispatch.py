@@ -189,6 +189,7 @@ class Dispatcher:
                 f"{operation} is not offered here", code="request.not_implemented"
             )
         self._require_clock()
+        self._require_issuers(label)
         if not self.trail.ready:
             raise AuditUnavailable("audit records cannot be kept now", code="audit.spool_full")
         if self._in_flight >= self.settings.limits.max_in_flight:
@@ -206,6 +207,19 @@ class Dispatcher:
             response = responses.pending(wait, exchange.correlation_id)
         self._record(exchange, response.status)
         return response
+
+    def _require_issuers(self, label: Label) -> None:
+        """Refuse what no signer would ever fetch from the stream.
+
+        Raises:
+            IssuerUnavailable: no signer has published the CA certificates of one of the issuers.
+        """
+        for issuer in label.issuers:
+            if not self.state.has({issuer}):
+                raise IssuerUnavailable(
+                    f"no signer of {issuer} has published its CA certificates",
+                    code="issuer.unserved",
+                )
 
     def _require_clock(self) -> None:
         """Refuse to authenticate by a clock that is wrong, or was never compared.
