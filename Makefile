@@ -16,7 +16,7 @@ WORKERS ?= 4
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml tests/*/pyproject.toml)
 PACKAGES := estcore estclient estdev est_frontend est_frontend_srp ca_signer renewal audit estsuite_faults estsuite_testing
 
-.PHONY: help demo up unit test conformance check fmt lint type imports deploy-check dist bench chaos clean
+.PHONY: help demo up unit test conformance check fmt lint type imports deploy-check dist bench chaos fuzz clean
 
 help:           ## show the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -60,6 +60,9 @@ deploy-check:   ## render and validate docker-compose.yml and deploy/k8s
 
 chaos: $(READY) ## random faults in a suite of two of everything (SEED=7 MINUTES=30); root fills disks too
 	@$(BIN)/python tests/chaos/run.py $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
+
+fuzz: $(READY) ## every parser that outsiders reach, coverage-guided (SECONDS=600 for each, KEEP=1 keeps inputs)
+	@$(BIN)/uv sync --frozen --quiet --group fuzz && $(BIN)/python tests/fuzz/run.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(KEEP),--keep)
 
 bench: $(READY) ## enrollments per second and CPU per enrollment, everything counted
 	@$(BIN)/uv sync --frozen --quiet --group bench && $(BIN)/python benchmarks/enroll.py
