@@ -102,6 +102,8 @@ def compose_settings(service: Service, places: Places, policy_folder: Path) -> d
             "url": places.nats,
             "nkey_seed_file": str(places.secrets / f"nats-{service.name}.seed"),
             "senders_file": str(places.config / "senders.json"),
+            # The network "bus" is internal: it has no way off this machine.
+            "allow_plaintext": True,
         },
         "admin": {"port": ADMIN_PORT},
     }
@@ -109,6 +111,7 @@ def compose_settings(service: Service, places: Places, policy_folder: Path) -> d
         settings["database"] = {
             "url": f"postgresql://{service.schema}@{places.postgres}/{DATABASE}",
             "password_file": str(places.secrets / f"{service.schema}.password"),
+            "allow_plaintext": True,  # the network "data" is internal, too
         }
     return settings | _own(service.name, places, policy_folder)
 

@@ -83,7 +83,7 @@ def test_keygen_makes_a_private_file_and_prints_the_verifier_key(
 
 def test_a_key_that_is_not_ed25519_or_not_private_stops_the_start(world: AuditWorld) -> None:
     world.key_file.chmod(0o644)
-    with pytest.raises(ConfigurationError, match="readable by everybody"):
+    with pytest.raises(ConfigurationError, match="others may read"):
         main.check(world.settings())
     other = generate_private_key(SECP256R1()).private_bytes(
         Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()

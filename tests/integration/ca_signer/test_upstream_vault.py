@@ -248,7 +248,7 @@ async def test_a_secret_everybody_may_read_stops_the_start(
     path.chmod(0o644)
     settings = upstream_settings(platform, tmp_path, stack.other, issuer=issuer)
     try:
-        with pytest.raises(ConfigurationError, match="readable by everybody"):
+        with pytest.raises(ConfigurationError, match="others may read"):
             check(settings)
     finally:
         path.chmod(0o600)

@@ -102,7 +102,7 @@ def test_a_short_password_an_open_file_and_a_verifier_that_is_none_are_refused(f
     with pytest.raises(ConfigurationError, match="no verifier of the group"):
         Verifiers.load(bad)
     file.chmod(0o644)
-    with pytest.raises(ConfigurationError, match="readable by everybody"):
+    with pytest.raises(ConfigurationError, match="others may read"):
         Verifiers.load(file)
 
 

@@ -46,8 +46,8 @@ def load(path: Path, **variables: str) -> SignerSettings:
 
 def test_file_and_environment_together(tmp_path: Path) -> None:
     path = write(tmp_path / "s.yaml", BASE)
-    settings = load(path, CA_SIGNER__BATCH_SIZE="8", CA_SIGNER__BUS__URL="nats://other:1")
-    assert (settings.batch_size, settings.bus.url) == (8, "nats://other:1")
+    settings = load(path, CA_SIGNER__BATCH_SIZE="8", CA_SIGNER__BUS__URL="tls://other:1")
+    assert (settings.batch_size, settings.bus.url) == (8, "tls://other:1")
 
 
 @pytest.mark.parametrize(

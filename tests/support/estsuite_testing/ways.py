@@ -123,6 +123,8 @@ async def ways(folder: Path) -> AsyncIterator[World]:
     )
     secret = base64.b64encode(bytes(range(32))).decode()
     kek.write_text(f"device-kek: {secret}\n")
+    for file in (users, kek):
+        file.chmod(0o600)
     overrides = {
         "est-frontend": {
             "users_file": str(users),

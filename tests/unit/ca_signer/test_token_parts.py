@@ -202,8 +202,8 @@ def test_a_token_that_cannot_take_a_batch_within_its_lease_is_refused(
     change: dict[str, Any],
 ) -> None:
     raw = {
-        "bus": {"url": "nats://x", "nkey_seed_file": "/s"},
-        "database": {"url": "postgresql://u@h/d"},
+        "bus": {"url": "nats://127.0.0.1", "nkey_seed_file": "/s"},
+        "database": {"url": "postgresql://u@localhost/d"},
         "policy_file": "/p",
         "profiles_file": "/p",
         "issuers": [issuer(token=token(**change))],
@@ -228,7 +228,7 @@ def test_a_pin_file_that_everybody_can_read_is_refused(tmp_path: Path) -> None:
     module.touch()
     pin.write_text("1234")
     pin.chmod(0o644)
-    with pytest.raises(ConfigurationError, match="readable by everybody"):
+    with pytest.raises(ConfigurationError, match="others may read"):
         issuers.check_token(TokenSettings.model_validate(token(module=module, pin_file=pin)))
     pin.chmod(0o600)
     issuers.check_token(TokenSettings.model_validate(token(module=module, pin_file=pin)))

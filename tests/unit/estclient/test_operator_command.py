@@ -29,7 +29,7 @@ def ordered(*arguments: str) -> Order:
 
 def settings_file(path: Path, **changes: Any) -> Path:
     raw = {
-        "bus": {"url": "nats://from-file:4222", "nkey_seed_file": "seed"},
+        "bus": {"url": "tls://from-file:4222", "nkey_seed_file": "seed"},
         "certificate_file": "me.pem",
         "key_file": "me.key",
     }
@@ -123,9 +123,9 @@ def test_an_unknown_verb_is_one_line_that_names_the_nearest(
 def test_settings_come_from_file_variable_and_option_the_last_counts(tmp_path: Path) -> None:
     home = tmp_path / "home"
     settings_file(home / "config" / "operator.yaml")
-    order = ordered("cert", "list", "--nats-url", "nats://option:1")
+    order = ordered("cert", "list", "--nats-url", "tls://option:1")
     found = operator_settings(order.connection, home, {"ESTCTL__KEY_FILE": "variable.key"})
-    assert found.bus.url == "nats://option:1"
+    assert found.bus.url == "tls://option:1"
     assert (str(found.key_file), str(found.certificate_file)) == ("variable.key", "me.pem")
     other = settings_file(tmp_path / "other.yaml", certificate_file="other.pem")
     connection = ordered("cert", "list").connection

@@ -24,7 +24,7 @@ from est_frontend_srp.tlslite import GROUPS, verifier_of
 from estcore.errors import ConfigurationError
 from estcore.pki.profile import StrictModel, parse_model, read_yaml
 from estcore.policy.document import SecretId
-from estcore.runtime.settings import read_secret
+from estcore.runtime.secret_files import check_mode
 
 _SEED_OCTETS, _SALT_OCTETS = 32, 16
 _SHORTEST = 12
@@ -63,9 +63,9 @@ class Verifiers:
         """Read the file.
 
         Raises:
-            ConfigurationError: unreadable, readable by everybody, or a verifier that is none.
+            ConfigurationError: unreadable, exposed to others, or a verifier that is none.
         """
-        read_secret(path, "SRP verifiers")
+        check_mode(path, "SRP verifiers")
         file = parse_model(_File, read_yaml(path), path)
         generator, prime = GROUPS[file.group]
         users: dict[bytes, Entry] = {}

@@ -1,5 +1,7 @@
 """Entry of every command: its output is visible text, and a closed pipe ends it quietly.
 
+The memory of every command is in no core file (``estcore.runtime.process``): most hold a key.
+
 Both outputs are put behind ``VisibleStream`` while a command runs, so that no verb and no library
 writes a control character of a stranger to a terminal.
 
@@ -18,6 +20,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import ParamSpec, TypeVar
 
+from estcore.runtime.process import forbid_dumps
 from estcore.runtime.terminal import visible_stream
 
 P = ParamSpec("P")
@@ -34,6 +37,7 @@ def console_script(main: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        forbid_dumps()
         outputs = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = map(visible_stream, outputs)
         # The interpreter prints an unexpected error after this function, to the bare stream.

@@ -25,6 +25,7 @@ from estcore.runtime import command_line, logs
 from estcore.runtime.command_line import EXIT_FAILED, PATH, Group
 from estcore.runtime.console import output_closed
 from estcore.runtime.logs import fields
+from estcore.runtime.process import lock_memory
 from estcore.runtime.settings import ServiceSettings, load_settings
 from estcore.runtime.terminal import write_line
 
@@ -154,7 +155,9 @@ class ServiceCommand(Generic[S]):
         """
         settings = load_settings(self.settings, self.prefix, config)
         logs.configure(self.name, settings.instance, settings.telemetry.log_level)
+        _warn_of_plaintext(settings)
         if check:
+            _lock_memory()
             from estcore.runtime.bus import senders_of  # NATS, not for offline commands
 
             senders_of(settings.bus)
@@ -183,6 +186,24 @@ class ServiceCommand(Generic[S]):
             raise first
         log.error("service stops after a crash", exc_info=first)
         return EXIT_FAILED
+
+
+def _lock_memory() -> None:
+    if not lock_memory():
+        log.info(
+            "memory is not locked and may be swapped",
+            extra=fields(remedy="no swap, or RLIMIT_MEMLOCK unlimited (LimitMEMLOCK=infinity)"),
+        )
+
+
+def _warn_of_plaintext(settings: ServiceSettings) -> None:
+    for name, part in settings:
+        servers = getattr(part, "plaintext", None)
+        if servers:
+            log.warning(
+                "connection without TLS to another host is allowed",
+                extra=fields(setting=f"{name}.allow_plaintext", servers=", ".join(servers)),
+            )
 
 
 def executable(command: str) -> str:

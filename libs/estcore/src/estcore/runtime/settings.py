@@ -9,17 +9,30 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, model_validator
 
 from estcore.errors import ConfigurationError
 from estcore.ids import is_token
 from estcore.pki.profile import StrictModel, Token, parse_model, read_yaml
+from estcore.runtime.plaintext import plaintext_nats, refuse_plaintext, remote_postgres
+from estcore.runtime.secret_files import check_settings, read_secret
+
+__all__ = [
+    "AdminSettings",
+    "BusSettings",
+    "DatabaseSettings",
+    "Port",
+    "ServiceSettings",
+    "TelemetrySettings",
+    "default_instance",
+    "load_settings",
+    "read_secret",
+]
 
 S = TypeVar("S", bound=StrictModel)
 Port = Annotated[int, Field(ge=0, le=65_535)]
@@ -53,6 +66,22 @@ class BusSettings(StrictModel):
     replicas: int = Field(
         default=1, ge=1, le=5, description="stream replicas; used by migrate only"
     )
+    allow_plaintext: bool = Field(
+        default=False,
+        description="accept nats:// to other machines; only for a network within one machine, as "
+        "that of a compose file",
+    )
+
+    @model_validator(mode="after")
+    def _encrypted(self) -> Self:
+        if not self.allow_plaintext:
+            refuse_plaintext("bus.url", plaintext_nats(self.url), "use tls://")
+        return self
+
+    @property
+    def plaintext(self) -> list[str]:
+        """Servers on other machines that are reached without TLS."""
+        return plaintext_nats(self.url)
 
 
 class DatabaseSettings(StrictModel):
@@ -70,6 +99,25 @@ class DatabaseSettings(StrictModel):
     pool_size: int = Field(default=6, ge=2, le=100, description="connections per process")
     statement_timeout_s: int = Field(default=10, ge=1, le=600)
     lock_timeout_s: int = Field(default=5, ge=1, le=600)
+    allow_plaintext: bool = Field(
+        default=False,
+        description="accept hosts on other machines without ca_file; only for a network within "
+        "one machine, as that of a compose file",
+    )
+
+    @model_validator(mode="after")
+    def _encrypted(self) -> Self:
+        if not self.allow_plaintext:
+            refuse_plaintext("database.url", self.plaintext, "set database.ca_file")
+        return self
+
+    @property
+    def plaintext(self) -> list[str]:
+        """Hosts on other machines that are reached without TLS."""
+        if self.ca_file is not None:
+            return []
+        urls = [url for url in (self.url, self.migration_url) if url is not None]
+        return list(dict.fromkeys(h for url in urls for h in remote_postgres(url, os.environ)))
 
 
 class AdminSettings(StrictModel):
@@ -124,7 +172,8 @@ def load_settings(
     """Return the settings of a service.
 
     Raises:
-        ConfigurationError: one line naming the place, file or variable.
+        ConfigurationError: one line naming the place, file or variable; ``secret.exposed`` where
+            others may read or change a file with a secret.
     """
     variables = os.environ if environ is None else environ
     path = config or (
@@ -141,6 +190,7 @@ def load_settings(
         elif name.startswith(f"{prefix}_") and name != f"{prefix}_CONFIG":
             raise ConfigurationError(f"{name} is not a setting; settings start with {prefix}__")
     loaded = parse_model(model, raw, path or Path("the environment"))
+    check_settings(loaded)
     return loaded.with_file(path) if isinstance(loaded, ServiceSettings) else loaded
 
 
@@ -154,21 +204,3 @@ def _overlay(raw: dict[str, Any], keys: list[str], text: str, name: str) -> None
         place[keys[-1]] = yaml.safe_load(text)
     except yaml.YAMLError as exc:
         raise ConfigurationError(f"{name} cannot be read") from exc
-
-
-def read_secret(path: Path, what: str) -> str:
-    """Return the secret in a file, stripped.
-
-    Raises:
-        ConfigurationError: missing, empty, or readable by everybody.
-    """
-    try:
-        mode = path.stat().st_mode
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigurationError(f"cannot read the file with {what}: {path}") from exc
-    if mode & stat.S_IROTH:
-        raise ConfigurationError(f"the file with {what} is readable by everybody: {path}")
-    if not text:
-        raise ConfigurationError(f"the file with {what} is empty: {path}")
-    return text

@@ -37,7 +37,7 @@ from estcore.errors import ConfigurationError, WeakKey
 from estcore.pki.keys import key_algorithm
 from estcore.pki.parsers import READING_ERRORS, describe
 from estcore.pki.weak_keys import check_strength
-from estcore.runtime.settings import read_secret
+from estcore.runtime.secret_files import read_secret, read_secret_octets
 
 ROOT_YEARS, ISSUING_YEARS = 20, 10
 _YEAR = dt.timedelta(days=365)
@@ -248,7 +248,9 @@ def open_ca(folder: Path, stem: str, passphrase: bytes) -> OfflineCA:
     """
     try:
         certificate = x509.load_pem_x509_certificate((folder / f"{stem}.pem").read_bytes())
-        key = load_pem_private_key((folder / f"{stem}.key").read_bytes(), passphrase)
+        key = load_pem_private_key(
+            read_secret_octets(folder / f"{stem}.key", "the CA key"), passphrase
+        )
     except (OSError, ValueError, TypeError) as exc:
         raise ConfigurationError(f"cannot open {stem} in {folder}") from exc
     if not isinstance(key, ec.EllipticCurvePrivateKey):

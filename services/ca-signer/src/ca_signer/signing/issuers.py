@@ -31,7 +31,7 @@ from ca_signer.signing.keystore import KeyStore, SoftwareKey
 from estcore.errors import ConfigurationError, TBSMismatch
 from estcore.pki.certificate import IssuerCertificate
 from estcore.pki.keys import spki_der
-from estcore.runtime.settings import read_secret
+from estcore.runtime.secret_files import read_secret, read_secret_octets
 
 
 class SigningIssuer(CACertificate):
@@ -159,7 +159,9 @@ def _private_key(
         raise ConfigurationError(f"{settings.issuer_id} has no key")
     passphrase = read_secret(passphrase_file, f"the passphrase of {settings.issuer_id}")
     try:
-        key = load_pem_private_key(path.read_bytes(), passphrase.encode())
+        key = load_pem_private_key(
+            read_secret_octets(path, f"the key of {settings.issuer_id}"), passphrase.encode()
+        )
     except TypeError as exc:
         raise ConfigurationError(f"{path} is not encrypted") from exc
     except (OSError, ValueError, UnsupportedAlgorithm) as exc:

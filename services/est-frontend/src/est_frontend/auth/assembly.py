@@ -18,6 +18,7 @@ from estcore.clock import Clock
 from estcore.errors import ConfigurationError
 from estcore.policy.document import load_policy
 from estcore.runtime.reload import Watched
+from estcore.runtime.secret_files import read_secret_octets
 
 _DIGEST_KEY_OCTETS = 32
 TokenSources = dict[str, tuple[TokenIssuerSettings, KeySource]]
@@ -109,15 +110,12 @@ def digest_key(settings: FrontendSettings) -> bytes | None:
     """Return the key of Digest nonces; None where each process makes its own.
 
     Raises:
-        ConfigurationError: unreadable, or too short.
+        ConfigurationError: unreadable, not for its owner alone, or too short.
     """
     file = settings.digest.key_file
     if file is None:
         return None
-    try:
-        key = file.read_bytes()
-    except OSError as exc:
-        raise ConfigurationError(f"cannot read {file}: {exc.strerror}") from exc
+    key = read_secret_octets(file, "the key of Digest nonces")
     if len(key) < _DIGEST_KEY_OCTETS:
         raise ConfigurationError(f"{file}: {_DIGEST_KEY_OCTETS} octets or more are needed")
     return key

@@ -19,6 +19,7 @@ from pydantic import Field, field_validator
 from estcore.errors import IssuerUnavailable
 from estcore.pki.profile import StrictModel, parse_model, read_yaml
 from estcore.policy.document import SecretId
+from estcore.runtime.secret_files import check_mode
 
 HASHER = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
 """argon2id with 19 MiB and two passes: OWASP's first choice."""
@@ -63,10 +64,11 @@ class PasswordFile:
         """Read the file; None stands for no users at all.
 
         Raises:
-            ConfigurationError: unreadable, or a verifier that is none.
+            ConfigurationError: unreadable, not for its owner alone, or a verifier that is none.
         """
         if path is None:
             return cls({})
+        check_mode(path, "the verifiers of passwords")
         return cls(parse_model(_File, read_yaml(path), path).users)
 
     def replace(self, other: PasswordFile) -> None:

@@ -37,6 +37,7 @@ from estcore.est.serverkeygen import (
 from estcore.est.transfer import Base64Form
 from estcore.pki.csr import CertificationRequest, parse_csr
 from estcore.pki.profile import KeyAlgorithm, Profile, read_yaml
+from estcore.runtime.secret_files import check_mode, read_secret_octets
 
 _THREADS = max(1, (os.cpu_count() or 1) // 2)
 _SECRET_SIZES = (16, 24, 32)
@@ -143,7 +144,7 @@ class KeyGenerator:
         certificate_file, key_file = self._files
         try:
             certificate = x509.load_pem_x509_certificates(certificate_file.read_bytes())[0]
-            key = load_pem_private_key(key_file.read_bytes(), None)
+            key = load_pem_private_key(read_secret_octets(key_file, "the server's key"), None)
         except (OSError, ValueError) as exc:
             raise ConfigurationError("the server's certificate cannot be read") from exc
         if not isinstance(key, (ec.EllipticCurvePrivateKey, rsa.RSAPrivateKey)):
@@ -169,10 +170,12 @@ def load_secrets(path: Path | None) -> dict[bytes, bytes]:
     """Read shared secrets by identifier.
 
     Raises:
-        ConfigurationError: not a mapping of id to base64 of 16, 24 or 32 octets.
+        ConfigurationError: not for its owner alone, or not a mapping of id to base64 of 16, 24
+            or 32 octets.
     """
     if path is None:
         return {}
+    check_mode(path, "the secrets that seal generated keys")
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise ConfigurationError(f"{path}: a mapping of id to base64 is expected")

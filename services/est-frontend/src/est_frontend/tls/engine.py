@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from estcore.errors import ConfigurationError
 from estcore.pki.parsers import parser_errors
+from estcore.runtime.secret_files import check_mode
 
 _TLS12_CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 _HTTP_1_1 = b"http/1.1"
@@ -46,7 +47,7 @@ class EngineContext(ssl.SSLContext):
         """Load the server's certificate chain and key.
 
         Raises:
-            ConfigurationError: unreadable, or not a pair.
+            ConfigurationError: unreadable, exposed to others, or not a pair.
         """
         self = super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
         self.swap(certificate_file, key_file)
@@ -59,7 +60,7 @@ class EngineContext(ssl.SSLContext):
         """Serve another certificate from the next handshake on; those under way go on.
 
         Raises:
-            ConfigurationError: unreadable, or not a pair; the one before stays.
+            ConfigurationError: unreadable, exposed to others, or not a pair; the one before stays.
         """
         self._engine = _context(certificate_file, key_file)
         self.names = _names(certificate_file)
@@ -89,6 +90,7 @@ def _context(certificate_file: Path, key_file: Path) -> SSL.Context:
     context.set_cipher_list(_TLS12_CIPHERS)
     context.set_verify(SSL.VERIFY_PEER, _let_finish)
     context.set_alpn_select_callback(_select_alpn)
+    check_mode(key_file, "the key of the TLS certificate")
     try:
         context.use_certificate_chain_file(str(certificate_file))
         context.use_privatekey_file(str(key_file))

@@ -10,7 +10,6 @@ Ends when the pipe is closed, also while a call hangs, so that it never outlives
 from __future__ import annotations
 
 import os
-import resource
 import select
 import socket
 import sys
@@ -30,6 +29,7 @@ from ca_signer.signing.hsm.protocol import (
     encode_keys,
 )
 from ca_signer.signing.hsm.session import TokenFailed, TokenSession
+from estcore.runtime.process import forbid_dumps, lock_memory
 
 _EXIT_PROTOCOL = 3
 
@@ -99,8 +99,9 @@ def end_with(pipe: socket.socket) -> None:
 
 def main(server: Server | None = None) -> int:
     """Serve the pipe on stdin; returns the exit code."""
-    # A core file would hold the PIN.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # A core file or the swap would hold the PIN.
+    forbid_dumps()
+    lock_memory()
     pipe = socket.socket(fileno=os.dup(0))
     # Modules that read or print must not come near the pipe.
     null = os.open(os.devnull, os.O_RDONLY)

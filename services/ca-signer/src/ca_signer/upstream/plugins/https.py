@@ -24,6 +24,7 @@ from estcore.clock import Clock, SystemClock
 from estcore.errors import ConfigurationError
 from estcore.est.retry_after import retry_after_s
 from estcore.pki.profile import StrictModel
+from estcore.runtime.secret_files import check_mode
 
 _TEXT = 200
 
@@ -183,7 +184,8 @@ def tls_context(settings: HTTPSettings) -> ssl.SSLContext:
     except (OSError, ValueError) as exc:
         raise ConfigurationError(f"cannot read certificates from {settings.ca_file}") from exc
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if settings.certificate_file is not None:
+    if settings.certificate_file is not None and settings.key_file is not None:
+        check_mode(settings.key_file, "the client key for the upstream CA")
         try:
             context.load_cert_chain(settings.certificate_file, settings.key_file)
         except (OSError, ValueError) as exc:

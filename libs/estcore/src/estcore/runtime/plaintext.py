@@ -1,0 +1,82 @@
+"""Which servers a connection without TLS may reach: those on this machine.
+
+A Unix socket and loopback addresses never leave the machine. A host name other than ``localhost``
+is not looked up: its address may change at any time.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from estcore.errors import ConfigurationError
+
+_LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost")
+
+
+def is_local(host: str) -> bool:
+    """Return whether a host of a URL is this machine: loopback, or the path of a Unix socket."""
+    if host.startswith(("/", "@")) or host.lower().rstrip(".") in _LOCAL_NAMES:
+        return True
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+def plaintext_nats(url: str) -> list[str]:
+    """Return the ``nats://`` servers among these, separated by commas, that are elsewhere."""
+    servers = [server.strip() for server in url.split(",")]
+    plain = [server for server in servers if not server.startswith("tls://")]
+    return [server for server in plain if not is_local(_nats_host(server))]
+
+
+def _nats_host(server: str) -> str:
+    try:
+        return urlsplit(server).hostname or ""
+    except ValueError:  # no IPv6 address in the brackets
+        return ""
+
+
+def remote_postgres(url: str, environ: Mapping[str, str]) -> list[str]:
+    """Return the hosts of a PostgreSQL URL that are elsewhere.
+
+    Hosts stand in the authority, in the parameter ``host``, or else in ``PGHOST``; without any
+    the driver takes the Unix socket.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no IPv6 address in the brackets
+        return [url.partition("@")[2]]
+    named = [_postgres_host(place) for place in parts.netloc.rpartition("@")[2].split(",")]
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name == "host":
+            named += [_postgres_host(place) for place in value.split(",")]
+    hosts = [host for host in named if host] or [
+        host for host in environ.get("PGHOST", "").split(",") if host
+    ]
+    return [host for host in hosts if not is_local(host)]
+
+
+def _postgres_host(place: str) -> str:
+    """Return the host of ``host:port``, ``[address]:port`` or an escaped path."""
+    text = unquote(place)
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text if text.startswith("/") else text.partition(":")[0]
+
+
+def refuse_plaintext(what: str, servers: list[str], instead: str) -> None:
+    """Refuse servers on other machines without TLS.
+
+    Raises:
+        ConfigurationError: ``connection.plaintext``.
+    """
+    if servers:
+        raise ConfigurationError(
+            f"{what}: no TLS to {', '.join(servers)}, which is not this machine; {instead}",
+            code="connection.plaintext",
+        )

@@ -1,0 +1,65 @@
+"""Connections without TLS: to this machine only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from estcore.errors import ConfigurationError
+from estcore.runtime.settings import BusSettings, DatabaseSettings
+
+BUS: dict[str, Any] = {"nkey_seed_file": "/x"}
+
+LOCAL = ("localhost", "LOCALHOST", "127.0.0.1", "127.9.9.9", "[::1]", "[::ffff:127.0.0.1]")
+REMOTE = (
+    *("nats", "nats.example", "10.0.0.1", "[fd00::1]", "[::]", "[::ffff:10.0.0.1]"),
+    *("localhost.example", "127.0.0.1.example", "0177.0.0.1", "2130706433"),
+)
+
+
+@pytest.mark.parametrize("host", LOCAL)
+def test_nats_and_postgres_on_this_machine_need_no_tls(host: str) -> None:
+    BusSettings(url=f"nats://{host}:4222", **BUS)
+    DatabaseSettings(url=f"postgresql://u@{host}:5432/d")
+    DatabaseSettings(url=f"postgresql://u@{host}/d")
+
+
+@pytest.mark.parametrize("host", REMOTE)
+def test_nats_elsewhere_needs_tls(host: str) -> None:
+    for url in (f"nats://{host}:4222", f"nats://{host}", f"tls://{host},nats://{host}:4222"):
+        with pytest.raises(ConfigurationError, match="use tls://") as caught:
+            BusSettings(url=url, **BUS)
+        assert caught.value.code == "connection.plaintext"
+        assert host in caught.value.reason
+        assert BusSettings(url=url, allow_plaintext=True, **BUS).plaintext == [url.split(",")[-1]]
+    assert BusSettings(url=f"tls://{host}:4222", **BUS).plaintext == []
+
+
+@pytest.mark.parametrize("host", REMOTE)
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("postgresql://u@{0}/d", "postgresql://u@{0}:5432/d", "postgresql://u@localhost,{0}/d"),
+        *("postgresql://u@/d?host={0}", "postgresql://u@localhost/d?host=/run/pg,{0}"),
+    ],
+)
+def test_postgres_elsewhere_needs_tls(host: str, url: str) -> None:
+    url = url.format(host)
+    for values in ({"url": url}, {"url": "postgresql://u@localhost/d", "migration_url": url}):
+        with pytest.raises(ConfigurationError, match="ca_file") as caught:
+            DatabaseSettings(**values)
+        assert caught.value.code == "connection.plaintext"
+        assert DatabaseSettings(allow_plaintext=True, **values).plaintext == [host.strip("[]")]
+        assert DatabaseSettings(ca_file="/ca.pem", **values).plaintext == []
+
+
+def test_a_postgres_url_without_host_is_a_unix_socket_or_pghost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PGHOST", raising=False)
+    for url in ("postgresql://u@/d", "postgresql://u@%2Frun%2Fpg/d", "postgresql://u@/d?host=/run"):
+        DatabaseSettings(url=url)
+    monkeypatch.setenv("PGHOST", "db.example")
+    with pytest.raises(ConfigurationError, match=r"db\.example"):
+        DatabaseSettings(url="postgresql://u@/d")
