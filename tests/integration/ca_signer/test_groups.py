@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from estcore.messages import topics
+from estcore.pki.profile import Priority
 from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
-CAPPED = {"default": {"labels": ["services"], "profiles": ["service-mtls"], "max_per_minute": 3}}
+LIMITS = {"labels": ["services"], "profiles": ["service-mtls"]}
+CAPPED = {"default": LIMITS | {"max_per_minute": 3}}
 
 
 async def test_a_group_that_asks_too_often_waits(platform: Platform, tmp_path: Path) -> None:
@@ -26,3 +29,31 @@ async def test_a_group_that_asks_too_often_waits(platform: Platform, tmp_path: P
     # Another minute may have begun in between.
     assert 3 <= len(answers) <= 6
     assert {answer.outcome for answer in answers} == {"issued"}
+
+
+@pytest.mark.parametrize(
+    ("own", "named", "refused_at_once"),
+    [(1000, 3, 10), (3, 1000, 3)],
+    ids=["not the group that it names", "its own group"],
+)
+async def test_a_request_counts_for_the_group_of_its_topic(
+    platform: Platform, tmp_path: Path, own: int, named: int, refused_at_once: int
+) -> None:
+    """NATS lets a group publish on its own topics only; a message may name any group."""
+    groups = {"default": LIMITS | {"max_per_minute": own}, "ra": LIMITS | {"max_per_minute": named}}
+    async with signer_stack(platform, tmp_path, groups=groups) as signer:
+        topic = topics.request_topic("default", "issuing", Priority.NORMAL)
+        count = "select count(*) from request where code = 'frontend.route'"
+        before = await signer.value(count)
+        for _ in range(10):
+            await signer.send(signer.message(group="ra"), topic=topic)
+        for _ in range(30):
+            await asyncio.sleep(0.1)
+            if await signer.value(count) - before >= refused_at_once:
+                break
+        await asyncio.sleep(0.3)
+        refused = await signer.value(count) - before
+        for future in signer.answers.values():
+            future.cancel()
+    # Another minute may have begun in between.
+    assert refused_at_once <= refused <= 2 * refused_at_once

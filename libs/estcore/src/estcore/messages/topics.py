@@ -159,6 +159,12 @@ def request_topic(group: str, issuer: str, priority: Priority) -> str:
     return f"est.request.{token(group)}.{token(issuer)}.{priority}"
 
 
+def group_of_request(topic: str) -> str:
+    """Return the group of front ends in the topic of a request; no group's name if it has none."""
+    tokens = topic.split(".")
+    return tokens[2] if tokens[:2] == ["est", "request"] and len(tokens) > 2 else ""  # noqa: PLR2004
+
+
 def reply_topic(group: str, instance: str, request_id: str) -> str:
     """``est.reply.<group>.<instance>.<request id>``, built by the signer itself."""
     return f"est.reply.{token(group)}.{token(instance)}.{token(request_id)}"

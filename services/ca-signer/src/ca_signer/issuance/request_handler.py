@@ -133,12 +133,15 @@ class RequestHandler(Generic[IntentT]):
                 routed[item.message.id] = item
         return candidates, routed
 
-    def _count(self, group: str) -> None:
-        """Count a request of a group of front ends against its cap per minute.
+    def _count(self, topic: str) -> None:
+        """Count a request against the cap per minute of the group whose topic it came on.
+
+        NATS lets a group publish on topics of its own only; the message could name any group.
 
         Raises:
             Unavailable: over the cap; the request waits.
         """
+        group = topics.group_of_request(topic)
         minute = int(monotonic_s() // 60)
         if minute != self._minute:
             self._minute = minute
@@ -149,7 +152,7 @@ class RequestHandler(Generic[IntentT]):
             raise Unavailable(f"group {group} asks too often", code="frontend.rate")
 
     async def _decide(self, item: ReceivedRequest) -> Candidate:
-        self._count(item.message.group)
+        self._count(item.delivery.topic)
         fingerprint = presented_fingerprint(item.message)
         presented = self._certificates.get(fingerprint) if fingerprint else None
         slots = renewed_slots(item.message, self.decision_context, presented)
@@ -301,7 +304,7 @@ class RequestHandler(Generic[IntentT]):
     async def _refuse(self, item: ReceivedRequest, error: RequestRejected) -> None:
         message = item.message
         refusal = self.publisher.audit_records.refusal(message, error)
-        if await self.refusals.record(refusal, error):
+        if await self.refusals.record(refusal, error, message.claims):
             metrics.REJECTED.labels(error.code).inc()
             log.info(
                 "request refused",

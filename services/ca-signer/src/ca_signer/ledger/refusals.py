@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
+from uuid import UUID
 
 from ca_signer.model import Refusal
 from estcore.errors import RequestRejected
+from estcore.messages.enrollment import Claim
 from estcore.messages.envelope import decode, encode
 from estcore.runtime.database import Database
+
+_PROOFS = ("dpop", "digest")
+"""Not one-time secrets: a refused request leaves them good."""
+
+_RECORD = """
+with spent as (
+  insert into claim (kind, id, enrollment_id, state)
+  select kind, id, $8, 'consumed' from unnest($6::text[], $7::text[]) as used (kind, id)
+  on conflict do nothing)
+insert into request (request_id, outcome, kind, code, reason, announcement)
+values ($1, 'rejected', $2, $3, $4, $5) on conflict do nothing returning true
+"""
 
 
 class RefusalStore:
@@ -16,17 +31,26 @@ class RefusalStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def record(self, refusal: Refusal, error: RequestRejected) -> bool:
-        """Record that a request was refused; False when it was recorded before."""
+    async def record(
+        self, refusal: Refusal, error: RequestRejected, claims: Sequence[Claim] = ()
+    ) -> bool:
+        """Record that a request was refused; False when it was recorded before.
+
+        Its proofs that are good once (DPoP, Digest) are spent with it: the transaction that
+        refused it was rolled back, and what it had consumed with it.
+        """
+        spent = [claim for claim in claims if claim.kind in _PROOFS]
         async with self._database.connection() as connection:
             done = await connection.fetchval(
-                "insert into request (request_id, outcome, kind, code, reason, announcement) "
-                "values ($1, 'rejected', $2, $3, $4, $5) on conflict do nothing returning true",
+                _RECORD,
                 refusal.event.id,
                 type(error).__name__,
                 error.code,
                 error.reason,
                 encode(refusal).decode(),
+                [claim.kind for claim in spent],
+                [claim.id for claim in spent],
+                UUID(refusal.event.id).bytes,
             )
         return bool(done)
 
