@@ -23,6 +23,7 @@ from ca_signer.revocation.ocsp_responder import OWNER, TENANT, OCSPResponder, re
 from ca_signer.settings import OCSPSettings
 from est_frontend.auth.client_certificates import PeerValidator
 from est_frontend.revocation.ocsp_relay import OCSPRelay
+from est_frontend.settings import CRLListenSettings
 from est_frontend.signer_state.cache import SignerState
 from estcore.clock import SystemClock
 from estcore.errors import MalformedRequest, NotAuthorized
@@ -281,7 +282,9 @@ async def test_kept_answers_outlive_the_signer(
 ) -> None:
     good, bad = await issued(signer, "dev-kept"), await issued(signer, "dev-kept-bad")
     await give(signer, boss, "certificate-revoke", bad, reason="superseded")
-    relay = OCSPRelay(signer.frontend, await known(signer, state), SystemClock())
+    relay = OCSPRelay(
+        signer.frontend, await known(signer, state), SystemClock(), CRLListenSettings()
+    )
     asked = {n: question(signer, n) for n in (good.serial_number, bad.serial_number)}
     first = {n: await post(relay, one) for n, one in asked.items()}
     unseen, nonce = question(signer, 77), question(signer, good.serial_number, nonce=b"n" * 16)
@@ -295,7 +298,7 @@ async def test_a_kept_good_answer_ends_with_the_revocation(
     signer: SignerStack, boss: TestOperator, state: SignerState
 ) -> None:
     certificate = await issued(signer, "dev-kept-good")
-    relay = OCSPRelay(signer.frontend, state, SystemClock())
+    relay = OCSPRelay(signer.frontend, state, SystemClock(), CRLListenSettings())
     await known(signer, state)
     request = question(signer, certificate.serial_number)
     good = await post(relay, request)
@@ -313,7 +316,9 @@ async def test_a_kept_good_answer_ends_with_the_revocation(
 
 
 async def test_only_so_many_answers_are_kept(signer: SignerStack, state: SignerState) -> None:
-    relay = OCSPRelay(signer.frontend, await known(signer, state), SystemClock(), capacity=2)
+    relay = OCSPRelay(
+        signer.frontend, await known(signer, state), SystemClock(), CRLListenSettings(), capacity=2
+    )
     asked = [
         question(signer, (await issued(signer, f"dev-many-{n}")).serial_number) for n in range(3)
     ]
@@ -343,7 +348,9 @@ async def test_only_so_many_answers_are_kept(signer: SignerStack, state: SignerS
 async def test_other_http_requests_are_refused(
     signer: SignerStack, state: SignerState, head: str, status: int
 ) -> None:
-    relay = OCSPRelay(signer.frontend, await known(signer, state), SystemClock())
+    relay = OCSPRelay(
+        signer.frontend, await known(signer, state), SystemClock(), CRLListenSettings()
+    )
     answer = await relay.answer(f"{head}\r\n\r\n".encode(), asyncio.StreamReader())
     assert answer.startswith(f"HTTP/1.1 {status} ".encode())
 

@@ -11,8 +11,9 @@ import pytest_asyncio
 from estcore import ids
 from estcore.messages.enrollment import Claim
 from estcore.pki.profile import Priority
+from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.platform import Platform
-from estsuite_testing.signer_stack import SignerStack, make_csr, signer_stack
+from estsuite_testing.signer_stack import SignerStack, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 

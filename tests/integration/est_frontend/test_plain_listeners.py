@@ -42,7 +42,7 @@ async def ports(tmp_path: Path) -> AsyncIterator[list[int]]:
         CRLListenSettings(host="127.0.0.1", port=0),
         state,
         clock,
-        ocsp=OCSPRelay(cast("Any", NoBus()), state, clock),
+        ocsp=OCSPRelay(cast("Any", NoBus()), state, clock, CRLListenSettings()),
     )
     admin = AdminServer(AdminSettings(port=0), {"never": lambda: False})
     try:

@@ -134,6 +134,7 @@ def make_csr(name: str) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
 
 def write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> Path:
     path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    path.chmod(0o600)
     return path
 
 

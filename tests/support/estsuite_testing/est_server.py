@@ -131,6 +131,7 @@ class ESTServer:
         certificate, key = self.folder / "server.pem", self.folder / "server.key"
         chain = bundle.certificate.public_bytes(Encoding.PEM)
         certificate.write_bytes(chain + self.ca.issuer.public_bytes(Encoding.PEM))
+        key.touch(mode=0o600)
         key.write_bytes(key_pem(bundle.key))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)

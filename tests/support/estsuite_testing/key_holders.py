@@ -31,6 +31,7 @@ class Holder:
     def write(self, folder: Path) -> tuple[str, str]:
         certificate, key = folder / "recipient.pem", folder / "recipient.key"
         certificate.write_bytes(self.certificate.public_bytes(Encoding.PEM))
+        key.touch(mode=0o600)
         key.write_bytes(self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         return str(certificate), str(key)
 

@@ -86,6 +86,7 @@ class OtherCA:
         path = self.write(f"{name}.pem", self.sign(csr, **changes))
         path.write_bytes(path.read_bytes() + self.certificate.public_bytes(Encoding.PEM))
         octets = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        self.path(f"{name}.key").touch(mode=0o600)
         self.path(f"{name}.key").write_bytes(octets)
 
     def _decision_context(

@@ -116,4 +116,5 @@ class SIEM:
         )
         self.ca_file.write_bytes(ca.public_bytes(PEM))
         self.certificate_file.write_bytes(leaf.public_bytes(PEM))
+        self.key_file.touch(mode=0o600)
         self.key_file.write_bytes(key.private_bytes(PEM, PrivateFormat.PKCS8, NoEncryption()))

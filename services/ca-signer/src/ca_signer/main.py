@@ -315,6 +315,7 @@ def _ocsp_jobs(shared: SharedParts, issuing: IssuingParts) -> list[Job]:
         resolver=issuing.resolver,
         cycle=issuing.cycle,
         settings=shared.settings.ocsp,
+        issuing_waits=lambda: issuing.worker.busy,
     )
     return [responder.run]
 

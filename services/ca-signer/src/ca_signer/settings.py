@@ -126,6 +126,13 @@ class OCSPSettings(StrictModel):
         le=2_592_000,
         description="of the responder's certificate; a new key and certificate after half of it",
     )
+    max_per_s: float = Field(
+        default=500,
+        ge=1,
+        le=100_000,
+        description="answers signed by this process, a tenth while requests for certificates wait; "
+        "beyond it tryLater",
+    )
 
 
 class RequestHandlingSettings(ServiceSettings):

@@ -14,6 +14,7 @@ from typing import Any
 from OpenSSL import crypto
 from typing_extensions import override
 
+from est_frontend import rate_limits
 from est_frontend.rate_limits import Backoff, TooOften
 from est_frontend_srp.tlslite import (
     AlertDescription,
@@ -39,6 +40,7 @@ class Attempt:
         self._source = source
         self.name: str | None = None
         self.proved = False
+        self._begun: rate_limits.Attempt | None = None
 
     @property
     def account(self) -> str:
@@ -49,11 +51,23 @@ class Attempt:
         """Return what the handshake needs for a user.
 
         Raises:
-            TooOften: this user, known or not, must pause for this source.
+            TooOften: this user, known or not, must pause for this source, or has as many
+                handshakes under way as may fail.
         """
         self.name = name.decode("utf-8", "replace")
-        self._backoff.check(self.account)
+        if self._begun is not None:
+            self._begun.withdrawn()
+        self._begun = self._backoff.begin_now(self.account, self._source)
         return self._verifiers.lookup(name)
+
+    def ended(self) -> None:
+        """Count the handshake, which has ended, for the pauses of this user."""
+        if self._begun is None:
+            return
+        if self.proved:
+            self._begun.forgive()
+        else:
+            self._begun.failed()
 
 
 class SRPContext(ssl.SSLContext):

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 from typing_extensions import override
 
 from est_frontend import metrics
-from est_frontend.listener import AuditTrail, LimitedServer, listen_error
+from est_frontend.listener import AuditTrail, LimitedServer, Listening, sockets_of
+from est_frontend.rate_limits import Attempt as CountedAttempt
 from est_frontend.rate_limits import Backoff, TooOften
 from est_frontend_srp.connection import Attempt, SRPContext
 from est_frontend_srp.settings import SRPFrontendSettings
 from est_frontend_srp.verifier_file import Verifiers
 from estcore import ids
+from estcore.runtime.listening import Servers, address_of, source_of
 from estcore.runtime.logs import fields
 from estcore.runtime.reload import Watched
 from estcore.runtime.service import Job
@@ -58,20 +59,16 @@ class SRPListener:
         """The handshakes."""
         return [self._run]
 
-    async def open(self, server: LimitedServer, trail: AuditTrail) -> asyncio.Server:
+    async def open(self, server: LimitedServer, trail: AuditTrail) -> Listening:
         """Begin to listen."""
         self._server, self._trail = server, trail
-        listen = self._settings.listen
-        try:
-            return await asyncio.get_running_loop().create_server(
-                lambda: _Arriving(self),
-                listen.host,
-                listen.port,
-                backlog=listen.backlog,
-                reuse_port=hasattr(socket, "SO_REUSEPORT"),
-            )
-        except OSError as exc:
-            raise listen_error(listen, exc) from exc
+        loop, backlog = asyncio.get_running_loop(), self._settings.listen.backlog
+        return Servers(
+            [
+                await loop.create_server(lambda: _Arriving(self), sock=listening, backlog=backlog)
+                for listening in sockets_of(self._settings.listen)
+            ]
+        )
 
     async def _run(self, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
@@ -84,21 +81,28 @@ class SRPListener:
     def arrived(self, transport: asyncio.Transport, early: bytearray) -> None:
         """Begin the handshake of a new connection, or end it when there are too many."""
         source = _source(transport)
-        try:
-            self._by_source.check(source)
-        except TooOften:
-            _cut(transport, "backoff")
-            return
         count = len(self._handshakes) + len(self._server.connections if self._server else ())
         if self._group is None or count >= self._settings.srp.max_connections:
             _cut(transport, "too_many")
             return
+        try:
+            # No more handshakes of one source at once than may fail.
+            by_source = self._by_source.begin_now(source_of(source), source_of(source))
+        except TooOften:
+            _cut(transport, "backoff")
+            return
         self._handshakes.add(transport)
-        self._group.create_task(self._shake(transport, source, early))
+        self._group.create_task(self._shake(transport, source, early, by_source))
 
-    async def _shake(self, transport: asyncio.Transport, source: str, early: bytearray) -> None:
+    async def _shake(
+        self,
+        transport: asyncio.Transport,
+        source: str,
+        early: bytearray,
+        by_source: CountedAttempt,
+    ) -> None:
         loop = asyncio.get_running_loop()
-        attempt = Attempt(self._verifiers, self._by_account, source)
+        attempt = Attempt(self._verifiers, self._by_account, source_of(source))
         # Later, so that the alert is on its way before.
         context = SRPContext(attempt, partial(loop.call_soon, transport.close), early)
         assert self._server is not None  # noqa: S101 - connections come after ``open``
@@ -120,11 +124,14 @@ class SRPListener:
             log.info("srp handshake not started", extra=fields(error=type(exc).__name__))
         finally:
             self._handshakes.discard(transport)
+            if attempt.name is not None and not attempt.proved:
+                by_source.failed()
+            by_source.withdrawn()  # changes nothing after ``failed``
+            attempt.ended()
         if not attempt.proved:
             transport.abort()
             self._failed(attempt, source)
             return
-        self._by_account.succeeded(attempt.account)
         # The client had to wait for our Finished: nothing can have come for the handler yet.
         if secured is not None and not secured.is_closing():
             handler.connection_made(secured)
@@ -134,8 +141,6 @@ class SRPListener:
         if attempt.name is None:
             return
         metrics.REFUSED.labels("auth.srp").inc()
-        self._by_account.failed(attempt.account)
-        self._by_source.failed(source)
         assert self._trail is not None  # noqa: S101 - connections come after ``open``
         # Not the name: what is typed as a name is now and then a password.
         self._trail.refused(
@@ -169,8 +174,7 @@ class _Arriving(asyncio.Protocol):
 
 
 def _source(transport: asyncio.Transport) -> str:
-    address: Any = transport.get_extra_info("peername")
-    return str(address[0]) if address else "unknown"
+    return address_of(transport.get_extra_info("peername"))
 
 
 def _cut(transport: asyncio.Transport, reason: str) -> None:

@@ -280,5 +280,5 @@ def _crl_server(settings: FrontendSettings, state: SignerState, bus: Bus) -> CRL
     listen = settings.crl_listen
     if listen is None:
         return None
-    relay = OCSPRelay(bus, state, CLOCK) if listen.ocsp else None
+    relay = OCSPRelay(bus, state, CLOCK, listen) if listen.ocsp else None
     return CRLServer(listen, state, CLOCK, ocsp=relay)

@@ -44,6 +44,7 @@ from estcore.messages.topics import ack_topic
 from estcore.policy.decide import label_named
 from estcore.policy.labels import Label, Operation
 from estcore.runtime.bus import Bus
+from estcore.runtime.listening import source_of
 from estcore.runtime.logs import fields
 from estcore.runtime.tracing import Tracing
 
@@ -126,7 +127,7 @@ class Dispatcher:
 
     async def _route(self, exchange: Exchange) -> web.Response:
         request = exchange.request
-        self._rates.take(exchange.peer)
+        self._rates.take(source_of(exchange.peer))
         target = request_target(request)
         if target.host is not None and not is_served(target.host, self.names()):
             raise MalformedRequest(

@@ -10,15 +10,30 @@ import socket
 from collections.abc import Sequence
 from typing import Protocol
 
+from est_frontend.acceptor import Acceptor
 from est_frontend.audit_trail.trail import AuditTrail
+from est_frontend.connection_limits import Arrival
 from est_frontend.settings import ListenSettings
 from est_frontend.tls.engine import EngineContext
 from est_frontend.web.server import LimitedServer
-from estcore.errors import ConfigurationError
+from estcore.runtime.listening import open_sockets
 from estcore.runtime.reload import Watched
 from estcore.runtime.service import Job
 
-__all__ = ["AuditTrail", "LimitedServer", "Listener", "TLSListener", "listen_error"]
+__all__ = ["AuditTrail", "LimitedServer", "Listener", "Listening", "TLSListener", "sockets_of"]
+
+
+class Listening(Protocol):
+    """A port that is open."""
+
+    @property
+    def port(self) -> int:
+        """The port of the first address."""
+        ...
+
+    def close(self) -> None:
+        """Stop listening; connections go on."""
+        ...
 
 
 class Listener(Protocol):
@@ -39,7 +54,7 @@ class Listener(Protocol):
         """What runs as long as it serves."""
         ...
 
-    async def open(self, server: LimitedServer, trail: AuditTrail) -> asyncio.Server:
+    async def open(self, server: LimitedServer, trail: AuditTrail) -> Listening:
         """Begin to listen.
 
         Raises:
@@ -51,11 +66,10 @@ class Listener(Protocol):
 class TLSListener:
     """Certificates, by ``est_frontend.tls.engine``."""
 
-    jobs: Sequence[Job] = ()
-
     def __init__(self, listen: ListenSettings) -> None:
         self._listen = listen
         self._context = EngineContext(listen.certificate_file, listen.key_file)
+        self._acceptor: Acceptor | None = None
 
     @property
     def names(self) -> frozenset[str]:
@@ -68,27 +82,27 @@ class TLSListener:
         files = (self._listen.certificate_file, self._listen.key_file)
         return [Watched("server certificate", files, lambda: self._context.swap(*files))]
 
-    async def open(self, server: LimitedServer, trail: AuditTrail) -> asyncio.Server:
+    @property
+    def jobs(self) -> Sequence[Job]:
+        """What accepts connections, once the port is open."""
+        return [self._acceptor.run] if self._acceptor else []
+
+    async def open(self, server: LimitedServer, trail: AuditTrail) -> Listening:
         """Begin to listen."""
         del trail
-        listen = self._listen
-        try:
-            return await asyncio.get_running_loop().create_server(
-                server,
-                listen.host,
-                listen.port,
-                ssl=self._context,
-                backlog=listen.backlog,
-                reuse_port=hasattr(socket, "SO_REUSEPORT"),
-                ssl_handshake_timeout=listen.handshake_timeout_s,
-                ssl_shutdown_timeout=2,
-            )
-        except OSError as exc:
-            raise listen_error(listen, exc) from exc
+
+        def make(arrival: Arrival) -> asyncio.Protocol:
+            return server.counted(arrival)
+
+        sockets = sockets_of(self._listen)
+        self._acceptor = Acceptor(sockets, self._context, self._listen, make)
+        return self._acceptor
 
 
-def listen_error(listen: ListenSettings, error: OSError) -> ConfigurationError:
-    """Return the error for a port that cannot be opened."""
-    return ConfigurationError(
-        f"cannot listen on {listen.host}:{listen.port}: {error.strerror}", code="port.taken"
-    )
+def sockets_of(listen: ListenSettings) -> list[socket.socket]:
+    """Return the sockets of the port for EST; several processes of a machine may have it.
+
+    Raises:
+        ConfigurationError: the port is taken.
+    """
+    return open_sockets(listen.host, listen.port, backlog=listen.backlog, reuse_port=True)

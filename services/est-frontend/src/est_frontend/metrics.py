@@ -11,10 +11,21 @@ SECONDS = Histogram(
     ["operation"],
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
+PASSWORD_HASHES = Counter(
+    "est_frontend_password_hashes_total",
+    "passwords checked by the slow hash, of known and unknown names alike",
+)
 REFUSED = Counter("est_frontend_refused_total", "requests refused", ["code"])
 IN_FLIGHT = Gauge("est_frontend_in_flight", "enrollments waiting for their answer")
 SPOOLED = Gauge("est_frontend_spooled_records", "audit records waiting on disk")
-CUT = Counter("est_frontend_connections_cut_total", "connections ended by a limit", ["why"])
+CUT = Counter(
+    "est_frontend_connections_cut_total",
+    "connections ended by a limit: too_many, source_too_many (open), waiting, source_waiting "
+    "(handshakes), head_timeout, backoff, crl_waiting, crl_source_waiting",
+    ["why"],
+)
+HANDSHAKES = Gauge("est_frontend_handshakes", "TLS handshakes that are not complete")
+CONNECTIONS = Gauge("est_frontend_connections", "TCP connections to the port for EST")
 EARLY_POLLS = Counter(
     "est_frontend_early_polls_total", "repetitions answered 202 because their ticket is open"
 )
@@ -29,6 +40,9 @@ OCSP = Counter(
     "est_frontend_ocsp_total",
     "OCSP requests: asked, kept, outlived (kept, and no signer answered), try_later, malformed",
     ["source"],
+)
+OCSP_LIMITED = Counter(
+    "est_frontend_ocsp_limited_total", "OCSP questions not relayed because of a limit"
 )
 TRUST_FETCHES = Counter(
     "est_frontend_trust_fetches_total",

@@ -90,7 +90,7 @@ class TokenIssuerSettings(StrictModel):
 class ListenSettings(StrictModel):
     """Where EST is served. TLS ends here; there is no mode behind a terminating proxy."""
 
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", description="`::` serves IPv6 and IPv4")
     port: Port = 8443
     certificate_file: Path = Field(description="server certificate chain, PEM")
     key_file: Path = Field(description="its key, PEM")
@@ -99,16 +99,53 @@ class ListenSettings(StrictModel):
     idle_timeout_s: float = Field(
         default=60, ge=1, le=3600, description="keep-alive without request"
     )
-    max_connections: int = Field(default=10_000, ge=10, le=1_000_000)
+    max_connections: int = Field(
+        default=10_000, ge=10, le=1_000_000, description="all connections; one more is closed"
+    )
+    max_connections_per_source: int = Field(
+        default=5000,
+        ge=1,
+        le=1_000_000,
+        description="of one IPv4 address or IPv6 /64; a proxy or NAT is one source",
+    )
+    max_handshakes: int = Field(
+        default=1000,
+        ge=1,
+        le=1_000_000,
+        description="handshakes not complete; one more ends the oldest of the source with the most",
+    )
+    max_handshakes_per_source: int = Field(
+        default=200, ge=1, le=1_000_000, description="of one IPv4 address or IPv6 /64"
+    )
 
 
 class CRLListenSettings(StrictModel):
     """Listener for CRLs and OCSP: plain HTTP for all relying parties (RFC 5280 8, RFC 6960)."""
 
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", description="`::` serves IPv6 and IPv4")
     port: Port = Field(default=8080, description="GET /crl/<issuer>.crl")
+    max_connections: int = Field(
+        default=500,
+        ge=10,
+        le=100_000,
+        description="one more ends the oldest of the source with the most",
+    )
+    max_connections_per_source: int = Field(
+        default=100, ge=1, le=100_000, description="of one IPv4 address or IPv6 /64"
+    )
     ocsp: bool = Field(
         default=False, description="also GET and POST /ocsp/<issuer>; ca-signer needs `ocsp`"
+    )
+    ocsp_per_s: float = Field(
+        default=200,
+        gt=0,
+        description="questions relayed to ca-signer; beyond it a kept answer or tryLater",
+    )
+    ocsp_source_per_s: float = Field(
+        default=50, gt=0, description="the same for one IPv4 address or IPv6 /64"
+    )
+    max_ocsp_waiting: int = Field(
+        default=64, ge=1, le=10_000, description="questions relayed and not answered yet"
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 
-from estcore.errors import ConfigurationError
+from estcore.runtime.listening import Servers, open_sockets
 from estcore.runtime.settings import AdminSettings
 
 Checks = Mapping[str, Callable[[], bool]]
@@ -24,7 +24,7 @@ class AdminServer:
     def __init__(self, settings: AdminSettings, checks: Checks) -> None:
         self._settings = settings
         self._checks = checks
-        self._server: asyncio.Server | None = None
+        self._server: Servers | None = None
         self.stopping = False
 
     async def start(self) -> int:
@@ -33,17 +33,9 @@ class AdminServer:
         Raises:
             ConfigurationError: the port is taken.
         """
-        try:
-            self._server = await asyncio.start_server(
-                self._serve, self._settings.host, self._settings.port, limit=_HEAD_LIMIT
-            )
-        except OSError as exc:
-            raise ConfigurationError(
-                f"admin port {self._settings.host}:{self._settings.port} is taken",
-                code="port.taken",
-            ) from exc
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
+        sockets = open_sockets(self._settings.host, self._settings.port, what="admin port")
+        self._server = await Servers.start(self._serve, sockets, limit=_HEAD_LIMIT)
+        return self._server.port
 
     async def stop(self) -> None:
         """Stop listening."""

@@ -123,7 +123,7 @@ class DatabaseSettings(StrictModel):
 class AdminSettings(StrictModel):
     """Health and metrics: /healthz, /readyz, /metrics over plain HTTP."""
 
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", description="`::` serves IPv6 and IPv4")
     port: Port = 0
 
 

@@ -76,6 +76,11 @@ class RequestConsumer:
         """Every consumer received something from the server lately."""
         return all(consumer.ready for consumer in self._consumers.values())
 
+    @property
+    def busy(self) -> bool:
+        """Requests are here that no batch has taken yet."""
+        return self._waiting()
+
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until ``stop``; then put back what was not started and finish the rest."""
         for consumer in self._consumers.values():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -25,6 +26,7 @@ from ca_signer.issuance.idempotency import RequestResolver
 from ca_signer.issuance.tbs import candidate
 from ca_signer.ledger.issuance_rows import SERIAL_OCTETS
 from ca_signer.model import IssuanceIntent
+from ca_signer.revocation.ocsp_limit import OCSPLimit
 from ca_signer.settings import SERVICE, OCSPSettings
 from ca_signer.signing.cycle import IssuanceCycle
 from ca_signer.signing.internal_issuance import issue_internally
@@ -77,13 +79,16 @@ class OCSPResponder:
         resolver: RequestResolver[IssuanceIntent],
         cycle: IssuanceCycle,
         settings: OCSPSettings,
+        issuing_waits: Callable[[], bool] = lambda: False,
     ) -> None:
+        """``issuing_waits`` returns whether requests for certificates wait in this process."""
         self._bus = bus
         self._database = database
         self._decision_context = decision_context
         self._resolver = resolver
         self._cycle = cycle
         self._settings = settings
+        self._limit = OCSPLimit(settings.max_per_s, issuing_waits)
         self._signing: dict[str, _Signing] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -132,7 +137,10 @@ class OCSPResponder:
             return  # no reply is wanted
         issuer_id = message.topic.rpartition(".")[2]
         try:
-            answer = await self.answer(issuer_id, message.payload)
+            if self._limit.admits():
+                answer = await self.answer(issuer_id, message.payload)
+            else:
+                answer = _counted(issuer_id, "limited", TRY_LATER)
         except Unavailable as exc:
             log.warning("OCSP request deferred", extra=fields(code=exc.code))
             answer = _counted(issuer_id, "try_later", TRY_LATER)

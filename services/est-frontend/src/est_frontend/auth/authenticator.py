@@ -14,6 +14,7 @@ from est_frontend.auth.active_policy import ActivePolicy
 from est_frontend.auth.client_certificates import Peer, PeerValidator
 from est_frontend.auth.http_digest import DigestVerifier
 from est_frontend.auth.password_file import PasswordFile
+from est_frontend.auth.spent_proofs import SpentProofs
 from est_frontend.auth.tokens.access_token import AccessToken, TokenValidator
 from est_frontend.auth.tokens.dpop import check_proof
 from est_frontend.headers import authority, header, request_target
@@ -25,8 +26,11 @@ from estcore.errors import NotAuthenticated, NotAuthorized, Unavailable
 from estcore.est.paths import authority_host
 from estcore.messages.enrollment import Claim, Principal
 from estcore.policy.labels import Label
+from estcore.runtime.listening import source_of
 
 _BASIC_LIMIT = 1024
+_PROOF_S = 600
+"""Longer than any Digest nonce (300 s) or DPoP proof (120 s) is accepted."""
 _HTTP_METHODS = ("secret", "password", "digest", "token")
 
 
@@ -95,6 +99,7 @@ class Authenticator:
         self._names = names
         self._by_account = Backoff(free=5, longest_s=300)
         self._by_source = Backoff(free=50, longest_s=60)
+        self._spent = SpentProofs(keep_s=_PROOF_S)
 
     async def own_certificate(self, credentials: Credentials, label: Label) -> Authenticated:
         """Authenticate by a certificate of ours (re-enrollment, rotation-ack).
@@ -174,7 +179,7 @@ class Authenticator:
             case "basic" if label.offers("secret") or label.offers("password"):
                 authenticated = await self._basic(credentials, label, value)
             case "digest" if label.offers("digest"):
-                authenticated = self._by_digest(credentials, value)
+                authenticated = await self._by_digest(credentials, value)
             case "bearer" | "dpop" if label.offers("token"):
                 authenticated = await self._token(credentials, scheme.lower(), value)
             case "":
@@ -195,33 +200,56 @@ class Authenticator:
 
     async def _basic(self, credentials: Credentials, label: Label, encoded: str) -> Authenticated:
         name, secret = _read_basic(encoded)
-        accounts = (f"{name[:64]}@{credentials.source}",)
-        self._by_account.check(*accounts)
-        self._by_source.check(credentials.source)
-        if label.offers("password") and name in self._users:
-            good, method = await self._users.password_matches(name, secret), "password"
-        elif label.offers("secret"):
-            # An empty user name (RFC 7030 section 3.2.3): the secret alone says which one it is.
-            name = name or self._state.secret_id_of(secret) or ""
-            good, method = self._state.secret_matches(name, secret), "secret"
-        else:
-            good, method = await self._users.password_matches(name, secret), "password"
-        if not good and method == "secret" and not self._state.has_secrets:
-            # Not 401: a client with the right secret would take that as final.
-            raise Unavailable("enrollment secrets are not here yet", code="auth.secrets_unknown")
-        if not good:
-            self._by_account.failed(*accounts)
-            self._by_source.failed(credentials.source)
-            raise NotAuthenticated(
-                "unknown name, or wrong secret or password", code=f"auth.{method}"
-            )
-        self._by_account.succeeded(*accounts)
-        principal = Principal.model_validate({"method": method, "name": name})
+        source = source_of(credentials.source)
+        by_account = await self._by_account.begin(f"{name[:64]}@{source}", source)
+        try:
+            by_source = await self._by_source.begin(source, source)
+        except BaseException:
+            by_account.withdrawn()
+            raise
+        try:
+            principal = await self._secret_or_password(label, name, secret)
+        except NotAuthenticated:
+            by_account.failed()
+            by_source.failed()
+            raise
+        finally:
+            # Changes nothing after ``failed``.
+            by_source.withdrawn()
+            by_account.withdrawn()
+        by_account.forgive()
         return Authenticated(principal, None)
 
-    def _by_digest(self, credentials: Credentials, value: str) -> Authenticated:
-        self._by_source.check(credentials.source)
+    async def _secret_or_password(self, label: Label, name: str, secret: str) -> Principal:
+        """Check a name with its secret or password.
+
+        A label that takes passwords computes the slow hash for every wrong secret and every name,
+        known or not: time, code and text are the same.
+
+        Raises:
+            NotAuthenticated: neither is right.
+            Unavailable: there is nothing to check it with now.
+        """
+        passwords, secrets = label.offers("password"), label.offers("secret")
+        if secrets:
+            # An empty user name (RFC 7030 section 3.2.3): the secret alone says which one it is.
+            secret_id = name or self._state.secret_id_of(secret) or ""
+            if self._state.secret_matches(secret_id, secret):
+                return Principal(method="secret", name=secret_id)
+        if passwords and await self._users.password_matches(name, secret):
+            return Principal(method="password", name=name)
+        if secrets and not self._state.has_secrets:
+            # Not 401: a client with the right secret would take that as final.
+            raise Unavailable("enrollment secrets are not here yet", code="auth.secrets_unknown")
+        raise NotAuthenticated(
+            "unknown name, or wrong secret or password",
+            code="auth.password" if passwords else "auth.secret",
+        )
+
+    async def _by_digest(self, credentials: Credentials, value: str) -> Authenticated:
+        source = source_of(credentials.source)
         short = "/.well-known/est/" + credentials.path.rpartition("/")[2]
+        attempt = await self._by_source.begin(source, source)
         try:
             use = self._digest.check(
                 # Libest leaves the label out of the URI it signs (conformance L4).
@@ -231,19 +259,27 @@ class Authenticator:
             )
         except NotAuthenticated as exc:
             if exc.code == "auth.password":
-                self._by_source.failed(credentials.source)
+                attempt.failed()
             raise
-        principal = Principal(method="digest", name=use.user)
-        return Authenticated(principal, None, (Claim(kind="digest", id=use.spent),))
+        finally:
+            attempt.withdrawn()  # changes nothing after ``failed``
+        claim = Claim(kind="digest", id=use.spent)
+        self._spent.spend(claim)
+        return Authenticated(Principal(method="digest", name=use.user), None, (claim,))
 
     async def _token(self, credentials: Credentials, scheme: str, value: str) -> Authenticated:
-        self._by_source.check(credentials.source)
+        source = source_of(credentials.source)
+        attempt = await self._by_source.begin(source, source)
         try:
             token = await self._tokens.validate(value)
         except NotAuthenticated:
-            self._by_source.failed(credentials.source)
+            attempt.failed()
             raise
+        finally:
+            attempt.withdrawn()  # changes nothing after ``failed``
         single_use_claims, binding = self._bound(credentials, scheme, value, token)
+        for claim in single_use_claims:
+            self._spent.spend(claim)
         claims = token.claims(self._active_policy.policy.claims_wanted(token.issuer_id))
         claims.pop("cnf", None)
         if binding is not None:

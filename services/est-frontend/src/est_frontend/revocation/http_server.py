@@ -14,16 +14,17 @@ from __future__ import annotations
 import asyncio
 import re
 from email.utils import format_datetime
+from typing import cast
 
+from est_frontend.connection_limits import ConnectionBounds, ConnectionLimits
 from est_frontend.revocation.ocsp_relay import OCSPRelay, response
 from est_frontend.settings import CRLListenSettings
 from est_frontend.signer_state.cache import SignerState
 from estcore.clock import Clock
-from estcore.errors import ConfigurationError
+from estcore.runtime.listening import Servers, address_of, open_sockets, source_of
 
 _HEAD_LIMIT = 8192
 _DEADLINE_S = 10
-_MOST = 500
 _LONGEST_CACHE_S = 3600
 _PATH = re.compile(rb"/crl/([a-z0-9-]{1,63})(?:/([0-9]{1,3}-[0-9]{1,3}))?\.crl")
 _ETAG = re.compile(rb"\r\nif-none-match:[ \t]*([^\r\n]*)", re.IGNORECASE)
@@ -44,8 +45,18 @@ class CRLServer:
         self._state = state
         self._clock = clock
         self._ocsp = ocsp
-        self._server: asyncio.Server | None = None
-        self._open = 0
+        self._server: Servers | None = None
+        most, per_source = settings.max_connections, settings.max_connections_per_source
+        # A connection has one answer: each of them waits, for its head or for its reader.
+        self._limits = ConnectionLimits(
+            ConnectionBounds(
+                waiting=most,
+                waiting_per_source=per_source,
+                total=most + 1,
+                total_per_source=per_source + 1,
+                name="crl_",
+            )
+        )
 
     async def start(self) -> int:
         """Listen; returns the port.
@@ -53,15 +64,11 @@ class CRLServer:
         Raises:
             ConfigurationError: the port is taken.
         """
-        host, port = self._settings.host, self._settings.port
-        try:
-            self._server = await asyncio.start_server(
-                self._serve, host, port, limit=_HEAD_LIMIT, reuse_port=True
-            )
-        except OSError as exc:
-            raise ConfigurationError(f"CRL port {host}:{port} is taken", code="port.taken") from exc
-        bound: int = self._server.sockets[0].getsockname()[1]
-        return bound
+        sockets = open_sockets(
+            self._settings.host, self._settings.port, what="CRL port", reuse_port=True
+        )
+        self._server = await Servers.start(self._serve, sockets, limit=_HEAD_LIMIT)
+        return self._server.port
 
     async def stop(self) -> None:
         """Stop listening."""
@@ -69,20 +76,24 @@ class CRLServer:
             self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open += 1
+        source = source_of(address_of(writer.get_extra_info("peername")))
+        # uvloop's transports are of no class of asyncio.
+        arrival = self._limits.arrive(source, cast("asyncio.Transport", writer.transport).abort)
+        if arrival is None:
+            writer.close()
+            return
         try:
-            if self._open <= _MOST:
-                async with asyncio.timeout(_DEADLINE_S):
-                    request = await reader.readuntil(b"\r\n\r\n")
-                    if self._ocsp is not None and self._ocsp.is_for(request):
-                        writer.write(await self._ocsp.answer(request, reader))
-                    else:
-                        writer.write(self.answer(request))
-                    await writer.drain()
+            async with asyncio.timeout(_DEADLINE_S):
+                request = await reader.readuntil(b"\r\n\r\n")
+                if self._ocsp is not None and self._ocsp.is_for(request):
+                    writer.write(await self._ocsp.answer(request, reader, source))
+                else:
+                    writer.write(self.answer(request))
+                await writer.drain()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # who does not speak HTTP gets no answer
         finally:
-            self._open -= 1
+            arrival.ended()
             writer.close()
 
     def answer(self, request: bytes) -> bytes:

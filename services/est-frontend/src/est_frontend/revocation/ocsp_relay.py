@@ -4,6 +4,10 @@ Answers without nonce are kept until their nextUpdate. One that fits what is kno
 serial numbers is sent at once; any other is requested again. While no signer answers, what is kept
 is sent, also to who sent a nonce: the client decides whether that is enough (RFC 9654 section
 2.1). A good answer about a certificate known to be revoked is never sent.
+
+Every relayed question costs ca-signer a row and a signature, and clients are not authenticated. So
+there are bounds: a rate for all, a rate for each source, and a number that waits. Beyond them
+the client gets what is kept, or tryLater (RFC 6960 section 2.3).
 """
 
 from __future__ import annotations
@@ -18,6 +22,8 @@ from hashlib import sha256
 from urllib.parse import unquote_to_bytes
 
 from est_frontend import metrics
+from est_frontend.rate_limits import Buckets, TooOften
+from est_frontend.settings import CRLListenSettings
 from est_frontend.signer_state.cache import SignerState
 from estcore.clock import Clock
 from estcore.errors import BusUnavailable, MalformedRequest
@@ -48,12 +54,23 @@ class OCSPRelay:
     """Answers of one process."""
 
     def __init__(
-        self, bus: Bus, state: SignerState, clock: Clock, *, capacity: int = _KEPT
+        self,
+        bus: Bus,
+        state: SignerState,
+        clock: Clock,
+        settings: CRLListenSettings,
+        *,
+        capacity: int = _KEPT,
     ) -> None:
         self._bus = bus
         self._state = state
         self._clock = clock
         self._capacity = capacity
+        self._most_waiting = settings.max_ocsp_waiting
+        self._waiting = 0
+        all_s, source_s = settings.ocsp_per_s, settings.ocsp_source_per_s
+        self._rate = Buckets("OCSP relay", rate=all_s, burst=max(1, 2 * all_s))
+        self._source_rate = Buckets("address", rate=source_s, burst=max(1, 2 * source_s))
         self._answers: OrderedDict[Key, OCSPAnswer] = OrderedDict()
 
     @staticmethod
@@ -61,25 +78,33 @@ class OCSPRelay:
         """Return whether the head of a request asks for something here."""
         return head.partition(b" ")[2].startswith(_PREFIX)
 
-    async def answer(self, head: bytes, reader: asyncio.StreamReader) -> bytes:
-        """Return the HTTP response; the body of a POST is read from ``reader``."""
+    async def answer(
+        self, head: bytes, reader: asyncio.StreamReader, source: str = "unknown"
+    ) -> bytes:
+        """Return the HTTP response; the body of a POST is read from ``reader``.
+
+        ``source`` is where the client is, for the rate of one source.
+        """
         method, _, rest = head.partition(b" ")
         match = _PATH.fullmatch(rest.partition(b" ")[0])
         issuer_id = match[1].decode() if match else ""
         if match is None or not self._state.has({issuer_id}):
             return response("404 Not Found", {})
         if method == b"GET":
-            return _sent(*await self._ask(issuer_id, _in_path(match[2] or b"")), self._clock)
+            request = _in_path(match[2] or b"")
+            return _sent(*await self._ask(issuer_id, request, source), self._clock)
         if method != b"POST":
             return response("405 Method Not Allowed", {"Allow": "GET, POST"})
         length = _LENGTH.search(head)
         refused = _refused_body(head, length)
         if length is None or refused is not None:
             return response(refused or "411 Length Required", {})
-        octets, _ = await self._ask(issuer_id, await reader.readexactly(int(length[1])))
+        octets, _ = await self._ask(issuer_id, await reader.readexactly(int(length[1])), source)
         return _sent(octets, None, self._clock)
 
-    async def _ask(self, issuer_id: str, request: bytes) -> tuple[bytes, OCSPAnswer | None]:
+    async def _ask(
+        self, issuer_id: str, request: bytes, source: str
+    ) -> tuple[bytes, OCSPAnswer | None]:
         """Return the response, and the same read where HTTP caches may keep it."""
         try:
             question = read_question(request)
@@ -90,7 +115,7 @@ class OCSPRelay:
         agreed = stored is not None and stored.revoked == self._is_revoked(issuer_id, question)
         if stored is not None and agreed and question.nonce is None:
             return _counted("kept", stored.octets), stored
-        octets = await self._relay(issuer_id, request)
+        octets = await self._relay(issuer_id, request) if self._admits(source) else TRY_LATER
         if octets == TRY_LATER and stored is not None and (agreed or stored.revoked):
             return _counted("outlived", stored.octets), None if question.nonce else stored
         answer = read_answer(octets)
@@ -100,9 +125,22 @@ class OCSPRelay:
         self._keep(key, answer)
         return _counted("asked", octets), answer
 
+    def _admits(self, source: str) -> bool:
+        """Return whether one more question may be relayed now."""
+        try:
+            if self._waiting >= self._most_waiting:
+                raise TooOften("too many questions wait", 1)
+            self._source_rate.take(source)
+            self._rate.take("all")
+        except TooOften:
+            metrics.OCSP_LIMITED.inc()
+            return False
+        return True
+
     async def _relay(self, issuer_id: str, request: bytes) -> bytes:
         if not self._bus.connected:
             return TRY_LATER
+        self._waiting += 1
         try:
             return await self._bus.request(
                 ocsp_topic(issuer_id),
@@ -112,6 +150,8 @@ class OCSPRelay:
             )
         except BusUnavailable:
             return TRY_LATER
+        finally:
+            self._waiting -= 1
 
     def _is_revoked(self, issuer_id: str, question: OCSPQuery) -> bool:
         return self._state.is_revoked(issuer_id, question.serial_number)

@@ -16,6 +16,7 @@ from estcore.messages.envelope import without_none
 from estcore.messages.text import plain_text
 from estcore.pki.csr import CertificationRequest
 from estcore.policy.labels import Label
+from estcore.runtime.listening import address_of
 from estcore.runtime.tracing import trace_id
 
 _CORRELATION_LIMIT = 128
@@ -47,7 +48,7 @@ class Exchange:
         address = (
             self.request.transport.get_extra_info("peername") if self.request.transport else None
         )
-        return str(address[0]) if address else "unknown"
+        return address_of(address)
 
     @property
     def agent(self) -> str | None:

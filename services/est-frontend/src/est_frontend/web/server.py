@@ -20,6 +20,7 @@ from aiohttp.web_protocol import ERROR, RequestHandler, RequestPayloadError
 from typing_extensions import override
 
 from est_frontend import metrics
+from est_frontend.connection_limits import Arrival
 from estcore.errors import ESTSuiteError, MalformedRequest
 from estcore.runtime.logs import fields
 
@@ -86,11 +87,12 @@ class Answering(Protocol):
 class PatientHandler(RequestHandler):
     """A connection whose first request head must be complete in time."""
 
-    __slots__ = ("_deadline", "_head_timeout_s", "_refuse")
+    __slots__ = ("_deadline", "_head_timeout_s", "_refuse", "arrival")
 
     def __init__(self, manager: LimitedServer, head_timeout_s: float, **more: Any) -> None:
         super().__init__(manager, logger=log, **more)
         self._refuse = manager.answering.refuse
+        self.arrival: Arrival | None = None
         self._head_timeout_s = head_timeout_s
         self._deadline: asyncio.TimerHandle | None = None
         self._parser: Any = Parser(self._parser, self._end_bodies)
@@ -106,6 +108,8 @@ class PatientHandler(RequestHandler):
         """Stop the clock."""
         if self._deadline is not None:
             self._deadline.cancel()
+        if self.arrival is not None:
+            self.arrival.ended()
         super().connection_lost(exc)
 
     def _check(self) -> None:
@@ -184,6 +188,12 @@ class LimitedServer(web.Server):
         if len(self._connections) >= self._max_connections:
             return Refused()
         return PatientHandler(self, self._head_timeout_s, loop=self._loop, **self._kwargs)
+
+    def counted(self, arrival: Arrival) -> asyncio.Protocol:
+        """Return the protocol of a connection that was counted when it arrived."""
+        handler = PatientHandler(self, self._head_timeout_s, loop=self._loop, **self._kwargs)
+        handler.arrival = arrival
+        return handler
 
 
 def request_factory(max_body_bytes: int) -> Any:

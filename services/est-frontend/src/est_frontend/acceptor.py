@@ -1,0 +1,151 @@
+"""Accepts TLS connections and counts each from its arrival, not from the end of its handshake.
+
+``asyncio`` shows a connection to nobody before its handshake is complete: a client that opens
+connections and sends nothing, or half a handshake, could hold any number of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from est_frontend import metrics
+from est_frontend.connection_limits import Arrival, ConnectionBounds, ConnectionLimits
+from est_frontend.settings import ListenSettings
+from estcore.runtime.listening import address_of, source_of
+from estcore.runtime.logs import fields
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 64
+_PAUSE_S = 0.5
+_SHUTDOWN_S = 2
+
+MakeProtocol = Callable[[Arrival], asyncio.Protocol]
+
+
+class Acceptor:
+    """Listens on sockets, as long as ``run`` runs; ``make`` returns the protocol of a connection.
+
+    The protocol calls ``ended`` of its arrival when the connection is lost.
+    """
+
+    def __init__(
+        self,
+        sockets: Sequence[socket.socket],
+        context: ssl.SSLContext,
+        listen: ListenSettings,
+        make: MakeProtocol,
+    ) -> None:
+        self._sockets = list(sockets)
+        self._context = context
+        self._handshake_timeout_s = listen.handshake_timeout_s
+        self._make = make
+        self._limits = ConnectionLimits(bounds_of(listen))
+        self._group: asyncio.TaskGroup | None = None
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._paused: list[asyncio.TimerHandle] = []
+        metrics.HANDSHAKES.set_function(lambda: self._limits.waiting)
+        metrics.CONNECTIONS.set_function(lambda: self._limits.total)
+
+    @property
+    def port(self) -> int:
+        """The port of the first socket."""
+        port: int = self._sockets[0].getsockname()[1]
+        return port
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Accept until ``stop``; handshakes under way then are ended."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            for listening in self._sockets:
+                self._resume(listening)
+            await stop.wait()
+            self.close()
+            for task in list(self._handshakes):
+                task.cancel()
+
+    def close(self) -> None:
+        """Stop listening; connections go on."""
+        self._group = None
+        for pause in self._paused:
+            pause.cancel()
+        while self._sockets:
+            listening = self._sockets.pop()
+            asyncio.get_running_loop().remove_reader(listening)
+            listening.close()
+
+    def _resume(self, listening: socket.socket) -> None:
+        asyncio.get_running_loop().add_reader(listening, self._accept, listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(_AT_ONCE):
+            try:
+                connection, peername = listening.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except ConnectionError:
+                continue  # the client is gone already
+            except OSError as exc:
+                self._pause(listening, exc)
+                return
+            connection.setblocking(False)
+            self._begin(connection, source_of(address_of(peername)))
+
+    def _pause(self, listening: socket.socket, exc: OSError) -> None:
+        """Out of descriptors or memory: what is open may end before more is accepted."""
+        log.error("connections cannot be accepted", extra=fields(reason=exc.strerror))
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listening)
+        self._paused = [p for p in self._paused if p.when() > loop.time()]
+        self._paused.append(loop.call_later(_PAUSE_S, self._resume, listening))
+
+    def _begin(self, connection: socket.socket, source: str) -> None:
+        ended: list[Callable[[], object]] = [connection.close]
+        arrival = self._limits.arrive(source, lambda: ended[0]())
+        if arrival is None or self._group is None:
+            connection.close()
+            return
+        task = self._group.create_task(self._shake(connection, arrival))
+        self._handshakes.add(task)
+        task.add_done_callback(partial(self._ended, connection, arrival))
+        ended[0] = task.cancel
+
+    def _ended(self, connection: socket.socket, arrival: Arrival, task: asyncio.Task[None]) -> None:
+        """Give up what a handshake held that was ended, perhaps before it began."""
+        self._handshakes.discard(task)
+        if task.cancelled():
+            arrival.ended()
+            connection.close()
+
+    async def _shake(self, connection: socket.socket, arrival: Arrival) -> None:
+        """Do the handshake; its failure is the client's affair."""
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                partial(self._make, arrival),
+                connection,
+                ssl=self._context,
+                ssl_handshake_timeout=self._handshake_timeout_s,
+                ssl_shutdown_timeout=_SHUTDOWN_S,
+            )
+        except OSError:
+            arrival.ended()  # ssl.SSLError and TimeoutError are among them
+        except Exception as exc:  # noqa: BLE001 - Bulkhead: RuntimeError of a closed connection.
+            arrival.ended()
+            log.info("handshake not started", extra=fields(error=type(exc).__name__))
+        else:
+            arrival.established()
+
+
+def bounds_of(listen: ListenSettings) -> ConnectionBounds:
+    """Return the limits of the port for EST."""
+    return ConnectionBounds(
+        waiting=listen.max_handshakes,
+        waiting_per_source=listen.max_handshakes_per_source,
+        total=listen.max_connections,
+        total_per_source=listen.max_connections_per_source,
+    )
