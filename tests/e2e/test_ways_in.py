@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import copy
 import hashlib
+import re
 import shutil
 import subprocess
 
@@ -18,11 +20,12 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from estcore.est.http_digest import verifier
+from estdev.local import admin_get
 from estsuite_testing.e2e_stack import (
     certificate_in,
     make_csr,
 )
-from estsuite_testing.raw_client import BASE, b64
+from estsuite_testing.raw_client import BASE, Answer, b64
 from estsuite_testing.ways import PASSWORD, World, basic, device
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
@@ -98,15 +101,17 @@ async def test_L3_K4_curl_enrolls_with_digest_and_a_nonce_is_good_once(world: Wo
     assert wrong.endswith("\n401"), wrong
 
 
-def digest_answer(challenge: str, path: str, *, password: str = PASSWORD, nc: str = "1") -> str:
+def digest_answer(
+    challenge: str, path: str, *, user: str = "alice", password: str = PASSWORD, nc: str = "1"
+) -> str:
     nonce = challenge.split('nonce="')[1].split('"')[0]
-    ha1 = verifier("alice", "est", password, "MD5")
+    ha1 = verifier(user, "est", password, "MD5")
     ha2 = hashlib.md5(f"POST:{path}".encode(), usedforsecurity=False).hexdigest()
     count = nc.zfill(8)
     text = f"{ha1}:{nonce}:{count}:abc:auth:{ha2}"
     response = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
     return (
-        f'Digest username="alice", realm="est", nonce="{nonce}", uri="{path}", '
+        f'Digest username="{user}", realm="est", nonce="{nonce}", uri="{path}", '
         f'response="{response}", qop=auth, nc={count}, cnonce="abc", algorithm=MD5'
     )
 
@@ -182,6 +187,95 @@ async def test_L12_the_challenge_names_a_bad_token(world: World) -> None:
         assert token not in answer.text
     other = await world.client.request("POST", path, csr, auth=world.basic)
     assert (other.status, "auth.scheme" in other.text) == (401, True)
+
+
+async def hashes(world: World) -> float:
+    """Return how many slow hashes the front end has computed."""
+    port = world.stack.suite.services["est-frontend"].admin_port
+    text = await admin_get(port, "/metrics")
+    (count,) = re.findall(r"^est_frontend_password_hashes_total ([0-9.]+)$", text, re.MULTILINE)
+    return float(count)
+
+
+def comparable(answer: Answer) -> tuple[int, dict[str, str], str]:
+    """Return an answer without what is new in each: date, correlation id, nonce."""
+    fields = {
+        name: re.sub(r'nonce="[0-9a-f]+"', "nonce", value)
+        for name, value in answer.headers.items()
+        if name not in {"date", "x-correlation-id"}
+    }
+    return answer.status, fields, answer.text
+
+
+@pytest.mark.parametrize(
+    ("label", "slow"), [("services", 0), ("people", 1), ("mixed", 1), ("either", 1)]
+)
+async def test_no_label_says_by_basic_which_names_exist(
+    world: World, label: str, slow: int
+) -> None:
+    """The same octets and as many slow hashes, for every name that is known or not."""
+    path, csr = f"{BASE}/{label}/simpleenroll", b64(make_csr("dev-guess")[1])
+    client = copy.copy(world.client)
+    client.source, client.address = f"127.0.1.{10 + slow + len(label)}", "127.0.0.1"
+    seen = []
+    # A user with a password, the id of a secret, a user with neither, nobody, no name at all.
+    for name in ("alice", "load", "bob", "no-such-user", ""):
+        before = await hashes(world)
+        answer = await client.request("POST", path, csr, auth=basic(name, "wrong"))
+        assert await hashes(world) - before == slow, name
+        seen.append(comparable(answer))
+    assert seen[0][0] == 401
+    assert all(answer == seen[0] for answer in seen)
+
+
+@pytest.mark.parametrize("label", ["legacy", "mixed"])
+async def test_no_label_says_by_digest_which_names_exist(world: World, label: str) -> None:
+    path, csr = f"{BASE}/{label}/simpleenroll", b64(make_csr("dev-guess")[1])
+    seen = []
+    for name in ("alice", "bob", "load", "no-such-user"):
+        client = copy.copy(world.client)
+        client.source, client.address = f"127.0.2.{len(label)}", "127.0.0.1"
+        before = await hashes(world)
+        challenge = (await client.request("POST", path, csr)).headers["WWW-Authenticate"]
+        answer = digest_answer(challenge, path, user=name, password="wrong")
+        seen.append(comparable(await client.request("POST", path, csr, auth=answer)))
+        assert await hashes(world) == before
+    assert "auth.password" in seen[0][2]
+    assert all(answer == seen[0] for answer in seen)
+
+
+async def test_right_secrets_and_passwords_enroll_where_a_label_takes_both(world: World) -> None:
+    path = f"{BASE}/either/simpleenroll"
+    for number, auth in enumerate([world.basic, basic("alice", PASSWORD)]):
+        answer = await world.client.request(
+            "POST", path, b64(make_csr(f"dev-either-{number}")[1]), auth=auth
+        )
+        assert answer.status == 200, answer.text
+
+
+async def test_thirty_guesses_at_once_try_no_more_than_those_that_are_free(world: World) -> None:
+    path, csr = f"{BASE}/people/simpleenroll", b64(make_csr("dev-x")[1])
+    client = copy.copy(world.client)
+    client.source, client.address = "127.0.3.1", "127.0.0.1"
+    before = await hashes(world)
+    answers = await asyncio.gather(
+        *(client.request("POST", path, csr, auth=basic("carol", f"{n}")) for n in range(30))
+    )
+    assert await hashes(world) - before <= 6
+    assert {answer.status for answer in answers} == {401, 429}
+
+
+@pytest.mark.parametrize("body", [b"nonsense", b64(make_csr("not-allowed")[1])])
+async def test_a_digest_answer_of_a_refused_request_is_spent(world: World, body: bytes) -> None:
+    """Refused by the front end, before the signer's ledger could remember it."""
+    path = f"{BASE}/legacy/simpleenroll"
+    challenge = (await world.client.request("POST", path, body)).headers["WWW-Authenticate"]
+    answer = digest_answer(challenge, path)
+    refused = await world.client.request("POST", path, body, auth=answer)
+    assert refused.status in {400, 403}, refused.text
+    csr = b64(make_csr("dev-after-refusal")[1])
+    replayed = await world.client.request("POST", path, csr, auth=answer)
+    assert (replayed.status, "auth.replayed" in replayed.text) == (401, True)
 
 
 # Certificates of other CAs.

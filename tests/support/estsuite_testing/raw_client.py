@@ -74,6 +74,10 @@ class Client:
     """Raw requests over TLS; reads until the server closes."""
 
     stack: Stack
+    address: str | None = None
+    """Where to connect, if not by the name of the host."""
+    source: str | None = None
+    """The address to connect from."""
 
     def __init__(
         self,
@@ -107,7 +111,11 @@ class Client:
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         async with asyncio.timeout(self.timeout_s):
             return await asyncio.open_connection(
-                self.host, self.port, ssl=context or self.context, server_hostname=self.host
+                self.address or self.host,
+                self.port,
+                ssl=context or self.context,
+                server_hostname=self.host,
+                local_addr=None if self.source is None else (self.source, 0),
             )
 
     @asynccontextmanager

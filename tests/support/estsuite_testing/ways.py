@@ -120,6 +120,7 @@ async def ways(folder: Path) -> AsyncIterator[World]:
     digests = {a: verifier("alice", "est", PASSWORD, a) for a in ("MD5", "SHA-256")}
     users.write_text(
         f"users:\n  alice:\n    argon2id: '{HASHER.hash(PASSWORD)}'\n    digest: {digests}\n"
+        "  bob: {}\n"
     )
     secret = base64.b64encode(bytes(range(32))).decode()
     kek.write_text(f"device-kek: {secret}\n")

@@ -191,8 +191,7 @@ class Dispatcher:
             )
         self._require_clock()
         self._require_issuers(label)
-        if not self.trail.ready:
-            raise AuditUnavailable("audit records cannot be kept now", code="audit.spool_full")
+        self._check_trail()
         if self._in_flight >= self.settings.limits.max_in_flight:
             raise BusUnavailable("too many enrollments at once", code="frontend.busy")
         self._in_flight += 1
@@ -208,6 +207,15 @@ class Dispatcher:
             response = responses.pending(wait, exchange.correlation_id)
         self._record(exchange, response.status)
         return response
+
+    def _check_trail(self) -> None:
+        """Begin nothing whose outcome could not be recorded.
+
+        Raises:
+            AuditUnavailable: the trail has no room.
+        """
+        if not self.trail.ready:
+            raise AuditUnavailable("audit records cannot be kept now", code="audit.spool_full")
 
     def _require_issuers(self, label: Label) -> None:
         """Refuse what no signer would ever fetch from the stream.
@@ -235,6 +243,7 @@ class Dispatcher:
     async def _rotation_ack(self, exchange: Exchange, label: Label) -> web.Response:
         """Relay proof that a service uses its new certificate."""
         self._require_clock()
+        self._check_trail()
         credentials = Credentials.of(exchange.request, exchange.connection, exchange.peer)
         who = exchange.who = await self.authenticator.own_certificate(credentials, label)
         check_type(exchange.request, "application/jose")

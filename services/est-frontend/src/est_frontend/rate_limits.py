@@ -37,10 +37,12 @@ class _Bucket:
 class Buckets:
     """Token buckets by name: ``rate`` a second, ``burst`` at once."""
 
-    def __init__(self, what: str, *, rate: float = 1, burst: float = 1) -> None:
+    def __init__(
+        self, what: str, *, rate: float = 1, burst: float = 1, capacity: int = _ENTRIES
+    ) -> None:
         self._what = what
         self._rate, self._burst = rate, burst
-        self._buckets: FairTable[_Bucket] = FairTable(_ENTRIES)
+        self._buckets: FairTable[_Bucket] = FairTable(capacity)
 
     def take(self, name: str, rate: float | None = None) -> None:
         """Count one request; ``rate`` is that of this name, with two seconds' worth at once.

@@ -6,16 +6,18 @@
   a record that says so: no record in the queue can hold up those behind it.
 - Refusals of one source above a rate are counted in one record, so a flood can neither fill the
   stream nor hide among itself.
+- Memory, spool and disk are bounded. Refusals have a part of each; beyond it they are counted, by
+  code (``refusal_counts``). The rest is for enrollments: no flood of refusals makes it unready.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from typing import Any
 
 from est_frontend import metrics
+from est_frontend.audit_trail.refusal_counts import WINDOW_S, RefusalCounts
 from est_frontend.audit_trail.spool import Spool
 from est_frontend.settings import TrailSettings
 from estcore import ids
@@ -35,7 +37,10 @@ _BATCH_BYTES = 512 * 1024
 """Half of what a NATS server takes in one message by default."""
 _RECORD_BYTES = 64 * 1024
 _MEMORY = 20_000
-_RATE_WINDOW_S = 10
+_MEMORY_BYTES = 64 * 1024 * 1024
+_REFUSALS = 4
+"""Refusals may take a quarter of the memory, and half of the spool."""
+_TRACES = 1000
 
 
 class AuditTrail:
@@ -51,14 +56,24 @@ class AuditTrail:
         self._sequence = 0
         self._pending: list[bytes] = []
         self._traced: list[str] = []
-        self._refusals: Counter[tuple[str, str]] = Counter()
+        self._pending_bytes = 0
+        self._refusals = RefusalCounts(settings.refusals_per_source)
         self._window_until = 0.0
         self._broken = False
 
     @property
     def ready(self) -> bool:
         """Another record can be made durable."""
-        return not (self._broken or self._spool.full or len(self._pending) >= _MEMORY)
+        return not (self._broken or self._spool.full or self._holds(1))
+
+    @property
+    def _room_for_refusals(self) -> bool:
+        return not (self._broken or self._spool.scarce or self._holds(_REFUSALS))
+
+    def _holds(self, part: int) -> bool:
+        """Return whether the memory is used up, or a part of it."""
+        records, octets = len(self._pending), self._pending_bytes
+        return records >= _MEMORY // part or octets >= _MEMORY_BYTES // part
 
     async def open(self) -> None:
         """Open the spool.
@@ -69,13 +84,10 @@ class AuditTrail:
         await self._spool.open()
 
     def refused(self, peer: str, code: str, **parts: Any) -> None:
-        """Record a refusal; above the rate per source it is only counted."""
-        now = monotonic_s()
-        if now >= self._window_until:
+        """Record a refusal; above the rate per source, or without room, it is only counted."""
+        if monotonic_s() >= self._window_until:
             self._summarize()
-            self._window_until = now + _RATE_WINDOW_S
-        self._refusals[peer, code] += 1
-        if self._refusals[peer, code] <= self._settings.refusals_per_source:
+        if self._refusals.records(peer, code, room=self._room_for_refusals):
             self.add(
                 phase="denied", outcome="failure", reason_code=code, severity="notice", **parts
             )
@@ -99,7 +111,8 @@ class AuditTrail:
                 actor={"type": "system", "subject": SERVICE},
             )
         self._pending.append(record)
-        if traceparent is not None:
+        self._pending_bytes += len(record)
+        if traceparent is not None and len(self._traced) < _TRACES:
             self._traced.append(traceparent)
 
     def _encoded(self, **parts: Any) -> bytes:
@@ -129,21 +142,23 @@ class AuditTrail:
         )
 
     def _summarize(self) -> None:
-        limit = self._settings.refusals_per_source
-        for (peer, code), count in self._refusals.items():
-            if count > limit:
-                self.add(
-                    correlation_id=ids.uuid7(),
-                    action="est.refusals",
-                    phase="denied",
-                    outcome="failure",
-                    reason_code=code,
-                    severity="warning",
-                    actor={"type": "service"},
-                    origin={"peer": peer},
-                    details={"aggregated": count - limit, "window_s": _RATE_WINDOW_S},
-                )
-        self._refusals.clear()
+        """End the window of refusals; without room it goes on, and the counts with it."""
+        self._window_until = monotonic_s() + WINDOW_S
+        if not self._room_for_refusals:
+            self._refusals.widen()
+            return
+        for item in self._refusals.end_window():
+            self.add(
+                correlation_id=ids.uuid7(),
+                action="est.refusals",
+                phase="denied",
+                outcome="failure",
+                reason_code=item.code,
+                severity="warning",
+                actor={"type": "service"},
+                origin=None if item.source is None else {"peer": item.source},
+                details=item.details,
+            )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Send what is collected until ``stop``; the last of it is sent by ``close``."""
@@ -164,14 +179,23 @@ class AuditTrail:
                 traced, self._traced = self._traced, []
                 await self._keep(len(records), _batch(records, traced))
                 del self._pending[: len(records)]
-                self._broken = False
+                self._pending_bytes -= sum(map(len, records))
+            await self._spool.tidy()
         except AuditUnavailable as exc:
-            self._broken = True
-            log.error("audit records cannot be stored", extra=fields(code=exc.code))
-        except Exception:  # Bulkhead: a fault here must not end the front end.
-            self._broken = True
-            log.exception("audit records cannot be stored")
+            self._fail(code=exc.code, reason=exc.reason)
+        except Exception as exc:  # noqa: BLE001 - Bulkhead: a fault must not end the front end.
+            self._fail(exc_info=exc)
+        else:
+            if self._broken:
+                log.info("audit records can be stored again")
+            self._broken = False
         metrics.SPOOLED.set(self._spool.count)
+
+    def _fail(self, exc_info: Exception | None = None, **more: str) -> None:
+        """Become unready; the next calls of ``flush`` try again, and only the first is logged."""
+        if not self._broken:
+            log.error("audit records cannot be stored", exc_info=exc_info, extra=fields(**more))
+        self._broken = True
 
     def _next_batch(self) -> list[bytes]:
         size = 0
@@ -210,6 +234,8 @@ class AuditTrail:
     async def close(self) -> None:
         """Make the rest durable and close the spool."""
         try:
+            # Now or never: what was only counted is recorded whatever the room.
+            self._broken = False
             self._summarize()
             await self.flush()
         finally:
