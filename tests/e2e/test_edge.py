@@ -285,7 +285,7 @@ async def asked(edge: Edge, source: str) -> ocsp.OCSPResponseStatus:
     "state not refreshed",
 )
 async def test_a_full_disk_of_the_spool_ends_nothing_and_heals(edge: Edge) -> None:
-    """The disk fills, the bus is away, both come back: the process is the same, all is recorded."""
+    """The disk fills, the bus is unavailable, both come back: the process is the same, all is recorded."""
     port, pid = edge.frontend.admin_port, edge.frontend.process.pid
     with full(edge.disk, pid):
         await edge.stack.layout.nats.stop()

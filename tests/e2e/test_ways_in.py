@@ -218,7 +218,7 @@ async def test_no_label_says_by_basic_which_names_exist(
     client = copy.copy(world.client)
     client.source, client.address = f"127.0.1.{10 + slow + len(label)}", "127.0.0.1"
     seen = []
-    # A user with a password, the id of a secret, a user with neither, nobody, no name at all.
+    # A user with a password, the id of a secret, a user with neither, an unknown name, no name at all.
     for name in ("alice", "load", "bob", "no-such-user", ""):
         before = await hashes(world)
         answer = await client.request("POST", path, csr, auth=basic(name, "wrong"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cryptography import x509
@@ -12,9 +12,19 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from hypothesis import given
 from hypothesis import strategies as st
 
+from est_frontend.auth.active_policy import ActivePolicy
+from est_frontend.auth.authenticator import Authenticator, Credentials
+from est_frontend.auth.client_certificates import PeerValidator
+from est_frontend.auth.http_digest import DigestVerifier
+from est_frontend.auth.password_file import PasswordFile
 from est_frontend.auth.tokens.dpop import _thumbprint, check_proof
+from est_frontend.signer_state.cache import SignerState
 from estcore.errors import NotAuthenticated
+from estcore.messages.signatures import Senders
+from estcore.policy.document import load_policy
+from estcore.policy.labels import Label
 from estcore.testing.clock import FakeClock
+from estsuite_testing.e2e_stack import POLICY
 from estsuite_testing.token_issuer import (
     b64,
     dpop_proof,
@@ -170,6 +180,45 @@ async def test_L13_the_binding_of_a_token_is_named(tmp_path: Path) -> None:
         thumbprint(private_key("ec-1")),
     )
     assert (by_certificate.bound, by_key.bound, free.bound) == (True, True, False)
+
+
+async def test_a_proof_is_good_for_one_request_whatever_becomes_of_that(tmp_path: Path) -> None:
+    """What the front end refuses after this never reaches the ledger that remembers proofs."""
+    peers, users = PeerValidator(CLOCK), PasswordFile.load(None)
+    state = SignerState(tmp_path, peers.set_anchors, CLOCK, Senders([]))
+    label = Label(issuer="issuing", profiles=("service-mtls",), authentication=("token",))
+    async with serving(tmp_path) as issuer, validating(issuer) as validator:
+        authenticator = Authenticator(
+            peers=peers,
+            state=state,
+            users=users,
+            digest=DigestVerifier(users, CLOCK, realm="est", key=None),
+            tokens=validator,
+            active_policy=ActivePolicy(load_policy(POLICY)),
+            clock=issuer.clock,
+            names=lambda: frozenset({"est.clinic.example"}),
+        )
+        token = issuer.token(cnf={"jkt": thumbprint(private_key("ec-1"))})
+
+        def credentials(dpop: str) -> Credentials:
+            return Credentials(
+                connection=cast("Any", None),  # not asked for a token that is bound to a key
+                source="192.0.2.1",
+                method="POST",
+                host="est.clinic.example",
+                url=URL,
+                path="/.well-known/est/simpleenroll",
+                authorization=f"DPoP {token}",
+                dpop=dpop,
+            )
+
+        first = dpop_proof("ec-1", token, URL, issuer.clock)
+        (claim,) = (await authenticator.any_of(credentials(first), label)).single_use_claims
+        assert claim.kind == "dpop"
+        with pytest.raises(NotAuthenticated) as caught:
+            await authenticator.any_of(credentials(first), label)
+        assert caught.value.code == "auth.replayed"
+        await authenticator.any_of(credentials(dpop_proof("ec-1", token, URL, issuer.clock)), label)
 
 
 def test_the_thumbprint_is_that_of_rfc_7638() -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 from collections import Counter
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,7 +18,7 @@ from est_frontend.fair_table import FairTable, network_of
 from est_frontend.rate_limits import Attempt, Backoff, Buckets, TooOften
 from estcore.errors import NotAuthenticated
 from estcore.messages.enrollment import Claim
-from estcore.runtime.listening import address_of, source_of
+from estcore.runtime.sockets import address_of, source_of
 
 SOURCES = st.sampled_from([f"10.{n}.0.{m}" for n in range(3) for m in range(4)])
 
@@ -208,7 +208,7 @@ async def test_no_flood_of_first_failures_ends_a_pause() -> None:
 
 def limits(**changes: int) -> ConnectionLimits:
     values = {"waiting": 10, "waiting_per_source": 4, "total": 20, "total_per_source": 8}
-    return ConnectionLimits(ConnectionBounds(**(values | changes)))
+    return ConnectionLimits(ConnectionBounds(**(values | changes), name=""))
 
 
 def test_a_source_has_its_share_of_waiting_and_of_all_connections() -> None:
@@ -229,7 +229,7 @@ def test_where_all_wait_the_oldest_of_the_heaviest_source_makes_room() -> None:
     ended: list[str] = []
     for name in ("a", "b"):
         for number in range(3):
-            counted.arrive(name, lambda name=name, number=number: ended.append(f"{name}{number}"))
+            counted.arrive(name, functools.partial(ended.append, f"{name}{number}"))
     assert counted.arrive("c", list) is not None
     assert ended == ["a0"]
     assert counted.arrive("b", list) is None, "no source has more than this one"
@@ -244,10 +244,10 @@ def test_the_counts_are_those_of_what_is_open(steps: list[tuple[str, str]]) -> N
     open_: dict[Arrival, bool] = {}
     for source, step in steps:
         if step == "new":
-            key: list[Any] = []
-            arrival = counted.arrive(source, lambda key=key: open_.pop(key[0]))
+            evicted: list[Arrival] = []
+            arrival = counted.arrive(source, functools.partial(_evict, open_, evicted))
             if arrival is not None:
-                key.append(arrival)
+                evicted.append(arrival)
                 open_[arrival] = True
         for found in [a for a in open_ if a.source == source][:1]:
             if step == "done":
@@ -263,6 +263,10 @@ def test_the_counts_are_those_of_what_is_open(steps: list[tuple[str, str]]) -> N
             mine = [waits for a, waits in open_.items() if a.source == name]
             assert len(mine) <= 4
             assert sum(mine) <= 2
+
+
+def _evict(open_: dict[Arrival, bool], evicted: list[Arrival]) -> None:
+    del open_[evicted[0]]
 
 
 # Refusals and proofs.

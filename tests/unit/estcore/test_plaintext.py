@@ -26,7 +26,7 @@ def test_nats_and_postgres_on_this_machine_need_no_tls(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", REMOTE)
-def test_nats_elsewhere_needs_tls(host: str) -> None:
+def test_nats_on_another_machine_needs_tls(host: str) -> None:
     for url in (f"nats://{host}:4222", f"nats://{host}", f"tls://{host},nats://{host}:4222"):
         with pytest.raises(ConfigurationError, match="use tls://") as caught:
             BusSettings(url=url, **BUS)
@@ -44,7 +44,7 @@ def test_nats_elsewhere_needs_tls(host: str) -> None:
         *("postgresql://u@/d?host={0}", "postgresql://u@localhost/d?host=/run/pg,{0}"),
     ],
 )
-def test_postgres_elsewhere_needs_tls(host: str, url: str) -> None:
+def test_postgres_on_another_machine_needs_tls(host: str, url: str) -> None:
     url = url.format(host)
     for values in ({"url": url}, {"url": "postgresql://u@localhost/d", "migration_url": url}):
         with pytest.raises(ConfigurationError, match="ca_file") as caught:

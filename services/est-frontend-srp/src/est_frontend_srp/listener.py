@@ -22,10 +22,10 @@ from est_frontend_srp.connection import Attempt, SRPContext
 from est_frontend_srp.settings import SRPFrontendSettings
 from est_frontend_srp.verifier_file import Verifiers
 from estcore import ids
-from estcore.runtime.listening import Servers, address_of, source_of
 from estcore.runtime.logs import fields
 from estcore.runtime.reload import Watched
 from estcore.runtime.service import Job
+from estcore.runtime.sockets import Servers, address_of, source_of
 
 log = logging.getLogger(__name__)
 

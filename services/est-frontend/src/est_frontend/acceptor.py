@@ -1,6 +1,6 @@
 """Accepts TLS connections and counts each from its arrival, not from the end of its handshake.
 
-``asyncio`` shows a connection to nobody before its handshake is complete: a client that opens
+``asyncio`` hides a connection until its handshake is complete: a client that opens
 connections and sends nothing, or half a handshake, could hold any number of them.
 """
 
@@ -16,8 +16,8 @@ from functools import partial
 from est_frontend import metrics
 from est_frontend.connection_limits import Arrival, ConnectionBounds, ConnectionLimits
 from est_frontend.settings import ListenSettings
-from estcore.runtime.listening import address_of, source_of
 from estcore.runtime.logs import fields
+from estcore.runtime.sockets import address_of, source_of
 
 log = logging.getLogger(__name__)
 

@@ -44,8 +44,8 @@ from estcore.messages.topics import ack_topic
 from estcore.policy.decide import label_named
 from estcore.policy.labels import Label, Operation
 from estcore.runtime.bus import Bus
-from estcore.runtime.listening import source_of
 from estcore.runtime.logs import fields
+from estcore.runtime.sockets import source_of
 from estcore.runtime.tracing import Tracing
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ _NETWORK_BITS = {4: 24, 6: 48}
 
 @functools.lru_cache(10_000)
 def network_of(source: str) -> str:
-    """Return the network of a source (``estcore.runtime.listening.source_of``)."""
+    """Return the network of a source (``estcore.runtime.sockets.source_of``)."""
     try:
         network = ipaddress.ip_network(source, strict=False)
     except ValueError:

@@ -16,9 +16,9 @@ from est_frontend.connection_limits import Arrival
 from est_frontend.settings import ListenSettings
 from est_frontend.tls.engine import EngineContext
 from est_frontend.web.server import LimitedServer
-from estcore.runtime.listening import open_sockets
 from estcore.runtime.reload import Watched
 from estcore.runtime.service import Job
+from estcore.runtime.sockets import open_sockets
 
 __all__ = ["AuditTrail", "LimitedServer", "Listener", "Listening", "TLSListener", "sockets_of"]
 

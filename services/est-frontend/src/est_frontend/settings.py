@@ -90,7 +90,7 @@ class TokenIssuerSettings(StrictModel):
 class ListenSettings(StrictModel):
     """Where EST is served. TLS ends here; there is no mode behind a terminating proxy."""
 
-    host: str = Field(default="127.0.0.1", description="`::` serves IPv6 and IPv4")
+    host: str = "127.0.0.1"
     port: Port = 8443
     certificate_file: Path = Field(description="server certificate chain, PEM")
     key_file: Path = Field(description="its key, PEM")
@@ -122,7 +122,7 @@ class ListenSettings(StrictModel):
 class CRLListenSettings(StrictModel):
     """Listener for CRLs and OCSP: plain HTTP for all relying parties (RFC 5280 8, RFC 6960)."""
 
-    host: str = Field(default="127.0.0.1", description="`::` serves IPv6 and IPv4")
+    host: str = "127.0.0.1"
     port: Port = Field(default=8080, description="GET /crl/<issuer>.crl")
     max_connections: int = Field(
         default=500,

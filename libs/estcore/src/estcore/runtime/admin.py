@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 
-from estcore.runtime.listening import Servers, open_sockets
 from estcore.runtime.settings import AdminSettings
+from estcore.runtime.sockets import Servers, open_sockets
 
 Checks = Mapping[str, Callable[[], bool]]
 _HEAD_LIMIT = 8192

@@ -28,7 +28,7 @@ def is_local(host: str) -> bool:
 
 
 def plaintext_nats(url: str) -> list[str]:
-    """Return the ``nats://`` servers among these, separated by commas, that are elsewhere."""
+    """Return the ``nats://`` servers among these, separated by commas, on other machines."""
     servers = [server.strip() for server in url.split(",")]
     plain = [server for server in servers if not server.startswith("tls://")]
     return [server for server in plain if not is_local(_nats_host(server))]
@@ -42,7 +42,7 @@ def _nats_host(server: str) -> str:
 
 
 def remote_postgres(url: str, environ: Mapping[str, str]) -> list[str]:
-    """Return the hosts of a PostgreSQL URL that are elsewhere.
+    """Return the hosts of a PostgreSQL URL on other machines.
 
     Hosts stand in the authority, in the parameter ``host``, or else in ``PGHOST``; without any
     the driver takes the Unix socket.
@@ -70,13 +70,13 @@ def _postgres_host(place: str) -> str:
 
 
 def refuse_plaintext(what: str, servers: list[str], instead: str) -> None:
-    """Refuse servers on other machines without TLS.
+    """Refuse servers on other machines without TLS; ``what`` is their section of the settings.
 
     Raises:
         ConfigurationError: ``connection.plaintext``.
     """
     if servers:
         raise ConfigurationError(
-            f"{what}: no TLS to {', '.join(servers)}, which is not this machine; {instead}",
+            f"{what}.url: no TLS to {', '.join(servers)}, which is not this machine; {instead}",
             code="connection.plaintext",
         )

@@ -75,7 +75,7 @@ class BusSettings(StrictModel):
     @model_validator(mode="after")
     def _encrypted(self) -> Self:
         if not self.allow_plaintext:
-            refuse_plaintext("bus.url", plaintext_nats(self.url), "use tls://")
+            refuse_plaintext("bus", plaintext_nats(self.url), "use tls://")
         return self
 
     @property
@@ -108,7 +108,7 @@ class DatabaseSettings(StrictModel):
     @model_validator(mode="after")
     def _encrypted(self) -> Self:
         if not self.allow_plaintext:
-            refuse_plaintext("database.url", self.plaintext, "set database.ca_file")
+            refuse_plaintext("database", self.plaintext, "set database.ca_file")
         return self
 
     @property
@@ -123,7 +123,7 @@ class DatabaseSettings(StrictModel):
 class AdminSettings(StrictModel):
     """Health and metrics: /healthz, /readyz, /metrics over plain HTTP."""
 
-    host: str = Field(default="127.0.0.1", description="`::` serves IPv6 and IPv4")
+    host: str = "127.0.0.1"
     port: Port = 0
 
 

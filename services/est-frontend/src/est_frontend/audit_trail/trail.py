@@ -141,10 +141,10 @@ class AuditTrail:
             details=details or None,
         )
 
-    def _summarize(self) -> None:
+    def _summarize(self, *, always: bool = False) -> None:
         """End the window of refusals; without room it goes on, and the counts with it."""
         self._window_until = monotonic_s() + WINDOW_S
-        if not self._room_for_refusals:
+        if not (always or self._room_for_refusals):
             self._refusals.widen()
             return
         for item in self._refusals.end_window():
@@ -235,8 +235,7 @@ class AuditTrail:
         """Make the rest durable and close the spool."""
         try:
             # Now or never: what was only counted is recorded whatever the room.
-            self._broken = False
-            self._summarize()
+            self._summarize(always=True)
             await self.flush()
         finally:
             if self._pending:

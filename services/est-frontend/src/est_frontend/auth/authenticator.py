@@ -26,7 +26,7 @@ from estcore.errors import NotAuthenticated, NotAuthorized, Unavailable
 from estcore.est.paths import authority_host
 from estcore.messages.enrollment import Claim, Principal
 from estcore.policy.labels import Label
-from estcore.runtime.listening import source_of
+from estcore.runtime.sockets import source_of
 
 _BASIC_LIMIT = 1024
 _PROOF_S = 600

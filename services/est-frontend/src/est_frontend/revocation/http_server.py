@@ -21,7 +21,7 @@ from est_frontend.revocation.ocsp_relay import OCSPRelay, response
 from est_frontend.settings import CRLListenSettings
 from est_frontend.signer_state.cache import SignerState
 from estcore.clock import Clock
-from estcore.runtime.listening import Servers, address_of, open_sockets, source_of
+from estcore.runtime.sockets import Servers, address_of, open_sockets, source_of
 
 _HEAD_LIMIT = 8192
 _DEADLINE_S = 10

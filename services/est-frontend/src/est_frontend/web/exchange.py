@@ -16,7 +16,7 @@ from estcore.messages.envelope import without_none
 from estcore.messages.text import plain_text
 from estcore.pki.csr import CertificationRequest
 from estcore.policy.labels import Label
-from estcore.runtime.listening import address_of
+from estcore.runtime.sockets import address_of
 from estcore.runtime.tracing import trace_id
 
 _CORRELATION_LIMIT = 128
