@@ -118,6 +118,26 @@ async def edge(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Edge]:
             await stop_stack(stack)
 
 
+async def test_no_service_can_leave_a_core_file_and_each_locks_its_memory_if_it_may(
+    edge: Edge,
+) -> None:
+    services = edge.stack.suite.services.values()
+    assert len(services) == 4
+    for running in services:
+        proc = Path(f"/proc/{running.process.pid}")
+        (core,) = re.findall(
+            r"^Max core file size +(\S+) +(\S+)", (proc / "limits").read_text(), re.M
+        )
+        assert core == ("0", "0"), running.service
+        status = (proc / "status").read_text()
+        (locked,) = re.findall(r"^VmLck:\s+(\d+)", status, re.M)
+        (capabilities,) = re.findall(r"^CapEff:\s+(\S+)", status, re.M)
+        log = Path(running.log.name).read_text()
+        if int(capabilities, 16) >> 14 & 1:  # CAP_IPC_LOCK
+            assert int(locked) > 0, running.service
+        assert (int(locked) > 0) != ("memory is not locked" in log), running.service
+
+
 async def hold(
     count: int, port: int, octets: bytes
 ) -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:

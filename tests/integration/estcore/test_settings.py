@@ -85,6 +85,33 @@ def test_a_missing_or_broken_file_is_one_line(tmp_path: Path) -> None:
         assert "\n" not in caught.value.reason
 
 
+@pytest.mark.parametrize("place", [("issuers", 0, "key_file"), ("database", "password_file")])
+def test_check_config_refuses_an_exposed_secret_with_one_line(
+    tmp_path: Path, place: tuple[Any, ...]
+) -> None:
+    """Every such setting is tried in unit/estcore/test_secret_files.py."""
+    secret = tmp_path / "secret"
+    secret.write_text("hidden")
+    secret.chmod(0o644)
+    changed = yaml.safe_load(yaml.safe_dump(BASE))
+    section = changed
+    for part in place[:-1]:
+        section = section[part]
+    section[place[-1]] = str(secret)
+    path = write(tmp_path / "s.yaml", changed)
+    done = subprocess.run(
+        [sys.executable, executable("ca-signer"), "check-config", "--config", path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    for text in (place[-1], str(secret), "0644", f"chmod 600 {secret}"):
+        assert text in done.stderr
+    assert "hidden" not in done.stderr
+
+
 def test_secrets_readable_by_everybody_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "secret"
     path.write_text("hidden\n")

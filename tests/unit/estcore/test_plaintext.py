@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
+import asyncpg
 import pytest
+from asyncpg import connect_utils
+from hypothesis import given
+from hypothesis import strategies as st
 
 from estcore.errors import ConfigurationError
+from estcore.runtime.plaintext import is_local, remote_postgres
 from estcore.runtime.settings import BusSettings, DatabaseSettings
 
 BUS: dict[str, Any] = {"nkey_seed_file": "/x"}
@@ -52,6 +57,54 @@ def test_postgres_on_another_machine_needs_tls(host: str, url: str) -> None:
         assert caught.value.code == "connection.plaintext"
         assert DatabaseSettings(allow_plaintext=True, **values).plaintext == [host.strip("[]")]
         assert DatabaseSettings(ca_file="/ca.pem", **values).plaintext == []
+
+
+@given(
+    user=st.sampled_from(["u", "u%40v"]),
+    authority=st.lists(
+        st.sampled_from(
+            [
+                *("", "localhost", "127.0.0.1", "[::1]", "%2Frun%2Fpg", "db.example", "10.0.0.1"),
+                *("[fd00::1]", "db.example:5433", "localhost:1", "db@localhost", "[::1]:5"),
+            ]
+        ),
+        max_size=2,
+    ),
+    parameter=st.lists(
+        st.sampled_from(["/run/pg", "localhost", "db.example", "10.0.0.1:5", "::1"]), max_size=2
+    ),
+)
+def test_no_url_by_which_the_driver_goes_to_another_machine_is_accepted(
+    user: str, authority: list[str], parameter: list[str]
+) -> None:
+    url = f"postgresql://{user}@{','.join(authority)}/d"
+    if parameter:
+        url += f"?host={','.join(parameter)}"
+    try:
+        addresses, *_ = cast("Any", connect_utils)._parse_connect_dsn_and_args(
+            dsn=url,
+            **dict.fromkeys(
+                (
+                    *("host", "port", "user", "password", "passfile", "database", "service"),
+                    *("servicefile", "direct_tls", "server_settings", "target_session_attrs"),
+                    *("krbsrvname", "gsslib"),
+                )
+            ),
+            ssl=False,
+        )
+    except (ValueError, IndexError, asyncpg.ClientConfigurationError):
+        return  # the driver does not take it
+    remote = [a for a in addresses if isinstance(a, tuple) and not is_local(a[0])]
+    if remote:
+        assert remote_postgres(url, {}), addresses
+
+
+def test_a_service_of_postgres_may_be_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match="service far"):
+        DatabaseSettings(url="postgresql://u@localhost/d?service=far")
+    monkeypatch.setenv("PGSERVICE", "far")
+    with pytest.raises(ConfigurationError, match="service far"):
+        DatabaseSettings(url="postgresql://u@/d")
 
 
 def test_a_postgres_url_without_host_is_a_unix_socket_or_pghost(

@@ -44,17 +44,23 @@ def _nats_host(server: str) -> str:
 def remote_postgres(url: str, environ: Mapping[str, str]) -> list[str]:
     """Return the hosts of a PostgreSQL URL on other machines.
 
-    Hosts stand in the authority, in the parameter ``host``, or else in ``PGHOST``; without any
-    the driver takes the Unix socket.
+    Read as asyncpg reads it: hosts stand in the authority, else in the parameter ``host``, else in
+    ``PGHOST``; without any it takes the Unix socket. A service of ``pg_service.conf`` may name any
+    host and counts as another machine.
     """
     try:
         parts = urlsplit(url)
     except ValueError:  # no IPv6 address in the brackets
         return [url.partition("@")[2]]
-    named = [_postgres_host(place) for place in parts.netloc.rpartition("@")[2].split(",")]
+    named = [_postgres_host(place) for place in parts.netloc.partition("@")[2].split(",")]
+    services = [environ.get("PGSERVICE", "")]
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name == "host":
             named += [_postgres_host(place) for place in value.split(",")]
+        elif name == "service":
+            services.append(value)
+    if any(services):
+        return [f"service {service}" for service in services if service]
     hosts = [host for host in named if host] or [
         host for host in environ.get("PGHOST", "").split(",") if host
     ]
