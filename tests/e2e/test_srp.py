@@ -204,7 +204,7 @@ async def test_K15_a_label_without_srp_wants_other_credentials(world: World) -> 
     _, csr = make_csr("dev-other")
     _, out, _ = await world.enroll("alice", csr, path="simpleenroll")
     assert b"HTTP/1.1 401" in out
-    assert b"[auth.required]" in out
+    assert b"X-Error-Code: auth.required" in out
 
 
 async def test_K15_the_usual_listener_knows_nothing_of_srp(world: World) -> None:

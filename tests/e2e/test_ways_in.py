@@ -65,7 +65,7 @@ async def test_L2_basic_comes_first_and_each_scheme_has_its_line(world: World) -
     assert answer.status == 401
     lines = [x for x in answer.lines if x.startswith("WWW-Authenticate: ")]
     assert [line.split(" ")[1] for line in lines] == ["Basic", "Digest"]
-    assert lines[1].endswith('qop="auth", algorithm=MD5, opaque="est"')
+    assert lines[1].endswith('qop="auth", opaque="est"')
 
 
 def curl(world: World, *arguments: str, label: str = "", operation: str = "simpleenroll") -> str:

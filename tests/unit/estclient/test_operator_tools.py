@@ -143,6 +143,35 @@ def test_a_password_becomes_verifiers_and_is_in_none_of_them(
     assert entry["digest"]["MD5"] == verifier("alice", "est", "correct horse battery", "MD5")
 
 
+def test_a_user_is_added_to_the_users_file_and_the_others_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret, users = tmp_path / "password", tmp_path / "users.yaml"
+    secret.write_text("correct horse battery\n")
+    secret.chmod(0o600)
+    for user in ("alice", "bob", "alice"):
+        arguments = ["--user", user, "--password-file", str(secret), "--users-file", str(users)]
+        assert main(["password", *arguments]) == 0
+        assert users.stat().st_mode & 0o777 == 0o600
+    assert capsys.readouterr().out == ""
+    assert list(yaml.safe_load(users.read_text())["users"]) == ["alice", "bob"]
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "users: 3", "a: {b", "people: {}"])
+def test_what_is_not_a_users_file_is_left_alone(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret, users = tmp_path / "password", tmp_path / "users.yaml"
+    secret.write_text("correct horse battery\n")
+    secret.chmod(0o600)
+    users.write_text(text)
+    arguments = ["--user", "a", "--password-file", str(secret), "--users-file", str(users)]
+    assert main(["password", *arguments]) == 2
+    assert users.read_text() == text
+    assert str(users) in capsys.readouterr().err
+
+
 def test_a_short_password_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("short\n")

@@ -25,7 +25,7 @@ from estcore.errors import (
 )
 from estcore.est.certs_only import certs_only, read_certs_only
 from estcore.est.paths import EXTENSIONS, OPERATIONS, PREFIX, is_label, parse_path
-from estcore.est.transfer import SINGLE_LINE_LIMIT, decode_request, encode_response
+from estcore.est.transfer import WrittenForm, decode_request, encode_response, written_form
 from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested
 from estcore.messages.envelope import decode, encode
 from estcore.messages.topics import STREAMS, reply_topic, request_topic, token
@@ -64,22 +64,44 @@ CSR = csr("web", ["web.test"])
 # Bodies.
 
 
-@given(st.binary(min_size=1, max_size=3000), st.sampled_from(["auto", "single-line", "wrapped"]))
-def test_what_is_encoded_is_decoded(octets: bytes, form: str) -> None:
-    body = encode_response(octets, form)  # type: ignore[arg-type]
+@given(st.binary(min_size=1, max_size=3000), st.sampled_from(["single-line", "wrapped"]))
+def test_what_is_encoded_is_decoded(octets: bytes, form: WrittenForm) -> None:
+    body = encode_response(octets, form)
     assert decode_request(body, max_der_bytes=4000) == octets
     assert body.endswith(b"\n")
     assert not body.endswith(b"\n\n")
 
 
-@given(st.binary(min_size=1, max_size=3000))
-def test_B12_auto_is_one_line_up_to_1000_characters_then_64_columns(octets: bytes) -> None:
-    lines = encode_response(octets).splitlines()
-    if len(base64.b64encode(octets)) <= SINGLE_LINE_LIMIT:
+@given(st.binary(min_size=1, max_size=3000), st.sampled_from(["libest 3.2.0", "curl/8", None]))
+def test_B12_auto_is_64_columns_for_libest_and_else_one_line(
+    octets: bytes, agent: str | None
+) -> None:
+    lines = encode_response(octets, written_form("auto", agent)).splitlines()
+    if agent is None or not agent.startswith("libest"):
         assert len(lines) == 1
     else:
         assert all(len(line) == 64 for line in lines[:-1])
         assert len(lines[-1]) <= 64
+
+
+@pytest.mark.parametrize(
+    ("agent", "form"),
+    [
+        ("libest", "wrapped"),
+        ("libest 1.0", "wrapped"),
+        (" LibEST/3.2.0p", "wrapped"),
+        ("myproduct libest", "single-line"),
+        ("lib", "single-line"),
+        ("", "single-line"),
+        (None, "single-line"),
+    ],
+)
+def test_B12_auto_follows_the_user_agent_and_a_configured_form_does_not(
+    agent: str | None, form: str
+) -> None:
+    assert written_form("auto", agent) == form
+    assert written_form("single-line", agent) == "single-line"
+    assert written_form("wrapped", agent) == "wrapped"
 
 
 @given(st.binary(max_size=2000))

@@ -80,8 +80,11 @@ def secret(rest: tuple[str, ...]) -> None:
 @click.option("--password-file", type=PATH, help="Default: ask for the password, or read a pipe.")
 @click.option("--digest", is_flag=True, help="Add verifiers for HTTP Digest.")
 @click.option("--realm", default="est", help="The setting digest.realm of the front ends.")
-def password(user: str, password_file: Path | None, digest: bool, realm: str) -> None:
-    """Print the verifiers of a password, for users_file."""
+@click.option("--users-file", type=PATH, help="Add or replace the user there; print nothing.")
+def password(
+    user: str, password_file: Path | None, digest: bool, realm: str, users_file: Path | None
+) -> None:
+    """Print the verifiers of a password, for users_file, or write them into that file."""
     import yaml
     from argon2 import PasswordHasher
 
@@ -94,7 +97,44 @@ def password(user: str, password_file: Path | None, digest: bool, realm: str) ->
     entry: dict[str, Any] = {"argon2id": hasher.hash(text)}
     if digest:
         entry["digest"] = {name: verifier(user, realm, text, name) for name in DIGESTS}
-    write_document(yaml.safe_dump({"users": {user: entry}}))
+    if users_file is not None:
+        _add_user(users_file, user, entry)
+    else:
+        write_document(yaml.safe_dump({"users": {user: entry}}))
+
+
+def _add_user(file: Path, user: str, entry: dict[str, Any]) -> None:
+    """Write the file anew with the user in it, in one step: front ends look at it all the time.
+
+    Comments in it are lost. Its mode and owner stay where it exists.
+
+    Raises:
+        ConfigurationError: the file is not a mapping with ``users``, or cannot be written.
+    """
+    import yaml
+
+    from estcore.pki.profile import read_yaml
+
+    document = read_yaml(file) if file.exists() else {"users": {}}
+    users = document.get("users") if isinstance(document, dict) else None
+    if not isinstance(users, dict):
+        raise ConfigurationError(f"{file} is not a users_file: a mapping called users is expected")
+    users[user] = entry
+    new = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        before = file.stat() if file.exists() else None
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as text:
+            text.write(yaml.safe_dump(document, sort_keys=False))
+            text.flush()
+            os.fsync(descriptor)
+        if before is not None:
+            new.chmod(before.st_mode & 0o777)
+            os.chown(new, before.st_uid, before.st_gid)
+        new.replace(file)
+    except OSError as exc:
+        new.unlink(missing_ok=True)
+        raise ConfigurationError(f"cannot write {file}: {exc.strerror}") from exc
 
 
 def _password(file: Path | None) -> str:

@@ -106,8 +106,13 @@ class Layout:
 
     @property
     def config(self) -> Path:
-        """Settings, policy and profiles; policy and profiles may be edited."""
+        """Settings, written at every start; policy, profiles and users, which may be edited."""
         return self.folder / "config"
+
+    @property
+    def users_file(self) -> Path:
+        """Verifiers of passwords; may be edited, best by ``estctl password --users-file``."""
+        return self.config / "users.yaml"
 
     @property
     def siem_file(self) -> Path:
@@ -119,7 +124,7 @@ class Layout:
         return self.config / f"{instance}.yaml"
 
     def prepare(self) -> None:
-        """Make the folders, the CA's passphrase, the example policy and profiles."""
+        """Make the folders, the CA's passphrase, the example policy and profiles, an empty users_file."""
         for folder in (self.folder, self.secrets, self.logs, self.config):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         keep_secret(self.secrets / "ca.passphrase", secrets.token_urlsafe(24))
@@ -128,6 +133,7 @@ class Layout:
             if not path.exists():
                 text = resources.files("estdev").joinpath("examples", name).read_text()
                 path.write_text(text, encoding="utf-8")
+        keep_secret(self.users_file, "users: {}\n")
         self.nats.serve_issuers(_label_issuers(self.config / "policy.yaml"))
 
     def write_settings(self, service: str, instance: str, admin_port: int) -> Path:
@@ -208,7 +214,7 @@ def _base(layout: Layout, service: str, instance: str, admin_port: int) -> dict[
 def _own(layout: Layout, service: str, instance: str) -> dict[str, Any]:
     config, ca = layout.config, layout.ca
     if service == "est-frontend":
-        return frontend_settings(
+        settings = frontend_settings(
             config=config,
             port=layout.ports.est,
             certificate=ca / "server" / "server.pem",
@@ -216,6 +222,7 @@ def _own(layout: Layout, service: str, instance: str) -> dict[str, Any]:
             spool=layout.folder / "spool" / f"{instance}.sqlite",
             state=layout.folder / "state" / instance,
         )
+        return settings | {"users_file": str(layout.users_file)}
     if service == "ca-signer":
         return signer_settings(
             config=config,

@@ -25,6 +25,9 @@ from estdev.siem import LocalSIEM
 
 Progress = Callable[[str], None]
 _READY_S = 40
+_INHERITED = {"PATH", "HOME", "LANG", "TZ", "TMPDIR"}
+_SETTINGS = ("EST_FRONTEND__", "CA_SIGNER__", "EST_RENEWAL__", "EST_AUDIT__")
+"""Variables that services read as settings, over those of the file."""
 
 
 @dataclass
@@ -253,7 +256,9 @@ class LocalSuite:
 
     def _environment(self) -> dict[str, str]:
         inherited = {
-            k: v for k, v in os.environ.items() if k in {"PATH", "HOME", "LANG", "TZ", "TMPDIR"}
+            name: value
+            for name, value in os.environ.items()
+            if name in _INHERITED or name.startswith(_SETTINGS)
         }
         return {**inherited, **self.environment}
 

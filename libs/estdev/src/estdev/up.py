@@ -80,6 +80,7 @@ def _explain(suite: LocalSuite, story: Story) -> None:
         "health       "
         + "  ".join(f"{n} http://127.0.0.1:{p}/readyz" for n, p in admin.items())
         + f"\npolicy       {layout.config / 'policy.yaml'} (a change is loaded within seconds)\n"
+        f"users        estctl password --user NAME --users-file {layout.users_file}\n"
         f"operator     estctl cert list --config {layout.config_file('operator')}\n"
         "\nTry, in another terminal:\n\n"
         f"  curl --cacert {root} {url}/cacerts\n\n"

@@ -171,7 +171,7 @@ class Dispatcher:
             raise IssuerUnavailable("the CA certificates are not here yet", code="cacerts.unknown")
         if exchange.request.method == "GET":
             self.adoption.note(exchange.connection, label)
-        body = encode_response(der, label.response_base64)
+        body = encode_response(der, exchange.written_form(label))
         return responses.pkcs7(body, responses.CACERTS, exchange.correlation_id)
 
     async def _csrattrs(self, exchange: Exchange, label: Label) -> web.Response:
@@ -181,7 +181,7 @@ class Dispatcher:
         if demands.empty:
             return responses.empty(exchange.correlation_id)
         form: CSRAttrsForm = "legacy" if label.csrattrs == "classic" else label.csrattrs
-        body = encode_response(encode_csrattrs(demands, form), label.response_base64)
+        body = encode_response(encode_csrattrs(demands, form), exchange.written_form(label))
         return responses.csrattrs(body, exchange.correlation_id)
 
     async def _enroll(self, exchange: Exchange, label: Label, operation: Operation) -> web.Response:

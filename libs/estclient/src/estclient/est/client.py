@@ -72,6 +72,13 @@ class _Answer:
     retry_after_s: float | None
     correlation_id: str | None
     content_type: str
+    error_code: str
+
+    @property
+    def reason(self) -> str:
+        """What the server says of a refusal; a challenge has no text, but a code in a header."""
+        text = _text(self.body)
+        return text or (f"[{self.error_code}]" if self.error_code else "")
 
 
 @dataclass(frozen=True)
@@ -263,6 +270,7 @@ class ESTClient:
                 retry_after_s(response.headers.get("Retry-After"), now=self._clock.now()),
                 response.headers.get("X-Correlation-ID"),
                 response.headers.get("Content-Type", ""),
+                _text(response.headers.get("X-Error-Code", "").encode("utf-8", "replace")),
             )
 
 
@@ -309,7 +317,7 @@ def _basic(user: str, secret: str) -> str:
 def _final(answer: _Answer) -> _Answer:
     if answer.status in {200, 202, 204}:
         return answer
-    raise ServerRefused(answer.status, _text(answer.body), correlation_id=answer.correlation_id)
+    raise ServerRefused(answer.status, answer.reason, correlation_id=answer.correlation_id)
 
 
 def _text(body: bytes) -> str:

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from estcore.errors import MalformedRequest
-from estcore.est.transfer import Base64Form, decode_request, encode_response
+from estcore.est.transfer import WrittenForm, decode_request, encode_response
 
 PKCS8 = "application/pkcs8"
 SEALED_KEY = "application/pkcs7-mime; smime-type=server-generated-key"
@@ -39,7 +39,7 @@ class KeygenResponse:
     certificate: bytes
 
 
-def encode_keygen_response(response: KeygenResponse, form: Base64Form = "auto") -> bytes:
+def encode_keygen_response(response: KeygenResponse, form: WrittenForm = "single-line") -> bytes:
     """Return the body that goes with ``CONTENT_TYPE``."""
     parts = (
         (SEALED_KEY if response.sealed else PKCS8, response.key),

@@ -9,9 +9,11 @@ from typing import Literal
 from estcore.errors import MalformedRequest
 from estcore.pki.pem import pem_blocks
 
-Base64Form = Literal["auto", "single-line", "wrapped"]
-SINGLE_LINE_LIMIT = 1000
-"""strongSwan to 5.9.10 cannot read line breaks; libest cannot read a long single line."""
+WrittenForm = Literal["single-line", "wrapped"]
+"""How base64 is written: without line breaks, or in lines of 64 columns."""
+Base64Form = Literal["auto", WrittenForm]
+"""What a label is configured to write; ``auto`` chooses by client."""
+_WRAPPED_FOR = "libest"
 _WIDTH = 64
 _SPACE = b" \t\r\n"
 _PEM_BEGIN = b"-----BEGIN"
@@ -34,7 +36,10 @@ def decode_request(body: bytes, *, max_der_bytes: int, lenient: bool = False) ->
         return _bounded(body, max_der_bytes)
     if _PEM_BEGIN in body:
         if not lenient:
-            raise MalformedRequest("send base64 of DER, not PEM", code="body.pem")
+            raise MalformedRequest(
+                "send base64 of DER, not PEM (the label has lenient_bodies: false)",
+                code="body.pem",
+            )
         return _bounded(_in_pem(body), max_der_bytes)
     compact = body.translate(None, _SPACE)
     if not compact:
@@ -65,9 +70,21 @@ def _in_pem(body: bytes) -> bytes:
     raise MalformedRequest(f"the PEM text holds {found}; send one", code="body.pem")
 
 
-def encode_response(der: bytes, form: Base64Form = "auto") -> bytes:
-    """Return a response body: base64, one line up to 1,000 characters, else 64 columns; one LF."""
+def written_form(configured: Base64Form, user_agent: str | None) -> WrittenForm:
+    """Return how to write base64 for a client, by its User-Agent where ``auto`` is configured.
+
+    libest cannot read a single line of more than 1,000 characters. strongSwan to 5.9.10 and
+    clients with a strict decoder cannot read line breaks. All other clients read both.
+    """
+    if configured != "auto":
+        return configured
+    agent = (user_agent or "").lstrip().lower()
+    return "wrapped" if agent.startswith(_WRAPPED_FOR) else "single-line"
+
+
+def encode_response(der: bytes, form: WrittenForm = "single-line") -> bytes:
+    """Return a response body: base64 in the form, with one final line feed."""
     text = base64.b64encode(der)
-    if form == "single-line" or (form == "auto" and len(text) <= SINGLE_LINE_LIMIT):
+    if form == "single-line":
         return text + b"\n"
     return b"\n".join(text[i : i + _WIDTH] for i in range(0, len(text), _WIDTH)) + b"\n"

@@ -108,7 +108,9 @@ class Label(StrictModel):
     max_per_s: float | None = Field(
         default=None, gt=0, description="requests on the label per front end; then 429"
     )
-    lenient_bodies: bool = Field(default=False, description="takes PEM and raw DER bodies too")
+    lenient_bodies: bool = Field(
+        default=True, description="takes PEM and raw DER bodies too, not base64 of DER alone"
+    )
     priority: Priority = Priority.NORMAL
     when_slow: Literal["pending", "unavailable"] = Field(
         default="pending", description="no answer in time: 202 (pending) or 503 (unavailable)"

@@ -23,6 +23,7 @@ _NONCE_S = 300
 _NONCE_BYTES = 8 + 8 + 16
 _PARAMETER = re.compile(r'\s*([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s",]+))\s*(?:,|$)')
 _LIMIT = 2048
+_DEFAULT_ALGORITHM = "MD5"
 _NEEDED = ("username", "realm", "nonce", "uri", "response", "qop", "nc", "cnonce")
 _NC = re.compile(r"[0-9a-f]{8}", re.I)
 
@@ -46,10 +47,15 @@ class DigestVerifier:
         self._key = key or os.urandom(32)
 
     def challenge(self, algorithm: str) -> str:
-        """Return the value of WWW-Authenticate for an algorithm."""
+        """Return the value of WWW-Authenticate for an algorithm.
+
+        MD5 is what a missing parameter means (RFC 7616 section 3.3), and BouncyCastle cannot read
+        the parameter without quotes, which the RFC demands.
+        """
+        named = "" if algorithm == _DEFAULT_ALGORITHM else f"algorithm={algorithm}, "
         return (
             f'Digest realm="{self._realm}", nonce="{self._nonce()}", qop="auth", '
-            f'algorithm={algorithm}, opaque="est"'
+            f'{named}opaque="est"'
         )
 
     def _nonce(self) -> str:
@@ -67,7 +73,7 @@ class DigestVerifier:
             NotAuthenticated: malformed, stale, for another request, or wrong.
         """
         parameters = _parameters(credentials)
-        name = parameters.get("algorithm", "MD5")
+        name = parameters.get("algorithm", _DEFAULT_ALGORITHM)
         if any(part not in parameters for part in _NEEDED) or name not in DIGESTS:
             raise _refused("the Digest credentials are malformed", "auth.digest")
         if (

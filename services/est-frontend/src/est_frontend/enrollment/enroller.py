@@ -88,7 +88,7 @@ class Enroller:
         certificate = await self._certificate(exchange, label, route)
         if certificate is None:
             return None
-        body = encode_response(certs_only([certificate]), label.response_base64)
+        body = encode_response(certs_only([certificate]), exchange.written_form(label))
         return responses.pkcs7(body, responses.CERTS_ONLY, exchange.correlation_id)
 
     async def demands(self, exchange: Exchange, label: Label) -> CSRDemands:
@@ -138,7 +138,7 @@ class Enroller:
         if certificate is None:
             return None
         body = self.key_generator.answer(
-            request, key, protecting, certificate, label.response_base64
+            request, key, protecting, certificate, exchange.written_form(label)
         )
         return responses.generated(body, exchange.correlation_id)
 

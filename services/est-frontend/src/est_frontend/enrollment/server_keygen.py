@@ -34,7 +34,7 @@ from estcore.est.serverkeygen import (
     new_key,
     pkcs8,
 )
-from estcore.est.transfer import Base64Form
+from estcore.est.transfer import WrittenForm
 from estcore.pki.csr import CertificationRequest, parse_csr
 from estcore.pki.profile import KeyAlgorithm, Profile, read_yaml
 from estcore.runtime.secret_files import check_mode, read_secret_octets
@@ -112,7 +112,7 @@ class KeyGenerator:
         key: GeneratedKey,
         protecting: ProtectingKey | None,
         certificate: bytes,
-        form: Base64Form,
+        form: WrittenForm,
     ) -> bytes:
         """Return the body with the key and its certificate."""
         if request.protection is not None and protecting is not None:

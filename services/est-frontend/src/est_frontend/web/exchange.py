@@ -11,6 +11,7 @@ from est_frontend.auth.client_certificates import serial_of
 from est_frontend.headers import header
 from est_frontend.tls.channel_binding import Linked
 from est_frontend.tls.connection import ClientConnection
+from estcore.est.transfer import WrittenForm, written_form
 from estcore.messages.enrollment import MAX_AGENT, Source
 from estcore.messages.envelope import without_none
 from estcore.messages.text import plain_text
@@ -54,6 +55,10 @@ class Exchange:
     def agent(self) -> str | None:
         """What the client calls itself, cut to what a record holds."""
         return header(self.request, "User-Agent", MAX_AGENT) or None
+
+    def written_form(self, label: Label) -> WrittenForm:
+        """How base64 is written for this client on the label."""
+        return written_form(label.response_base64, self.agent)
 
     def source(self) -> Source:
         """Where the request comes from, for the signer."""

@@ -1,7 +1,8 @@
 """Answers as bytes on the wire, within what real clients can read (conformance section P).
 
 At most twelve header lines and 1,000 bytes of header, Content-Length always, one final LF,
-errors as one line of text/plain. One place maps errors to HTTP.
+errors as one line of text/plain (a challenge to a client without credentials: no body). One
+place maps errors to HTTP.
 """
 
 from __future__ import annotations
@@ -130,11 +131,20 @@ def failure(
     allow: str | None = None,
     challenges: Sequence[str] = (),
 ) -> web.Response:
-    """Return an error: one line a person can act on, and its stable code."""
+    """Return an error: one line a person can act on, and its stable code, here and in a header.
+
+    The first answer to a client that sent no credentials has no body: BouncyCastle to 1.82
+    closes a challenge without reading it, and then takes the unread body for a failure.
+    """
     status = status_of(error)
     text = "internal error" if status == 500 else error.reason  # noqa: PLR2004
     headers = CIMultiDict(
-        {"Content-Type": _TEXT, "X-Correlation-ID": correlation_id, "Server": SERVER}
+        {
+            "Content-Type": _TEXT,
+            "X-Correlation-ID": correlation_id,
+            "X-Error-Code": error.code,
+            "Server": SERVER,
+        }
     )
     for challenge in challenges:
         headers.add("WWW-Authenticate", challenge)
@@ -145,9 +155,9 @@ def failure(
     ends = status in {408, 413, 431} or error.code == "request.malformed"
     if ends:
         headers["Connection"] = "close"
-    response = web.Response(
-        status=status, body=f"{text} [{error.code}]\n".encode(), headers=headers
-    )
+    challenged = bool(challenges) and error.code == NotAuthenticated.default_code
+    body = b"" if challenged else f"{text} [{error.code}]\n".encode()
+    response = web.Response(status=status, body=body, headers=headers)
     if ends:
         response.force_close()
     return response
