@@ -8,14 +8,14 @@ cache folders of its own; the machine's package lists are used where they are go
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+
+from estsuite_testing.build_cache import cache_folder, locked
 
 SYSTEM = Path("/")
 
@@ -30,10 +30,10 @@ def debian_packages(*names: str) -> Path:
         return SYSTEM
     if shutil.which("apt-get") is None:
         raise RuntimeError(f"install {' '.join(names)}: this machine has no apt-get")
-    home = _cache() / _release()
+    home = cache_folder() / "debian" / _release()
     root = home / "+".join(sorted(names))
     home.mkdir(parents=True, exist_ok=True)
-    with _locked(home / "lock"):
+    with locked(home / "lock"):
         if not root.exists():
             _fetch(names, home, root)
     return root
@@ -54,6 +54,18 @@ def environment(root: Path) -> dict[str, str]:
     return found
 
 
+def mend_links(root: Path, folder: str) -> None:
+    """Let absolute links of a package, for example into /etc, lead to where it was unpacked."""
+    for path in (root / folder).rglob("*"):
+        if path.is_symlink() and path.readlink().is_absolute():
+            there = root / path.readlink().relative_to("/")
+            if there.exists():
+                # In one step: another process may be starting a program of the package.
+                mended = path.with_name(f".{path.name}.{os.getpid()}")
+                mended.symlink_to(there)
+                mended.replace(path)
+
+
 def _installed(name: str) -> bool:
     if shutil.which("dpkg-query") is None:
         return False
@@ -64,23 +76,11 @@ def _installed(name: str) -> bool:
     return done.stdout == "installed"
 
 
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "estsuite-tests" / "debian"
-
-
 def _release() -> str:
     architecture = _run(["dpkg", "--print-architecture"]).strip()
     lines = Path("/etc/os-release").read_text(encoding="utf-8").splitlines()
     found = dict(line.split("=", 1) for line in lines if "=" in line)
     return f"{found.get('VERSION_CODENAME', 'unknown')}-{architecture}"
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _fetch(names: Sequence[str], home: Path, root: Path) -> None:

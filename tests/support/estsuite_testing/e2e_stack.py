@@ -197,6 +197,7 @@ async def start_stack(
     *,
     overrides: dict[str, Any] | None = None,
     policy: Path = POLICY,
+    profiles: Path | None = None,
     users: dict[str, Permissions] | None = None,
 ) -> Stack:
     """Start a suite; ``users`` are NATS users besides those every suite has."""
@@ -211,6 +212,8 @@ async def start_stack(
     ERRORS.follow(layout.logs)
     layout.prepare()
     shutil.copy(policy, layout.config / "policy.yaml")
+    if profiles is not None:
+        shutil.copy(profiles, layout.config / "profiles.yaml")
     try:
         await suite.start()
     except BaseException:  # Cleanup, then raised again: what has started must not outlive the run.

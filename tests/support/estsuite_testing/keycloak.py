@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import fcntl
 import hashlib
 import json
 import os
@@ -32,7 +31,8 @@ from typing import Any
 import aiohttp
 
 from estdev.ports import free_port
-from estsuite_testing.debian import SYSTEM, debian_packages, environment
+from estsuite_testing.build_cache import cache_folder, download, locked
+from estsuite_testing.debian import SYSTEM, debian_packages, environment, mend_links
 from estsuite_testing.token_issuer import self_signed
 
 VERSION = "26.7.3"
@@ -53,13 +53,10 @@ _PR_SET_PDEATHSIG = 1
 
 def distribution() -> Path:
     """Return the prepared distribution; the first call fetches and builds it."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "estsuite-tests"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = cache_folder()
     recipe = hashlib.sha256(" ".join([SHA256, *_BUILD]).encode()).hexdigest()[:8]
     root = folder / f"keycloak-{VERSION}-{recipe}"
-    with (folder / "keycloak.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder / "keycloak.lock"):
         if not root.exists():
             with tempfile.TemporaryDirectory(dir=folder) as work:
                 _prepare(Path(work)).rename(root)
@@ -67,14 +64,7 @@ def distribution() -> Path:
 
 
 def _prepare(work: Path) -> Path:
-    archive = work / "keycloak.tar.gz"
-    digest = hashlib.sha256()
-    with urllib.request.urlopen(URL, timeout=60) as answer, archive.open("wb") as file:  # noqa: S310 - https, pinned
-        while part := answer.read(1 << 20):
-            digest.update(part)
-            file.write(part)
-    if digest.hexdigest() != SHA256:
-        raise RuntimeError(f"{URL}: SHA-256 is {digest.hexdigest()}, not the pinned {SHA256}")
+    archive = download(URL, SHA256, work / "keycloak.tar.gz")
     with tarfile.open(archive) as tar:
         tar.extractall(work, filter="data")
     home = work / f"keycloak-{VERSION}"
@@ -116,21 +106,9 @@ def _debians_java() -> dict[str, str]:
         homes = sorted((root / "usr/lib/jvm").glob("java-[1-9]*-openjdk-*"))
         home = next(path for path in homes if (path / "bin" / "java").exists())
         if root != SYSTEM:
-            _mend_links(root)
+            mend_links(root, "usr/lib/jvm")
         return environment(root) | {"JAVA_HOME": str(home)}
     raise RuntimeError("no Java 17 or newer, and Debian's cannot be had: " + "; ".join(failures))
-
-
-def _mend_links(root: Path) -> None:
-    """Links of the package into /etc lead to where it was unpacked."""
-    for path in (root / "usr/lib/jvm").rglob("*"):
-        if path.is_symlink() and path.readlink().is_absolute():
-            there = root / path.readlink().relative_to("/")
-            if there.exists():
-                # In one step: another process may be starting the same Java.
-                mended = path.with_name(f".{path.name}.{os.getpid()}")
-                mended.symlink_to(there)
-                mended.replace(path)
 
 
 @dataclass

@@ -45,6 +45,18 @@ class Pki:
             raise AssertionError(f"pki {arguments[0]}: {done.stderr.decode()} {done.stdout!r}")
         return done
 
+    @contextmanager
+    def configured(self, settings: str) -> Iterator[Pki]:
+        """The command with more settings, written as in strongswan.conf(5)."""
+        if not settings:
+            yield self
+            return
+        before = Path(self.env["STRONGSWAN_CONF"])
+        with tempfile.NamedTemporaryFile("w", suffix=".conf", dir=before.parent) as file:
+            file.write(f"{before.read_text()}{settings}\n")
+            file.flush()
+            yield Pki(self.command, self.env | {"STRONGSWAN_CONF": file.name})
+
 
 @contextmanager
 def strongswan_pki() -> Iterator[Pki]:

@@ -124,7 +124,7 @@ class Layout:
         return self.config / f"{instance}.yaml"
 
     def prepare(self) -> None:
-        """Make the folders, the CA's passphrase, the example policy and profiles, an empty users_file."""
+        """Make the folders, the CA's passphrase, the examples and an empty users_file."""
         for folder in (self.folder, self.secrets, self.logs, self.config):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         keep_secret(self.secrets / "ca.passphrase", secrets.token_urlsafe(24))
