@@ -16,7 +16,7 @@ WORKERS ?= 4
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml tests/*/pyproject.toml)
 PACKAGES := estcore estclient estdev est_frontend est_frontend_srp ca_signer renewal audit estsuite_faults estsuite_testing
 
-.PHONY: help demo up unit test conformance check fmt lint type imports deploy-check dist bench chaos fuzz clean
+.PHONY: help demo up unit test interop conformance check fmt lint type imports deploy-check dist bench chaos fuzz clean
 
 help:           ## show the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -38,6 +38,9 @@ unit: $(READY)  ## the tests that need no server
 test: $(READY)  ## every test, unit to end-to-end, against real servers
 	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10
 
+interop: $(READY) ## EST clients of other makers, fetched and built, against a suite
+	@$(BIN)/uv sync --frozen --quiet --group interop && $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=5 tests/interop
+
 conformance: $(READY) ## EST conformance from outside; any server with TARGET="--target https://... --ca ..."
 	@$(BIN)/python tests/conformance/run.py $(TARGET)
 
@@ -50,7 +53,7 @@ fmt: $(READY)   ## format and fix
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 type:
-	@$(BIN)/mypy $(addprefix -p ,$(PACKAGES)) $(addprefix -p tests.,unit integration e2e conformance chaos) -m tests.conftest
+	@$(BIN)/mypy $(addprefix -p ,$(PACKAGES)) $(addprefix -p tests.,unit integration e2e conformance interop chaos) -m tests.conftest
 
 imports:
 	@$(BIN)/lint-imports --no-cache > $(VENV)/imports.log 2>&1 && tail -n 1 $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }

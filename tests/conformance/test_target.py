@@ -284,7 +284,8 @@ async def test_A19_http_1_0_is_answered_and_a_missing_host_is_not(
     client = target.client()
     path = target.path("cacerts")
     check.on("A19", "GET with HTTP/1.0")
-    old = (await client.raw(f"GET {path} HTTP/1.0\r\n\r\n".encode())).split(b"\r\n", 1)[0]
+    request_head = f"GET {path} HTTP/1.0\r\nHost: {target.host}\r\n\r\n"
+    old = (await client.raw(request_head.encode())).split(b"\r\n", 1)[0]
     seen = old.decode("latin-1") or "a closed connection"
     check("A19", b" 200 " in old, f"GET with HTTP/1.0 was answered with {seen}")
     check.on("A19", "GET without Host")

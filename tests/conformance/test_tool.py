@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -15,54 +14,9 @@ import pytest
 
 from estsuite_testing.conformance_check import FAIL, NOT_JUDGED, PASS, Check, Verdict
 from estsuite_testing.conformance_report import ConformanceReport, Redactor
+from estsuite_testing.conformance_run import PASSWORD, TOOL, USER, Run, run_against
 from estsuite_testing.est_target import Target
 from estsuite_testing.foreign_server import ForeignServer
-
-TOOL = Path(__file__).parent / "run.py"
-USER, PASSWORD = "web-bootstrap", "Zq7!uK2%wX9|bN4<vM6"
-
-
-@dataclass
-class Run:
-    """What a run printed and wrote."""
-
-    code: int
-    output: str
-    markdown: str
-    junit: ElementTree.Element
-    everything: str
-
-    def verdict(self, item: str) -> tuple[str, str, str]:
-        """Level, verdict and sentence of an item, from the terminal."""
-        found = re.search(
-            rf"^{item} +([MSOIX]) +(pass|FAIL|not judged) +(.*(?:\n {{20,}}.*)*)$",
-            self.output,
-            re.MULTILINE,
-        )
-        assert found is not None, self.output
-        return found[1], found[2], " ".join(found[3].split())
-
-
-def run_against(server: ForeignServer, folder: Path, *more: str) -> Run:
-    secret = folder / "password"
-    secret.write_text(f"{PASSWORD}\n")
-    report, junit = folder / "report.md", folder / "report.xml"
-    done = subprocess.run(
-        [
-            sys.executable, TOOL, "--target", server.url, "--ca", server.ca_file,
-            "--user", USER, "--password-file", secret, "--timeout", "2",
-            "--report", report, "--junit", junit, *more,
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-        timeout=240,
-    )  # fmt: skip
-    assert report.exists(), done.stdout + done.stderr
-    texts = (done.stdout, done.stderr, report.read_text(), junit.read_text())
-    suite = ElementTree.fromstring(texts[3])  # noqa: S314 - written by the tool
-    return Run(done.returncode, done.stdout, texts[2], suite, "".join(texts))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +29,7 @@ def refusing(folder: Callable[[str], Path]) -> Iterator[Run]:
     """Every POST is answered 415."""
     place = folder("refusing")
     server = ForeignServer(place, refuse=415)
-    yield run_against(server, place)
+    yield run_against(server.url, server.ca_file, place)
     server.close()
 
 
@@ -84,7 +38,7 @@ def open_server(folder: Callable[[str], Path]) -> Iterator[tuple[ForeignServer, 
     """Anybody gets anything."""
     place = folder("open")
     server = ForeignServer(place)
-    yield server, run_against(server, place)
+    yield server, run_against(server.url, server.ca_file, place)
     server.close()
 
 

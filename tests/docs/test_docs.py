@@ -149,7 +149,7 @@ def test_generated_parts_are_what_the_code_says() -> None:
     stale = [
         name
         for name in generate.PAGES
-        if generate.rendered(name) != (OPERATIONS / name).read_text(encoding="utf-8")
+        if generate.rendered(name) != (generate.DOCS / name).read_text(encoding="utf-8")
     ]
     assert not stale, f"run .venv/bin/python docs/generate.py: {stale}"
 

@@ -186,6 +186,16 @@ async def test_onboarding_leads_a_service_to_a_certificate_in_every_way(home: Ho
         " credential/current/cert.pem"
     )
 
+    # 2e. A user's password, by Digest.
+    _, rule = (body for x, body in blocks("docs/onboarding.md") if x == "yaml" and "- name" in body)
+    with_rule = policy.read_text().replace("\noperators:", f"\n{rule}operators:", 1)
+    policy.write_text(
+        with_rule.replace("[certificate, secret]", "[certificate, secret, password, digest]", 1)
+    )
+    add, digest = commands("docs/onboarding.md", "2e. With a user name and a password")
+    await home.shell(add)
+    await home.until(f"{digest}\nopenssl x509 -in alice.pem -noout -subject", "alice.clinic")
+
     # 2c. Python, and a server that reloads.
     await home.shell(again)
     (program,) = (b for x, b in blocks("docs/onboarding.md", "2c. With Python") if x == "python")

@@ -1,4 +1,4 @@
-"""Clients that nobody here wrote and every machine can run: curl, and strongSwan's ``pki``.
+"""Clients of other makers that every machine can run: curl, and strongSwan's ``pki``.
 
 The others are in ``tests/interop``; what each is expected to do is in
 ``estsuite_testing/foreign/expected.yaml``.

@@ -221,7 +221,7 @@ async def serverkeygen(world: World, client: ForeignClient) -> None:
 async def rsa_answers(world: World, client: ForeignClient) -> None:
     """Certificates for RSA keys of 2048 and 4096 bits, whose base64 is long."""
     for kind in ("rsa-2048", "rsa-4096"):
-        made = world.request(f"dev-{kind}-{_slug(client)}", kind)  # type: ignore[arg-type] # of the two literals
+        made = world.request(f"dev-{kind}-{_slug(client)}", kind)
         world.check(await world.call(client, "simpleenroll", csr=made.csr, **world.secret()), made)
 
 

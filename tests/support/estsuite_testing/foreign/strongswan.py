@@ -23,7 +23,7 @@ class StrongSwan:
             Failed: pki failed.
         """
         url = ("--url", f"https://localhost:{call.port}")
-        trust = ("--cacert", str(call.root))
+        trust = ["--cacert", str(call.root)]
         settings = "" if call.tls is None else f"libtls {{ version_max = {call.tls} }}"
         try:
             with self._pki.configured(settings) as pki:
@@ -32,7 +32,7 @@ class StrongSwan:
                     pki.run("--estca", *url, *trust, "--caout", str(out), "--outform", "pem")
                     files = sorted(call.folder.glob("ca*.pem"))
                     return Result([x509.load_pem_x509_certificate(f.read_bytes()) for f in files])
-                trust += ("--cacert", str(call.issuing))
+                trust += ["--cacert", str(call.issuing)]
                 der = pki.run("--est", *url, *trust, "--in", str(call.csr), *_who(call)).stdout
         except AssertionError as exc:
             raise Failed(str(exc)) from exc
