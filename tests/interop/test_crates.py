@@ -16,7 +16,7 @@ from estsuite_testing.foreign.crates import ESTCA, USG
 from estsuite_testing.foreign.results import cases, has_expected_result
 from estsuite_testing.foreign.scenarios import World
 
-pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1800)]
 
 CLIENTS: dict[str, Callable[[], ForeignClient]] = {client.name: client for client in (USG, ESTCA)}
 

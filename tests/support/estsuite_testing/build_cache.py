@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-_BUILD_S = 600
+_BUILD_S = 1700
 
 
 def cache_folder() -> Path:
