@@ -33,11 +33,21 @@ hypothesis_settings.register_profile("ci", any_speed, max_examples=200, derandom
 hypothesis_settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
-_FOLDERS = ("e2e", "interop", "conformance", "integration", "deploy", "docs", "unit")
+_FOLDERS = (
+    "chaos",
+    "e2e",
+    "interop",
+    "conformance",
+    "integration",
+    "fuzz",
+    "deploy",
+    "docs",
+    "unit",
+)
 # Each takes a minute or more, the longest first: none of them is left for the end.
 _LONG = (
-    *("test_documents.py", "test_faults.py", "test_upstream.py", "test_restore.py"),
-    *("test_rollover.py", "test_keycloak.py", "test_operations.py"),
+    *("test_chaos.py", "test_documents.py", "test_faults.py", "test_upstream.py"),
+    *("test_restore.py", "test_rollover.py", "test_keycloak.py", "test_operations.py"),
 )
 
 
