@@ -24,7 +24,7 @@ def load_key(settings: CheckpointSettings) -> Ed25519PrivateKey:
     """Return the signing key.
 
     Raises:
-        ConfigurationError: missing, readable by everybody, or not an Ed25519 key.
+        ConfigurationError: missing, not for its owner alone, or not an Ed25519 key.
     """
     pem = read_secret(settings.key_file, "the checkpoint key")
     try:

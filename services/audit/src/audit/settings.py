@@ -43,7 +43,7 @@ class CheckpointSettings(StrictModel):
         description="name of the log and of the key in checkpoints, for example example.org/est",
     )
     key_file: Path = Field(
-        description="Ed25519 key, PKCS#8 PEM, not readable by everybody; never the CA's key"
+        description="Ed25519 key, PKCS#8 PEM, for its owner alone; never the CA's key"
     )
     interval_s: float = Field(default=60, gt=0, le=3600)
     every_records: int = Field(default=1000, ge=1, le=1_000_000)

@@ -60,14 +60,28 @@ class Outcome:
         ]
 
 
-async def run_chaos(folder: Path, *, seed: int, seconds: float) -> Outcome:
-    """Run for so long; the folder is removed when there are no violations."""
+async def run_chaos(
+    folder: Path, *, seed: int, seconds: float, clients: int = CLIENTS, pause_s: float = 0.5
+) -> Outcome:
+    """Run for so long; the folder is removed when there are no violations.
+
+    ``pause_s`` is what a client rests between two operations.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     history = History(folder)
     outcome = Outcome(seed, folder)
     world = await start_world(folder)
     try:
-        await _load(world, history, outcome, seed=seed, seconds=seconds)
+        fleet = Fleet(
+            history=history,
+            folder=world.folder,
+            root=world.layout.root_file,
+            secret=world.secret,
+            ports=list(world.ports.values()),
+            random=random.Random(seed + 1),
+            pause_s=pause_s,
+        )
+        await _load(world, fleet, outcome, clients=clients, seconds=seconds)
         await _check(world, history, outcome)
     except ESTSuiteError as exc:
         outcome.violations.append(f"not well again: {exc.reason}")
@@ -81,30 +95,22 @@ async def run_chaos(folder: Path, *, seed: int, seconds: float) -> Outcome:
 
 
 async def _load(
-    world: World, history: History, outcome: Outcome, *, seed: int, seconds: float
+    world: World, fleet: Fleet, outcome: Outcome, *, clients: int, seconds: float
 ) -> None:
+    history, root = fleet.history, world.layout.root_file
     stop, end = asyncio.Event(), asyncio.Event()
     excused = {instance: asyncio.Event() for instance in world.ports}
-    root = world.layout.root_file
-    fleet = Fleet(
-        history=history,
-        folder=world.folder,
-        root=root,
-        secret=world.secret,
-        ports=list(world.ports.values()),
-        random=random.Random(seed + 1),
-    )
     watchers = [
         CACertsWatcher(history=history, root=root, port=port, excused=excused[instance])
         for instance, port in world.ports.items()
     ]
-    nemesis = Nemesis(world=world, history=history, seed=seed)
+    nemesis = Nemesis(world=world, history=history, seed=outcome.seed)
     async with asyncio.TaskGroup() as group:
         group.create_task(world.supervise(end))
         for instance, event in excused.items():
             group.create_task(_excuse(world, instance, event, end))
         watching = [group.create_task(watcher.run(stop)) for watcher in watchers]
-        working = group.create_task(fleet.run(stop, CLIENTS))
+        working = group.create_task(fleet.run(stop, clients))
         tormenting = group.create_task(nemesis.run(stop))
         await asyncio.sleep(seconds)
         stop.set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import stat
 import uuid
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from estcore.messages.commands import LIFETIME, Command, CommandAnswered, sign_c
 from estcore.messages.envelope import decode
 from estcore.messages.topics import SUBMISSION_VERBS, command_topic
 from estcore.runtime.bus import Bus, senders_of
+from estcore.runtime.secret_files import read_secret_octets
 
 _SENDINGS = 3
 
@@ -100,9 +100,7 @@ async def connect(settings: OperatorSettings, clock: Clock) -> tuple[Operator, B
 def _credential(certificate_file: Path, key_file: Path) -> tuple[bytes, PrivateKey]:
     try:
         certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
-        if key_file.stat().st_mode & stat.S_IROTH:
-            raise ConfigurationError(f"the operator's key is readable by everybody: {key_file}")
-        key = load_key(key_file.read_bytes())
+        key = load_key(read_secret_octets(key_file, "the operator's key"))
     except (OSError, ValueError, BundleInvalid) as exc:
         raise ConfigurationError(
             f"cannot use {certificate_file} and {key_file} as the operator's"
