@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 
@@ -15,9 +16,10 @@ from estsuite_testing.chaos.fault_proxy import FaultProxy
 @pytest.fixture
 async def proxy() -> AsyncIterator[FaultProxy]:
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while octets := await reader.read(1024):
-            writer.write(octets)
-            await writer.drain()
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            while octets := await reader.read(1024):
+                writer.write(octets)
+                await writer.drain()
         writer.close()
 
     server = await asyncio.start_server(echo, "127.0.0.1", 0)

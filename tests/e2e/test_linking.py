@@ -66,11 +66,11 @@ async def over_one_connection(world: World, label: str, change: str = "") -> tup
 
 
 async def test_M1_tls_unique_is_checked_where_it_is_sent(world: World) -> None:
-    for label in ("bound", "lenient"):
+    for label in ("bound", "exact"):
         status, text = await over_one_connection(world, label)
         assert status == 200, text
     for wrong in ("A" * 16, "x" * 300, base64.b64encode(os.urandom(12)).decode() + " "):
-        status, text = await over_one_connection(world, "lenient", wrong)
+        status, text = await over_one_connection(world, "exact", wrong)
         assert status in {400, 403}, text
         assert "linking.failed" in text or "csr.attribute_too_long" in text
     status, text = await over_one_connection(world, "open", "not a binding")
@@ -190,7 +190,7 @@ async def test_I2_csrattrs_without_anything_to_say_are_204(world: World) -> None
 
 
 async def test_I16_a_csr_made_from_csrattrs_is_accepted(world: World) -> None:
-    for label in ("services", "lenient"):
+    for label in ("services", "exact"):
         answer = await world.client.request("GET", f"{BASE}/{label}/csrattrs", auth=world.basic)
         assert answer.status == 200
         demands = parse_csrattrs(base64.b64decode(answer.body))

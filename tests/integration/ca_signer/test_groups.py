@@ -21,7 +21,10 @@ async def test_a_group_that_asks_too_often_waits(platform: Platform, tmp_path: P
     """A compromised front end gets no more than its limit."""
     async with signer_stack(platform, tmp_path, groups=CAPPED) as signer:
         asked = [asyncio.ensure_future(signer.ask(signer.message())) for _ in range(10)]
-        await asyncio.sleep(4)
+        async with asyncio.timeout(30):
+            while sum(one.done() for one in asked) < 3:
+                await asyncio.sleep(0.1)
+        await asyncio.sleep(3)
         answers = [one.result() for one in asked if one.done()]
         for one in asked:
             one.cancel()

@@ -63,6 +63,8 @@ class FaultProxy:
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            pass  # by ``stop``; asyncio reports a handler that ends by it
         finally:
             for way in ways:
                 way.cancel()

@@ -135,6 +135,7 @@ async def running_world(folder: Path) -> AsyncIterator[World]:
     """Such a suite for as long as the context lasts."""
     users = folder / "users.yaml"
     digests = {"MD5": verifier(USER, "est", PASSWORD, "MD5")}
+    users.touch(mode=0o600)
     users.write_text(
         f"users:\n  {USER}:\n    argon2id: '{HASHER.hash(PASSWORD)}'\n    digest: {digests}\n"
     )
