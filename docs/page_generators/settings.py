@@ -20,6 +20,7 @@ from est_frontend.settings import FrontendSettings
 from est_frontend_srp.settings import SRPSettings
 from estclient.agent.settings import AgentSettings
 from estclient.operators.settings import OperatorSettings
+from estclient.probe.settings import ProbeSettings
 from estcore.pki.profile import Profile
 from estcore.policy.document import PolicyDocument
 from page_generators.descriptions import DESCRIPTIONS
@@ -109,6 +110,7 @@ def page() -> str:
         _settings_table("est-renewal", RenewalSettings, "EST_RENEWAL"),
         _settings_table("est-audit", AuditSettings, "EST_AUDIT"),
         _settings_table("Renewal agent (`estctl agent`)", AgentSettings, "EST_AGENT"),
+        _settings_table("Probe (`estctl probe`)", ProbeSettings, "EST_PROBE"),
         _settings_table("Operators (`estctl cert`, `estctl requests`)", OperatorSettings, "ESTCTL"),
         _settings_table("Policy file", PolicyDocument, None),
         _settings_table("Profiles file", Profile, None, place="profiles[]."),

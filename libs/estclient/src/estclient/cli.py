@@ -1,9 +1,10 @@
 """``estctl``: the suite's command for people.
 
-``agent`` renews one service's certificate; ``audit verify`` checks an export of the audit log
-offline; ``policy explain`` shows which rule decides; ``bootstrap`` pins a root; ``password``
-makes verifiers; ``cert``, ``requests``, ``bulk-revocation``, ``submissions`` and ``ca`` send
-commands to ca-signer, signed by an operator's certificate. Each is imported when it is used.
+``agent`` renews one service's certificate; ``probe`` checks an installation; ``audit verify``
+checks an export of the audit log offline; ``policy explain`` shows which rule decides;
+``bootstrap`` pins a root; ``password`` makes verifiers; ``cert``, ``requests``,
+``bulk-revocation``, ``submissions`` and ``ca`` send commands to ca-signer, signed by an
+operator's certificate. Each is imported when it is used.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _VERBS = (
     ("bulk-revocation", _OPERATORS, "Revoke many certificates, confirmed by a second operator."),
     ("cert", _OPERATORS, "Look up, export, revoke or hold certificates."),
     ("ca", _OPERATORS, "Roll an issuer over to its next generation."),
+    ("probe", "estclient.probe.cli", "Check an installation: enroll, repeat, renew, verify."),
     ("submissions", _OPERATORS, "Resolve upstream submissions with an unknown outcome."),
 )
 """Verb, the module that has it under the same name, and its help."""

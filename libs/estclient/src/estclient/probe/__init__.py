@@ -1,0 +1,1 @@
+"""Production probe: enroll, repeat, renew and verify in rounds, as a client and relying party."""
