@@ -1,4 +1,6 @@
-"""``make fuzz``: every parser that outsiders reach, coverage-guided (atheris).
+"""``make fuzz``: every parser that outsiders reach, coverage-guided (atheris), and ``http``.
+
+The target ``http`` sends mutated requests over TLS to a suite that runs, from ``--seed``.
 
 Exit code 0: nothing but documented answers; 1: an input that made something else, kept in
 ``tests/fuzz/findings``. ``--keep`` adds the inputs that reach new code to ``tests/fuzz/corpus``.
@@ -7,6 +9,7 @@ Exit code 0: nothing but documented answers; 1: an input that made something els
 from __future__ import annotations
 
 import base64
+import random
 import shutil
 import subprocess
 import sys
@@ -25,12 +28,14 @@ from targets import TARGETS, identity  # noqa: E402 - after the path
 
 from estcore.runtime import command_line  # noqa: E402
 from estcore.runtime.command_line import CONTEXT  # noqa: E402
+from estsuite_testing.http_fuzz.run import run_alone  # noqa: E402
 
 WORK = HERE.parent.parent / ".fuzz"
 CORPUS = HERE / "corpus"
 FINDINGS = HERE / "findings"
 _MAX_OCTETS = 4096
 _KEPT = 60
+HTTP = "http"
 
 
 @dataclass(frozen=True)
@@ -106,15 +111,27 @@ def keep(target: str) -> int:
     return len(inputs)
 
 
+def http(seconds: int, seed: int | None) -> Result:
+    """Send mutated requests to a running suite for so long."""
+    chosen = random.SystemRandom().randrange(10**6) if seed is None else seed
+    outcome = run_alone(FINDINGS, seed=chosen, seconds=seconds)
+    click.echo("\n".join(outcome.lines()))
+    finding = (outcome.kept or FINDINGS) if outcome.findings else None
+    return Result(HTTP, outcome.sent, finding, "\n".join(outcome.findings))
+
+
 @click.command(context_settings=CONTEXT)
 @click.option("--seconds", default=10, show_default=True, help="For each target.")
-@click.option("--target", "chosen", multiple=True, type=click.Choice(sorted(TARGETS)))
+@click.option("--target", "chosen", multiple=True, type=click.Choice([*sorted(TARGETS), HTTP]))
 @click.option("--keep", "keeping", is_flag=True, help="Keep inputs that reach new code.")
-def main(seconds: int, chosen: Sequence[str], keeping: bool) -> int:
+@click.option("--seed", type=int, help="What http sends, and when; a new one by default.")
+def main(seconds: int, chosen: Sequence[str], keeping: bool, seed: int | None) -> int:
     """Give mutated octets to every parser that outsiders reach."""
-    targets = list(chosen or TARGETS)
+    targets = [target for target in chosen or TARGETS if target != HTTP]
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda target: fuzz(target, seconds), targets))
+    if not chosen or HTTP in chosen:
+        results.append(http(seconds, seed))
     for result in results:
         outcome = "ok" if result.finding is None else f"FOUND {result.finding}"
         click.echo(f"{result.target:14} {result.runs:>10} inputs  {outcome}")
