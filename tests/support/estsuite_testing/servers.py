@@ -27,8 +27,8 @@ from estdev.ports import free_port
 from estdev.postgres import EmbeddedPostgres, Role
 from estsuite_testing.quick_postgres import QuickPostgres
 
-POSTGRES_IMAGE = "postgres:18-bookworm"
-NATS_IMAGE = "nats:2.12-alpine"
+POSTGRES_IMAGE = "postgres:18.6-bookworm"
+NATS_IMAGE = "nats:2.15.1-alpine"
 
 
 class ExternalPostgres(EmbeddedPostgres):

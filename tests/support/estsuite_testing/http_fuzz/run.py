@@ -155,7 +155,7 @@ class _Sender:
         except BadAnswer as exc:
             self._keep(str(exc), sent)
             return False
-        self._outcome.cut += ended and not answers
+        self._outcome.cut += ended and not answers and len(sent) == 1
         self._outcome.statuses.update(status for status, _ in answers)
         self._outcome.codes.update(code for _, code in answers if code)
         if any(code == "internal" for _, code in answers):

@@ -1,0 +1,1 @@
+"""What the suite is built from: bill of materials, rules for the lock, digests of images."""
