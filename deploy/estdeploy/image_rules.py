@@ -6,7 +6,7 @@ Called by: deploy/check.py
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from estsupply import images
@@ -45,7 +45,7 @@ def in_manifests(documents: list[Document]) -> Iterator[tuple[str, str]]:
 
 
 def servers_are_those_tested(
-    compose: Mapping[str, Any], packages: list[Mapping[str, Any]]
+    compose: Mapping[str, Any], packages: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     """Servers are deployed in the version of the wheels in ``uv.lock``, which the tests run."""
     versions = {package["name"]: package["version"] for package in packages}
