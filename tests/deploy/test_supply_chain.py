@@ -20,6 +20,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from estdeploy import compose_rules, image_rules
 from estsupply import images, lock_rules, sbom
+from typing_extensions import override
 
 from estcore.errors import ConfigurationError
 
@@ -49,6 +50,7 @@ def server(answer: Callable[[str, str, dict[str, str]], Answer]) -> Iterator[str
 
         do_GET = do_HEAD = do_POST = _do  # noqa: N815 - names of the standard library
 
+        @override
         def log_message(self, format: str, *args: object) -> None:
             del format, args
 
@@ -129,10 +131,19 @@ def test_an_exception_counts_for_its_package_and_licence_alone() -> None:
     assert lock_rules.have_allowed_licences([package], lambda _: "GPL-3.0-only") != []
 
 
-def test_what_builds_and_installs_has_hashes(root: Path) -> None:
+def test_what_builds_and_installs_has_hashes(root: Path, packages: list[dict[str, Any]]) -> None:
     """uv, and the tools that build our distributions and those that have no wheel."""
+    unbuilt = [p["name"] for p in packages if "registry" in p["source"] and not p.get("wheels")]
+    assert unbuilt == ["nkeys"]  # built with setuptools
     uv = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["uv"]
     assert uv["require-build-hashes"] is True
+    names = {one["requirement"].partition("==")[0] for one in uv["build-constraint-dependencies"]}
+    # For editable installations hatchling asks for editables, too.
+    assert {"setuptools", "hatchling", "editables"} <= names
+    for member in (p for group in uv["workspace"]["members"] for p in root.glob(group)):
+        if (member / "pyproject.toml").exists():
+            build = tomllib.loads((member / "pyproject.toml").read_text())["build-system"]
+            assert build["requires"] == ["hatchling>=1.27"], member
     for one in uv["build-constraint-dependencies"]:
         assert "==" in one["requirement"]
         assert one["hashes"]
@@ -146,7 +157,7 @@ def test_what_builds_and_installs_has_hashes(root: Path) -> None:
 
 
 def audit(root: Path, project: Path, source: str, *more: str) -> tuple[int, str]:
-    command = [sys.executable, root / "deploy" / "audit_deps.py", "--project", project]
+    command = [sys.executable, str(root / "deploy" / "audit_deps.py"), "--project", str(project)]
     done = subprocess.run(
         [*command, "--source", source, *more], capture_output=True, text=True, check=False
     )
@@ -235,7 +246,7 @@ def test_a_project_without_a_lock_is_one_line(root: Path, tmp_path: Path) -> Non
 
 
 def test_every_bill_of_materials_is_valid_and_complete(root: Path, tmp_path: Path) -> None:
-    command = [sys.executable, root / "deploy" / "sbom.py", "--out", tmp_path]
+    command = [sys.executable, str(root / "deploy" / "sbom.py"), "--out", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True)
     files = sorted(tmp_path.glob("*.cdx.json"))
     assert len(files) == 8
