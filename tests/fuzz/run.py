@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import random
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -34,7 +33,8 @@ WORK = HERE.parent.parent / ".fuzz"
 CORPUS = HERE / "corpus"
 FINDINGS = HERE / "findings"
 _MAX_OCTETS = 4096
-_KEPT = 60
+_KEPT = 40
+_KEPT_OCTETS = 1024
 HTTP = "http"
 
 
@@ -98,13 +98,9 @@ def _cause(output: str) -> str:
 
 
 def keep(target: str) -> int:
-    """Keep the smallest inputs that reach everything; returns how many there are."""
-    folder, fresh = WORK / target, WORK / f"{target}.merged"
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    command = [sys.executable, str(HERE / "one.py"), target, "-merge=1", str(fresh), str(folder)]
-    subprocess.run(command, capture_output=True, check=False)
-    inputs = sorted((path.read_bytes() for path in fresh.iterdir()), key=len)[:_KEPT]
+    """Keep the smallest inputs that reached new code; returns how many there are."""
+    found = {path.read_bytes() for path in (WORK / target).iterdir()} - set(TARGETS[target][1])
+    inputs = sorted((octets for octets in found if len(octets) <= _KEPT_OCTETS), key=len)[:_KEPT]
     CORPUS.mkdir(exist_ok=True)
     text = "".join(sorted(base64.b64encode(octets).decode() + "\n" for octets in inputs))
     (CORPUS / f"{target}.txt").write_text(text, encoding="ascii")
