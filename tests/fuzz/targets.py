@@ -11,8 +11,6 @@ import datetime as dt
 from base64 import b64encode
 from collections.abc import Callable
 from hashlib import sha256
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -121,16 +119,7 @@ def _log() -> bytes:
     return b"\n".join(log.export())
 
 
-def _digest() -> DigestVerifier:
-    folder = Path(_FOLDER.name)
-    users = folder / "users.yaml"
-    if not users.exists():
-        users.touch(mode=0o600)
-        users.write_text("users: []\n")
-    return DigestVerifier(PasswordFile(users), _CLOCK, realm="est", key=b"k" * 32)
-
-
-_FOLDER = TemporaryDirectory()
+_DIGEST = DigestVerifier(PasswordFile.load(None), _CLOCK, realm="est", key=b"k" * 32)
 _TOKEN = jws.sign(b'{"iat":1767225600}', typ="dpop+jwt", key=_KEY, certificate_der=_DER)
 _THUMBPRINT = "x" * 43
 _MULTIPART = (
@@ -199,7 +188,7 @@ def dpop(octets: bytes) -> None:
 
 def digest(octets: bytes) -> None:
     """The credentials of HTTP Digest."""
-    _digest().check(octets.decode("latin-1"), method="POST", paths=("/x",))
+    _DIGEST.check(octets.decode("latin-1"), method="POST", paths=("/x",))
 
 
 def signed(octets: bytes) -> None:
