@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from hashlib import sha256
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from estcore.clock import SystemClock
+from estcore.errors import Unavailable
 from estcore.ids import uuid7
 from estcore.messages.envelope import decode, encode
 from estcore.messages.events import (
@@ -23,7 +26,9 @@ from estcore.messages.events import (
     window_digest,
 )
 from estcore.messages.topics import REANNOUNCE_TOPIC, WINDOW_TOPIC, WINDOWS_TOPIC
-from estcore.runtime.bus import Incoming, Outgoing
+from estcore.runtime.bus import Bus, Incoming, Outgoing
+from estcore.runtime.database import Database
+from estcore.runtime.reconciliation import LedgerComparison
 from estsuite_testing.renewal_bench import Bench
 
 pytestmark = pytest.mark.integration
@@ -95,12 +100,16 @@ async def test_a_window_that_agrees_asks_nothing(bench: Bench) -> None:
 
 
 @asynccontextmanager
-async def sums(bench: Bench, issued: list[Any], asked: list[Any]) -> AsyncIterator[None]:
-    """Answers what the ledger committed, in windows of the length asked for."""
+async def sums(
+    bench: Bench, issued: list[Any], asked: list[Any], *, longest_days: float = 10_000
+) -> AsyncIterator[None]:
+    """Answers what the ledger committed, in windows of the length asked for; not above so many."""
 
     async def answer(message: Incoming) -> None:
         request = decode(WindowsRequested, message.payload)
         asked.append(request)
+        if request.end - request.start > dt.timedelta(days=longest_days):
+            return
         windows: dict[dt.datetime, list[str]] = {}
         for one in issued:
             at = one.event.issued_at
@@ -141,3 +150,48 @@ async def test_a_certificate_lost_with_its_window_is_requested_and_arrives(
         await bench.slot_is(lost, "idle")
     assert {a.length_s for a in asked} == {60}
     assert all(r.requester == "renewal" for r in requests)
+
+
+async def test_all_days_are_compared_in_pieces_that_the_ledger_can_sum(bench: Bench) -> None:
+    """Pieces above 40 days are not answered: the comparison goes on with smaller ones."""
+    lost = bench.issue(age_s=300 * 86_400, lifetime_s=900.0 * 86_400)
+    asked: list[WindowsRequested] = []
+    found: list[WindowSum] = []
+
+    async def handle(window: WindowSum) -> bool:
+        found.append(window)
+        return True
+
+    settings = bench.settings
+    bus = await Bus.connect(settings.bus, "renewal", "renewal-0")
+    database = await Database.connect(settings.database, "renewal", "renewal")
+    comparison = LedgerComparison(
+        bus=bus,
+        database=database,
+        clock=SystemClock(),
+        requester="renewal",
+        rows="certificate",
+        handle=handle,
+        every_s=3600,
+        recheck_s=0.1,
+        request_timeout_s=0.5,
+    )
+    deferred = 0
+    try:
+        async with sums(bench, [lost], asked, longest_days=40):
+            for _ in range(60):
+                try:
+                    await comparison.compare(asyncio.Event())
+                    break
+                except Unavailable:
+                    deferred += 1
+    finally:
+        await database.close()
+        await bus.close()
+    assert deferred
+    days = [r for r in asked if r.length_s == 86_400]
+    answered = [r for r in days if r.end - r.start <= dt.timedelta(days=40)]
+    assert days[0].end - days[0].start <= dt.timedelta(days=40)
+    assert all(later.end == earlier.start for earlier, later in itertools.pairwise(answered))
+    assert answered[0].end - answered[-1].start == dt.timedelta(days=1400)
+    assert [w.count for w in found] == [1]

@@ -128,6 +128,9 @@ Sums = dict[dt.datetime, tuple[int, str]]
 _RETRY_S = 30.0
 _SETTLE_S = 5.0
 _AGAIN_S = 86_400.0
+_PIECE_DAYS = 28
+_FAST_S = 0.25
+_SLOW_S = 2.0
 
 
 @dataclass(kw_only=True, eq=False, slots=True)
@@ -147,8 +150,12 @@ class LedgerComparison:
     active: Callable[[], bool] = lambda: True
     """Whether it is this process's turn to compare."""
     history_days: int = 1400
+    request_timeout_s: float = _REQUEST_TIMEOUT_S
     _due: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _days_at: float | None = field(default=None, init=False)
+    _days_left: dt.datetime | None = field(default=None, init=False)
+    """Where the comparison of all days goes on, after one that was deferred."""
+    _piece_days: int = field(default=_PIECE_DAYS, init=False)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Compare at start, after each reconnect and on schedule, until ``stop``."""
@@ -199,13 +206,41 @@ class LedgerComparison:
         await self._windows(start, now, stop)
         if self._days_at is not None and monotonic_s() - self._days_at < _AGAIN_S:
             return
+        if await self._days(today, stop):
+            self._days_at = monotonic_s()
+
+    async def _days(self, today: dt.datetime, stop: asyncio.Event) -> bool:
+        """Compare every day before ``today``, newest first; True when all are done.
+
+        In pieces of as many days as both sides sum well within the timeouts of the request and of
+        a statement: fewer after a slow or unanswered one, more after a fast one.
+        """
         oldest = today - dt.timedelta(days=self.history_days)
-        for day in await self._different(oldest, today, DAY_S):
-            if stop.is_set():
-                return
-            log.warning("a day differs from the ledger", extra=fields(start=day.start.isoformat()))
-            await self._windows(day.start, day.end, stop)
-        self._days_at = monotonic_s()
+        end = self._days_left or today
+        while end > oldest:
+            start = max(oldest, end - dt.timedelta(days=self._piece_days))
+            began = monotonic_s()
+            try:
+                different = await self._different(start, end, DAY_S)
+            except Unavailable:
+                self._days_left = end
+                self._piece_days = max(1, self._piece_days // 2)
+                raise
+            took_s = monotonic_s() - began
+            if took_s < _FAST_S:
+                self._piece_days = min(self._piece_days * 2, self.history_days)
+            elif took_s > _SLOW_S:
+                self._piece_days = max(1, self._piece_days // 2)
+            for day in different:
+                if stop.is_set():
+                    return False
+                log.warning(
+                    "a day differs from the ledger", extra=fields(start=day.start.isoformat())
+                )
+                await self._windows(day.start, day.end, stop)
+            end = self._days_left = start
+        self._days_left = None
+        return True
 
     async def _windows(self, start: dt.datetime, end: dt.datetime, stop: asyncio.Event) -> None:
         open_windows = await self._different(start, end, WINDOW_S)
@@ -224,7 +259,7 @@ class LedgerComparison:
             WINDOWS_TOPIC,
             encode(request),
             answered_by=("ca-signer",),
-            timeout_s=_REQUEST_TIMEOUT_S,
+            timeout_s=self.request_timeout_s,
         )
         theirs = decode(WindowsAnswered, octets).windows
         async with self.database.connection() as connection:
