@@ -1,4 +1,4 @@
-"""nats-py without its WebSocket transport and without connections that lose their TLS.
+"""nats-py without its WebSocket transport, that keeps its TLS and survives every octet.
 
 The one module that imports it.
 
@@ -7,11 +7,18 @@ aiohttp is a fifth of the CPU that ca-signer, est-renewal and est-audit spend on
 
 nats-py takes ``tls://`` as a preference: it encrypts if the server's greeting, which is in plain
 text, says ``tls_required``. An attacker who changes that greeting would receive plain text.
+
+A NATS server passes on subjects, reply subjects and headers of nearly any octets. nats-py decodes
+them in its read loop, which ends at the first that is not UTF-8, and splits a line at octets that
+are white space to Python and no separator of the protocol. One message of one user would disconnect
+all who receive it, again and again while a stream keeps it, or reach a different subscription.
 """
 
 # ruff: noqa: E402 - aiohttp is hidden while nats-py is imported
 from __future__ import annotations
 
+import logging
+import re
 import sys
 from typing import Any
 
@@ -28,10 +35,17 @@ from nats.aio.client import Client as _Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext, api
+from nats.protocol import parser
 from nkeys import NkeysError
 
 if not _imported_before:
     del sys.modules[_HIDDEN]
+
+log = logging.getLogger(__name__)
+
+# The server separates by one space; \v, \f and others may stand in a subject.
+parser.MSG_RE = re.compile(rb"\AMSG ([^ \r\n]+) (\d+) (([^ \r\n]+) )?(\d+)\r\n")
+parser.HMSG_RE = re.compile(rb"\AHMSG ([^ \r\n]+) (\d+) (([^ \r\n]+) )?(\d+) (\d+)\r\n")
 
 BUS_ERRORS = (nats.errors.Error, OSError, RuntimeError)
 """What every call of the client can raise besides TimeoutError.
@@ -52,7 +66,31 @@ __all__ = [
 
 
 class Client(_Client):
-    """A client whose ``tls://`` is enforced."""
+    """A client whose ``tls://`` is enforced, and whose read loop outlives what others send."""
+
+    @override
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Msg:
+        """Return a message; octets of its subjects that are not UTF-8 are escaped."""
+        return self.msg_class(
+            subject=subject.decode("utf-8", "backslashreplace"),
+            reply=reply.decode("utf-8", "backslashreplace"),
+            data=data,
+            headers=headers,
+            _client=self,
+            _sid=sid,
+        )
+
+    @override
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        """Return the headers of a message, None where they cannot be read."""
+        try:
+            found: dict[str, str] | None = await super()._process_headers(headers)
+        except (ValueError, IndexError) as exc:
+            log.debug("message headers refused", extra={"error": type(exc).__name__})
+            return None
+        return found
 
     @override
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
