@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from nats.js.errors import APIError
 
 from estcore.clock import SystemClock
 from estcore.messages.audit import AuditRecord
@@ -117,3 +119,22 @@ async def test_a_record_of_the_future_is_kept_and_noted(world: AuditWorld, recor
         "s-0",
     )
     assert 1100 < details["ahead_s"] <= 1200
+
+
+@pytest.mark.logs_errors("audit message unreadable")
+async def test_the_largest_message_that_the_stream_takes_is_put_aside(
+    world: AuditWorld, record: Build
+) -> None:
+    """A dead letter has headers of its own; it must fit where the message did."""
+    taken = 0
+    async with world.service() as _, world.publisher() as publisher:
+        stream = publisher.bus.client.jetstream()
+        for octets in (1 << 20, (1 << 20) - 300, (1 << 20) - 4096, (1 << 20) - 4500):
+            # Without headers there is room for more than a service itself can send.
+            with contextlib.suppress(APIError):
+                await stream.publish("audit.issue.ca-signer", b"{" * octets)
+                taken += 1
+        await publisher.send(record(1))
+        assert taken
+        await world.wait(DEAD, taken)
+        await world.wait(FOREIGN, 1)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from estcore.errors import BusUnavailable
 from estcore.messages import topics
 from estcore.runtime.bus import Bus, Incoming, Outgoing
 from estcore.runtime.consume import Delivery, PullConsumer
@@ -157,3 +158,17 @@ async def test_a_subject_with_white_space_reaches_no_other_subscription(
             await last.wait()
     assert not misled
     assert len(received) == 9
+
+
+async def test_a_message_above_the_limit_of_the_server_is_refused_here(platform: Platform) -> None:
+    """The server would end the connection; with headers that is below its limit on payloads."""
+    async with parties(platform, "audit") as (front, _, audit):
+        limit = front.client.max_payload
+        for octets in (limit, limit - 100):
+            with pytest.raises(BusUnavailable):
+                await front.publish_confirmed([Outgoing(REFUSALS, b"x" * octets)])
+            with pytest.raises(BusUnavailable):
+                await front.publish_unconfirmed(QUESTIONS, b"x" * octets)
+        await front.publish_confirmed([Outgoing(REFUSALS, b"good three")])
+        assert front.client.stats["reconnects"] == 0
+        await consumed(audit, b"good three")

@@ -27,6 +27,7 @@ ROTATIONS_CONSUMER = "ca-signer-rotations"
 
 _MIB = 1 << 20
 _DAY = 86_400
+_LARGEST = _MIB - 4096
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Stream:
     duplicate_window_s: int = 120
     max_per_topic: int = -1
     """With ``discard="new"`` what is above it is refused on that topic alone."""
-    max_message_bytes: int = -1
+    max_message_bytes: int = _LARGEST
+    """With headers. What a stream takes fits with its own headers into a dead letter."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,14 @@ STREAMS = (
     Stream(PKI_STATE, ("pki.state.>",), owner="ca-signer", last_per_topic=True),
     # Written by every process every few seconds: shows that JetStream stores what it takes.
     Stream(CANARY, ("canary.>",), owner="ca-signer", last_per_topic=True, max_age_s=3600),
-    Stream(DEAD_LETTERS, ("dead.>",), owner="ca-signer", max_bytes=256 * _MIB, max_age_s=90 * _DAY),
+    Stream(
+        DEAD_LETTERS,
+        ("dead.>",),
+        owner="ca-signer",
+        max_bytes=256 * _MIB,
+        max_age_s=90 * _DAY,
+        max_message_bytes=-1,
+    ),
     Stream(
         AUDIT_ISSUE,
         ("audit.issue.>",),

@@ -38,6 +38,7 @@ from estcore.runtime.settings import BusSettings, read_secret
 log = logging.getLogger(__name__)
 
 _OUTBOUND_BYTES = 32 * 1024 * 1024
+_HEADER_BYTES = 1024
 _MSG_ID = "Nats-Msg-Id"
 _EXPECTED_STREAM = "Nats-Expected-Stream"
 _NO_STREAM = "NO_SUCH_STREAM"
@@ -280,6 +281,9 @@ class Bus:
         return confirmed
 
     def _signed(self, topic: str, payload: bytes) -> dict[str, str]:
+        if len(payload) > self.client.max_payload - _HEADER_BYTES > 0:
+            # The server ends the connection of who sends more, headers included.
+            raise nats.errors.MaxPayloadError
         return {} if self._key is None else {HEADER: self._key.sign(topic, payload)}
 
     async def _send(self, message: Outgoing) -> asyncio.Future[Any]:
