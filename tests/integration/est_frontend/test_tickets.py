@@ -29,6 +29,7 @@ async def test_a_pending_request_is_known_for_seconds_only(platform: Platform) -
     frontend = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "test")
     tickets = PendingRequests(SystemClock())
     await tickets.follow(frontend)
+    await frontend.client.flush()
     now = dt.datetime.now(dt.UTC)
     open_for = {b"\x01" * 32: 3600.0, b"\x02" * 32: 1.5, b"\x03" * 32: -5.0}
     topic = topics.certificate_topic("pending", "test", "load")
