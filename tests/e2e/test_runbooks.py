@@ -231,7 +231,7 @@ async def test_dead_letters(watched: Watched) -> None:
     settings = BusSettings(url=nats.url, nkey_seed_file=seed, senders_file=nats.senders_file)
     bus = await Bus.connect(settings, "est-frontend", "runbook")
     try:
-        await bus.publish_unconfirmed("audit.refusal.est-frontend.runbook", b"no JSON")
+        await bus.publish_unconfirmed("audit.refusal.est-frontend.default", b"no JSON")
         await watched.until_seen("Dead letters")
     finally:
         await bus.close()

@@ -157,7 +157,7 @@ async def test_no_other_service_gives_front_ends_a_secret(stack: Stack, service:
         own = {
             "renewal": "pki.rotation.due.a.b",
             "audit": "audit.issue.audit",
-            "est-frontend": "audit.refusal.est-frontend.est-frontend",
+            "est-frontend": "audit.refusal.est-frontend.default",
         }[service]
         await found.publish(own, forged, reply=topic)
         if service == "est-frontend":
@@ -266,7 +266,7 @@ async def test_the_nats_user_of_operators_is_no_operator(stack: Stack) -> None:
 
 @pytest.mark.logs_errors(*REFUSED)
 async def test_a_front_end_writes_no_record_of_a_different_service(stack: Stack) -> None:
-    topic = "audit.refusal.est-frontend.est-frontend"
+    topic = "audit.refusal.est-frontend.default"
     async with thief(stack, "est-frontend") as found:
         invented = record("ca-signer", "operator.certificate-unhold")
         misnamed = record("est-frontend", "operator.certificate-unhold")
@@ -288,7 +288,7 @@ async def test_a_front_end_writes_no_record_of_a_different_service(stack: Stack)
 
 @pytest.mark.logs_errors("audit record id in use")
 async def test_no_record_is_hidden_behind_an_id_used_before(stack: Stack) -> None:
-    topic = "audit.refusal.est-frontend.est-frontend"
+    topic = "audit.refusal.est-frontend.default"
     identity = ids.uuid7()
     first = record("est-frontend", "est.cacerts", record_id=identity)
     second = record("est-frontend", "est.simpleenroll", record_id=identity, outcome="failure")

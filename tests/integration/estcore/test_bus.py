@@ -25,6 +25,7 @@ FORBIDDEN = [
     ("est-frontend", "pki.certificate.issued.a.b"),
     ("est-frontend", "est.request.other.issuing.normal"),
     ("est-frontend", "audit.issue.ca-signer"),
+    ("est-frontend", "audit.refusal.est-frontend.other"),
     ("est-frontend", "pki.state.secrets.00"),
     ("renewal", "pki.certificate.issued.a.b"),
     ("renewal", "pki.state.cacerts.x"),
@@ -171,7 +172,7 @@ async def test_both_forms_of_ack_topics_are_read(reply: str, attempt: int, seque
 RIGHTS = {
     "est-frontend": [
         topics.request_topic("default", "issuing", Priority.NORMAL),
-        topics.audit_refusal_topic("est-frontend", "test"),
+        topics.audit_refusal_topic("est-frontend", "default"),
     ],
     "ca-signer": [
         topics.audit_issue_topic("ca-signer"),

@@ -20,19 +20,21 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 # White space that the protocol separates by, and what has a meaning in a subject.
 _NOT_IN_A_TOKEN = b" \t\r\n.*>"
 OCTETS = [bytes([n]) for n in range(256) if n not in _NOT_IN_A_TOKEN]
-REFUSALS = "audit.refusal.est-frontend.test"
+REFUSALS = "audit.refusal.ca-signer.test"
 QUESTIONS = "pki.ocsp.last"
 
 Publish = Callable[..., Awaitable[None]]
 
 
 @asynccontextmanager
-async def parties(platform: Platform, receiver: str) -> AsyncIterator[tuple[Bus, Publish, Bus]]:
-    """A front end, what publishes its octets as they are, and a service that receives them."""
+async def parties(
+    platform: Platform, sender: str, receiver: str
+) -> AsyncIterator[tuple[Bus, Publish, Bus]]:
+    """A service, what publishes octets as they are with its rights, and one that receives them."""
     provisioner = await platform.provisioner()
     await declare(provisioner, topics.STREAMS, topics.AUDIT_CONSUMERS, replicas=1)
     await provisioner.close()
-    front = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "test")
+    sending = await Bus.connect(platform.bus(sender), sender, "test")
     received_by = await Bus.connect(platform.bus(receiver), receiver, "test")
 
     async def publish(subject: bytes, *, reply: bytes = b"", headers: bytes | None = None) -> None:
@@ -41,15 +43,15 @@ async def parties(platform: Platform, receiver: str) -> AsyncIterator[tuple[Bus,
             line = b"PUB %s 0\r\n\r\n" % subjects
         else:
             line = b"HPUB %s %d %d\r\n%s\r\n" % (subjects, len(headers), len(headers), headers)
-        await front.client._send_command(line)
+        await sending.client._send_command(line)
 
     try:
-        yield front, publish, received_by
+        yield sending, publish, received_by
         assert received_by.client.stats["reconnects"] == 0
         assert received_by.ready
-        assert front.ready
+        assert sending.ready
     finally:
-        await front.close()
+        await sending.close()
         await received_by.close()
 
 
@@ -84,10 +86,10 @@ async def consumed(audit: Bus, last: bytes) -> list[Delivery]:
 
 
 async def test_no_octet_in_a_subject_stops_a_consumer(platform: Platform) -> None:
-    async with parties(platform, "audit") as (front, publish, audit):
+    async with parties(platform, "ca-signer", "audit") as (sending, publish, audit):
         for octet in OCTETS:
-            await publish(b"audit.refusal.est-frontend.a" + octet)
-        await front.publish_confirmed([Outgoing(REFUSALS, b"good one")])
+            await publish(b"audit.refusal.ca-signer.a" + octet)
+        await sending.publish_confirmed([Outgoing(REFUSALS, b"good one")])
         found = await consumed(audit, b"good one")
     assert len(found) == len(OCTETS) + 1
     assert [d.sender is not None for d in found] == [False] * len(OCTETS) + [True]
@@ -96,10 +98,10 @@ async def test_no_octet_in_a_subject_stops_a_consumer(platform: Platform) -> Non
 
 async def test_no_octet_in_headers_stops_a_consumer(platform: Platform) -> None:
     blocks = headers_of_any_octets()
-    async with parties(platform, "audit") as (front, publish, audit):
+    async with parties(platform, "ca-signer", "audit") as (sending, publish, audit):
         for block in blocks:
             await publish(REFUSALS.encode(), headers=block)
-        await front.publish_confirmed([Outgoing(REFUSALS, b"good two")])
+        await sending.publish_confirmed([Outgoing(REFUSALS, b"good two")])
         found = await consumed(audit, b"good two")
     assert len(found) > len(blocks) // 2
     assert [d.sender is not None for d in found] == [False] * (len(found) - 1) + [True]
@@ -114,7 +116,7 @@ async def test_no_octet_in_subject_reply_or_headers_ends_a_subscription(platform
         if message.topic == QUESTIONS:
             last.set()
 
-    async with parties(platform, "ca-signer") as (front, publish, signer):
+    async with parties(platform, "est-frontend", "ca-signer") as (sending, publish, signer):
         await signer.subscribe("pki.ocsp.*", take, of_anyone=True)
         await signer.client.flush()
         for octet in OCTETS:
@@ -122,7 +124,7 @@ async def test_no_octet_in_subject_reply_or_headers_ends_a_subscription(platform
             await publish(b"pki.ocsp.b", reply=b"x" + octet)
         for block in headers_of_any_octets():
             await publish(b"pki.ocsp.c", headers=block)
-        await front.publish_unconfirmed(QUESTIONS, b"good")
+        await sending.publish_unconfirmed(QUESTIONS, b"good")
         async with asyncio.timeout(20):
             await last.wait()
     assert len({m.topic for m in received if m.topic.startswith("pki.ocsp.a")}) == len(OCTETS)
@@ -146,14 +148,14 @@ async def test_a_subject_with_white_space_reaches_no_other_subscription(
         if message.topic == QUESTIONS:
             last.set()
 
-    async with parties(platform, "ca-signer") as (front, publish, signer):
+    async with parties(platform, "est-frontend", "ca-signer") as (sending, publish, signer):
         other = await signer.subscribe("pki.command.ca-signer.x", mislead, of_anyone=True)
         await signer.subscribe("pki.ocsp.*", take, of_anyone=True)
         await signer.client.flush()
         sid = str(other._id).encode()
         for blank in (b"\v", b"\f", b"\x1c", b"\x1d", b"\x1e", b"\x1f", b"\x85", b"\xa0"):
             await publish(b"pki.ocsp.x" + blank + sid)
-        await front.publish_unconfirmed(QUESTIONS, b"good")
+        await sending.publish_unconfirmed(QUESTIONS, b"good")
         async with asyncio.timeout(20):
             await last.wait()
     assert not misled
@@ -162,13 +164,13 @@ async def test_a_subject_with_white_space_reaches_no_other_subscription(
 
 async def test_a_message_above_the_limit_of_the_server_is_refused_here(platform: Platform) -> None:
     """The server would end the connection; with headers that is below its limit on payloads."""
-    async with parties(platform, "audit") as (front, _, audit):
-        limit = front.client.max_payload
+    async with parties(platform, "ca-signer", "audit") as (sending, _, audit):
+        limit = sending.client.max_payload
         for octets in (limit, limit - 100):
             with pytest.raises(BusUnavailable):
-                await front.publish_confirmed([Outgoing(REFUSALS, b"x" * octets)])
+                await sending.publish_confirmed([Outgoing(REFUSALS, b"x" * octets)])
             with pytest.raises(BusUnavailable):
-                await front.publish_unconfirmed(QUESTIONS, b"x" * octets)
-        await front.publish_confirmed([Outgoing(REFUSALS, b"good three")])
-        assert front.client.stats["reconnects"] == 0
+                await sending.publish_unconfirmed(REFUSALS, b"x" * octets)
+        await sending.publish_confirmed([Outgoing(REFUSALS, b"good three")])
+        assert sending.client.stats["reconnects"] == 0
         await consumed(audit, b"good three")

@@ -46,7 +46,7 @@ async def signer(platform: Platform) -> AsyncIterator[Bus]:
 async def test_each_stream_that_is_missing_is_noticed_and_seen_when_it_is_back(
     platform: Platform, signer: Bus, stream: str
 ) -> None:
-    probe = StreamProbe(signer, "ca-signer", "s-0")
+    probe = StreamProbe(signer, "ca-signer")
     assert not probe.ready
     await probe.probe()
     assert probe.ready
@@ -62,7 +62,7 @@ async def test_probes_leave_one_message_and_nothing_in_any_other_stream(
     platform: Platform, signer: Bus
 ) -> None:
     before = await platform.stored_messages()
-    probe = StreamProbe(signer, "ca-signer", "s-0")
+    probe = StreamProbe(signer, "ca-signer")
     for _ in range(5):
         await probe.probe()
     after = await platform.stored_messages()

@@ -43,7 +43,7 @@ def bus() -> FakeBus:
 
 async def opened(bus: FakeBus, folder: Path) -> AuditTrail:
     settings = TrailSettings(spool_file=folder / "spool.db")
-    trail = AuditTrail(cast("Bus", bus), settings, SystemClock(), "a")
+    trail = AuditTrail(cast("Bus", bus), settings, SystemClock(), group="g", instance="a")
     await trail.open()
     return trail
 

@@ -44,7 +44,7 @@ class Stream:
 
 async def opened(stream: Stream, folder: Path, **more: Any) -> AuditTrail:
     settings = TrailSettings(spool_file=folder / "spool" / "spool.db", **more)
-    trail = AuditTrail(cast("Bus", stream), settings, SystemClock(), "a")
+    trail = AuditTrail(cast("Bus", stream), settings, SystemClock(), group="g", instance="a")
     await trail.open()
     return trail
 

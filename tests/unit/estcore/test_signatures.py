@@ -33,6 +33,7 @@ FORBIDDEN = {
         *("est.request.default.issuing", "est.request.default.issuing.normal.x", "pki.ack.other"),
         *("pki.state.secrets.00", "audit.issue.ca-signer", "audit.refusal.ca-signer.x"),
         *("pki.certificate.issued.a.b", "est.reply.default.f.1", "_INBOX_estfrontend.x"),
+        *("audit.refusal.est-frontend.other", "canary.est-frontend.other", "canary.renewal"),
     ),
     "ca-signer-upstream": ("pki.state.cacerts.issuing", "pki.state.secrets.00", "pki.state.policy"),
     "renewal": ("pki.state.secrets.00", "pki.certificate.revoked.a.b", "audit.issue.ca-signer"),
@@ -151,3 +152,16 @@ def test_no_user_may_publish_to_an_inbox() -> None:
     users = [permissions.of_service(s, group="g", issuers=("i",)) for s in SEEDS]
     for user in (*users, permissions.operator(), permissions.agent("a", "b")):
         assert not [topic for topic in user.publish if topic.startswith(("_", ">", "*"))]
+
+
+def test_a_front_end_can_fill_no_stream_with_topics_of_its_choice() -> None:
+    """Each topic that a stream stores is written out, and bounded in messages and octets."""
+    for topic in permissions.frontend("ward", ("issuing", "corporate")).publish:
+        name = topics.stream_of(topic)
+        if name is None:
+            continue
+        stream = next(s for s in topics.STREAMS if s.name == name)
+        assert "*" not in topic, topic
+        assert ">" not in topic, topic
+        assert stream.last_per_topic or stream.max_per_topic > 0, topic
+        assert 0 < stream.max_message_bytes <= 128 * 1024, topic

@@ -91,7 +91,7 @@ async def run(
             )
             for sink in settings.sinks
         ]
-        streams = StreamProbe(bus, SERVICE, settings.instance)
+        streams = StreamProbe(bus, SERVICE)
         del checks["starting"]
         checks.update(_ready_checks(bus, streams, database, writer))
         reloader = _reloader(settings, bus, own)

@@ -26,7 +26,7 @@ from audit.settings import SERVICE, AppendSettings
 from estcore import ids
 from estcore.clock import Clock, monotonic_s
 from estcore.errors import BusUnavailable, LedgerUnavailable, Unavailable
-from estcore.messages.audit import AuditBatch
+from estcore.messages.audit_batches import MAX_RECORDS, batch_id, encode_records, fitting
 from estcore.messages.envelope import encode
 from estcore.messages.topics import (
     AUDIT_CONSUMER,
@@ -134,11 +134,13 @@ class Writer:
         waiting = self._own.waiting()
         if not waiting or self.role == "down":
             return
-        batch = AuditBatch(records=tuple(entry.record for entry in waiting[:512]))
-        message = Outgoing(audit_issue_topic(SERVICE), encode(batch), batch.records[0].record_id)
+        encoded = [encode(entry.record) for entry in waiting[:MAX_RECORDS]]
+        count = fitting(encoded)
+        name = batch_id(entry.record.record_id for entry in waiting[:count])
+        message = Outgoing(audit_issue_topic(SERVICE), encode_records(encoded[:count]), name)
         with contextlib.suppress(BusUnavailable):
             await self._bus.publish_confirmed([message])
-            self._own.committed(len(batch.records))
+            self._own.committed(count)
 
     async def _lead(self, connection: Connection, stop: asyncio.Event) -> None:
         if not await self._database.alive():

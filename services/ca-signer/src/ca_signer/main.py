@@ -170,7 +170,7 @@ async def _serve(
         return
     await frontend_state.publish()
     checks.pop("started")
-    streams = StreamProbe(shared.bus, SERVICE, shared.settings.instance)
+    streams = StreamProbe(shared.bus, SERVICE)
     checks.update(_ready_checks(shared, issuing.worker, streams))
 
     async def fail_readiness(stopping: asyncio.Event) -> None:

@@ -135,7 +135,7 @@ def build_app(settings: FrontendSettings, listener: Listener) -> App:
     )
     state.load()
     bus = Bus.unconnected(SERVICE)
-    trail = AuditTrail(bus, settings.trail, CLOCK, settings.instance)
+    trail = AuditTrail(bus, settings.trail, CLOCK, group=settings.group, instance=settings.instance)
     gateway = SignerGateway(
         bus=bus,
         pending=PendingRequests(CLOCK),
@@ -178,7 +178,7 @@ def build_app(settings: FrontendSettings, listener: Listener) -> App:
         authentication=authentication,
         state=state,
         bus=bus,
-        streams=StreamProbe(bus, SERVICE, settings.instance, state.clock_check),
+        streams=StreamProbe(bus, SERVICE, settings.group, state.clock_check),
         trail=trail,
         gateway=gateway,
         adoption=adoption,
@@ -268,7 +268,7 @@ async def _connect(bus: Bus, settings: FrontendSettings) -> None:
     labels = load_policy(settings.policy_file).labels.values()
     issuers = {issuer for label in labels for issuer in label.issuers}
     rights = [
-        audit_refusal_topic(SERVICE, settings.instance),
+        audit_refusal_topic(SERVICE, settings.group),
         *(request_topic(settings.group, i, Priority.NORMAL) for i in sorted(issuers)),
     ]
     if settings.crl_listen is not None and settings.crl_listen.ocsp:

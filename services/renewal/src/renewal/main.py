@@ -81,7 +81,7 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
         bus = await _unless(stop, connecting)
         if database is None or bus is None:
             return
-        streams = StreamProbe(bus, SERVICE, settings.instance)
+        streams = StreamProbe(bus, SERVICE)
         builder = MessageBuilder(settings.instance, SystemClock())
         publisher = RotationPublisher(database, bus, builder, settings.rotation)
         event_consumer = EventConsumer(settings, database, bus, builder, publisher, tracing)

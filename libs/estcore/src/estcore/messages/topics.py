@@ -86,7 +86,14 @@ STREAMS = (
     ),
     Stream(PKI_STATE, ("pki.state.>",), owner="ca-signer", last_per_topic=True),
     # Written by every process every few seconds: shows that JetStream stores what it takes.
-    Stream(CANARY, ("canary.>",), owner="ca-signer", last_per_topic=True, max_age_s=3600),
+    Stream(
+        CANARY,
+        ("canary.>",),
+        owner="ca-signer",
+        last_per_topic=True,
+        max_age_s=3600,
+        max_message_bytes=1024,
+    ),
     Stream(
         DEAD_LETTERS,
         ("dead.>",),
@@ -110,8 +117,10 @@ STREAMS = (
         owner="audit",
         retention="workqueue",
         discard="new",
-        max_messages=1_000_000,
-        max_bytes=1024 * _MIB,
+        # A quarter of it at most for each front-end group, which has one topic: as above.
+        max_per_topic=8_000,
+        max_message_bytes=128 * 1024,
+        max_bytes=4096 * _MIB,
     ),
 )
 
@@ -194,14 +203,22 @@ def audit_issue_topic(service: str) -> str:
     return f"audit.issue.{token(service)}"
 
 
-def audit_refusal_topic(service: str, instance: str) -> str:
-    """``audit.refusal.<service>.<instance>``: records without a row behind them."""
-    return f"audit.refusal.{token(service)}.{token(instance)}"
+def audit_refusal_topic(service: str, part: str) -> str:
+    """``audit.refusal.<service>.<part>``: records without a row behind them.
+
+    ``part`` is the group of a front end, the instance of ca-signer.
+    """
+    return f"audit.refusal.{token(service)}.{token(part)}"
 
 
-def canary_topic(service: str, instance: str) -> str:
-    """``canary.<service>.<instance>``: written to see that JetStream stores."""
-    return f"canary.{token(service)}.{token(instance)}"
+def canary_topic(service: str, group: str = "") -> str:
+    """``canary.<service>``, of front ends ``canary.<service>.<group>``.
+
+    Written to see that JetStream stores. Instances share it: with topics of its own choice one
+    front end could fill the disk.
+    """
+    topic = f"canary.{token(service)}"
+    return f"{topic}.{token(group)}" if group else topic
 
 
 def stream_of(topic: str) -> str | None:

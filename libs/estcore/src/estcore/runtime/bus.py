@@ -32,7 +32,7 @@ from estcore.messages.signatures import (
     topic_pattern,
 )
 from estcore.runtime.logs import fields
-from estcore.runtime.nats_client import BUS_ERRORS, Client, Msg, Subscription, nats
+from estcore.runtime.nats_client import BUS_ERRORS, Client, JetStream, Msg, Subscription, nats
 from estcore.runtime.settings import BusSettings, read_secret
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class Bus:
     def __init__(self, client: Client, inbox_prefix: str) -> None:
         self.client = client
         self.inbox_prefix = inbox_prefix
-        self._js = client.jetstream(timeout=5, publish_async_max_pending=4096)
+        self._js = JetStream(client, timeout=5, publish_async_max_pending=4096)
         self.violation: str | None = None
         self._key: MessageKey | None = None
         self._senders = NO_SENDERS

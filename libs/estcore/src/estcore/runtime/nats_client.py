@@ -56,6 +56,7 @@ uvloop raises RuntimeError for a transport that has closed, and nats-py passes i
 __all__ = [
     "BUS_ERRORS",
     "Client",
+    "JetStream",
     "JetStreamContext",
     "Msg",
     "NkeysError",
@@ -63,6 +64,24 @@ __all__ = [
     "api",
     "nats",
 ]
+
+
+class JetStream(JetStreamContext):
+    """JetStream whose publisher learns at once that its message was refused."""
+
+    @override
+    async def _handle_async_reply(self, msg: Msg) -> None:
+        """Complete the future of a PubAck.
+
+        nats-py raises what a refusal with code 503 means (a full stream) instead of setting it,
+        so that the publisher waits for its timeout.
+        """
+        try:
+            await super()._handle_async_reply(msg)
+        except (nats.js.errors.Error, ValueError, KeyError, TypeError) as exc:
+            future = self._publish_async_futures.get(msg.subject.rpartition(".")[2])
+            if future is not None and not future.done():
+                future.set_exception(exc)
 
 
 class Client(_Client):

@@ -41,11 +41,11 @@ class StreamProbe:
     """Watches the streams that a service publishes to."""
 
     def __init__(
-        self, bus: Bus, service: str, instance: str, clock: ClockCheck | None = None
+        self, bus: Bus, service: str, group: str = "", clock: ClockCheck | None = None
     ) -> None:
         """``clock`` is compared with NATS's: for a service without PostgreSQL."""
         self._bus, self._clock = bus, clock
-        self._canary = canary_topic(service, instance)
+        self._canary = canary_topic(service, group)
         self._fault: str | None = "not probed yet"
         self._probed = monotonic_s()
 

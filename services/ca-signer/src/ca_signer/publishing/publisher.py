@@ -13,6 +13,7 @@ from estcore.clock import Clock
 from estcore.errors import BusUnavailable
 from estcore.messages import topics
 from estcore.messages.audit import AuditRecord
+from estcore.messages.audit_batches import encode_records, parts
 from estcore.messages.enrollment import EnrollmentRequested
 from estcore.messages.envelope import encode, encode_mapping
 from estcore.runtime.bus import Bus, Outgoing
@@ -20,8 +21,6 @@ from estcore.runtime.consume import Delivery
 from estcore.runtime.logs import fields
 
 log = logging.getLogger(__name__)
-
-_BATCH = 256
 
 
 class EventPublisher:
@@ -139,10 +138,9 @@ class EventPublisher:
 
 def _batches(records: Sequence[Record], topic: str | None = None) -> list[Outgoing]:
     topic = topic or topics.audit_issue_topic(SERVICE)
-    batches = []
-    for start in range(0, len(records), _BATCH):
-        part = records[start : start + _BATCH]
-        traced = [t for r in part if (t := r.pop("traceparent", None))]
-        body = encode_mapping({"records": part, "traceparents": traced})
-        batches.append(Outgoing(topic, body))
-    return batches
+    traceparents = [r.pop("traceparent", None) for r in records]
+    encoded = [encode_mapping(r) for r in records]
+    return [
+        Outgoing(topic, encode_records(encoded[part], [t for t in traceparents[part] if t]))
+        for part in parts(encoded)
+    ]

@@ -99,7 +99,7 @@ async def run(settings: UpstreamSettings) -> None:
             if not await completeness.hold(parts.publisher, stop):
                 return
             await publish_state(bus, database, issuers)
-            streams = StreamProbe(bus, f"{SERVICE}-upstream", settings.instance)
+            streams = StreamProbe(bus, f"{SERVICE}-upstream")
             checks.pop("started")
             checks.update(
                 bus=lambda: bus.ready,

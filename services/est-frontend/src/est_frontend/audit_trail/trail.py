@@ -24,6 +24,7 @@ from estcore import ids
 from estcore.clock import Clock, monotonic_s
 from estcore.errors import AuditUnavailable, BusUnavailable, InvariantBroken
 from estcore.messages import topics
+from estcore.messages.audit_batches import encode_records, fitting
 from estcore.messages.envelope import encode_mapping, without_none
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.logs import fields
@@ -32,9 +33,6 @@ from estcore.runtime.service import sleep_or_stop
 log = logging.getLogger(__name__)
 
 SERVICE = "est-frontend"
-_BATCH = 256
-_BATCH_BYTES = 512 * 1024
-"""Half of what a NATS server takes in one message by default."""
 _RECORD_BYTES = 64 * 1024
 _MEMORY = 20_000
 _MEMORY_BYTES = 64 * 1024 * 1024
@@ -46,12 +44,14 @@ _TRACES = 1000
 class AuditTrail:
     """Collects, numbers, sends, spools."""
 
-    def __init__(self, bus: Bus, settings: TrailSettings, clock: Clock, instance: str) -> None:
+    def __init__(
+        self, bus: Bus, settings: TrailSettings, clock: Clock, *, group: str, instance: str
+    ) -> None:
         self._bus = bus
         self._settings = settings
         self._clock = clock
         self._spool = Spool(settings.spool_file, settings.max_spooled)
-        self._topic = topics.audit_refusal_topic(SERVICE, instance)
+        self._topic = topics.audit_refusal_topic(SERVICE, group)
         self._producer = {"service": SERVICE, "instance": instance, "boot_id": ids.uuid7()}
         self._sequence = 0
         self._pending: list[bytes] = []
@@ -175,9 +175,9 @@ class AuditTrail:
         try:
             await self._drain()
             while self._pending:
-                records = self._next_batch()
+                records = self._pending[: fitting(self._pending)]
                 traced, self._traced = self._traced, []
-                await self._keep(len(records), _batch(records, traced))
+                await self._keep(len(records), encode_records(records, traced))
                 del self._pending[: len(records)]
                 self._pending_bytes -= sum(map(len, records))
             await self._spool.tidy()
@@ -196,14 +196,6 @@ class AuditTrail:
         if not self._broken:
             log.error("audit records cannot be stored", exc_info=exc_info, extra=fields(**more))
         self._broken = True
-
-    def _next_batch(self) -> list[bytes]:
-        size = 0
-        for count, record in enumerate(self._pending[:_BATCH]):
-            size += len(record)
-            if count and size > _BATCH_BYTES:
-                return self._pending[:count]
-        return self._pending[:_BATCH]
 
     async def _keep(self, count: int, body: bytes) -> None:
         if self._spool.count == 0 and await self._published(body):
@@ -241,9 +233,3 @@ class AuditTrail:
             if self._pending:
                 log.error("audit records lost", extra=fields(records=len(self._pending)))
             await self._spool.close()
-
-
-def _batch(records: list[bytes], traceparents: list[str]) -> bytes:
-    """Return an ``AuditBatch`` of encoded records."""
-    traced = encode_mapping({"traceparents": traceparents})
-    return b'{"records":[' + b",".join(records) + b"]," + traced.removeprefix(b"{")

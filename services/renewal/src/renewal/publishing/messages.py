@@ -9,7 +9,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
 from pydantic import JsonValue
@@ -18,12 +17,12 @@ from estcore.clock import Clock
 from estcore.ids import ROTATION_NAMESPACE, record_id, uuid7
 from estcore.messages.audit import (
     Actor,
-    AuditBatch,
     AuditRecord,
     AuditRecordBuilder,
     Origin,
     Target,
 )
+from estcore.messages.audit_batches import batch_id, encode_records, parts
 from estcore.messages.envelope import encode
 from estcore.messages.events import CertificateRef, RotationEvent, RotationStep
 from estcore.messages.topics import audit_issue_topic, rotation_topic
@@ -32,8 +31,6 @@ from estcore.runtime.tracing import parse_traceparent, trace_id
 from renewal.rotation.slot import Scheduled
 from renewal.settings import SERVICE
 
-MAX_RECORDS = 256
-"""Records in one message: a quarter of a megabyte at most."""
 _ACTOR = Actor(type="system", subject=SERVICE)
 _SEVERITY = {"stalled": "warning", "expired": "error", "lease_expired": "warning"}
 
@@ -191,12 +188,10 @@ def batches(
 ) -> Iterator[Outgoing]:
     """Yield the records in as few messages as fit; the same records make the same message."""
     sampled = tuple({t for t in traceparents if t and _is_sampled(t)})
-    for start in range(0, len(records), MAX_RECORDS):
-        part = tuple(records[start : start + MAX_RECORDS])
-        name = sha256("".join(r.record_id for r in part).encode()).hexdigest()[:32]
-        yield Outgoing(
-            audit_issue_topic(SERVICE), encode(AuditBatch(records=part, traceparents=sampled)), name
-        )
+    encoded = [encode(record) for record in records]
+    for part in parts(encoded):
+        name = batch_id(r.record_id for r in records[part])
+        yield Outgoing(audit_issue_topic(SERVICE), encode_records(encoded[part], sampled), name)
 
 
 def _is_sampled(traceparent: str) -> bool:
