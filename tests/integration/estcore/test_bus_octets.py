@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -174,3 +176,18 @@ async def test_a_message_above_the_limit_of_the_server_is_refused_here(platform:
         await sending.publish_confirmed([Outgoing(REFUSALS, b"good three")])
         assert sending.client.stats["reconnects"] == 0
         await consumed(audit, b"good three")
+
+
+async def test_a_round_trip_that_was_given_up_does_not_end_the_connection(
+    platform: Platform,
+) -> None:
+    async with parties(platform, "ca-signer", "audit") as (sending, _, audit):
+        os.kill(platform.nats.pid, signal.SIGSTOP)
+        try:
+            waiting = asyncio.ensure_future(audit.client.flush())
+            await asyncio.sleep(0.2)
+            waiting.cancel()
+        finally:
+            os.kill(platform.nats.pid, signal.SIGCONT)
+        await sending.publish_confirmed([Outgoing(REFUSALS, b"good four")])
+        assert await consumed(audit, b"good four")

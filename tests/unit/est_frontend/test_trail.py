@@ -26,10 +26,11 @@ class FakeBus:
         self.fault: Exception | None = None
         self.published: list[bytes] = []
 
-    async def publish_confirmed(self, messages: list[Outgoing]) -> None:
+    async def publish_confirmed(self, messages: list[Outgoing]) -> list[int]:
         if self.fault is not None:
             raise self.fault
         self.published += [message.payload for message in messages]
+        return [len(self.published)]
 
     @property
     def records(self) -> list[AuditRecord]:

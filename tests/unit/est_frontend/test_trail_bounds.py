@@ -32,10 +32,11 @@ class Stream:
         self.away = False
         self.bodies: list[bytes] = []
 
-    async def publish_confirmed(self, messages: list[Outgoing]) -> None:
+    async def publish_confirmed(self, messages: list[Outgoing]) -> list[int]:
         if self.away:
             raise BusUnavailable("away")
         self.bodies += [message.payload for message in messages]
+        return [len(self.bodies)]
 
     @property
     def records(self) -> list[AuditRecord]:

@@ -41,7 +41,7 @@ from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
 from estcore.runtime.message_keys import message_keys
 from estcore.runtime.reload import Reloader, Stamps, Watched, file_stamps
-from estcore.runtime.service import Job, run_jobs, stop_on_signals
+from estcore.runtime.service import Job, done_or_stop, run_jobs, stop_on_signals
 from estcore.runtime.stream_probe import StreamProbe
 from estcore.runtime.tracing import Tracing
 
@@ -168,7 +168,8 @@ async def _serve(
     checks["ledger_complete"] = lambda: completeness.complete
     if not await completeness.hold(shared.publisher, stop):
         return
-    await frontend_state.publish()
+    if not await done_or_stop(stop, frontend_state.publish, "publish state"):
+        return
     checks.pop("started")
     streams = StreamProbe(shared.bus, SERVICE)
     checks.update(_ready_checks(shared, issuing.worker, streams))

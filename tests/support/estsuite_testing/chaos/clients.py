@@ -27,6 +27,10 @@ _BASE = "/.well-known/est"
 _CODE = re.compile(r"\[([a-z_.]+)\]")
 _PASSING = {202, 429, 503}
 _PAUSE_S = 0.7
+_EXCUSE_S = 0.2
+"""For what ended the front end at this moment to be known."""
+_REPEATED_S = 500
+"""Below the window of the profile (600 s), after which a request gets a new certificate."""
 
 
 @dataclass
@@ -39,6 +43,12 @@ class Holder:
     certificate: x509.Certificate
     renewed: bool
     """It is a successor; repeated on its own, its request would be a different one."""
+    since_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the same request gets the same certificate, for the profile's window."""
+        return time.monotonic() - self.since_s < _REPEATED_S
 
     @property
     def fingerprint(self) -> str:
@@ -77,7 +87,7 @@ class Fleet:
             await self._ask("enroll", f"dev-{self._number}")
             return
         holder = self.random.choice(self._held)
-        if chance < 0.8 or holder.renewed:
+        if chance < 0.8 or holder.renewed or not holder.repeats:
             # The successor takes its place: a certificate is renewed once.
             self._held.remove(holder)
             await self._ask("reenroll", holder.name, before=holder)
@@ -188,6 +198,8 @@ class CACertsWatcher:
             except (aiohttp.ClientError, TimeoutError, OSError) as exc:
                 fault = type(exc).__name__
             self.asked += 1
+            if fault and not before:
+                await asyncio.sleep(_EXCUSE_S)
             if fault and not before and not self.excused.is_set():
                 at = round(time.monotonic() - self.history.started_s, 1)
                 self.history.faults.append(f"/cacerts at port {self.port}: {fault} at {at} s")

@@ -232,8 +232,10 @@ class Bus:
 
     async def publish_confirmed(
         self, messages: Sequence[Outgoing], *, timeout_s: float = 5
-    ) -> None:
+    ) -> list[int]:
         """Publish to JetStream and await every PubAck; the outcome of a failure is unknown.
+
+        Returns the sequences under which the streams stored them.
 
         Raises:
             BusUnavailable: not connected, no PubAck in time, stream full, or refused.
@@ -245,7 +247,7 @@ class Bus:
             async with asyncio.timeout(timeout_s):
                 for message in messages:
                     futures.append(await self._send(message))
-                await asyncio.gather(*futures)
+                return [confirmed.seq for confirmed in await asyncio.gather(*futures)]
         except nats.js.errors.APIError as exc:
             reason = exc.description or "no reason"
             full = reason.startswith("maximum")

@@ -17,6 +17,7 @@ all who receive it, again and again while a stream keeps it, or reach a differen
 # ruff: noqa: E402 - aiohttp is hidden while nats-py is imported
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import sys
@@ -86,6 +87,13 @@ class JetStream(JetStreamContext):
 
 class Client(_Client):
     """A client whose ``tls://`` is enforced, and whose read loop outlives what others send."""
+
+    @override
+    async def _process_pong(self) -> None:
+        """End the oldest round trip; one that its caller gave up must not end the read loop."""
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
 
     @override
     def _build_message(

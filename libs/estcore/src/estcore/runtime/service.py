@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 import click
 import uvloop
 
-from estcore.errors import ConfigurationError
+from estcore.errors import ConfigurationError, Unavailable
 from estcore.runtime import command_line, logs
 from estcore.runtime.command_line import EXIT_FAILED, PATH, Group
 from estcore.runtime.console import output_closed
@@ -30,6 +30,8 @@ from estcore.runtime.settings import ServiceSettings, load_settings
 from estcore.runtime.terminal import write_line
 
 log = logging.getLogger(__name__)
+
+_AGAIN_S = 1.0
 
 S = TypeVar("S", bound=ServiceSettings)
 Job = Callable[[asyncio.Event], Awaitable[None]]
@@ -67,6 +69,22 @@ async def sleep_or_stop(stop: asyncio.Event, seconds: float) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+async def done_or_stop(stop: asyncio.Event, step: Callable[[], Awaitable[None]], name: str) -> bool:
+    """Do a step of the start until bus and database allow it; False when the process stops before.
+
+    A process that ended instead would be started again, later each time, by its platform.
+    """
+    while not stop.is_set():
+        try:
+            await step()
+        except Unavailable as exc:
+            log.warning("start deferred", extra=fields(step=name, code=exc.code, reason=exc.reason))
+            await sleep_or_stop(stop, _AGAIN_S)
+        else:
+            return True
+    return False
 
 
 def stop_on_signals() -> asyncio.Event:

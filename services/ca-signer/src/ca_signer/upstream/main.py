@@ -12,6 +12,7 @@ import datetime as dt
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -39,7 +40,14 @@ from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
 from estcore.runtime.message_keys import message_keys
 from estcore.runtime.reload import Reloader, Stamps, Watched, file_stamps
-from estcore.runtime.service import Job, ServiceCommand, run_jobs, sleep_or_stop, stop_on_signals
+from estcore.runtime.service import (
+    Job,
+    ServiceCommand,
+    done_or_stop,
+    run_jobs,
+    sleep_or_stop,
+    stop_on_signals,
+)
 from estcore.runtime.stream_probe import StreamProbe
 from estcore.runtime.terminal import write_line
 from estcore.runtime.tracing import Tracing
@@ -98,7 +106,9 @@ async def run(settings: UpstreamSettings) -> None:
             checks["ledger_complete"] = lambda: completeness.complete
             if not await completeness.hold(parts.publisher, stop):
                 return
-            await publish_state(bus, database, issuers)
+            publish = partial(publish_state, bus, database, issuers)
+            if not await done_or_stop(stop, publish, "publish state"):
+                return
             streams = StreamProbe(bus, f"{SERVICE}-upstream")
             checks.pop("started")
             checks.update(

@@ -4,6 +4,7 @@
   in the spool while the bus is unavailable.
 - A record is encoded when it is added. One that has no JSON form, or is too large, is replaced by
   a record that says so: no record in the queue can hold up those behind it.
+- What was sent a moment ago is sent again when the stream has lost it (``sent_batches``).
 - Refusals of one source above a rate are counted in one record, so a flood can neither fill the
   stream nor hide among itself.
 - Memory, spool and disk are bounded. Refusals have a part of each; beyond it they are counted, by
@@ -18,6 +19,7 @@ from typing import Any
 
 from est_frontend import metrics
 from est_frontend.audit_trail.refusal_counts import WINDOW_S, RefusalCounts
+from est_frontend.audit_trail.sent_batches import SentBatches
 from est_frontend.audit_trail.spool import Spool
 from est_frontend.settings import TrailSettings
 from estcore import ids
@@ -60,6 +62,7 @@ class AuditTrail:
         self._refusals = RefusalCounts(settings.refusals_per_source)
         self._window_until = 0.0
         self._broken = False
+        self._sent = SentBatches()
 
     @property
     def ready(self) -> bool:
@@ -205,7 +208,7 @@ class AuditTrail:
 
     async def _published(self, body: bytes) -> bool:
         try:
-            await self._bus.publish_confirmed([Outgoing(self._topic, body)])
+            await self._sent.publish(self._bus, Outgoing(self._topic, body))
         except BusUnavailable:
             return False
         except Exception:  # Bulkhead: for any error of the bus client the spool keeps the records.

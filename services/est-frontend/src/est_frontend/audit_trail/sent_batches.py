@@ -1,0 +1,54 @@
+"""Batches of audit records sent a moment ago: sent again when their stream has lost them.
+
+A PubAck says that the stream has a message, not that audit has read it. Where all replicas of a
+stream are lost, or its newest messages with the leader that had them, its numbers begin again at a
+lower one. Audit keeps each record once, by its id.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+
+from estcore.clock import monotonic_s
+from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.logs import fields
+
+log = logging.getLogger(__name__)
+
+_KEEP_S = 60.0
+_KEEP_OCTETS = 8 * 1024 * 1024
+
+
+class SentBatches:
+    """The batches of the last minute, up to eight megabytes."""
+
+    def __init__(self) -> None:
+        self._kept: deque[tuple[float, Outgoing]] = deque()
+        self._octets = 0
+        self._newest = 0
+
+    async def publish(self, bus: Bus, message: Outgoing) -> None:
+        """Publish a batch, and those before it if the stream has lost messages since.
+
+        Raises:
+            BusUnavailable: not confirmed; the batches before it are kept for the next call.
+        """
+        (sequence,) = await bus.publish_confirmed([message])
+        if sequence <= self._newest and self._kept:
+            log.warning(
+                "the stream lost messages, audit records are sent again",
+                extra=fields(batches=len(self._kept), sequence=sequence, before=self._newest),
+            )
+            # In one publication of several: their order is the one they are sent in.
+            *_, sequence = await bus.publish_confirmed([kept for _, kept in self._kept])
+        self._newest = sequence
+        self._keep(message)
+
+    def _keep(self, message: Outgoing) -> None:
+        now = monotonic_s()
+        self._kept.append((now, message))
+        self._octets += len(message.payload)
+        while self._kept and (self._octets > _KEEP_OCTETS or self._kept[0][0] < now - _KEEP_S):
+            _, dropped = self._kept.popleft()
+            self._octets -= len(dropped.payload)
