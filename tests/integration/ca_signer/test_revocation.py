@@ -231,10 +231,10 @@ class AuditIsAway(Bus):
         return cls(bus.client, bus.inbox_prefix)
 
     @override
-    async def publish_confirmed(self, messages: Any, *, timeout_s: float = 5) -> None:
+    async def publish_confirmed(self, messages: Any, *, timeout_s: float = 5) -> list[int]:
         if any(m.topic.startswith("audit.") for m in messages):
             raise BusUnavailable("stream refused the message", code="bus.full")
-        await super().publish_confirmed(messages, timeout_s=timeout_s)
+        return await super().publish_confirmed(messages, timeout_s=timeout_s)
 
 
 async def test_revocation_works_while_audit_is_unavailable_and_is_recorded_later(
@@ -286,11 +286,12 @@ async def test_a_change_during_publication_is_published_as_well(signer: SignerSt
         """Between publishing and marking, the certificate is released."""
 
         @override
-        async def publish_confirmed(self, messages: Any, *, timeout_s: float = 5) -> None:
-            await super().publish_confirmed(messages, timeout_s=timeout_s)
+        async def publish_confirmed(self, messages: Any, *, timeout_s: float = 5) -> list[int]:
+            stored = await super().publish_confirmed(messages, timeout_s=timeout_s)
             if isinstance(messages[0], Outgoing) and "certificate.revoked" in messages[0].topic:
                 async with signer.database.connection() as connection:
                     await revocations.set_revocation(connection, known["issuance_id"], None, None)
+            return stored
 
     async with signer.database.connection() as connection:
         await revocations.set_revocation(connection, known["issuance_id"], revocations.HOLD, None)
