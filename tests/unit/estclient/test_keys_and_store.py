@@ -20,7 +20,7 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 from estclient.agent.bundle import Pending, verify_bundle
 from estclient.agent.credential_store import CredentialStore
 from estclient.errors import BundleInvalid
-from estclient.est.keys import csr_like, make_csr, make_key
+from estclient.est.keys import csr_like, make_csr, make_key, request_builder
 from estclient.est.proof_of_use import sign_ack
 from estcore.clock import SystemClock
 from estcore.pki.csr import parse_csr
@@ -136,3 +136,16 @@ def test_a_request_under_way_survives_a_restart(ca: Any, tmp_path: Path) -> None
     assert store.pending("another") is None
     store.forget()
     assert store.pending(current.fingerprint) is None
+
+
+@pytest.mark.parametrize(
+    "entry", ["dns:", "dns:a b", "dns:web.demo.", "ip:", "ip:10.0.0.0/8", "uri:", "uri:web", "email:",
+              "email:web", "web.demo", "other:x"],
+)  # fmt: skip
+def test_an_entry_that_is_no_name_is_refused_before_it_is_sent(entry: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - each kind of name has its own reason
+        request_builder("CN=web", ["dns:web.demo", entry])
+
+
+def test_what_the_policy_of_a_server_decides_on_is_sent() -> None:
+    assert request_builder("CN=web", ["dns:*.web.demo", "dns:_web.demo"])

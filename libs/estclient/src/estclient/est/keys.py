@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 from estclient.errors import BundleInvalid
 from estcore.pki.der import BIT_STRING, SEQUENCE, SET, children, tlv
 from estcore.pki.keys import spki_der
+from estcore.pki.name_grammar import DNSRules, check_general_name
 from estcore.pki.names import parse_name
 from estcore.pki.profile import KeyAlgorithm
 
@@ -43,6 +44,8 @@ _RSA_SHA256 = bytes.fromhex("300d06092a864886f70d01010b0500")
 _ED25519 = bytes.fromhex("300506032b6570")
 _VERSION_0 = bytes.fromhex("020100")
 _EXTENSION_REQUEST = bytes.fromhex("06092a864886f70d01090e")
+_ANY_DNS = DNSRules(wildcards=True, underscores=True)
+"""The server's policy decides on these; names that are none end here."""
 _SAN_OID = bytes.fromhex("0603551d11")
 _EXPLICIT_0, _EXPLICIT_3 = 0xA0, 0xA3
 _SUBJECT_AT = 5
@@ -100,6 +103,8 @@ def request_builder(subject: str, san: Iterable[str] = ()) -> x509.CertificateSi
     """
     builder = x509.CertificateSigningRequestBuilder(parse_name(subject))
     names = [_general_name(entry) for entry in san]
+    for name in names:
+        check_general_name(name, _ANY_DNS)
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     return builder
