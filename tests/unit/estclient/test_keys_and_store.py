@@ -148,4 +148,8 @@ def test_an_entry_that_is_no_name_is_refused_before_it_is_sent(entry: str) -> No
 
 
 def test_what_the_policy_of_a_server_decides_on_is_sent() -> None:
-    assert request_builder("CN=web", ["dns:*.web.demo", "dns:_web.demo"])
+    csr = make_csr(make_key("ec-p256"), "CN=web", ["dns:*.web.demo", "dns:_web.demo"])
+    san = x509.load_der_x509_csr(csr).extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
+    assert san.value.get_values_for_type(x509.DNSName) == ["*.web.demo", "_web.demo"]
