@@ -66,16 +66,18 @@ class Head:
 
 
 async def become_writer(connection: Connection) -> bool:
-    """Take the writer's lock for this session, if it is free.
+    """Take the writer's lock for this session, if it is free; ``terminate`` gives it back.
 
     The server notices within half a minute that this host is gone, so that the lock
     does not outlive it for hours.
     """
+    if not await connection.fetchval("select pg_try_advisory_lock($1)", WRITER_LOCK):
+        return False
     await connection.execute(
         "set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5;"
         " set tcp_keepalives_count = 4"
     )
-    return bool(await connection.fetchval("select pg_try_advisory_lock($1)", WRITER_LOCK))
+    return True
 
 
 async def load_head(connection: Connection) -> Head:

@@ -104,7 +104,11 @@ class Writer:
             try:
                 async with self._database.connection() as connection:
                     if await store.become_writer(connection):
-                        await self._lead(connection, stop)
+                        try:
+                            await self._lead(connection, stop)
+                        finally:
+                            # The lock belongs to the session, not to a transaction.
+                            connection.terminate()
                         return
                 self._become("standby")
             except Unavailable as exc:

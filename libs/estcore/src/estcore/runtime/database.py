@@ -53,6 +53,13 @@ _HEARTBEAT_AGAIN_S = 1.0
 _HEARTBEAT_TIMEOUT_S = 5.0
 
 
+async def _keep_session(_: asyncpg.Connection[asyncpg.Record]) -> None:
+    """Release a connection without asyncpg's reset query: a round trip after each statement.
+
+    Settings are changed ``local`` to a transaction; a session that holds a lock is terminated.
+    """
+
+
 class Database:
     """A pool of connections to one schema."""
 
@@ -75,6 +82,7 @@ class Database:
                     timeout=5,
                     command_timeout=settings.statement_timeout_s + 5,
                     max_inactive_connection_lifetime=300,
+                    reset=_keep_session,
                     server_settings={
                         "application_name": service,
                         "search_path": schema,
