@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -170,7 +171,7 @@ class Rule(StrictModel):
             raise ValueError("a registrar is identified by its certificate")
         return self
 
-    @property
+    @cached_property
     def placeholders(self) -> frozenset[str]:
         """Claims that stand in braces in owner and names."""
         texts = [text for text in self.owner.model_dump().values() if text is not None]
@@ -200,7 +201,12 @@ class Rule(StrictModel):
             kind: tuple(fill(text, claims) for text in texts)
             for kind, texts in self.names.lists().items()
         }
-        return self.model_copy(update={"owner": owner, "names": self.names.with_lists(names)})
+        return self._filled(owner, names)
+
+    def _filled(self, owner: Owner, names: Mapping[str, tuple[str, ...]]) -> Rule:
+        rule = self.model_copy(update={"owner": owner, "names": self.names.with_lists(names)})
+        rule.__dict__.pop("placeholders", None)  # cached for the rule that it is a copy of
+        return rule
 
     def bound_to_owner(self, tenant: str, service: str) -> Rule | None:
         """Return the rule as it is for an owner; None when it can never be that owner.
@@ -222,7 +228,7 @@ class Rule(StrictModel):
             for kind, texts in self.names.lists().items()
         }
         owner = Owner(tenant=tenant, service=service)
-        return self.model_copy(update={"owner": owner, "names": self.names.with_lists(names)})
+        return self._filled(owner, names)
 
 
 _PATTERNS = frozenset({"common_names", "dns", "serial_numbers", "user_ids", "unstructured_names"})
