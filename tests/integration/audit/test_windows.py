@@ -65,9 +65,7 @@ async def test_equal_windows_close_and_missing_records_are_requested(
             if not asked.is_set():
                 await publisher.send(outcome(record, 3))
             asked.set()
-            await publisher.bus.publish_unconfirmed(
-                message.reply, encode(ReannounceAnswered(announced=1))
-            )
+            await publisher.bus.answer(message, encode(ReannounceAnswered(announced=1)))
 
         await publisher.bus.subscribe(REANNOUNCE_TOPIC, answer)
         await publisher.send(*(outcome(record, n) for n in (1, 2)))
@@ -81,9 +79,7 @@ async def test_a_window_that_stays_different_is_abandoned_on_record(world: Audit
     async with world.service(windows=QUICK), world.publisher() as publisher:
 
         async def answer(message: Incoming) -> None:
-            await publisher.bus.publish_unconfirmed(
-                message.reply, encode(ReannounceAnswered(announced=0))
-            )
+            await publisher.bus.answer(message, encode(ReannounceAnswered(announced=0)))
 
         await publisher.bus.subscribe(REANNOUNCE_TOPIC, answer)
         await publisher.bus.publish_confirmed([closed(["i-9"], minute=7)])

@@ -135,7 +135,7 @@ class TrustFetchedReceiver:
         fetched = decode(TrustFetched, message.payload)
         self.messages.append(fetched)
         counted = TrustFetchCounted(new=len(fetched.fingerprints))
-        await self.bus.publish_unconfirmed(message.reply, encode(counted))
+        await self.bus.answer(message, encode(counted))
 
 
 @pytest.mark.integration

@@ -60,9 +60,7 @@ async def ledger(bench: Bench, issued: list[Any], asked: list[Any]) -> AsyncIter
         request = decode(ReannounceRequested, message.payload)
         asked.append(request)
         await bench.announce(*issued, times=1)
-        await bench.signer.publish_unconfirmed(
-            message.reply, encode(ReannounceAnswered(announced=len(issued)))
-        )
+        await bench.signer.answer(message, encode(ReannounceAnswered(announced=len(issued))))
 
     subscription = await bench.signer.subscribe(REANNOUNCE_TOPIC, answer)
     yield
@@ -126,7 +124,7 @@ async def sums(
                 for start, found in sorted(windows.items())
             )
         )
-        await bench.signer.publish_unconfirmed(message.reply, encode(answered))
+        await bench.signer.answer(message, encode(answered))
 
     subscription = await bench.signer.subscribe(WINDOWS_TOPIC, answer)
     yield

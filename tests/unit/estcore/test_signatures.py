@@ -82,12 +82,20 @@ def test_no_header_raises_anything_else(header: str | None) -> None:
 
 
 def test_an_answer_counts_by_the_services_that_may_give_it() -> None:
-    inbox = "_INBOX_estfrontend.0123"
-    header = message_key("renewal").sign(inbox, b"{}")
-    assert SENDERS.verify_answer(inbox, b"{}", header, services=("renewal",)).service == "renewal"
-    for topic, services in ((inbox, ("ca-signer",)), ("_INBOX_estfrontend.0124", ("renewal",))):
+    header = message_key("renewal").sign_answer("0123", b"{}")
+    assert SENDERS.verify_answer("0123", b"{}", header, services=("renewal",)).service == "renewal"
+    for question, services in (("0123", ("ca-signer",)), ("0124", ("renewal",))):
         with pytest.raises(NotAuthenticated):
-            SENDERS.verify_answer(topic, b"{}", header, services=services)
+            SENDERS.verify_answer(question, b"{}", header, services=services)
+
+
+def test_an_answer_counts_on_no_topic() -> None:
+    """A service answers whatever it is asked: the asker must not choose what that is signed for."""
+    for question in ("pki.rotation.due.a.b", "0123"):
+        header = message_key("renewal").sign_answer(question, b"{}")
+        for topic in (question, f"_ANSWER.{question}"):
+            with pytest.raises(NotAuthenticated):
+                SENDERS.verify(topic, b"{}", header)
 
 
 def test_openssl_verifies_a_signature(tmp_path: Path) -> None:

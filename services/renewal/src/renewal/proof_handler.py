@@ -185,10 +185,8 @@ class AckListener:
         await connection.execute(_PEER, issuance_id, peer)
 
     async def _answer(self, message: Incoming, answer: RotationAckAnswered) -> None:
-        if not message.reply:
-            return
         try:
-            await self.bus.publish_unconfirmed(message.reply, encode(answer))
+            await self.bus.answer(message, encode(answer))
         except Unavailable as exc:
             log.warning("reply not sent", extra=fields(error=exc.reason))
 

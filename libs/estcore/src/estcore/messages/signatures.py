@@ -28,6 +28,9 @@ from estcore.messages import permissions
 from estcore.messages.permissions import Permissions
 
 HEADER = "Est-Signature"
+QUESTION = "Est-Question"
+"""Random name of a request, for which the answer is signed: its reply subject is rewritten
+between accounts."""
 _VERSION = "v1"
 _SIGNED = b"estsuite message v1\n"
 _KEY_INFO = b"estsuite message key v1"
@@ -66,6 +69,10 @@ class MessageKey:
         """Return the header of a message on ``topic``."""
         signature = self._key.sign(_signed(topic, self.instance, payload))
         return self._prefix + _encode(signature)
+
+    def sign_answer(self, question: str, payload: bytes) -> str:
+        """Return the header of the answer to a request named ``question``."""
+        return self.sign(_answer_topic(question), payload)
 
     def message_id(self, message_id: str) -> str:
         """Return the Nats-Msg-Id of a message.
@@ -123,14 +130,14 @@ class Senders:
         return sender
 
     def verify_answer(
-        self, topic: str, payload: bytes, header: str | None, *, services: Sequence[str]
+        self, question: str, payload: bytes, header: str | None, *, services: Sequence[str]
     ) -> Sender:
-        """Return who signed an answer that came to a private inbox.
+        """Return who signed the answer to the request named ``question``.
 
         Raises:
             NotAuthenticated: not signed, not by a known key, or not by one of ``services``.
         """
-        sender, _ = self._verified(topic, payload, header)
+        sender, _ = self._verified(_answer_topic(question), payload, header)
         if sender.service not in services:
             raise NotAuthenticated(f"the answer is by {sender.service}", code="message.sender")
         return sender
@@ -215,6 +222,11 @@ def topic_pattern(*topics: str) -> re.Pattern[str]:
 
 def _matcher(allowed: Permissions) -> re.Pattern[str]:
     return topic_pattern(*(t for t in allowed.publish if not t.startswith(("$", "_"))))
+
+
+def _answer_topic(question: str) -> str:
+    """Return what an answer is signed for in place of a topic: no sender may publish on it."""
+    return f"_ANSWER.{question}"
 
 
 def _signed(topic: str, instance: str, payload: bytes) -> bytes:

@@ -23,9 +23,11 @@ from prometheus_client import Counter
 
 from estcore.clock import monotonic_s
 from estcore.errors import BusUnavailable, ConfigurationError, NotAuthenticated
+from estcore.ids import is_token
 from estcore.messages.signatures import (
     HEADER,
     NO_SENDERS,
+    QUESTION,
     MessageKey,
     Sender,
     Senders,
@@ -68,6 +70,7 @@ class Incoming:
     """One message as a core subscriber receives it; ``reply`` is empty where none is wanted.
 
     ``sender`` signed it, with ``signature``; None where the subscription takes messages of anyone.
+    ``question`` names a request, and its answer is signed for that name.
     """
 
     topic: str
@@ -75,6 +78,7 @@ class Incoming:
     reply: str = ""
     sender: Sender | None = None
     signature: str = ""
+    question: str = ""
 
 
 @dataclass(frozen=True)
@@ -348,6 +352,22 @@ class Bus:
         except BUS_ERRORS as exc:
             raise BusUnavailable("the bus took nothing") from exc
 
+    async def answer(self, message: Incoming, payload: bytes) -> None:
+        """Answer a request, signed for its name, if an answer is wanted.
+
+        Raises:
+            BusUnavailable: not connected, or the outbound buffer is full.
+        """
+        if not message.reply:
+            return
+        headers = {}
+        if self._key is not None and is_token(message.question):
+            headers[HEADER] = self._key.sign_answer(message.question, payload)
+        try:
+            await self.client.publish(message.reply, payload, headers=headers)
+        except BUS_ERRORS as exc:
+            raise BusUnavailable("the bus took nothing") from exc
+
     async def subscribe(
         self,
         topic: str,
@@ -372,9 +392,12 @@ class Bus:
                 return
             sender = None if of_anyone else self.sender_of(message)
             if sender is not None or of_anyone:
-                signature = headers.get(HEADER, "") if headers else ""
+                found = headers or {}
+                signature, question = found.get(HEADER, ""), found.get(QUESTION, "")
                 await handler(
-                    Incoming(message.subject, message.data, message.reply, sender, signature)
+                    Incoming(
+                        message.subject, message.data, message.reply, sender, signature, question
+                    )
                 )
 
         return await self.client.subscribe(topic, queue=queue, cb=receive)
@@ -419,10 +442,10 @@ class Bus:
         Raises:
             BusUnavailable: no answer, not in time, or not signed by such a service.
         """
+        question = secrets.token_hex(16)
+        headers = {**self._signed(topic, payload), QUESTION: question}
         try:
-            answer = await self.client.request(
-                topic, payload, timeout=timeout_s, headers=self._signed(topic, payload)
-            )
+            answer = await self.client.request(topic, payload, timeout=timeout_s, headers=headers)
         except (TimeoutError, *BUS_ERRORS) as exc:
             raise BusUnavailable(f"no answer on {topic}") from exc
         octets = bytes(answer.data)
@@ -430,7 +453,7 @@ class Bus:
         try:
             if not answer.subject.startswith(f"{self.inbox_prefix}."):
                 raise NotAuthenticated("not an answer", code=_WRONG_TOPIC)
-            self._senders.verify_answer(answer.subject, octets, header, services=answered_by)
+            self._senders.verify_answer(question, octets, header, services=answered_by)
         except NotAuthenticated as exc:
             self.refused(answer.subject, exc)
             raise BusUnavailable(f"the answer on {topic} is not signed as it must be") from exc

@@ -45,7 +45,7 @@ class TrustAdoptionTracker:
     async def _arrived(self, message: Incoming) -> None:
         try:
             new = await self.count(decode(TrustFetched, message.payload))
-            await self._bus.publish_unconfirmed(message.reply, encode(TrustFetchCounted(new=new)))
+            await self._bus.answer(message, encode(TrustFetchCounted(new=new)))
         except (MalformedRequest, Unavailable) as exc:
             # Not answered: the front end reports again.
             log.warning("CA certificate downloads not counted", extra=fields(code=exc.code))

@@ -59,9 +59,7 @@ class CommandListener:
         except Exception as exc:  # Bulkhead: one poisoned command must not end the signer.
             log.error("command failed", exc_info=exc)
             answer = CommandAnswered(outcome="unavailable", code="internal", reason="see the log")
-        if not message.reply:
-            return
         try:
-            await self._bus.publish_unconfirmed(message.reply, encode(answer))
+            await self._bus.answer(message, encode(answer))
         except Unavailable as exc:
             log.warning("reply not sent", extra=fields(code=exc.code))

@@ -116,18 +116,14 @@ class ReconciliationWindows:
         try:
             request = decode(ReannounceRequested, message.payload)
             announced = await self.announce_again(request)
-            await self.bus.publish_unconfirmed(
-                message.reply, encode(ReannounceAnswered(announced=announced))
-            )
+            await self.bus.answer(message, encode(ReannounceAnswered(announced=announced)))
         except (MalformedRequest, Unavailable) as exc:
             log.warning("reconciliation windows not republished", extra=fields(code=exc.code))
 
     async def _handle_sums(self, message: Incoming) -> None:
         try:
             windows = await self.closed_sums(decode(WindowsRequested, message.payload))
-            await self.bus.publish_unconfirmed(
-                message.reply, encode(WindowsAnswered(windows=windows))
-            )
+            await self.bus.answer(message, encode(WindowsAnswered(windows=windows)))
         except (MalformedRequest, Unavailable) as exc:
             log.warning("reconciliation windows not answered", extra=fields(code=exc.code))
 

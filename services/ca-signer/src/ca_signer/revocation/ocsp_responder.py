@@ -145,7 +145,7 @@ class OCSPResponder:
             log.warning("OCSP request deferred", extra=fields(code=exc.code))
             answer = _counted(issuer_id, "try_later", TRY_LATER)
         try:
-            await self._bus.publish_unconfirmed(message.reply, answer)
+            await self._bus.answer(message, answer)
         except Unavailable as exc:
             log.warning("OCSP response not sent", extra=fields(code=exc.code))
 
