@@ -4,6 +4,11 @@ The client's ``fetch`` costs two requests a call and cannot be left standing. He
 request with credit for many messages is open at all times, so a message that arrives is
 delivered at once, and an idle consumer costs one heartbeat every few seconds. Credits bound
 what is in hand. Silence while connected means a dead subscription: it is made anew.
+
+nats-server ends a streamed answer between accounts at a message without payload and headers
+(``processServiceImport``), and loses what it would have sent after it until the ack wait is over.
+No sender of ours publishes one. One that does so delays one batch: from then on each message has a
+request of its own for a while, which ends with that message in any case.
 """
 
 from __future__ import annotations
@@ -23,12 +28,15 @@ from estcore.runtime.nats_client import BUS_ERRORS, Msg, Subscription
 
 log = logging.getLogger(__name__)
 
-_EXPIRES_S = 30
+_EXPIRES_S = 10
 _HEARTBEAT_S = 5
 _SILENCE_S = 3 * _HEARTBEAT_S
 _UNREADY_S = 2 * _SILENCE_S
 _DRAIN_S = 2
 _PAUSE_S = 1.0
+_SINGLY_S = 3600.0
+_SINGLY_CREDIT = 32
+"""Open requests of one message: all processes of a consumer share the server's 512."""
 _NS = 1_000_000_000
 
 
@@ -106,6 +114,8 @@ class PullConsumer:
         self._paused = False
         self._missing = False
         self._pull_at = 0.0
+        self._singly_until = 0.0
+        self._cut_off = False
         self.wake = wake or asyncio.Event()
         self._own_wake = wake is None
 
@@ -146,14 +156,25 @@ class PullConsumer:
         """Keep the standing request open; call it often (every take, at least every second)."""
         if self._paused or self._subscription is None or not self._bus.connected:
             return
+        if self._cut_off:
+            log.warning("empty message, fetching singly", extra=fields(consumer=self.name))
+            await self._restart()
+            return
         if monotonic_s() - self._heard > _SILENCE_S:
             if not self._missing:
                 log.warning("consumer silent, resubscribing", extra=fields(consumer=self.name))
             await self._restart()
             return
-        free = self._credit - self._open - len(self._queue)
-        if free * 2 >= self._credit:
+        credit = self._credit_now()
+        free = credit - self._open - len(self._queue)
+        if free * 2 >= credit:
             await self._pull(free)
+
+    def _singly(self) -> bool:
+        return monotonic_s() < self._singly_until
+
+    def _credit_now(self) -> int:
+        return min(self._credit, _SINGLY_CREDIT) if self._singly() else self._credit
 
     async def pause(self) -> Sequence[Delivery]:
         """Stop fetching; returns what was not taken, for ``nak``.
@@ -179,9 +200,10 @@ class PullConsumer:
         self._subscription = await self._bus.client.subscribe(inbox, cb=self._arrived)
         self._inbox = inbox
         self._open = 0
+        self._cut_off = False
         self._heard = monotonic_s()
         self._pull_at = 0.0
-        await self._pull(self._credit - len(self._queue))
+        await self._pull(self._credit_now() - len(self._queue))
 
     async def _restart(self) -> None:
         if self._paused:
@@ -200,10 +222,13 @@ class PullConsumer:
     async def _pull(self, batch: int) -> None:
         if batch <= 0 or monotonic_s() < self._pull_at:
             return
-        body = {"batch": batch, "expires": _EXPIRES_S * _NS, "idle_heartbeat": _HEARTBEAT_S * _NS}
+        requests, each = (batch, 1) if self._singly() else (1, batch)
+        body = {"batch": each, "expires": _EXPIRES_S * _NS, "idle_heartbeat": _HEARTBEAT_S * _NS}
+        octets = json.dumps(body).encode()
         topic = f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self.name}"
         try:
-            await self._bus.client.publish(topic, json.dumps(body).encode(), reply=self._inbox)
+            for _ in range(requests):
+                await self._bus.client.publish(topic, octets, reply=self._inbox)
         except BUS_ERRORS:
             log.debug("pull request not sent")
             return
@@ -216,6 +241,9 @@ class PullConsumer:
             self._alive()
             self._open -= 1
             self._queue.append(Delivery(self._bus, message))
+            if not message.data and not headers:
+                self._cut_off |= not self._singly()
+                self._singly_until = monotonic_s() + _SINGLY_S
             self.wake.set()
             return
         if status == "100":
