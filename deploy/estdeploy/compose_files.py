@@ -19,6 +19,7 @@ from pathlib import Path
 import yaml
 
 from estcore.errors import ConfigurationError
+from estcore.messages.accounts import server_accounts
 from estdeploy import nats
 from estdeploy.services import SERVICES, USER_ID, Places, compose_settings
 from estdev.layout import keep_secret
@@ -82,7 +83,7 @@ def _write_config(folder: Path, places: Places) -> None:
         text = yaml.safe_dump(settings, sort_keys=False)
         (config / f"{service.name}.yaml").write_text(text, encoding="utf-8")
     names = nats.users()
-    block = nats.authorization(names, nats.public_keys(folder / "secrets", names))
+    block = server_accounts(names, nats.public_keys(folder / "secrets", names))
     senders = nats.senders(folder / "secrets", names)
     (config / "senders.json").write_text(senders, encoding="utf-8")
     text = json.dumps(nats.server(block, store="/data"), indent=1)

@@ -1,4 +1,4 @@
-"""The ``authorization`` block of nats-server, from the table the services are tested with."""
+"""The ``accounts`` block of nats-server, from the table the services are tested with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from estcore.errors import ConfigurationError
 from estcore.messages import permissions
 from estcore.messages.permissions import Permissions
 from estcore.messages.signatures import Senders
@@ -83,23 +82,9 @@ def joined(senders: str, previous: str) -> str:
     return json.dumps({"keys": list(keys.values())}, indent=1) + "\n"
 
 
-def authorization(names: Mapping[str, Permissions], keys: Mapping[str, str]) -> dict[str, object]:
-    """Return the block as data: one user per name, deny by default.
-
-    Raises:
-        ConfigurationError: a user has no key, or two have the same.
-    """
-    missing = sorted(names.keys() - keys.keys())
-    if missing:
-        raise ConfigurationError(f"no public NKey for {', '.join(missing)}")
-    if len({keys[name] for name in names}) != len(names):
-        raise ConfigurationError("two users have the same NKey")
-    return {"users": [_user(keys[name], names[name]) for name in names]}
-
-
 def render(block: Mapping[str, object]) -> str:
-    """Return the block as text to include in a nats-server configuration."""
-    return f"authorization: {json.dumps(block, indent=2)}\n"
+    """Return the ``accounts`` block as text to include in a nats-server configuration."""
+    return f"accounts: {json.dumps(block, indent=2)}\n"
 
 
 def server(block: Mapping[str, object], *, store: str) -> dict[str, object]:
@@ -111,9 +96,5 @@ def server(block: Mapping[str, object], *, store: str) -> dict[str, object]:
         "http": "127.0.0.1:8222",
         "max_payload": 1024 * 1024,
         "jetstream": {"store_dir": store, "max_file_store": 20 * 1024**3},
-        "authorization": dict(block),
+        "accounts": dict(block),
     }
-
-
-def _user(key: str, allowed: Permissions) -> dict[str, object]:
-    return {"nkey": key, "permissions": allowed.server_block()}

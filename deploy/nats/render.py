@@ -1,6 +1,6 @@
-"""Print the ``authorization`` block for nats-server: topic permissions by public NKey.
+"""Print the ``accounts`` block for nats-server: an account a service, topics by public NKey.
 
-    .venv/bin/python deploy/nats/render.py --seeds secrets --senders senders.json > permissions.conf
+    .venv/bin/python deploy/nats/render.py --seeds secrets --senders senders.json > accounts.conf
     .venv/bin/python deploy/nats/render.py --user ca-signer=UABC… --user renewal=UDEF… …
 
 ``--seeds`` reads ``nats-<user>.seed`` in a folder and makes those that are missing; ``--user``
@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from estdeploy import nats
 
+from estcore.messages.accounts import server_accounts
 from estcore.runtime import command_line
 from estcore.runtime.command_line import CONTEXT, PATH, Converted
 
@@ -42,7 +43,7 @@ def _owner(text: str) -> tuple[str, str]:
 
 @click.command(
     "render",
-    help="Print the authorization block for nats-server: topic permissions by public NKey.",
+    help="Print the accounts block for nats-server: an account a service, topics by public NKey.",
     context_settings=CONTEXT,
 )
 @click.option("--seeds", type=PATH, help="Folder with nats-<user>.seed; or --user.")
@@ -99,7 +100,7 @@ def _render(
             senders.write_text(text, encoding="utf-8")
     else:
         public_keys = dict(users)
-    sys.stdout.write(nats.render(nats.authorization(names, public_keys)))
+    sys.stdout.write(nats.render(server_accounts(names, public_keys)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The rendered ``authorization`` block is the one the tests and ``estsuite up`` run with."""
+"""The rendered ``accounts`` block is the one the tests and ``estsuite up`` run with."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from estdeploy import nats
 from estdeploy.services import SERVICES
 
 from estcore.errors import ConfigurationError
+from estcore.messages.accounts import server_accounts
 from estdev.nats import EmbeddedNATS, new_user_seed, public_nkey
 
 AGENT = ("demo", "web")
@@ -25,8 +26,8 @@ def test_the_block_equals_that_of_the_embedded_server(tmp_path: Path) -> None:
     names = nats.users(agents=(AGENT,))
     embedded = EmbeddedNATS(tmp_path, 4222, names)
     keys = nats.public_keys(tmp_path / "secrets", names) if _folder(tmp_path) else {}
-    block = nats.authorization(names, keys)
-    assert block == {"users": [embedded._user(name, p) for name, p in names.items()]}
+    embedded._write_config()
+    assert server_accounts(names, keys) == json.loads(embedded.config_file.read_text())["accounts"]
 
 
 def test_the_server_takes_the_rendered_block(root: Path, tmp_path: Path) -> None:
@@ -37,9 +38,9 @@ def test_the_server_takes_the_rendered_block(root: Path, tmp_path: Path) -> None
         text=True,
         check=True,
     ).stdout
-    (tmp_path / "permissions.conf").write_text(out)
+    (tmp_path / "accounts.conf").write_text(out)
     config = tmp_path / "nats.conf"
-    config.write_text('jetstream { store_dir: "js" }\ninclude "./permissions.conf"\n')
+    config.write_text('jetstream { store_dir: "js" }\ninclude "./accounts.conf"\n')
     server = Path(sys.executable).parent / "nats-server"
     done = subprocess.run([server, "-t", "-c", config], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -54,8 +55,8 @@ def test_public_keys_can_be_given(root: Path) -> None:
     done = subprocess.run(
         [sys.executable, script, *arguments], capture_output=True, text=True, check=True
     )
-    block = json.loads(done.stdout.removeprefix("authorization: "))
-    assert [user["nkey"] for user in block["users"]] == [keys[name] for name in nats.users()]
+    block = json.loads(done.stdout.removeprefix("accounts: "))
+    assert {u["nkey"] for account in block.values() for u in account["users"]} == set(keys.values())
 
 
 def test_an_upstream_process_has_permissions_for_its_issuers_only(root: Path) -> None:
@@ -69,10 +70,14 @@ def test_an_upstream_process_has_permissions_for_its_issuers_only(root: Path) ->
         text=True,
         check=True,
     )
-    block = json.loads(done.stdout.removeprefix("authorization: "))
-    (mine,) = [u for u in block["users"] if u["nkey"] == keys["ca-signer-upstream"]]
+    block = json.loads(done.stdout.removeprefix("accounts: "))
+    account = block["ca-signer-upstream"]
+    (mine,) = account["users"]
+    assert mine["nkey"] == keys["ca-signer-upstream"]
     publish = mine["permissions"]["publish"]
     allowed = publish["allow"] if isinstance(publish, dict) else publish
+    imported = {i["service"]["subject"] for i in account["imports"] if "service" in i}
+    assert {t for t in allowed if not t.startswith("est.reply.")} == imported
     assert "pki.state.cacerts.corporate" in allowed
     fetching = [topic for topic in allowed if "CONSUMER.MSG.NEXT" in topic]
     assert len(fetching) == 4
@@ -84,10 +89,10 @@ def test_a_user_without_key_and_a_key_for_two_are_refused() -> None:
     names = nats.users()
     same = dict.fromkeys(names, public_nkey(new_user_seed()))
     with pytest.raises(ConfigurationError, match="the same NKey"):
-        nats.authorization(names, same)
+        server_accounts(names, same)
     del same["audit"]
     with pytest.raises(ConfigurationError, match="no public NKey for audit"):
-        nats.authorization(names, same)
+        server_accounts(names, same)
 
 
 def _folder(tmp_path: Path) -> bool:

@@ -40,7 +40,7 @@ class Argument(StrictModel):
 
 
 async def _count(connection: Connection, argument: Argument, _: Caller) -> CommandResult:
-    """A verb for these tests: its effect can be counted in the ledger."""
+    """A verb for these tests, in place of one: its effect can be counted in the ledger."""
     await connection.execute(
         "insert into attempt (message_sha256, attempts) values ($1, 1) "
         "on conflict (message_sha256) do update set attempts = attempt.attempts + 1",
@@ -51,7 +51,7 @@ async def _count(connection: Connection, argument: Argument, _: Caller) -> Comma
     return CommandResult({"number": argument.number})
 
 
-COUNT = Verb("test-count", frozenset({"approver"}), Argument, _count)
+COUNT = Verb("rollover-rollback", frozenset({"approver"}), Argument, _count)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -83,7 +83,7 @@ async def test_a_command_delivered_twice_is_carried_out_once(
     signer: SignerStack, algorithm: str
 ) -> None:
     one, number = await operator(signer, "CN=boss", algorithm), next(_numbers)
-    answer = await one.give(signer, "test-count", {"number": number})
+    answer = await one.give(signer, COUNT.name, {"number": number})
     assert (answer.outcome, answer.result) == ("done", {"number": number})
     assert await counted(signer, number) == 1
 
@@ -92,11 +92,11 @@ async def test_a_retry_signed_anew_under_its_id_gets_the_answer_of_then(
     signer: SignerStack, boss: TestOperator
 ) -> None:
     number = next(_numbers)
-    command = boss.command("test-count", {"number": number})
+    command = boss.command(COUNT.name, {"number": number})
     later = command.model_copy(update={"iat": command.iat + 1, "exp": command.exp + 1})
     executor = signer.operations.executor
-    first = await executor.execute("test-count", boss.sign(command))
-    assert await executor.execute("test-count", boss.sign(later)) == first
+    first = await executor.execute(COUNT.name, boss.sign(command))
+    assert await executor.execute(COUNT.name, boss.sign(later)) == first
     assert await counted(signer, number) == 1
 
 
@@ -104,7 +104,7 @@ async def test_two_signers_carry_a_command_out_once(
     signer: SignerStack, boss: TestOperator
 ) -> None:
     number = next(_numbers)
-    data = boss.sign(boss.command("test-count", {"number": number}))
+    data = boss.sign(boss.command(COUNT.name, {"number": number}))
     one = signer.operations.executor
     other = CommandExecutor(
         database=signer.database,
@@ -113,7 +113,7 @@ async def test_two_signers_carry_a_command_out_once(
         verbs=table(COUNT),
     )
     answers = await asyncio.gather(
-        *(executor.execute("test-count", data) for executor in (one, other) * 5)
+        *(executor.execute(COUNT.name, data) for executor in (one, other) * 5)
     )
     assert {a.outcome for a in answers} == {"done"}
     assert await counted(signer, number) == 1
@@ -123,29 +123,29 @@ async def test_a_command_id_is_not_good_for_another_body(
     signer: SignerStack, boss: TestOperator
 ) -> None:
     number = next(_numbers)
-    command = boss.command("test-count", {"number": number})
+    command = boss.command(COUNT.name, {"number": number})
     other = command.model_copy(update={"arguments": {"number": number + 5_000}})
     executor = signer.operations.executor
-    assert (await executor.execute("test-count", boss.sign(command))).outcome == "done"
-    assert (await executor.execute("test-count", boss.sign(other))).code == "command.reused"
+    assert (await executor.execute(COUNT.name, boss.sign(command))).outcome == "done"
+    assert (await executor.execute(COUNT.name, boss.sign(other))).code == "command.reused"
     assert await counted(signer, number + 5_000) == 0
 
 
 async def test_a_command_id_is_not_good_for_another_operator(
     signer: SignerStack, boss: TestOperator
 ) -> None:
-    command = boss.command("test-count", {"number": next(_numbers)})
+    command = boss.command(COUNT.name, {"number": next(_numbers)})
     approver = await operator(signer, "CN=approver")
     executor = signer.operations.executor
-    assert (await executor.execute("test-count", boss.sign(command))).outcome == "done"
-    assert (await executor.execute("test-count", approver.sign(command))).code == "command.reused"
+    assert (await executor.execute(COUNT.name, boss.sign(command))).outcome == "done"
+    assert (await executor.execute(COUNT.name, approver.sign(command))).code == "command.reused"
 
 
 async def test_what_a_refused_command_began_is_undone_and_stays_refused(
     signer: SignerStack, boss: TestOperator
 ) -> None:
     number = next(_numbers)
-    answer = await boss.give(signer, "test-count", {"number": number, "fail": True})
+    answer = await boss.give(signer, COUNT.name, {"number": number, "fail": True})
     assert (answer.outcome, answer.kind, answer.code) == ("refused", "Conflict", "request.conflict")
     assert await counted(signer, number) == 0
 
@@ -154,13 +154,13 @@ async def test_any_flipped_byte_of_a_command_refuses_it(
     signer: SignerStack, boss: TestOperator
 ) -> None:
     number = next(_numbers)
-    data = boss.sign(boss.command("test-count", {"number": number}))
+    data = boss.sign(boss.command(COUNT.name, {"number": number}))
     executor = signer.operations.executor
     places = {*range(0, len(data), 17), *range(len(data) - 90, len(data))}
     for place in sorted(places):
         tampered = bytearray(data)
         tampered[place] ^= 1
-        answer = await executor.execute("test-count", bytes(tampered))
+        answer = await executor.execute(COUNT.name, bytes(tampered))
         assert answer.outcome == "refused", place
         assert answer.code in {"command.malformed", "command.signature", "command.operator"}
     assert await counted(signer, number) == 0
@@ -174,14 +174,14 @@ async def test_a_command_that_is_not_of_now_is_refused(
 ) -> None:
     now = int(SystemClock().now().timestamp())
     answer = await boss.give(
-        signer, "test-count", {"number": next(_numbers)}, iat=now + iat, exp=now + exp
+        signer, COUNT.name, {"number": next(_numbers)}, iat=now + iat, exp=now + exp
     )
     assert (answer.outcome, answer.code) == ("refused", "command.time")
 
 
 async def test_a_verb_needs_its_role(signer: SignerStack) -> None:
     auditor = await operator(signer, "CN=auditor")
-    answer = await auditor.give(signer, "test-count", {"number": next(_numbers)})
+    answer = await auditor.give(signer, COUNT.name, {"number": next(_numbers)})
     assert (answer.kind, answer.code) == ("NotAuthorized", "command.role")
 
 
@@ -189,15 +189,15 @@ async def test_a_verb_needs_its_role(signer: SignerStack) -> None:
 async def test_a_command_for_another_topic_is_refused(
     signer: SignerStack, boss: TestOperator, change: dict[str, str]
 ) -> None:
-    command = boss.command("test-count", {"number": 1}).model_copy(update=change)
-    answer = await signer.operations.executor.execute("test-count", boss.sign(command))
+    command = boss.command(COUNT.name, {"number": 1}).model_copy(update=change)
+    answer = await signer.operations.executor.execute(COUNT.name, boss.sign(command))
     assert answer.code == "command.malformed"
 
 
 async def test_wrong_arguments_are_refused_with_their_place(
     signer: SignerStack, boss: TestOperator
 ) -> None:
-    answer = await boss.give(signer, "test-count", {"number": "many"})
+    answer = await boss.give(signer, COUNT.name, {"number": "many"})
     assert answer.code == "command.arguments"
     assert "number" in (answer.reason or "")
 
@@ -236,8 +236,8 @@ async def test_an_operator_the_policy_forgot_is_refused(
         decision_context=replace(decision_context, policy=policy),
         verbs=table(COUNT),
     )
-    data = boss.sign(boss.command("test-count", {"number": next(_numbers)}))
-    assert (await executor.execute("test-count", data)).code == "command.operator"
+    data = boss.sign(boss.command(COUNT.name, {"number": next(_numbers)}))
+    assert (await executor.execute(COUNT.name, data)).code == "command.operator"
 
 
 async def test_only_subjects_of_the_policy_become_operators(signer: SignerStack) -> None:
@@ -255,14 +255,14 @@ async def test_no_front_end_enrolls_an_operator(signer: SignerStack) -> None:
 async def test_commands_done_and_refused_are_on_record(
     signer: SignerStack, boss: TestOperator
 ) -> None:
-    done = boss.command("test-count", {"number": next(_numbers)})
-    refused = boss.command("test-count", {"number": next(_numbers), "fail": True})
-    over = boss.command("test-count", {"number": 1}, exp=int(SystemClock().now().timestamp()) - 1)
+    done = boss.command(COUNT.name, {"number": next(_numbers)})
+    refused = boss.command(COUNT.name, {"number": next(_numbers), "fail": True})
+    over = boss.command(COUNT.name, {"number": 1}, exp=int(SystemClock().now().timestamp()) - 1)
     for command in (done, refused, over):
-        await signer.operations.executor.execute("test-count", boss.sign(command))
+        await signer.operations.executor.execute(COUNT.name, boss.sign(command))
     await signer.operations.outbox.flush()
     await asyncio.sleep(0.5)
-    records = {r.correlation_id: r for r in await signer.audited("operator.test-count")}
+    records = {r.correlation_id: r for r in await signer.audited(f"operator.{COUNT.name}")}
     found = {n: records[str(c.command_id)] for n, c in (("done", done), ("refused", refused))}
     assert found["done"].outcome == "success"
     assert found["done"].actor.subject == "certificate:issuing/CN=boss"
@@ -298,7 +298,7 @@ async def test_openssl_agrees_about_the_signature(boss: TestOperator, tmp_path: 
     from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-    head, payload, signature = boss.sign(boss.command("test-count", {"number": 1})).split(b".")
+    head, payload, signature = boss.sign(boss.command(COUNT.name, {"number": 1})).split(b".")
     header = json.loads(base64.urlsafe_b64decode(head + b"=="))
     assert header["alg"] == "ES256"
     raw = base64.urlsafe_b64decode(signature + b"==")
@@ -324,5 +324,5 @@ async def test_openssl_agrees_about_the_signature(boss: TestOperator, tmp_path: 
 async def test_a_key_that_is_not_the_certificates_signs_nothing(boss: TestOperator) -> None:
     with pytest.raises(ValueError, match="not the certificate's"):
         sign_command(
-            make_key(), boss.certificate, boss.command("test-count", command_id=uuid.uuid4())
+            make_key(), boss.certificate, boss.command(COUNT.name, command_id=uuid.uuid4())
         )

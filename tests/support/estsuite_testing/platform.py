@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from estcore.messages import permissions
-from estcore.messages.permissions import Permissions
+from estcore.messages.permissions import STREAMS_ACCOUNT, Permissions
 from estcore.runtime.bus import Bus
 from estcore.runtime.settings import BusSettings, DatabaseSettings
 from estdev.nats import EmbeddedNATS
@@ -93,7 +93,7 @@ def running_platform(folder: Path) -> Iterator[Platform]:
             "audit": permissions.audit(),
             "operator": permissions.operator(),
             "agent": permissions.agent("demo", "web"),
-            "administrator": Permissions(publish=(">",), subscribe=(">",)),
+            "administrator": Permissions(account=STREAMS_ACCOUNT, publish=(">",), subscribe=(">",)),
         },
     )
     nats.serve_issuers(ISSUERS)

@@ -16,7 +16,8 @@ import nkeys
 
 from estcore.errors import ConfigurationError
 from estcore.messages import permissions
-from estcore.messages.permissions import Permissions
+from estcore.messages.accounts import server_accounts
+from estcore.messages.permissions import STREAMS_ACCOUNT, Permissions
 from estcore.messages.signatures import MessageKey, sender_key
 
 _USER_PREFIX = nkeys.PREFIX_BYTE_USER
@@ -79,6 +80,7 @@ class EmbeddedNATS:
             ConfigurationError: it does not start; the message names the log.
         """
         self.store.mkdir(parents=True, exist_ok=True)
+        move_streams(self.store)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._write_config()
         self._process = subprocess.Popen(
@@ -109,32 +111,32 @@ class EmbeddedNATS:
         self._process = None
 
     def reload(self, users: Mapping[str, Permissions] | None = None) -> None:
-        """Replace the users, if any are given, and take new permissions while running (SIGHUP)."""
+        """Replace the users, if any are given, and take new permissions while running (SIGHUP).
+
+        The imports of an account that is new work after the second reload (nats-server 2.15).
+        """
         if users is not None:
             self._users = dict(users)
         self._write_config()
         os.kill(self.pid, signal.SIGHUP)
 
     def _write_config(self) -> None:
-        users = [self._user(name, rights) for name, rights in self._users.items()]
+        seeds = {name: self._seed(name) for name in self._users}
+        keys = {name: public_nkey(seed) for name, seed in seeds.items()}
         config = {
             "host": "127.0.0.1",
             "port": self.port,
             "server_name": "estsuite",
             "max_payload": 1024 * 1024,
             "jetstream": {"store_dir": str(self.store), "max_file_store": 20 * 1024**3},
-            "authorization": {"users": users},
+            "accounts": server_accounts(self._users, keys),
         }
-        seeds = {name: self._seed(name) for name in self._users}
         self.senders_file.parent.mkdir(parents=True, exist_ok=True)
         self.senders_file.write_text(
             senders_document(seeds, issuers=self._issuers, upstreams=UPSTREAMS), encoding="utf-8"
         )
         self.config_file.touch(mode=0o600)
         self.config_file.write_text(json.dumps(config, indent=1))
-
-    def _user(self, name: str, rights: Permissions) -> dict[str, object]:
-        return {"nkey": public_nkey(self._seed(name)), "permissions": rights.server_block()}
 
     def _seed(self, name: str) -> str:
         path = self.seed_file(name)
@@ -143,6 +145,16 @@ class EmbeddedNATS:
             path.touch(mode=0o600)
             path.write_text(new_user_seed())
         return path.read_text().strip()
+
+
+def move_streams(store: Path) -> None:
+    """Move the streams of an installation without accounts to theirs; its server is stopped.
+
+    Only for one server: in a cluster the account of a stream is also in its Raft log.
+    """
+    before, after = (store / "jetstream" / name for name in ("$G", STREAMS_ACCOUNT))
+    if before.is_dir() and not after.exists():
+        before.rename(after)
 
 
 def senders_document(

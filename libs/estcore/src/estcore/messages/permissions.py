@@ -34,6 +34,8 @@ from estcore.messages.topics import (
 )
 from estcore.pki.profile import PRIORITIES
 
+STREAMS_ACCOUNT = "streams"
+"""The NATS account that has JetStream, and no user but that of ``migrate``."""
 _ACK = "$JS.ACK"
 
 
@@ -41,10 +43,12 @@ _ACK = "$JS.ACK"
 class Permissions:
     """Topics a user may use; everything else is refused by the server.
 
-    Who ``answers`` may publish once on the reply topic of each message it received, and on no
-    inbox otherwise.
+    ``account`` is the NATS account of the user; what crosses accounts follows from the topics
+    (``accounts``). Who ``answers`` may publish once on the reply topic of each message it
+    received, and on no inbox otherwise.
     """
 
+    account: str
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
     answers: bool = False
@@ -101,6 +105,7 @@ def frontend(group: str, issuers: Sequence[str] = ("issuing",)) -> Permissions:
     ``issuers`` are those its labels name.
     """
     return Permissions(
+        account=f"est-frontend-{token(group)}",
         publish=(
             *(request_topic(group, issuer, p) for issuer in issuers for p in PRIORITIES),
             audit_refusal_topic("est-frontend", group),
@@ -124,6 +129,7 @@ def frontend(group: str, issuers: Sequence[str] = ("issuing",)) -> Permissions:
 def signer() -> Permissions:
     """ca-signer: the only one that may say a certificate was issued."""
     return Permissions(
+        account="ca-signer",
         publish=(
             f"$JS.API.CONSUMER.MSG.NEXT.{EST_REQUESTS}.*",
             f"{_ACK}.{EST_REQUESTS}.>",
@@ -140,7 +146,12 @@ def signer() -> Permissions:
             f"$JS.API.DIRECT.GET.{PKI_STATE}",
             canary_topic("ca-signer"),
         ),
-        subscribe=("_INBOX_casigner.>", "pki.command.ca-signer.>", "pki.ocsp.*"),
+        subscribe=(
+            "_INBOX_casigner.>",
+            *(command_topic("ca-signer", verb) for verb in OPERATOR_VERBS),
+            *(REANNOUNCE_TOPIC, WINDOWS_TOPIC, FETCHED_TOPIC),
+            "pki.ocsp.*",
+        ),
         answers=True,
     )
 
@@ -148,6 +159,7 @@ def signer() -> Permissions:
 def check_store() -> Permissions:
     """``ca-signer check-store``: publishes the records of its own checks, and receives PubAcks."""
     return Permissions(
+        account="check-store",
         publish=("audit.refusal.ca-signer.check-store",),
         subscribe=("_INBOX_casigner.checkstore.>",),
     )
@@ -157,6 +169,7 @@ def upstream(issuers: Sequence[str]) -> Permissions:
     """ca-signer-upstream: as ca-signer, for its own issuers and the submissions' verbs only."""
     consumers = [c.name for issuer in issuers for c in signer_consumers(issuer)]
     return Permissions(
+        account="ca-signer-upstream",
         publish=(
             *(right for name in consumers for right in _consume(EST_REQUESTS, name)),
             "pki.certificate.>",
@@ -171,7 +184,7 @@ def upstream(issuers: Sequence[str]) -> Permissions:
         ),
         subscribe=(
             "_INBOX_casignerupstream.>",
-            *(f"pki.command.ca-signer.{verb}" for verb in SUBMISSION_VERBS),
+            *(command_topic("ca-signer", verb) for verb in SUBMISSION_VERBS),
         ),
         answers=True,
     )
@@ -180,6 +193,7 @@ def upstream(issuers: Sequence[str]) -> Permissions:
 def renewal() -> Permissions:
     """Renewal: rotation events, proof of use, its own audit records."""
     return Permissions(
+        account="renewal",
         publish=(
             *_consume(PKI_EVENTS, RENEWAL_CONSUMER),
             "pki.rotation.>",
@@ -197,6 +211,7 @@ def renewal() -> Permissions:
 def audit() -> Permissions:
     """Audit: reads records, publishes only its own and its checkpoints."""
     return Permissions(
+        account="audit",
         publish=(
             *_consume(AUDIT_ISSUE, AUDIT_CONSUMER),
             *_consume(AUDIT_REFUSAL, AUDIT_CONSUMER),
@@ -214,6 +229,7 @@ def audit() -> Permissions:
 def provisioner() -> Permissions:
     """``migrate`` of any service: declares streams and consumers, publishes nothing else."""
     return Permissions(
+        account=STREAMS_ACCOUNT,
         publish=(
             "$JS.API.INFO",
             "$JS.API.STREAM.CREATE.*",
@@ -232,6 +248,7 @@ def operator() -> Permissions:
     """An operator: sends signed commands, receives answers. The right itself is in the JWS."""
     verbs = (*OPERATOR_VERBS, *SUBMISSION_VERBS)
     return Permissions(
+        account="operator",
         publish=tuple(command_topic("ca-signer", verb) for verb in verbs),
         subscribe=("_INBOX_operator.>",),
     )
@@ -240,6 +257,7 @@ def operator() -> Permissions:
 def agent(tenant: str, service: str) -> Permissions:
     """A renewal agent: receives its owner's rotation events and publishes nothing."""
     return Permissions(
+        account="agents",
         publish=(),
         subscribe=(f"pki.rotation.*.{token(tenant)}.{token(service)}",),
     )
