@@ -174,6 +174,61 @@ async def test_no_other_service_gives_front_ends_a_secret(stack: Stack, service:
     assert await enrolled(stack, "dev-good") == 200
 
 
+def _pull(stream: str, consumer: str) -> tuple[str, bytes]:
+    return f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", b'{"batch": 2, "no_wait": true}'
+
+
+_DIRECT = json.dumps({"last_by_subj": topics.PROFILES_TOPIC}).encode()
+ASKED: dict[str, tuple[tuple[str, bytes], ...]] = {
+    "renewal": (
+        *(("pki.rotation.due.a.b", b"{}"), ("audit.issue.renewal", b"{}")),
+        *(("canary.renewal.x", b"{}"), _pull(topics.PKI_EVENTS, "renewal")),
+        *((topic, b"{}") for topic in (topics.REANNOUNCE_TOPIC, topics.WINDOWS_TOPIC)),
+    ),
+    "audit": (
+        *(("audit.issue.audit", b"{}"), ("dead.audit.x", b"{}"), ("canary.audit.x", b"{}")),
+        *(_pull(topics.AUDIT_ISSUE, "audit"), _pull(topics.AUDIT_REFUSAL, "audit")),
+        (topics.WINDOWS_TOPIC, b"{}"),
+    ),
+    "est-frontend": (
+        *(("est.request.default.issuing.low", b"{}"), ("canary.est-frontend.x", b"{}")),
+        *(("$JS.API.DIRECT.GET.PKI_STATE", _DIRECT), ("pki.ocsp.issuing", b"0")),
+        *(("pki.ack.default", b"{}"), (topics.FETCHED_TOPIC, b"{}")),
+    ),
+    "operator": (("pki.command.ca-signer.certificate-list", b"{}"),),
+}
+"""What NATS, a stream or a service answers, by who may ask it."""
+
+
+async def stored_secrets(stack: Stack, topic: str) -> tuple[SecretVerifier, ...]:
+    async with thief(stack, "est-frontend") as found:
+        body = json.dumps({"last_by_subj": topic}).encode()
+        answer = await found.client.request("$JS.API.DIRECT.GET.PKI_STATE", body, timeout=5)
+    assert answer.headers is not None
+    assert HEADER in answer.headers
+    return decode(SecretShard, answer.data).secrets
+
+
+@pytest.mark.logs_errors(*REFUSED, "message dead-lettered")
+@pytest.mark.parametrize("service", ASKED)
+async def test_a_reply_subject_replaces_no_value_of_the_state(stack: Stack, service: str) -> None:
+    topic = topics.secrets_topic(secret_shard("load"))
+    secrets = await stored_secrets(stack, topic)
+    async with thief(stack, service) as found:
+        for target in (topic, "dead.other.x", "$JS.API.STREAM.DELETE.CANARY"):
+            for asked, payload in ASKED[service]:
+                await found.publish(asked, payload, reply=target)
+        await asyncio.sleep(1)
+        assert not found.violations
+    assert secrets
+    assert await stored_secrets(stack, topic) == secrets
+    async with thief(stack, "migrate") as found:
+        manager = found.client.jsm()
+        await manager.stream_info(topics.CANARY)  # it was not deleted
+        wrong = await manager.stream_info(topics.DEAD_LETTERS, subjects_filter="dead.other.>")
+    assert not wrong.state.subjects
+
+
 @pytest.mark.logs_errors(*REFUSED)
 @pytest.mark.parametrize("service", ["renewal", "audit", "est-frontend"])
 async def test_no_other_service_says_what_ca_signer_says(stack: Stack, service: str) -> None:
