@@ -96,10 +96,19 @@ def _consumers() -> list[str]:
 
 
 def _permissions() -> list[str]:
-    lines = ["## Permissions", "", "| user | may publish | may subscribe |", "|---|---|---|"]
+    lines = [
+        "## Permissions",
+        "",
+        "Each user is in a NATS account, which imports what is named here and nothing else "
+        "([ADR 0049](../adr/0049-nats-accounts.md)).",
+        "",
+        "| user | account | may publish | may subscribe |",
+        "|---|---|---|---|",
+    ]
     users = {
         "est-frontend of group `default`": permissions.frontend("default"),
         "ca-signer": permissions.signer(),
+        "`ca-signer check-store`": permissions.check_store(),
         "ca-signer-upstream for the issuer `corporate`": permissions.upstream(["corporate"]),
         "est-renewal": permissions.renewal(),
         "est-audit": permissions.audit(),
@@ -112,7 +121,7 @@ def _permissions() -> list[str]:
             ", ".join(f"`{t}`" for t in part) or "nothing"
             for part in (rights.publish, rights.subscribe)
         )
-        lines.append(f"| {user} | {publish} | {subscribe} |")
+        lines.append(f"| {user} | `{rights.account}` | {publish} | {subscribe} |")
     return [*lines, ""]
 
 
