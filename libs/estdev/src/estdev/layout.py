@@ -139,6 +139,7 @@ class Layout:
     def write_settings(self, service: str, instance: str, admin_port: int) -> Path:
         """Write a service's settings file; returns it."""
         settings = _base(self, service, instance, admin_port)
+        settings["state_folder"] = str(self.folder / "state" / instance)
         settings.update(_own(self, service, instance))
         merge(settings, self.overrides.get(service, {}))
         path = self.config_file(instance)

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from audit import checkpoint_key, store
-from audit.self_records import Detail, SelfRecords
+from audit.self_records import SelfRecords
 from audit.settings import SCHEMA, SERVICE, Settings
 from estcore.clock import SystemClock
 from estcore.errors import (
@@ -29,6 +29,7 @@ from estcore.messages.audit import AuditBatch, Phase
 from estcore.messages.envelope import encode
 from estcore.messages.topics import audit_issue_topic
 from estcore.runtime import log_verification
+from estcore.runtime.boot import Detail
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.command_line import PATH
 from estcore.runtime.database import Database

@@ -21,6 +21,7 @@ from audit.writer import Writer
 from estcore.clock import SystemClock
 from estcore.messages.topics import AUDIT_CONSUMERS, audit_issue_topic, owned_by
 from estcore.runtime.admin import AdminServer
+from estcore.runtime.boot import Boot
 from estcore.runtime.bus import Bus
 from estcore.runtime.console import console_script
 from estcore.runtime.database import Database
@@ -47,7 +48,8 @@ async def run(
     stop = stop or stop_on_signals()
     clock = SystemClock()
     sealer = Sealer(settings.checkpoint, load_key(settings.checkpoint), clock)
-    own = SelfRecords(settings.instance, clock)
+    boot = Boot.begin(settings.state_folder)
+    own = SelfRecords(settings.instance, clock, boot)
     own.note("audit.start", config_sha256=config_digest(settings))
     checks: dict[str, Callable[[], bool]] = {"starting": lambda: False}
     admin = AdminServer(settings.admin, checks)
@@ -109,6 +111,7 @@ async def run(
     finally:
         await asyncio.to_thread(tracing.close)
         await admin.stop()
+        boot.close()
 
 
 def _ready_checks(
@@ -131,7 +134,7 @@ async def _connect(settings: Settings) -> Bus:
 
 def _reloader(settings: Settings, bus: Bus, own: SelfRecords) -> Reloader:
     async def report(action: str, details: dict[str, str]) -> None:
-        own.note_changed(action, details)
+        own.note_fact(action, details)
 
     return Reloader(
         [message_keys(bus, settings.bus)],

@@ -1,7 +1,7 @@
 """Records the audit service writes about itself, numbered without gaps per boot.
 
 They wait here until the writer has committed them, so an outage of the database loses none
-that this process lives to write.
+that this process lives to write. The first say how far earlier boots had come.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ from audit.settings import SERVICE
 from estcore import ids
 from estcore.clock import Clock
 from estcore.messages.audit import Actor, AuditRecord, Phase, Producer, Severity
-
-Detail = str | int | bool
+from estcore.runtime.boot import Boot, Detail
+from estcore.tlog.sequences import PREVIOUS_BOOT
 
 
 class SelfRecords:
     """The queue of this process's own records, in order."""
 
-    def __init__(self, instance: str, clock: Clock) -> None:
-        self._producer = Producer(service=SERVICE, instance=instance, boot_id=ids.uuid7())
+    def __init__(self, instance: str, clock: Clock, boot: Boot | None = None) -> None:
+        self._boot = boot or Boot()
+        self._producer = Producer(service=SERVICE, instance=instance, boot_id=self._boot.id)
         self._clock = clock
-        self._number = 0
         self._waiting: deque[record_decoder.Entry] = deque()
         self.wake = asyncio.Event()
+        for statement in self._boot.statements:
+            self.note_fact(PREVIOUS_BOOT, statement)
 
     def note(
         self,
@@ -47,8 +49,8 @@ class SelfRecords:
         self._waiting.append(record_decoder.entry_of(record))
         self.wake.set()
 
-    def note_changed(self, action: str, details: Mapping[str, Detail]) -> None:
-        """Queue a record of a file that changed while the service runs."""
+    def note_fact(self, action: str, details: Mapping[str, Detail]) -> None:
+        """Queue a record whose details are given as a mapping."""
         self._waiting.append(record_decoder.entry_of(self.record(action, details)))
         self.wake.set()
 
@@ -69,8 +71,7 @@ class SelfRecords:
         """
         number = None
         if record_id is None:
-            self._number += 1
-            number = self._number
+            number = self._boot.next()
         identity = record_id or ids.uuid7()
         failed = phase in {"error", "denied"}
         content: dict[str, Any] = dict(details)
@@ -98,3 +99,5 @@ class SelfRecords:
         """Forget the oldest ``count``."""
         for _ in range(count):
             self._waiting.popleft()
+        if count:
+            self._boot.forget_earlier()

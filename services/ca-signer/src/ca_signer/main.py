@@ -37,6 +37,7 @@ from estcore.errors import ConfigurationError
 from estcore.messages import topics
 from estcore.policy.groups import Groups
 from estcore.runtime.admin import AdminServer
+from estcore.runtime.boot import Boot
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
 from estcore.runtime.message_keys import message_keys
@@ -127,18 +128,21 @@ async def run(settings: SignerSettings) -> None:
     # Alive before the bus and the database are: liveness never depends on them.
     admin = AdminServer(settings.admin, checks)
     await admin.start()
+    boot = Boot.begin(settings.state_folder)
     try:
         async with (
             opened(tokens_of(decision_context.issuers)),
             connected(settings) as (bus, database),
         ):
-            publisher = EventPublisher(bus, CLOCK, settings.instance)
+            publisher = EventPublisher(bus, CLOCK, settings.instance, boot)
+            await publisher.own.begin()
             shared = SharedParts(
                 settings, decision_context, tracing, bus, database, publisher, stamps
             )
             await _serve(shared, admin, checks, stop)
     finally:
         await admin.stop()
+        boot.close()
         await asyncio.to_thread(tracing.close)
 
 
@@ -181,6 +185,7 @@ async def _serve(
     await run_jobs(
         [
             fail_readiness,
+            shared.publisher.own.run,
             completeness.watch,
             streams.run,
             shared.database.watch,
@@ -261,7 +266,7 @@ def _reloader(shared: SharedParts, frontend_state: FrontendStatePublisher) -> Re
             Watched("rules", rules_files(settings), replace_rules, shared.rules_stamps),
             message_keys(shared.bus, settings.bus),
         ],
-        shared.publisher.service_event,
+        shared.publisher.own.report,
         metrics.RELOADS,
         every_s=settings.reload_every_s,
     )

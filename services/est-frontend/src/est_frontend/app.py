@@ -32,6 +32,7 @@ from estcore.messages.topics import audit_refusal_topic, ocsp_topic, request_top
 from estcore.pki.profile import Priority
 from estcore.policy.document import load_policy
 from estcore.runtime.admin import AdminServer
+from estcore.runtime.boot import Boot
 from estcore.runtime.bus import Bus, senders_of
 from estcore.runtime.logs import fields
 from estcore.runtime.message_keys import message_keys
@@ -135,7 +136,8 @@ def build_app(settings: FrontendSettings, listener: Listener) -> App:
     )
     state.load()
     bus = Bus.unconnected(SERVICE)
-    trail = AuditTrail(bus, settings.trail, CLOCK, group=settings.group, instance=settings.instance)
+    boot = Boot.begin(settings.state_folder)
+    trail = AuditTrail(bus, settings.trail, CLOCK, settings.instance, boot)
     gateway = SignerGateway(
         bus=bus,
         pending=PendingRequests(CLOCK),

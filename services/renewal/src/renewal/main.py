@@ -12,16 +12,18 @@ from typing import Any, TypeVar
 import click
 
 from estcore.clock import SystemClock
-from estcore.errors import BusUnavailable, ConfigurationError
+from estcore.errors import ConfigurationError
 from estcore.messages.topics import RENEWAL_CONSUMERS, audit_issue_topic, owned_by, rotation_topic
 from estcore.runtime import migrations, topology
 from estcore.runtime.admin import AdminServer
+from estcore.runtime.boot import Boot
 from estcore.runtime.bus import Bus
 from estcore.runtime.command_line import PATH
 from estcore.runtime.console import console_script
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
 from estcore.runtime.message_keys import message_keys
+from estcore.runtime.own_records import OwnRecords
 from estcore.runtime.reload import Reloader
 from estcore.runtime.service import Job, ServiceCommand, run_jobs, stop_on_signals
 from estcore.runtime.settings import read_secret
@@ -73,6 +75,7 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
     event_consumer: EventConsumer | None = None
     streams: StreamProbe | None = None
     port = await admin.start()
+    boot = Boot.begin(settings.state_folder)
     log.info("service started", extra=fields(admin_port=port))
     try:
         database = await _unless(stop, Database.connect(settings.database, SERVICE, SCHEMA))
@@ -81,13 +84,23 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
         bus = await _unless(stop, connecting)
         if database is None or bus is None:
             return
-        streams = StreamProbe(bus, SERVICE)
-        builder = MessageBuilder(settings.instance, SystemClock())
+        streams = StreamProbe(bus, SERVICE, settings.instance)
+        builder = MessageBuilder(settings.instance, SystemClock(), boot.id)
+        topic = audit_issue_topic(SERVICE)
+        own = OwnRecords(bus, topic, settings.instance, SystemClock(), boot)
+        await own.begin()
         publisher = RotationPublisher(database, bus, builder, settings.rotation)
         event_consumer = EventConsumer(settings, database, bus, builder, publisher, tracing)
         jobs = _jobs(settings, database, bus, builder, publisher, tracing, event_consumer)
         await run_jobs(
-            [*jobs, streams.run, database.watch, _fail_readiness(admin)],
+            [
+                *jobs,
+                own.run,
+                _reloader(settings, bus, own).run,
+                streams.run,
+                database.watch,
+                _fail_readiness(admin),
+            ],
             stop=stop,
             stop_timeout_s=settings.stop_timeout_s,
         )
@@ -97,6 +110,7 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
         if database is not None:
             await database.close()
         await admin.stop()
+        boot.close()
         await asyncio.to_thread(tracing.close)
     log.info("service stopped")
 
@@ -135,24 +149,20 @@ def _jobs(
     async def gauges(stop: asyncio.Event) -> None:
         await run_gauges(database, settings.metrics_every_s, stop)
 
-    async def report(action: str, details: dict[str, str]) -> None:
-        try:
-            record = builder.configuration(action, details)
-            await bus.publish_confirmed(builder.batch([record]), timeout_s=2)
-        except BusUnavailable as exc:
-            log.warning("audit record not published", extra=fields(action=action, code=exc.code))
+    return [
+        *(event_consumer.run, scheduler.run_due, scheduler.run_upkeep),
+        *(listener.run, gauges),
+        ledger_comparison(settings.windows, database, bus).run,
+    ]
 
-    reloader = Reloader(
+
+def _reloader(settings: RenewalSettings, bus: Bus, own: OwnRecords) -> Reloader:
+    return Reloader(
         [message_keys(bus, settings.bus)],
-        report,
+        own.report,
         metrics.RELOADS,
         every_s=settings.reload_every_s,
     )
-    return [
-        *(event_consumer.run, scheduler.run_due, scheduler.run_upkeep),
-        *(listener.run, gauges, reloader.run),
-        ledger_comparison(settings.windows, database, bus).run,
-    ]
 
 
 def _fail_readiness(admin: AdminServer) -> Job:

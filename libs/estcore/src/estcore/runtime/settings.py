@@ -152,6 +152,11 @@ class ServiceSettings(StrictModel):
         le=3600,
         description="seconds between checks of the files that may change while it runs",
     )
+    state_folder: Path | None = Field(
+        default=None,
+        description="numbers of audit records outlive the process here, so that verification finds "
+        "what a killed process had not published; of one process only",
+    )
     _file: Path | None = PrivateAttr(default=None)
 
     @property

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from estcore.tlog.findings import Finding
 
 _CLOSING = {"outcome", "error", "denied"}
 _FIRST = 1
+PREVIOUS_BOOT = "service.previous_boot"
+"""Action of the records with which a boot begins: the last number that an earlier one had taken."""
+_STARTS = {"service.start", "audit.start"}
+_STOPS = {"service.stop", "audit.stop"}
 Boot = tuple[str, str, str]
 
 
@@ -52,6 +56,7 @@ def _producers(leaves: list[dict[str, Any]], closed_before: dt.datetime) -> Iter
         boots[boot][number] = leaf
     for boot, numbers in boots.items():
         yield from _gaps(boot, numbers, closed_before)
+    yield from _ends(leaves, boots, closed_before)
 
 
 def _gaps(
@@ -60,7 +65,7 @@ def _gaps(
     expected = min(_FIRST, *numbers)
     for number in sorted(numbers):
         after = numbers[number]
-        if number > expected and dt.datetime.fromisoformat(after["recorded_at"]) < closed_before:
+        if number > expected and _before(after, closed_before):
             missing = f"{expected}" if number == expected + 1 else f"{expected} to {number - 1}"
             yield Finding(
                 "sequence.gap",
@@ -68,6 +73,71 @@ def _gaps(
                 f"number {missing} of {'/'.join(boot)} is missing before it",
             )
         expected = number + 1
+
+
+def _ends(
+    leaves: list[dict[str, Any]],
+    boots: Mapping[Boot, Mapping[int, Any]],
+    closed_before: dt.datetime,
+) -> Iterator[Finding]:
+    """Compare the end of each boot with what the first records of a later one say about it.
+
+    A boot without a later statement, and without a record of its stop, ended at an unknown number.
+    """
+    said, asked, stopped = _statements(leaves, closed_before)
+    for boot, (number, leaf) in said.items():
+        last = max(boots.get(boot, {}), default=0)
+        if number > last:
+            yield Finding(
+                "sequence.gap",
+                f"record {leaf['log_index']}",
+                f"{number - last} records are missing at the end of {'/'.join(boot)}:"
+                f" numbers {last + 1} to {number}",
+            )
+    for boot, leaf in asked.items():
+        if boot not in said and boot not in stopped:
+            yield Finding(
+                "sequence.end_unknown",
+                f"record {leaf['log_index']}",
+                f"how many records of {'/'.join(boot)} are missing at its end is not known:"
+                " its state folder was lost",
+            )
+
+
+def _statements(
+    leaves: list[dict[str, Any]], closed_before: dt.datetime
+) -> tuple[dict[Boot, tuple[int, dict[str, Any]]], dict[Boot, dict[str, Any]], set[Boot]]:
+    """Return the boots whose last number is on record, those that had a successor, those stopped.
+
+    The first come with that number, and the first two with the leaf of the later boot.
+    """
+    said: dict[Boot, tuple[int, dict[str, Any]]] = {}
+    asked: dict[Boot, dict[str, Any]] = {}
+    newest: dict[tuple[str, str], Boot] = {}
+    stopped: set[Boot] = set()
+    for leaf in leaves:
+        record = leaf["record"]
+        boot, action = _boot(record), record.get("action")
+        if boot is None:
+            continue
+        process = boot[:2]
+        if action in _STOPS:
+            stopped.add(boot)
+        elif action in _STARTS:
+            newest[process] = boot
+        elif action == PREVIOUS_BOOT and _before(leaf, closed_before):
+            details = record.get("details")
+            details = details if isinstance(details, dict) else {}
+            number = details.get("last_number")
+            if isinstance(number, int):
+                said.setdefault((*process, str(details.get("boot_id"))), (number, leaf))
+            if newest.get(process, boot) != boot:
+                asked.setdefault(newest[process], leaf)
+    return said, asked, stopped
+
+
+def _before(leaf: dict[str, Any], moment: dt.datetime) -> bool:
+    return dt.datetime.fromisoformat(leaf["recorded_at"]) < moment
 
 
 def _intents(leaves: list[dict[str, Any]], limit: dt.datetime) -> Iterator[Finding]:
@@ -81,7 +151,7 @@ def _intents(leaves: list[dict[str, Any]], limit: dt.datetime) -> Iterator[Findi
         record = leaf["record"]
         if record.get("phase") != "intent" or closed.intersection(_subjects(record)):
             continue
-        if dt.datetime.fromisoformat(leaf["recorded_at"]) < limit:
+        if _before(leaf, limit):
             yield Finding(
                 "intent.open",
                 f"record {leaf['log_index']}",

@@ -67,7 +67,7 @@ async def reconcile(
         done = await Restorer(bus, database).restore(contents)
     except ESTSuiteError as exc:
         details = {"reason": exc.code, "export": sources.export.name}
-        await publisher.service_event("ledger.reconcile_refused", details)
+        await publisher.own.report("ledger.reconcile_refused", details)
         raise
     counts = {
         "issued": str(done.issued),
@@ -77,7 +77,7 @@ async def reconcile(
         "forgotten_commands": str(len(done.unrecoverable_commands)),
         "events": "used" if sources.events else "not used",
     }
-    await publisher.service_event("ledger.reconciled", {**counts, "export": sources.export.name})
+    await publisher.own.report("ledger.reconciled", {**counts, "export": sources.export.name})
     _tell(done)
     missing = await StaleLedgerCheck(bus, database, issuers).missing()
     if missing:

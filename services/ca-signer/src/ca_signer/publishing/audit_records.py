@@ -34,10 +34,10 @@ Record = dict[str, Any]
 class AuditRecords:
     """Builds the audit records and events of one signer process."""
 
-    def __init__(self, clock: Clock, instance: str) -> None:
+    def __init__(self, clock: Clock, instance: str, boot_id: str) -> None:
         self._clock = clock
         self.source = f"{SERVICE}/{instance}"
-        self.build = AuditRecordBuilder(SERVICE, instance, ids.uuid7())
+        self.build = AuditRecordBuilder(SERVICE, instance, boot_id)
         self.producer = self.build.producer.model_dump()
 
     def intent(self, intent: IssuanceIntent) -> Record:
@@ -152,23 +152,6 @@ class AuditRecords:
             actor=without_none(type="service", subject=principal.key if principal else None),
             target=without_none(request_id=message.id if message else None),
             details={"topic": delivery.topic, "sequence": delivery.sequence},
-        )
-
-    def service_event(self, action: str, details: dict[str, str]) -> Record:
-        """Return the record of something the service did by itself."""
-        name = ids.uuid7()
-        return without_none(
-            record_id=name,
-            schema_version=1,
-            producer=self.producer,
-            occurred_at=self._clock.now(),
-            correlation_id=name,
-            action=action,
-            phase="outcome",
-            outcome="failure" if action.endswith("refused") else "success",
-            severity="notice",
-            actor={"type": "system", "subject": SERVICE},
-            details=details,
         )
 
     def issued_event(self, issued: IssuedCertificate, *, again: bool = False) -> Outgoing:

@@ -10,15 +10,15 @@ from ca_signer.publishing.audit_records import AuditRecords, Record
 from ca_signer.publishing.replies import Replies
 from ca_signer.settings import SERVICE
 from estcore.clock import Clock
-from estcore.errors import BusUnavailable
 from estcore.messages import topics
 from estcore.messages.audit import AuditRecord
 from estcore.messages.audit_batches import encode_records, parts
 from estcore.messages.enrollment import EnrollmentRequested
 from estcore.messages.envelope import encode, encode_mapping
+from estcore.runtime.boot import Boot
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.consume import Delivery
-from estcore.runtime.logs import fields
+from estcore.runtime.own_records import OwnRecords
 
 log = logging.getLogger(__name__)
 
@@ -26,15 +26,18 @@ log = logging.getLogger(__name__)
 class EventPublisher:
     """Publishes audit records and events of one signer process.
 
-    ``audit_records`` builds what is published, ``replies`` answers front ends. A method that
-    publishes raises BusUnavailable when a PubAck is missing; publishing again is harmless.
+    ``audit_records`` builds what is published, ``replies`` answers front ends, ``own`` are records
+    of the service about itself. A method that publishes raises
+    BusUnavailable when a PubAck is missing; publishing again is harmless.
     """
 
-    def __init__(self, bus: Bus, clock: Clock, instance: str) -> None:
+    def __init__(self, bus: Bus, clock: Clock, instance: str, boot: Boot | None = None) -> None:
+        boot = boot or Boot()
         self._bus = bus
-        self.audit_records = AuditRecords(clock, instance)
+        self.audit_records = AuditRecords(clock, instance, boot.id)
         self.replies = Replies(bus)
         self._refusal_topic = topics.audit_refusal_topic(SERVICE, instance)
+        self.own = OwnRecords(bus, self._refusal_topic, instance, clock, boot)
 
     async def intents(self, intents: Sequence[IssuanceIntent]) -> None:
         """Step 6: publish the intents; without the PubAck nothing is signed.
@@ -126,14 +129,6 @@ class EventPublisher:
         """
         record = self.audit_records.dead_letter(delivery, code, reason, message)
         await self._bus.publish_confirmed(_batches([record], self._refusal_topic))
-
-    async def service_event(self, action: str, details: dict[str, str]) -> None:
-        """Record something the service did by itself; without the bus it is only logged."""
-        record = self.audit_records.service_event(action, details)
-        try:
-            await self._bus.publish_confirmed(_batches([record], self._refusal_topic))
-        except BusUnavailable:
-            log.warning("audit record not published", extra=fields(action=action, **details))
 
 
 def _batches(records: Sequence[Record], topic: str | None = None) -> list[Outgoing]:

@@ -220,7 +220,7 @@ class StaleLedgerCheck:
                     extra=fields(code=BEHIND, missing=len(missing)),
                 )
                 details = {"reason": BEHIND, "issuance": str(missing[0])}
-                await publisher.service_event("signing.refused", details)
+                await publisher.own.report("signing.refused", details)
             await sleep_or_stop(stop, _EVERY_S)
         return False
 

@@ -30,6 +30,7 @@ from ca_signer.upstream.submissions import Submission, Submissions
 from ca_signer.upstream.sweeper import UpstreamSweeper
 from estcore.clock import Clock
 from estcore.errors import Conflict
+from estcore.runtime.boot import Boot
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
 
@@ -61,11 +62,12 @@ def assemble(
     database: Database,
     issuers: Issuers,
     decision_context: DecisionContext,
+    boot: Boot | None = None,
 ) -> Parts:
     """Join the parts."""
     ledger = IssuanceStore(database, lease_s=settings.lease_s)
     submissions = Submissions(database, lease_s=settings.lease_s)
-    publisher = EventPublisher(bus, decision_context.clock, settings.instance)
+    publisher = EventPublisher(bus, decision_context.clock, settings.instance, boot)
     outbox = _outbox(settings, database, publisher)
     pending_for = dt.timedelta(seconds=settings.pending_lifetime_s)
     resolver = _resolver(settings, ledger, issuers, decision_context.clock)

@@ -34,6 +34,7 @@ from estcore.messages.envelope import encode
 from estcore.messages.state import CACertificates
 from estcore.policy.groups import Groups
 from estcore.runtime.admin import AdminServer
+from estcore.runtime.boot import Boot
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.console import console_script
 from estcore.runtime.database import Database
@@ -97,9 +98,11 @@ async def run(settings: UpstreamSettings) -> None:
     checks: dict[str, Callable[[], bool]] = {"started": lambda: False}
     admin = AdminServer(settings.admin, checks)
     await admin.start()
+    boot = Boot.begin(settings.state_folder)
     try:
         async with opened(issuers), connected(settings) as (bus, database):
-            parts = assemble(settings, bus, database, issuers, decision_context)
+            parts = assemble(settings, bus, database, issuers, decision_context, boot)
+            await parts.publisher.own.begin()
             completeness = StaleLedgerCheck(
                 bus, database, issuers, services=(SERVICE, f"{SERVICE}-upstream")
             )
@@ -128,6 +131,7 @@ async def run(settings: UpstreamSettings) -> None:
             await _serve(settings, parts, bus, admin, stop, jobs)
     finally:
         await admin.stop()
+        boot.close()
         await asyncio.to_thread(tracing.close)
 
 
@@ -146,6 +150,7 @@ async def _serve(
     await run_jobs(
         [
             fail_readiness,
+            parts.publisher.own.run,
             *jobs,
             parts.worker.run,
             parts.handler.attend,
@@ -167,7 +172,7 @@ def _state_jobs(
     changed = asyncio.Event()
     reloader = Reloader(
         [*_watched(settings, parts, changed, stamps), message_keys(bus, settings.bus)],
-        parts.publisher.service_event,
+        parts.publisher.own.report,
         metrics.RELOADS,
         every_s=settings.reload_every_s,
     )

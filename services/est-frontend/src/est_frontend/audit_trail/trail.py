@@ -1,7 +1,7 @@
 """The front end's audit trail: every answered enrollment and every refusal, off the hot path.
 
 - Records are numbered without gaps per boot, sent in batches with their PubAcks awaited, and kept
-  in the spool while the bus is unavailable.
+  in the spool while the bus is unavailable. The first say how far earlier boots had come.
 - A record is encoded when it is added. One that has no JSON form, or is too large, is replaced by
   a record that says so: no record in the queue can hold up those behind it.
 - What was sent a moment ago is sent again when the stream has lost it (``sent_batches``).
@@ -28,9 +28,11 @@ from estcore.errors import AuditUnavailable, BusUnavailable, InvariantBroken
 from estcore.messages import topics
 from estcore.messages.audit_batches import encode_records, fitting
 from estcore.messages.envelope import encode_mapping, without_none
+from estcore.runtime.boot import Boot
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop
+from estcore.tlog.sequences import PREVIOUS_BOOT
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +49,20 @@ class AuditTrail:
     """Collects, numbers, sends, spools."""
 
     def __init__(
-        self, bus: Bus, settings: TrailSettings, clock: Clock, *, group: str, instance: str
+        self,
+        bus: Bus,
+        settings: TrailSettings,
+        clock: Clock,
+        instance: str,
+        boot: Boot | None = None,
     ) -> None:
         self._bus = bus
         self._settings = settings
         self._clock = clock
         self._spool = Spool(settings.spool_file, settings.max_spooled)
-        self._topic = topics.audit_refusal_topic(SERVICE, group)
-        self._producer = {"service": SERVICE, "instance": instance, "boot_id": ids.uuid7()}
-        self._sequence = 0
+        self._topic = topics.audit_refusal_topic(SERVICE, instance)
+        self._boot = boot or Boot()
+        self._producer = {"service": SERVICE, "instance": instance, "boot_id": self._boot.id}
         self._pending: list[bytes] = []
         self._traced: list[str] = []
         self._pending_bytes = 0
@@ -79,12 +86,14 @@ class AuditTrail:
         return records >= _MEMORY // part or octets >= _MEMORY_BYTES // part
 
     async def open(self) -> None:
-        """Open the spool.
+        """Open the spool, and begin the numbers with what is known of earlier boots.
 
         Raises:
             ConfigurationError: the spool cannot be used.
         """
         await self._spool.open()
+        for statement in self._boot.statements:
+            self.event(PREVIOUS_BOOT, **statement)
 
     def refused(self, peer: str, code: str, **parts: Any) -> None:
         """Record a refusal; above the rate per source, or without room, it is only counted."""
@@ -98,12 +107,13 @@ class AuditTrail:
     def add(self, *, traceparent: str | None = None, **parts: Any) -> None:
         """Record one fact; the keyword arguments are those of AuditRecord, parts as mappings."""
         severity = parts.pop("severity", "info")
-        self._sequence += 1
+        number = self._boot.next()
         try:
-            record = self._encoded(severity=severity, **parts)
+            record = self._encoded(number, severity=severity, **parts)
         except InvariantBroken as exc:
             log.error("audit record replaced", extra=fields(code=exc.code))
             record = self._encoded(
+                number,
                 correlation_id=ids.uuid7(),
                 action="audit.record_replaced",
                 phase="error",
@@ -118,13 +128,13 @@ class AuditTrail:
         if traceparent is not None and len(self._traced) < _TRACES:
             self._traced.append(traceparent)
 
-    def _encoded(self, **parts: Any) -> bytes:
+    def _encoded(self, number: int, **parts: Any) -> bytes:
         record = encode_mapping(
             without_none(
                 record_id=ids.uuid7(),
                 schema_version=1,
                 producer=self._producer,
-                producer_seq=self._sequence,
+                producer_seq=number,
                 occurred_at=self._clock.now(),
                 **parts,
             )
@@ -192,6 +202,7 @@ class AuditTrail:
             if self._broken:
                 log.info("audit records can be stored again")
             self._broken = False
+            self._boot.forget_earlier()
         metrics.SPOOLED.set(self._spool.count)
 
     def _fail(self, exc_info: Exception | None = None, **more: str) -> None:
@@ -236,3 +247,10 @@ class AuditTrail:
             if self._pending:
                 log.error("audit records lost", extra=fields(records=len(self._pending)))
             await self._spool.close()
+            self._boot.close()
+
+
+def _batch(records: list[bytes], traceparents: list[str]) -> bytes:
+    """Return an ``AuditBatch`` of encoded records."""
+    traced = encode_mapping({"traceparents": traceparents})
+    return b'{"records":[' + b",".join(records) + b"]," + traced.removeprefix(b"{")

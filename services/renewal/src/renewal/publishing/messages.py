@@ -55,10 +55,10 @@ def event_id(rotation: str, step: RotationStep, key: str) -> str:
 class MessageBuilder:
     """Makes messages of this process."""
 
-    def __init__(self, instance: str, clock: Clock) -> None:
+    def __init__(self, instance: str, clock: Clock, boot_id: str | None = None) -> None:
         self._clock = clock
         self.source = f"{SERVICE}/{instance}"
-        self._build = AuditRecordBuilder(SERVICE, instance, uuid7())
+        self._build = AuditRecordBuilder(SERVICE, instance, boot_id or uuid7())
 
     def messages(self, messages_to_send: Sequence[RotationMessage]) -> list[Outgoing]:
         """Return the events, in order, and the audit records that go with them."""
@@ -82,18 +82,6 @@ class MessageBuilder:
     def batch(self, records: Sequence[AuditRecord]) -> list[Outgoing]:
         """Return the records as messages."""
         return list(batches(records, []))
-
-    def configuration(self, action: str, details: dict[str, str]) -> AuditRecord:
-        """Return the record of a file that changed while the service runs."""
-        identity = uuid7()
-        return self._build.success(
-            action,
-            record_id=identity,
-            at=self._clock.now(),
-            correlation_id=identity,
-            actor=Actor(type="system", subject=SERVICE),
-            details=dict(details),
-        )
 
     def proof_refused(
         self,
