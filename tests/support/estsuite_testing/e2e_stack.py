@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import itertools
 import json
 import shutil
@@ -26,10 +27,13 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from estcore.clock import SystemClock
 from estcore.messages import topics
 from estcore.messages.permissions import Permissions
 from estcore.runtime.bus import Bus
 from estcore.runtime.settings import BusSettings
+from estcore.tlog.findings import Finding
+from estcore.tlog.verify import Options, cross, verify
 from estdev.layout import Layout, Ports, nats_users
 from estdev.local import LocalSuite
 from estdev.nats import EmbeddedNATS
@@ -109,6 +113,15 @@ class Stack:
         cross = ("--cross", str(ledger), "--renewal", str(renewal))
         config = str(self.layout.config_file("audit"))
         return await self.suite.command("audit", "verify", "--config", config, *cross)
+
+    async def findings(self, *, later: dt.timedelta = dt.timedelta()) -> list[Finding]:
+        """What ``est-audit verify --cross`` finds in fresh exports, now or some time later."""
+        exports = [await self.export(s) for s in ("audit", "ca-signer", "renewal")]
+        audit, ledger, renewal = (path.read_bytes().splitlines() for path in exports)
+        options = Options(now=SystemClock().now() + later, live=True)
+        verification = verify(audit, options)
+        verification.report.extend(cross(verification.records, ledger, renewal))
+        return verification.report.findings
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -43,7 +43,8 @@ from estcore.tlog.verify import Options, verify
 
 BAD = "reconcile.record"
 _HARMLESS = {
-    "intent.open", "sequence.gap", "sequence.end_unknown", "checkpoint.none", "checkpoint.overdue", "record.ahead",
+    "intent.open", "sequence.gap", "sequence.end_unknown",
+    "checkpoint.none", "checkpoint.overdue", "record.ahead",
 }  # fmt: skip
 """Findings about missing records or wrong clocks, not about a changed log."""
 _LEDGER_ACTIONS = ("certificate.", "operator.")
