@@ -1,32 +1,38 @@
 """The fault pages of the runbooks on a running suite under light traffic.
 
 Each test makes a fault, waits for every quoted text under "Seen" of its page (readiness, metric,
-code, log line, stream), runs the page's commands as written, and waits for "Over when". The
-texts are read from the page, so page and product cannot differ.
+code, log line, stream, audit record), runs the page's commands as written, and waits for "Over
+when". The texts are read from the page, so page and product cannot differ. Settings are the
+defaults; a test that shortens a time says so.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import re
-import shlex
 import shutil
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 import yaml
 
+from estcore.errors import ConfigurationError
 from estcore.messages import topics
 from estcore.runtime.bus import Bus
 from estcore.runtime.settings import BusSettings
-from estdev.layout import COMMANDS
+from estdev.layout import nats_users
 from estdev.local import admin_get
-from estsuite_testing.e2e_stack import POLICY, Stack, make_csr, start_stack, stop_stack
-from estsuite_testing.raw_client import BASE, Client, b64
+from estsuite_testing.debian import debian_packages
+from estsuite_testing.e2e_stack import POLICY, start_stack, stop_stack
+from estsuite_testing.raw_client import BASE
+from estsuite_testing.runbook_pages import PAGE, Watched, section
 
 pytestmark = [
     pytest.mark.e2e,
@@ -34,127 +40,35 @@ pytestmark = [
     pytest.mark.timeout(240),
     pytest.mark.asyncio(loop_scope="module"),
 ]
-PAGE = Path(__file__).parents[2] / "docs" / "operations" / "runbooks.md"
-NAMES_NO_SYMPTOM = {
-    "/readyz": "what is asked",
-    "answer_timeout_s": "a setting",
-    "migrate": "a command",
-    "consumers": "beside `streams`: whichever a process notices first",
-    "dead.<service>.<reason>": "a topic, in the stream that is looked at",
-    "CANARY": "the stream that is lost",
+LATER = dt.timedelta(hours=1)
+"""Verified as if so much time had passed: nothing is on its way any more."""
+EXECUTED = {
+    "A token fails": "tests/integration/ca_signer/test_token.py",
+    "Make an issuing CA under a root of yours": "tests/e2e/test_documents.py",
+    "Make an issuing CA whose key is in a token": "tests/integration/ca_signer/test_token_command.py",
+    "An upstream outcome is unknown": "tests/e2e/test_upstream.py",
+    "An upstream CA returned a wrong certificate": "tests/integration/ca_signer/test_upstream.py",
+    "An upstream CA does not revoke": "tests/integration/ca_signer/test_upstream_vault.py",
+    "Message keys": "tests/integration/estcore/test_bus.py",
+    "A rotation is stalled": "tests/integration/renewal/test_rotation.py",
+    "Restore from a backup": "tests/e2e/test_restore.py",
+    "Add an enrollment secret": "tests/e2e/test_documents.py",
+    "Become an operator": "tests/e2e/test_documents.py",
+    "Approve or reject a request": "tests/e2e/test_approval.py",
+    "Find certificates": "tests/e2e/test_documents.py",
+    "Revoke a certificate": "tests/e2e/test_documents.py",
+    "Revoke many certificates: a bulk revocation": "tests/integration/ca_signer/test_bulk_revocation.py",
+    "Serve revocation lists": "tests/e2e/test_revocation.py",
+    "A revocation list is late": "tests/integration/ca_signer/test_crl.py",
+    "Check the store every night": "tests/integration/ca_signer/test_check_store.py",
+    "The nightly check finds something": "tests/integration/ca_signer/test_check_store.py",
+    "Change the policy": "tests/e2e/test_limits_and_changes.py",
+    "Verify the audit log": "tests/e2e/test_documents.py",
+    "Roll over the issuing CA": "tests/e2e/test_rollover.py",
+    "Roll over the root": "tests/e2e/test_rollover.py",
+    "The CA has expired": "tests/unit/ca_signer/test_decision.py",
 }
-STREAMS = (topics.EST_REQUESTS, topics.AUDIT_ISSUE, topics.AUDIT_REFUSAL, topics.DEAD_LETTERS)
-
-
-def section(heading: str) -> str:
-    return PAGE.read_text(encoding="utf-8").split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
-
-
-def symptoms(heading: str) -> list[str]:
-    """Return what is quoted in the paragraph "Seen" of a page."""
-    seen = section(heading).split("**Seen.**", 1)[1].split("\n\n", 1)[0]
-    quoted = [" ".join(text.split()) for text in re.findall(r"`([^`]+)`", seen)]
-    assert quoted, heading
-    return [text for text in quoted if text not in NAMES_NO_SYMPTOM]
-
-
-@dataclass
-class Watched:
-    """A suite with clients that never stop asking, and everything an operator can see of it."""
-
-    stack: Stack
-    bus: Bus
-    answers: list[str] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    _before: dict[str, float] = field(default_factory=dict)
-    _logs: dict[Path, int] = field(default_factory=dict)
-
-    async def traffic(self, path: str) -> None:
-        """Enroll, one after another."""
-        number = 0
-        client = Client.of(self.stack)
-        while True:
-            number += 1
-            _, csr = make_csr(f"dev-runbook-{number}")
-            with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
-                async with asyncio.timeout(30):
-                    answer = await client.enroll(b64(csr), path=path)
-                self.answers.append(f"{answer.status} {answer.body.decode(errors='replace')}")
-            await asyncio.sleep(0.5)
-
-    async def begin(self) -> None:
-        """Forget what was seen until now."""
-        self.texts.clear()
-        self.answers.clear()
-        self._before = await self.values()
-        self._logs = {p: p.stat().st_size for p in self.stack.layout.logs.glob("*.log")}
-
-    async def values(self) -> dict[str, float]:
-        """Metrics of all processes with their labels, and the lengths of the streams."""
-        values: dict[str, float] = {}
-        for instance, running in list(self.stack.suite.services.items()):
-            for line in (await admin_get(running.admin_port, "/metrics")).splitlines():
-                if line and line[0] != "#" and " " in line:
-                    name, value = line.rsplit(" ", 1)
-                    with contextlib.suppress(ValueError):  # a process that does not answer
-                        values[f"{instance} {name}"] = float(value)
-        with contextlib.suppress(Exception):  # NATS is what was stopped
-            async with asyncio.timeout(2):
-                for stream in STREAMS:
-                    info = await self.bus.client.jetstream().stream_info(stream)
-                    values[f"nats {stream}"] = info.state.messages
-        return values
-
-    async def look(self) -> None:
-        for running in list(self.stack.suite.services.values()):
-            self.texts.append(await admin_get(running.admin_port, "/readyz"))
-        for path in self.stack.layout.logs.glob("*.log"):
-            with path.open("rb") as file:
-                file.seek(self._logs.get(path, 0))
-                self.texts.append(file.read().decode(errors="replace"))
-
-    def is_seen(self, symptom: str, values: dict[str, float]) -> bool:
-        name, _, labels = symptom.strip("…").rstrip("}").partition("{")
-        for key, value in values.items():
-            ours = name in key if symptom[0] == "…" else f" {name}" in key
-            if ours and labels in key and value != self._before.get(key, 0.0):
-                return True
-        if symptom.startswith("not ready: "):
-            part = symptom.removeprefix("not ready: ")
-            return any(t.startswith("not ready: ") and part in t for t in self.texts)
-        pattern = re.sub(r"<\w+>", r"[\\w.-]+", re.escape(symptom))
-        return any(re.search(pattern, text) for text in [*self.texts, *self.answers])
-
-    async def until_seen(self, heading: str, *more: str, within_s: float = 45) -> None:
-        """Wait until every symptom of the page was there, with ``more`` that the test knows."""
-        waiting = [*symptoms(heading), *more]
-        loop = asyncio.get_running_loop()
-        end = loop.time() + within_s
-        while waiting:
-            assert loop.time() < end, f"{heading}: never seen: {waiting}; {self.answers[-5:]}"
-            await self.look()
-            values = await self.values()
-            waiting = [text for text in waiting if not self.is_seen(text, values)]
-            await asyncio.sleep(0.5)
-
-    async def run_page(self, heading: str) -> None:
-        """Run the commands of a page as written; the variables name the settings, as here."""
-        services = {command: service for service, command in COMMANDS.items()}
-        for block in re.findall(r"^```\n(.*?)^```$", section(heading), re.M | re.S):
-            for line in block.splitlines():
-                command, *arguments = shlex.split(line, comments=True)
-                config = self.stack.layout.config_file(services[command])
-                await self.stack.suite.run(command, *arguments, "--config", str(config))
-
-    async def until_over(self, within_s: float = 90) -> None:
-        """Wait until every service is ready and a client gets a certificate."""
-        async with asyncio.timeout(within_s):
-            for running in list(self.stack.suite.services.values()):
-                while not (await admin_get(running.admin_port, "/readyz")).startswith("ready"):
-                    await asyncio.sleep(0.2)
-            self.answers.clear()
-            while not any(answer.startswith("200") for answer in self.answers):
-                await asyncio.sleep(0.2)
+"""Pages that other tests execute, in parts or as a whole; the rest is executed here."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -183,6 +97,26 @@ async def watched(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Wat
         await asyncio.gather(*traffic, return_exceptions=True)
         await bus.close()
         await stop_stack(stack)
+
+
+async def test_every_page_is_executed_here_or_by_a_test_that_exists() -> None:
+    pages = re.findall(r"^## (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    here = Path(__file__).read_text(encoding="utf-8").split("async def watched", 1)[1]
+    for heading in pages:
+        other = EXECUTED.get(heading)
+        assert (f'"{heading}"' in here) != (other is not None), heading
+        assert other is None or (PAGE.parents[2] / other).exists(), other
+    assert set(EXECUTED) <= set(pages)
+
+
+async def restarted(watched: Watched, *services: str, **environment: str) -> None:
+    """Stop services and start them again with settings in their environment."""
+    suite = watched.stack.suite
+    for service in services:
+        await suite.stop_service(service)
+    await asyncio.gather(
+        *(suite.start_service(s, s, wait=True, environment=environment) for s in services)
+    )
 
 
 async def test_PostgreSQL_is_down(watched: Watched) -> None:
@@ -236,3 +170,148 @@ async def test_dead_letters(watched: Watched) -> None:
     finally:
         await bus.close()
     await watched.until_over()
+
+
+@asynccontextmanager
+async def full_streams(watched: Watched) -> AsyncIterator[None]:
+    """The two audit streams take ten more messages; afterwards as many as ever."""
+    jetstream = watched.bus.client.jetstream()
+    before = {}
+    for name in (topics.AUDIT_ISSUE, topics.AUDIT_REFUSAL):
+        info = await jetstream.stream_info(name)
+        before[name] = info.config
+        full = replace(info.config, max_msgs=info.state.messages + 10)
+        await jetstream.update_stream(full)
+    try:
+        yield
+    finally:
+        for config in before.values():
+            await jetstream.update_stream(config)
+
+
+@contextlib.contextmanager
+def unwritable(file: Path) -> Iterator[None]:
+    """Another writer holds the spool, as a disk that refuses would."""
+    holder = sqlite3.connect(file, isolation_level=None)
+    holder.execute("begin immediate")
+    try:
+        yield
+    finally:
+        holder.execute("rollback")
+        holder.close()
+
+
+@pytest.mark.logs_errors("audit records cannot be stored")
+async def test_audit_does_not_keep_up_and_the_spool_of_a_front_end_fills(watched: Watched) -> None:
+    await watched.begin()
+    suite, layout = watched.stack.suite, watched.stack.layout
+    await suite.stop_service("audit", kill=True)
+    async with full_streams(watched):
+        await watched.until_seen("Audit does not keep up, or its stream is full", "202")
+        with unwritable(layout.folder / "spool" / "est-frontend.sqlite"):
+            await watched.until_seen("The audit spool of a front end fills")
+        front_end = suite.services["est-frontend"]
+        assert front_end.process.returncode is None
+        await suite.start_service("audit", "audit", wait=True)
+    await watched.until_over()
+    async with asyncio.timeout(30):
+        while (await watched.values())["est-frontend est_frontend_spooled_records"]:
+            await asyncio.sleep(0.5)
+    await watched.stack.until_recorded()
+    killed = f"{layout.config_file('audit').stem}/audit/"
+    findings = await watched.stack.findings(later=LATER)
+    assert not [f for f in findings if killed not in f.sentence], findings
+
+
+async def test_the_SIEM_is_down(watched: Watched) -> None:
+    siem = watched.stack.suite.siem
+    assert siem is not None
+    await watched.begin()
+    await siem.stop()
+    await watched.until_seen("The SIEM is down")
+    await siem.start()
+    lag = 'audit est_audit_sink_lag_records{sink="local-siem"}'
+    async with asyncio.timeout(60):
+        while (await watched.values()).get(lag, 1) > 20:
+            await asyncio.sleep(0.5)
+    received = len(siem.messages())
+    await watched.run_page(
+        "The SIEM is down", {"--sink siem": "--sink local-siem", "--from 120000": "--from 1"}
+    )
+    async with asyncio.timeout(60):
+        while len(siem.messages()) < received + 20 or (await watched.values())[lag] > 20:
+            await asyncio.sleep(0.5)
+    await watched.until_over()
+
+
+@pytest.mark.logs_errors("bus permission violation")
+async def test_a_permission_violation(watched: Watched) -> None:
+    await watched.begin()
+    nats, users = watched.stack.layout.nats, nats_users()
+    renewal = users["renewal"]
+    fewer = tuple(topic for topic in renewal.publish if topic != "audit.issue.renewal")
+    nats.reload(users | {"renewal": replace(renewal, publish=fewer)})
+    await watched.until_seen("A permission violation", topics.audit_issue_topic("renewal"))
+    nats.reload(users)
+    await watched.until_over()
+
+
+async def test_a_clock_is_wrong(watched: Watched) -> None:
+    root = await asyncio.to_thread(debian_packages, "libfaketime")
+    clock = watched.stack.folder / "clock"
+    clock.write_text("+0\n")
+    environment = {
+        "LD_PRELOAD": str(next(root.glob("**/libfaketimeMT.so.1"))),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_CACHE_DURATION": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+    }
+    await restarted(watched, "est-frontend", **environment)
+    await watched.begin()
+    clock.write_text("+600\n")
+    await watched.until_seen("A clock is wrong", "clock.wrong")
+    clock.write_text("+0\n")
+    await watched.until_over()
+    await restarted(watched, "est-frontend")
+
+
+@pytest.mark.logs_errors("audit log differs from the ledger", "reconciliation window given up")
+async def test_a_window_differs_from_the_ledger(watched: Watched) -> None:
+    """Windows are of five seconds here and compared every second: by default it takes minutes."""
+    await restarted(
+        watched,
+        *("ca-signer", "renewal", "audit"),
+        CA_SIGNER__WINDOW_S="5",
+        CA_SIGNER__WINDOW_SETTLE_S="1",
+        EST_RENEWAL__WINDOWS__RECHECK_S="1",
+        EST_AUDIT__WINDOWS__RETRY_S="1",
+    )
+    await watched.begin()
+    await watched.until_over()
+    page = "A window differs from the ledger"
+    database = await watched.stack.layout.postgres.superuser()
+    names = {name: str(watched.stack.folder / name) for name in ("ledger.jsonl", "renewal.jsonl")}
+    try:
+        await database.execute("set session_replication_role = replica")
+        await database.execute(
+            "create temp table lost as select * from ca_signer.issuance "
+            "where state = 'issued' order by issued_at desc offset 1 limit 1"
+        )
+        lost = await database.fetchval("select issuance_id::text from lost")
+        removed = "delete from ca_signer.issuance where issuance_id::text = $1"
+        await database.execute(removed, lost)
+        await watched.until_seen(page)
+        with pytest.raises(ConfigurationError, match="verification has"):
+            await watched.run_page(page, names)
+        findings = await watched.stack.findings()
+        assert any(lost in str(finding) for finding in findings), findings
+        await database.execute("insert into ca_signer.issuance select * from lost")
+    finally:
+        await database.close()
+    for file in names.values():
+        Path(file).unlink()
+    await restarted(watched, "ca-signer", "renewal", "audit")
+    await watched.until_over()
+    await watched.stack.until_recorded()
+    assert "\nverified: " in await watched.run_page(page, names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,6 +60,27 @@ async def test_topics_of_others_are_refused_and_make_unready(
         assert topic in bus.violation
     finally:
         await bus.close()
+
+
+async def test_a_full_stream_is_named_at_once(platform: Platform) -> None:
+    await declared(platform)
+    provisioner = await platform.provisioner()
+    front = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "test")
+    jetstream = provisioner.client.jetstream()
+    config = (await jetstream.stream_info(topics.AUDIT_REFUSAL)).config
+    message = Outgoing("audit.refusal.est-frontend.test", b"x")
+    try:
+        await jetstream.update_stream(replace(config, max_msgs=1))
+        await front.publish_confirmed([message])
+        async with asyncio.timeout(2):
+            with pytest.raises(BusUnavailable) as refused:
+                await front.publish_confirmed([message])
+        assert refused.value.code == "bus.full"
+    finally:
+        await jetstream.update_stream(config)
+        await jetstream.purge_stream(topics.AUDIT_REFUSAL)
+        await provisioner.close()
+        await front.close()
 
 
 async def test_an_agent_receives_events_of_its_owner_only(platform: Platform) -> None:

@@ -37,7 +37,7 @@ def share_template(folder: Path) -> None:
 class ForkedSuite(LocalSuite):
     """A suite whose commands are forked from a process that has imported their modules.
 
-    What is to crash at a fault point is executed.
+    What is to crash at a fault point, or needs a library loaded before it, is executed.
     """
 
     @override
@@ -49,7 +49,7 @@ class ForkedSuite(LocalSuite):
         stderr: IO[bytes] | int,
         environment: dict[str, str] | None = None,
     ) -> asyncio.subprocess.Process:
-        if FAULT in (environment or {}):
+        if {FAULT, "LD_PRELOAD"} & set(environment or {}):
             return await super().spawn(
                 command, *arguments, stdout=stdout, stderr=stderr, environment=environment
             )

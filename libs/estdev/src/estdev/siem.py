@@ -44,6 +44,7 @@ class LocalSIEM:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(certificate_file, key_file)
         self._server: asyncio.Server | None = None
+        self._open: set[asyncio.StreamWriter] = set()
 
     async def start(self) -> None:
         """Listen."""
@@ -53,15 +54,18 @@ class LocalSIEM:
         )
 
     async def stop(self) -> None:
-        """Stop listening."""
+        """Stop listening, and end the connections."""
         if self._server is not None:
             self._server.close()
+        for writer in self._open:
+            writer.transport.abort()
 
     def messages(self) -> list[str]:
         """Return everything received so far."""
         return self.out.read_text(encoding="utf-8").splitlines() if self.out.exists() else []
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
         try:
             while True:
                 size = int(await reader.readuntil(b" "))
@@ -74,4 +78,5 @@ class LocalSIEM:
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError, OSError):
             return
         finally:
+            self._open.discard(writer)
             writer.close()

@@ -9,6 +9,7 @@ the same record ids. Each sink has a job of its own and stalls no other.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import json
 import logging
@@ -83,6 +84,7 @@ class Forwarder:
             except OSError as exc:
                 failures += 1
                 self._fault(exc)
+                await self._measure()
                 await sleep_or_stop(stop, self._backoff(failures))
         metrics.SINK_CONNECTED.labels(self.sink.name).set(0)
 
@@ -205,6 +207,15 @@ class Forwarder:
         )
         async with self._database.connection() as database:
             await store.add_dead_letter(database, self.sink.name, log_index, reason)
+
+    async def _measure(self) -> None:
+        """Measure what waits while there is no connection."""
+        with contextlib.suppress(LedgerUnavailable):
+            async with self._database.connection() as database:
+                cursor = await store.cursor(database, self.sink.name)
+                rows = await store.records_from(database, cursor.next_index, 1)
+            self._position = cursor.next_index
+            self._backlog(rows[0][1] if rows else None)
 
     def _backlog(self, leaf: str | None) -> None:
         lag = max(0, self._writer.size - self._position)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from estcore.errors import ESTSuiteError
-from estcore.errors import ESTSuiteError
 from estsuite_testing.chaos.checker import (
     check_ledger,
     check_operations,
