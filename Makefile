@@ -55,7 +55,7 @@ fmt: $(READY)   ## format and fix
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 type:
-	@$(BIN)/mypy $(addprefix -p ,$(PACKAGES)) $(addprefix -p tests.,unit integration e2e conformance interop chaos) -m tests.conftest
+	@$(BIN)/mypy $(addprefix -p ,$(PACKAGES)) $(addprefix -p tests.,unit integration e2e conformance interop chaos fuzz) -m tests.conftest
 
 imports:
 	@$(BIN)/lint-imports --no-cache > $(VENV)/imports.log 2>&1 && tail -n 1 $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import atheris
+import atheris  # type: ignore[import-untyped, import-not-found, unused-ignore]  # optional group
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
 with atheris.instrument_imports(include=["estcore", "est_frontend", "audit", "ca_signer"]):
-    import targets
+    from tests.fuzz import targets
 
 
 def main() -> None:

@@ -20,12 +20,12 @@ from pathlib import Path
 import click
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE.parent.parent))
 sys.path.insert(0, str(HERE.parent / "support"))
 
-from targets import TARGETS, identity  # noqa: E402 - after the path
+from tests.fuzz.targets import TARGETS, identity  # noqa: E402
 
-from estcore.runtime import command_line  # noqa: E402
+from estcore.runtime import command_line  # noqa: E402 - after the path
 from estcore.runtime.command_line import CONTEXT  # noqa: E402
 from estsuite_testing.http_fuzz.run import run_alone  # noqa: E402
 

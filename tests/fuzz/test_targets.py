@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import base64
-import sys
 from pathlib import Path
 
 import pytest
+from tests.fuzz import targets
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-import targets  # noqa: E402 - after the path
 
 
 @pytest.mark.parametrize("target", targets.TARGETS)

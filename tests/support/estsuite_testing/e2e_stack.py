@@ -116,8 +116,8 @@ class Stack:
 
     async def findings(self, *, later: dt.timedelta = dt.timedelta()) -> list[Finding]:
         """What ``est-audit verify --cross`` finds in fresh exports, now or some time later."""
-        exports = [await self.export(s) for s in ("audit", "ca-signer", "renewal")]
-        audit, ledger, renewal = (path.read_bytes().splitlines() for path in exports)
+        exports = [await self.export(s) for s in ("ca-signer", "renewal", "audit")]
+        ledger, renewal, audit = (path.read_bytes().splitlines() for path in exports)
         options = Options(now=SystemClock().now() + later, live=True)
         verification = verify(audit, options)
         verification.report.extend(cross(verification.records, ledger, renewal))

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,19 +52,38 @@ class Watched:
     texts: list[str] = field(default_factory=list)
     _before: dict[str, float] = field(default_factory=dict)
     _logs: dict[Path, int] = field(default_factory=dict)
+    _asking: asyncio.Event = field(default_factory=asyncio.Event)
+    _under_way: int = 0
+
+    def __post_init__(self) -> None:
+        self._asking.set()
 
     async def traffic(self, path: str) -> None:
         """Enroll, one after another."""
         number = 0
         client = Client.of(self.stack)
         while True:
+            await self._asking.wait()
             number += 1
+            self._under_way += 1
             _, csr = make_csr(f"dev-runbook-{number}")
             with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
                 async with asyncio.timeout(30):
                     answer = await client.enroll(b64(csr), path=path)
                 self.answers.append(f"{answer.status} {answer.body.decode(errors='replace')}")
+            self._under_way -= 1
             await asyncio.sleep(0.5)
+
+    @contextlib.asynccontextmanager
+    async def quiet(self) -> AsyncIterator[None]:
+        """No client asks for anything meanwhile: exports can be compared."""
+        self._asking.clear()
+        try:
+            while self._under_way:
+                await asyncio.sleep(0.1)
+            yield
+        finally:
+            self._asking.set()
 
     async def begin(self) -> None:
         """Forget what was seen until now."""
