@@ -25,6 +25,7 @@ from estdeploy.services import SERVICES, USER_ID, Places, compose_settings
 from estdev.layout import keep_secret
 from estdev.service_settings import AUDIT_ORIGIN
 
+_DATA = tuple(f"data/{name}" for name in ("est-frontend", "ca-signer", "renewal", "audit"))
 HOSTS = ("localhost", "127.0.0.1", "est-frontend")
 
 
@@ -34,7 +35,7 @@ def prepare(folder: Path, places: Places | None = None) -> None:
     Raises:
         ConfigurationError: a ceremony failed; with its own line.
     """
-    for name in ("", "config", "secrets", "data/postgres", "data/nats", "data/est-frontend"):
+    for name in ("", "config", "secrets", "data/postgres", "data/nats", *_DATA):
         (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
     _make_secrets(folder / "secrets")
     _make_ca(folder)

@@ -106,6 +106,7 @@ def compose_settings(service: Service, places: Places, policy_folder: Path) -> d
             "allow_plaintext": True,
         },
         "admin": {"port": ADMIN_PORT},
+        "state_folder": str(places.data / "state"),
     }
     if service.schema is not None:
         settings["database"] = {

@@ -6,10 +6,9 @@ before it has set the future: a full stream looked like one that does not answer
 
 from __future__ import annotations
 
-import nats.js.errors
-from nats.aio.msg import Msg
-from nats.js import JetStreamContext
 from typing_extensions import override
+
+from estcore.runtime.nats_client import JetStreamContext, Msg, nats
 
 
 class JetStream(JetStreamContext):
