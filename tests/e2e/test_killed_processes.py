@@ -68,7 +68,7 @@ async def again(stack: Stack) -> None:
     bus = await Bus.connect(settings, "est-frontend", KILLED)
     try:
         body = encode(AuditBatch(records=tuple(records)))
-        topic = audit_refusal_topic("est-frontend", KILLED)
+        topic = audit_refusal_topic("est-frontend", "default")
         await bus.publish_confirmed([Outgoing(topic, body)])
     finally:
         await bus.close()

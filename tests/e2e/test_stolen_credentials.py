@@ -182,16 +182,16 @@ _DIRECT = json.dumps({"last_by_subj": topics.PROFILES_TOPIC}).encode()
 ASKED: dict[str, tuple[tuple[str, bytes], ...]] = {
     "renewal": (
         *(("pki.rotation.due.a.b", b"{}"), ("audit.issue.renewal", b"{}")),
-        *(("canary.renewal.x", b"{}"), _pull(topics.PKI_EVENTS, "renewal")),
+        *(("canary.renewal", b"{}"), _pull(topics.PKI_EVENTS, "renewal")),
         *((topic, b"{}") for topic in (topics.REANNOUNCE_TOPIC, topics.WINDOWS_TOPIC)),
     ),
     "audit": (
-        *(("audit.issue.audit", b"{}"), ("dead.audit.x", b"{}"), ("canary.audit.x", b"{}")),
+        *(("audit.issue.audit", b"{}"), ("dead.audit.x", b"{}"), ("canary.audit", b"{}")),
         *(_pull(topics.AUDIT_ISSUE, "audit"), _pull(topics.AUDIT_REFUSAL, "audit")),
         (topics.WINDOWS_TOPIC, b"{}"),
     ),
     "est-frontend": (
-        *(("est.request.default.issuing.low", b"{}"), ("canary.est-frontend.x", b"{}")),
+        *(("est.request.default.issuing.low", b"{}"), ("canary.est-frontend.default", b"{}")),
         *(("$JS.API.DIRECT.GET.PKI_STATE", _DIRECT), ("pki.ocsp.issuing", b"0")),
         *(("pki.ack.default", b"{}"), (topics.FETCHED_TOPIC, b"{}")),
     ),

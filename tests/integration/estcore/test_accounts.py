@@ -93,7 +93,7 @@ async def test_no_reply_subject_writes_past_the_rights_of_a_user(world: World, u
     async with world.thief(user) as (client, _):
         for target in (*STORED, *OTHER_TARGETS):
             for topic in own_topics(user) or ["pki.rotation.due.demo.web"]:
-                stored = {"PKI_EVENTS": STORED[4], "CANARY": "canary.est-frontend.x"}
+                stored = {"PKI_EVENTS": STORED[4], "CANARY": "canary.est-frontend.default"}
                 value = stored.get(topic.rpartition(".")[2], STATE)
                 await client.publish(topic, asked(topic, value), reply=target)
                 await client.publish(topic, b"x", headers={"Nats-Trace-Dest": target})

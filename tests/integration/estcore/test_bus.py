@@ -68,7 +68,7 @@ async def test_a_full_stream_is_named_at_once(platform: Platform) -> None:
     front = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "test")
     jetstream = provisioner.client.jetstream()
     config = (await jetstream.stream_info(topics.AUDIT_REFUSAL)).config
-    message = Outgoing("audit.refusal.est-frontend.test", b"x")
+    message = Outgoing(topics.audit_refusal_topic("est-frontend", "default"), b"x")
     try:
         await jetstream.update_stream(replace(config, max_msgs=1))
         await front.publish_confirmed([message])

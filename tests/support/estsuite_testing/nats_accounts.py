@@ -53,7 +53,7 @@ STORED = (
     "audit.issue.renewal",
     "audit.refusal.est-frontend.x",
     "dead.ca-signer.x",
-    "canary.ca-signer.x",
+    "canary.ca-signer",
 )
 """One topic of each kind that a stream stores."""
 

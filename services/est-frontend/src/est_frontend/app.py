@@ -137,7 +137,9 @@ def build_app(settings: FrontendSettings, listener: Listener) -> App:
     state.load()
     bus = Bus.unconnected(SERVICE)
     boot = Boot.begin(settings.state_folder)
-    trail = AuditTrail(bus, settings.trail, CLOCK, settings.instance, boot)
+    trail = AuditTrail(
+        bus, settings.trail, CLOCK, group=settings.group, instance=settings.instance, boot=boot
+    )
     gateway = SignerGateway(
         bus=bus,
         pending=PendingRequests(CLOCK),

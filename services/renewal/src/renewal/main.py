@@ -84,7 +84,7 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
         bus = await _unless(stop, connecting)
         if database is None or bus is None:
             return
-        streams = StreamProbe(bus, SERVICE, settings.instance)
+        streams = StreamProbe(bus, SERVICE)
         builder = MessageBuilder(settings.instance, SystemClock(), boot.id)
         topic = audit_issue_topic(SERVICE)
         own = OwnRecords(bus, topic, settings.instance, SystemClock(), boot)

@@ -33,7 +33,6 @@ from estcore.messages.signatures import (
     Senders,
     topic_pattern,
 )
-from estcore.runtime.jetstream import JetStream
 from estcore.runtime.logs import fields
 from estcore.runtime.nats_client import BUS_ERRORS, Client, JetStream, Msg, Subscription, nats
 from estcore.runtime.settings import BusSettings, read_secret

@@ -15,7 +15,8 @@ from pydantic import JsonValue
 from estcore import ids
 from estcore.clock import Clock
 from estcore.errors import BusUnavailable
-from estcore.messages.audit import Actor, AuditBatch, AuditRecord, AuditRecordBuilder
+from estcore.messages.audit import Actor, AuditRecord, AuditRecordBuilder
+from estcore.messages.audit_batches import MAX_RECORDS, encode_records, fitting
 from estcore.messages.envelope import encode
 from estcore.runtime.boot import Boot
 from estcore.runtime.bus import Bus, Outgoing
@@ -25,7 +26,6 @@ from estcore.tlog.sequences import PREVIOUS_BOOT
 
 log = logging.getLogger(__name__)
 
-_BATCH = 256
 _MEMORY = 1000
 _RETRY_S = 5
 _TIMEOUT_S = 2
@@ -62,8 +62,9 @@ class OwnRecords:
         """Publish what waits; it goes on waiting while the bus is unavailable."""
         async with self._lock:
             while self._waiting:
-                part = tuple(self._waiting[:_BATCH])
-                message = Outgoing(self._topic, encode(AuditBatch(records=part)))
+                encoded = [encode(record) for record in self._waiting[:MAX_RECORDS]]
+                count = fitting(encoded)
+                message = Outgoing(self._topic, encode_records(encoded[:count]))
                 try:
                     await self._bus.publish_confirmed([message], timeout_s=_TIMEOUT_S)
                 except BusUnavailable as exc:
@@ -72,7 +73,7 @@ class OwnRecords:
                         extra=fields(waiting=len(self._waiting), code=exc.code),
                     )
                     return
-                del self._waiting[: len(part)]
+                del self._waiting[:count]
             self._boot.forget_earlier()
 
     def _add(self, action: str, details: Mapping[str, JsonValue]) -> None:

@@ -53,6 +53,8 @@ class AuditTrail:
         bus: Bus,
         settings: TrailSettings,
         clock: Clock,
+        *,
+        group: str,
         instance: str,
         boot: Boot | None = None,
     ) -> None:
@@ -60,7 +62,7 @@ class AuditTrail:
         self._settings = settings
         self._clock = clock
         self._spool = Spool(settings.spool_file, settings.max_spooled)
-        self._topic = topics.audit_refusal_topic(SERVICE, instance)
+        self._topic = topics.audit_refusal_topic(SERVICE, group)
         self._boot = boot or Boot()
         self._producer = {"service": SERVICE, "instance": instance, "boot_id": self._boot.id}
         self._pending: list[bytes] = []
@@ -248,9 +250,3 @@ class AuditTrail:
                 log.error("audit records lost", extra=fields(records=len(self._pending)))
             await self._spool.close()
             self._boot.close()
-
-
-def _batch(records: list[bytes], traceparents: list[str]) -> bytes:
-    """Return an ``AuditBatch`` of encoded records."""
-    traced = encode_mapping({"traceparents": traceparents})
-    return b'{"records":[' + b",".join(records) + b"]," + traced.removeprefix(b"{")
