@@ -21,6 +21,7 @@ from estcore.errors import KeyStoreUnavailable
 from estcore.messages import topics
 from estcore.messages.envelope import decode
 from estcore.messages.state import RevocationList
+from estcore.runtime.stored_messages import last_values
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.operators import TestOperator, operator, policy_with_operators
 from estsuite_testing.platform import Platform
@@ -58,7 +59,7 @@ def fingerprint(certificate: x509.Certificate) -> dict[str, Any]:
 
 async def published(signer: SignerStack) -> RevocationList:
     topic = topics.crl_topic("issuing")
-    (stored,) = await signer.frontend.last_values(topics.PKI_STATE, topic)
+    (stored,) = await last_values(signer.frontend, topics.PKI_STATE, topic)
     return decode(RevocationList, stored.payload)
 
 

@@ -25,6 +25,7 @@ from estcore.errors import ConfigurationError
 from estcore.ids import serial_hex
 from estcore.messages import topics
 from estcore.pki.crl import read_crl
+from estcore.runtime.stored_messages import last_values
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.many_certificates import write_certificates
 from estsuite_testing.operators import operator, policy_with_operators
@@ -69,7 +70,7 @@ async def published_state(signer: SignerStack, folder: Path) -> SignerState:
     """What a front end knows that reads all of the state."""
     state = SignerState(folder, PeerValidator(SystemClock()).set_anchors, SystemClock())
     state.load()
-    for stored in await signer.frontend.last_values(topics.PKI_STATE, "pki.state.>"):
+    for stored in await last_values(signer.frontend, topics.PKI_STATE, "pki.state.>"):
         state.apply(stored.topic, stored.payload)
     return state
 

@@ -32,6 +32,7 @@ from estcore.pki import der
 from estcore.pki.ocsp import MALFORMED, TRY_LATER, UNAUTHORIZED, read_question
 from estcore.policy.internal_profiles import OCSP_RESPONDER_PROFILE
 from estcore.runtime.bus import Bus
+from estcore.runtime.stored_messages import last_values
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.operators import TestOperator, operator, policy_with_operators
 from estsuite_testing.platform import Platform
@@ -256,7 +257,7 @@ def state(signer: SignerStack, tmp_path: Path) -> SignerState:
 
 
 async def known(signer: SignerStack, state: SignerState) -> SignerState:
-    for stored in await signer.frontend.last_values(topics.PKI_STATE, "pki.state.>"):
+    for stored in await last_values(signer.frontend, topics.PKI_STATE, "pki.state.>"):
         state.apply(stored.topic, stored.payload)
     return state
 

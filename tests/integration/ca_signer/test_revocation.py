@@ -22,6 +22,7 @@ from estcore.messages.envelope import decode
 from estcore.messages.events import CertificateRevoked
 from estcore.messages.state import RevokedShard, revoked_shard
 from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.stored_messages import last_values
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.operators import TestOperator, operator, policy_with_operators
 from estsuite_testing.platform import Platform
@@ -82,7 +83,7 @@ async def renew(signer: SignerStack, certificate: bytes, name: str) -> Enrollmen
 
 async def shard(signer: SignerStack, serial: bytes) -> RevokedShard:
     topic = topics.revoked_topic("issuing", revoked_shard(int.from_bytes(serial, "big")))
-    (stored,) = await signer.frontend.last_values(topics.PKI_STATE, topic)
+    (stored,) = await last_values(signer.frontend, topics.PKI_STATE, topic)
     return decode(RevokedShard, stored.payload)
 
 

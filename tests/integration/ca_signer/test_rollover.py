@@ -28,6 +28,7 @@ from estcore.messages.enrollment import EnrollmentAnswered, Principal
 from estcore.messages.envelope import decode
 from estcore.messages.state import CACertificates, TrustFetched
 from estcore.runtime.bus import Bus
+from estcore.runtime.stored_messages import last_values
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.operators import TestOperator, operator, policy_with_operators
 from estsuite_testing.platform import Platform
@@ -95,7 +96,7 @@ class Rolling:
     async def published(self) -> CACertificates:
         """The issuer's state as published to front ends."""
         topic = topics.cacerts_topic("issuing")
-        (stored,) = await self.frontend.last_values(topics.PKI_STATE, topic)
+        (stored,) = await last_values(self.frontend, topics.PKI_STATE, topic)
         return decode(CACertificates, stored.payload)
 
 

@@ -1,17 +1,15 @@
-"""The thin port to NATS: publish, subscribe, request, and read what a stream stores.
+"""The thin port to NATS: publish, subscribe, request.
 
 nats-py stays behind it: subscribers receive an ``Incoming``, pull consumers a ``Delivery``.
 Publishing is confirmed (JetStream's PubAck awaited) or hinted (core NATS, may be lost).
 What a service publishes is signed, and what it receives is verified (``messages.signatures``).
-Consuming is in ``estcore.runtime.consume``. Connections are kept for ever: reconnecting never
+Consuming is in ``runtime.consume``, reading a stream in ``runtime.stored_messages``. Connections are kept for ever: reconnecting never
 gives up, and a permission violation makes the service unready (docs/architecture.md).
 """
 
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
-import json
 import logging
 import secrets
 import ssl
@@ -79,17 +77,6 @@ class Incoming:
     sender: Sender | None = None
     signature: str = ""
     question: str = ""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """One message as a stream keeps it, signed by ``sender`` with ``signature``."""
-
-    sequence: int
-    topic: str
-    payload: bytes
-    sender: Sender
-    signature: str
 
 
 class _RandomNames:
@@ -324,22 +311,6 @@ class Bus:
         )
         return bytes(answer.data)
 
-    async def stored_at(self, stream: str, topic: str, *, timeout_s: float = 5) -> float:
-        """Return when the newest message on ``topic`` was stored: NATS's time, seconds since 1970.
-
-        Raises:
-            BusUnavailable: no answer in time, or no such message.
-        """
-        request = json.dumps({"last_by_subj": topic}).encode()
-        try:
-            answer = await self.client.request(
-                f"$JS.API.DIRECT.GET.{stream}", request, timeout=timeout_s
-            )
-            text = (answer.headers or {})["Nats-Time-Stamp"]
-            return dt.datetime.fromisoformat(text[:19] + "+00:00").timestamp()
-        except (TimeoutError, *BUS_ERRORS, KeyError, ValueError) as exc:
-            raise BusUnavailable(f"no answer from stream {stream}") from exc
-
     async def publish_unconfirmed(self, topic: str, payload: bytes, *, reply: str = "") -> None:
         """Publish on core NATS, which does not confirm delivery.
 
@@ -459,80 +430,6 @@ class Bus:
             raise BusUnavailable(f"the answer on {topic} is not signed as it must be") from exc
         return octets
 
-    async def last_values(self, stream: str, topics: str, *, timeout_s: float = 5) -> list[Stored]:
-        """Return what was stored last on every topic matching ``topics`` in ``stream``.
-
-        One batched direct get (server 2.11 and newer); replicas may answer slightly behind.
-
-        Raises:
-            BusUnavailable: no complete answer in time.
-        """
-        request = {"multi_last": [topics], "batch": _BATCH}
-        return _verified(await self._stored(stream, request, timeout_s))
-
-    async def last_sequence(self, stream: str, topics: str, *, timeout_s: float = 5) -> int:
-        """Return the sequence of the newest message on ``topics``; 0 where there is none.
-
-        Raises:
-            BusUnavailable: no answer in time.
-        """
-        stored = await self._stored(stream, {"last_by_subj": topics}, timeout_s)
-        return stored[0][0] if stored else 0
-
-    async def stored_from(
-        self, stream: str, topics: str, sequence: int, *, timeout_s: float = 5
-    ) -> tuple[list[Stored], int]:
-        """Return stored messages on ``topics`` from a sequence on, oldest first, a batch at most.
-
-        With them comes the sequence to go on from, or 0 when there was nothing more: a batch may
-        have messages that are refused and not returned.
-
-        Raises:
-            BusUnavailable: no complete answer in time.
-        """
-        request = {"seq": max(sequence, 1), "next_by_subj": topics, "batch": _BATCH}
-        stored = await self._stored(stream, request, timeout_s)
-        return _verified(stored), stored[-1][0] + 1 if stored else 0
-
-    async def _stored(
-        self, stream: str, request: dict[str, Any], timeout_s: float
-    ) -> list[tuple[int, Stored | None]]:
-        """Return sequences and messages; None is one that is refused."""
-        queue: asyncio.Queue[Msg] = asyncio.Queue()
-        inbox = self.client.new_inbox()
-        subscription = await self.client.subscribe(inbox, cb=queue.put)
-        body = json.dumps(request).encode()
-        stored: list[tuple[int, Stored | None]] = []
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self.client.publish(f"$JS.API.DIRECT.GET.{stream}", body, reply=inbox)
-                while True:
-                    message = await queue.get()
-                    headers = message.headers or {}
-                    status = headers.get("Status")
-                    if status in {"204", "404"}:
-                        return stored
-                    if status is not None:
-                        raise BusUnavailable(f"stream {stream} answers {status}")
-                    sequence = headers.get("Nats-Sequence", "")
-                    if not sequence.isdecimal():
-                        continue  # not by the server
-                    stored.append((int(sequence), self._read_stored(message)))
-                    if "batch" not in request:
-                        return stored
-        except (TimeoutError, *BUS_ERRORS) as exc:
-            raise BusUnavailable(f"no answer from stream {stream}") from exc
-        finally:
-            await _quietly(subscription.unsubscribe())
-
-    def _read_stored(self, message: Msg) -> Stored | None:
-        headers = message.headers or {}
-        sequence, topic = headers["Nats-Sequence"], headers.get("Nats-Subject", "")
-        sender = self.sender_of(message, topic=topic)
-        if sender is None:
-            return None
-        return Stored(int(sequence), topic, bytes(message.data), sender, headers[HEADER])
-
     async def close(self) -> None:
         """Send what is buffered, answer what is in hand, close."""
         self._closing = True
@@ -561,17 +458,6 @@ def senders_of(settings: BusSettings) -> Senders:
         raise ConfigurationError(f"cannot read the senders file {path}") from exc
     except ConfigurationError as exc:
         raise ConfigurationError(f"{path}: {exc.reason}", code=exc.code) from exc
-
-
-def _verified(stored: Sequence[tuple[int, Stored | None]]) -> list[Stored]:
-    return [message for _, message in stored if message is not None]
-
-
-async def _quietly(step: Awaitable[None]) -> None:
-    try:
-        await step
-    except BUS_ERRORS:
-        log.debug("subscription not closed")
 
 
 def _tls(settings: BusSettings) -> ssl.SSLContext | None:

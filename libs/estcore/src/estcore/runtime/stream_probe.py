@@ -22,6 +22,7 @@ from estcore.runtime.clock_check import ClockCheck
 from estcore.runtime.logs import fields
 from estcore.runtime.nats_client import BUS_ERRORS, nats
 from estcore.runtime.service import sleep_or_stop
+from estcore.runtime.stored_messages import stored_at
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +100,8 @@ class StreamProbe:
         try:
             await self._bus.publish_confirmed([Outgoing(self._canary, b"{}")], timeout_s=_TIMEOUT_S)
             if self._clock is not None:
-                stored_at = await self._bus.stored_at(CANARY, self._canary, timeout_s=_TIMEOUT_S)
-                self._clock.compared(stored_at)
+                at = await stored_at(self._bus, CANARY, self._canary, timeout_s=_TIMEOUT_S)
+                self._clock.compared(at)
         except BusUnavailable as exc:
             return f"{CANARY}: {exc.reason}"
         return None

@@ -17,6 +17,7 @@ from estcore.messages.envelope import decode
 from estcore.messages.events import CertificateIssued
 from estcore.messages.topics import PKI_EVENTS
 from estcore.runtime.bus import Bus
+from estcore.runtime.stored_messages import last_sequence, stored_from
 
 _ANNOUNCED = "announced"
 
@@ -29,10 +30,10 @@ async def announced(bus: Bus, known: Collection[str]) -> list[IssuedCertificate]
         MalformedRequest: an event is unreadable, although only ca-signer may publish them.
     """
     issued: dict[str, IssuedCertificate] = {}
-    newest = await bus.last_sequence(PKI_EVENTS, ISSUED)
+    newest = await last_sequence(bus, PKI_EVENTS, ISSUED)
     start = 1
     while 0 < start <= newest:
-        stored, start = await bus.stored_from(PKI_EVENTS, ISSUED, start)
+        stored, start = await stored_from(bus, PKI_EVENTS, ISSUED, start)
         for message in stored:
             event = decode(CertificateIssued, message.payload)
             if event.id not in known and event.id not in issued:

@@ -36,10 +36,11 @@ from estcore.messages.envelope import decode
 from estcore.messages.events import CertificateIssued
 from estcore.messages.topics import PKI_EVENTS
 from estcore.pki.parsers import PARSER_ERRORS
-from estcore.runtime.bus import Bus, Stored
+from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop
+from estcore.runtime.stored_messages import Stored, last_sequence, stored_from
 
 log = logging.getLogger(__name__)
 
@@ -175,14 +176,14 @@ class StaleLedgerCheck:
         )
 
     async def _fetch(self, topics: str) -> list[Stored]:
-        newest = await self._bus.last_sequence(PKI_EVENTS, topics)
+        newest = await last_sequence(self._bus, PKI_EVENTS, topics)
         start = max(self._next.get(topics, 1), newest - _LOOKED_AT + 1)
         if newest + 1 < start:
             # The stream is another one; what the old one said still holds.
             start = 1
         found: list[Stored] = []
         while 0 < start <= newest:
-            messages, start = await self._bus.stored_from(PKI_EVENTS, topics, start)
+            messages, start = await stored_from(self._bus, PKI_EVENTS, topics, start)
             found += messages
         self._next[topics] = max(start, newest + 1)
         return found

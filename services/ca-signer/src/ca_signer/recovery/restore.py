@@ -31,6 +31,7 @@ from estcore.messages.events import CertificateRevoked
 from estcore.messages.state import RevocationList
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Connection, Database
+from estcore.runtime.stored_messages import last_sequence, last_values, stored_from
 
 _PIECE = 500
 _CLOCKS = dt.timedelta(seconds=5)
@@ -138,10 +139,10 @@ class Restorer:
         Only revocations: a release is taken from the audit log alone.
         """
         merged = dict(changes)
-        newest = await self._bus.last_sequence(topics.PKI_EVENTS, REVOKED)
+        newest = await last_sequence(self._bus, topics.PKI_EVENTS, REVOKED)
         start = 1
         while 0 < start <= newest:
-            stored, start = await self._bus.stored_from(topics.PKI_EVENTS, REVOKED, start)
+            stored, start = await stored_from(self._bus, topics.PKI_EVENTS, REVOKED, start)
             for message in stored:
                 reference, event = read_event_ref(message.payload), _revoked(message.payload)
                 if reference is None or event is None or event.reason == RELEASED:
@@ -155,7 +156,7 @@ class Restorer:
         return merged
 
     async def _raise_crl_numbers(self) -> None:
-        values = await self._bus.last_values(topics.PKI_STATE, "pki.state.crl.>")
+        values = await last_values(self._bus, topics.PKI_STATE, "pki.state.crl.>")
         lists = [
             decode(RevocationList, stored.payload)
             for stored in values

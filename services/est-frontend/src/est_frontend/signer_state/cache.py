@@ -47,6 +47,7 @@ from estcore.runtime.bus import Bus, Incoming
 from estcore.runtime.clock_check import ClockCheck
 from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop
+from estcore.runtime.stored_messages import last_values
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +206,7 @@ class SignerState:
         if self._bus is None:
             return
         try:
-            values = await self._bus.last_values(PKI_STATE, "pki.state.>")
+            values = await last_values(self._bus, PKI_STATE, "pki.state.>")
         except BusUnavailable as exc:
             log.warning("state not refreshed", extra=fields(reason=exc.reason))
             return
