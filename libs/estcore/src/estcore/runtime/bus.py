@@ -3,8 +3,9 @@
 nats-py stays behind it: subscribers receive an ``Incoming``, pull consumers a ``Delivery``.
 Publishing is confirmed (JetStream's PubAck awaited) or hinted (core NATS, may be lost).
 What a service publishes is signed, and what it receives is verified (``messages.signatures``).
-Consuming is in ``runtime.consume``, reading a stream in ``runtime.stored_messages``. Connections are kept for ever: reconnecting never
-gives up, and a permission violation makes the service unready (docs/architecture.md).
+Consuming is in ``runtime.consume``, reading a stream in ``runtime.stored_messages``.
+Connections are kept for ever: reconnecting never gives up, and a permission violation makes the
+service unready (docs/architecture.md).
 """
 
 from __future__ import annotations
