@@ -96,6 +96,16 @@ class Client(_Client):
         await super()._process_pong()
 
     @override
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        """Send a PING behind what was sent before; nats-py writes it past its own buffer.
+
+        So the end of a round trip says that the server has every subscription.
+        """
+        self._pongs.append(future or asyncio.get_running_loop().create_future())
+        await self._send_command(b"PING\r\n")
+        await self._flush_pending()
+
+    @override
     def _build_message(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
     ) -> Msg:
