@@ -17,11 +17,11 @@ from estcore.runtime.logs import fields
 log = logging.getLogger(__name__)
 
 _KEEP_S = 60.0
-_KEEP_OCTETS = 8 * 1024 * 1024
+_KEEP_OCTETS = 4 * 1024 * 1024
 
 
 class SentBatches:
-    """The batches of the last minute, up to eight megabytes."""
+    """The batches of the last minute, up to four megabytes."""
 
     def __init__(self) -> None:
         self._kept: deque[tuple[float, Outgoing]] = deque()
