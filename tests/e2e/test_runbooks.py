@@ -50,6 +50,7 @@ EXECUTED = {
     "An upstream CA returned a wrong certificate": "tests/integration/ca_signer/test_upstream.py",
     "An upstream CA does not revoke": "tests/integration/ca_signer/test_upstream_vault.py",
     "Message keys": "tests/integration/estcore/test_bus.py",
+    "Move the streams to their account": "tests/integration/estcore/test_accounts_upgrade.py",
     "A rotation is stalled": "tests/integration/renewal/test_rotation.py",
     "Restore from a backup": "tests/e2e/test_restore.py",
     "Add an enrollment secret": "tests/e2e/test_documents.py",
