@@ -72,7 +72,7 @@ def licence_of(name: str) -> str | None:
         return " OR ".join(found)
     if trove and trove[0].endswith("Public Domain"):
         return _FREE_TEXT["Public Domain"]
-    return _FREE_TEXT.get(text, text) or _ELSEWHERE.get(name)
+    return _FREE_TEXT.get(text) or _ELSEWHERE.get(name) or text or None
 
 
 def export(uv: str, package: str, extras: Sequence[str], project: Path) -> dict[str, Any]:
