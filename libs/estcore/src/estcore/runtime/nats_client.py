@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 parser.MSG_RE = re.compile(rb"\AMSG ([^ \r\n]+) (\d+) (([^ \r\n]+) )?(\d+)\r\n")
 parser.HMSG_RE = re.compile(rb"\AHMSG ([^ \r\n]+) (\d+) (([^ \r\n]+) )?(\d+) (\d+)\r\n")
 
+_RECONNECT_S = 0.25
 BUS_ERRORS = (nats.errors.Error, OSError, RuntimeError)
 """What every call of the client can raise besides TimeoutError.
 
@@ -87,6 +88,32 @@ class JetStream(JetStreamContext):
 
 class Client(_Client):
     """A client whose ``tls://`` is enforced, and whose read loop outlives what others send."""
+
+    @override
+    async def _attempt_reconnect(self) -> None:
+        """Reconnect until it works.
+
+        nats-py expects errors of the network only. At any other (uvloop raises RuntimeError for a
+        transport that has closed) its task ended, and the client never connected again.
+        """
+        while True:
+            try:
+                await super()._attempt_reconnect()
+            except Exception as exc:  # noqa: BLE001 - Bulkhead: no error may end reconnecting.
+                if self.is_closed:
+                    return
+                log.info("reconnecting again", extra={"error": type(exc).__name__})
+                self._status = _Client.RECONNECTING
+                await asyncio.sleep(_RECONNECT_S)
+            else:
+                return
+
+    def revive(self) -> None:
+        """Reconnect, if the client is not connected and nothing in it is about to connect."""
+        task = self._reconnection_task
+        if not self.is_reconnecting or (task is not None and not task.done()):
+            return
+        self._reconnection_task = asyncio.get_running_loop().create_task(self._attempt_reconnect())
 
     @override
     async def _process_pong(self) -> None:

@@ -78,6 +78,7 @@ class StreamProbe:
 
     async def _find_fault(self, topics: dict[str, str]) -> str | None:
         if not self._bus.connected:
+            self._bus.client.revive()
             return "the bus is not connected"
         faults: Sequence[str | None] = await asyncio.gather(
             *(self._ask(stream, topic) for stream, topic in topics.items()), self._store()
