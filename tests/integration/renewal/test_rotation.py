@@ -10,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from estcore.ids import record_id, rotation_id
+from estcore.messages.topics import PROOF_REFUSALS_TOPIC
 from estcore.runtime.settings import BusSettings
 from estsuite_testing.platform import Platform
 from estsuite_testing.renewal_bench import Bench
@@ -205,6 +206,20 @@ async def test_proofs_that_prove_nothing_are_refused(bench: Bench) -> None:
             return sum(r.action == "rotation.proof" for r in bench.records) == len(cases)
 
         await bench.until(on_record, "records of refusals")
+
+
+async def test_refused_proofs_take_no_room_of_the_stream_that_issuing_waits_for(
+    bench: Bench,
+) -> None:
+    async with bench.running():
+        _, new, _ = await rotated(bench)
+        assert not (await bench.acknowledge("not.a.jws", new)).accepted
+
+        async def on_record() -> Any:
+            return {topic for action, topic in bench.record_topics if action == "rotation.proof"}
+
+        await bench.until(on_record, "the record of the refusal")
+        assert await on_record() == {PROOF_REFUSALS_TOPIC}
 
 
 async def test_enrolling_with_the_new_certificate_is_proof_of_use(bench: Bench) -> None:

@@ -32,6 +32,7 @@ from estcore.messages.topics import (
     AUDIT_CONSUMER,
     AUDIT_CONSUMERS,
     AUDIT_ISSUE,
+    AUDIT_REFUSAL,
     certificate_topic,
     owned_by,
 )
@@ -130,6 +131,8 @@ class Bench:
     events: list[RotationEvent] = field(default_factory=list)
     message_ids: list[str] = field(default_factory=list)
     records: list[AuditRecord] = field(default_factory=list)
+    record_topics: set[tuple[str, str]] = field(default_factory=set)
+    """Actions of records, and the topics that they came on."""
 
     def issue(self, slot_id: str | None = None, **changes: Any) -> Issued:
         """Return a new certificate; ``after`` makes it a renewal of that one."""
@@ -344,21 +347,24 @@ async def renewal_bench(platform: Platform, settings: RenewalSettings) -> AsyncI
         found.message_ids.append((message.headers or {}).get("Nats-Msg-Id", ""))
 
     await agent.client.subscribe(f"pki.rotation.*.{TENANT}.{SERVICE}", cb=receive)
-    consumer = PullConsumer(auditor, AUDIT_ISSUE, AUDIT_CONSUMER, credit=500)
     stop = asyncio.Event()
 
-    async def collect() -> None:
+    async def collect(stream: str) -> None:
+        consumer = PullConsumer(auditor, stream, AUDIT_CONSUMER, credit=500)
         await consumer.start()
         while not stop.is_set():
             await consumer.maintain()
             if await consumer.wait(0.1):
                 for delivery in consumer.take(500):
-                    found.records += decode(AuditBatch, delivery.data).records
+                    records = decode(AuditBatch, delivery.data).records
+                    found.records += records
+                    found.record_topics |= {(r.action, delivery.topic) for r in records}
                     await delivery.ack()
         await consumer.pause()
 
     async with asyncio.TaskGroup() as group:
-        group.create_task(collect())
+        for stream in (AUDIT_ISSUE, AUDIT_REFUSAL):
+            group.create_task(collect(stream))
         try:
             yield found
         finally:

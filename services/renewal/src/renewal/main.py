@@ -13,7 +13,13 @@ import click
 
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
-from estcore.messages.topics import RENEWAL_CONSUMERS, audit_issue_topic, owned_by, rotation_topic
+from estcore.messages.topics import (
+    PROOF_REFUSALS_TOPIC,
+    RENEWAL_CONSUMERS,
+    audit_issue_topic,
+    owned_by,
+    rotation_topic,
+)
 from estcore.runtime import migrations, topology
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.boot import Boot
@@ -79,7 +85,11 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
     log.info("service started", extra=fields(admin_port=port))
     try:
         database = await _unless(stop, Database.connect(settings.database, SERVICE, SCHEMA))
-        rights = [audit_issue_topic(SERVICE), rotation_topic("due", "any", "any")]
+        rights = [
+            audit_issue_topic(SERVICE),
+            PROOF_REFUSALS_TOPIC,
+            rotation_topic("due", "any", "any"),
+        ]
         connecting = Bus.connect(settings.bus, SERVICE, settings.instance, rights=rights)
         bus = await _unless(stop, connecting)
         if database is None or bus is None:

@@ -206,6 +206,6 @@ class AckListener:
             peer=ack.peer_address,
         )
         try:
-            await self.bus.publish_confirmed(self.builder.batch([record]), timeout_s=2)
+            await self.bus.publish_confirmed(self.builder.refusals([record]), timeout_s=2)
         except Unavailable as exc:
             log.warning("refusal not recorded", extra=fields(error=exc.reason))

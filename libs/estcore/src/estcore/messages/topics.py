@@ -206,7 +206,7 @@ def audit_issue_topic(service: str) -> str:
 def audit_refusal_topic(service: str, part: str) -> str:
     """``audit.refusal.<service>.<part>``: records without a row behind them.
 
-    ``part`` is the group of a front end, the instance of ca-signer.
+    ``part`` is the group of a front end, the instance of ca-signer, ``proofs`` of renewal.
     """
     return f"audit.refusal.{token(service)}.{token(part)}"
 
@@ -229,6 +229,7 @@ def stream_of(topic: str) -> str | None:
     return None
 
 
+PROOF_REFUSALS_TOPIC = audit_refusal_topic("renewal", "proofs")
 WINDOW_TOPIC = "pki.ca.window"
 REANNOUNCE_TOPIC = "pki.command.ca-signer.reannounce"
 WINDOWS_TOPIC = "pki.command.ca-signer.windows"

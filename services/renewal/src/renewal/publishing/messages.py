@@ -25,12 +25,13 @@ from estcore.messages.audit import (
 from estcore.messages.audit_batches import batch_id, encode_records, parts
 from estcore.messages.envelope import encode
 from estcore.messages.events import CertificateRef, RotationEvent, RotationStep
-from estcore.messages.topics import audit_issue_topic, rotation_topic
+from estcore.messages.topics import PROOF_REFUSALS_TOPIC, audit_issue_topic, rotation_topic
 from estcore.runtime.bus import Outgoing
 from estcore.runtime.tracing import parse_traceparent, trace_id
 from renewal.rotation.slot import Scheduled
 from renewal.settings import SERVICE
 
+_RECORDS = audit_issue_topic(SERVICE)
 _ACTOR = Actor(type="system", subject=SERVICE)
 _SEVERITY = {"stalled": "warning", "expired": "error", "lease_expired": "warning"}
 
@@ -79,9 +80,12 @@ class MessageBuilder:
         records = [self._scheduled(item) for item in items]
         return list(batches(records, [item.event.traceparent for item in items]))
 
-    def batch(self, records: Sequence[AuditRecord]) -> list[Outgoing]:
-        """Return the records as messages."""
-        return list(batches(records, []))
+    def refusals(self, records: Sequence[AuditRecord]) -> list[Outgoing]:
+        """Return records of refused proofs as messages.
+
+        On the stream of refusals: a flood of them cannot fill the one that issuing waits for.
+        """
+        return list(batches(records, [], PROOF_REFUSALS_TOPIC))
 
     def proof_refused(
         self,
@@ -172,14 +176,14 @@ class MessageBuilder:
 
 
 def batches(
-    records: Sequence[AuditRecord], traceparents: Iterable[str | None]
+    records: Sequence[AuditRecord], traceparents: Iterable[str | None], topic: str = _RECORDS
 ) -> Iterator[Outgoing]:
     """Yield the records in as few messages as fit; the same records make the same message."""
     sampled = tuple({t for t in traceparents if t and _is_sampled(t)})
     encoded = [encode(record) for record in records]
     for part in parts(encoded):
         name = batch_id(r.record_id for r in records[part])
-        yield Outgoing(audit_issue_topic(SERVICE), encode_records(encoded[part], sampled), name)
+        yield Outgoing(topic, encode_records(encoded[part], sampled), name)
 
 
 def _is_sampled(traceparent: str) -> bool:
