@@ -19,6 +19,7 @@ from estcore.runtime.boot import Boot
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.consume import Delivery
 from estcore.runtime.own_records import OwnRecords
+from estcore.runtime.sent_batches import SentBatches
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class EventPublisher:
     def __init__(self, bus: Bus, clock: Clock, instance: str, boot: Boot | None = None) -> None:
         boot = boot or Boot()
         self._bus = bus
+        self._sent = SentBatches()
         self.audit_records = AuditRecords(clock, instance, boot.id)
         self.replies = Replies(bus)
         self._refusal_topic = topics.audit_refusal_topic(SERVICE, instance)
@@ -45,7 +47,9 @@ class EventPublisher:
         Raises:
             BusUnavailable: not confirmed.
         """
-        await self.mappings([self.audit_records.intent(i) for i in intents])
+        # Outcomes are compared with the ledger and published again, intents are not.
+        for batch in _batches([self.audit_records.intent(i) for i in intents]):
+            await self._sent.publish(self._bus, batch)
 
     async def issued(self, issued: Sequence[IssuedCertificate]) -> None:
         """Step 10: publish outcome records and events.

@@ -4,7 +4,7 @@
   in the spool while the bus is unavailable. The first say how far earlier boots had come.
 - A record is encoded when it is added. One that has no JSON form, or is too large, is replaced by
   a record that says so: no record in the queue can hold up those behind it.
-- What was sent a moment ago is sent again when the stream has lost it (``sent_batches``).
+- What was sent a moment ago is sent again when the stream has lost it (``SentBatches``).
 - Refusals of one source above a rate are counted in one record, so a flood can neither fill the
   stream nor hide among itself.
 - Memory, spool and disk are bounded. Refusals have a part of each; beyond it they are counted, by
@@ -19,7 +19,6 @@ from typing import Any
 
 from est_frontend import metrics
 from est_frontend.audit_trail.refusal_counts import WINDOW_S, RefusalCounts
-from est_frontend.audit_trail.sent_batches import SentBatches
 from est_frontend.audit_trail.spool import Spool
 from est_frontend.settings import TrailSettings
 from estcore import ids
@@ -31,6 +30,7 @@ from estcore.messages.envelope import encode_mapping, without_none
 from estcore.runtime.boot import Boot
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.logs import fields
+from estcore.runtime.sent_batches import SentBatches
 from estcore.runtime.service import sleep_or_stop
 from estcore.tlog.sequences import PREVIOUS_BOOT
 

@@ -34,15 +34,17 @@ class SentBatches:
         Raises:
             BusUnavailable: not confirmed; the batches before it are kept for the next call.
         """
+        before = self._newest  # what was stored before this is sent has a lower number
         (sequence,) = await bus.publish_confirmed([message])
-        if sequence <= self._newest and self._kept:
+        lost = sequence <= before
+        if lost and self._kept:
             log.warning(
                 "the stream lost messages, audit records are sent again",
-                extra=fields(batches=len(self._kept), sequence=sequence, before=self._newest),
+                extra=fields(batches=len(self._kept), sequence=sequence, before=before),
             )
             # In one publication of several: their order is the one they are sent in.
             *_, sequence = await bus.publish_confirmed([kept for _, kept in self._kept])
-        self._newest = sequence
+        self._newest = sequence if lost else max(self._newest, sequence)
         self._keep(message)
 
     def _keep(self, message: Outgoing) -> None:
