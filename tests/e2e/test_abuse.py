@@ -10,8 +10,10 @@ from collections.abc import Callable
 import pytest
 import pytest_asyncio
 
+from estcore.messages.audit import AuditRecord
 from estsuite_testing.e2e_stack import Stack, make_csr
 from estsuite_testing.raw_client import BASE, Answer, Client, b64
+from estsuite_testing.refusals import accounted
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -148,6 +150,16 @@ async def test_every_refusal_of_a_flood_is_counted_and_none_starves_enrollment(
     async def refused() -> int:
         return (await client.request("POST", f"{BASE}/simpleenroll", csr)).status
 
+    async def on_record() -> int:
+        records = await client.stack.records()
+        return accounted(map(AuditRecord.model_validate, records))["auth.required"]
+
+    before = await on_record()
     statuses = await asyncio.gather(*(refused() for _ in range(200)))
     assert set(statuses) == {401}
     assert (await client.enroll(csr)).status == 200
+    # What was only counted is on record when its window ends.
+    async with asyncio.timeout(40):
+        while await on_record() < before + 200:
+            await asyncio.sleep(1)
+    assert await on_record() == before + 200

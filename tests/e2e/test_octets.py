@@ -12,8 +12,10 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from estcore.messages.audit import AuditRecord
 from estsuite_testing.e2e_stack import Stack, make_csr, start_stack, stop_stack
 from estsuite_testing.raw_client import BASE, Client, b64
+from estsuite_testing.refusals import accounted
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -126,6 +128,16 @@ async def test_every_octet_in_every_header_is_answered_and_on_record(octets_stac
 
     await asyncio.gather(*(part(start) for start in range(CONNECTIONS)))
     assert {200, 400, 401, 404, 415, 417, 501} <= seen.keys(), seen
+    refused = sum(count for status, count in seen.items() if status >= 400)
+
+    async def on_record() -> int:
+        records = await octets_stack.records()
+        return accounted(map(AuditRecord.model_validate, records)).total()
+
+    async with asyncio.timeout(60):
+        while await on_record() < refused:
+            await asyncio.sleep(1)
+    assert await on_record() == refused
     answered = await client.request("GET", f"{BASE}/cacerts")
     assert answered.status == 200
 

@@ -433,6 +433,9 @@ async def test_K1_old_protocols_and_K3_weak_suites_are_refused(client: Client) -
         ["-tls1_2", "-cipher", "NULL@SECLEVEL=0"],
         ["-tls1_2", "-cipher", "aNULL@SECLEVEL=0"],
         ["-tls1_2", "-cipher", "AES128-SHA"],
+        ["-tls1_2", "-cipher", "kRSA"],
+        ["-tls1_2", "-cipher", "DHE"],
+        ["-tls1_2", "-cipher", "ECDHE+SHA256:ECDHE+SHA1:!AESGCM:!CHACHA20"],
     ):
         done = subprocess.run(
             ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", *arguments],
@@ -441,6 +444,14 @@ async def test_K1_old_protocols_and_K3_weak_suites_are_refused(client: Client) -
             check=False,
         )
         assert b"Cipher is (NONE)" in done.stdout or done.returncode != 0, arguments
+    for arguments in (["-tls1_2"], ["-tls1_3"]):
+        done = subprocess.run(
+            ["openssl", "s_client", "-connect", f"127.0.0.1:{port}", *arguments],
+            input=b"",
+            capture_output=True,
+            check=True,
+        )
+        assert b"Cipher is ECDHE" in done.stdout or b"Cipher is TLS_" in done.stdout
 
 
 async def test_A20_alpn_is_http_1_1_only(client: Client) -> None:

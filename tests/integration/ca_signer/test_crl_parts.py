@@ -216,6 +216,16 @@ async def test_more_than_one_list_holds_are_all_in_the_parts(
     await signer.operations.lists.refresh()
 
 
+async def test_keys_in_files_need_the_setting_that_accepts_them(
+    platform: Platform, tmp_path: Path
+) -> None:
+    settings = signer_settings(platform, tmp_path)
+    load_signing_context(settings)
+    with pytest.raises(ConfigurationError) as caught:
+        load_signing_context(settings.model_copy(update={"software_keys": "refuse"}))
+    assert caught.value.code == "keystore.software_refused"
+
+
 async def test_a_profile_that_names_parts_needs_an_issuer_that_makes_them(
     platform: Platform, tmp_path: Path
 ) -> None:

@@ -13,7 +13,8 @@ from estcore.messages import permissions, topics
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.consume import PullConsumer
 from estcore.runtime.topology import declare
-from estsuite_testing.nats_accounts import USERS, World, running_accounts
+from estdev.nats import SENDING
+from estsuite_testing.nats_accounts import STORED, USERS, World, running_accounts
 from estsuite_testing.servers import make_nats
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -83,3 +84,18 @@ async def test_a_reload_adds_an_account_and_ends_no_connection(tmp_path: Path) -
         assert server.pid == pid
     finally:
         await server.stop(kill=True)
+
+
+async def test_migrate_may_change_streams_and_publishes_on_no_topic_that_one_stores(
+    world: World,
+) -> None:
+    world.before = await world.state()
+    async with world.thief("migrate") as (client, violations):
+        for topic in STORED:
+            await client.publish(topic, b"x")
+        await client.flush()
+        async with asyncio.timeout(5):
+            while len(violations) < len(STORED):
+                await asyncio.sleep(0.02)
+    assert await world.new() == set()
+    assert "migrate" not in SENDING

@@ -162,7 +162,7 @@ def test_unencrypted_key_is_refused(ca: Path, tmp_path: Path) -> None:
     from ca_signer.settings import IssuerSettings
     from estcore.errors import ConfigurationError
 
-    with pytest.raises(ConfigurationError):
+    with pytest.raises(ConfigurationError, match="is not encrypted"):
         load_issuer(
             IssuerSettings(
                 issuer_id="x",

@@ -6,7 +6,6 @@ import contextlib
 import resource
 import sqlite3
 import tracemalloc
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +20,7 @@ from estcore.errors import BusUnavailable
 from estcore.messages.audit import AuditBatch, AuditRecord
 from estcore.messages.envelope import decode
 from estcore.runtime.bus import Bus, Outgoing
+from estsuite_testing.refusals import accounted
 
 
 class Stream:
@@ -67,18 +67,6 @@ def refuse(trail: AuditTrail, count: int, *, code: str = "auth.secret") -> None:
         trail.refused(
             peer, code, correlation_id="c", action="est.simpleenroll", actor={"type": "service"}
         )
-
-
-def accounted(records: list[AuditRecord]) -> Counter[str]:
-    """Return how many refusals of each code the records speak of."""
-    counted: Counter[str] = Counter()
-    for record in records:
-        if record.action == "est.refusals":
-            assert record.details is not None
-            counted[str(record.reason_code)] += int(str(record.details["aggregated"]))
-        elif record.phase == "denied":
-            counted[str(record.reason_code)] += 1
-    return counted
 
 
 async def test_a_flood_of_refusals_with_audit_away_leaves_the_room_of_enrollments(

@@ -45,7 +45,7 @@ MOST_FETCHED = 500
 class TrustFetched(Part):
     """Core request ``pki.command.ca-signer.fetched``: clients that got the trust of a rollover.
 
-    Known by the certificates they presented; unsigned, and good for nothing but counting.
+    Known by the certificates they presented; good for nothing but counting.
     """
 
     rollover: UUID
