@@ -6,6 +6,7 @@ Afterwards est-frontend still answers, and its audit records have reached the lo
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 
@@ -41,6 +42,7 @@ HEADERS = (
     "Accept",
 )
 CONNECTIONS = 8
+CODE = re.compile(rb"X-Error-Code: (\S+)|\[([a-z_.]+)\]")
 ANSWERS = {200, 204, 400, 401, 403, 404, 405, 415, 417, 501}
 
 
@@ -115,12 +117,17 @@ async def test_every_octet_in_every_header_is_answered_and_on_record(octets_stac
         for scheme in (b"Basic ", b"Digest ", b"Bearer ", b"DPoP "):
             work.append(request("POST", path, body, Authorization=scheme + value))
     seen: Counter[int] = Counter()
+    refused: Counter[str] = Counter()
 
     async def part(start: int) -> None:
         pool = Pool(client)
         for octets in work[start::CONNECTIONS]:
             status, answer = await pool.send(octets)
             seen[status] += 1
+            if status >= 400:
+                code = CODE.search(answer)
+                assert code is not None, answer
+                refused[(code[1] or code[2]).decode()] += 1
             assert status in ANSWERS, (octets[:400], answer)
             assert b"\r\nServer: est\r\n" in answer
             assert b"\r\nX-Correlation-ID: " in answer
@@ -128,16 +135,15 @@ async def test_every_octet_in_every_header_is_answered_and_on_record(octets_stac
 
     await asyncio.gather(*(part(start) for start in range(CONNECTIONS)))
     assert {200, 400, 401, 404, 415, 417, 501} <= seen.keys(), seen
-    refused = sum(count for status, count in seen.items() if status >= 400)
 
-    async def on_record() -> int:
+    async def missing() -> Counter[str]:
         records = await octets_stack.records()
-        return accounted(map(AuditRecord.model_validate, records)).total()
+        return refused - accounted(map(AuditRecord.model_validate, records))
 
+    # By code: what follows a line end in a header is a refusal of its own, which is not read here.
     async with asyncio.timeout(60):
-        while await on_record() < refused:
+        while await missing():
             await asyncio.sleep(1)
-    assert await on_record() == refused
     answered = await client.request("GET", f"{BASE}/cacerts")
     assert answered.status == 200
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from estcore.errors import ConfigurationError
 from estcore.runtime.plaintext import is_local, remote_postgres
-from estcore.runtime.settings import BusSettings, DatabaseSettings
+from estcore.runtime.service import _warn_of_plaintext
+from estcore.runtime.settings import BusSettings, DatabaseSettings, ServiceSettings
 
 BUS: dict[str, Any] = {"nkey_seed_file": "/x"}
 
@@ -116,3 +117,10 @@ def test_a_postgres_url_without_host_is_a_unix_socket_or_pghost(
     monkeypatch.setenv("PGHOST", "db.example")
     with pytest.raises(ConfigurationError, match=r"db\.example"):
         DatabaseSettings(url="postgresql://u@/d")
+
+
+def test_each_start_reports_the_plaintext_it_allows(caplog: pytest.LogCaptureFixture) -> None:
+    for url, reported in (("nats://nats:4222", ["bus.allow_plaintext"]), ("nats://127.0.0.1", [])):
+        caplog.clear()
+        _warn_of_plaintext(ServiceSettings(bus=BusSettings(url=url, allow_plaintext=True, **BUS)))
+        assert [r.__dict__["fields"]["setting"] for r in caplog.records] == reported
