@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ import pytest
 from est_frontend.audit_trail.trail import AuditTrail
 from est_frontend.settings import TrailSettings
 from estcore.clock import SystemClock
+from estcore.ids import uuid7
 from estcore.messages import topics
-from estcore.messages.audit import AuditBatch
-from estcore.messages.envelope import decode
-from estcore.runtime.bus import Bus
+from estcore.messages.audit import Actor, AuditBatch, AuditRecordBuilder
+from estcore.messages.envelope import decode, encode
+from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.consume import PullConsumer
 from estcore.runtime.topology import declare
 from estsuite_testing.platform import Platform
@@ -68,3 +70,52 @@ async def test_what_a_lost_stream_had_is_sent_again(platform: Platform, tmp_path
     finally:
         await trail.close()
         await bus.close()
+
+
+async def test_it_is_sent_again_also_where_others_were_faster(
+    platform: Platform, tmp_path: Path
+) -> None:
+    """Their messages brought the numbers of the new stream above those of before."""
+    await declared(platform)
+    bus = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "test")
+    signer = await Bus.connect(platform.bus("ca-signer"), "ca-signer", "test")
+    settings = TrailSettings(spool_file=tmp_path / "spool.db")
+    trail = AuditTrail(bus, settings, SystemClock(), group="default", instance="test")
+    await trail.open()
+    try:
+        for _ in range(2):
+            add(trail)
+            await trail.flush()
+        await platform.delete_stream(topics.AUDIT_REFUSAL)
+        await platform.nats.stop(kill=True)
+        await platform.nats.start()
+        await declared(platform)
+        async with asyncio.timeout(15):
+            while not (bus.connected and signer.connected):
+                await asyncio.sleep(0.05)
+        assert [await record_of(signer, n) for n in range(10)][-1] > 2
+        add(trail)
+        await trail.flush()
+    finally:
+        await trail.close()
+        await bus.close()
+        await signer.close()
+    found = await numbers(platform)
+    assert [n for n in sorted(n for n in found if n) if n <= 3] == [1, 2, 3]
+
+
+async def record_of(signer: Bus, number: int) -> int:
+    """Store a record of a different service; returns its sequence."""
+    builder = AuditRecordBuilder("ca-signer", "test", uuid7())
+    record = builder.success(
+        "service.test",
+        record_id=uuid7(),
+        at=SystemClock().now(),
+        correlation_id=str(number),
+        actor=Actor(type="system", subject="ca-signer"),
+    )
+    topic = topics.audit_refusal_topic("ca-signer", "test")
+    (sequence,) = await signer.publish_confirmed(
+        [Outgoing(topic, encode(AuditBatch(records=(record,))))]
+    )
+    return sequence

@@ -173,6 +173,10 @@ async def test_a_message_above_the_limit_of_the_server_is_refused_here(platform:
                 await sending.publish_confirmed([Outgoing(REFUSALS, b"x" * octets)])
             with pytest.raises(BusUnavailable):
                 await sending.publish_unconfirmed(REFUSALS, b"x" * octets)
+            with pytest.raises(BusUnavailable):
+                await sending.answer(Incoming("t", b"", "_INBOX.x"), b"x" * octets)
+            with pytest.raises(BusUnavailable):
+                await sending.request(REFUSALS, b"x" * octets, answered_by=(), timeout_s=1)
         await sending.publish_confirmed([Outgoing(REFUSALS, b"good three")])
         assert sending.client.stats["reconnects"] == 0
         await consumed(audit, b"good three")

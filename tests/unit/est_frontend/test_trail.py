@@ -22,6 +22,9 @@ class FakeBus:
 
     connected = True
 
+    def on_reconnect(self, callback: object) -> None:
+        """This stream loses nothing."""
+
     def __init__(self) -> None:
         self.fault: Exception | None = None
         self.published: list[bytes] = []

@@ -28,6 +28,9 @@ class Stream:
 
     connected = True
 
+    def on_reconnect(self, callback: object) -> None:
+        """This stream loses nothing."""
+
     def __init__(self) -> None:
         self.away = False
         self.bodies: list[bytes] = []

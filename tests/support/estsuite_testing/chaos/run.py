@@ -158,9 +158,17 @@ async def _check(world: World, history: History, outcome: Outcome) -> None:
     outcome.violations += check_operations(history.operations, ledger)
     outcome.violations += check_ledger(ledger)
     outcome.violations += check_slots(ledger, renewal)
+    killed = [
+        f"/{instance}/"
+        for event in history.events
+        if event.get("fault") == "service_killed"
+        for instance in str(event["what"]).removeprefix("kill -9 ").split(", ")
+    ]
     for finding in await stack.findings():
         # What a killed process had not published is lost, and on record.
-        if not (finding.code == "sequence.gap" and " missing at the end of " in finding.sentence):
+        of_killed = any(instance in finding.sentence for instance in killed)
+        at_end = finding.code == "sequence.gap" and " missing at the end of " in finding.sentence
+        if not (at_end and of_killed):
             outcome.violations.append(f"audit verify --cross: {finding}")
     records = await stack.records()
     deadline = time.monotonic() + _SIEM_S

@@ -274,10 +274,13 @@ class Bus:
         confirmed.add_done_callback(lambda _: deadline.cancel())
         return confirmed
 
-    def _signed(self, topic: str, payload: bytes) -> dict[str, str]:
+    def _check_size(self, payload: bytes) -> None:
         if len(payload) > self.client.max_payload - _HEADER_BYTES > 0:
             # The server ends the connection of who sends more, headers included.
             raise nats.errors.MaxPayloadError
+
+    def _signed(self, topic: str, payload: bytes) -> dict[str, str]:
+        self._check_size(payload)
         return {} if self._key is None else {HEADER: self._key.sign(topic, payload)}
 
     async def _send(self, message: Outgoing) -> asyncio.Future[Any]:
@@ -336,6 +339,7 @@ class Bus:
         if self._key is not None and is_token(message.question):
             headers[HEADER] = self._key.sign_answer(message.question, payload)
         try:
+            self._check_size(payload)
             await self.client.publish(message.reply, payload, headers=headers)
         except BUS_ERRORS as exc:
             raise BusUnavailable("the bus took nothing") from exc
@@ -415,8 +419,8 @@ class Bus:
             BusUnavailable: no answer, not in time, or not signed by such a service.
         """
         question = secrets.token_hex(16)
-        headers = {**self._signed(topic, payload), QUESTION: question}
         try:
+            headers = {**self._signed(topic, payload), QUESTION: question}
             answer = await self.client.request(topic, payload, timeout=timeout_s, headers=headers)
         except (TimeoutError, *BUS_ERRORS) as exc:
             raise BusUnavailable(f"no answer on {topic}") from exc

@@ -39,6 +39,8 @@ from nats.js import JetStreamContext, api
 from nats.protocol import parser
 from nkeys import NkeysError
 
+from estcore.runtime.logs import fields
+
 if not _imported_before:
     del sys.modules[_HIDDEN]
 
@@ -102,7 +104,7 @@ class Client(_Client):
             except Exception as exc:  # noqa: BLE001 - Bulkhead: no error may end reconnecting.
                 if self.is_closed:
                     return
-                log.info("reconnecting again", extra={"error": type(exc).__name__})
+                log.info("reconnecting again", extra=fields(error=type(exc).__name__))
                 self._status = _Client.RECONNECTING
                 await asyncio.sleep(_RECONNECT_S)
             else:
@@ -152,7 +154,7 @@ class Client(_Client):
         try:
             found: dict[str, str] | None = await super()._process_headers(headers)
         except (ValueError, IndexError) as exc:
-            log.debug("message headers refused", extra={"error": type(exc).__name__})
+            log.debug("message headers refused", extra=fields(error=type(exc).__name__))
             return None
         return found
 

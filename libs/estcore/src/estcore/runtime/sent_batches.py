@@ -2,7 +2,7 @@
 
 A PubAck says that the stream has a message, not that audit has read it. Where all replicas of a
 stream are lost, or its newest messages with the leader that had them, its numbers begin again at a
-lower one. Audit keeps each record once, by its id.
+lower one, and the connection was lost with the servers. Audit keeps each record once, by its id.
 """
 
 from __future__ import annotations
@@ -23,27 +23,35 @@ _KEEP_OCTETS = 4 * 1024 * 1024
 class SentBatches:
     """The batches of the last minute, up to four megabytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._reconnected = False
+        bus.on_reconnect(self._note_reconnect)
         self._kept: deque[tuple[float, Outgoing]] = deque()
         self._octets = 0
         self._newest = 0
 
-    async def publish(self, bus: Bus, message: Outgoing) -> None:
-        """Publish a batch, and those before it if the stream has lost messages since.
+    async def _note_reconnect(self) -> None:
+        # Other publishers may have brought the numbers above those of before.
+        self._reconnected = True
+
+    async def publish(self, message: Outgoing) -> None:
+        """Publish a batch, and those before it if the stream may have lost messages since.
 
         Raises:
             BusUnavailable: not confirmed; the batches before it are kept for the next call.
         """
         before = self._newest  # what was stored before this is sent has a lower number
-        (sequence,) = await bus.publish_confirmed([message])
+        (sequence,) = await self._bus.publish_confirmed([message])
         lost = sequence <= before
-        if lost and self._kept:
-            log.warning(
-                "the stream lost messages, audit records are sent again",
+        if (lost or self._reconnected) and self._kept:
+            log.info(
+                "audit records sent again, in case their stream lost them",
                 extra=fields(batches=len(self._kept), sequence=sequence, before=before),
             )
             # In one publication of several: their order is the one they are sent in.
-            *_, sequence = await bus.publish_confirmed([kept for _, kept in self._kept])
+            *_, sequence = await self._bus.publish_confirmed([kept for _, kept in self._kept])
+        self._reconnected = False
         self._newest = sequence if lost else max(self._newest, sequence)
         self._keep(message)
 

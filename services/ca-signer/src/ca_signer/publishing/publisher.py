@@ -28,14 +28,14 @@ class EventPublisher:
     """Publishes audit records and events of one signer process.
 
     ``audit_records`` builds what is published, ``replies`` answers front ends, ``own`` are records
-    of the service about itself. A method that publishes raises
-    BusUnavailable when a PubAck is missing; publishing again is harmless.
+    of the service about itself. A method that publishes raises BusUnavailable when a PubAck is
+    missing; publishing again is harmless.
     """
 
     def __init__(self, bus: Bus, clock: Clock, instance: str, boot: Boot | None = None) -> None:
         boot = boot or Boot()
         self._bus = bus
-        self._sent = SentBatches()
+        self._sent = SentBatches(bus)
         self.audit_records = AuditRecords(clock, instance, boot.id)
         self.replies = Replies(bus)
         self._refusal_topic = topics.audit_refusal_topic(SERVICE, instance)
@@ -49,7 +49,7 @@ class EventPublisher:
         """
         # Outcomes are compared with the ledger and published again, intents are not.
         for batch in _batches([self.audit_records.intent(i) for i in intents]):
-            await self._sent.publish(self._bus, batch)
+            await self._sent.publish(batch)
 
     async def issued(self, issued: Sequence[IssuedCertificate]) -> None:
         """Step 10: publish outcome records and events.

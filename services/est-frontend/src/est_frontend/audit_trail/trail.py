@@ -71,7 +71,7 @@ class AuditTrail:
         self._refusals = RefusalCounts(settings.refusals_per_source)
         self._window_until = 0.0
         self._broken = False
-        self._sent = SentBatches()
+        self._sent = SentBatches(bus)
 
     @property
     def ready(self) -> bool:
@@ -221,7 +221,7 @@ class AuditTrail:
 
     async def _published(self, body: bytes) -> bool:
         try:
-            await self._sent.publish(self._bus, Outgoing(self._topic, body))
+            await self._sent.publish(Outgoing(self._topic, body))
         except BusUnavailable:
             return False
         except Exception:  # Bulkhead: for any error of the bus client the spool keeps the records.
