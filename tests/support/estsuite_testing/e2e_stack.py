@@ -108,7 +108,8 @@ class Stack:
             await bus.close()
 
     async def verify_cross(self) -> str:
-        """``est-audit verify --cross`` over fresh exports; fails the test with its findings."""
+        """``est-audit verify --cross`` over fresh exports, once everything is recorded."""
+        await self.until_recorded()
         ledger, renewal = [await self.export(service) for service in ("ca-signer", "renewal")]
         cross = ("--cross", str(ledger), "--renewal", str(renewal))
         config = str(self.layout.config_file("audit"))
