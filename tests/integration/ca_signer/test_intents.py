@@ -8,7 +8,6 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-import asyncpg
 import pytest
 import pytest_asyncio
 from cryptography import x509
@@ -21,10 +20,14 @@ from estcore.messages.audit import AuditRecord
 from estcore.messages.enrollment import Principal
 from estcore.messages.envelope import encode
 from estcore.runtime.bus import Outgoing
-from estcore.runtime.migrations import migrations_url
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.platform import Platform
-from estsuite_testing.signer_stack import SignerStack, signer_settings, signer_stack
+from estsuite_testing.signer_stack import (
+    SignerStack,
+    poison,
+    signer_settings,
+    signer_stack,
+)
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -236,16 +239,6 @@ async def test_a_repeat_of_a_stale_intent_abandons_it_on_record(signer: SignerSt
 # Poison.
 
 
-async def as_owner(platform: Platform, sql: str) -> None:
-    settings = platform.database("ca-signer")
-    url = migrations_url(settings).render_as_string(hide_password=False)
-    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
-    try:
-        await connection.execute(sql)
-    finally:
-        await connection.close()
-
-
 @pytest.mark.logs_errors(
     "intent not finished",
     "internal check failed, nothing was signed",
@@ -328,13 +321,7 @@ async def test_a_request_the_ledger_cannot_take_ends_as_a_dead_letter_on_record(
 ) -> None:
     """The worker lives on, the others are served, the poisoned one is counted and put aside."""
     poisoned = signer.message()
-    await as_owner(
-        platform,
-        "create function ca_signer.poison() returns trigger language plpgsql as $$ begin "
-        f"if new.request_id = '{poisoned.id}' then raise exception 'poisoned'; end if; "
-        "return new; end $$; create trigger poison before insert on ca_signer.issuance "
-        "for each row execute function ca_signer.poison()",
-    )
+    await poison(platform, poisoned)
     await signer.send(poisoned)
     others = [signer.message() for _ in range(5)]
     for answer in await asyncio.gather(*(signer.ask(message) for message in others)):

@@ -12,7 +12,8 @@ from estcore.errors import BusUnavailable
 from estcore.messages import topics
 from estcore.pki.profile import Priority
 from estcore.runtime.bus import Bus, Incoming, Outgoing
-from estcore.runtime.consume import Delivery, PullConsumer
+from estcore.runtime.consume import PullConsumer
+from estcore.runtime.delivery import Delivery
 from estcore.runtime.topology import declare
 from estsuite_testing.platform import Platform
 

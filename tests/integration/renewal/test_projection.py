@@ -9,14 +9,28 @@ from typing import Any
 
 import pytest
 
-from estcore.ids import record_id
-from estcore.messages.topics import certificate_topic
+from estcore.messages.envelope import encode
+from estcore.messages.joined import join
+from estcore.messages.topics import ISSUED_TOPIC, certificate_topic
 from estcore.runtime.bus import Outgoing
 from estsuite_testing.platform import Platform
 from estsuite_testing.renewal_bench import Bench
 from renewal.export import export_certificates, list_slots
 
 pytestmark = pytest.mark.integration
+
+
+def scheduled(bench: Bench) -> dict[str, tuple[Any, ...]]:
+    """Correlation id, due time and generation of each certificate on record as scheduled."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for record in bench.records:
+        if record.action != "renewal.scheduled":
+            continue
+        said: Any = record.details
+        columns = (said[k] for k in ("issuances", "correlation_ids", "due_at", "generations"))
+        for issuance, *facts in zip(*columns, strict=True):
+            assert found.setdefault(issuance, tuple(facts)) == tuple(facts)
+    return found
 
 
 async def test_every_event_twice_makes_one_certificate_and_one_record(bench: Bench) -> None:
@@ -27,8 +41,7 @@ async def test_every_event_twice_makes_one_certificate_and_one_record(bench: Ben
             await bench.slot_is(one, "idle")
 
         async def recorded() -> Any:
-            wanted = {record_id("scheduled", i.event.id) for i in fleet}
-            return wanted <= {r.record_id for r in bench.records}
+            return {i.event.id for i in fleet} <= scheduled(bench).keys()
 
         await bench.until(recorded, "audit records")
     assert await bench.database.fetchval("select count(*) from renewal.certificate") == 40
@@ -37,12 +50,7 @@ async def test_every_event_twice_makes_one_certificate_and_one_record(bench: Ben
     life = event.not_after - event.issued_at
     assert abs(row["due_at"] - (event.issued_at + life * 2 / 3)) < dt.timedelta(milliseconds=1)
     assert row["generation"] == 1
-    record = next(r for r in bench.records if r.target.issuance_id == event.id)
-    assert record.action == "renewal.scheduled"
-    assert record.correlation_id == event.correlation_id
-    assert record.target.serial == event.serial
-    assert record.details is not None
-    assert record.details["due_at"] == row["due_at"].isoformat()
+    assert scheduled(bench)[event.id] == (event.correlation_id, row["due_at"].isoformat(), 1)
 
 
 async def test_a_renewal_that_arrives_before_what_it_renews_ends_the_same(bench: Bench) -> None:
@@ -112,6 +120,26 @@ async def test_an_unreadable_message_is_a_dead_letter_and_blocks_no_other(bench:
             return (await bench.database.fetchval(query) or 0) > 5
 
         await bench.until(buried, "dead letter", timeout_s=30)
+
+
+@pytest.mark.logs_errors("message dead-lettered")
+async def test_a_poisoned_event_harms_no_other_of_its_message(bench: Bench) -> None:
+    good = [bench.issue() for _ in range(6)]
+    poison = bench.issue(slot_id="no-uuid")
+    lines = [encode(one.event) for one in good]
+    payload = join([*lines[:3], encode(poison.event), b"{", *lines[3:]])
+    async with bench.running():
+        await bench.signer.publish_confirmed([Outgoing(ISSUED_TOPIC, payload)] * 2)
+        for one in good:
+            await bench.slot_is(one, "idle")
+
+        async def buried() -> Any:
+            query = "select max(attempts) from renewal.failed_delivery"
+            return (await bench.database.fetchval(query) or 0) > 5
+
+        await bench.until(buried, "dead letter", timeout_s=30)
+    for one in good:
+        assert (await bench.certificate(one))["state"] == "active"
 
 
 async def test_certificates_and_slots_can_be_exported(

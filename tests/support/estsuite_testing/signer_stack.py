@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import yaml
 
 from ca_signer.ceremony import offline_ca
@@ -40,11 +41,12 @@ from estcore.messages import topics
 from estcore.messages.audit import AuditBatch, AuditRecord
 from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested, Principal
 from estcore.messages.envelope import decode, encode
+from estcore.messages.joined import join, split
 from estcore.pki.profile import Priority
 from estcore.runtime.bus import Bus, Incoming, Outgoing
 from estcore.runtime.consume import PullConsumer
 from estcore.runtime.database import Database
-from estcore.runtime.migrations import migrate
+from estcore.runtime.migrations import migrate, migrations_url
 from estcore.runtime.settings import read_secret
 from estcore.runtime.topology import declare
 from estcore.runtime.tracing import Tracing
@@ -112,6 +114,8 @@ class SignerStack:
     state: FrontendStatePublisher
     answers: dict[str, asyncio.Future[EnrollmentAnswered]] = field(default_factory=dict)
     seen: list[EnrollmentAnswered] = field(default_factory=list)
+    answered_together: list[int] = field(default_factory=list)
+    """How many answers each message to the front end had."""
     records_at: list[PullConsumer] = field(default_factory=list)
     records: list[AuditRecord] = field(default_factory=list)
 
@@ -141,6 +145,14 @@ class SignerStack:
         message_id = ids.uuid7() if fresh_id else message.id
         self.expect_answer(message)
         await self.frontend.publish_confirmed([Outgoing(where, encode(message), message_id)])
+
+    async def send_joined(self, *messages: EnrollmentRequested) -> None:
+        """Publish requests of one topic in one message."""
+        (topic,) = {topics.request_topic(m.group, m.issuer, m.priority) for m in messages}
+        for message in messages:
+            self.expect_answer(message)
+        payload = join([encode(message) for message in messages])
+        await self.frontend.publish_confirmed([Outgoing(topic, payload, ids.uuid7())])
 
     def expect_answer(self, message: EnrollmentRequested) -> None:
         """Keep the answer to a message that ``send`` does not send."""
@@ -245,11 +257,13 @@ class SignerStack:
             return await connection.fetchval(sql, *values)
 
     async def answered(self, message: Incoming) -> None:
-        answer = decode(EnrollmentAnswered, message.payload)
-        self.seen.append(answer)
-        future = self.answers.get(answer.request_id)
-        if future is not None and not future.done():
-            future.set_result(answer)
+        payloads = split(message.payload)
+        self.answered_together.append(len(payloads))
+        for answer in (decode(EnrollmentAnswered, payload) for payload in payloads):
+            self.seen.append(answer)
+            future = self.answers.get(answer.request_id)
+            if future is not None and not future.done():
+                future.set_result(answer)
 
 
 def _named(of: EnrollmentRequested | bytes) -> tuple[str, object]:
@@ -374,3 +388,25 @@ async def signer_stack(
         await frontend.close()
         await bus.close()
         await database.close()
+
+
+async def as_owner(platform: Platform, sql: str) -> None:
+    """Run SQL on the ledger as the owner of its tables."""
+    settings = platform.database("ca-signer")
+    url = migrations_url(settings).render_as_string(hide_password=False)
+    connection = await asyncpg.connect(url.replace("+asyncpg", ""))
+    try:
+        await connection.execute(sql)
+    finally:
+        await connection.close()
+
+
+async def poison(platform: Platform, message: EnrollmentRequested) -> None:
+    """Let the ledger refuse the row of a request, for no reason that ca-signer knows."""
+    await as_owner(
+        platform,
+        "create or replace function ca_signer.poison() returns trigger language plpgsql as $$ begin "
+        f"if new.request_id = '{message.id}' then raise exception 'poisoned'; end if; "
+        "return new; end $$; create or replace trigger poison before insert on ca_signer.issuance "
+        "for each row execute function ca_signer.poison()",
+    )

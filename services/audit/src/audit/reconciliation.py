@@ -20,8 +20,9 @@ from estcore.messages.envelope import decode
 from estcore.messages.events import WindowClosed, WindowSum, window_digest
 from estcore.messages.topics import AUDIT_CONSUMER, PKI_EVENTS
 from estcore.runtime.bus import Bus
-from estcore.runtime.consume import Delivery, PullConsumer
+from estcore.runtime.consume import PullConsumer
 from estcore.runtime.database import Database
+from estcore.runtime.delivery import Delivery
 from estcore.runtime.logs import fields
 from estcore.runtime.reconciliation import LedgerComparison, Verdict, WindowComparison
 from estcore.runtime.worker import MessageWorker

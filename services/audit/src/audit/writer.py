@@ -35,8 +35,9 @@ from estcore.messages.topics import (
     audit_issue_topic,
 )
 from estcore.runtime.bus import Bus, Outgoing
-from estcore.runtime.consume import Delivery, PullConsumer
+from estcore.runtime.consume import PullConsumer
 from estcore.runtime.database import UNAVAILABLE, Connection, Database
+from estcore.runtime.delivery import Delivery
 from estcore.runtime.faults import hit
 from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop

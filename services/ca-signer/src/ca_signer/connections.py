@@ -40,7 +40,7 @@ async def connected(
     rights = [
         topics.audit_issue_topic(SERVICE),
         topics.audit_refusal_topic(SERVICE, instance),
-        topics.certificate_topic("issued", "any", "any"),
+        topics.ISSUED_TOPIC,
         *map(topics.cacerts_topic, issuers),
     ]
     bus_client = await Bus.connect(bus, command, instance, rights=rights)

@@ -10,6 +10,7 @@ from typing import Literal
 
 from estcore.errors import NotAuthorized
 from estcore.messages.audit import AuditRecord, Origin
+from estcore.messages.enrollment import Source
 from estcore.messages.envelope import Part
 from estcore.messages.events import EnrollmentRejected
 from estcore.pki.der import children
@@ -42,6 +43,7 @@ class RequestFacts(Part):
     key_algorithm: str
     csr_sha256: str
     origin: Origin = Origin()
+    linked: str | None = None
     predecessor_serial: str | None = None
     predecessor_id: str | None = None
     same_key: bool = False
@@ -51,6 +53,17 @@ class RequestFacts(Part):
     spread: float
     team: str | None = None
     cluster: str | None = None
+
+
+def request_origin(source: Source) -> Origin:
+    """Return where a request came from, as records say it."""
+    return Origin(
+        peer=source.peer,
+        tls_version=source.tls_version,
+        tls_cipher=source.tls_cipher,
+        user_agent=source.user_agent,
+        client_correlation_id=source.client_correlation_id,
+    )
 
 
 @dataclass

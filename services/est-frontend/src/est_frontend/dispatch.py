@@ -284,15 +284,19 @@ class Dispatcher:
         return responses.empty(exchange.correlation_id)
 
     def _record(self, exchange: Exchange, status: int) -> None:
-        log.info(
-            "request answered",
-            extra=fields(
-                correlation_id=exchange.correlation_id,
-                operation=exchange.operation,
-                label=exchange.label_name,
-                status=status,
-            ),
-        )
+        """Put success on record, unless ca-signer's record of the request says it."""
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug(
+                "request answered",
+                extra=fields(
+                    correlation_id=exchange.correlation_id,
+                    operation=exchange.operation,
+                    label=exchange.label_name,
+                    status=status,
+                ),
+            )
+        if exchange.issued:
+            return
         self.trail.add(
             traceparent=exchange.traceparent,
             action=f"est.{exchange.operation}",

@@ -107,7 +107,7 @@ class AuditRecord(Part):
     origin: Origin | None = None
     target: Target = Target()
     details: dict[str, JsonValue] | None = Field(
-        default=None, description="flat extras: strings, booleans and integers only"
+        default=None, description="flat extras: strings, booleans, integers and lists of these only"
     )
 
 

@@ -41,8 +41,14 @@ def _agent(value: str) -> str:
     return plain_text(value, MAX_AGENT)
 
 
+def _client_id(value: str) -> str:
+    return plain_text(value, MAX_CLIENT_ID)
+
+
 MAX_AGENT = 200
 """Characters of a User-Agent that are kept."""
+MAX_CLIENT_ID = 128
+"""Characters of a client's own X-Correlation-ID that are kept."""
 
 
 class Source(Part):
@@ -52,6 +58,7 @@ class Source(Part):
     tls_version: str | None = None
     tls_cipher: str | None = None
     user_agent: Annotated[str, AfterValidator(_agent)] | None = None
+    client_correlation_id: Annotated[str, AfterValidator(_client_id)] | None = None
 
 
 class Claim(Part):
@@ -61,8 +68,17 @@ class Claim(Part):
     id: str = Field(max_length=128)
 
 
+READS_JOINED = 2
+"""Schema version of requests from which on a front end reads joined answers."""
+
+
 class EnrollmentRequested(Message):
-    """One enrollment over HTTP. ``id`` is the request_id: one per HTTP request."""
+    """One enrollment over HTTP. ``id`` is the request_id: one per HTTP request.
+
+    Requests of one topic travel together, one a line; so do answers.
+    """
+
+    schema_version: int = READS_JOINED
 
     operation: Operation
     label: str = Field(max_length=64)

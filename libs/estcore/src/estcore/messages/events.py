@@ -24,7 +24,7 @@ class CertificateRef(Part):
 
 
 class CertificateIssued(Message):
-    """``pki.certificate.issued.<tenant>.<service>``; ``id`` is the issuance id."""
+    """``pki.certificate.issued.joined``, one a line; ``id`` is the issuance id."""
 
     tenant: Token
     service: Token

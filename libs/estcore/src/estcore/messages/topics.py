@@ -193,6 +193,10 @@ def certificate_topic(kind: str, tenant: str, service: str) -> str:
     return f"pki.certificate.{kind}.{token(tenant)}.{token(service)}"
 
 
+ISSUED_TOPIC = "pki.certificate.issued.joined"
+"""Events of certificates that were issued together, whoever owns them."""
+
+
 def rotation_topic(step: str, tenant: str, service: str) -> str:
     """``pki.rotation.<step>.<tenant>.<service>``."""
     return f"pki.rotation.{step}.{token(tenant)}.{token(service)}"

@@ -20,9 +20,9 @@ from collections import deque
 from collections.abc import Sequence
 
 from estcore.clock import monotonic_s
-from estcore.errors import BusUnavailable, MalformedRequest
-from estcore.messages.signatures import Sender
+from estcore.errors import BusUnavailable
 from estcore.runtime.bus import Bus
+from estcore.runtime.delivery import Delivery, parts_of
 from estcore.runtime.logs import fields
 from estcore.runtime.nats_client import BUS_ERRORS, Msg, Subscription
 
@@ -40,73 +40,26 @@ _SINGLY_CREDIT = 32
 _NS = 1_000_000_000
 
 
-class Delivery:
-    """One delivered message. Exactly one of ``ack``, ``nak``, ``term`` ends it."""
-
-    __slots__ = ("_bus", "attempt", "data", "reply", "sender", "sequence", "topic")
-
-    def __init__(self, bus: Bus, message: Msg) -> None:
-        self._bus = bus
-        self.data: bytes = message.data
-        self.topic: str = message.subject
-        self.reply: str = message.reply
-        self.sender: Sender | None = bus.sender_of(message)
-        # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>,
-        # or with <domain>.<account> after ACK; counted from the end both are alike
-        # (the longer form has one more token at its end).
-        parts = message.reply.split(".")
-        first = 4 if len(parts) < 11 else 6  # noqa: PLR2004 - see above
-        self.attempt = int(parts[first])
-        self.sequence = int(parts[first + 1])
-
-    def payload(self) -> bytes:
-        """Return the octets of a message whose sender has the right to its topic.
-
-        Raises:
-            MalformedRequest: it has none; ``data`` is for dead letters only.
-        """
-        if self.sender is None:
-            raise MalformedRequest(
-                "the message is not signed by a sender of its topic", code="message.unsigned"
-            )
-        return self.data
-
-    async def ack(self) -> None:
-        """Everything it causes is durable."""
-        await self._answer(b"+ACK")
-
-    async def nak(self, delay_s: float) -> None:
-        """Not now: deliver again after ``delay_s``."""
-        await self._answer(b'-NAK {"delay":%d}' % int(delay_s * _NS))
-
-    async def term(self) -> None:
-        """Never again: it is unreadable or dead-lettered."""
-        await self._answer(b"+TERM")
-
-    async def working(self) -> None:
-        """Still at it: start the ack wait anew."""
-        await self._answer(b"+WPI")
-
-    async def _answer(self, word: bytes) -> None:
-        try:
-            await self._bus.client.publish(self.reply, word)
-        except BUS_ERRORS:
-            # The server delivers again; handlers are idempotent.
-            log.debug("acknowledgement not sent")
-
-
 class PullConsumer:
     """Messages of one durable consumer, in the order delivered.
 
     ``wake`` is set whenever something arrives. A worker of several consumers gives them one
-    event of its own and clears it itself before it takes.
+    event of its own and clears it itself before it takes. A message of several (``joined``) is a
+    delivery for each of them.
     """
 
     def __init__(
-        self, bus: Bus, stream: str, name: str, *, credit: int, wake: asyncio.Event | None = None
+        self,
+        bus: Bus,
+        stream: str,
+        name: str,
+        *,
+        credit: int,
+        wake: asyncio.Event | None = None,
+        joined: bool = False,
     ) -> None:
         self.stream, self.name = stream, name
-        self._bus, self._credit = bus, credit
+        self._bus, self._credit, self._joined = bus, credit, joined
         self._queue: deque[Delivery] = deque()
         self._open = 0
         self._subscription: Subscription | None = None
@@ -240,7 +193,8 @@ class PullConsumer:
         if status is None:
             self._alive()
             self._open -= 1
-            self._queue.append(Delivery(self._bus, message))
+            delivery = Delivery(self._bus, message)
+            self._queue.extend(parts_of(delivery) if self._joined else (delivery,))
             if not message.data and not headers:
                 self._cut_off |= not self._singly()
                 self._singly_until = monotonic_s() + _SINGLY_S

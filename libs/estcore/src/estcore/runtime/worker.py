@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from estcore.runtime.bus import Bus, Outgoing
-from estcore.runtime.consume import Delivery, PullConsumer
+from estcore.runtime.consume import PullConsumer
+from estcore.runtime.delivery import Delivery
 from estcore.runtime.service import sleep_or_stop
 
 _WAIT_S = 0.5

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from ca_signer import metrics
 from ca_signer.ledger.issuances import IssuanceStore
 from ca_signer.model import IssuedCertificate
 from ca_signer.publishing.publisher import EventPublisher
-from ca_signer.publishing.replies import issued_answer
 from estcore.errors import RequestRejected
 from estcore.ids import record_id, serial_hex
 from estcore.runtime.logs import fields
@@ -20,24 +20,25 @@ _KEY_NOT_DELIVERED = RequestRejected(
 )
 
 
-async def answer(publisher: EventPublisher, issued: IssuedCertificate) -> None:
-    """Answer the intent's request with the stored certificate, count it, log it."""
-    intent = issued.intent
-    context = intent.context
-    reply = issued_answer(intent.request_id, issued.certificate)
-    await publisher.replies.send(context.group, context.instance, reply)
-    metrics.ISSUED.labels(intent.issuer_id, intent.profile).inc()
-    log.info(
-        "certificate issued",
-        extra=fields(
-            correlation_id=context.correlation_id,
-            serial=serial_hex(intent.serial_number),
-            issuer=intent.issuer_id,
-            profile=intent.profile,
-            tenant=intent.tenant,
-            owner=intent.service,
-        ),
-    )
+async def answer(publisher: EventPublisher, stored: Sequence[IssuedCertificate]) -> None:
+    """Answer the requests of stored certificates, count and log them."""
+    await publisher.replies.send_issued(stored)
+    for issued in stored:
+        intent = issued.intent
+        metrics.ISSUED.labels(intent.issuer_id, intent.profile).inc()
+        if not log.isEnabledFor(logging.DEBUG):
+            continue  # the audit record says more
+        log.debug(
+            "certificate issued",
+            extra=fields(
+                correlation_id=intent.context.correlation_id,
+                serial=serial_hex(intent.serial_number),
+                issuer=intent.issuer_id,
+                profile=intent.profile,
+                tenant=intent.tenant,
+                owner=intent.service,
+            ),
+        )
 
 
 async def supersede(

@@ -13,8 +13,9 @@ from estcore.errors import BusUnavailable
 from estcore.messages.topics import EST_REQUESTS, signer_consumer
 from estcore.pki.profile import PRIORITIES, Priority
 from estcore.runtime.bus import Bus
-from estcore.runtime.consume import Delivery, PullConsumer
+from estcore.runtime.consume import PullConsumer
 from estcore.runtime.database import Database
+from estcore.runtime.delivery import Delivery
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class RequestConsumer:
                 signer_consumer(issuer, priority).name,
                 credit=_CREDIT,
                 wake=self._wake,
+                joined=True,
             )
             for issuer in issuers
             for priority in PRIORITIES

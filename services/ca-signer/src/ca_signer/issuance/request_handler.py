@@ -30,7 +30,13 @@ from ca_signer.issuance.idempotency import (
 from ca_signer.issuance.registration_authority import renewed_slots
 from ca_signer.ledger.issuances import IssuanceStore
 from ca_signer.ledger.refusals import RefusalStore
-from ca_signer.model import EXPIRED, IssuanceIntent, IssuedCertificate, KnownCertificate
+from ca_signer.model import (
+    EXPIRED,
+    IssuanceIntent,
+    IssuedCertificate,
+    KnownCertificate,
+    request_origin,
+)
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.publishing.replies import issued_answer, rejected_answer
 from ca_signer.settings import SERVICE
@@ -48,7 +54,7 @@ from estcore.messages.envelope import decode, encode
 from estcore.messages.events import EnrollmentPending
 from estcore.runtime import faults
 from estcore.runtime.bus import Bus, Outgoing
-from estcore.runtime.consume import Delivery
+from estcore.runtime.delivery import Delivery
 from estcore.runtime.logs import fields
 from estcore.runtime.worker import publish_dead_letter
 
@@ -108,11 +114,14 @@ class RequestHandler(Generic[IntentT]):
                 if attempts >= self.max_attempts:
                     await self._dead_letter(delivery, "request.too_many_attempts", "given up")
                     return None
-            return ReceivedRequest(delivery, decode(EnrollmentRequested, delivery.payload()))
+            message = decode(EnrollmentRequested, delivery.payload())
         except MalformedRequest as exc:
             await self._dead_letter(delivery, exc.code, exc.reason)
         except Unavailable as exc:
             await self.nak_all([delivery], exc.code)
+        else:
+            self.publisher.replies.note(message)
+            return ReceivedRequest(delivery, message)
         return None
 
     async def decide_all(
@@ -248,7 +257,7 @@ class RequestHandler(Generic[IntentT]):
             await self.publisher.replies.send(message.group, message.instance, answer)
         await self.source.publish([issued])
         # 11. Ack.
-        await item.delivery.ack()
+        await self._ack(item.delivery)
         faults.hit(f"{self.source.name}.11.acked")
 
     async def _answer(self, item: ReceivedRequest, issued: IssuedCertificate, *, new: bool) -> None:
@@ -262,11 +271,15 @@ class RequestHandler(Generic[IntentT]):
                 error=_REPEATED,
                 phase="outcome",
             )
-            own = {"correlation_id": message.correlation_id, "causation_id": message.id}
+            own = {
+                "correlation_id": message.correlation_id,
+                "causation_id": message.id,
+                "origin": request_origin(message.origin),
+            }
             await self.publisher.mappings([record | own])
         answer = issued_answer(message.id, issued.certificate)
         await self.publisher.replies.send(message.group, message.instance, answer)
-        await item.delivery.ack()
+        await self._ack(item.delivery)
 
     async def _leased(self, item: ReceivedRequest, intent: IssuanceIntent, *, ours: bool) -> None:
         if ours or item.delivery.attempt > 1:
@@ -299,7 +312,7 @@ class RequestHandler(Generic[IntentT]):
                 request_id=message.id, outcome="pending", retry_after_s=retry_after_s
             ),
         )
-        await item.delivery.ack()
+        await self._ack(item.delivery)
 
     async def _refuse(self, item: ReceivedRequest, error: RequestRejected) -> None:
         message = item.message
@@ -317,7 +330,17 @@ class RequestHandler(Generic[IntentT]):
         await self.publisher.replies.send(
             message.group, message.instance, rejected_answer(message.id, error)
         )
-        await item.delivery.ack()
+        await self._ack(item.delivery)
+
+    async def _ack(self, delivery: Delivery) -> None:
+        """Say that a request is done, which is no failure of its message.
+
+        One that came with others comes again with them where one of them is deferred.
+        """
+        if delivery.attempt > 1:
+            with contextlib.suppress(Unavailable):
+                await self.ledger.forget_attempts([_key(delivery)])
+        await delivery.ack()
 
     async def nak_all(
         self, deliveries: Sequence[Delivery], code: str, *, counted: bool = False
@@ -343,7 +366,7 @@ class RequestHandler(Generic[IntentT]):
         reason_token = code.replace(".", "-").replace("_", "-")
         message = _readable(EnrollmentRequested, delivery)
         try:
-            message_id = f"dead-{delivery.sequence}"
+            message_id = f"dead-{delivery.place}"
             await publish_dead_letter(
                 self.bus, SERVICE, delivery, reason=reason_token, message_id=message_id
             )

@@ -6,10 +6,9 @@ import datetime as dt
 
 from ca_signer.issuance.decision_context import Candidate, DecisionContext, presented_fingerprint
 from ca_signer.issuers.issuer import CACertificate
-from ca_signer.model import IssuanceIntent, KnownCertificate, RequestFacts
+from ca_signer.model import IssuanceIntent, KnownCertificate, RequestFacts, request_origin
 from estcore import ids
 from estcore.errors import LintFailed, ProfileViolation
-from estcore.messages.audit import Origin
 from estcore.messages.enrollment import EnrollmentRequested
 from estcore.pki.csr import CertificationRequest
 from estcore.pki.lint import lint
@@ -155,12 +154,8 @@ def _context(
         priority=rule.priority or profile.priority,
         key_algorithm=request.key_algorithm,
         csr_sha256=request.sha256.hex(),
-        origin=Origin(
-            peer=message.origin.peer,
-            tls_version=message.origin.tls_version,
-            tls_cipher=message.origin.tls_cipher,
-            user_agent=message.origin.user_agent,
-        ),
+        origin=request_origin(message.origin),
+        linked=message.linked,
         predecessor_serial=ids.serial_hex(predecessor.serial_number) if predecessor else None,
         predecessor_id=predecessor.issuance_id if predecessor else None,
         same_key=predecessor is not None and predecessor.spki_sha256 == request.spki_sha256,

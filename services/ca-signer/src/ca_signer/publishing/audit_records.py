@@ -13,18 +13,16 @@ from typing import Any
 
 import asyncpg
 
-from ca_signer.model import IssuanceIntent, IssuedCertificate, Refusal, RequestFacts
+from ca_signer.model import IssuanceIntent, IssuedCertificate, Refusal, RequestFacts, request_origin
 from ca_signer.settings import SERVICE
 from estcore import ids
 from estcore.clock import Clock
 from estcore.errors import RequestRejected
-from estcore.messages import topics
-from estcore.messages.audit import Actor, AuditRecordBuilder, Origin, Phase, Target
+from estcore.messages.audit import Actor, AuditRecordBuilder, Phase, Target
 from estcore.messages.enrollment import EnrollmentRequested
-from estcore.messages.envelope import encode_mapping, without_none
+from estcore.messages.envelope import without_none
 from estcore.messages.events import EnrollmentRejected
-from estcore.runtime.bus import Outgoing
-from estcore.runtime.consume import Delivery
+from estcore.runtime.delivery import Delivery
 from estcore.runtime.tracing import trace_id
 
 Record = dict[str, Any]
@@ -69,6 +67,8 @@ class AuditRecords:
             enrollment_id=intent.enrollment_id.hex(),
             operation=intent.context.operation,
             predecessor_sha256=predecessor.hex() if predecessor else None,
+            linked=intent.context.linked,
+            frontend=f"{intent.context.group}/{intent.context.instance}",
         )
         return record
 
@@ -108,7 +108,7 @@ class AuditRecords:
             reason=error.reason,
             severity="notice",
             actor=Actor(type="service", subject=principal.key, auth_method=principal.method),
-            origin=Origin(peer=message.origin.peer, user_agent=message.origin.user_agent),
+            origin=request_origin(message.origin),
             target=Target(
                 request_id=message.id,
                 label=message.label,
@@ -134,7 +134,7 @@ class AuditRecords:
         self, delivery: Delivery, code: str, reason: str, message: EnrollmentRequested | None
     ) -> Record:
         """Return the record of a dead letter; ``message`` is None where it is unreadable."""
-        name = ids.record_id("dead", delivery.topic, str(delivery.sequence))
+        name = ids.record_id("dead", delivery.topic, delivery.place)
         principal = message.principal if message else None
         return without_none(
             record_id=name,
@@ -154,11 +154,11 @@ class AuditRecords:
             details={"topic": delivery.topic, "sequence": delivery.sequence},
         )
 
-    def issued_event(self, issued: IssuedCertificate, *, again: bool = False) -> Outgoing:
-        """Return the event of step 10; ``again`` for one that JetStream must not drop."""
+    def issued_event(self, issued: IssuedCertificate) -> dict[str, Any]:
+        """Return the event of step 10, a ``CertificateIssued``."""
         intent, context = issued.intent, issued.intent.context
         predecessor = intent.predecessor_sha256
-        event = without_none(
+        return without_none(
             id=intent.issuance_id,
             source=self.source,
             time=issued.issued_at,
@@ -190,10 +190,6 @@ class AuditRecords:
             overlap_s=context.overlap_s,
             spread=context.spread,
         )
-        topic = topics.certificate_topic("issued", intent.tenant, intent.service)
-        # JetStream drops a message id it has seen lately; one that was asked for has none.
-        message_id = None if again else f"issued-{intent.issuance_id}"
-        return Outgoing(topic, encode_mapping(event), message_id)
 
     def _record(self, intent: IssuanceIntent, record_id: str, phase: Phase) -> Record:
         context = intent.context

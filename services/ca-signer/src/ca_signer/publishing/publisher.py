@@ -15,13 +15,16 @@ from estcore.messages.audit import AuditRecord
 from estcore.messages.audit_batches import encode_records, parts
 from estcore.messages.enrollment import EnrollmentRequested
 from estcore.messages.envelope import encode, encode_mapping
+from estcore.messages.joined import groups, join, joined_id
 from estcore.runtime.boot import Boot
 from estcore.runtime.bus import Bus, Outgoing
-from estcore.runtime.consume import Delivery
+from estcore.runtime.delivery import Delivery
 from estcore.runtime.own_records import OwnRecords
 from estcore.runtime.sent_batches import SentBatches
 
 log = logging.getLogger(__name__)
+
+_EVENT_OCTETS = 128 * 1024
 
 
 class EventPublisher:
@@ -60,7 +63,7 @@ class EventPublisher:
         await self._bus.publish_confirmed(
             [
                 *_batches([self.audit_records.outcome(i) for i in issued]),
-                *(self.audit_records.issued_event(i) for i in issued),
+                *self._events(issued),
             ]
         )
 
@@ -73,9 +76,20 @@ class EventPublisher:
 
     async def republish_events(self, issued: Sequence[IssuedCertificate]) -> None:
         """Publish the events again, for renewal."""
-        await self._bus.publish_confirmed(
-            [self.audit_records.issued_event(i, again=True) for i in issued]
-        )
+        await self._bus.publish_confirmed(self._events(issued, again=True))
+
+    def _events(
+        self, issued: Sequence[IssuedCertificate], *, again: bool = False
+    ) -> list[Outgoing]:
+        """Return the events of certificates, joined; ``again`` if JetStream must drop none."""
+        encoded = [encode_mapping(self.audit_records.issued_event(i)) for i in issued]
+        found = []
+        for part in groups(encoded, max_octets=_EVENT_OCTETS):
+            # JetStream drops a message id it has seen lately; what was asked for has none.
+            name = joined_id([f"issued-{i.intent.issuance_id}" for i in issued[part]])
+            message_id = None if again else name
+            found.append(Outgoing(topics.ISSUED_TOPIC, join(encoded[part]), message_id))
+        return found
 
     async def mappings(self, records: Sequence[Record]) -> None:
         """Publish audit records that are mappings.

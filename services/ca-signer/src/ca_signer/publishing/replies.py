@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from ca_signer.model import EXPIRED, IssuanceIntent
+from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
+
+from ca_signer.model import EXPIRED, IssuanceIntent, IssuedCertificate
 from estcore.errors import BusUnavailable, RequestRejected
 from estcore.messages import topics
-from estcore.messages.enrollment import EnrollmentAnswered
+from estcore.messages.enrollment import READS_JOINED, EnrollmentAnswered, EnrollmentRequested
 from estcore.messages.envelope import encode
+from estcore.messages.joined import groups, join
 from estcore.runtime.bus import Bus
 
 _EXPIRED_RETRY_S = 1
+_MAX_OCTETS = 128 * 1024
+_FRONT_ENDS = 10_000
 
 
 class Replies:
@@ -17,12 +23,39 @@ class Replies:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
+        self._versions: OrderedDict[tuple[str, str], int] = OrderedDict()
+
+    def note(self, message: EnrollmentRequested) -> None:
+        """Remember what the front end that sent a request can read."""
+        front_end = (message.group, message.instance)
+        self._versions[front_end] = message.schema_version
+        if len(self._versions) > _FRONT_ENDS:
+            self._versions.popitem(last=False)
+
+    async def send_issued(self, stored: Sequence[IssuedCertificate]) -> None:
+        """Answer the requests of stored certificates, one message for each front end."""
+        answers: dict[tuple[str, str], list[EnrollmentAnswered]] = defaultdict(list)
+        for issued in stored:
+            context = issued.intent.context
+            answer = issued_answer(issued.intent.request_id, issued.certificate)
+            answers[context.group, context.instance].append(answer)
+        for (group, instance), found in answers.items():
+            if len(found) == 1 or self._versions.get((group, instance), 0) < READS_JOINED:
+                for answer in found:
+                    await self.send(group, instance, answer)
+                continue
+            encoded = [encode(answer) for answer in found]
+            for part in groups(encoded, max_octets=_MAX_OCTETS):
+                topic = topics.reply_topic(group, instance, found[part.start].request_id)
+                await self._publish(topic, join(encoded[part]))
 
     async def send(self, group: str, instance: str, answer: EnrollmentAnswered) -> None:
         """Send an answer to one front end; without the bus it is dropped."""
-        topic = topics.reply_topic(group, instance, answer.request_id)
+        await self._publish(topics.reply_topic(group, instance, answer.request_id), encode(answer))
+
+    async def _publish(self, topic: str, payload: bytes) -> None:
         try:
-            await self._bus.publish_unconfirmed(topic, encode(answer))
+            await self._bus.publish_unconfirmed(topic, payload)
         except BusUnavailable:
             return
 

@@ -15,6 +15,7 @@ from ca_signer.recovery.ledger_check import ISSUED
 from estcore.errors import MalformedRequest
 from estcore.messages.envelope import decode
 from estcore.messages.events import CertificateIssued
+from estcore.messages.joined import split
 from estcore.messages.topics import PKI_EVENTS
 from estcore.runtime.bus import Bus
 from estcore.runtime.stored_messages import last_sequence, stored_from
@@ -34,8 +35,8 @@ async def announced(bus: Bus, known: Collection[str]) -> list[IssuedCertificate]
     start = 1
     while 0 < start <= newest:
         stored, start = await stored_from(bus, PKI_EVENTS, ISSUED, start)
-        for message in stored:
-            event = decode(CertificateIssued, message.payload)
+        for payload in (one for message in stored for one in split(message.payload)):
+            event = decode(CertificateIssued, payload)
             if event.id not in known and event.id not in issued:
                 issued[event.id] = _issued(event)
     return list(issued.values())

@@ -34,6 +34,7 @@ from estcore.clock import monotonic_s
 from estcore.errors import InvariantBroken, LedgerUnavailable, MalformedRequest, Unavailable
 from estcore.messages.envelope import decode
 from estcore.messages.events import CertificateIssued
+from estcore.messages.joined import split
 from estcore.messages.topics import PKI_EVENTS
 from estcore.pki.parsers import PARSER_ERRORS
 from estcore.runtime.bus import Bus
@@ -47,6 +48,10 @@ log = logging.getLogger(__name__)
 ISSUED, REVOKED = "pki.certificate.issued.>", "pki.certificate.revoked.>"
 BEHIND = "ledger.stale"
 _LOOKED_AT = 1000
+_NEWEST = 100
+"""Messages of the stream, once the ledger was compared with more of them at the start."""
+_COMPARE_S = 60.0
+"""How long a ledger that lacked nothing is believed while nothing happens."""
 _EVERY_S = 5.0
 _SAY_EVERY_S = 300.0
 
@@ -119,6 +124,7 @@ class StaleLedgerCheck:
         self._issuers = issuers
         self._services = frozenset(services)
         self.complete = False
+        self._compared = 0.0
         self._next: dict[str, int] = {}
         self._issued: deque[tuple[EventRef, bytes]] = deque(maxlen=_LOOKED_AT)
         self._revoked: deque[EventRef] = deque(maxlen=_LOOKED_AT)
@@ -131,13 +137,19 @@ class StaleLedgerCheck:
             Unavailable: bus or database is unavailable.
         """
         # The events first: what is announced meanwhile is committed already.
-        for message in await self._fetch(ISSUED):
-            if (reference := read_event_ref(message.payload)) is not None:
-                self._issued.append((reference, message.payload))
-        for message in await self._fetch(REVOKED):
+        events = await self._fetch(ISSUED)
+        revocations = await self._fetch(REVOKED)
+        for payload in (payload for message in events for payload in split(message.payload)):
+            if (reference := read_event_ref(payload)) is not None:
+                self._issued.append((reference, payload))
+        for message in revocations:
             reference = read_event_ref(message.payload)
             if reference is not None and message.sender.service in self._services:
                 self._revoked.append(reference)
+        now = monotonic_s()
+        if self.complete and not (events or revocations) and now - self._compared < _COMPARE_S:
+            return []
+        self._compared = now
         async with self._database.connection() as connection:
             issued = await connection.fetch(
                 _MISSING_ISSUED, [reference.issuance_id for reference, _ in self._issued]
@@ -177,7 +189,8 @@ class StaleLedgerCheck:
 
     async def _fetch(self, topics: str) -> list[Stored]:
         newest = await last_sequence(self._bus, PKI_EVENTS, topics)
-        start = max(self._next.get(topics, 1), newest - _LOOKED_AT + 1)
+        looked_at = _NEWEST if topics in self._next else _LOOKED_AT
+        start = max(self._next.get(topics, 1), newest - looked_at + 1)
         if newest + 1 < start:
             # The stream is another one; what the old one said still holds.
             start = 1

@@ -26,8 +26,9 @@ from estcore.messages.audit import Actor, AuditRecord
 from estcore.messages.envelope import decode
 from estcore.messages.events import RotationEvent
 from estcore.runtime.bus import Bus
-from estcore.runtime.consume import Delivery, PullConsumer
+from estcore.runtime.consume import PullConsumer
 from estcore.runtime.database import Connection, Database
+from estcore.runtime.delivery import Delivery
 from estcore.runtime.logs import fields
 from estcore.runtime.worker import MessageWorker
 

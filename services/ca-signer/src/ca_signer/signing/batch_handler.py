@@ -13,7 +13,7 @@ from ca_signer.model import IssuanceIntent
 from ca_signer.signing.cycle import IssuanceCycle
 from estcore.errors import Unavailable
 from estcore.runtime import faults
-from estcore.runtime.consume import Delivery
+from estcore.runtime.delivery import Delivery
 
 log = logging.getLogger(__name__)
 

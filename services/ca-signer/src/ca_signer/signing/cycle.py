@@ -115,8 +115,7 @@ class IssuanceCycle:
         # 9. The fence decides whose signature counts.
         stored = await self._ledger.store(signed)
         faults.hit("signer.9.stored")
-        for issued in stored:
-            await completion.answer(self._publisher, issued)
+        await completion.answer(self._publisher, stored)
         return stored
 
     async def _sign(

@@ -257,7 +257,7 @@ class UpstreamCycle:
         if stored is None:
             return await self._stray(submission, der)
         faults.hit("upstream.9.stored")
-        await completion.answer(self.publisher, stored)
+        await completion.answer(self.publisher, [stored])
         return stored
 
     def checked(

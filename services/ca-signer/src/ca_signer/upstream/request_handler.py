@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ca_signer.issuance.request_handler import RequestHandler
 from ca_signer.upstream.cycle import UpstreamCycle
 from ca_signer.upstream.submissions import Submission
-from estcore.runtime.consume import Delivery
+from estcore.runtime.delivery import Delivery
 from estcore.runtime.service import sleep_or_stop
 
 _WORKING_EVERY_S = 4.0

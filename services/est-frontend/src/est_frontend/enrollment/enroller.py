@@ -232,6 +232,7 @@ class Enroller:
                 self.state.cacerts(route.issuer),
                 correlation_id=exchange.correlation_id,
             )
+            exchange.issued = answer.request_id == exchange.request_id
             return answer.certificate
         if answer is not None and answer.retry_after_s is not None:
             exchange.retry_after_s = answer.retry_after_s

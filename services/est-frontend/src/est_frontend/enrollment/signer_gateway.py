@@ -18,14 +18,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from est_frontend import metrics
+from est_frontend.enrollment.joined_requests import JoinedRequests
 from est_frontend.enrollment.pending_requests import PendingRequests
 from estcore.clock import monotonic_s
 from estcore.errors import BusUnavailable, MalformedRequest
 from estcore.messages import topics
 from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested
 from estcore.messages.envelope import decode, encode
+from estcore.messages.joined import split
 from estcore.runtime import faults
-from estcore.runtime.bus import Bus, Incoming, Outgoing
+from estcore.runtime.bus import Bus, Incoming
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,11 @@ class SignerGateway:
     """Seconds without an answer after which a poll publishes a request again, at first."""
     _tickets: OrderedDict[bytes, _Ticket] = field(default_factory=OrderedDict, init=False)
     _waiting: dict[str, _Ticket] = field(default_factory=dict, init=False)
+    _requests: JoinedRequests = field(init=False)
+
+    def __post_init__(self) -> None:
+        # A client is answered 503 while it still waits where the stream confirms nothing.
+        self._requests = JoinedRequests(self.bus, timeout_s=self.answer_timeout_s * 0.8)
 
     async def start(self) -> None:
         """Listen for answers."""
@@ -92,12 +99,14 @@ class SignerGateway:
         """
         ticket = self._tickets.get(key)
         if ticket is None or ticket.expires <= monotonic_s():
-            ticket = await self._publish(key, message)
+            ticket = self._publish(key, message)
         metrics.IN_FLIGHT.inc()
         try:
             async with asyncio.timeout(self.answer_timeout_s):
                 answer = await asyncio.shield(ticket.future)
         except TimeoutError:
+            for request_id in ticket.request_ids:
+                self._requests.answered(request_id)  # nothing waits for it now
             return None
         except BusUnavailable:
             self._drop(key, ticket)
@@ -107,7 +116,7 @@ class SignerGateway:
         self._drop(key, ticket)
         return answer
 
-    async def _publish(self, key: bytes, message: EnrollmentRequested) -> _Ticket:
+    def _publish(self, key: bytes, message: EnrollmentRequested) -> _Ticket:
         topic = topics.request_topic(message.group, message.issuer, message.priority)
         future: asyncio.Future[EnrollmentAnswered] = asyncio.get_running_loop().create_future()
         replaced = self._tickets.get(key)
@@ -119,9 +128,7 @@ class SignerGateway:
         self._tickets[key] = ticket
         faults.hit("frontend.publish")
         try:
-            confirmed = await self.bus.submit(
-                Outgoing(topic, encode(message), message.id), timeout_s=self.answer_timeout_s * 0.8
-            )
+            confirmed = self._requests.publish(topic, message.id, encode(message))
         except BusUnavailable:
             self._drop(key, ticket)
             raise
@@ -132,6 +139,7 @@ class SignerGateway:
     def _drop(self, key: bytes, ticket: _Ticket) -> None:
         for request_id in ticket.request_ids:
             self._waiting.pop(request_id, None)
+            self._requests.answered(request_id)
         if self._tickets.get(key) is ticket:
             del self._tickets[key]
 
@@ -144,11 +152,16 @@ class SignerGateway:
             self._drop(key, oldest)
 
     async def _answered(self, message: Incoming) -> None:
-        try:
-            answer = decode(EnrollmentAnswered, message.payload)
-        except MalformedRequest:
-            log.error("answer of ca-signer unreadable")
-            return
+        for payload in split(message.payload):
+            try:
+                answer = decode(EnrollmentAnswered, payload)
+            except MalformedRequest:
+                log.error("answer of ca-signer unreadable")
+            else:
+                self._take(answer)
+
+    def _take(self, answer: EnrollmentAnswered) -> None:
+        self._requests.answered(answer.request_id)
         ticket = self._waiting.get(answer.request_id)
         if ticket is not None and not ticket.future.done():
             # A late answer stays with its ticket until the client asks again.

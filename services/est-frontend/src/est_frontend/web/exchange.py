@@ -12,7 +12,7 @@ from est_frontend.headers import header
 from est_frontend.tls.channel_binding import Linked
 from est_frontend.tls.connection import ClientConnection
 from estcore.est.transfer import WrittenForm, written_form
-from estcore.messages.enrollment import MAX_AGENT, Source
+from estcore.messages.enrollment import MAX_AGENT, MAX_CLIENT_ID, Source
 from estcore.messages.envelope import without_none
 from estcore.messages.text import plain_text
 from estcore.pki.csr import CertificationRequest
@@ -20,7 +20,6 @@ from estcore.policy.labels import Label
 from estcore.runtime.sockets import address_of
 from estcore.runtime.tracing import trace_id
 
-_CORRELATION_LIMIT = 128
 _SUBJECT_LIMIT = 2048
 
 
@@ -42,6 +41,8 @@ class Exchange:
     traceparent: str | None = None
     linked: Linked | None = None
     retry_after_s: int | None = None
+    issued: bool = False
+    """ca-signer issued a certificate for this very request, and put that on record."""
 
     @property
     def peer(self) -> str:
@@ -56,6 +57,11 @@ class Exchange:
         """What the client calls itself, cut to what a record holds."""
         return header(self.request, "User-Agent", MAX_AGENT) or None
 
+    @property
+    def client_id(self) -> str | None:
+        """The correlation id that the client chose, cut to what a record holds."""
+        return header(self.request, "X-Correlation-ID", MAX_CLIENT_ID) or None
+
     def written_form(self, label: Label) -> WrittenForm:
         """How base64 is written for this client on the label."""
         return written_form(label.response_base64, self.agent)
@@ -68,6 +74,7 @@ class Exchange:
             tls_version=self.connection.version(),
             tls_cipher=cipher[0] if cipher else None,
             user_agent=self.agent,
+            client_correlation_id=self.client_id,
         )
 
     def parts(self) -> dict[str, object]:
@@ -75,7 +82,6 @@ class Exchange:
         who, csr = self.who, self.csr
         subject = csr.subject_text if csr else self.subject
         presented = self.connection.peer()
-        claimed = header(self.request, "X-Correlation-ID", _CORRELATION_LIMIT)
         return {
             "correlation_id": self.correlation_id,
             "trace_id": trace_id(self.traceparent),
@@ -89,7 +95,7 @@ class Exchange:
                 peer=self.peer,
                 tls_version=self.connection.version(),
                 user_agent=self.agent,
-                client_correlation_id=claimed or None,
+                client_correlation_id=self.client_id,
             ),
             "target": without_none(
                 label=self.label_name,

@@ -27,8 +27,9 @@ from estcore.messages.events import CertificateIssued, CertificateRevoked, Windo
 from estcore.messages.topics import PKI_EVENTS, RENEWAL_CONSUMER, WINDOW_TOPIC
 from estcore.runtime import faults
 from estcore.runtime.bus import Bus
-from estcore.runtime.consume import Delivery, PullConsumer
+from estcore.runtime.consume import PullConsumer
 from estcore.runtime.database import Database
+from estcore.runtime.delivery import Delivery
 from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop
 from estcore.runtime.tracing import Tracing
@@ -94,7 +95,7 @@ class EventConsumer:
         self._failing: dict[str, set[bytes]] = {}
         self._windows = window_comparison(settings.windows, database, bus)
         self.consumer = PullConsumer(
-            bus, PKI_EVENTS, RENEWAL_CONSUMER, credit=self._settings.credit
+            bus, PKI_EVENTS, RENEWAL_CONSUMER, credit=self._settings.credit, joined=True
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -255,7 +256,7 @@ class EventConsumer:
             "message dead-lettered",
             extra=fields(topic=delivery.topic, sequence=delivery.sequence, error=text),
         )
-        message_id = f"{PKI_EVENTS}-{delivery.sequence}"
+        message_id = f"{PKI_EVENTS}-{delivery.place}"
         try:
             await publish_dead_letter(
                 self._bus, SERVICE, delivery, reason=reason, message_id=message_id

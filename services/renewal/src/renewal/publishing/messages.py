@@ -32,6 +32,7 @@ from renewal.rotation.slot import Scheduled
 from renewal.settings import SERVICE
 
 _RECORDS = audit_issue_topic(SERVICE)
+_IN_A_RECORD = 100
 _ACTOR = Actor(type="system", subject=SERVICE)
 _SEVERITY = {"stalled": "warning", "expired": "error", "lease_expired": "warning"}
 
@@ -75,9 +76,12 @@ class MessageBuilder:
         return [*batches(records, [t.event.traceparent for t in messages_to_send]), *out]
 
     def scheduled(self, projections: Iterable[Scheduled]) -> list[Outgoing]:
-        """Return one audit record for each projected certificate, many in a message."""
+        """Return audit records of projected certificates, many of them in each record."""
         items = list(projections)
-        records = [self._scheduled(item) for item in items]
+        records = [
+            self._scheduled(items[start : start + _IN_A_RECORD])
+            for start in range(0, len(items), _IN_A_RECORD)
+        ]
         return list(batches(records, [item.event.traceparent for item in items]))
 
     def refusals(self, records: Sequence[AuditRecord]) -> list[Outgoing]:
@@ -151,27 +155,23 @@ class MessageBuilder:
             return self._build.failure(action, phase="outcome", **about_event)
         return self._build.success(action, **about_event)
 
-    def _scheduled(self, item: Scheduled) -> AuditRecord:
-        event = item.event
+    def _scheduled(self, items: Sequence[Scheduled]) -> AuditRecord:
+        events = [item.event for item in items]
+        name = record_id("scheduled", *(event.id for event in events))
         return self._build.success(
             "renewal.scheduled",
-            record_id=record_id("scheduled", event.id),
-            at=event.issued_at,
-            correlation_id=event.correlation_id,
-            causation_id=event.id,
-            trace_id=trace_id(event.traceparent),
+            record_id=name,
+            at=max(event.issued_at for event in events),
+            # A certificate's own, if it is alone.
+            correlation_id=events[0].correlation_id if len(events) == 1 else name,
             severity="info",
             actor=_ACTOR,
-            target=Target(
-                tenant=event.tenant,
-                service=event.service,
-                slot_id=event.slot_id,
-                issuance_id=event.id,
-                profile=event.profile,
-                issuer_id=event.issuer_id,
-                serial=event.serial,
-            ),
-            details={"due_at": item.due_at.isoformat(), "generation": item.generation},
+            details={
+                "issuances": [event.id for event in events],
+                "correlation_ids": [event.correlation_id for event in events],
+                "due_at": [item.due_at.isoformat() for item in items],
+                "generations": [item.generation for item in items],
+            },
         )
 
 
