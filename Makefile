@@ -1,5 +1,6 @@
 # Every target sets up what it needs. Nothing is assumed but Python 3.11+, make, curl, openssl.
-PYTHON ?= python3
+# The fastest Python of this machine, unless PYTHON names one.
+PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 export UV_PROJECT_ENVIRONMENT := $(VENV)
@@ -23,9 +24,7 @@ help:           ## show the targets
 UV_HASHES := deploy/requirements-uv.txt
 
 $(READY): pyproject.toml uv.lock $(UV_HASHES) $(MEMBERS)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (make PYTHON=python3.12 ...)"; exit 1; }
-	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r $(UV_HASHES)
+	@test -x $(BIN)/uv || sh deploy/make_venv.sh $(VENV) $(UV_HASHES) $(PYTHON)
 	@$(BIN)/uv sync --frozen --quiet && touch $(READY)
 
 demo: $(READY)  ## the main job in one command: enroll, re-enroll, rotate, audit

@@ -51,11 +51,11 @@ def groups(messages: Iterable[bytes], *, max_octets: int) -> Iterator[slice]:
     A message of more than ``max_octets`` travels alone.
     """
     start = end = octets = 0
-    for end, message in enumerate(messages):
-        larger = octets + len(message) + 1
-        if end > start and (larger > max_octets or end - start >= MAX_MESSAGES):
+    for message in messages:
+        octets += len(message) + 1  # with the separator before it
+        if end > start and (octets - 1 > max_octets or end - start >= MAX_MESSAGES):
             yield slice(start, end)
-            start, larger = end, len(message)
-        octets = larger
-    if octets:
-        yield slice(start, end + 1)
+            start, octets = end, len(message) + 1
+        end += 1
+    if end > start:
+        yield slice(start, end)

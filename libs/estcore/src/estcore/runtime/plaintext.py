@@ -48,13 +48,12 @@ def remote_postgres(url: str, environ: Mapping[str, str]) -> list[str]:
     ``PGHOST``; without any it takes the Unix socket. A service of ``pg_service.conf`` may name any
     host and counts as another machine.
     """
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # no IPv6 address in the brackets
-        return [url.partition("@")[2]]
-    named = [_postgres_host(place) for place in parts.netloc.partition("@")[2].split(",")]
+    # Not urlsplit: newer ones take no list of hosts with an IPv6 address in it.
+    rest, _, query = url.partition("#")[0].partition("//")[2].partition("?")
+    authority = rest.partition("/")[0]
+    named = [_postgres_host(place) for place in authority.partition("@")[2].split(",")]
     services = [environ.get("PGSERVICE", "")]
-    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+    for name, value in parse_qsl(query, keep_blank_values=True):
         if name == "host":
             named += [_postgres_host(place) for place in value.split(",")]
         elif name == "service":
