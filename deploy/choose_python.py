@@ -75,4 +75,4 @@ def choose(default: str) -> str:
 
 
 if __name__ == "__main__":
-    print(choose(sys.argv[1] if len(sys.argv) > 1 else sys.executable))
+    sys.stdout.write(choose(sys.argv[1] if len(sys.argv) > 1 else sys.executable) + "\n")

@@ -11,8 +11,14 @@ import pytest
 
 from estcore.messages.envelope import encode
 from estcore.messages.joined import join
-from estcore.messages.topics import ISSUED_TOPIC, certificate_topic
+from estcore.messages.topics import (
+    ISSUED_TOPIC,
+    PKI_EVENTS,
+    RENEWAL_CONSUMER,
+    certificate_topic,
+)
 from estcore.runtime.bus import Outgoing
+from estcore.tlog.items import expanded
 from estsuite_testing.platform import Platform
 from estsuite_testing.renewal_bench import Bench
 from renewal.export import export_certificates, list_slots
@@ -26,10 +32,10 @@ def scheduled(bench: Bench) -> dict[str, tuple[Any, ...]]:
     for record in bench.records:
         if record.action != "renewal.scheduled":
             continue
-        said: Any = record.details
-        columns = (said[k] for k in ("issuances", "correlation_ids", "due_at", "generations"))
-        for issuance, *facts in zip(*columns, strict=True):
-            assert found.setdefault(issuance, tuple(facts)) == tuple(facts)
+        for fact in expanded(record.model_dump(mode="json", exclude_none=True)):
+            said = fact["details"]
+            facts = (fact["correlation_id"], said["due_at"], said["generation"])
+            assert found.setdefault(fact["target"]["issuance_id"], facts) == facts
     return found
 
 
@@ -123,7 +129,9 @@ async def test_an_unreadable_message_is_a_dead_letter_and_blocks_no_other(bench:
 
 
 @pytest.mark.logs_errors("message dead-lettered")
-async def test_a_poisoned_event_harms_no_other_of_its_message(bench: Bench) -> None:
+async def test_a_poisoned_event_harms_no_other_of_its_message(
+    bench: Bench, platform: Platform
+) -> None:
     good = [bench.issue() for _ in range(6)]
     poison = bench.issue(slot_id="no-uuid")
     lines = [encode(one.event) for one in good]
@@ -138,6 +146,14 @@ async def test_a_poisoned_event_harms_no_other_of_its_message(bench: Bench) -> N
             return (await bench.database.fetchval(query) or 0) > 5
 
         await bench.until(buried, "dead letter", timeout_s=30)
+
+        async def acknowledged() -> bool:
+            async with platform.administrator() as administrator:
+                stream = administrator.client.jetstream()
+                consumer = await stream.consumer_info(PKI_EVENTS, RENEWAL_CONSUMER)
+            return consumer.num_ack_pending == 0
+
+        await bench.until(acknowledged, "acknowledgement", timeout_s=30)
     for one in good:
         assert (await bench.certificate(one))["state"] == "active"
 

@@ -33,6 +33,7 @@ from estcore.messages.permissions import Permissions
 from estcore.runtime.bus import Bus
 from estcore.runtime.settings import BusSettings
 from estcore.tlog.findings import Finding
+from estcore.tlog.items import expanded
 from estcore.tlog.verify import Options, cross, verify
 from estdev.layout import Layout, Ports, nats_users
 from estdev.local import LocalSuite
@@ -87,8 +88,9 @@ class Stack:
         return [line["leaf"] for line in lines if line["type"] == "record"]
 
     async def records(self) -> list[dict[str, Any]]:
-        """The audit records, in the order of the log."""
-        return [json.loads(leaf)["record"] for leaf in await self.leaves()]
+        """The audited facts, in the order of the log."""
+        leaves = await self.leaves()
+        return [dict(fact) for leaf in leaves for fact in expanded(json.loads(leaf)["record"])]
 
     async def until_recorded(self, within_s: float = 90) -> None:
         """Wait until renewal and audit have stored what was published for them.

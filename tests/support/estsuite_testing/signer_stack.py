@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,7 @@ from estcore.runtime.migrations import migrate, migrations_url
 from estcore.runtime.settings import read_secret
 from estcore.runtime.topology import declare
 from estcore.runtime.tracing import Tracing
+from estcore.tlog.items import expanded
 from estdev import layout as suite_layout
 from estsuite_testing.e2e_stack import POLICY, make_csr
 from estsuite_testing.platform import Platform
@@ -241,11 +243,13 @@ class SignerStack:
         )
 
     async def audited(self, action: str) -> list[AuditRecord]:
-        """Every record with that action published since the stack started, in order."""
+        """Every fact with that action on record since the stack started, in order."""
         for consumer in self.records_at:
             await consumer.maintain()
             for delivery in consumer.take(1000):
-                self.records.extend(decode(AuditBatch, delivery.data).records)
+                decode(AuditBatch, delivery.data)  # as audit reads it
+                for record in json.loads(delivery.data)["records"]:
+                    self.records.extend(map(AuditRecord.model_validate, expanded(record)))
         return [record for record in self.records if record.action == action]
 
     async def rows(self, sql: str, *values: Any) -> list[Any]:

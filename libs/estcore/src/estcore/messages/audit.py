@@ -82,8 +82,20 @@ class Origin(Part):
     client_correlation_id: str | None = None
 
 
+class RecordItem(Part):
+    """One of several facts of a kind that a record says at once; the record has the rest."""
+
+    correlation_id: CorrelationId
+    causation_id: Id | None = None
+    trace_id: Id | None = None
+    actor: Actor | None = None
+    origin: Origin | None = None
+    target: Target = Target()
+    details: dict[str, JsonValue] | None = None
+
+
 class AuditRecord(Part):
-    """One audited fact.
+    """One audited fact, or several of a kind (``items``) that came about together.
 
     ``producer_seq`` is gapless per producer and boot for records without a ledger row behind
     them; records derived from a row leave it out and are checked by windows instead.
@@ -107,7 +119,10 @@ class AuditRecord(Part):
     origin: Origin | None = None
     target: Target = Target()
     details: dict[str, JsonValue] | None = Field(
-        default=None, description="flat extras: strings, booleans, integers and lists of these only"
+        default=None, description="flat extras: strings, booleans and integers only"
+    )
+    items: tuple[RecordItem, ...] | None = Field(
+        default=None, description="facts of this kind, where there is more than one"
     )
 
 

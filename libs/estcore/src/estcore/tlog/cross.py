@@ -9,12 +9,13 @@ an operator in the ledger is on record, and none is on record that the ledger do
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from estcore.errors import ESTSuiteError
 from estcore.tlog import canonical
 from estcore.tlog.findings import Finding
+from estcore.tlog.items import expanded
 
 ACTION = "certificate.issue"
 _LEDGER = {
@@ -55,7 +56,7 @@ def cross(
     return findings
 
 
-def is_issued(record: Row) -> bool:
+def is_issued(record: Mapping[str, Any]) -> bool:
     """Return whether the record says that a certificate was issued."""
     return (
         record.get("action") == ACTION
@@ -106,11 +107,11 @@ def _log(
 ) -> Iterator[Finding]:
     outcomes: dict[str, list[Row]] = defaultdict(list)
     intents: Counter[str] = Counter()
-    for leaf in leaves:
-        record = leaf["record"]
+    facts = ((leaf, record) for leaf in leaves for record in expanded(leaf["record"]))
+    for leaf, record in facts:
         issuance = str(_target(record).get("issuance_id"))
         if is_issued(record):
-            outcomes[issuance].append(leaf)
+            outcomes[issuance].append({**leaf, "record": record})
         elif record.get("action") == ACTION and record.get("phase") == "intent":
             intents[issuance] += 1
             if issuance not in ledger_ids:
@@ -211,6 +212,6 @@ def _renewal(rows: list[tuple[str, Row]], issued: dict[str, tuple[str, Row]]) ->
             yield Finding("renewal.missing", place, f"renewal does not know issuance {issuance}")
 
 
-def _target(record: Row) -> Row:
+def _target(record: Mapping[str, Any]) -> Row:
     target = record.get("target")
     return target if isinstance(target, dict) else {}

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from estcore.tlog.findings import Finding
+from estcore.tlog.items import expanded
 
 _CLOSING = {"outcome", "error", "denied"}
 _FIRST = 1
@@ -145,11 +146,14 @@ def _intents(leaves: list[dict[str, Any]], limit: dt.datetime) -> Iterator[Findi
         key
         for leaf in leaves
         if leaf["record"].get("phase") in _CLOSING
-        for key in _subjects(leaf["record"])
+        for record in expanded(leaf["record"])
+        for key in _subjects(record)
     }
     for leaf in leaves:
         record = leaf["record"]
-        if record.get("phase") != "intent" or closed.intersection(_subjects(record)):
+        if record.get("phase") != "intent":
+            continue
+        if all(closed.intersection(_subjects(fact)) for fact in expanded(record)):
             continue
         if _before(leaf, limit):
             yield Finding(
@@ -183,7 +187,7 @@ def _repeated(leaves: list[dict[str, Any]]) -> Iterator[Finding]:
         seen.add(identity)
 
 
-def _subjects(record: dict[str, Any]) -> set[tuple[str, str]]:
+def _subjects(record: Mapping[str, Any]) -> set[tuple[str, str]]:
     """What intent and outcome have in common: the issuance, else the request, else the call."""
     target = record.get("target")
     target = target if isinstance(target, dict) else {}

@@ -19,14 +19,12 @@ from estcore import ids
 from estcore.clock import Clock
 from estcore.errors import RequestRejected
 from estcore.messages.audit import Actor, AuditRecordBuilder, Phase, Target
+from estcore.messages.audit_batches import Record
 from estcore.messages.enrollment import EnrollmentRequested
 from estcore.messages.envelope import without_none
 from estcore.messages.events import EnrollmentRejected
 from estcore.runtime.delivery import Delivery
 from estcore.runtime.tracing import trace_id
-
-Record = dict[str, Any]
-"""An AuditRecord as a mapping, absent values left out."""
 
 
 class AuditRecords:

@@ -6,13 +6,13 @@ import logging
 from collections.abc import Sequence
 
 from ca_signer.model import IssuanceIntent, IssuedCertificate, Refusal
-from ca_signer.publishing.audit_records import AuditRecords, Record
+from ca_signer.publishing.audit_records import AuditRecords
 from ca_signer.publishing.replies import Replies
 from ca_signer.settings import SERVICE
 from estcore.clock import Clock
 from estcore.messages import topics
 from estcore.messages.audit import AuditRecord
-from estcore.messages.audit_batches import encode_records, parts
+from estcore.messages.audit_batches import Record, encode_records, join_records, parts
 from estcore.messages.enrollment import EnrollmentRequested
 from estcore.messages.envelope import encode, encode_mapping
 from estcore.messages.joined import groups, join, joined_id
@@ -51,7 +51,7 @@ class EventPublisher:
             BusUnavailable: not confirmed.
         """
         # Outcomes are compared with the ledger and published again, intents are not.
-        for batch in _batches([self.audit_records.intent(i) for i in intents]):
+        for batch in _joined([self.audit_records.intent(i) for i in intents]):
             await self._sent.publish(batch)
 
     async def issued(self, issued: Sequence[IssuedCertificate]) -> None:
@@ -147,6 +147,14 @@ class EventPublisher:
         """
         record = self.audit_records.dead_letter(delivery, code, reason, message)
         await self._bus.publish_confirmed(_batches([record], self._refusal_topic))
+
+
+def _joined(records: Sequence[Record]) -> list[Outgoing]:
+    """Return records of one kind, joined, in messages."""
+    topic = topics.audit_issue_topic(SERVICE)
+    traceparents = [t for r in records if (t := r.pop("traceparent", None))]
+    encoded = join_records(records)
+    return [Outgoing(topic, encode_records(encoded[part], traceparents)) for part in parts(encoded)]
 
 
 def _batches(records: Sequence[Record], topic: str | None = None) -> list[Outgoing]:

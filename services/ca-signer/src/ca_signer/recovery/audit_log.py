@@ -39,6 +39,7 @@ from estcore.pki.keys import spki_der
 from estcore.pki.parsers import PARSER_ERRORS
 from estcore.pki.profile import Priority, ProfileSet
 from estcore.tlog.checkpoint import VerifierKey
+from estcore.tlog.items import expanded
 from estcore.tlog.verify import Options, verify
 
 BAD = "reconcile.record"
@@ -123,7 +124,7 @@ def read_records(records: Iterable[Mapping[str, Any]], profiles: ProfileSet) -> 
         MalformedRequest: a record of issuing is not one.
     """
     contents = AuditLogContents()
-    for raw in records:
+    for raw in (fact for record in records for fact in expanded(record)):
         action, phase = raw.get("action"), raw.get("phase")
         if action == "certificate.issue" and phase in {"intent", "outcome"}:
             _issuing(contents, _record(raw), profiles)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from pydantic import JsonValue
@@ -22,8 +23,14 @@ from estcore.messages.audit import (
     Origin,
     Target,
 )
-from estcore.messages.audit_batches import batch_id, encode_records, parts
-from estcore.messages.envelope import encode
+from estcore.messages.audit_batches import (
+    Record,
+    batch_id,
+    encode_records,
+    join_records,
+    parts,
+)
+from estcore.messages.envelope import encode, without_none
 from estcore.messages.events import CertificateRef, RotationEvent, RotationStep
 from estcore.messages.topics import PROOF_REFUSALS_TOPIC, audit_issue_topic, rotation_topic
 from estcore.runtime.bus import Outgoing
@@ -32,7 +39,6 @@ from renewal.rotation.slot import Scheduled
 from renewal.settings import SERVICE
 
 _RECORDS = audit_issue_topic(SERVICE)
-_IN_A_RECORD = 100
 _ACTOR = Actor(type="system", subject=SERVICE)
 _SEVERITY = {"stalled": "warning", "expired": "error", "lease_expired": "warning"}
 
@@ -61,6 +67,7 @@ class MessageBuilder:
         self._clock = clock
         self.source = f"{SERVICE}/{instance}"
         self._build = AuditRecordBuilder(SERVICE, instance, boot_id or uuid7())
+        self._producer = self._build.producer.model_dump()
 
     def messages(self, messages_to_send: Sequence[RotationMessage]) -> list[Outgoing]:
         """Return the events, in order, and the audit records that go with them."""
@@ -78,11 +85,17 @@ class MessageBuilder:
     def scheduled(self, projections: Iterable[Scheduled]) -> list[Outgoing]:
         """Return audit records of projected certificates, many of them in each record."""
         items = list(projections)
-        records = [
-            self._scheduled(items[start : start + _IN_A_RECORD])
-            for start in range(0, len(items), _IN_A_RECORD)
+        encoded = join_records([self._scheduled(item) for item in items])
+        sampled = _sampled(item.event.traceparent for item in items)
+        # Record ids follow from what is in them, so a repeated message is the same message.
+        return [
+            Outgoing(
+                _RECORDS,
+                encode_records(encoded[part], sampled),
+                sha256(b"".join(encoded[part])).hexdigest()[:32],
+            )
+            for part in parts(encoded)
         ]
-        return list(batches(records, [item.event.traceparent for item in items]))
 
     def refusals(self, records: Sequence[AuditRecord]) -> list[Outgoing]:
         """Return records of refused proofs as messages.
@@ -155,23 +168,31 @@ class MessageBuilder:
             return self._build.failure(action, phase="outcome", **about_event)
         return self._build.success(action, **about_event)
 
-    def _scheduled(self, items: Sequence[Scheduled]) -> AuditRecord:
-        events = [item.event for item in items]
-        name = record_id("scheduled", *(event.id for event in events))
-        return self._build.success(
-            "renewal.scheduled",
-            record_id=name,
-            at=max(event.issued_at for event in events),
-            # A certificate's own, if it is alone.
-            correlation_id=events[0].correlation_id if len(events) == 1 else name,
+    def _scheduled(self, item: Scheduled) -> Record:
+        event = item.event
+        return without_none(
+            record_id=record_id("scheduled", event.id),
+            schema_version=1,
+            producer=self._producer,
+            occurred_at=event.issued_at,
+            correlation_id=event.correlation_id,
+            causation_id=event.id,
+            trace_id=trace_id(event.traceparent),
+            action="renewal.scheduled",
+            phase="outcome",
+            outcome="success",
             severity="info",
-            actor=_ACTOR,
-            details={
-                "issuances": [event.id for event in events],
-                "correlation_ids": [event.correlation_id for event in events],
-                "due_at": [item.due_at.isoformat() for item in items],
-                "generations": [item.generation for item in items],
+            actor={"type": "system", "subject": SERVICE},
+            target={
+                "tenant": event.tenant,
+                "service": event.service,
+                "slot_id": event.slot_id,
+                "issuance_id": event.id,
+                "profile": event.profile,
+                "issuer_id": event.issuer_id,
+                "serial": event.serial,
             },
+            details={"due_at": item.due_at.isoformat(), "generation": item.generation},
         )
 
 
@@ -179,11 +200,15 @@ def batches(
     records: Sequence[AuditRecord], traceparents: Iterable[str | None], topic: str = _RECORDS
 ) -> Iterator[Outgoing]:
     """Yield the records in as few messages as fit; the same records make the same message."""
-    sampled = tuple({t for t in traceparents if t and _is_sampled(t)})
+    sampled = _sampled(traceparents)
     encoded = [encode(record) for record in records]
     for part in parts(encoded):
         name = batch_id(r.record_id for r in records[part])
         yield Outgoing(topic, encode_records(encoded[part], sampled), name)
+
+
+def _sampled(traceparents: Iterable[str | None]) -> tuple[str, ...]:
+    return tuple({t for t in traceparents if t and _is_sampled(t)})
 
 
 def _is_sampled(traceparent: str) -> bool:
