@@ -1,7 +1,7 @@
 """Print the interpreter that the virtual environment is made with: the fastest on this machine.
 
 Builds of the same CPython differ by half: those of Debian, python.org and the official images are
-optimized with a profile, those that pyenv compiles are not unless told so. No setting of a build
+optimized with a profile, those that pyenv compiles are not by default. No setting of a build
 says it for certain, so a moment of bytecode is timed. An interpreter that is a little faster, or
 newer and as fast, is not worth the surprise: the default stays.
 

@@ -238,7 +238,7 @@ def test_every_topic_and_stream_is_listed() -> None:
     for topic in (
         topics.request_topic("x", "x", Priority.NORMAL).replace("normal", "x"),
         topics.reply_topic("x", "x", "x"),
-        topics.certificate_topic("issued", "x", "x"),
+        topics.ISSUED_TOPIC,
         topics.rotation_topic("x", "x", "x"),
         topics.audit_issue_topic("x"),
         topics.audit_refusal_topic("x", "x"),

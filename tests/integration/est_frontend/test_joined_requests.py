@@ -138,4 +138,4 @@ async def test_every_request_of_a_message_learns_that_the_stream_refused_it(benc
 async def test_without_the_bus_nothing_is_taken(bench: Bench) -> None:
     await bench.bus.close()
     with pytest.raises(BusUnavailable):
-        bench.requests.publish(TOPIC, name(), b"{}")
+        await bench.requests.publish(TOPIC, name(), b"{}")

@@ -151,7 +151,7 @@ async def test_a_poisoned_event_harms_no_other_of_its_message(
             async with platform.administrator() as administrator:
                 stream = administrator.client.jetstream()
                 consumer = await stream.consumer_info(PKI_EVENTS, RENEWAL_CONSUMER)
-            return consumer.num_ack_pending == 0
+            return bool(consumer.num_ack_pending == 0)
 
         await bench.until(acknowledged, "acknowledgement", timeout_s=30)
     for one in good:

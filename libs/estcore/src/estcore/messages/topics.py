@@ -194,7 +194,7 @@ def certificate_topic(kind: str, tenant: str, service: str) -> str:
 
 
 ISSUED_TOPIC = "pki.certificate.issued.joined"
-"""Events of certificates that were issued together, whoever owns them."""
+"""Events of certificates that were issued together, of one owner or several."""
 
 
 def rotation_topic(step: str, tenant: str, service: str) -> str:

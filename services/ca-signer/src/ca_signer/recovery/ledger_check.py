@@ -51,7 +51,7 @@ _LOOKED_AT = 1000
 _NEWEST = 100
 """Messages of the stream, once the ledger was compared with more of them at the start."""
 _COMPARE_S = 60.0
-"""How long a ledger that lacked nothing is believed while nothing happens."""
+"""Seconds between comparisons of a complete ledger while no event comes."""
 _EVERY_S = 5.0
 _SAY_EVERY_S = 300.0
 

@@ -110,12 +110,12 @@ class JoinedRequests:
                 for one in together:
                     _fail(one.confirmed, exc)
             else:
-                stored.add_done_callback(_Tell(together))
+                stored.add_done_callback(_Outcome(together))
 
 
 @dataclass(frozen=True)
-class _Tell:
-    """Tells every request of a message what became of the message."""
+class _Outcome:
+    """Hands the outcome of a message to each request in it."""
 
     together: list[_Waiting]
 
