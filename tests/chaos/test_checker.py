@@ -43,7 +43,8 @@ def test_what_agrees_is_no_violation() -> None:
     assert check_operations(operations, LEDGER) == []
     assert check_ledger(LEDGER) == []
     assert check_slots(LEDGER, LEDGER) == []
-    assert check_siem([{"record_id": "r-1", "action": "a"}], ["<1> r-1"]) == []
+    name = "0192a0c0-0000-7000-8000-000000000001"
+    assert check_siem([{"record_id": name, "action": "a"}], [f"<1> {name}"]) == []
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,8 @@ def test_each_fault_of_the_ledger_is_found(changed: dict[str, Any], text: str) -
 
 def test_a_certificate_without_slot_and_a_record_that_was_not_delivered_are_found() -> None:
     assert check_slots(LEDGER, LEDGER[1:]) == [f"certificate {1:036x} has no slot"]
-    record = {"record_id": "r-2", "action": "certificate.issue"}
-    assert check_siem([record], ["<1> r-1"]) == [
-        "record r-2 (certificate.issue) is not at the SIEM"
+    delivered, missing = (f"0192a0c0-0000-7000-8000-00000000000{n}" for n in (1, 2))
+    records = [{"record_id": r, "action": "certificate.issue"} for r in (delivered, missing)]
+    assert check_siem(records, [f'<1> {{"record_id":"{delivered}"}}']) == [
+        f"record {missing} (certificate.issue) is not at the SIEM"
     ]

@@ -24,7 +24,7 @@ from cryptography.x509 import ocsp
 from estdev.local import Running, admin_get
 from estdev.ports import free_port
 from estsuite_testing.e2e_stack import Stack, make_csr, start_stack, stop_stack
-from estsuite_testing.raw_client import BASE, Client, b64
+from estsuite_testing.raw_client import BASE, Client, b64, cut
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -196,19 +196,19 @@ async def test_an_ipv4_client_of_a_dual_port_is_recorded_by_its_ipv4_address(edg
 async def test_a_source_that_floods_half_handshakes_is_cut_off_and_others_enroll(
     edge: Edge, octets: bytes
 ) -> None:
-    cut = 'est_frontend_connections_cut_total{why="source_waiting"}'
-    before = await edge.metric(cut)
+    cut_off = 'est_frontend_connections_cut_total{why="source_waiting"}'
+    before = await edge.metric(cut_off)
     held = await hold(30, edge.stack.layout.ports.est, octets)
     try:
         assert await still_open(held) == PER_SOURCE
-        assert await edge.metric(cut) - before >= 30 - PER_SOURCE
+        assert await edge.metric(cut_off) - before >= 30 - PER_SOURCE
         assert await edge.metric("est_frontend_handshakes") == PER_SOURCE
         assert await edge.enroll(f"dev-other-{len(octets)}") == 200
         with pytest.raises((OSError, asyncio.IncompleteReadError, AssertionError)):
             await edge.enroll("dev-attacker", ATTACKER)
     finally:
         for _, writer in held:
-            writer.transport.abort()
+            cut(writer)
     async with asyncio.timeout(5):
         while await edge.metric("est_frontend_handshakes"):
             await asyncio.sleep(0.05)
@@ -230,7 +230,7 @@ async def test_many_sources_that_hold_handshakes_lose_their_oldest(edge: Edge) -
             assert await edge.enroll(f"dev-among-many-{number}") == 200
     finally:
         for _, writer in held:
-            writer.transport.abort()
+            cut(writer)
 
 
 @pytest.mark.parametrize("octets", [b"", b"GET /crl/issuing.crl HTTP/1.1\r\nA: "])
@@ -244,7 +244,7 @@ async def test_idle_connections_to_the_crl_port_shut_out_themselves(
         assert answer.startswith(b"HTTP/1.1 200 OK")
     finally:
         for _, writer in held:
-            writer.transport.abort()
+            cut(writer)
 
 
 def question(edge: Edge, number: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import re
 import ssl
 from collections.abc import AsyncIterator
@@ -17,6 +18,15 @@ from estsuite_testing.e2e_stack import Stack
 BASE = "/.well-known/est"
 _OK = 200
 _SEEN = 100
+
+
+def cut(writer: asyncio.StreamWriter) -> None:
+    """Cut a connection, which may be closed.
+
+    asyncio before 3.11.5 fails to abort a TLS transport that has closed.
+    """
+    with contextlib.suppress(AttributeError):
+        writer.transport.abort()
 
 
 class Headers(dict[str, str]):
@@ -127,7 +137,7 @@ class Client:
         try:
             yield reader, writer
         finally:
-            writer.transport.abort()
+            cut(writer)
 
     async def raw(self, octets: bytes, context: ssl.SSLContext | None = None) -> bytes:
         async with self.connection(context) as (reader, writer):

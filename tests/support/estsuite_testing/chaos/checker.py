@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from estsuite_testing.chaos.history import Operation
 
 Row = Mapping[str, Any]
+
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def check_operations(operations: Sequence[Operation], ledger: Sequence[Row]) -> list[str]:
@@ -74,7 +77,7 @@ def check_slots(ledger: Iterable[Row], renewal: Iterable[Row]) -> list[str]:
 
 def check_siem(records: Iterable[Row], messages: Sequence[str]) -> list[str]:
     """Return records of the log that the SIEM did not receive."""
-    received = "\n".join(messages)
+    received = {name for message in messages for name in _UUID.findall(message)}
     return [
         f"record {record['record_id']} ({record['action']}) is not at the SIEM"
         for record in records
