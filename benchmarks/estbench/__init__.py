@@ -1,0 +1,1 @@
+"""Benchmarks of the whole suite and its peers: run, measure, report."""
