@@ -1,0 +1,19 @@
+"""The tables of benchmarks.md, from the results of the run that is kept beside it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+
+from estbench import report  # noqa: E402 - beside this folder, installed nowhere
+from estbench.results import Results  # noqa: E402
+
+RESULTS = ROOT / "docs/benchmarks/results.json"
+
+
+def page() -> str:
+    """Return the generated part of benchmarks.md."""
+    return report.page(Results.model_validate_json(RESULTS.read_text(encoding="utf-8")))
