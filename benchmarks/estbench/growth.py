@@ -48,8 +48,7 @@ class Growth:
                 stack.push_async_callback(suite.stop)
             for rows, suite in self._suites.items():
                 await suite.start()
-                self._progress(f"filling the tables with {rows:,} rows")
-                await fill(await suite.database(), rows)
+                await fill(await suite.database(), rows, self._progress)
             start = 0
             for round in range(rounds):
                 for after_checkpoint in (True, False):

@@ -29,6 +29,7 @@ def write(results: Results, folder: Path) -> None:
     with mpl.rc_context(_STYLE):
         _save(_cost(results), folder / "cost.svg")
         _save(_latency(results), folder / "latency.svg")
+        (folder / "growth.svg").unlink(missing_ok=True)
         if results.growth:
             _save(_growth(results), folder / "growth.svg")
 

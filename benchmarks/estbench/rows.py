@@ -9,6 +9,7 @@ new record is compared with are filled, not the log itself.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import asyncpg
@@ -118,7 +119,9 @@ select 'old-' || n || '.clinic.example', no from generate_series($1::bigint, $2:
 join ca_signer.certificate on issuance_id = {_ISSUANCE_ID}"""  # noqa: S608 - constants
 
 
-async def fill(connection: asyncpg.Connection, rows: int) -> None:
+async def fill(
+    connection: asyncpg.Connection, rows: int, progress: Callable[[str], object]
+) -> None:
     """Write that many copies into every table, then vacuum and write a checkpoint.
 
     Raises:
@@ -132,6 +135,7 @@ async def fill(connection: asyncpg.Connection, rows: int) -> None:
             for copied in COPIES:
                 await connection.execute(await _statement(connection, copied), first, last)
             await connection.execute(_NAMES, first, last)
+        progress(f"{last:,} of {rows:,} rows")
     await connection.execute("vacuum analyze")
     await connection.execute("checkpoint")
 

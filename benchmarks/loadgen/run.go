@@ -36,6 +36,7 @@ type load struct {
 	reqs                                  [][]byte
 	conns, handshakes                     int64
 	negotiated                            string
+	presented                             atomic.Bool // the server asked for the client certificate
 }
 
 func flags(args []string) *load {
@@ -153,7 +154,10 @@ func (l *load) prepareTLS() {
 	}
 	for i := range clients {
 		own := tc.Clone()
-		own.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &clients[i], nil }
+		own.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			l.presented.Store(true)
+			return &clients[i], nil
+		}
 		l.conf.tls = append(l.conf.tls, own)
 	}
 	if clients == nil {
@@ -174,6 +178,9 @@ func (l *load) warmUp() {
 	}
 	state := w.conn.ConnectionState()
 	l.negotiated = tls.VersionName(state.Version) + " " + tls.CipherSuiteName(state.CipherSuite)
+	if l.presented.Load() {
+		l.negotiated += ", client certificate"
+	}
 	for i := 0; i < *l.warm; i++ {
 		if !l.conf.keep {
 			w.close()
