@@ -80,10 +80,21 @@ def _conditions(results: Results) -> Iterator[str]:
         ["openssl verifies", f"{results.verify_per_s:,.0f} P-256 signatures a second"],
         ["load average before", f"{results.load_average:.1f}"],
         *([name, version] for name, version in results.versions.items()),
-        ["TLS", ", ".join(sorted({m.tls for m in results.measurements}))],
+        ["TLS", "; ".join(_handshakes(results))],
         ["rounds", f"{results.rounds}, {requests} in each row{short}"],
         ["errors", str(errors)],
     ])  # fmt: skip
+
+
+def _handshakes(results: Results) -> Iterator[str]:
+    """Yield what was negotiated, with the servers that negotiated it."""
+    found: dict[str, list[str]] = {}
+    for m in results.measurements:
+        names = found.setdefault(m.tls, [])
+        if m.server not in names:
+            names.append(m.server)
+    for tls, names in found.items():
+        yield f"{', '.join(names)}: {tls}"
 
 
 def _cost(results: Results) -> Iterator[str]:

@@ -106,6 +106,13 @@ def test_large_tables_are_only_on_the_page_where_they_were_measured() -> None:
     assert "| 1,000,000 | later | 3.30 (3.30) | 2.30 |" in page
 
 
+def test_what_TLS_negotiated_is_shown_by_server() -> None:
+    ours = row("suite", {"signer": 1.0}, tls="TLS 1.3 A")
+    others = [row(name, {"server": 1.0}, tls="TLS 1.3 B") for name in ("OpenBao", "Go mock")]
+    page = report.page(results(ours, *others))
+    assert "| TLS | suite: TLS 1.3 A; OpenBao, Go mock: TLS 1.3 B |" in page
+
+
 def test_results_survive_the_file() -> None:
     found = results(SUITE, PEER)
     assert Results.model_validate_json(found.model_dump_json()) == found
