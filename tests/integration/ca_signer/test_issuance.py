@@ -258,6 +258,7 @@ async def test_an_unreadable_message_is_a_dead_letter_and_blocks_no_other(
 async def test_unannounced_certificates_are_announced_by_the_sweeper(signer: SignerStack) -> None:
     message = signer.message()
     await signer.ask(message)
+    await signer.cycle.flush_unpublished()
     await signer.cycle.flush_published_marks()
     await signer.value(
         "update issuance set announced_at = null, issued_at = issued_at - interval '10 seconds' "

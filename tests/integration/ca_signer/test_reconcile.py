@@ -55,6 +55,7 @@ async def issued(signer: SignerStack, name: str) -> tuple[EnrollmentRequested, b
 async def records(signer: SignerStack, name: str) -> list[dict[str, Any]]:
     """What is on record of a subject, as an export has it."""
     await signer.operations.outbox.flush()
+    await signer.cycle.flush_unpublished()
     await signer.audited("")
     # Published twice, as may be; the log keeps one of each.
     once = {r.record_id: r for r in signer.records}.values()

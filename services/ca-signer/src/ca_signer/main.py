@@ -198,6 +198,7 @@ async def _serve(
         stop=stop,
         stop_timeout_s=shared.settings.stop_timeout_s,
     )
+    await issuing.cycle.flush_unpublished()
     await issuing.cycle.flush_published_marks()
 
 

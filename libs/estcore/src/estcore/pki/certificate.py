@@ -300,6 +300,7 @@ def _integer(number: int) -> bytes:
     return der_codec.tlv(0x02, number.to_bytes(number.bit_length() // 8 + 1, "big"))
 
 
+@lru_cache(maxsize=64)
 def _time(moment: dt.datetime) -> bytes:
     # RFC 5280 section 4.1.2.5: UTCTime through 2049, GeneralizedTime from 2050 on.
     if moment.year < 2050:  # noqa: PLR2004

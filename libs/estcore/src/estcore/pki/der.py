@@ -57,8 +57,16 @@ def header(data: bytes, offset: int) -> tuple[int, int, int]:
 def elements(data: bytes, start: int, end: int) -> list[tuple[int, int, int, int]]:
     """Return (tag, element start, content start, element end) of each element in a range."""
     spans = []
+    size = len(data)
     while start < end:
-        tag, content, stop = header(data, start)
+        # Most elements have one octet of tag and one of length; the others take the long way.
+        content = start + 2
+        if content <= size and data[start + 1] < 0x80 and data[start] & 0x1F != 0x1F:
+            tag, stop = data[start], content + data[start + 1]
+            if stop > size:
+                raise MalformedRequest("truncated DER", code="der.malformed")
+        else:
+            tag, content, stop = header(data, start)
         if stop > end:
             raise MalformedRequest("element runs past its parent", code="der.malformed")
         spans.append((tag, start, content, stop))

@@ -19,13 +19,14 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import idna
 from cryptography import x509
 
 from estcore.errors import InvalidCSR
 from estcore.pki import der as der_codec
-from estcore.pki.names import SHORT_NAMES, san_entry
+from estcore.pki.names import san_entry, short_name
 
 UTF8_STRING, PRINTABLE_STRING, IA5_STRING = 0x0C, 0x13, 0x16
 _STRING_NAMES = {UTF8_STRING: "UTF8String", PRINTABLE_STRING: "PrintableString"}
@@ -134,6 +135,7 @@ def check_general_name(name: x509.GeneralName, rules: DNSRules = STRICT) -> None
             return
 
 
+@lru_cache(maxsize=1024)
 def check_dns_name(name: str, rules: DNSRules = STRICT) -> None:
     """Check a host name.
 
@@ -227,6 +229,7 @@ def _authority_host(authority: str) -> str:
     return host.lower()
 
 
+@lru_cache(maxsize=256)
 def check_subject(subject_der: bytes) -> None:
     """Check every attribute of an encoded Name.
 
@@ -241,7 +244,7 @@ def check_subject(subject_der: bytes) -> None:
 
 
 def _check_attribute(oid: str, element: bytes) -> None:
-    short = SHORT_NAMES.get(x509.ObjectIdentifier(oid), oid)
+    short = short_name(oid)
     rules = _ATTRIBUTES.get(short)
     tag, start, end = der_codec.header(element, 0)
     if rules is None:

@@ -39,7 +39,15 @@ def lower_ascii(text: str) -> str:
 
     ``str.lower`` maps letters that only look alike to ASCII: KELVIN SIGN to k.
     """
-    return text.translate(_LOWER)
+    return text.lower() if text.isascii() else text.translate(_LOWER)
+
+
+_SHORT_BY_OID = {oid.dotted_string: short for oid, short in SHORT_NAMES.items()}
+
+
+def short_name(oid: str) -> str:
+    """Return the short name of an attribute type, itself where it has none."""
+    return _SHORT_BY_OID.get(oid, oid)
 
 
 def fold(value: str) -> str:

@@ -6,12 +6,11 @@ Only the encoding: which attributes and values may be certified is ``name_gramma
 from __future__ import annotations
 
 import re
-
-from cryptography import x509
+from functools import lru_cache
 
 from estcore.errors import InvalidCSR, MalformedRequest
 from estcore.pki import der as der_codec
-from estcore.pki.names import SHORT_NAMES
+from estcore.pki.names import short_name
 
 _UTF8, _PRINTABLE, _IA5 = 0x0C, 0x13, 0x16
 _STRING_TYPES = {
@@ -29,6 +28,7 @@ _ACCEPTED = (_UTF8, _PRINTABLE, _IA5)
 _NOT_PRINTABLE = re.compile(rb"[^A-Za-z0-9 '()+,./:=?-]")
 
 
+@lru_cache(maxsize=256)
 def check_subject_encoding(subject: bytes) -> None:
     """Check that the Name in ``subject`` is DER of string types that a certificate may have.
 
@@ -54,7 +54,7 @@ def _check_attribute(attribute: bytes) -> None:
     if len(parts) != 2:  # noqa: PLR2004 - type and value
         raise _wrong("an attribute is not a type and a value")
     oid = der_codec.oid_text(parts[0])
-    name = SHORT_NAMES.get(x509.ObjectIdentifier(oid), oid)
+    name = short_name(oid)
     tag, start, end = der_codec.header(parts[1], 0)
     octets = parts[1][start:end]
     if tag not in _ACCEPTED:

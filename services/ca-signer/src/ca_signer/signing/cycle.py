@@ -9,10 +9,11 @@
 7. Sign.
 8. Check that the signature verifies over exactly those bytes.
 9. Commit the certificate, state ``issued``, only if the fence is still ours.
-10. Publish outcome event and audit result, reply with the stored bytes, state ``announced``.
-11. Ack.
+10. Publish outcome event and audit result, together with those of other batches; mark the rows.
+11. Ack. It does not wait for step 10, which follows from the row: what is not marked is published
+    by a sweeper.
 
-Steps 5 to 10 take a batch. A crash after step 5 leaves a row whose lease runs out. The signer
+Steps 5 to 9 take a batch. A crash after step 5 leaves a row whose lease runs out. The signer
 that acquires it signs the stored TBS again, so there is one serial number and one certificate.
 """
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
@@ -48,6 +50,10 @@ from estcore.runtime.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
+_GATHER_S = 0.05
+_TOGETHER = 256
+_UNPUBLISHED = 10_000
+"""Of a bus that confirms nothing; the rest is the sweeper's at once."""
 _CLOCK_S = 2.0
 """A clock off by a twentieth of the lifetime signs nothing; by less than this, everything."""
 
@@ -68,6 +74,8 @@ class IssuanceCycle:
         self._publisher = publisher
         self._issuers = issuers
         self._tracing = tracing
+        self._unpublished: deque[IssuedCertificate] = deque(maxlen=_UNPUBLISHED)
+        self._publishing: asyncio.Task[None] | None = None
         self._announced: list[str] = []
         self._fences: dict[str, int] = {}
 
@@ -169,16 +177,37 @@ class IssuanceCycle:
         await completion.supersede(self._publisher, self._ledger, issued)
 
     async def publish(self, issued: Sequence[IssuedCertificate]) -> None:
-        """Step 10: publish events and records of stored certificates.
+        """Step 10: have events and records published, in a moment, with those of other batches."""
+        self._unpublished.extend(issued)
+        if self._publishing is None or self._publishing.done():
+            self._publishing = asyncio.create_task(self._publish_soon())
 
-        Raises:
-            BusUnavailable: not confirmed; the sweeper announces again.
-        """
-        await self._publisher.issued(issued)
-        faults.hit("signer.10.announced")
-        # Marked in groups by ``keep_marking``: if we die first, the sweeper announces the same
-        # facts under the same ids once more.
-        self._announced.extend(i.intent.issuance_id for i in issued)
+    async def _publish_soon(self) -> None:
+        # A message for many costs little more than for one, and no client waits for it.
+        await asyncio.sleep(_GATHER_S)
+        try:
+            await self.flush_unpublished()
+        except Exception:  # Bulkhead: what is not published is the sweeper's.
+            log.exception("certificates not published")
+
+    async def flush_unpublished(self) -> None:
+        """Publish events and records of what was stored since the last call."""
+        while self._unpublished:
+            count = min(len(self._unpublished), _TOGETHER)
+            issued = [self._unpublished.popleft() for _ in range(count)]
+            try:
+                await self._publisher.issued(issued)
+            except BusUnavailable as exc:
+                log.warning(
+                    "publication left to the sweeper",
+                    extra=fields(code=exc.code, count=len(issued) + len(self._unpublished)),
+                )
+                self._unpublished.clear()
+                return
+            faults.hit("signer.10.announced")
+            # Marked in groups by ``keep_marking``: if we die first, the sweeper announces the same
+            # facts under the same ids once more.
+            self._announced.extend(i.intent.issuance_id for i in issued)
 
     async def keep_leases(self, stop: asyncio.Event) -> None:
         """Hold on to intents whose signatures a slow key store is still working on."""

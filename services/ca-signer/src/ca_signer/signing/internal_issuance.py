@@ -37,6 +37,7 @@ async def issue_internally(
                 stored = await cycle.sign_and_store([intent])
                 if stored:
                     await cycle.publish(stored)
+                    await cycle.flush_unpublished()
                     await cycle.flush_published_marks()
                     return stored[0].certificate
             case Answer(issued=issued):

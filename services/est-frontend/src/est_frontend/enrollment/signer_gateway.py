@@ -102,19 +102,15 @@ class SignerGateway:
             ticket = self._publish(key, message)
         metrics.IN_FLIGHT.inc()
         try:
-            async with asyncio.timeout(self.answer_timeout_s):
-                answer = await asyncio.shield(ticket.future)
-        except TimeoutError:
+            await asyncio.wait((ticket.future,), timeout=self.answer_timeout_s)
+        finally:
+            metrics.IN_FLIGHT.dec()
+        if not ticket.future.done():
             for request_id in ticket.request_ids:
                 self._requests.answered(request_id)  # nothing waits for it now
             return None
-        except BusUnavailable:
-            self._drop(key, ticket)
-            raise
-        finally:
-            metrics.IN_FLIGHT.dec()
         self._drop(key, ticket)
-        return answer
+        return ticket.future.result()
 
     def _publish(self, key: bytes, message: EnrollmentRequested) -> _Ticket:
         topic = topics.request_topic(message.group, message.issuer, message.priority)

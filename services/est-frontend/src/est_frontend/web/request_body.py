@@ -35,6 +35,8 @@ async def read_body(request: web.BaseRequest, limit: int, *, timeout_s: float) -
         raise too_large
     _send_100_continue(request)
     try:
+        if request.content.is_eof():
+            return await request.read()  # it came with the head: there is nothing to wait for
         async with asyncio.timeout(timeout_s):
             return await request.read()
     except TimeoutError:
