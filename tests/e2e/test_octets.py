@@ -190,6 +190,6 @@ async def test_every_octet_that_is_accepted_is_delivered_in_an_audit_record(
     assert delivered[0xFF] == "a\ufffdb"
     assert delivered[0x41] == "aAb"
     written = "".join(p.read_text() for p in octets_stack.layout.logs.glob("est-frontend*"))
-    assert '"message":"request answered"' in written
+    assert '"message":"request refused"' in written
     assert "Traceback" not in written
     assert '"trace":' not in written

@@ -153,7 +153,7 @@ async def test_K15_a_user_enrolls_and_is_the_principal_in_ledger_and_log(world: 
     certificate = certificate_in(body)
     assert same_key(certificate, key)
     records = [r for r in await world.audited() if r["actor"].get("subject") == "srp:alice"]
-    assert {r["action"] for r in records} == {"certificate.issue", "est.simpleenroll"}
+    assert {r["action"] for r in records} == {"certificate.issue"}
     assert {r["actor"]["auth_method"] for r in records} == {"srp"}
     assert {r["origin"]["tls_version"] for r in records} == {"TLSv1.2"}
     assert await world.stack.verify_cross()

@@ -251,7 +251,7 @@ async def _version(world: World, client: ForeignClient, tls: str) -> None:
         record["origin"].get("tls_version")
         for record in await world.stack.records()
         if record.get("target", {}).get("subject") == f"CN={made.name}"
-        and record["action"] == "est.simpleenroll"
+        and record["action"] == "certificate.issue"
     }
     assert versions == {f"TLSv{tls}"}
 

@@ -30,6 +30,7 @@ from ca_signer.issuance.idempotency import (
 from ca_signer.issuance.registration_authority import renewed_slots
 from ca_signer.ledger.issuances import IssuanceStore
 from ca_signer.ledger.refusals import RefusalStore
+from ca_signer.ledger.repeats import note_repeats
 from ca_signer.model import (
     EXPIRED,
     IssuanceIntent,
@@ -49,6 +50,7 @@ from estcore.errors import (
 )
 from estcore.ids import record_id
 from estcore.messages import topics
+from estcore.messages.audit_batches import Record
 from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested, ReplyAddress
 from estcore.messages.envelope import decode, encode
 from estcore.messages.events import EnrollmentPending
@@ -264,22 +266,54 @@ class RequestHandler(Generic[IntentT]):
         message = item.message
         if new:
             metrics.REPEATED.inc()
-            record = self.publisher.audit_records.about_intent(
-                issued.intent,
-                record_id=record_id("repeated", message.id),
-                action="certificate.returned",
-                error=_REPEATED,
-                phase="outcome",
-            )
-            own = {
-                "correlation_id": message.correlation_id,
-                "causation_id": message.id,
-                "origin": request_origin(message.origin),
-            }
-            await self.publisher.mappings([record | own])
+            await self.publisher.mappings([self._returned(message, issued)])
         answer = issued_answer(message.id, issued.certificate)
         await self.publisher.replies.send(message.group, message.instance, answer)
         await self._ack(item.delivery)
+
+    async def answer_repeats(self, items: Sequence[tuple[ReceivedRequest, Candidate]]) -> set[str]:
+        """Answer those requests that repeat an enrollment, together; returns their ids.
+
+        Raises:
+            Unavailable: none of them is answered; they are noted, or not, and come again.
+        """
+        plain = {
+            candidate.message.id: (item, candidate)
+            for item, candidate in items
+            if not candidate.needs_own_transaction and candidate.message.operation != "serverkeygen"
+        }
+        if not plain:
+            return set()
+        repeats = [(candidate.intent, candidate.window) for _, candidate in plain.values()]
+        stored = await note_repeats(self.ledger.database, repeats)
+        if not stored:
+            return set()
+        records = [
+            self._returned(plain[request_id][0].message, issued)
+            for request_id, issued in stored.items()
+        ]
+        await self.publisher.joined(records)
+        metrics.REPEATED.inc(len(stored))
+        await self.publisher.replies.send_certificates(
+            [(plain[request_id][0].message, issued) for request_id, issued in stored.items()]
+        )
+        for request_id in stored:
+            await self._ack(plain[request_id][0].delivery)
+        return set(stored)
+
+    def _returned(self, message: EnrollmentRequested, issued: IssuedCertificate) -> Record:
+        record = self.publisher.audit_records.about_intent(
+            issued.intent,
+            record_id=record_id("repeated", message.id),
+            action="certificate.returned",
+            error=_REPEATED,
+            phase="outcome",
+        )
+        return record | {
+            "correlation_id": message.correlation_id,
+            "causation_id": message.id,
+            "origin": request_origin(message.origin),
+        }
 
     async def _leased(self, item: ReceivedRequest, intent: IssuanceIntent, *, ours: bool) -> None:
         if ours or item.delivery.attempt > 1:

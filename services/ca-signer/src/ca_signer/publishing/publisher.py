@@ -91,6 +91,14 @@ class EventPublisher:
             found.append(Outgoing(topics.ISSUED_TOPIC, join(encoded[part]), message_id))
         return found
 
+    async def joined(self, records: Sequence[Record]) -> None:
+        """Publish records of one kind, as items of as few records as may be.
+
+        Raises:
+            BusUnavailable: not confirmed.
+        """
+        await self._bus.publish_confirmed(_joined(records))
+
     async def mappings(self, records: Sequence[Record]) -> None:
         """Publish audit records that are mappings.
 

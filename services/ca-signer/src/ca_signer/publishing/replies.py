@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ca_signer.model import EXPIRED, IssuanceIntent, IssuedCertificate
 from estcore.errors import BusUnavailable, RequestRejected
@@ -34,11 +34,29 @@ class Replies:
 
     async def send_issued(self, stored: Sequence[IssuedCertificate]) -> None:
         """Answer the requests of stored certificates, one message for each front end."""
+        await self._send_together(
+            (
+                (issued.intent.context.group, issued.intent.context.instance),
+                issued_answer(issued.intent.request_id, issued.certificate),
+            )
+            for issued in stored
+        )
+
+    async def send_certificates(
+        self, found: Iterable[tuple[EnrollmentRequested, IssuedCertificate]]
+    ) -> None:
+        """Answer requests with certificates stored before, one message for each front end."""
+        await self._send_together(
+            ((message.group, message.instance), issued_answer(message.id, issued.certificate))
+            for message, issued in found
+        )
+
+    async def _send_together(
+        self, answered: Iterable[tuple[tuple[str, str], EnrollmentAnswered]]
+    ) -> None:
         answers: dict[tuple[str, str], list[EnrollmentAnswered]] = defaultdict(list)
-        for issued in stored:
-            context = issued.intent.context
-            answer = issued_answer(issued.intent.request_id, issued.certificate)
-            answers[context.group, context.instance].append(answer)
+        for front_end, answer in answered:
+            answers[front_end].append(answer)
         for (group, instance), found in answers.items():
             if len(found) == 1 or self._versions.get((group, instance), 0) < READS_JOINED:
                 for answer in found:

@@ -80,10 +80,14 @@ class BatchHandler:
         for issued in stored:
             await open_requests.pop(issued.intent.request_id).delivery.ack()
         faults.hit("signer.11.acked")
-        for candidate in (*first.values(), *alone):
-            item = open_requests.get(candidate.message.id)
-            if item is None:
-                continue
+        rest = [c for c in (*first.values(), *alone) if c.message.id in open_requests]
+        if len(rest) > 1:
+            answered = await self._handler.answer_repeats(
+                [(open_requests[c.message.id], c) for c in rest]
+            )
+            rest = [c for c in rest if c.message.id not in answered]
+        for candidate in rest:
+            item = open_requests[candidate.message.id]
             try:
                 await self._handler.resolve(item, candidate)
             except Unavailable as exc:
