@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from est_frontend import metrics
 from est_frontend.connection_limits import Arrival, ConnectionBounds, ConnectionLimits
 from est_frontend.settings import ListenSettings
+from est_frontend.tls.engine import EngineContext
+from est_frontend.tls.transport import TLSTransport
 from estcore.runtime.logs import fields
 from estcore.runtime.sockets import address_of, source_of
 
@@ -37,7 +39,7 @@ class Acceptor:
     def __init__(
         self,
         sockets: Sequence[socket.socket],
-        context: ssl.SSLContext,
+        context: EngineContext,
         listen: ListenSettings,
         make: MakeProtocol,
     ) -> None:
@@ -47,7 +49,6 @@ class Acceptor:
         self._make = make
         self._limits = ConnectionLimits(bounds_of(listen))
         self._group: asyncio.TaskGroup | None = None
-        self._handshakes: set[asyncio.Task[None]] = set()
         self._paused: list[asyncio.TimerHandle] = []
         metrics.HANDSHAKES.set_function(lambda: self._limits.waiting)
         metrics.CONNECTIONS.set_function(lambda: self._limits.total)
@@ -63,11 +64,12 @@ class Acceptor:
         async with asyncio.TaskGroup() as group:
             self._group = group
             for listening in self._sockets:
+                # Accepted connections inherit it: clients that vanish are noticed.
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 self._resume(listening)
             await stop.wait()
             self.close()
-            for task in list(self._handshakes):
-                task.cancel()
+            self._limits.end_waiting()
 
     def close(self) -> None:
         """Stop listening; connections go on."""
@@ -94,7 +96,7 @@ class Acceptor:
                 self._pause(listening, exc)
                 return
             connection.setblocking(False)
-            self._begin(connection, source_of(address_of(peername)))
+            self._begin(connection, peername)
 
     def _pause(self, listening: socket.socket, exc: OSError) -> None:
         """Out of descriptors or memory: what is open may end before more is accepted."""
@@ -104,41 +106,35 @@ class Acceptor:
         self._paused = [p for p in self._paused if p.when() > loop.time()]
         self._paused.append(loop.call_later(_PAUSE_S, self._resume, listening))
 
-    def _begin(self, connection: socket.socket, source: str) -> None:
-        ended: list[Callable[[], object]] = [connection.close]
-        arrival = self._limits.arrive(source, lambda: ended[0]())
+    def _begin(self, connection: socket.socket, peername: Any) -> None:
+        source = source_of(address_of(peername))
+        transport: TLSTransport | None = None
+
+        def abort() -> None:
+            if transport is not None:
+                transport.abort()
+
+        arrival = self._limits.arrive(source, abort)
         if arrival is None or self._group is None:
             connection.close()
             return
-        task = self._group.create_task(self._shake(connection, arrival))
-        self._handshakes.add(task)
-        task.add_done_callback(partial(self._ended, connection, arrival))
-        ended[0] = task.cancel
+        transport = TLSTransport(
+            self._context,
+            partial(self._make, arrival),
+            arrival,
+            peername=peername,
+            handshake_timeout_s=self._handshake_timeout_s,
+            shutdown_timeout_s=_SHUTDOWN_S,
+        )
+        self._group.create_task(self._connect(connection, transport))
 
-    def _ended(self, connection: socket.socket, arrival: Arrival, task: asyncio.Task[None]) -> None:
-        """Give up what a handshake held that was ended, perhaps before it began."""
-        self._handshakes.discard(task)
-        if task.cancelled():
-            arrival.ended()
-            connection.close()
-
-    async def _shake(self, connection: socket.socket, arrival: Arrival) -> None:
-        """Do the handshake; its failure is the client's affair."""
+    async def _connect(self, connection: socket.socket, transport: TLSTransport) -> None:
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                partial(self._make, arrival),
-                connection,
-                ssl=self._context,
-                ssl_handshake_timeout=self._handshake_timeout_s,
-                ssl_shutdown_timeout=_SHUTDOWN_S,
-            )
-        except OSError:
-            arrival.ended()  # ssl.SSLError and TimeoutError are among them
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: transport, connection)
         except Exception as exc:  # noqa: BLE001 - Bulkhead: RuntimeError of a closed connection.
-            arrival.ended()
-            log.info("handshake not started", extra=fields(error=type(exc).__name__))
-        else:
-            arrival.established()
+            transport.connection_lost(exc)
+            connection.close()
+            log.info("connection not started", extra=fields(error=type(exc).__name__))
 
 
 def bounds_of(listen: ListenSettings) -> ConnectionBounds:

@@ -30,6 +30,10 @@ class ConnectionBounds:
     """Stands before the reason in the metric of ended connections."""
 
 
+def _nothing() -> None:
+    """End a connection that has ended."""
+
+
 @dataclass(eq=False)
 class Arrival:
     """One connection, from its arrival to its end."""
@@ -51,6 +55,7 @@ class Arrival:
         self.established()
         if self._open:
             self._open = False
+            self.abort = _nothing  # it leads to the connection, which leads here
             self.limits.forget(self)
 
 
@@ -105,10 +110,16 @@ class ConnectionLimits:
         if len(self._waiting[heaviest]) <= len(self._waiting.get(source, ())):
             return False
         oldest = next(iter(self._waiting[heaviest]))
+        abort = oldest.abort
         oldest.ended()
         self._count("waiting")
-        oldest.abort()
+        abort()
         return True
+
+    def end_waiting(self) -> None:
+        """End every connection that waits."""
+        for arrival in [a for of_source in self._waiting.values() for a in of_source]:
+            arrival.abort()
 
     def forget_waiting(self, arrival: Arrival) -> None:
         """Take a connection from those that wait."""

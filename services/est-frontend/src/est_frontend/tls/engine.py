@@ -5,6 +5,9 @@ The stdlib module is bound to the distribution's OpenSSL, is slower at handshake
 is neither an answer nor an audit record. Here every client certificate lets the handshake
 finish; ``est_frontend.auth.client_certificates`` validates the path and decides who the client
 is, never OpenSSL's verify result. Resumption is off. See docs/adr/0005.
+
+``est_frontend.tls.transport`` serves connections of this context. An event loop can too, as with
+any ``ssl.SSLContext``, by ``EngineConnection``.
 """
 
 from __future__ import annotations
@@ -17,23 +20,18 @@ from cryptography import x509
 from OpenSSL import SSL, crypto
 from typing_extensions import override
 
+from est_frontend.tls.openssl_connection import FAILURES, OpenSSLConnection
+from est_frontend.tls.records import first_record, whole_records
 from estcore.errors import ConfigurationError
 from estcore.pki.parsers import parser_errors
 from estcore.runtime.secret_files import check_mode
 
 _TLS12_CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 _HTTP_1_1 = b"http/1.1"
-_RECORD_HEADER = 5
-_RECORD_TYPES = range(20, 25)
 _CHUNK = 65_536
 _NO_RENEGOTIATION = 0x40000000  # SSL_OP_NO_RENEGOTIATION; pyOpenSSL has no name for it
 _NO_COMPRESSION = 0x00020000
-_FAILURES = (SSL.Error, ValueError)
-"""What pyOpenSSL raises of a connection: every SSL error, and ValueError of a memory BIO.
-
-All of it becomes ``ssl.SSLError``, the only kind that event loops end a connection by without a
-log line; anything else they log as an error with a traceback.
-"""
+_whole_records = whole_records
 
 
 class EngineContext(ssl.SSLContext):
@@ -76,7 +74,13 @@ class EngineContext(ssl.SSLContext):
     ) -> EngineConnection:
         """Return the connection object asyncio and uvloop drive."""
         del server_side, server_hostname, session
-        return EngineConnection(self._engine, incoming, outgoing)
+        return EngineConnection(self.connection(), incoming, outgoing)
+
+    def connection(self) -> SSL.Connection:
+        """Return a new connection of a server, over memory."""
+        connection = SSL.Connection(self._engine, None)
+        connection.set_accept_state()
+        return connection
 
 
 def _context(certificate_file: Path, key_file: Path) -> SSL.Context:
@@ -129,25 +133,17 @@ def _select_alpn(connection: SSL.Connection, offered: list[bytes]) -> bytes | An
     return _HTTP_1_1 if _HTTP_1_1 in offered else SSL.NO_OVERLAPPING_PROTOCOLS
 
 
-class EngineConnection:
+class EngineConnection(OpenSSLConnection):
     """The methods of ``ssl.SSLObject`` over a pyOpenSSL connection."""
 
-    server_side = True
-    server_hostname: str | None = None
-    srp_user: str | None = None
-    """None: TLS-SRP is another process's (``est-frontend-srp``)."""
-
     def __init__(
-        self, context: SSL.Context, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO
+        self, connection: SSL.Connection, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO
     ) -> None:
-        self._connection = SSL.Connection(context, None)
-        self._connection.set_accept_state()
+        super().__init__(connection, finished=False)
         self._incoming = incoming
         self._outgoing = outgoing
         self._more = False
         self._closed = False
-        self._peer: tuple[bytes, tuple[crypto.X509, ...]] | None = None
-        self._finished = False
         self._at_record_start = True
 
     def do_handshake(self) -> None:
@@ -159,18 +155,18 @@ class EngineConnection:
         data = self._incoming.read()
         try:
             while True:
-                record, data = _first_record(data)
+                record, data = first_record(data)
                 if record:
                     self._feed(record)
                 try:
                     self._connection.do_handshake()
                 except SSL.WantReadError:
-                    if record and _first_record(data)[0]:
+                    if record and first_record(data)[0]:
                         continue
                     raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "want read") from None
                 self._finished = True
                 return
-        except _FAILURES as exc:
+        except FAILURES as exc:
             raise _failure(exc) from exc
         finally:
             if data:
@@ -223,7 +219,7 @@ class EngineConnection:
         except SSL.ZeroReturnError:
             self._closed = True
             self._flush()
-        except _FAILURES as exc:
+        except FAILURES as exc:
             self._flush()
             raise _failure(exc) from exc
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -234,7 +230,7 @@ class EngineConnection:
             sent = self._connection.send(bytes(data))
         except SSL.WantReadError:
             raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "want read") from None
-        except _FAILURES as exc:
+        except FAILURES as exc:
             raise _failure(exc) from exc
         self._flush()
         return sent
@@ -251,7 +247,7 @@ class EngineConnection:
             done = False
         except SSL.ZeroReturnError:
             done = True
-        except _FAILURES as exc:
+        except FAILURES as exc:
             raise _failure(exc) from exc
         finally:
             self._flush()
@@ -265,7 +261,7 @@ class EngineConnection:
     def _feed(self, octets: bytes) -> None:
         try:
             self._connection.bio_write(octets)
-        except _FAILURES as exc:
+        except FAILURES as exc:
             raise _failure(exc) from exc
 
     def _flush(self) -> None:
@@ -275,98 +271,14 @@ class EngineConnection:
                 self._outgoing.write(octets)
                 if len(octets) < _CHUNK:
                     return
-        except _FAILURES:
+        except FAILURES:
             # Nothing left to send, or a broken connection, which the next call reports.
             return
-
-    # What aiohttp, uvloop and our handlers ask about a connection.
-
-    def getpeercert(self, binary_form: bool = False) -> Any:
-        """Return the peer's certificate (DER) in binary form, not validated."""
-        if not binary_form:
-            return {}
-        peer = self.peer()
-        return peer[0] if peer else None
-
-    def peer(self) -> tuple[bytes, tuple[crypto.X509, ...]] | None:
-        """Return the peer's certificate (DER) and the chain it sent, leaf first; None without."""
-        if self._peer is None and self._finished:
-            leaf = self._connection.get_peer_certificate()
-            if leaf is None:
-                return None
-            der = crypto.dump_certificate(crypto.FILETYPE_ASN1, leaf)
-            self._peer = (der, (leaf,))
-        return self._peer
-
-    def peer_chain(self) -> tuple[crypto.X509, ...]:
-        """Return every certificate the peer sent; a server's OpenSSL leaves the leaf out."""
-        peer = self.peer()
-        sent = self._connection.get_peer_cert_chain() or []
-        return tuple(sent) if peer else ()
-
-    def tls_unique(self) -> bytes | None:
-        """RFC 5929 ``tls-unique``: the client's Finished of a full TLS 1.2 handshake."""
-        if self.version() != "TLSv1.2":
-            return None
-        return self._connection.get_peer_finished()
-
-    def tls_exporter(self) -> bytes:
-        """RFC 9266 ``tls-exporter``: 32 octets."""
-        return self._connection.export_keying_material(b"EXPORTER-Channel-Binding", 32, b"")
-
-    def get_channel_binding(self, cb_type: str = "tls-unique") -> bytes | None:
-        """Return a channel binding as SSLObject does."""
-        return self.tls_unique() if cb_type == "tls-unique" else None
-
-    def version(self) -> str:
-        """Return the protocol version, for example ``TLSv1.3``."""
-        return self._connection.get_protocol_version_name()
-
-    def cipher(self) -> tuple[str, str, int] | None:
-        """Return (name, version, secret bits)."""
-        name = self._connection.get_cipher_name()
-        if name is None:
-            return None
-        return name, self.version(), self._connection.get_cipher_bits() or 0
-
-    def compression(self) -> None:
-        """There is no compression."""
-
-    def selected_alpn_protocol(self) -> str | None:
-        """Return the protocol chosen by ALPN."""
-        chosen = self._connection.get_alpn_proto_negotiated()
-        return chosen.decode() if chosen else None
 
     @property
     def context(self) -> ssl.SSLContext | None:
         """Required by asyncio's transport; not used."""
         return None
-
-
-def _first_record(data: bytes) -> tuple[bytes, bytes]:
-    """Return the first complete TLS record and the rest; b"" when it is not complete.
-
-    What cannot be TLS is returned whole, so that OpenSSL refuses it at once.
-    """
-    if data and (data[0] not in _RECORD_TYPES or data[1:2] not in {b"", b"\x03"}):
-        return data, b""
-    if len(data) < _RECORD_HEADER:
-        return b"", data
-    size = _RECORD_HEADER + int.from_bytes(data[3:5], "big")
-    if len(data) < size:
-        return b"", data
-    return data[:size], data[size:]
-
-
-def _whole_records(data: bytes) -> int | None:
-    """Return how many TLS records the octets are exactly; None when they end inside one."""
-    place = count = 0
-    while place < len(data):
-        if place + _RECORD_HEADER > len(data):
-            return None
-        place += _RECORD_HEADER + int.from_bytes(data[place + 3 : place + 5], "big")
-        count += 1
-    return count if place == len(data) else None
 
 
 def _failure(error: Exception) -> ssl.SSLError:
