@@ -282,6 +282,7 @@ class EngineConnection(OpenSSLConnection):
 
 
 def _failure(error: Exception) -> ssl.SSLError:
+    """Return the only kind of error that event loops end a connection by without a log line."""
     return ssl.SSLError(ssl.SSL_ERROR_SSL, _text(error))
 
 
