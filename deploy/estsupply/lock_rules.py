@@ -38,7 +38,7 @@ ALLOWED = frozenset(
 """Licences that any distribution of the suite may depend on."""
 EXCEPTIONS = {
     "tlslite-ng": "LGPL-2.1-only",  # ADR 0033: of estsuite-frontend-srp alone
-    # ADR 0055: permissive, but of the group bench alone
+    # ADR 0054: permissive, but of the group bench alone
     "numpy": "BSD-3-Clause AND 0BSD AND MIT AND Zlib AND CC0-1.0",
     "pillow": "MIT-CMU",
 }
