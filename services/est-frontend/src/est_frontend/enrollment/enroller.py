@@ -293,6 +293,8 @@ class Enroller:
         """Return how long the client has to wait still; None where the signer is to be asked."""
         if route.tenant is None or who.single_use_claims or exchange.operation == "simplereenroll":
             return None
+        if not self.gateway.has_pending:
+            return None
         ticket = enrollment_id(
             csr,
             operation=exchange.operation,

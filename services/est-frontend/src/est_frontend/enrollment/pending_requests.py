@@ -40,6 +40,11 @@ class PendingRequests:
         """Listen from now on."""
         await bus.subscribe(_TOPIC, self._arrived)
 
+    @property
+    def any(self) -> bool:
+        """Some enrollment is, or was a moment ago, pending."""
+        return bool(self._until)
+
     def wait_s(self, enrollment_id: bytes) -> int | None:
         """Return the seconds after which a client may come back; None where it may come now."""
         until = self._until.get(enrollment_id.hex())

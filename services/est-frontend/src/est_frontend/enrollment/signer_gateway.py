@@ -79,6 +79,11 @@ class SignerGateway:
             if not ticket.future.done():
                 ticket.expires = 0.0
 
+    @property
+    def has_pending(self) -> bool:
+        """Some enrollment is known to be pending, of this front end's clients or others."""
+        return self.pending.any
+
     def wait_s(self, enrollment_id: bytes) -> int | None:
         """Return the seconds an open ticket has still to wait; None where there is none."""
         return self.pending.wait_s(enrollment_id)
