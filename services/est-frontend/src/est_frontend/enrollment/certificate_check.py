@@ -23,6 +23,7 @@ from estcore.runtime.logs import fields
 
 log = logging.getLogger(__name__)
 
+_UNREADABLE = (*PARSER_ERRORS, MalformedRequest)
 _VERSION = 0xA0
 _ISSUER, _SPKI = 2, 5
 """Places in a TBSCertificate without its version."""
@@ -65,7 +66,7 @@ def _check(octets: bytes, csr: CertificationRequest, issuers: Sequence[_Issuer])
     try:
         certificate = x509.load_der_x509_certificate(octets)
         issuer_name, spki = _fields(certificate.tbs_certificate_bytes)
-    except (*PARSER_ERRORS, MalformedRequest, IndexError) as exc:
+    except _UNREADABLE as exc:
         raise InvariantBroken(
             "the signer's answer is not a certificate", code="answer.unreadable"
         ) from exc

@@ -1,7 +1,8 @@
 """Requests that are ready at about the same time travel to ca-signer in one message.
 
 A request waits for others only while this front end is busy: until as many have gathered as are
-sent and not answered yet, or for a few milliseconds. One that is alone is sent at once.
+sent and not answered yet, or none has joined them for four milliseconds. One that is alone is sent
+at once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from estcore.runtime.bus import Bus, Outgoing
 
 MAX_OCTETS = 28 * 1024
 """Of a joined message; the stream takes 32 KiB."""
-LONGEST_S = 0.006
+PAUSE_S = 0.004
+LONGEST_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class _Waiting:
 class _Topic:
     """The requests of one topic."""
 
+    until: float
+    """The event loop's time at which the first of them has waited long enough."""
     waiting: list[_Waiting] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
 
@@ -60,10 +64,14 @@ class JoinedRequests:
             raise BusUnavailable("the bus is not connected")
         loop = asyncio.get_running_loop()
         confirmed: asyncio.Future[None] = loop.create_future()
-        place = self._topics.setdefault(topic, _Topic())
+        now = loop.time()
+        place = self._topics.get(topic)
+        if place is None:
+            place = self._topics[topic] = _Topic(now + LONGEST_S)
         place.waiting.append(_Waiting(request_id, payload, confirmed))
-        if place.timer is None:
-            place.timer = loop.call_later(LONGEST_S, self._send, topic)
+        if place.timer is not None:
+            place.timer.cancel()
+        place.timer = loop.call_at(min(now + PAUSE_S, place.until), self._send, topic)
         self._look_soon()
         return confirmed
 
