@@ -23,7 +23,7 @@ from estcore.runtime.logs import fields
 
 log = logging.getLogger(__name__)
 
-_UNREADABLE = (*PARSER_ERRORS, MalformedRequest)
+_UNREADABLE: tuple[type[BaseException], ...] = (*PARSER_ERRORS, MalformedRequest)
 _VERSION = 0xA0
 _ISSUER, _SPKI = 2, 5
 """Places in a TBSCertificate without its version."""
