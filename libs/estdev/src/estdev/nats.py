@@ -134,9 +134,12 @@ class EmbeddedNATS:
             "accounts": server_accounts(self._users, keys),
         }
         self.senders_file.parent.mkdir(parents=True, exist_ok=True)
-        self.senders_file.write_text(
+        # Services read it again when it changes: never half of it.
+        whole = self.senders_file.with_suffix(".new")
+        whole.write_text(
             senders_document(seeds, issuers=self._issuers, upstreams=UPSTREAMS), encoding="utf-8"
         )
+        whole.replace(self.senders_file)
         self.config_file.touch(mode=0o600)
         self.config_file.write_text(json.dumps(config, indent=1))
 

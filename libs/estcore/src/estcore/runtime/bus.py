@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from prometheus_client import Counter
 
@@ -32,8 +32,9 @@ from estcore.messages.signatures import (
     Senders,
     topic_pattern,
 )
+from estcore.runtime.confirmations import Confirmations
 from estcore.runtime.logs import fields
-from estcore.runtime.nats_client import BUS_ERRORS, Client, JetStream, Msg, Subscription, nats
+from estcore.runtime.nats_client import BUS_ERRORS, Client, Msg, Subscription, nats
 from estcore.runtime.settings import BusSettings, read_secret
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class Bus:
     def __init__(self, client: Client, inbox_prefix: str) -> None:
         self.client = client
         self.inbox_prefix = inbox_prefix
-        self._js = JetStream(client, timeout=5, publish_async_max_pending=4096)
+        self._confirmations = Confirmations(client)
         self.violation: str | None = None
         self._key: MessageKey | None = None
         self._senders = NO_SENDERS
@@ -232,44 +233,41 @@ class Bus:
         Raises:
             BusUnavailable: not connected, no PubAck in time, stream full, or refused.
         """
+        if not messages:
+            return []
+        confirmed = await self._publish(messages, timeout_s)
+        try:
+            await asyncio.wait((confirmed,), timeout=timeout_s)
+        finally:
+            if not confirmed.done():
+                confirmed.cancel()
+        if confirmed.cancelled():
+            raise BusUnavailable("no confirmation from the bus")
+        return confirmed.result()
+
+    async def _publish(
+        self, messages: Sequence[Outgoing], timeout_s: float
+    ) -> asyncio.Future[list[int]]:
         if not self.client.is_connected:
             raise BusUnavailable("the bus is not connected")
-        futures: list[asyncio.Future[Any]] = []
         try:
             async with asyncio.timeout(timeout_s):
-                for message in messages:
-                    futures.append(await self._send(message))
-                return [confirmed.seq for confirmed in await asyncio.gather(*futures)]
-        except nats.js.errors.APIError as exc:
-            reason = exc.description or "no reason"
-            full = reason.startswith("maximum")
-            raise BusUnavailable(
-                f"stream refused the message: {reason}",
-                code="bus.full" if full else "bus.storage",
-            ) from exc
-        except nats.js.errors.NoStreamResponseError as exc:
-            raise BusUnavailable("the stream does not exist", code="bus.storage") from exc
+                return await self._confirmations.publish(
+                    len(messages), lambda place, reply: self._send(messages[place], reply)
+                )
         except (TimeoutError, *BUS_ERRORS) as exc:
-            raise BusUnavailable("no confirmation from the bus") from exc
-        finally:
-            # What was sent and is not awaited any more must not hold a place among the pending.
-            for future in futures:
-                future.cancel()
+            raise BusUnavailable("the bus took nothing") from exc
 
-    async def submit(self, message: Outgoing, *, timeout_s: float) -> asyncio.Future[Any]:
+    async def submit(self, message: Outgoing, *, timeout_s: float) -> asyncio.Future[list[int]]:
         """Publish to JetStream; returns the future of the PubAck.
 
-        The future raises what refused the message and is cancelled after ``timeout_s``.
+        The future raises BusUnavailable for a message that was refused, and is cancelled after
+        ``timeout_s``.
 
         Raises:
             BusUnavailable: not connected.
         """
-        if not self.client.is_connected:
-            raise BusUnavailable("the bus is not connected")
-        try:
-            confirmed = await self._send(message)
-        except BUS_ERRORS as exc:
-            raise BusUnavailable("the bus took nothing") from exc
+        confirmed = await self._publish([message], timeout_s)
         deadline = asyncio.get_running_loop().call_later(timeout_s, confirmed.cancel)
         confirmed.add_done_callback(lambda _: deadline.cancel())
         return confirmed
@@ -283,12 +281,12 @@ class Bus:
         self._check_size(payload)
         return {} if self._key is None else {HEADER: self._key.sign(topic, payload)}
 
-    async def _send(self, message: Outgoing) -> asyncio.Future[Any]:
+    async def _send(self, message: Outgoing, reply: str) -> None:
         headers = self._signed(message.topic, message.payload)
         if message.message_id:
             key = self._key
             headers[_MSG_ID] = key.message_id(message.message_id) if key else message.message_id
-        return await self._js.publish_async(message.topic, message.payload, headers=headers)
+        await self.client.publish(message.topic, message.payload, reply=reply, headers=headers)
 
     async def try_rights(self, topics: Sequence[str]) -> None:
         """Publish a probe on each topic, so that a missing right shows at start.
@@ -359,24 +357,39 @@ class Bus:
         expected = topic_pattern(topic)
 
         async def receive(message: Msg) -> None:
-            headers = message.headers
-            if headers and headers.get(_EXPECTED_STREAM) == _NO_STREAM:
-                return
-            if expected.fullmatch(message.subject) is None:
-                # A server answers on a reply subject of the asker's choice.
-                self.refused(message.subject, NotAuthenticated("not asked for", code=_WRONG_TOPIC))
-                return
-            sender = None if of_anyone else self.sender_of(message)
-            if sender is not None or of_anyone:
-                found = headers or {}
-                signature, question = found.get(HEADER, ""), found.get(QUESTION, "")
-                await handler(
-                    Incoming(
-                        message.subject, message.data, message.reply, sender, signature, question
-                    )
-                )
+            incoming = self._accepted(message, expected, of_anyone=of_anyone)
+            if incoming is not None:
+                await handler(incoming)
 
         return await self.client.subscribe(topic, queue=queue, cb=receive)
+
+    async def subscribe_plain(self, topic: str, handler: Callable[[Incoming], None]) -> None:
+        """Call ``handler``, which must not wait, for every verified core message on ``topic``."""
+        expected = topic_pattern(topic)
+
+        def receive(message: Msg) -> None:
+            incoming = self._accepted(message, expected)
+            if incoming is not None:
+                handler(incoming)
+
+        await self.client.subscribe_plain(topic, receive)
+
+    def _accepted(
+        self, message: Msg, expected: re.Pattern[str], *, of_anyone: bool = False
+    ) -> Incoming | None:
+        """Return a message that was asked for, by a sender with the right to its topic."""
+        headers = message.headers or {}
+        if headers.get(_EXPECTED_STREAM) == _NO_STREAM:
+            return None
+        if expected.fullmatch(message.subject) is None:
+            # A server answers on a reply subject of the asker's choice.
+            self.refused(message.subject, NotAuthenticated("not asked for", code=_WRONG_TOPIC))
+            return None
+        sender = None if of_anyone else self.sender_of(message)
+        if sender is None and not of_anyone:
+            return None
+        signature, question = headers.get(HEADER, ""), headers.get(QUESTION, "")
+        return Incoming(message.subject, message.data, message.reply, sender, signature, question)
 
     def sender_of(self, message: Msg, *, topic: str | None = None) -> Sender | None:
         """Return who signed a message and may publish on its topic; otherwise None, and count it.

@@ -69,6 +69,7 @@ class PullConsumer:
         self._pull_at = 0.0
         self._singly_until = 0.0
         self._cut_off = False
+        self._maintaining: asyncio.Task[None] | None = None
         self.wake = wake or asyncio.Event()
         self._own_wake = wake is None
 
@@ -150,7 +151,7 @@ class PullConsumer:
 
     async def _subscribe(self) -> None:
         inbox = self._bus.client.new_inbox()
-        self._subscription = await self._bus.client.subscribe(inbox, cb=self._arrived)
+        self._subscription = await self._bus.client.subscribe_plain(inbox, self._arrived)
         self._inbox = inbox
         self._open = 0
         self._cut_off = False
@@ -187,7 +188,7 @@ class PullConsumer:
             return
         self._open += batch
 
-    async def _arrived(self, message: Msg) -> None:
+    def _arrived(self, message: Msg) -> None:
         headers = message.headers
         status = headers.get("Status") if headers and not message.reply else None
         if status is None:
@@ -212,7 +213,14 @@ class PullConsumer:
             self._alive()
         else:
             self._ended(status, reason)
-        await self.maintain()
+        # The next request is sent at once: what arrives meanwhile would wait for it.
+        self._maintaining = asyncio.get_running_loop().create_task(self._maintain_again())
+
+    async def _maintain_again(self) -> None:
+        try:
+            await self.maintain()
+        except BusUnavailable:
+            log.debug("pull request not sent")  # the worker maintains it as well
 
     def _alive(self) -> None:
         self._heard = self._answered = monotonic_s()

@@ -21,6 +21,7 @@ import asyncio
 import logging
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from typing_extensions import override
@@ -60,7 +61,6 @@ uvloop raises RuntimeError for a transport that has closed, and nats-py passes i
 __all__ = [
     "BUS_ERRORS",
     "Client",
-    "JetStream",
     "JetStreamContext",
     "Msg",
     "NkeysError",
@@ -70,26 +70,43 @@ __all__ = [
 ]
 
 
-class JetStream(JetStreamContext):
-    """JetStream whose publisher learns at once that its message was refused."""
-
-    @override
-    async def _handle_async_reply(self, msg: Msg) -> None:
-        """Complete the future of a PubAck.
-
-        nats-py raises what a refusal with code 503 means (a full stream) instead of setting it,
-        so that the publisher waits for its timeout.
-        """
-        try:
-            await super()._handle_async_reply(msg)
-        except (nats.js.errors.Error, ValueError, KeyError, TypeError) as exc:
-            future = self._publish_async_futures.get(msg.subject.rpartition(".")[2])
-            if future is not None and not future.done():
-                future.set_exception(exc)
-
-
 class Client(_Client):
     """A client whose ``tls://`` is enforced, and whose read loop outlives what others send."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._plain: dict[int, Callable[[Msg], None]] = {}
+
+    async def subscribe_plain(self, subject: str, handler: Callable[[Msg], None]) -> Subscription:
+        """Call ``handler`` for each message where it is read, without a queue and a task's turn.
+
+        It must not wait, and what it keeps must be bounded by what was asked for.
+        """
+        subscription = await self.subscribe(subject, cb=_unused)
+        self._plain[subscription._id] = handler  # noqa: SLF001 - nats-py has no other name for it
+        return subscription
+
+    @override
+    def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
+        self._plain.pop(sid, None)
+        super()._remove_sub(sid, max_msgs)
+
+    @override
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
+    ) -> None:
+        """Hand a message to its subscription."""
+        handler = self._plain.get(sid)
+        if handler is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        self.stats["in_msgs"] += 1
+        self.stats["in_bytes"] += len(data)
+        found = await self._process_headers(headers) if headers else None
+        try:
+            handler(self._build_message(sid, subject, reply, data, found))
+        except Exception:  # Bulkhead: no message may end the read loop.
+            log.exception("message not handled")
 
     @override
     async def _attempt_reconnect(self) -> None:
@@ -170,3 +187,7 @@ class Client(_Client):
         if wanted and not info.get("tls_required"):
             raise nats.errors.SecureConnWantedError
         await super()._process_info(info, initial_connection)
+
+
+async def _unused(message: Msg) -> None:
+    del message

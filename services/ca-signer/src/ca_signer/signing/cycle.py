@@ -76,6 +76,7 @@ class IssuanceCycle:
         self._tracing = tracing
         self._unpublished: deque[IssuedCertificate] = deque(maxlen=_UNPUBLISHED)
         self._publishing: asyncio.Task[None] | None = None
+        self._flushing = asyncio.Lock()
         self._announced: list[str] = []
         self._fences: dict[str, int] = {}
 
@@ -191,7 +192,11 @@ class IssuanceCycle:
             log.exception("certificates not published")
 
     async def flush_unpublished(self) -> None:
-        """Publish events and records of what was stored since the last call."""
+        """Publish events and records of what was stored; on return they are, or left."""
+        async with self._flushing:
+            await self._flush_unpublished()
+
+    async def _flush_unpublished(self) -> None:
         while self._unpublished:
             count = min(len(self._unpublished), _TOGETHER)
             issued = [self._unpublished.popleft() for _ in range(count)]

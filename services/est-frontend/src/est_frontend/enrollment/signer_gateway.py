@@ -69,7 +69,7 @@ class SignerGateway:
     async def start(self) -> None:
         """Listen for answers."""
         topic = topics.reply_topic(self.group, self.instance, "x")[:-1] + "*"
-        await self.bus.subscribe(topic, self._answered)
+        await self.bus.subscribe_plain(topic, self._answered)
         await self.pending.follow(self.bus)
         self.bus.on_reconnect(self._reconnected)
 
@@ -152,7 +152,7 @@ class SignerGateway:
                 return
             self._drop(key, oldest)
 
-    async def _answered(self, message: Incoming) -> None:
+    def _answered(self, message: Incoming) -> None:
         for payload in split(message.payload):
             try:
                 answer = decode(EnrollmentAnswered, payload)
@@ -175,6 +175,6 @@ def _confirmed(done: asyncio.Future[Any], future: asyncio.Future[EnrollmentAnswe
     error = None if done.cancelled() else done.exception()
     if future.done() or (error is None and not done.cancelled()):
         return
-    code = "bus.unavailable" if error is None else "bus.full"
+    code = error.code if isinstance(error, BusUnavailable) else "bus.unavailable"
     future.set_exception(BusUnavailable("the request stream took nothing", code=code))
     future.exception()  # the caller may have stopped waiting: not an error of the loop
