@@ -56,11 +56,15 @@ async def records(signer: SignerStack, name: str) -> list[dict[str, Any]]:
     """What is on record of a subject, as an export has it."""
     await signer.operations.outbox.flush()
     await signer.cycle.flush_unpublished()
-    await signer.audited("")
-    # Published twice, as may be; the log keeps one of each.
-    once = {r.record_id: r for r in signer.records}.values()
-    found = [r for r in once if r.target.subject == f"CN={name}"]
-    return [r.model_dump(mode="json", exclude_none=True) for r in found]
+    async with asyncio.timeout(10):
+        while True:
+            await signer.audited("")
+            # Published twice, as may be; the log keeps one of each.
+            once = {r.record_id: r for r in signer.records}.values()
+            found = [r for r in once if r.target.subject == f"CN={name}"]
+            if any(r.action == "certificate.issue" and r.phase == "outcome" for r in found):
+                return [r.model_dump(mode="json", exclude_none=True) for r in found]
+            await asyncio.sleep(0.02)
 
 
 def read(signer: SignerStack, found: list[dict[str, Any]]) -> AuditLogContents:
