@@ -3,7 +3,7 @@
 # deploy/README.md lists the arguments of each image. Docker 20.10, with or without BuildKit.
 #
 # The base image has its digest here once deploy/images.lock knows it: make images-lock.
-ARG BASE=python:3.11-slim-bookworm
+ARG BASE=python:3.13-slim-bookworm
 
 FROM ${BASE} AS build
 # The distribution to install, its extras (separated by spaces), and the command the image runs.

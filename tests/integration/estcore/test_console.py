@@ -78,7 +78,8 @@ def test_every_command_prints_its_version_and_refuses_an_unknown_verb(
     module, function = SCRIPTS[script].split(":")
     main = getattr(importlib.import_module(module), function)
     assert main(["--version"]) == 0
-    assert re.fullmatch(rf"{script} \d+\.\d+\.\d+\n", capsys.readouterr().out)
+    version = rf"{script} \d+\.\d+\.\d+ \(Python 3\.\d+\.\d+\)\n"
+    assert re.fullmatch(version, capsys.readouterr().out)
     assert main(["xyzzy"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""

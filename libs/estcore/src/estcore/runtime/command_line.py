@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -197,7 +198,10 @@ def _one_line(exc: click.ClickException) -> str:
 def _version_option(distribution: str) -> click.Option:
     def show(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         if value:
-            write_line(f"{ctx.find_root().info_name} {metadata.version(distribution)}")
+            write_line(
+                f"{ctx.find_root().info_name} {metadata.version(distribution)} "
+                f"(Python {platform.python_version()})"
+            )
             ctx.exit()
 
     return click.Option(
