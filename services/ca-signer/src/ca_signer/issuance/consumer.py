@@ -20,7 +20,8 @@ from estcore.runtime.delivery import Delivery
 log = logging.getLogger(__name__)
 
 SHARES = {Priority.CRITICAL: 50, Priority.HIGH: 30, Priority.NORMAL: 15, Priority.LOW: 5}
-_CREDIT = 128
+_CREDIT = 32
+"""Messages of up to a dozen requests: all are done within the ack wait, by a slow HSM as well."""
 
 
 class DeliveryHandler(Protocol):
