@@ -25,6 +25,7 @@ from estcore import ids
 from estcore.errors import InvariantBroken, LedgerUnavailable
 from estcore.messages import topics
 from estcore.messages.envelope import encode_mapping
+from estcore.messages.joined import split
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.stored_messages import stored_from
 from estsuite_testing.e2e_stack import make_csr
@@ -133,8 +134,9 @@ async def test_a_forgotten_revocation_counts_as_well(signer: SignerStack) -> Non
 async def test_an_invented_event_stops_nothing_and_is_reported_once(signer: SignerStack) -> None:
     """By ca-signer's own key: no certificate, one of a different issuer, one of a wrong serial."""
     await signer.ask(signer.message(make_csr("dev-genuine")[1]))
+    await signer.cycle.flush_unpublished()
     stored, _ = await stored_from(signer.bus, topics.PKI_EVENTS, ISSUED, 1)
-    genuine = json.loads(stored[-1].payload)
+    genuine = json.loads(split(stored[-1].payload)[-1])
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "dev-genuine")])
     now = dt.datetime.now(dt.UTC)

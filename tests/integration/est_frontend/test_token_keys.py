@@ -216,7 +216,7 @@ async def test_a_redirect_is_not_followed(issuer: TestIssuer) -> None:
 
 
 # The issuer's own server logs that its answer was not read to the end.
-@pytest.mark.logs_errors("Error handling request from 127.0.0.1")
+@pytest.mark.logs_errors("Error handling request from 127.0.0.1", "Unhandled exception")
 async def test_a_body_of_10_megabytes_is_not_read(issuer: TestIssuer) -> None:
     await misbehaving(issuer, big)
 
@@ -236,7 +236,7 @@ async def misbehaving(issuer: TestIssuer, answer: Any) -> None:
 
 
 # The stand-in for the issuer loses its client in the middle of an answer.
-@pytest.mark.logs_errors("Error handling request from 127.0.0.1")
+@pytest.mark.logs_errors("Error handling request from 127.0.0.1", "Unhandled exception")
 async def test_a_slow_issuer_times_out_after_three_seconds(issuer: TestIssuer) -> None:
     async with validating(issuer) as validator:
         issuer.answer = slow

@@ -52,6 +52,7 @@ parser.MSG_RE = re.compile(rb"\AMSG ([^ \r\n]+) (\d+) (([^ \r\n]+) )?(\d+)\r\n")
 parser.HMSG_RE = re.compile(rb"\AHMSG ([^ \r\n]+) (\d+) (([^ \r\n]+) )?(\d+) (\d+)\r\n")
 
 _RECONNECT_S = 0.25
+_DRAIN_S = 5.0
 BUS_ERRORS = (nats.errors.Error, OSError, RuntimeError)
 """What every call of the client can raise besides TimeoutError.
 
@@ -85,6 +86,36 @@ class Client(_Client):
         subscription = await self.subscribe(subject, cb=_unused)
         self._plain[subscription._id] = handler  # noqa: SLF001 - nats-py has no other name for it
         return subscription
+
+    @override
+    async def drain(self) -> None:
+        """Receive what is under way, send what is buffered, close.
+
+        nats-py gathers the subscriptions in a future. Given up in time, it becomes an error of the
+        loop.
+
+        Raises:
+            nats.errors.Error, OSError, RuntimeError: not connected.
+        """
+        if self.is_closed:
+            raise nats.errors.ConnectionClosedError
+        if self.is_connecting or self.is_reconnecting:
+            raise nats.errors.ConnectionReconnectingError
+        loop = asyncio.get_running_loop()
+        parts = [loop.create_task(s._drain()) for s in self._subs.values()]  # noqa: SLF001
+        await asyncio.sleep(0)
+        self._status = _Client.DRAINING_SUBS
+        if parts:
+            done, late = await asyncio.wait(parts, timeout=_DRAIN_S)
+            for part in late:
+                part.cancel()
+            for part in done:
+                part.exception()  # a connection that is lost meanwhile
+        self._status = _Client.DRAINING_PUBS
+        try:
+            await self.flush()
+        finally:
+            await self._close(_Client.CLOSED)
 
     @override
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:

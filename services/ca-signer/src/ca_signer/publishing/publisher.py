@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 
@@ -50,7 +51,6 @@ class EventPublisher:
         Raises:
             BusUnavailable: not confirmed.
         """
-        # Outcomes are compared with the ledger and published again, intents are not.
         for batch in _joined([self.audit_records.intent(i) for i in intents]):
             await self._sent.publish(batch)
 
@@ -60,11 +60,10 @@ class EventPublisher:
         Raises:
             BusUnavailable: not confirmed; publishing again is harmless.
         """
-        await self._bus.publish_confirmed(
-            [
-                *_batches([self.audit_records.outcome(i) for i in issued]),
-                *self._events(issued),
-            ]
+        records = _batches([self.audit_records.outcome(i) for i in issued])
+        await asyncio.gather(
+            self._bus.publish_confirmed(self._events(issued)),
+            *(self._sent.publish(batch) for batch in records),
         )
 
     async def republish_records(self, issued: Sequence[IssuedCertificate]) -> None:
