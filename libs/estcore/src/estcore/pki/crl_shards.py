@@ -1,6 +1,6 @@
 """Revocation lists in parts: which part a certificate is in follows from its serial number.
 
-The last octet of a serial number is random, so parts are of one size. How many there are is said
+The last octets of a serial number are random, so parts are of one size. How many there are is said
 in the name of each, so that their number may change: a certificate keeps the part it names.
 """
 
