@@ -17,6 +17,7 @@ import asyncpg
 _CHUNK = 50_000
 _HASH = "sha256(('{0}' || n)::bytea)"
 _HEX = "encode(sha256(('{0}' || n)::bytea), 'hex')"
+_TIME = "decode(lpad(to_hex(n), 12, '0'), 'hex')"
 _SLOT = "md5('slot' || n)::uuid"
 _ISSUED = "now() - interval '40 days' + n * interval '1 second' / 10"
 
@@ -57,14 +58,21 @@ COPIES = (
             "issuance_id": _ISSUANCE_ID,
             "enrollment_id": _HASH.format("enrollment"),
             "request_id": _ordered("2"),
-            "serial_number": "substr(sha256(('serial' || n)::bytea), 1, 16)",
+            "serial_number": f"'\\x01'::bytea || {_TIME} || substr(sha256(('serial' || n)::bytea), 1, 11)",
             "certificate_sha256": _HASH.format("certificate"),
             "spki_sha256": _HASH.format("key"),
             "slot_id": _SLOT,
             "subject": "'CN=old-' || n",
             "created_at": _ISSUED,
             "issued_at": _ISSUED,
-            "announced_at": _ISSUED,
+        },
+    ),
+    Copied(
+        "ca_signer.fingerprint",
+        f"issuance_id = {_TEMPLATE_ID}",
+        {
+            "certificate_sha256": _HASH.format("certificate"),
+            "issuance_id": _ISSUANCE_ID,
         },
     ),
     Copied(
@@ -111,7 +119,7 @@ COPIES = (
     Copied(
         "audit.seen",
         "record_id = (select max(record_id::text)::uuid from audit.seen)",
-        {"record_id": "md5('record' || n)::uuid", "log_index": "0"},
+        {"record_id": _ordered("3"), "log_index": "0"},
     ),
 )
 _NAMES = f"""insert into ca_signer.certificate_name (name, no)

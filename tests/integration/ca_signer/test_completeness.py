@@ -62,14 +62,15 @@ async def lose(signer: SignerStack, platform: Platform, name: str) -> UUID:
     subject = f"CN={name}"
     async with asyncio.timeout(10):
         while not await signer.value(
-            "select announced_at is not null from issuance where subject = $1", subject
+            "select true from certificate join issuance using (issuance_id) where subject = $1",
+            subject,
         ):
             await asyncio.sleep(0.05)
     lost = await signer.value("select issuance_id from issuance where subject = $1", subject)
     connection = await platform.postgres.superuser()
     try:
         await connection.execute("set search_path to ca_signer")
-        for table in ("enrollment", "issuance"):
+        for table in ("enrollment", "fingerprint", "issuance"):
             await connection.execute(f"delete from {table} where issuance_id = $1", lost)
     finally:
         await connection.close()

@@ -260,15 +260,16 @@ async def test_unannounced_certificates_are_announced_by_the_sweeper(signer: Sig
     await signer.ask(message)
     await signer.cycle.flush_unpublished()
     await signer.cycle.flush_published_marks()
-    await signer.value(
-        "update issuance set announced_at = null, issued_at = issued_at - interval '10 seconds' "
-        "where request_id = $1",
+    issuance_id = await signer.value(
+        "update issuance set issued_at = issued_at - interval '10 seconds' "
+        "where request_id = $1 returning issuance_id",
         message.id,
     )
+    waiting = "select count(*) from unannounced where issuance_id = $1"
+    assert await signer.value(waiting, issuance_id) == 0
+    await signer.value("insert into unannounced values ($1)", issuance_id)
     await signer.sweeper.sweep()
-    assert await signer.value(
-        "select announced_at is not null from issuance where request_id = $1", message.id
-    )
+    assert await signer.value(waiting, issuance_id) == 0
 
 
 async def test_windows_are_published_again_on_request(

@@ -82,7 +82,12 @@ async def forget(platform: Platform, name: str) -> None:
         await connection.execute("set search_path to ca_signer")
         which = "(select {} from issuance where subject = $1)"
         subject = f"CN={name}"
-        for table, column in (("enrollment", "issuance_id"), ("key_binding", "spki_sha256")):
+        for table, column in (
+            ("enrollment", "issuance_id"),
+            ("fingerprint", "issuance_id"),
+            ("key_binding", "spki_sha256"),
+            ("unannounced", "issuance_id"),
+        ):
             sql = f"delete from {table} where {column} in {which.format(column)}"
             await connection.execute(sql, subject)
         await connection.execute("delete from issuance where subject = $1", subject)
@@ -108,7 +113,7 @@ async def test_what_was_lost_comes_back_as_it_was(
     assert (done.issued, done.given_up, done.revocations) == (1, 0, 1)
     (after,) = await signer.rows(sql)
     same = set(before.keys()) - {
-        "announced_at", "context", "created_at", "fence", "lease_until", "revocation_announced_at",
+        "context", "created_at", "fence", "lease_until", "revocation_announced_at",
         "revocation_changed_at", "revoked_at", "sign_before",
     }  # fmt: skip
     assert {k: after[k] for k in same} == {k: before[k] for k in same}

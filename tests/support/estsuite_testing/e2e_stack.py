@@ -43,9 +43,7 @@ from estsuite_testing.suite_template import CopiedSuite, copy_template
 
 POLICY = Path(__file__).with_name("policy.yaml")
 ENROLL = "/.well-known/est/simpleenroll"
-_UNPUBLISHED = (
-    "select count(*) from ca_signer.issuance where state = 'issued' and announced_at is null"
-)
+_UNPUBLISHED = "select count(*) from ca_signer.unannounced"
 
 
 @dataclass

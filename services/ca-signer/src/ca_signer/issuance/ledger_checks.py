@@ -26,8 +26,8 @@ async def check_presented_certificate(connection: Connection, intent: IssuanceIn
     if intent.presented_sha256 is None:
         return
     revoked = await connection.fetchval(
-        "select true from issuance where certificate_sha256 = $1 "
-        "and certificate is not null and revoked_at is not null",
+        "select true from fingerprint join issuance using (issuance_id, certificate_sha256) "
+        "where certificate_sha256 = $1 and revoked_at is not null",
         intent.presented_sha256,
     )
     if revoked:

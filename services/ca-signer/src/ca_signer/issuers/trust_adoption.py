@@ -23,9 +23,10 @@ log = logging.getLogger(__name__)
 _COUNT = """with seen as (
   insert into trust_seen (rollover_id, slot_id)
   select distinct r.rollover_id, i.slot_id
-  from rollover r join generation g using (family) join issuance i using (issuer_id)
+  from fingerprint f join issuance i using (issuance_id)
+    join generation g using (issuer_id) join rollover r using (family)
   where r.rollover_id = $1 and r.state in ('published', 'signing')
-    and i.certificate_sha256 = any($2::bytea[]) and i.certificate is not null
+    and f.certificate_sha256 = any($2::bytea[])
   on conflict do nothing returning slot_id)
 select count(*) from seen"""
 

@@ -1,9 +1,9 @@
 """Certificate search index, kept separate from the issuance table.
 
-Issuance rows are wide, updated three times, and have the indexes of the issuance cycle; a search
-needs others. A narrow row per certificate, and one per name, are inserted together with
-``announced_at``: in groups, not while a request waits, and exactly once, since the sweeper
-repeats what a crash left. ``ca_signer.ledger.certificate_search`` reads them.
+Issuance rows are wide, and have the indexes of the issuance cycle; a search needs others. A narrow
+row per certificate, and one per name, are inserted when a certificate is announced: in groups, not
+while a request waits, and exactly once, since the sweeper repeats what a crash left.
+``ca_signer.ledger.certificate_search`` reads them.
 """
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ from typing import Any
 
 from estcore.runtime.database import Connection
 
-_ENTER = r"""with marked as (
-  update issuance set announced_at = now() where issuance_id = any($1::uuid[])
-  returning issuance_id, issuer_id, tenant, service, profile, slot_id, subject,
-    san, not_after, issued_at, revoked_at, state, context),
+# The rows are locked, so that a revocation of the same moment is either in them or finds the
+# certificate entered.
+_ENTER = r"""with announced as (
+  delete from unannounced where issuance_id = any($1::uuid[])),
+marked as (
+  select issuance_id, issuer_id, tenant, service, profile, slot_id, subject,
+    san, not_after, issued_at, revoked_at, state, context
+  from issuance where issuance_id = any($1::uuid[]) for share),
 added as (
   insert into certificate (issuance_id, issuer_id, tenant, service, team, cluster,
     profile, slot_id, not_after, revoked_at)

@@ -19,6 +19,7 @@ from sqlalchemy import ColumnElement, Select, and_, func, null, select, tuple_
 
 from ca_signer.ledger.tables import certificate as found_certificate
 from ca_signer.ledger.tables import certificate_name, issuance
+from ca_signer.ledger.tables import fingerprint as fingerprints
 from estcore.errors import MalformedRequest
 from estcore.runtime import statements
 from estcore.runtime.database import Connection
@@ -83,7 +84,10 @@ async def find(
     if serial_number is not None:
         query = query.where(issuance.c.serial_number == serial_number)
     if fingerprint is not None:
-        query = query.where(issuance.c.certificate_sha256 == fingerprint)
+        known = select(fingerprints.c.issuance_id).where(
+            fingerprints.c.certificate_sha256 == fingerprint
+        )
+        query = query.where(issuance.c.issuance_id == known.scalar_subquery())
     if issuer_id is not None:
         query = query.where(issuance.c.issuer_id == issuer_id)
     if lock:

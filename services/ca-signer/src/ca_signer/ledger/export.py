@@ -12,9 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import CompoundSelect, case, null, select, union_all
+from sqlalchemy import CompoundSelect, and_, case, exists, null, select, union_all
 
-from ca_signer.ledger.tables import command, issuance, submission
+from ca_signer.ledger.tables import command, issuance, submission, unannounced
 from ca_signer.model import OPEN_SUBMISSION_STATES
 from estcore import ids
 from estcore.runtime import statements
@@ -29,6 +29,7 @@ def _rows() -> CompoundSelect[Any]:
     """Return issuances, and submissions that have no certificate, as issuances."""
     row, sent = issuance.c, submission.c
     state = case((sent.state.in_(OPEN_SUBMISSION_STATES), "intended"), else_="abandoned")
+    waiting = exists().where(unannounced.c.issuance_id == row.issuance_id)
     issued = select(
         row.issuance_id,
         row.request_id,
@@ -42,7 +43,7 @@ def _rows() -> CompoundSelect[Any]:
         row.not_after,
         row.certificate_sha256,
         row.issued_at,
-        row.announced_at,
+        and_(row.state != "intended", ~waiting).label("audited"),
         row.revoked_at,
     )
     submitted = select(
@@ -58,7 +59,7 @@ def _rows() -> CompoundSelect[Any]:
         sent.not_after,
         null(),
         null(),
-        sent.announced_at,
+        sent.announced_at.is_not(None),
         null(),
     ).where(sent.state != "issued")
     return union_all(issued, submitted).order_by("issuance_id")
@@ -88,7 +89,7 @@ async def export(database: Database, out: Path) -> int:
                     "not_after": row["not_after"].isoformat(),
                     "certificate_sha256": (row["certificate_sha256"] or b"").hex() or None,
                     "issued_at": row["issued_at"].isoformat() if row["issued_at"] else None,
-                    "audited": row["announced_at"] is not None,
+                    "audited": row["audited"],
                     "revoked": row["revoked_at"] is not None,
                 }
                 file.write(json.dumps(line) + "\n")

@@ -44,9 +44,8 @@ allowed as (
   from input i left join secret s using (secret_id)
   where not exists (select 1 from request r where r.request_id = i.request_id)
     and not exists (select 1 from issuance r where r.request_id = i.request_id)
-    and not exists (select 1 from issuance p
-        where p.certificate_sha256 = i.presented_sha256 and p.certificate is not null
-          and p.revoked_at is not null)
+    and not exists (select 1 from fingerprint f join issuance p using (issuance_id)
+        where f.certificate_sha256 = i.presented_sha256 and p.revoked_at is not null)
     and not exists (select 1 from issuance c
         where c.spki_sha256 = i.spki_sha256 and c.revocation_reason = 'keyCompromise')
     and not exists (select 1 from generation g
@@ -74,15 +73,17 @@ fresh as (
       where c.enrollment_id = o.enrollment_id)
   on conflict do nothing returning issuance_id)"""
 
-_INTEND = f"""{CHECKED}
-insert into issuance (issuance_id, enrollment_id, request_id, issuer_id, serial_number, state,
-  lease_until, sign_before, tbs, tenant, service, profile, slot_id, subject, san, spki_sha256,
-  not_before, not_after, predecessor_sha256, context)
-select issuance_id, enrollment_id, request_id, issuer_id, serial_number, 'intended',
-  now() + $21::interval, sign_before, tbs, tenant, service, profile, slot_id, subject, san,
-  spki_sha256, not_before, not_after, predecessor_sha256, context
-from owned join fresh using (issuance_id)
-returning issuance_id"""
+_INTEND = f"""{CHECKED},
+recorded as (
+  insert into issuance (issuance_id, enrollment_id, request_id, issuer_id, serial_number, state,
+    lease_until, sign_before, tbs, tenant, service, profile, slot_id, subject, san, spki_sha256,
+    not_before, not_after, predecessor_sha256, context)
+  select issuance_id, enrollment_id, request_id, issuer_id, serial_number, 'intended',
+    now() + $21::interval, sign_before, tbs, tenant, service, profile, slot_id, subject, san,
+    spki_sha256, not_before, not_after, predecessor_sha256, context
+  from owned join fresh using (issuance_id)
+  returning issuance_id)
+insert into open_intent select issuance_id from recorded returning issuance_id"""
 
 _STORE = """with input as (
   select * from unnest($1::uuid[], $2::int[], $3::bytea[], $4::bytea[])
@@ -92,7 +93,14 @@ stored as (
     certificate_sha256 = i.certificate_sha256, issued_at = now(), tbs = null
   from input i
   where s.issuance_id = i.issuance_id and s.state = 'intended' and s.fence = i.fence
-  returning s.issuance_id, s.certificate, s.issued_at, s.enrollment_id),
+  returning s.issuance_id, s.certificate, s.certificate_sha256, s.issued_at, s.enrollment_id),
+closed as (
+  delete from open_intent o using stored where o.issuance_id = stored.issuance_id),
+noted as (
+  insert into unannounced select issuance_id from stored),
+named as (
+  insert into fingerprint (certificate_sha256, issuance_id)
+  select certificate_sha256, issuance_id from stored),
 consumed as (
   update claim set state = 'consumed' from stored
   where claim.enrollment_id = stored.enrollment_id and claim.state = 'reserved')
@@ -100,14 +108,15 @@ select issuance_id, certificate, issued_at from stored"""
 
 _TAKE_OVER = f"""update issuance set fence = fence + 1, lease_until = now() + $1::interval
 where issuance_id in (
-  select issuance_id from issuance where state = 'intended' and lease_until < now()
-  order by lease_until limit $2 for update skip locked)
+  select issuance_id from open_intent join issuance i using (issuance_id)
+  where i.state = 'intended' and i.lease_until < now()
+  order by i.lease_until limit $2 for update of i skip locked)
 returning {INTENT_COLUMNS}, case
   when sign_before < now() or issuance.context::json->>'operation' in ('serverkeygen', 'ocsp')
     then 'request.expired'
-  when exists (select 1 from issuance p
-      where p.certificate_sha256 = decode(issuance.context::json->>'presented_sha256', 'hex')
-        and p.certificate is not null and p.revoked_at is not null)
+  when exists (select 1 from fingerprint f join issuance p using (issuance_id)
+      where f.certificate_sha256 = decode(issuance.context::json->>'presented_sha256', 'hex')
+        and p.revoked_at is not null)
     then 'auth.certificate_revoked'
   when exists (select 1 from issuance c where c.spki_sha256 = issuance.spki_sha256
       and c.revocation_reason = 'keyCompromise')
@@ -117,15 +126,16 @@ returning {INTENT_COLUMNS}, case
         and s.revoked_at is null and s.not_after > now())
     then 'secret.invalid' end as objection"""
 
-_UNANNOUNCED = f"""select {INTENT_COLUMNS}, certificate, issued_at from issuance
-where state = 'issued' and announced_at is null and issued_at < now() - $1::interval
-order by issued_at limit $2"""
+_UNANNOUNCED = f"""select {INTENT_COLUMNS}, certificate, issued_at
+from unannounced join issuance using (issuance_id)
+where issued_at < now() - $1::interval order by issuance_id limit $2"""
 
 _IN_WINDOW = f"""select {INTENT_COLUMNS}, certificate, issued_at from issuance
 where state = 'issued' and issued_at >= $1 and issued_at < $2 order by issued_at"""
 
 _KNOWN = f"""select {KNOWN_COLUMNS}
-from issuance where certificate_sha256 = any($1::bytea[]) and certificate is not null"""
+from fingerprint join issuance using (issuance_id, certificate_sha256)
+where certificate_sha256 = any($1::bytea[])"""
 
 _HEADS = f"""select {KNOWN_COLUMNS} from issuance i
 where slot_id = any($1::uuid[]) and state = 'issued' and revoked_at is null and not_after > now()
@@ -133,6 +143,19 @@ where slot_id = any($1::uuid[]) and state = 'issued' and revoked_at is null and 
     and s.predecessor_sha256 = i.certificate_sha256 and s.state = 'issued'
     and s.revoked_at is null)
 limit 2"""
+
+
+_UNFINISHED = """select exists (select from open_intent), exists (select from unannounced),
+exists (select from request where announced_at is null)"""
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Whether there are intents, and certificates and refusals that are not published."""
+
+    intents: bool
+    certificates: bool
+    refusals: bool
 
 
 @dataclass(frozen=True)
@@ -197,6 +220,12 @@ class IssuanceStore:
             rows = await connection.fetch(_HEADS, list(slots))
         return [known_certificate_of(row) for row in rows]
 
+    async def unfinished(self) -> Unfinished:
+        """Return whether anything is under way, in any signer: what a sweeper looks for first."""
+        async with self.database.connection() as connection:
+            (row,) = await connection.fetch(_UNFINISHED)
+        return Unfinished(*row)
+
     async def take_over(self, limit: int) -> list[TakenOver]:
         """Take intents whose lease has run out, each under a new fence."""
         async with self.database.connection() as connection:
@@ -208,12 +237,15 @@ class IssuanceStore:
 
         async def work(connection: Connection) -> bool:
             done = await connection.fetchval(
-                "update issuance set state = 'abandoned', tbs = null, announced_at = now() "
+                "update issuance set state = 'abandoned', tbs = null, abandoned_at = now() "
                 "where issuance_id = $1 and state = 'intended' and fence = $2 returning true",
                 intent.issuance_id,
                 intent.fence,
             )
             if done:
+                await connection.execute(
+                    "delete from open_intent where issuance_id = $1", intent.issuance_id
+                )
                 await connection.execute(
                     "delete from claim where enrollment_id = $1 and state = 'reserved'",
                     intent.enrollment_id,

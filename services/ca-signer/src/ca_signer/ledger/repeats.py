@@ -24,8 +24,8 @@ repeated as (
   join issuance s on s.issuance_id = e.issuance_id
   where s.state = 'issued' and s.revoked_at is null and s.request_id <> i.request_id
     and s.issued_at + i.idempotency_window > now()
-    and not exists (select 1 from issuance p where p.certificate_sha256 = i.presented_sha256
-      and p.certificate is not null and p.revoked_at is not null)
+    and not exists (select 1 from fingerprint f join issuance p using (issuance_id)
+      where f.certificate_sha256 = i.presented_sha256 and p.revoked_at is not null)
     and (i.secret_id is null or exists (select 1 from secret c where c.secret_id = i.secret_id
       and c.revoked_at is null and c.not_after > now()))
     and not exists (select 1 from issuance o where o.request_id = i.request_id)),

@@ -47,7 +47,8 @@ log = logging.getLogger(__name__)
 
 _OPERATOR = """select issuer_id, serial_number, profile, certificate, revoked_at,
   not_after < now() as over
-from issuance where certificate_sha256 = $1 and certificate is not null for share"""
+from fingerprint join issuance using (issuance_id, certificate_sha256)
+where certificate_sha256 = $1 for share of issuance"""
 
 
 @dataclass(kw_only=True, eq=False, slots=True)

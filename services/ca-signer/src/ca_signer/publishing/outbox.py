@@ -9,6 +9,7 @@ back.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ class Outbox:
         self._sources = sources
         self._every_s = every_s
         self._due = asyncio.Event()
+        due = [f"exists (select from ({source.select}) due)" for source in sources]
+        self._due_statement = f"select {', '.join(due)}"
 
     def changed(self) -> None:
         """Say that something was committed."""
@@ -68,7 +71,14 @@ class Outbox:
 
     async def flush(self) -> None:
         """Publish everything that is due; what cannot be published now is deferred."""
-        for source in self._sources:
+        try:
+            # One statement where there is nothing to publish, which is nearly always.
+            async with self._database.connection() as connection:
+                (due,) = await connection.fetch(self._due_statement, 1)
+        except Unavailable as exc:
+            log.warning("publication deferred", extra=fields(code=exc.code))
+            return
+        for source in itertools.compress(self._sources, due):
             try:
                 while await drain(self._database, source):
                     pass

@@ -37,19 +37,28 @@ _PIECE = 500
 _CLOCKS = dt.timedelta(seconds=5)
 """A record is dated by the signer, its row by the database; less than that is one moment."""
 
-_ROW = """insert into issuance as known (issuance_id, enrollment_id, request_id, issuer_id,
-  serial_number, state, lease_until, sign_before, certificate, certificate_sha256, tenant, service,
-  profile, slot_id, subject, san, spki_sha256, not_before, not_after, predecessor_sha256, context,
-  created_at, issued_at, announced_at)
-values ($1, $2, $3, $4, $5, $6, $7, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
-  $20, $7, case when $6 = 'issued' then $7::timestamptz end,
-  case when $6 = 'issued' then null else now() end)
-on conflict (issuance_id) do update set state = 'issued', tbs = null,
-  certificate = excluded.certificate, certificate_sha256 = excluded.certificate_sha256,
-  issued_at = excluded.issued_at, announced_at = null, fence = known.fence + 1
-where excluded.state = 'issued' and known.state <> 'issued'
-  and known.serial_number = excluded.serial_number
-returning true"""
+_ROW = """with stored as (
+  insert into issuance as known (issuance_id, enrollment_id, request_id, issuer_id,
+    serial_number, state, lease_until, sign_before, certificate, certificate_sha256, tenant,
+    service, profile, slot_id, subject, san, spki_sha256, not_before, not_after,
+    predecessor_sha256, context, created_at, issued_at, abandoned_at)
+  values ($1, $2, $3, $4, $5, $6, $7, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
+    $20, $7, case when $6 = 'issued' then $7::timestamptz end,
+    case when $6 = 'issued' then null else now() end)
+  on conflict (issuance_id) do update set state = 'issued', tbs = null,
+    certificate = excluded.certificate, certificate_sha256 = excluded.certificate_sha256,
+    issued_at = excluded.issued_at, abandoned_at = null, fence = known.fence + 1
+  where excluded.state = 'issued' and known.state <> 'issued'
+    and known.serial_number = excluded.serial_number
+  returning issuance_id, certificate_sha256),
+closed as (
+  delete from open_intent o using stored where o.issuance_id = stored.issuance_id),
+noted as (
+  insert into unannounced select issuance_id from stored where certificate_sha256 is not null),
+named as (
+  insert into fingerprint (certificate_sha256, issuance_id)
+  select certificate_sha256, issuance_id from stored where certificate_sha256 is not null)
+select true from stored"""
 _BIND = """insert into key_binding (spki_sha256, tenant, service) values ($1, $2, $3)
 on conflict (spki_sha256) do update set tenant = excluded.tenant
 where (key_binding.tenant, key_binding.service) = (excluded.tenant, excluded.service)

@@ -38,10 +38,12 @@ REASON = "superseded"
 _RETRY_S = 5.0
 _CREDIT = 200
 _OLD = """select o.*, n.issuance_id is not null as succeeded from issuance o
-left join issuance n on n.certificate_sha256 = $2 and n.state = 'issued'
+left join issuance n on n.issuance_id = (
+    select issuance_id from fingerprint where certificate_sha256 = $2)
   and n.slot_id = o.slot_id and n.issued_at > o.issued_at
   and n.revoked_at is null and n.not_after > now()
-where o.certificate_sha256 = $1 and o.state = 'issued' for update of o"""
+where o.issuance_id = (select issuance_id from fingerprint where certificate_sha256 = $1)
+for update of o"""
 
 
 class RevokeAfterRotation:

@@ -39,6 +39,9 @@ log = logging.getLogger(__name__)
 
 LIFETIME = dt.timedelta(days=1)
 _EVERY_S = 1.0
+_ANY_OPEN = (
+    "select true from bulk_revocation where state in ('selecting', 'proposed', 'running') limit 1"
+)
 _BATCH = 200
 _LONGEST_PAUSE_S = 10.0
 _LIMIT = 200
@@ -90,6 +93,9 @@ class BulkRevocationJob:
         Raises:
             Unavailable: the database is unavailable; what was begun is undone.
         """
+        async with self._database.connection() as connection:
+            if not await connection.fetchval(_ANY_OPEN):
+                return
         if await self._database.run(self._next):
             self._changed()
 

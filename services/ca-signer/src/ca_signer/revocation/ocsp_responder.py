@@ -183,7 +183,7 @@ class OCSPResponder:
             return CertificateStatus(known=False)
         async with self._database.connection() as connection:
             row = await connection.fetchrow(
-                "select state, revoked_at, revocation_reason, announced_at from issuance "
+                "select state, revoked_at, revocation_reason, abandoned_at from issuance "
                 "where issuer_id = $1 and serial_number = $2 and state <> 'intended'",
                 issuer_id,
                 serial_number.to_bytes(SERIAL_OCTETS, "big"),
@@ -192,7 +192,7 @@ class OCSPResponder:
             return CertificateStatus(known=False)
         if row["state"] == "abandoned":
             # Its serial number is never used again; a signer may have signed it and crashed.
-            return CertificateStatus(known=True, revoked_at=row["announced_at"])
+            return CertificateStatus(known=True, revoked_at=row["abandoned_at"])
         return CertificateStatus(
             known=True, revoked_at=row["revoked_at"], reason=row["revocation_reason"]
         )

@@ -63,15 +63,24 @@ class Sweeper:
         Raises:
             Unavailable: database or bus unavailable; the next sweep goes on.
         """
-        takeovers = await self.ledger.take_over(_LIMIT)
+        unfinished = await self.ledger.unfinished()
+        takeovers = await self.ledger.take_over(_LIMIT) if unfinished.intents else []
         if takeovers:
             await self._resume(takeovers)
-        late = await self.ledger.unannounced(older_than_s=_QUIET_S, limit=_LIMIT)
+        late = (
+            await self.ledger.unannounced(older_than_s=_QUIET_S, limit=_LIMIT)
+            if unfinished.certificates
+            else []
+        )
         if late:
             await self.publisher.issued(late)
             await self.ledger.mark_announced([i.intent.issuance_id for i in late])
             metrics.REANNOUNCED.labels("all").inc(len(late))
-        refused = await self.refusals.unpublished(older_than_s=_QUIET_S, limit=_LIMIT)
+        refused = (
+            await self.refusals.unpublished(older_than_s=_QUIET_S, limit=_LIMIT)
+            if unfinished.refusals
+            else []
+        )
         if refused:
             await self.publisher.refusals(refused)
             await self.refusals.mark_published([r.event.id for r in refused])

@@ -60,15 +60,22 @@ _STORE = """with done as (
   returning *),
 consumed as (
   update claim set state = 'consumed' from done
-  where claim.enrollment_id = done.enrollment_id and claim.state = 'reserved')
-insert into issuance (issuance_id, enrollment_id, request_id, issuer_id, serial_number, state,
-  fence, lease_until, sign_before, certificate, certificate_sha256, tenant, service, profile,
-  slot_id, subject, san, spki_sha256, not_before, not_after, predecessor_sha256, context,
-  created_at, issued_at)
-select issuance_id, enrollment_id, request_id, issuer_id, $4, 'issued', fence, lease_until,
-  sign_before, $5, $6, tenant, service, profile, slot_id, $9, san, spki_sha256, $7, $8,
-  predecessor_sha256, context, created_at, now()
-from done returning certificate, issued_at"""
+  where claim.enrollment_id = done.enrollment_id and claim.state = 'reserved'),
+stored as (
+  insert into issuance (issuance_id, enrollment_id, request_id, issuer_id, serial_number, state,
+    fence, lease_until, sign_before, certificate, certificate_sha256, tenant, service, profile,
+    slot_id, subject, san, spki_sha256, not_before, not_after, predecessor_sha256, context,
+    created_at, issued_at)
+  select issuance_id, enrollment_id, request_id, issuer_id, $4, 'issued', fence, lease_until,
+    sign_before, $5, $6, tenant, service, profile, slot_id, $9, san, spki_sha256, $7, $8,
+    predecessor_sha256, context, created_at, now()
+  from done returning issuance_id, certificate, certificate_sha256, issued_at),
+noted as (
+  insert into unannounced select issuance_id from stored),
+named as (
+  insert into fingerprint (certificate_sha256, issuance_id)
+  select certificate_sha256, issuance_id from stored)
+select certificate, issued_at from stored"""
 
 
 @dataclass
@@ -282,8 +289,7 @@ class Submissions:
         """Return the issuance of exactly this certificate, if the ledger has it."""
         async with self.database.connection() as connection:
             issuance_id = await connection.fetchval(
-                "select issuance_id from issuance where certificate_sha256 = $1 "
-                "and certificate is not null",
+                "select issuance_id from fingerprint where certificate_sha256 = $1",
                 sha256(der).digest(),
             )
         return None if issuance_id is None else str(issuance_id)

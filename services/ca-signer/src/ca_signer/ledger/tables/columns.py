@@ -9,6 +9,13 @@ from sqlalchemy.dialects.postgresql import UUID
 
 metadata = sa.MetaData()
 
+SHORT_LIVED = {
+    "autovacuum_vacuum_scale_factor": "0",
+    "autovacuum_vacuum_threshold": "1000",
+    "autovacuum_vacuum_insert_threshold": "-1",
+}
+"""Storage parameters of a table that stays small while many rows pass through it."""
+
 
 def timestamp(name: str, *, nullable: bool = True, comment: str | None = None) -> sa.Column[object]:
     """Return a column with a point in time."""

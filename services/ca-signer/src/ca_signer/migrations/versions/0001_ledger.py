@@ -16,10 +16,16 @@ down_revision = None
 
 TIME = sa.DateTime(timezone=True)
 UUID = postgresql.UUID()
+SHORT_LIVED = {
+    "autovacuum_vacuum_scale_factor": "0",
+    "autovacuum_vacuum_threshold": "1000",
+    "autovacuum_vacuum_insert_threshold": "-1",
+}
 GRANTS = {
     "select, insert, update": (
         "enrollment",
         "issuance",
+        "fingerprint",
         "request",
         "key_binding",
         "claim",
@@ -43,6 +49,10 @@ GRANTS = {
         "enrollment",
     ),
     "select, insert, update, delete": ("approval",),
+    "select, insert, delete": (
+        "open_intent",
+        "unannounced",
+    ),
     "select, update": ("heartbeat",),
     "select, insert": (
         "trust_seen",
@@ -122,16 +132,16 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement a table or index
         "issuance",
         *_issuance_identifiers(),
         sa.Column("serial_number", sa.LargeBinary, nullable=False),
+        *_owner(),
+        *_certificate_contents(),
+        sa.Column("context", sa.Text, nullable=False, comment="JSON: what announcements need"),
+        _timestamp_now("created_at"),
         *_lease(),
         sa.Column(
             "tbs", sa.LargeBinary, comment="until signed; the certificate contains it afterwards"
         ),
         *_nullable(sa.LargeBinary, "certificate", "certificate_sha256"),
-        *_owner(),
-        *_certificate_contents(),
-        sa.Column("context", sa.Text, nullable=False, comment="JSON: what announcements need"),
-        _timestamp_now("created_at"),
-        *_nullable(TIME, "issued_at", "announced_at", "revoked_at"),
+        *_nullable(TIME, "issued_at", "abandoned_at", "revoked_at"),
         sa.Column("revocation_reason", sa.Text),
         sa.Column(
             "revocation_seq",
@@ -149,7 +159,12 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement a table or index
         sa.PrimaryKeyConstraint("issuance_id"),
         sa.UniqueConstraint("request_id", name="issuance_request"),
         sa.UniqueConstraint("serial_number", "issuer_id", name="issuance_serial"),
-        postgresql_with={"fillfactor": "80"},
+        postgresql_with={"fillfactor": "50", "toast_tuple_target": "4000"},
+    )
+    # DER does not compress.
+    op.execute(
+        "alter table issuance alter tbs set storage external, "
+        "alter certificate set storage external"
     )
     _create_index(
         "issuance_compromised",
@@ -157,10 +172,6 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement a table or index
         "spki_sha256",
         where="revocation_reason = 'keyCompromise'",
     )
-    _create_index(
-        "issuance_fingerprint", "issuance", "certificate_sha256", where="certificate is not null"
-    )
-    _create_index("issuance_intended", "issuance", "lease_until", where="state = 'intended'")
     _create_index("issuance_issued_at", "issuance", "issued_at", postgresql_using="brin")
     _create_index("issuance_owner", "issuance", "tenant", "service", "created_at")
     _create_index(
@@ -173,11 +184,28 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement a table or index
         "issuance_revoked", "issuance", "issuer_id", "not_after", where="revoked_at is not null"
     )
     _create_index("issuance_slot", "issuance", "slot_id")
-    _create_index(
-        "issuance_unannounced",
-        "issuance",
-        "issued_at",
-        where="state = 'issued' and announced_at is null",
+    for name, comment in (
+        (
+            "open_intent",
+            "the issuances in state intended, for the sweeper; the rest is in their rows",
+        ),
+        ("unannounced", "certificates whose event and audit outcome have no PubAck yet"),
+    ):
+        op.create_table(
+            name,
+            *_not_null(UUID, "issuance_id"),
+            sa.PrimaryKeyConstraint("issuance_id"),
+            postgresql_with=SHORT_LIVED,
+            comment=comment,
+        )
+    op.create_table(
+        "fingerprint",
+        sa.Column("certificate_sha256", sa.LargeBinary, nullable=False),
+        *_not_null(UUID, "issuance_id"),
+        sa.PrimaryKeyConstraint("certificate_sha256"),
+        comment=(
+            "certificates by SHA-256: those that clients present, operators name, events are about"
+        ),
     )
     op.create_table(
         "request",
@@ -457,7 +485,6 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement a table or index
     _create_index("certificate_owner", "certificate", "tenant", "service", "no")
     _create_index("certificate_profile", "certificate", "profile", "no")
     _create_index("certificate_revoked", "certificate", "no", where="revoked_at is not null")
-    _create_index("certificate_slot", "certificate", "slot_id", "no")
     _create_index("certificate_team", "certificate", "team", "no", where="team is not null")
     op.create_table(
         "certificate_name",

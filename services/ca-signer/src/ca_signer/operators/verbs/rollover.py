@@ -108,8 +108,8 @@ class Rolling:
             connection, retirement.issuer, caller.name, left_behind=retirement.left_behind
         )
         own = await connection.fetchval(
-            "select issuer_id from issuance where certificate_sha256 = $1 "
-            "and certificate is not null",
+            "select issuer_id from fingerprint join issuance using (issuance_id) "
+            "where fingerprint.certificate_sha256 = $1",
             caller.fingerprint,
         )
         if changed and own == row["from_issuer"]:
