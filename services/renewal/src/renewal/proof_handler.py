@@ -41,7 +41,7 @@ from estcore.runtime.tracing import Tracing
 from renewal.metrics import PROOFS
 from renewal.publishing.messages import MessageBuilder
 from renewal.publishing.publisher import RotationPublisher
-from renewal.rotation.proof_of_use import read_claims, verify
+from renewal.rotation.proof_of_use import read_claims, serial_of, verify
 from renewal.rotation.slot_state import Generation, Steps
 from renewal.rotation.store import update_slots
 from renewal.settings import RotationSettings
@@ -55,7 +55,7 @@ _FIND = """
 select n.issuance_id, n.slot_id, n.certificate, n.generation, n.state, n.role, n.activated_at,
        p.state as peer_state, p.not_after as peer_not_after, now() as now
 from certificate p join certificate n on n.slot_id = p.slot_id
-where p.fingerprint_sha256 = $1 and n.serial = $2
+where p.serial = $1 and p.fingerprint_sha256 = $2 and n.serial = $3
 """
 _PEER = "update certificate set proof_peer = $2 where issuance_id = $1 and proof_peer is null"
 _NOT_YET = "no certificate with this serial number is known for this client"
@@ -145,7 +145,9 @@ class AckListener:
         """
         claims = read_claims(ack.jws)
         async with self.database.connection() as connection:
-            row = await connection.fetchrow(_FIND, sha256(ack.peer).hexdigest(), claims.serial)
+            row = await connection.fetchrow(
+                _FIND, serial_of(ack.peer), sha256(ack.peer).hexdigest(), claims.serial
+            )
         if row is None:
             # Perhaps its event has not arrived yet: the agent repeats a Conflict.
             raise Conflict(_NOT_YET, code="rotation.unknown")

@@ -76,20 +76,14 @@ certificate = Table(
     CheckConstraint(
         "proof in ('mtls_seen', 'agent_ack', 'operator')", name="certificate_proof_check"
     ),
-    Index(
-        "certificate_role",
-        "slot_id",
-        "role",
-        unique=True,
-        postgresql_where="role in ('active', 'next')",
-    ),
-    Index(
-        "certificate_replaced",
-        "slot_id",
-        postgresql_where="role is null and state in ('superseded', 'deprecated')",
-    ),
-    Index("certificate_fingerprint", "fingerprint_sha256"),
+    # Certificates of a slot; one of each role, and any number without.
+    Index("certificate_slot", "slot_id", "role", unique=True),
+    # A certificate by what an event or a proof says of it. Serial numbers begin with the time, so
+    # that this index grows at its end; one over fingerprints would be changed everywhere.
+    Index("certificate_serial", "serial"),
+    # Windows that are compared with the ledger.
     Index("certificate_window", "issued_at", postgresql_using="brin"),
+    # Steps to publish that a crash left.
     Index("certificate_unannounced", "changed_at", postgresql_where="reached <> announced"),
 )
 
@@ -143,9 +137,15 @@ renewal_slot = Table(
     CheckConstraint(
         "next_id is null or state in ('issued', 'overlap', 'paused')", name="renewal_slot_check"
     ),
+    # Whether slots are due, and claiming where few are (dispatch/claims.py).
     Index("slot_due", "priority", "next_attempt_at", postgresql_where="state = 'idle'"),
+    # Claiming where many are due: those that expire first are found first.
+    Index("slot_expiry", "priority", "not_after", postgresql_where="state = 'idle'"),
+    # Leases that ran out.
     Index("slot_leases", "lease_until", postgresql_where="state = 'dispatched'"),
+    # Slots in which time alone changes something.
     Index("slot_checks", "check_at"),
+    # Dispatches to publish that a crash left.
     Index("slot_unannounced", "dispatched_at", postgresql_where="announced_fence < fence"),
     Index(
         "slot_lapsed",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from estcore.pki.profile import PRIORITIES
@@ -18,7 +19,23 @@ from renewal.rotation.schedule import backoff, lease
 from renewal.rotation.store import update_slots
 from renewal.settings import LeaseSettings, RotationSettings
 
-_DUE = """
+_MANY = 250
+"""So many due slots are sorted at each claim; where there are more, they are found in order."""
+_COUNT_DUE = f"""
+select (select count(*) from (select from renewal_slot where state = 'idle' and priority = p
+    and next_attempt_at <= now() limit {_MANY + 1}) found) from generate_series(0, 3) p order by p
+"""  # noqa: S608 - our constant
+# By the index over due times. "materialized", or the planner may walk the other index past
+# every slot that is not due.
+_FEW_DUE = f"""
+with due as materialized (select ctid from renewal_slot
+    where state = 'idle' and priority = $1 and next_attempt_at <= now() limit {_MANY + 1})
+select s.slot_id, s.not_after, now() as now from renewal_slot s join due on s.ctid = due.ctid
+where s.state = 'idle' and s.next_attempt_at <= now() and s.not_after > now()
+order by s.not_after limit $2 for update of s skip locked
+"""  # noqa: S608 - our constant
+# By the index over expiry: what is due is mostly what expires first.
+_MANY_DUE = """
 select slot_id, not_after, now() as now from renewal_slot
 where state = 'idle' and next_attempt_at <= now() and priority = $1 and not_after > now()
 order by not_after limit $2 for update skip locked
@@ -44,23 +61,60 @@ update renewal_slot s set
 from unnest($1::uuid[], $2::timestamptz[]) as t(slot_id, next_attempt_at)
 where s.slot_id = t.slot_id
 """
+_WAITING = """
+select exists (select from renewal_slot where state = 'dispatched' and lease_until < now()),
+    exists (select from renewal_slot where check_at <= now()),
+    exists (select from renewal_slot where announced_fence < fence
+        and dispatched_at < now() - $1::interval)
+    or exists (select from renewal_slot where announced_lapsed_fence < lapsed_fence
+        and last_error_at < now() - $1::interval)
+    or exists (select from certificate where reached <> announced
+        and changed_at < now() - $1::interval)
+"""
 _TO_CHECK = """
 select slot_id from renewal_slot where check_at <= now()
 order by check_at limit $1 for update skip locked
 """
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """What upkeep has to do: leases that ran out, slots whose time came, unpublished events."""
+
+    lapsed: bool
+    to_check: bool
+    unpublished: bool
+
+
+async def find_waiting(connection: Connection, patience: dt.timedelta) -> Waiting:
+    """Return what there is to do, by one statement: mostly nothing.
+
+    What is unpublished for less than ``patience`` is being published.
+    """
+    (row,) = await connection.fetch(_WAITING, patience)
+    return Waiting(*row)
+
+
+async def count_due(connection: Connection) -> list[int]:
+    """Return how many slots of each priority are due, counted up to ``_MANY`` and one."""
+    return [row[0] for row in await connection.fetch(_COUNT_DUE)]
+
+
 async def claim(
     connection: Connection,
     *,
     priority: int,
+    due: int,
     limit: int,
     owner: str,
     traceparent: str | None,
     leases: LeaseSettings,
 ) -> list[str]:
-    """Dispatch up to ``limit`` due slots of one priority, earliest expiry first; returns them."""
-    rows = await connection.fetch(_DUE, priority, limit)
+    """Dispatch up to ``limit`` due slots of one priority, earliest expiry first; returns them.
+
+    ``due`` is what ``count_due`` returned of this priority.
+    """
+    rows = await connection.fetch(_MANY_DUE if due > _MANY else _FEW_DUE, priority, limit)
     if not rows:
         return []
     longest = leases.longest(PRIORITIES[priority])

@@ -63,22 +63,24 @@ class Scheduler:
         """
         if not self._bus.connected:
             return 0  # claiming now would only start leases that no agent is notified of
+        async with self._database.connection() as connection:
+            due = await claims.count_due(connection)
         total = self._scheduler.claim_size
         claimed, full = 0, []
         places = shares(total)
         for priority in range(len(PRIORITIES)):
             limit = min(places[priority], total - claimed)
-            count = await self._claim(priority, limit)
+            count = await self._claim(priority, due[priority], limit)
             claimed += count
             if count == limit:
                 full.append(priority)
         for priority in full:
             if claimed < total:
-                claimed += await self._claim(priority, total - claimed)
+                claimed += await self._claim(priority, due[priority], total - claimed)
         return claimed
 
-    async def _claim(self, priority: int, limit: int) -> int:
-        if limit <= 0:
+    async def _claim(self, priority: int, due: int, limit: int) -> int:
+        if due == 0 or limit <= 0:
             return 0
         with self._tracing.root("renewal.dispatch", priority=priority) as traceparent:
 
@@ -86,6 +88,7 @@ class Scheduler:
                 return await claims.claim(
                     connection,
                     priority=priority,
+                    due=due,
                     limit=limit,
                     owner=self._settings.instance,
                     traceparent=traceparent,
@@ -109,10 +112,10 @@ class Scheduler:
         Raises:
             Unavailable: bus or database unavailable; the next run continues.
         """
-        lapsed = await self._database.run(lambda c: claims.take_back(c, limit=_BATCH))
-        updated = await self._database.run(
-            lambda c: claims.let_time_pass(c, limit=_BATCH, rotation=self._settings.rotation)
-        )
+        patience = dt.timedelta(seconds=self._scheduler.sweep_after_s)
+        async with self._database.connection() as connection:
+            waiting = await claims.find_waiting(connection, patience)
+        lapsed, updated = await self._update_slots(waiting)
         if lapsed:
             LAPSED.inc(len(lapsed))
             log.warning("renewal lease expired", extra=fields(slots=len(lapsed)))
@@ -121,11 +124,22 @@ class Scheduler:
         if lapsed:
             await self._publisher.lapses(lapsed)
         await self._publisher.rotations(updated)
-        patience = dt.timedelta(seconds=self._scheduler.sweep_after_s)
-        swept = await self._publisher.sweep(patience)
+        swept = await self._publisher.sweep(patience) if waiting.unpublished else 0
         if swept:
             log.warning("unpublished rotation events published", extra=fields(events=swept))
         return len(lapsed) + len(updated) + swept
+
+    async def _update_slots(self, waiting: claims.Waiting) -> tuple[list[str], list[str]]:
+        """Return slots whose lease ran out, and those in which time changed something."""
+        lapsed: list[str] = []
+        updated: list[str] = []
+        if waiting.lapsed:
+            lapsed = await self._database.run(lambda c: claims.take_back(c, limit=_BATCH))
+        if waiting.to_check:
+            updated = await self._database.run(
+                lambda c: claims.let_time_pass(c, limit=_BATCH, rotation=self._settings.rotation)
+            )
+        return lapsed, updated
 
     async def _repeat(self, stop: asyncio.Event, look: Callable[[], Awaitable[int]]) -> None:
         while not stop.is_set():

@@ -70,7 +70,7 @@ with said as (
     on conflict (fingerprint_sha256) do nothing
 )
 update certificate set state = 'revoked', changed_at = now()
-where fingerprint_sha256 = any($1::text[]) and state <> 'revoked'
+where serial = any($4::text[]) and fingerprint_sha256 = any($1::text[]) and state <> 'revoked'
 returning issuance_id, slot_id
 """
 
@@ -117,6 +117,7 @@ async def project(
             list(latest),
             [r.revoked_at for r in latest.values()],
             [r.reason for r in latest.values()],
+            [r.serial for r in latest.values()],
         )
         slots.update(str(row["slot_id"]) for row in rows)
         touched += [row["issuance_id"] for row in rows]

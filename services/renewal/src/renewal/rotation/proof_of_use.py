@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from cryptography import x509
 
 from estcore.errors import MalformedRequest, NotAuthenticated
+from estcore.ids import serial_hex
 from estcore.pki import jws
 
 MAX_BYTES = 4096
@@ -71,6 +72,18 @@ def verify(token: str, certificate: bytes) -> None:
         raise NotAuthenticated(
             "the proof is not signed by the new certificate's key", code="proof.signature"
         )
+
+
+def serial_of(certificate: bytes) -> str:
+    """Return the serial number of a certificate (DER) as rows have it.
+
+    Raises:
+        MalformedRequest: it is none.
+    """
+    try:
+        return serial_hex(x509.load_der_x509_certificate(certificate).serial_number)
+    except ValueError as exc:
+        raise MalformedRequest("not a certificate", code="proof.malformed") from exc
 
 
 def _text(claims: dict[str, object], name: str) -> str:

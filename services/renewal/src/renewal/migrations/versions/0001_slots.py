@@ -97,15 +97,13 @@ create table failed_delivery (
 );
 """
 INDEXES = """
-create unique index certificate_role on certificate (slot_id, role)
-    where role in ('active', 'next');
-create index certificate_replaced on certificate (slot_id)
-    where role is null and state in ('superseded', 'deprecated');
-create index certificate_fingerprint on certificate (fingerprint_sha256);
+create unique index certificate_slot on certificate (slot_id, role);
+create index certificate_serial on certificate (serial);
 create index certificate_window on certificate using brin (issued_at)
     with (pages_per_range = 16, autosummarize = on);
 create index certificate_unannounced on certificate (changed_at) where reached <> announced;
 create index slot_due on renewal_slot (priority, next_attempt_at) where state = 'idle';
+create index slot_expiry on renewal_slot (priority, not_after) where state = 'idle';
 create index slot_leases on renewal_slot (lease_until) where state = 'dispatched';
 create index slot_checks on renewal_slot (check_at);
 create index slot_unannounced on renewal_slot (dispatched_at) where announced_fence < fence;
