@@ -22,6 +22,11 @@ class Sealer:
         self._size = 0
         self._signed = monotonic_s()
 
+    @property
+    def size(self) -> int:
+        """Size of the newest checkpoint."""
+        return self._size
+
     async def load(self, connection: Connection) -> None:
         """Learn how far the log is sealed."""
         self._size = await store.last_checkpoint(connection)

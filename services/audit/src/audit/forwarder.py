@@ -22,7 +22,7 @@ from audit.chain import spell
 from audit.self_records import SelfRecords
 from audit.settings import SinkSettings
 from audit.syslog_tls import SyslogConnection
-from estcore.clock import Clock
+from estcore.clock import Clock, monotonic_s
 from estcore.errors import LedgerUnavailable
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
@@ -31,6 +31,8 @@ from estcore.runtime.service import sleep_or_stop
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.5
+_CURSOR_S = 2.0
+"""How soon an idle sink notices that an operator moved its cursor."""
 _GREETING_S = 0.2
 _ALERT_WAIT_S = 0.02
 _CHECKPOINTS = 50
@@ -49,6 +51,11 @@ class Log(Protocol):
     @property
     def size(self) -> int:
         """Records in the log."""
+        ...
+
+    @property
+    def sealed(self) -> int:
+        """Size of the newest checkpoint."""
         ...
 
 
@@ -126,8 +133,7 @@ class Forwarder:
                     failures = 0
                 cursor = moved
                 self._recovered()
-                if self._position >= self._writer.size:
-                    await self._idle(connection, cursor)
+                cursor = await self._idle(connection, cursor, stop)
             return failures
         finally:
             await connection.close(1.0)
@@ -180,12 +186,27 @@ class Forwarder:
         self._position, self._sealed = cursor.next_index, cursor.checkpoint_size
         return cursor
 
-    async def _idle(self, connection: SyslogConnection, cursor: store.Cursor) -> None:
-        await connection.await_loss(_POLL_S)
-        async with self._database.connection() as database:
-            now = await store.cursor(database, self.sink.name)
-        if now.epoch != cursor.epoch:
-            self._moved_by_operator(now)
+    async def _idle(
+        self, connection: SyslogConnection, cursor: store.Cursor, stop: asyncio.Event
+    ) -> store.Cursor:
+        """Wait until there is something to send, which the writer beside it says without a query.
+
+        Returns the cursor, another one where an operator moved it.
+        """
+        looked_at = monotonic_s()
+        while self._writer.leading and not stop.is_set() and not self._behind():
+            await connection.await_loss(_POLL_S)
+            if monotonic_s() - looked_at < _CURSOR_S:
+                continue
+            looked_at = monotonic_s()
+            async with self._database.connection() as database:
+                now = await store.cursor(database, self.sink.name)
+            if now.epoch != cursor.epoch:
+                return self._moved_by_operator(now)
+        return cursor
+
+    def _behind(self) -> bool:
+        return self._position < self._writer.size or self._sealed < self._writer.sealed
 
     async def _format(self, log_index: int, leaf: str) -> bytes | None:
         try:

@@ -28,12 +28,7 @@ from estcore.clock import Clock, monotonic_s
 from estcore.errors import BusUnavailable, LedgerUnavailable, Unavailable
 from estcore.messages.audit_batches import MAX_RECORDS, batch_id, encode_records, fitting
 from estcore.messages.envelope import encode
-from estcore.messages.topics import (
-    AUDIT_CONSUMER,
-    AUDIT_ISSUE,
-    AUDIT_REFUSAL,
-    audit_issue_topic,
-)
+from estcore.messages.topics import AUDIT_CONSUMER, AUDIT_ISSUE, AUDIT_REFUSAL, audit_issue_topic
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.consume import PullConsumer
 from estcore.runtime.database import UNAVAILABLE, Connection, Database
@@ -93,6 +88,11 @@ class Writer:
     def leading(self) -> bool:
         """This process is the writer."""
         return self.role == "writer"
+
+    @property
+    def sealed(self) -> int:
+        """Size of the newest checkpoint."""
+        return self._sealer.size
 
     @property
     def consuming(self) -> bool:
