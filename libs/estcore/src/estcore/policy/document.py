@@ -260,6 +260,9 @@ class PolicyDocument(StrictModel):
     _by_certificate: dict[tuple[str, str], Rule] = PrivateAttr(default_factory=dict)
     _by_pattern: list[Rule] = PrivateAttr(default_factory=list)
     _by_token: list[Rule] = PrivateAttr(default_factory=list)
+    _by_owner: dict[tuple[str, str], list[Rule]] = PrivateAttr(default_factory=dict)
+    _with_open_owner: list[Rule] = PrivateAttr(default_factory=list)
+    _places: dict[str, int] = PrivateAttr(default_factory=dict)
     _operators: dict[tuple[str, str], Operator] = PrivateAttr(default_factory=dict)
 
     @field_validator("labels")
@@ -282,8 +285,10 @@ class PolicyDocument(StrictModel):
         for rule in self.rules:
             if rule.name in seen:
                 raise ValueError(f"rule {rule.name!r} stands twice")
+            self._places[rule.name] = len(seen)
             seen.add(rule.name)
             self._index(rule)
+            self._index_owner(rule)
         self._operators = {operator.key: operator for operator in self.operators}
         names = {operator.name for operator in self.operators}
         if len(self._operators) != len(self.operators) or len(names) != len(self.operators):
@@ -321,6 +326,13 @@ class PolicyDocument(StrictModel):
             self._by_token.append(rule)
         else:
             self._index_certificate(rule)
+
+    def _index_owner(self, rule: Rule) -> None:
+        owner = rule.owner
+        if placeholders(owner.tenant) or placeholders(owner.service):
+            self._with_open_owner.append(rule)
+        else:
+            self._by_owner.setdefault((owner.tenant, owner.service), []).append(rule)
 
     def _index_certificate(self, rule: Rule) -> None:
         issuer, subject = rule.principal.certificate_issuer, rule.principal.certificate_subject
@@ -386,7 +398,9 @@ class PolicyDocument(StrictModel):
 
     def rules_of_owner(self, tenant: str, service: str) -> list[Rule]:
         """Return the rules whose owner this is or can be, in file order, bound to it."""
-        bound = (rule.bound_to_owner(tenant, service) for rule in self.rules)
+        named = self._by_owner.get((tenant, service), [])
+        rules = sorted([*named, *self._with_open_owner], key=lambda r: self._places[r.name])
+        bound = (rule.bound_to_owner(tenant, service) for rule in rules)
         return [rule for rule in bound if rule is not None]
 
 
