@@ -13,7 +13,7 @@ import base64
 import binascii
 import random
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +50,26 @@ class Limits:
     attempts: int = 4
     pending_limit_s: float = 300
     longest_pause_s: float = 30
+
+    def pause_s(
+        self,
+        attempt: int,
+        wished_s: float,
+        spread: Callable[[float, float], float] = random.uniform,
+    ) -> float | None:
+        """Return the pause after an attempt, from 0, that failed; None where it was the last.
+
+        What the server wished comes first; then half to whole of a doubling pause, so that clients
+        refused together do not return together. ``spread`` returns a number between two.
+        """
+        if wished_s > self.longest_pause_s or attempt >= self.attempts - 1:
+            return None
+        doubled: float = min(_FIRST_PAUSE_S * 2**attempt, self.longest_pause_s)
+        return wished_s + doubled * spread(0.5, 1)
+
+    def poll_s(self, wished_s: float | None) -> float:
+        """Return the pause after 202 (RFC 7030 section 4.2.3)."""
+        return wished_s if wished_s is not None else _DEFAULT_RETRY_S
 
 
 @dataclass(frozen=True)
@@ -211,7 +231,7 @@ class ESTClient:
             answer = await self._exchange(request)
             if answer.status != 202:  # noqa: PLR2004
                 return answer
-            pause = answer.retry_after_s if answer.retry_after_s is not None else _DEFAULT_RETRY_S
+            pause = self._limits.poll_s(answer.retry_after_s)
             if monotonic_s() + pause > until:
                 raise StillPending(
                     "the request still waits for approval", retry_after_s=answer.retry_after_s
@@ -236,12 +256,10 @@ class ESTClient:
                 problem = ServerAway(
                     f"{url} answers {answer.status}: {text}", retry_after_s=wished or None
                 )
-            if wished > self._limits.longest_pause_s or attempt == self._limits.attempts - 1:
+            pause_s = self._limits.pause_s(attempt, wished)
+            if pause_s is None:
                 break
-            # Half to whole, so that clients refused together do not return together.
-            doubled = min(_FIRST_PAUSE_S * 2**attempt, self._limits.longest_pause_s)
-            jitter = 0.5 + random.random() / 2  # noqa: S311 - spreading, not secrecy
-            await asyncio.sleep(wished + doubled * jitter)
+            await asyncio.sleep(pause_s)
         raise problem
 
     async def _once(self, url: str, request: _Request) -> _Answer:
