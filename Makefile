@@ -14,9 +14,9 @@ DIST ?= dist
 # Twice the cores of the smallest machine: tests wait for servers half of the time.
 WORKERS ?= 4
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml tests/*/pyproject.toml)
-PACKAGES := estsupply estcore estclient estdev est_frontend est_frontend_srp ca_signer renewal audit estsuite_faults estsuite_testing estbench
+PACKAGES := estsupply estcore estclient estdev est_frontend est_frontend_srp ca_signer renewal audit estsuite_faults estsuite_testing estbench loadmodel
 
-.PHONY: help demo up unit test interop conformance check fmt lint type imports deploy-check dist sbom audit-deps images-lock uv-lock bench chaos fuzz clean
+.PHONY: help demo up unit test interop conformance check fmt lint type imports deploy-check dist sbom audit-deps images-lock uv-lock bench scaling chaos fuzz clean
 
 help:           ## show the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -70,6 +70,9 @@ fuzz: $(READY) ## every parser that outsiders reach, coverage-guided (SECONDS=60
 
 bench: $(READY) ## what an enrollment costs, beside step-ca and OpenBao, into docs/benchmarks (BENCH="--quick" OUT=folder)
 	@$(BIN)/uv sync --frozen --quiet --group bench && $(BIN)/python benchmarks/enroll.py --out $(or $(OUT),docs/benchmarks) $(BENCH) && $(BIN)/python docs/generate.py
+
+scaling: $(READY) ## simulate the load of large fleets, into docs/scaling (SCALING=measure counts what a rotation leaves first)
+	@$(BIN)/uv sync --frozen --quiet --group bench && $(if $(SCALING),$(BIN)/python benchmarks/scaling.py $(SCALING) --out docs/scaling && )$(BIN)/python benchmarks/scaling.py simulate --out docs/scaling && $(BIN)/python docs/generate.py
 
 dist: $(READY)  ## wheels and sdists of the client and the core it needs, for devices, into dist/
 	@for name in core client; do $(BIN)/uv build --quiet --package estsuite-$$name --out-dir $(DIST) || exit 1; done

@@ -75,7 +75,7 @@ def _conditions(results: Results) -> Iterator[str]:
     errors = sum(m.errors for m in [*results.measurements, *results.counted, *results.growth])
     short = ", a short run (`--quick`)" if results.quick else ""
     yield "## Conditions\n"
-    yield from _table(["", ""], [
+    yield from table(["", ""], [
         *([name, results.machine[key]] for key, name in _MACHINE.items()),
         ["openssl verifies", f"{results.verify_per_s:,.0f} P-256 signatures a second"],
         ["load average before", f"{results.load_average:.1f}"],
@@ -112,7 +112,7 @@ def _cost(results: Results) -> Iterator[str]:
     yield "## CPU time of an enrollment\n"
     yield "CPU-ms of all processes per enrollment: the median of the rounds, the minimum in"
     yield "brackets. A ratio is that of the medians; below 1.0 the suite needs less.\n"
-    yield from _table(["connections", "c", *names, *(f"suite / {o}" for o in others)], rows)
+    yield from table(["connections", "c", *names, *(f"suite / {o}" for o in others)], rows)
     yield "![CPU time of an enrollment by service, beside the peers](benchmarks/cost.svg)\n"
 
 
@@ -129,7 +129,7 @@ def _parts(results: Results) -> Iterator[str]:
             rows.append([KINDS[kind], str(c), *(f"{found.parts[name]:.2f}" for name in names)])
     yield "## By service\n"
     yield "CPU-ms per enrollment of the suite's processes, medians.\n"
-    yield from _table(["connections", "c", *names], rows)
+    yield from table(["connections", "c", *names], rows)
 
 
 def _latency(results: Results) -> Iterator[str]:
@@ -146,7 +146,7 @@ def _latency(results: Results) -> Iterator[str]:
     yield "## Rate and latency\n"
     yield "Enrollments a second, then p50 / p99 in ms, medians. Load generator and servers share"
     yield "the processors.\n"
-    yield from _table(["connections", "c", *names], rows)
+    yield from table(["connections", "c", *names], rows)
     yield "![p50 and p99 of an enrollment](benchmarks/latency.svg)\n"
 
 
@@ -174,7 +174,7 @@ def _operations(results: Results) -> Iterator[str]:
     yield "and again. A repeat sends a CSR that was answered before, and gets the stored"
     yield "certificate.\n"
     header = ["", "connections", "CPU-ms", "of first enrollment", "per s", "p50 / p99 ms", *parts]
-    yield from _table(header, rows)
+    yield from table(header, rows)
 
 
 def _counts(results: Results) -> Iterator[str]:
@@ -187,7 +187,7 @@ def _counts(results: Results) -> Iterator[str]:
     ]
     yield "## Counted per enrollment\n"
     yield "At c = 16, in rows of their own, without what idle servers do in the same time.\n"
-    yield from _table(["", *header], rows)
+    yield from table(["", *header], rows)
 
 
 def _counted_title(m: Measurement) -> str:
@@ -210,7 +210,7 @@ def _at_rest(results: Results) -> Iterator[str]:
     yield "## Idle CPU time and memory\n"
     yield "CPU-ms a second while nothing is asked, and the proportional set size (PSS) after the"
     yield "load.\n"
-    yield from _table(["server", "process", "idle ms/s", "PSS MB"], rows)
+    yield from table(["server", "process", "idle ms/s", "PSS MB"], rows)
 
 
 def _growth(results: Results) -> Iterator[str]:
@@ -232,11 +232,12 @@ def _growth(results: Results) -> Iterator[str]:
     yield "and the audit service's tables of record ids and certificates.\n"
     header = ["rows", "", "CPU-ms", "of it PostgreSQL", "per s", "p50 / p99 ms",
               "full pages in the WAL", "WAL octets"]  # fmt: skip
-    yield from _table(header, rows)
+    yield from table(header, rows)
     yield "![CPU time of an enrollment by number of rows](benchmarks/growth.svg)\n"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yield the lines of a table, with an empty one after it."""
     yield _row(header)
     yield _row(["---"] * len(header))
     yield from map(_row, rows)

@@ -122,7 +122,8 @@ COPIES = (
         {"record_id": _ordered("3"), "log_index": "0"},
     ),
 )
-_NAMES = f"""insert into ca_signer.certificate_name (name, no)
+NAMES_TABLE = "ca_signer.certificate_name"
+_NAMES = f"""insert into {NAMES_TABLE} (name, no)
 select 'old-' || n || '.clinic.example', no from generate_series($1::bigint, $2::bigint) n
 join ca_signer.certificate on issuance_id = {_ISSUANCE_ID}"""  # noqa: S608 - constants
 

@@ -14,7 +14,7 @@ from renewal.metrics import OVERDUE_S, SHORT_LIFE, SLOTS
 log = logging.getLogger(__name__)
 
 STATES = ("idle", "due", "dispatched", "issued", "overlap", "failed", "expired", "paused")
-_COUNT = """
+COUNT = """
 select state, count(*) as count,
     count(*) filter (where not_after - now() < (not_after - not_before) * 0.25) as quarter,
     count(*) filter (where not_after - now() < (not_after - not_before) * 0.1) as tenth,
@@ -40,7 +40,7 @@ async def count(database: Database) -> None:
         LedgerUnavailable: the database is unavailable.
     """
     async with database.connection() as connection:
-        rows = {row["state"]: row for row in await connection.fetch(_COUNT)}
+        rows = {row["state"]: row for row in await connection.fetch(COUNT)}
     live = [row for state, row in rows.items() if state not in {"failed", "expired"}]
     for state in STATES:
         SLOTS.labels(state).set(rows[state]["count"] if state in rows else 0)
