@@ -39,6 +39,7 @@ from estcore.messages.commands import read_command
 from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested
 from estcore.messages.envelope import decode, encode
 from estcore.messages.events import CertificateIssued, CertificateRevoked, WindowClosed
+from estcore.messages.joined import split
 from estcore.messages.signatures import NO_SENDERS, Senders
 from estcore.messages.state import CACertificates, RevocationList, RevokedShard, SecretShard
 from estcore.pki import jws
@@ -230,9 +231,10 @@ def name(octets: bytes) -> None:
 
 def messages(octets: bytes) -> None:
     """Every message of the bus."""
-    for model in _MESSAGES:
-        with contextlib.suppress(ESTSuiteError):
-            decode(model, octets)
+    for message in split(octets):
+        for model in _MESSAGES:
+            with contextlib.suppress(ESTSuiteError):
+                decode(model, message)
     read_event_ref(octets)
 
 

@@ -122,6 +122,9 @@ async def test_a_poisoned_request_harms_no_other_of_its_message(
         assert not await given_up(signer, message)
     assert not await signer.audited("certificate.returned")
     assert await signer.value("select count(*) from attempt where attempts > 1") <= 1
+    # What is done is not done again each time that the message comes back.
+    answered = Counter(answer.request_id for answer in signer.seen)
+    assert {answered[m.id] for m in (*before, *after)} == {1}
     assert (await signer.ask(signer.message())).outcome == "issued"
 
 

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from estcore.clock import monotonic_s
 from estcore.errors import BusUnavailable
 from estcore.runtime.bus import Bus
-from estcore.runtime.delivery import Delivery, parts_of
+from estcore.runtime.delivery import Delivery, DoneParts, parts_of
 from estcore.runtime.logs import fields
 from estcore.runtime.nats_client import BUS_ERRORS, Msg, Subscription
 
@@ -70,6 +70,7 @@ class PullConsumer:
         self._singly_until = 0.0
         self._cut_off = False
         self._maintaining: asyncio.Task[None] | None = None
+        self._done = DoneParts()
         self.wake = wake or asyncio.Event()
         self._own_wake = wake is None
 
@@ -195,7 +196,7 @@ class PullConsumer:
             self._alive()
             self._open -= 1
             delivery = Delivery(self._bus, message)
-            self._queue.extend(parts_of(delivery) if self._joined else (delivery,))
+            self._queue.extend(parts_of(delivery, self._done) if self._joined else (delivery,))
             if not message.data and not headers:
                 self._cut_off |= not self._singly()
                 self._singly_until = monotonic_s() + _SINGLY_S

@@ -2,13 +2,15 @@
 
 A delivery of joined messages (``messages.joined``) is one delivery for each of them. Each part is
 ended by itself; the message is when all of them are: acknowledged, or, where one was deferred,
-delivered again with all of them. Those that were done are recognised by their ids, like any
-repetition.
+delivered again with all of them. Those that were done are left out by a process that did them
+(``DoneParts``), and recognised by their ids, like any repetition, by a different one.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
+from hashlib import sha256
 
 from typing_extensions import override
 
@@ -21,6 +23,8 @@ from estcore.runtime.nats_client import BUS_ERRORS, Msg
 log = logging.getLogger(__name__)
 
 _NS = 1_000_000_000
+_DEFERRED = 10_000
+"""Deferred messages of which the parts that are done are remembered."""
 
 
 class Delivery:
@@ -83,24 +87,59 @@ class Delivery:
             log.debug("acknowledgement not sent")
 
 
+class DoneParts:
+    """Parts of deferred messages that this process has done: they are not done again.
+
+    A message comes again whole, as often as one of its parts is deferred. Without this a sender
+    could have all the others processed again and again with one that is refused for its rate.
+    """
+
+    def __init__(self) -> None:
+        self._by_message: OrderedDict[bytes, frozenset[int]] = OrderedDict()
+
+    def of(self, message: bytes) -> frozenset[int]:
+        """Return the places of the parts that are done; ``message`` is its SHA-256."""
+        return self._by_message.get(message, frozenset())
+
+    def keep(self, message: bytes, places: frozenset[int]) -> None:
+        """Remember them until the message is done, or forgotten among many."""
+        self._by_message[message] = places
+        self._by_message.move_to_end(message)
+        if len(self._by_message) > _DEFERRED:
+            self._by_message.popitem(last=False)
+
+    def forget(self, message: bytes) -> None:
+        """The message is done."""
+        self._by_message.pop(message, None)
+
+
 class _Shared:
     """The delivery that parts have in common."""
 
-    def __init__(self, delivery: Delivery, parts: int) -> None:
+    def __init__(
+        self, delivery: Delivery, done: DoneParts, ended: frozenset[int], count: int
+    ) -> None:
         self.delivery = delivery
-        self._open = parts
+        self._done = done
+        self._ended = set(ended)
+        self._open = count
         self._delay_s: float | None = None
 
-    async def end(self, delay_s: float | None) -> None:
+    async def end(self, index: int, delay_s: float | None) -> None:
         """End a part; ``delay_s`` is that of one to be delivered again."""
-        if delay_s is not None:
+        if delay_s is None:
+            self._ended.add(index)
+        else:
             self._delay_s = max(delay_s, self._delay_s or 0.0)
         self._open -= 1
         if self._open:
             return
+        message = sha256(self.delivery.data).digest()
         if self._delay_s is None:
+            self._done.forget(message)
             await self.delivery.ack()
         else:
+            self._done.keep(message, frozenset(self._ended))
             await self.delivery.nak(self._delay_s)
 
 
@@ -125,25 +164,32 @@ class DeliveryPart(Delivery):
 
     @override
     async def ack(self) -> None:
-        await self._shared.end(None)
+        await self._shared.end(self.index, None)
 
     @override
     async def nak(self, delay_s: float) -> None:
-        await self._shared.end(delay_s)
+        await self._shared.end(self.index, delay_s)
 
     @override
     async def term(self) -> None:
-        await self._shared.end(None)
+        await self._shared.end(self.index, None)
 
     @override
     async def working(self) -> None:
         await self._shared.delivery.working()
 
 
-def parts_of(delivery: Delivery) -> list[Delivery]:
-    """Return a delivery for each message in it: itself where it has one, or no known sender."""
+def parts_of(delivery: Delivery, done: DoneParts) -> list[Delivery]:
+    """Return a delivery for each message in it that is not done.
+
+    It is itself where it has one message, or no known sender.
+    """
     messages = split(delivery.data)
     if len(messages) == 1 or delivery.sender is None:
         return [delivery]
-    shared = _Shared(delivery, len(messages))
-    return [DeliveryPart(shared, index, data) for index, data in enumerate(messages)]
+    ended: frozenset[int] = frozenset()
+    if delivery.attempt > 1:
+        ended = done.of(sha256(delivery.data).digest())
+    left = [index for index in range(len(messages)) if index not in ended]
+    shared = _Shared(delivery, done, ended, len(left))
+    return [DeliveryPart(shared, index, messages[index]) for index in left]
