@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from estbench.report import SUITE, enrollment
 from estbench.results import Results, summary
 from estclient.agent.settings import AgentSettings
-from loadmodel.footprint import Footprint
+from loadmodel.footprint import CLAIM, Footprint
 
 SINGLE = ("est-frontend", "ca-signer", "renewal", "audit")
 """Processes of Python: one uses one core."""
@@ -43,6 +43,8 @@ class Costs:
     pss_mb: dict[str, float]
     fuller: dict[str, float]
     """By part: how many times less an enrollment costs at c = 64 than at c = 16, in fuller batches."""
+    claim_us: float
+    """Of renewal's claim, for each slot that is due."""
     nats_connection_octets: float
     """Memory of nats-server for an agent's connection."""
 
@@ -68,6 +70,7 @@ class Costs:
             audit_octets=footprint.audit_octets(),
             pss_mb=results.pss_mb[SUITE],
             fuller=fuller(results),
+            claim_us=footprint.counting_ms[CLAIM] * 1000 / footprint.filled_rows,
             nats_connection_octets=footprint.connection_kb * 1e3,
         )
 

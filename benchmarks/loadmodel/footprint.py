@@ -10,6 +10,7 @@ from loadmodel.agent_users import UsersCost
 from loadmodel.policy_cost import PolicyCost
 
 SCHEMAS = ("ca_signer", "renewal", "audit")
+CLAIM = "renewal, a claim while all slots are due"
 
 
 class Stage(BaseModel):
@@ -60,7 +61,7 @@ class Footprint(BaseModel):
     """CPU-ms of a rotation by process, from its announcement to the end of the overlap, idle work
     subtracted."""
     counting_ms: dict[str, float]
-    """Milliseconds of the statements behind the gauges, over ``filled_rows`` rows."""
+    """Milliseconds of statements that read a table, or all that is due, over ``filled_rows`` rows."""
     policy: list[PolicyCost]
     agents: list[UsersCost]
 

@@ -1,12 +1,14 @@
 """Everything must be renewed: slots announced by priority, signed by priority (pure).
 
-One step a second. Announcements and signatures are shared out as renewal and ca-signer do it:
+One step a second. A claim sorts everything that is due, so announcements begin slowly.
+Announcements and signatures are shared out as renewal and ca-signer do it:
 50/30/15/5 by priority, what one priority does not use goes to the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,7 +26,9 @@ class Incident(BaseModel):
     name: str
     certificates: int
     signed_per_s: int
-    announced_per_s: int
+    claim_size: int
+    announced_s: int
+    """When the last one was announced."""
     done_s: dict[str, int]
     """By priority: when the last one had its certificate."""
     peak_waiting: int
@@ -54,22 +58,41 @@ def allot(total: int, waiting: Sequence[int]) -> list[int]:
     return found
 
 
+@dataclass(frozen=True)
+class Claims:
+    """How fast slots are announced."""
+
+    size: int
+    """Slots of one claim, ``scheduler.claim_size``."""
+    slot_us: float = 0.0
+    """What a claim takes for each slot that is due."""
+    least_ms: float = 1.0
+    """What it takes with the event at the least."""
+    replicas: int = 1
+    most_per_s: int | None = None
+    """A pace."""
+
+    def per_s(self, due: int) -> int:
+        """Return how many slots all replicas announce in a second while so many are due."""
+        took_s = (self.least_ms * self.size / 1000) + due * self.slot_us / 1e6
+        found = max(1, int(self.replicas * self.size / took_s))
+        return found if self.most_per_s is None else min(found, self.most_per_s)
+
+
 def renew_all(
-    certificates: dict[Priority, int],
-    *,
-    announced_per_s: int,
-    signed_per_s: int,
-    name: str = "",
+    certificates: dict[Priority, int], claims: Claims, *, signed_per_s: int, name: str = ""
 ) -> Incident:
-    """Renew every certificate once, as fast as signers sign."""
+    """Renew every certificate once, as fast as slots are announced and signers sign."""
     unannounced = [certificates[p] for p in PRIORITIES]
     waiting = [0] * len(PRIORITIES)
     done_s = [0] * len(PRIORITIES)
     left_per_minute: list[list[int]] = [[] for _ in PRIORITIES]
-    peak = second = 0
+    peak = second = announced_s = 0
     while any(unannounced) or any(waiting):
         second += 1
-        for n, announced in enumerate(allot(announced_per_s, unannounced)):
+        due = sum(unannounced)
+        announced_s = second if due else announced_s
+        for n, announced in enumerate(allot(claims.per_s(due), unannounced)):
             unannounced[n] -= announced
             waiting[n] += announced
         peak = max(peak, sum(waiting))
@@ -85,7 +108,8 @@ def renew_all(
         name=name,
         certificates=sum(certificates.values()),
         signed_per_s=signed_per_s,
-        announced_per_s=announced_per_s,
+        claim_size=claims.size,
+        announced_s=announced_s,
         done_s=dict(zip(names, done_s, strict=True)),
         peak_waiting=peak,
         left_per_minute=dict(zip(names, left_per_minute, strict=True)),

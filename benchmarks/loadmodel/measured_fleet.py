@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import nats
@@ -33,8 +33,10 @@ from estcore.messages.topics import STREAMS
 from estcore.runtime.bus import Bus, Incoming
 from estcore.runtime.settings import BusSettings
 from loadmodel import agent_users, policy_cost
-from loadmodel.footprint import SCHEMAS, Footprint, Stage
+from loadmodel.footprint import CLAIM, SCHEMAS, Footprint, Stage
 from renewal import slot_metrics
+from renewal.dispatch import claims
+from renewal.settings import LeaseSettings, SchedulerSettings
 
 FILLED_ROWS = 100_000
 _PER_S = 20
@@ -284,6 +286,8 @@ async def measure(folder: Path, size: int, progress: Callable[[str], object]) ->
                 connection, "ca_signer", inventory_metrics.EXPIRING
             ),
         }
+        await suite.suite.stop_service("renewal")
+        counting_ms[CLAIM] = await _claim_ms(connection)
         described = machine.describe()
         enrollment = stages[1].per_certificate(stages[0], size)
         rotation = stages[2].per_certificate(stages[1], size)
@@ -322,6 +326,34 @@ def _cpu_ms(spent: list[tuple[float, dict[str, float]]], certificates: int) -> d
         )
         for part in ended
     }
+
+
+async def _claim_ms(connection: asyncpg.Connection) -> float:
+    """Return the milliseconds of a claim while every slot is due, the best of eight."""
+    await connection.execute("set search_path to renewal")
+    await connection.execute(
+        "update renewal_slot set state = 'idle', next_attempt_at = now() - interval '1 minute', "
+        "not_after = now() + random() * interval '10 days'"
+    )
+    await connection.execute("vacuum analyze renewal_slot")
+    priority = await connection.fetchval("select max(priority) from renewal_slot")
+    took = []
+    for _ in range(8):
+        attempt = connection.transaction()
+        await attempt.start()
+        began = monotonic_s()
+        claimed = await claims.claim(
+            cast("Any", connection),  # of no pool, else the same
+            priority=priority,
+            limit=SchedulerSettings().claim_size,
+            owner="measured",
+            traceparent=None,
+            leases=LeaseSettings(),
+        )
+        took.append((monotonic_s() - began) * 1000)
+        await attempt.rollback()
+        assert len(claimed) == SchedulerSettings().claim_size
+    return round(min(took), 2)
 
 
 async def _timed(connection: asyncpg.Connection, schema: str, sql: str) -> float:

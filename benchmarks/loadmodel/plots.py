@@ -74,7 +74,7 @@ def _outage(simulated: Everything) -> Figure:
 def _incident(simulated: Everything) -> Figure:
     """Certificates left by priority, with the fewest signers and with the most."""
     figure = Figure(figsize=(9, 3.2), layout="constrained")
-    slow, fast = simulated.incidents[1], simulated.incidents[-1]
+    slow, fast = simulated.incidents[0], simulated.incidents[-1]
     for axes, incident in zip(figure.subplots(1, 2, sharey=True), (slow, fast), strict=True):
         _left(axes, incident)
     return figure

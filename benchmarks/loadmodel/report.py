@@ -260,19 +260,19 @@ def caught_up_s(scenario: Scenario) -> float:
 def _incidents(simulated: Everything) -> Iterator[str]:
     yield "## A root is lost\n"
     yield f"Simulated: all {LARGE:,} certificates are due at once, 5% critical, 15% high, 70% normal, 10%"
-    yield "low. What limits the rate works at 70%. Slots are announced as fast as renewal can (assumed), or"
-    yield "no faster than is signed. Polls are in proportion to those of the outage.\n"
+    yield "low. What limits the rate works at 70%. Each claim of renewal sorts all that is due, so with the"
+    yield "usual size it announces slowly at first; with a pace it announces no faster than is signed. Polls are in proportion to those of the outage.\n"
     worst = simulated.outage[0].outcome
     each = max(worst.connections_per_minute) / 60 / max(worst.waiting_per_minute)
     rows = [
         [
-            i.name, f"{i.signed_per_s:,}", f"{i.announced_per_s:,}",
+            i.name, f"{i.signed_per_s:,}", f"{i.claim_size:,}", _duration(i.announced_s),
             *(_duration(i.done_s[p]) for p in ("critical", "high", "normal", "low")),
             f"{i.peak_waiting:,}", _size(i.peak_waiting * each),
         ]
         for i in simulated.incidents
     ]  # fmt: skip
-    header = ["", "signed a second", "announced a second", "critical done", "high", "normal", "low",
+    header = ["", "signed a second", "`claim_size`", "all announced", "critical done", "high", "normal", "low",
               "agents waiting at most", "their polls a second"]  # fmt: skip
     yield from table(header, rows)
     yield "![Certificates not renewed yet, by priority](scaling/incident.svg)\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,7 +12,9 @@ from loadmodel import steady
 from loadmodel.costs import Costs
 from loadmodel.crowd import Crowd, Outcome, Simulation, Suite
 from loadmodel.fleet import MIXED, MIXES, PROFILES, by_priority, renewals_per_s
-from loadmodel.incident import Incident, renew_all
+from loadmodel.incident import Claims, Incident, renew_all
+from loadmodel.needs import LEAST
+from renewal.settings import SchedulerSettings
 
 LARGE = 5_000_000
 SIZES = (50_000, 500_000, LARGE)
@@ -20,9 +23,10 @@ _SAMPLE = 20_000
 _SITE = 20_000
 _SITE_WITHIN_S = 10.0
 _OUTAGE_FROM_S, _OUTAGE_S, _AFTER_S = 600.0, 3600.0, 1200.0
-_ANNOUNCED_PER_S = 2000
-"""Assumed for a renewal that announces as fast as it can: 200 slots every tenth of a second."""
 _PACE = 0.7
+_LARGE_CLAIM = 5000
+_STEPS = 6
+"""Events of a rotation: an announcement takes renewal about a sixth of its work."""
 
 
 class Scenario(BaseModel):
@@ -87,23 +91,28 @@ def simulate(costs: Costs, progress: Callable[[str], object]) -> Everything:
 
 
 def _incidents(costs: Costs) -> list[Incident]:
-    """Return the lost root as the suite is, and without the limit of the one audit writer."""
-    writer = costs.most_per_s("audit")
+    """Return the lost root as the suite is, with larger claims, with a pace, and with more."""
+    writer = costs.most_per_s("audit") * _PACE
+    two = 2 * costs.signed_per_s * _PACE
+    usual = Claims(
+        size=SchedulerSettings.model_fields["claim_size"].default,
+        slot_us=costs.claim_us,
+        least_ms=costs.cpu_ms["renewal"] / _STEPS,
+        replicas=LEAST["renewal"],
+    )
+    large = replace(usual, size=_LARGE_CLAIM)
+    limited, free, double = round(min(two, writer)), round(two), round(2 * two)
     cases = [
-        ("two signers, limited by the one audit writer", min(2 * costs.signed_per_s, writer)),
-        ("two signers, if audit kept up", 2 * costs.signed_per_s),
-        ("four signers, if audit kept up", 4 * costs.signed_per_s),
+        ("two signers, limited by the one audit writer", usual, limited),
+        ("the same, larger claims", large, limited),
+        ("the same, with a pace", replace(large, most_per_s=limited), limited),
+        ("two signers, if audit kept up, with a pace", replace(large, most_per_s=free), free),
+        ("four signers, if audit kept up, with a pace", replace(large, most_per_s=double), double),
     ]
-    found = []
-    for name, most in cases:
-        signed = round(most * _PACE)
-        for announced in (_ANNOUNCED_PER_S, signed):
-            found.append(
-                renew_all(
-                    by_priority(LARGE), announced_per_s=announced, signed_per_s=signed, name=name
-                )
-            )
-    return found
+    return [
+        renew_all(by_priority(LARGE), claims, signed_per_s=signed, name=name)
+        for name, claims, signed in cases
+    ]
 
 
 def _site(

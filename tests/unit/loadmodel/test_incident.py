@@ -6,10 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estcore.pki.profile import PRIORITIES
-from loadmodel.incident import allot, renew_all
+from loadmodel.incident import Claims, allot, renew_all
 
 some = st.lists(st.integers(0, 5000), min_size=4, max_size=4)
 fleets = st.lists(st.integers(0, 3000), min_size=4, max_size=4)
+
+
+def steady(per_s: int) -> Claims:
+    return Claims(size=10_000, most_per_s=per_s)
 
 
 @given(st.integers(1, 2000), some)
@@ -31,7 +35,7 @@ def test_every_priority_moves_and_critical_gets_half(total: int) -> None:
 @given(fleets, st.integers(20, 500), st.integers(20, 500))
 def test_every_certificate_is_renewed_once(fleet: list[int], announced: int, signed: int) -> None:
     found = renew_all(
-        dict(zip(PRIORITIES, fleet, strict=True)), announced_per_s=announced, signed_per_s=signed
+        dict(zip(PRIORITIES, fleet, strict=True)), steady(announced), signed_per_s=signed
     )
     total = sum(fleet)
     assert found.certificates == total
@@ -43,15 +47,25 @@ def test_every_certificate_is_renewed_once(fleet: list[int], announced: int, sig
 
 
 def test_the_urgent_are_done_first_where_all_are_as_many() -> None:
-    found = renew_all(
-        dict.fromkeys(PRIORITIES, 10_000), announced_per_s=500, signed_per_s=100
-    ).done_s
+    found = renew_all(dict.fromkeys(PRIORITIES, 10_000), steady(500), signed_per_s=100).done_s
     assert found["critical"] < found["high"] < found["normal"] < found["low"] == 400
 
 
 def test_announcing_no_faster_than_is_signed_keeps_nobody_waiting() -> None:
     fleet = dict.fromkeys(PRIORITIES, 10_000)
-    fast = renew_all(fleet, announced_per_s=1000, signed_per_s=100)
-    paced = renew_all(fleet, announced_per_s=100, signed_per_s=100)
+    fast = renew_all(fleet, steady(1000), signed_per_s=100)
+    paced = renew_all(fleet, steady(100), signed_per_s=100)
     assert paced.peak_waiting <= 100 < fast.peak_waiting
     assert paced.all_s == fast.all_s
+
+
+def test_claims_that_sort_what_is_due_become_faster_as_less_is_due() -> None:
+    claims = Claims(size=200, slot_us=1.0, replicas=2)
+    assert claims.per_s(5_000_000) < claims.per_s(500_000) < claims.per_s(0)
+    assert claims.per_s(5_000_000) == int(2 * 200 / 5.2)
+    fleet = dict.fromkeys(PRIORITIES, 20_000)
+    slow = renew_all(fleet, Claims(size=20, slot_us=10.0), signed_per_s=500)
+    fast = renew_all(fleet, Claims(size=2000, slot_us=10.0), signed_per_s=500)
+    assert slow.announced_s > fast.announced_s
+    assert slow.all_s > fast.all_s
+    assert slow.peak_waiting < fast.peak_waiting
