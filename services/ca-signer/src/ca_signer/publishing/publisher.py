@@ -66,6 +66,17 @@ class EventPublisher:
             *(self._sent.publish(batch) for batch in records),
         )
 
+    async def left_behind(self, issued: Sequence[IssuedCertificate]) -> None:
+        """Publish records and events of certificates whose signer did not, or may not have.
+
+        Intents as well: that signer would have sent them again, had their stream been lost.
+
+        Raises:
+            BusUnavailable: not confirmed; publishing again is harmless.
+        """
+        await self.republish_records(issued)
+        await self._bus.publish_confirmed(self._events(issued))
+
     async def republish_records(self, issued: Sequence[IssuedCertificate]) -> None:
         """Publish intent and outcome records again, for the audit service."""
         build = self.audit_records

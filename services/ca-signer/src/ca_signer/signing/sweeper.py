@@ -73,7 +73,7 @@ class Sweeper:
             else []
         )
         if late:
-            await self.publisher.issued(late)
+            await self.publisher.left_behind(late)
             await self.ledger.mark_announced([i.intent.issuance_id for i in late])
             metrics.REANNOUNCED.labels("all").inc(len(late))
         refused = (
