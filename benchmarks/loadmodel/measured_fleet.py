@@ -342,9 +342,11 @@ async def _claim_ms(connection: asyncpg.Connection) -> float:
         attempt = connection.transaction()
         await attempt.start()
         began = monotonic_s()
+        due = await claims.count_due(cast("Any", connection))  # of no pool, else the same
         claimed = await claims.claim(
-            cast("Any", connection),  # of no pool, else the same
+            cast("Any", connection),
             priority=priority,
+            due=due[priority],
             limit=SchedulerSettings().claim_size,
             owner="measured",
             traceparent=None,

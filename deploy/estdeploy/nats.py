@@ -95,6 +95,11 @@ def server(block: Mapping[str, object], *, store: str) -> dict[str, object]:
         "port": 4222,
         "http": "127.0.0.1:8222",
         "max_payload": 1024 * 1024,
-        "jetstream": {"store_dir": store, "max_file_store": 20 * 1024**3},
+        # docs/adr/0057-worth-of-a-puback.md: what is younger is in the memory of who sent it.
+        "jetstream": {
+            "store_dir": store,
+            "max_file_store": 20 * 1024**3,
+            "sync_interval": "10s",
+        },
         "accounts": dict(block),
     }

@@ -130,7 +130,11 @@ class EmbeddedNATS:
             "port": self.port,
             "server_name": "estsuite",
             "max_payload": 1024 * 1024,
-            "jetstream": {"store_dir": str(self.store), "max_file_store": 20 * 1024**3},
+            "jetstream": {
+                "store_dir": str(self.store),
+                "max_file_store": 20 * 1024**3,
+                "sync_interval": "10s",  # ADR 0057: a minute is in the memory of who sent it
+            },
             "accounts": server_accounts(self._users, keys),
         }
         self.senders_file.parent.mkdir(parents=True, exist_ok=True)
