@@ -43,8 +43,8 @@ class Costs:
     pss_mb: dict[str, float]
     fuller: dict[str, float]
     """By part: how many times less an enrollment costs at c = 64 than at c = 16, in fuller batches."""
-    claim_us: float
-    """Of renewal's claim, for each slot that is due."""
+    claim_ms: float
+    """Of renewal's claim, however many slots are due."""
     nats_connection_octets: float
     """Memory of nats-server for an agent's connection."""
 
@@ -70,7 +70,7 @@ class Costs:
             audit_octets=footprint.audit_octets(),
             pss_mb=results.pss_mb[SUITE],
             fuller=fuller(results),
-            claim_us=footprint.counting_ms[CLAIM] * 1000 / footprint.filled_rows,
+            claim_ms=footprint.counting_ms[CLAIM],
             nats_connection_octets=footprint.connection_kb * 1e3,
         )
 

@@ -1,7 +1,6 @@
 """Everything must be renewed: slots announced by priority, signed by priority (pure).
 
-One step a second. A claim sorts everything that is due, so announcements begin slowly.
-Announcements and signatures are shared out as renewal and ca-signer do it:
+One step a second. Announcements and signatures are shared out as renewal and ca-signer do it:
 50/30/15/5 by priority, what one priority does not use goes to the others.
 """
 
@@ -64,17 +63,18 @@ class Claims:
 
     size: int
     """Slots of one claim, ``scheduler.claim_size``."""
-    slot_us: float = 0.0
-    """What a claim takes for each slot that is due."""
+    claim_ms: float = 0.0
+    """What finding and taking them takes, however many are due."""
     least_ms: float = 1.0
     """What it takes with the event at the least."""
     replicas: int = 1
     most_per_s: int | None = None
     """A pace."""
 
-    def per_s(self, due: int) -> int:
-        """Return how many slots all replicas announce in a second while so many are due."""
-        took_s = (self.least_ms * self.size / 1000) + due * self.slot_us / 1e6
+    @property
+    def per_s(self) -> int:
+        """How many slots all replicas announce in a second."""
+        took_s = (self.least_ms * self.size + self.claim_ms) / 1000
         found = max(1, int(self.replicas * self.size / took_s))
         return found if self.most_per_s is None else min(found, self.most_per_s)
 
@@ -92,7 +92,7 @@ def renew_all(
         second += 1
         due = sum(unannounced)
         announced_s = second if due else announced_s
-        for n, announced in enumerate(allot(claims.per_s(due), unannounced)):
+        for n, announced in enumerate(allot(claims.per_s, unannounced)):
             unannounced[n] -= announced
             waiting[n] += announced
         peak = max(peak, sum(waiting))

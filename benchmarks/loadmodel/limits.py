@@ -20,7 +20,6 @@ from loadmodel.costs import BUSY, Costs
 from loadmodel.fleet import MIXED, PROFILES, renewals_per_s
 from loadmodel.footprint import Footprint
 from loadmodel.needs import LEAST, YEAR_S
-from renewal.settings import SchedulerSettings
 
 OUTAGE_S = 600
 AUDIT_OUTAGE_S = 3600
@@ -191,7 +190,6 @@ def _of_revocation() -> list[Limit]:
 def _of_services(costs: Costs, footprint: Footprint) -> list[Limit]:
     policy = footprint.policy[-1]
     agents = footprint.agents[-1]
-    claim_size = SchedulerSettings.model_fields["claim_size"].default
     timeout_ms = DatabaseSettings.model_fields["statement_timeout_s"].default * 1000
     row_ms = {name: ms / footprint.filled_rows for name, ms in footprint.counting_ms.items()}
     return [
@@ -210,22 +208,6 @@ def _of_services(costs: Costs, footprint: Footprint) -> list[Limit]:
             "rules",
             "starts, and takes a changed file, that late",
             "rules with placeholders",
-        ),
-        Limit(
-            "slots due at once, with which two renewals announce no faster than is signed",
-            f"`scheduler.claim_size: {claim_size}`, {costs.claim_us:.1f} µs of a claim for each that is due",
-            claim_size * LEAST["renewal"] / costs.most_per_s("audit") / costs.claim_us * 1e6,
-            "slots",
-            "more are announced more slowly, which spares the front ends",
-            "a larger `claim_size`, and a pace",
-        ),
-        Limit(
-            "slots due at once, with which a claim of renewal is ended",
-            f"`statement_timeout_s: {timeout_ms // 1000}`",
-            timeout_ms / costs.claim_us * 1000,
-            "slots",
-            "nothing of that priority is announced; agents renew by lifetime",
-            "a longer `statement_timeout_s`",
         ),
         Limit(
             "nats-server reads its configuration for a minute, with a NATS user for each service",

@@ -24,7 +24,6 @@ _SITE = 20_000
 _SITE_WITHIN_S = 10.0
 _OUTAGE_FROM_S, _OUTAGE_S, _AFTER_S = 600.0, 3600.0, 1200.0
 _PACE = 0.7
-_LARGE_CLAIM = 5000
 _STEPS = 6
 """Events of a rotation: an announcement takes renewal about a sixth of its work."""
 
@@ -91,23 +90,21 @@ def simulate(costs: Costs, progress: Callable[[str], object]) -> Everything:
 
 
 def _incidents(costs: Costs) -> list[Incident]:
-    """Return the lost root as the suite is, with larger claims, with a pace, and with more."""
+    """Return the lost root as the suite is, with a pace, and with more."""
     writer = costs.most_per_s("audit") * _PACE
     two = 2 * costs.signed_per_s * _PACE
     usual = Claims(
         size=SchedulerSettings.model_fields["claim_size"].default,
-        slot_us=costs.claim_us,
+        claim_ms=costs.claim_ms,
         least_ms=costs.cpu_ms["renewal"] / _STEPS,
         replicas=LEAST["renewal"],
     )
-    large = replace(usual, size=_LARGE_CLAIM)
     limited, free, double = round(min(two, writer)), round(two), round(2 * two)
     cases = [
         ("two signers, limited by the one audit writer", usual, limited),
-        ("the same, larger claims", large, limited),
-        ("the same, with a pace", replace(large, most_per_s=limited), limited),
-        ("two signers, if audit kept up, with a pace", replace(large, most_per_s=free), free),
-        ("four signers, if audit kept up, with a pace", replace(large, most_per_s=double), double),
+        ("the same, with a pace", replace(usual, most_per_s=limited), limited),
+        ("two signers, if audit kept up, with a pace", replace(usual, most_per_s=free), free),
+        ("four signers, if audit kept up, with a pace", replace(usual, most_per_s=double), double),
     ]
     return [
         renew_all(by_priority(LARGE), claims, signed_per_s=signed, name=name)
