@@ -35,6 +35,7 @@ from estcore.runtime.database import UNAVAILABLE, Connection, Database
 from estcore.runtime.delivery import Delivery
 from estcore.runtime.faults import hit
 from estcore.runtime.logs import fields
+from estcore.runtime.sent_batches import SentBatches
 from estcore.runtime.service import sleep_or_stop
 from estcore.runtime.tracing import Tracing
 from estcore.runtime.worker import publish_dead_letter
@@ -72,6 +73,7 @@ class Writer:
         tracing: Tracing,
     ) -> None:
         self._settings, self._bus, self._database = settings, bus, database
+        self._sent = SentBatches(bus)
         self._clock, self._own, self._sealer, self._tracing = clock, own, sealer, tracing
         self._consumers = [
             PullConsumer(bus, stream, AUDIT_CONSUMER, credit=settings.credit, wake=own.wake)
@@ -144,7 +146,7 @@ class Writer:
         name = batch_id(entry.record.record_id for entry in waiting[:count])
         message = Outgoing(audit_issue_topic(SERVICE), encode_records(encoded[:count]), name)
         with contextlib.suppress(BusUnavailable):
-            await self._bus.publish_confirmed([message])
+            await self._sent.publish(message)
             self._own.committed(count)
 
     async def _lead(self, connection: Connection, stop: asyncio.Event) -> None:

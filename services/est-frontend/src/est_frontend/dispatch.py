@@ -32,6 +32,7 @@ from estcore.errors import (
     ESTSuiteError,
     IssuerUnavailable,
     MalformedRequest,
+    NotAuthenticated,
     Unavailable,
     rejection,
 )
@@ -100,6 +101,8 @@ class Dispatcher:
             exchange.traceparent = traceparent
             try:
                 response = await self._route(exchange)
+            except NotAuthenticated as exc:
+                response = self._failed(exchange, self._by_a_right_clock(exc))
             except ESTSuiteError as exc:
                 response = self._failed(exchange, exc)
             except (ConnectionError, asyncio.CancelledError):
@@ -239,6 +242,14 @@ class Dispatcher:
         if not self.state.clock_check.known:
             raise ClockWrong("the clock was not compared with that of NATS yet")
         self.state.clock_check.require()
+
+    def _by_a_right_clock(self, refusal: NotAuthenticated) -> ESTSuiteError:
+        """Return the refusal, unless the clock was set while the request was on its way."""
+        try:
+            self.state.clock_check.require()
+        except ClockWrong as exc:
+            return exc
+        return refusal
 
     async def _rotation_ack(self, exchange: Exchange, label: Label) -> web.Response:
         """Relay proof that a service uses its new certificate."""

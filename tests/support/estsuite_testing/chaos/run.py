@@ -7,8 +7,10 @@ import random
 import re
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from estcore.errors import ESTSuiteError
 from estsuite_testing.chaos.checker import (
@@ -25,6 +27,7 @@ from estsuite_testing.chaos.world import World, lines, remove, start_world, stop
 CLIENTS = 4
 _HEAL_S = 90.0
 _RECORDED_S = 150.0
+_UNREAD_S = 60.0
 _SIEM_S = 60.0
 _EXCUSED_S = 6.0
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\)|\"traceback\"")
@@ -158,17 +161,12 @@ async def _check(world: World, history: History, outcome: Outcome) -> None:
     outcome.violations += check_operations(history.operations, ledger)
     outcome.violations += check_ledger(ledger)
     outcome.violations += check_slots(ledger, renewal)
-    killed = [
-        f"/{instance}/"
-        for event in history.events
-        if event.get("fault") == "service_killed"
-        for instance in str(event["what"]).removeprefix("kill -9 ").split(", ")
-    ]
+    gone = _ended(history.events)
     for finding in await stack.findings():
         # What a killed process had not published is lost, and on record.
-        of_killed = any(instance in finding.sentence for instance in killed)
+        of_gone = any(instance in finding.sentence for instance in gone)
         at_end = finding.code == "sequence.gap" and " missing at the end of " in finding.sentence
-        if not (at_end and of_killed):
+        if not (at_end and of_gone):
             outcome.violations.append(f"audit verify --cross: {finding}")
     records = await stack.records()
     deadline = time.monotonic() + _SIEM_S
@@ -178,6 +176,24 @@ async def _check(world: World, history: History, outcome: Outcome) -> None:
             outcome.violations += missing[:20]
             break
         await asyncio.sleep(1)
+
+
+def _ended(events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the instances whose last records nothing could send again, as findings name them.
+
+    They were killed; or stopped, and all streams were lost before audit had read them.
+    """
+    lost_s = [float(e["at_s"]) for e in events if e.get("fault") == "streams_lost"]
+    found = []
+    for event in events:
+        at_s, what = float(event["at_s"]), str(event.get("what"))
+        if event.get("fault") == "service_killed":
+            found += what.removeprefix("kill -9 ").split(", ")
+        elif event.get("fault") == "service_stopped" and any(
+            at_s <= loss_s < at_s + _UNREAD_S for loss_s in lost_s
+        ):
+            found.append(what.removeprefix("SIGTERM "))
+    return [f"/{instance}/" for instance in found]
 
 
 def _logged(world: World) -> list[str]:
