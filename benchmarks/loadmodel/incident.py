@@ -44,7 +44,7 @@ class Incident(BaseModel):
 def allot(total: int, waiting: Sequence[int]) -> list[int]:
     """Share ``total`` places out among those that wait, by priority, most urgent first.
 
-    First each priority gets its share at most, then what is left goes to those that want more,
+    First each priority gets its share at most, then the rest goes to those that want more,
     in their order.
     """
     found = [0] * len(waiting)

@@ -125,7 +125,7 @@ async def test_topics_are_not_mixed(bench: Bench) -> None:
 
 @pytest.mark.logs_errors("bus permission violation")
 async def test_every_request_of_a_message_learns_that_the_stream_refused_it(bench: Bench) -> None:
-    missing = topics.request_topic("default", "nobody", Priority.NORMAL)
+    missing = topics.request_topic("default", "unserved", Priority.NORMAL)
     confirmed = [bench.requests.publish(missing, name(), b"{}") for _ in range(5)]
     results = await asyncio.gather(*confirmed, return_exceptions=True)
     # The front end has no right to that topic: nothing confirms it.

@@ -17,7 +17,7 @@ def steady(per_s: int) -> Claims:
 
 
 @given(st.integers(1, 2000), some)
-def test_places_are_used_up_and_nobody_gets_more_than_it_wants(
+def test_places_are_used_up_and_none_gets_more_than_it_wants(
     total: int, waiting: list[int]
 ) -> None:
     found = allot(total, waiting)
@@ -51,7 +51,7 @@ def test_the_urgent_are_done_first_where_all_are_as_many() -> None:
     assert found["critical"] < found["high"] < found["normal"] < found["low"] == 400
 
 
-def test_announcing_no_faster_than_is_signed_keeps_nobody_waiting() -> None:
+def test_announcing_no_faster_than_is_signed_keeps_no_agent_waiting() -> None:
     fleet = dict.fromkeys(PRIORITIES, 10_000)
     fast = renew_all(fleet, steady(1000), signed_per_s=100)
     paced = renew_all(fleet, steady(100), signed_per_s=100)

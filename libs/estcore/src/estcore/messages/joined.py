@@ -29,11 +29,6 @@ def split(payload: bytes) -> list[bytes]:
     return payload.split(_SEPARATOR)
 
 
-def count(payload: bytes) -> int:
-    """Return how many messages a payload has."""
-    return min(payload.count(_SEPARATOR) + 1, MAX_MESSAGES)
-
-
 def joined_id(message_ids: Sequence[str]) -> str:
     """Return the Nats-Msg-Id of messages that travel together.
 

@@ -84,7 +84,7 @@ class Confirmations:
                 group.tokens.append(token)
                 self._waiting[token] = (group, place)
                 await send(place, self._prefix + token)
-        except BaseException:
+        except BaseException:  # Cleanup, then raised again: nothing waits for these PubAcks.
             self.forget(group)
             raise
         group.done.add_done_callback(lambda _: self.forget(group))

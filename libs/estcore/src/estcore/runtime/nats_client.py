@@ -83,7 +83,11 @@ class Client(_Client):
 
         It must not wait, and what it keeps must be bounded by what was asked for.
         """
-        subscription = await self.subscribe(subject, cb=_unused)
+
+        async def queued(message: Msg) -> None:
+            handler(message)  # it came while the subscription was on its way
+
+        subscription = await self.subscribe(subject, cb=queued)
         self._plain[subscription._id] = handler  # noqa: SLF001 - nats-py has no other name for it
         return subscription
 
@@ -97,6 +101,8 @@ class Client(_Client):
         Raises:
             nats.errors.Error, OSError, RuntimeError: not connected.
         """
+        if self.is_draining:
+            return
         if self.is_closed:
             raise nats.errors.ConnectionClosedError
         if self.is_connecting or self.is_reconnecting:
@@ -218,7 +224,3 @@ class Client(_Client):
         if wanted and not info.get("tls_required"):
             raise nats.errors.SecureConnWantedError
         await super()._process_info(info, initial_connection)
-
-
-async def _unused(message: Msg) -> None:
-    del message

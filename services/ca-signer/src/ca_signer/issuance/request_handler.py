@@ -266,6 +266,9 @@ class RequestHandler(Generic[IntentT]):
         message = item.message
         if new:
             metrics.REPEATED.inc()
+        # Delivered again: it may have been noted without its record having been confirmed.
+        again = item.delivery.attempt > 1 and issued.intent.request_id != message.id
+        if new or again:
             await self.publisher.mappings([self._returned(message, issued)])
         answer = issued_answer(message.id, issued.certificate)
         await self.publisher.replies.send(message.group, message.instance, answer)
