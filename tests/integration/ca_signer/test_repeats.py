@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import datetime as dt
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from estcore import ids
+from estcore.messages import topics
 from estcore.messages.enrollment import EnrollmentRequested
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.platform import Platform
@@ -62,6 +66,41 @@ async def test_a_fleet_that_repeats_gets_what_it_has_in_few_messages(signer: Sig
     returned = [r for r in await signer.audited("certificate.returned") if r.causation_id in asked]
     assert Counter(r.correlation_id for r in returned) == {m.correlation_id: 1 for m in again}
     assert {r.reason_code for r in returned} == {"enrollment.repeated"}
+
+
+@contextlib.asynccontextmanager
+async def full_stream(platform: Platform) -> AsyncIterator[None]:
+    """The stream of audit records takes none; afterwards as many as ever."""
+    provisioner = await platform.provisioner()
+    jetstream = provisioner.client.jetstream()
+    info = await jetstream.stream_info(topics.AUDIT_ISSUE)
+    try:
+        await jetstream.update_stream(replace(info.config, max_msgs=info.state.messages))
+        yield
+    finally:
+        await jetstream.update_stream(info.config)
+        await provisioner.close()
+
+
+@pytest.mark.logs_errors("bus refused a message")
+async def test_a_repeat_whose_record_was_refused_is_on_record_when_it_is_answered(
+    platform: Platform, signer: SignerStack
+) -> None:
+    fleet = await enrolled(signer)
+    await asyncio.sleep(1)  # their outcomes are on record
+    again = repeats(signer, fleet)
+    noted = "select count(*) from request where request_id = any($1::uuid[])"
+    async with full_stream(platform):
+        await signer.send_joined(*again)
+        async with asyncio.timeout(10):
+            while await signer.value(noted, [message.id for message in again]) < FLEET:
+                await asyncio.sleep(0.1)
+        await asyncio.sleep(0.3)
+        assert not any(signer.answers[message.id].done() for message in again)
+    for message in again:
+        assert (await signer.answer_to(message)).certificate == fleet[message.csr]
+    returned = {r.causation_id for r in await signer.audited("certificate.returned")}
+    assert {message.id for message in again} <= returned
 
 
 async def test_what_was_revoked_or_is_over_its_window_is_issued_anew(signer: SignerStack) -> None:
