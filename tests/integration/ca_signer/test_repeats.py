@@ -82,7 +82,6 @@ async def full_stream(platform: Platform) -> AsyncIterator[None]:
         await provisioner.close()
 
 
-@pytest.mark.logs_errors("bus refused a message")
 async def test_a_repeat_whose_record_was_refused_is_on_record_when_it_is_answered(
     platform: Platform, signer: SignerStack
 ) -> None:
