@@ -61,10 +61,14 @@ async def test_a_repeated_request_during_a_lease_waits(signer: SignerStack) -> N
     answer = await signer.ask(signer.message(message.csr))
     assert answer.outcome == "pending"
     await signer.expire_lease(intent)
-    answer = await signer.ask(signer.message(message.csr))
+    repeated = signer.message(message.csr)
+    answer = await signer.ask(repeated)
     assert answer.outcome == "issued"
     row = await signer.row_of(intent)
     assert row["certificate"] == answer.certificate
+    # The outcome is of the first request; this one's answer is on record as well.
+    returned = await signer.audited("certificate.returned")
+    assert repeated.correlation_id in {r.correlation_id for r in returned}
 
 
 async def test_the_fence_discards_a_late_signature(signer: SignerStack) -> None:

@@ -76,19 +76,33 @@ class Application(asyncio.Protocol):
 
 
 class MemoryTCP(asyncio.Transport):
-    """The TCP side of a connection: sends into memory, as long as the peer reads."""
+    """The TCP side of a connection: sends into memory, and says so when that is full."""
+
+    HIGH = 65_536
 
     def __init__(self, protocol: asyncio.Protocol) -> None:
         super().__init__()
         self.protocol = protocol
         self.sent = b""
         self.reading = True
+        self.full = False
         self.ended: str | None = None
 
     @override
     def write(self, data: Any) -> None:
         assert self.ended is None
         self.sent += data
+        if len(self.sent) > self.HIGH and not self.full:
+            self.full = True
+            self.protocol.pause_writing()
+
+    def delivered(self) -> bytes:
+        """Return what was sent, and make room."""
+        sent, self.sent = self.sent, b""
+        if self.full:
+            self.full = False
+            self.protocol.resume_writing()
+        return sent
 
     @override
     def close(self) -> None:
@@ -136,6 +150,7 @@ class Pipe:
         application: Application | None = None,
         handshake_timeout_s: float = 10,
         shutdown_timeout_s: float = 2,
+        key_log: Path | None = None,
     ) -> None:
         self.limits = ConnectionLimits(ConnectionBounds(9, 9, 9, 9))
         self.application = application or Application()
@@ -152,9 +167,10 @@ class Pipe:
         self.tcp = MemoryTCP(self.server)
         self.server.connection_made(self.tcp)
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.client = client_context(files, version).wrap_bio(
-            self.incoming, self.outgoing, server_hostname="localhost"
-        )
+        client = client_context(files, version)
+        if key_log is not None:
+            client.keylog_filename = str(key_log)
+        self.client = client.wrap_bio(self.incoming, self.outgoing, server_hostname="localhost")
 
     def from_client(self) -> bytes:
         """Return the octets the client wants to send."""
@@ -162,8 +178,7 @@ class Pipe:
 
     def to_client(self) -> None:
         """Hand over what the server has sent."""
-        self.incoming.write(self.tcp.sent)
-        self.tcp.sent = b""
+        self.incoming.write(self.tcp.delivered())
 
     def to_server(self, octets: bytes, *, size: int | None = None) -> None:
         """Hand over octets of the client, in pieces of a size."""

@@ -13,6 +13,7 @@ from OpenSSL import SSL
 from typing_extensions import override
 
 from est_frontend.tls.engine import EngineContext
+from estsuite_testing.tls_key_update import CIPHER, KeyUpdates
 from estsuite_testing.tls_link import engine
 from estsuite_testing.tls_pipe import VERSIONS, Application, Pipe, server_files
 
@@ -151,8 +152,52 @@ async def test_a_peer_that_does_not_read_stops_the_application(files: Path) -> N
     pipe = Pipe(files, ssl.TLSVersion.TLSv1_3)
     pipe.handshake()
     pipe.server.pause_writing()
+    assert not pipe.tcp.is_reading()  # what OpenSSL answers by itself must not gather either
     pipe.server.resume_writing()
+    assert pipe.tcp.is_reading()
     assert pipe.application.events == ["made", "pause", "resume"]
+
+
+async def test_reading_goes_on_when_both_the_application_and_the_peer_take_more(
+    files: Path,
+) -> None:
+    pipe = Pipe(files, ssl.TLSVersion.TLSv1_3)
+    pipe.handshake()
+    pipe.server.pause_writing()
+    pipe.application.transport.pause_reading()
+    pipe.server.resume_writing()
+    assert not pipe.tcp.is_reading()
+    pipe.server.pause_writing()
+    pipe.application.transport.resume_reading()
+    assert not pipe.tcp.is_reading()
+    pipe.server.resume_writing()
+    assert pipe.tcp.is_reading()
+
+
+async def test_a_peer_that_asks_for_keys_and_reads_none_fills_no_memory(
+    files: Path, tmp_path: Path
+) -> None:
+    """OpenSSL answers each KeyUpdate with one (RFC 8446 section 4.6.3)."""
+    pipe = Pipe(files, ssl.TLSVersion.TLSv1_3, key_log=tmp_path / "keys")
+    pipe.handshake()
+    assert pipe.client.cipher() == (CIPHER, "TLSv1.3", 256)
+    updates = KeyUpdates(tmp_path / "keys")
+    sent = 0
+    while pipe.tcp.is_reading() and sent < 10_000:
+        pipe.to_server(updates.next_record())
+        sent += 1
+    assert 1000 < sent < 10_000
+    assert pipe.tcp.get_write_buffer_size() < 70_000
+    pipe.application.transport.write(b"answer")
+    assert pipe.client_reads() == b"answer"  # its keys are those of all updates
+    assert pipe.tcp.is_reading()
+    pipe.application.transport.close()
+    pipe.tcp.delivered()
+    for _ in range(100):
+        pipe.to_server(updates.next_record())
+    assert pipe.tcp.sent == b""
+    with pytest.raises(SSL.WantReadError):
+        pipe.server._tls.bio_read(1)  # nor is it kept after close_notify
 
 
 async def test_an_application_learns_of_a_full_buffer_from_its_beginning(files: Path) -> None:

@@ -2,8 +2,8 @@
 
 A server of OpenSSL sends two tickets after every handshake of TLS 1.3. Sessions are not resumed
 here (docs/adr/0005), so no client can use them. Neither pyOpenSSL nor its binding has
-``SSL_CTX_set_num_tickets``, and ``SSL_OP_NO_TICKET`` only chooses the kind of ticket. What is
-left is OpenSSL's configuration file, which it reads once, when it is loaded.
+``SSL_CTX_set_num_tickets``, and ``SSL_OP_NO_TICKET`` only chooses the kind of ticket. The only
+way is OpenSSL's configuration file, which it reads once, when it is loaded.
 """
 
 from __future__ import annotations

@@ -255,6 +255,7 @@ class RequestHandler(Generic[IntentT]):
         message = item.message
         if issued.intent.request_id != message.id:
             # The intent of an earlier request; this one is answered with its certificate.
+            await self.publisher.mappings([self._returned(message, issued)])
             answer = issued_answer(message.id, issued.certificate)
             await self.publisher.replies.send(message.group, message.instance, answer)
         await self.source.publish([issued])

@@ -3,7 +3,9 @@
 One object a connection: to the loop it is the protocol of the TCP connection, to aiohttp it is the
 transport. It feeds what arrives to OpenSSL and calls aiohttp with the plain text; what aiohttp
 writes is encrypted at once and waits, if it must, in the buffer of the TCP transport alone. So the
-loop's flow control of that buffer is the flow control of both sides.
+loop's flow control of that buffer is the flow control of both sides. While that buffer is full,
+nothing is read: OpenSSL itself answers what a peer may send for ever (KeyUpdate, a ClientHello of
+TLS 1.2 that asks for renegotiation), and a peer that does not read would fill the memory.
 
 States, in order:
 
@@ -73,6 +75,7 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
         self._deadline: asyncio.TimerHandle | None = None
         self._at_record_start = True
         self._writing_paused = False
+        self._app_paused = False
 
     # The protocol of the TCP connection.
 
@@ -117,8 +120,9 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
 
     @override
     def pause_writing(self) -> None:
-        """The peer does not read: pass it on."""
+        """The peer does not read: read nothing of it, and pass it on."""
         self._writing_paused = True
+        self._control_reading()
         if self._app is not None:
             self._app.pause_writing()
 
@@ -126,6 +130,7 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
     def resume_writing(self) -> None:
         """The peer has read: pass it on."""
         self._writing_paused = False
+        self._control_reading()
         if self._app is not None:
             self._app.resume_writing()
 
@@ -189,9 +194,17 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
             while True:
                 self._tls.recv(_CHUNK)
         except SSL.WantReadError:
-            return
+            self._discard()
         except FAILURES:  # close_notify, or no TLS any more
             self._end()
+
+    def _discard(self) -> None:
+        """Drop what OpenSSL answers after our close_notify, as it does a KeyUpdate."""
+        try:
+            while self._tls.bio_read(_CHUNK):
+                pass
+        except FAILURES:
+            return
 
     def _fail(self) -> None:
         """Send the alert and end the connection."""
@@ -277,13 +290,21 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
     @override
     def pause_reading(self) -> None:
         """Leave what arrives in the socket, so that the peer has to stop."""
-        if self._tcp is not None and self._state is _OPEN:
-            self._tcp.pause_reading()
+        self._app_paused = True
+        self._control_reading()
 
     @override
     def resume_reading(self) -> None:
         """Read again."""
-        if self._tcp is not None and self._state is _OPEN:
+        self._app_paused = False
+        self._control_reading()
+
+    def _control_reading(self) -> None:
+        if self._tcp is None or self._tcp.is_closing() or self._state in {_CLOSING, _CLOSED}:
+            return
+        if self._writing_paused or self._app_paused:
+            self._tcp.pause_reading()
+        else:
             self._tcp.resume_reading()
 
     @override
