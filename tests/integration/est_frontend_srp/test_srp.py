@@ -210,6 +210,22 @@ def test_octets_go_both_ways_in_any_pieces(file: Path, talks: Any) -> None:
     assert talk.client.read() == b"answer"
 
 
+def test_a_peer_that_renegotiates_and_reads_nothing_is_ended(file: Path, talks: Any) -> None:
+    """tlslite answers each ClientHello with a warning (RFC 5246 section 7.2.2)."""
+    from tlslite.messages import ClientHello
+
+    talk = talks(file)
+    hello = ClientHello().create((3, 3), bytearray(32), bytearray(), [0xC020])
+    with pytest.raises(ssl.SSLError, match="does not read"):  # noqa: PT012 - any of them
+        for _ in range(40_000):
+            for _ in talk.client._sendMsg(hello):
+                pass
+            talk.incoming.write(talk.ours.recv(65_536))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                talk.connection.read()
+    assert talk.outgoing.pending < 70_000
+
+
 def test_K15_M1_a_csr_is_bound_to_the_session_by_tls_unique(file: Path, talks: Any) -> None:
     """RFC 7030 section 3.5 holds for TLS-SRP as well."""
     talk = talks(file)

@@ -21,6 +21,7 @@ def certificate(
     ca: bool = False,
     usage: x509.ObjectIdentifier | None = None,
     identified: bool = True,
+    serial_number: int | None = None,
 ) -> Pair:
     """A certificate and its key; ``identified`` False leaves the key identifiers out."""
     if usage is None and not ca:
@@ -34,7 +35,7 @@ def certificate(
         .subject_name(subject)
         .issuer_name(parent.subject if parent else subject)
         .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
+        .serial_number(serial_number or x509.random_serial_number())
         .not_valid_before(NOON - lasts)
         .not_valid_after(NOON + lasts)
         .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)

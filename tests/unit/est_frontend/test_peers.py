@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ca_signer.ceremony import offline_ca
 from est_frontend.auth.client_certificates import PeerValidator, serial_of
@@ -221,3 +223,11 @@ def test_a_makers_certificates_may_have_rdns_out_of_order(files: Path, anchor: P
     assert peer.subject_canonical == "CN=device+O=maker"
     assert peer.der == chain[0]
     assert serial_of(peer.der)
+
+
+@given(st.integers(1, 2**159 - 1))
+def test_a_serial_number_is_written_in_octets_as_in_every_other_record(number: int) -> None:
+    """Those of our CA begin with 01: written as a number they would lose the zero."""
+    presented, _ = certificate("svc", serial_number=number)
+    octets = number.to_bytes((number.bit_length() + 7) // 8, "big")
+    assert serial_of(presented.public_bytes(Encoding.DER)) == octets.hex()

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 _CIPHERS = {f"aes{bits}": (f"SRP-AES-{bits}-CBC-SHA", "TLSv1.2", bits) for bits in (128, 256)}
 """As OpenSSL names them."""
+_MAX_UNREAD = 64 * 1024
+"""Octets of tlslite's own answers that may wait for a peer that does not read."""
 
 
 class Attempt:
@@ -127,6 +129,8 @@ class SRPConnection:
         )
         self._reading: Iterator[Any] | None = None
         self._plain = bytearray()
+        self._outgoing = outgoing
+        self._unread = 0
 
     def do_handshake(self) -> None:
         """Go as far as the received records allow.
@@ -175,10 +179,15 @@ class SRPConnection:
             return False
         # A record that came in part is in the generator until the rest is here.
         self._reading = self._reading or self._engine.readAsync()
+        waiting = self._outgoing.pending
         try:
             received = next(self._reading)
         except Exception as exc:  # Bulkhead: a parser that is not ours, as above.
             raise ssl.SSLError(ssl.SSL_ERROR_SSL, type(exc).__name__) from exc
+        # tlslite answers each attempt to renegotiate with an alert by itself.
+        self._unread = (self._unread if waiting else 0) + self._outgoing.pending - waiting
+        if self._unread > _MAX_UNREAD:
+            raise ssl.SSLError(ssl.SSL_ERROR_SSL, "the peer does not read")
         if isinstance(received, int):
             return False
         self._reading = None

@@ -22,6 +22,7 @@ from OpenSSL import crypto
 from est_frontend.tls.connection import ClientConnection
 from estcore.clock import Clock
 from estcore.errors import MalformedRequest, NotAuthenticated, Unavailable
+from estcore.ids import serial_hex
 from estcore.pki.chain_strength import check_chain_strength, check_client_purpose
 from estcore.pki.names import canonical_name, display_name
 from estcore.pki.parsers import PARSER_ERRORS, load_certificate
@@ -221,6 +222,6 @@ def _refused(number: int, depth: int = 0, text: str = "") -> NotAuthenticated:
 def serial_of(der: bytes) -> str:
     """Return the serial number of a presented certificate for records; "" if unreadable."""
     try:
-        return f"{load_certificate(der).serial_number:x}"
+        return serial_hex(load_certificate(der).serial_number)
     except MalformedRequest:
         return ""

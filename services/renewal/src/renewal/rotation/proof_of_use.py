@@ -14,6 +14,7 @@ from cryptography import x509
 from estcore.errors import MalformedRequest, NotAuthenticated
 from estcore.ids import serial_hex
 from estcore.pki import jws
+from estcore.pki.parsers import load_certificate
 
 MAX_BYTES = 4096
 
@@ -80,10 +81,7 @@ def serial_of(certificate: bytes) -> str:
     Raises:
         MalformedRequest: it is none.
     """
-    try:
-        return serial_hex(x509.load_der_x509_certificate(certificate).serial_number)
-    except ValueError as exc:
-        raise MalformedRequest("not a certificate", code="proof.malformed") from exc
+    return serial_hex(load_certificate(certificate).serial_number)
 
 
 def _text(claims: dict[str, object], name: str) -> str:
