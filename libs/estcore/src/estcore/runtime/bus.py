@@ -420,8 +420,10 @@ class Bus:
         self._senders = senders
         if self._key is not None:
             self._key = MessageKey(seed, self._key.instance)
-            # Used when the server ends the connection of the previous NKey.
-            self.client._nkeys_seed_str = seed  # noqa: SLF001 - there is no other way
+            # Used when the server ends the connection of the previous NKey. The client keeps the
+            # public key beside the seed, and has no public way to replace either.
+            self.client._nkeys_seed_str = seed  # noqa: SLF001
+            self.client._setup_nkeys_seed_connect()  # noqa: SLF001
 
     async def request(
         self, topic: str, payload: bytes, *, answered_by: Sequence[str], timeout_s: float = 5
