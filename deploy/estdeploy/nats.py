@@ -56,6 +56,16 @@ def public_keys(folder: Path, names: Mapping[str, Permissions]) -> dict[str, str
     return keys
 
 
+def existing_public_keys(folder: Path, names: Mapping[str, Permissions]) -> dict[str, str]:
+    """Return the public NKey of each user that has a seed in a folder."""
+    files = {name: seed_file(folder, name) for name in names}
+    return {
+        name: public_nkey(path.read_text(encoding="utf-8").strip())
+        for name, path in files.items()
+        if path.exists()
+    }
+
+
 def senders(
     folder: Path,
     names: Mapping[str, Permissions],

@@ -98,3 +98,16 @@ def test_a_user_without_key_and_a_key_for_two_are_refused() -> None:
 def _folder(tmp_path: Path) -> bool:
     (tmp_path / "secrets").mkdir(mode=0o700)
     return True
+
+
+def test_both_keys_of_a_user_connect_while_it_is_replaced() -> None:
+    names = nats.users()
+    before = {name: public_nkey(new_user_seed()) for name in names}
+    after = before | {"renewal": public_nkey(new_user_seed())}
+    block = server_accounts(names, after, before)
+    users = block["renewal"]["users"]
+    assert [user["nkey"] for user in users] == [after["renewal"], before["renewal"]]
+    assert users[0]["permissions"] == users[1]["permissions"]
+    assert len(block["audit"]["users"]) == 1
+    with pytest.raises(ConfigurationError, match="two users"):
+        server_accounts(names, after, {"audit": after["renewal"]})

@@ -11,9 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import json
+import os
 import re
 import shutil
+import signal
 import sqlite3
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -27,12 +31,13 @@ from estcore.errors import ConfigurationError
 from estcore.messages import topics
 from estcore.runtime.bus import Bus
 from estcore.runtime.settings import BusSettings
-from estdev.layout import nats_users
+from estdev.layout import AGENTS, nats_users
 from estdev.local import admin_get
+from estdev.nats import EmbeddedNATS
 from estsuite_testing.debian import debian_packages
 from estsuite_testing.e2e_stack import POLICY, start_stack, stop_stack
 from estsuite_testing.raw_client import BASE
-from estsuite_testing.runbook_pages import PAGE, Watched, section
+from estsuite_testing.runbook_pages import PAGE, STREAMS, Watched, section
 
 pytestmark = [
     pytest.mark.e2e,
@@ -66,13 +71,9 @@ EXECUTED = {
     "Verify the audit log": "tests/e2e/test_documents.py",
     "Roll over the issuing CA": "tests/e2e/test_rollover.py",
     "Roll over the root": "tests/e2e/test_rollover.py",
+    "The CA has expired": "tests/e2e/test_expired_ca.py",
 }
 """Pages that other tests execute, in parts or as a whole; their commands or their faults."""
-IN_PARTS_ONLY = {
-    "Message keys": "tests/unit/estcore/test_signatures.py",
-    "The CA has expired": "tests/unit/ca_signer/test_decision.py",
-}
-"""Pages whose steps no test takes in a running suite; the file tests the decisions behind them."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -107,10 +108,10 @@ async def test_every_page_is_executed_here_or_by_a_test_that_exists() -> None:
     pages = re.findall(r"^## (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     here = Path(__file__).read_text(encoding="utf-8").split("async def watched", 1)[1]
     for heading in pages:
-        other = (EXECUTED | IN_PARTS_ONLY).get(heading)
+        other = EXECUTED.get(heading)
         assert (f'"{heading}"' in here) != (other is not None), heading
         assert other is None or (PAGE.parents[2] / other).exists(), other
-    assert {*EXECUTED, *IN_PARTS_ONLY} <= set(pages)
+    assert set(EXECUTED) <= set(pages)
 
 
 async def restarted(watched: Watched, *services: str, **environment: str) -> None:
@@ -245,6 +246,92 @@ async def test_the_SIEM_is_down(watched: Watched) -> None:
         while len(siem.messages()) < received + 20 or (await watched.values())[lag] > 20:
             await asyncio.sleep(0.5)
     await watched.until_over()
+
+
+SENDING_SERVICES = ("est-frontend", "ca-signer", "renewal", "audit")
+
+
+def refused_messages(values: dict[str, float]) -> dict[str, float]:
+    """Return the counts of messages whose signature a service did not accept."""
+    return {k: v for k, v in values.items() if " estsuite_messages_refused_total" in k}
+
+
+async def run_commands(folder: Path, script: str, agents: list[str]) -> None:
+    """Run commands of the page in a folder; its users of NATS are those of the suite."""
+    render = f"{sys.executable} {PAGE.parents[2] / 'deploy/nats/render.py'} {' '.join(agents)}"
+    script = script.replace("deploy/nats/render.py", render)
+    process = await asyncio.create_subprocess_exec("bash", "-euc", script, cwd=folder)
+    assert await process.wait() == 0, script
+
+
+def reload_accounts(nats: EmbeddedNATS, accounts: Path) -> None:
+    """Replace the accounts of nats-server and reload it, twice as an account may be new."""
+    config = json.loads(nats.config_file.read_text())
+    config["accounts"] = json.loads(accounts.read_text().removeprefix("accounts:"))
+    nats.config_file.write_text(json.dumps(config))
+    for _ in range(2):
+        os.kill(nats.pid, signal.SIGHUP)
+
+
+async def until_changed(watched: Watched, times: float) -> None:
+    """Wait until so many changes of message keys are on record."""
+    async with asyncio.timeout(60):
+        while (await watched.values()).get("record config.changed", 0) < times:
+            await asyncio.sleep(0.3)
+
+
+async def stored_messages(watched: Watched) -> float:
+    """Return how many messages of services lie in the streams that the page names."""
+    values = await watched.values()
+    return sum(values.get(f"nats {stream}", 1) for stream in STREAMS[:3])
+
+
+async def test_message_keys(watched: Watched) -> None:
+    """Every service's key at once; no message is refused, and the old keys are worth nothing."""
+    nats, folder = watched.stack.layout.nats, watched.stack.folder
+    shutil.copytree(watched.stack.layout.secrets, folder / "seeds")
+    shutil.copy(nats.senders_file, folder / "senders.json")
+    old = {name: nats.seed_file(name).read_text() for name in SENDING_SERVICES}
+    agents = [f"--agent={tenant}/{service}" for tenant, service in AGENTS.values()]
+    make, finish = re.findall(r"^ *```\n(.*?)^ *```$", section("Message keys"), re.M | re.S)
+    make = make.replace("nats-renewal", f"nats-{{{','.join(SENDING_SERVICES)}}}")
+    await watched.begin()
+    before = await watched.values()
+    changes = before.get("record config.changed", 0)
+
+    # 1. and 2.
+    await run_commands(folder, make, agents)
+    (folder / "senders.new.json").replace(nats.senders_file)
+    await until_changed(watched, changes + len(SENDING_SERVICES))
+
+    # 3.
+    reload_accounts(nats, folder / "accounts.conf")
+    for name in SENDING_SERVICES:
+        new = folder / "seeds.new" / f"nats-{name}.seed"
+        assert new.read_text() != old[name]
+        shutil.copy(new, folder / "one.seed")
+        (folder / "one.seed").replace(nats.seed_file(name))  # never half of it
+    await until_changed(watched, changes + 2 * len(SENDING_SERVICES))
+
+    # 4.
+    async with watched.quiet():
+        async with asyncio.timeout(60):
+            while await stored_messages(watched):
+                await asyncio.sleep(0.2)
+        await run_commands(folder, finish, agents)
+        (folder / "senders.json").replace(nats.senders_file)
+        reload_accounts(nats, folder / "accounts.conf")
+    await watched.until_over()
+    assert {answer[:3] for answer in watched.answers} <= {"200", "202", "503"}
+    assert refused_messages(await watched.values()) == refused_messages(before)
+
+    stolen = folder / "stolen.seed"
+    stolen.write_text(old["renewal"])
+    stolen.chmod(0o600)
+    settings = BusSettings(url=nats.url, nkey_seed_file=stolen, senders_file=nats.senders_file)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(3):
+            await Bus.connect(settings, "renewal", "stolen")
 
 
 @pytest.mark.logs_errors("bus permission violation")

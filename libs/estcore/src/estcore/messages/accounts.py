@@ -20,9 +20,13 @@ _SEVERAL_ANSWERS = ("$JS.API.CONSUMER.MSG.NEXT.", "$JS.API.DIRECT.GET.")
 
 
 def server_accounts(
-    users: Mapping[str, Permissions], keys: Mapping[str, str]
+    users: Mapping[str, Permissions],
+    keys: Mapping[str, str],
+    previous_keys: Mapping[str, str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return nats-server's ``accounts`` for users by name and their public NKeys by name.
+
+    ``previous_keys`` are accepted beside ``keys``, while a user's key is replaced.
 
     Raises:
         ConfigurationError: a user has no key, or two have the same.
@@ -30,15 +34,21 @@ def server_accounts(
     missing = sorted(users.keys() - keys.keys())
     if missing:
         raise ConfigurationError(f"no public NKey for {', '.join(missing)}")
-    if len({keys[name] for name in users}) != len(users):
+    accepted = {
+        name: list(dict.fromkeys(filter(None, (keys[name], (previous_keys or {}).get(name)))))
+        for name in users
+    }
+    every_key = [key for own in accepted.values() for key in own]
+    if len(set(every_key)) != len(every_key):
         raise ConfigurationError("two users have the same NKey")
     found: dict[str, dict[str, Any]] = {
         name: {"users": [], "exports": [], "imports": []}
         for name in dict.fromkeys([STREAMS_ACCOUNT, *(p.account for p in users.values())])
     }
     for name, rights in users.items():
-        user = {"nkey": keys[name], "permissions": rights.server_block()}
-        found[rights.account]["users"].append(user)
+        found[rights.account]["users"] += [
+            {"nkey": key, "permissions": rights.server_block()} for key in accepted[name]
+        ]
     found[STREAMS_ACCOUNT]["jetstream"] = "enabled"
     for (exporter, kind, subject), importers in _crossings(users.values()).items():
         export: dict[str, Any] = {kind: subject, "accounts": sorted(importers)}
