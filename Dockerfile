@@ -3,7 +3,7 @@
 # deploy/README.md lists the arguments of each image. Docker 20.10, with or without BuildKit.
 #
 # The base image has its digest here once deploy/images.lock knows it: make images-lock.
-ARG BASE=python:3.13-slim-bookworm
+ARG BASE=python:3.13.14-slim-bookworm@sha256:9d7f287598e1a5a978c015ee176d8216435aaf335ed69ac3c38dd1bbb10e8d64
 
 FROM ${BASE} AS build
 # The distribution to install, its extras (separated by spaces), and the command the image runs.
