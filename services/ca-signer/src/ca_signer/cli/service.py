@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ca_signer import connections, main
-from ca_signer.cli import check_store, operator, reconcile
+from ca_signer.cli import check_store, expired_issuer, operator, reconcile
 from ca_signer.ledger.enrollment_secrets import SecretStore
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.settings import PREFIX, SERVICE, SignerSettings
@@ -103,3 +103,6 @@ async def _reconcile(
 
 COMMAND.verb("check-store", "Lint every stored certificate and list.")(check_store.check_store)
 COMMAND.verb("enroll", "Issue the certificate of an operator.", under=_OPERATOR)(operator.enroll)
+COMMAND.verb("replace-expired", "Let the next generation sign after a CA has expired.")(
+    expired_issuer.replace_expired
+)
