@@ -34,6 +34,7 @@ NOT_RUN = {
     "submissions list": "an upstream CA: tests/e2e/test_upstream.py",
     "requests approve": "a request that waits: tests/e2e/test_approval.py",
     "bulk-revocation confirm": "a second operator: tests/integration/ca_signer/test_bulk_revocation.py",
+    "replace-expired": "a CA that has expired: tests/e2e/test_expired_ca.py",
     "rollover plan": "a second generation: tests/e2e/test_rollover.py",
     "CA2 --out SERVER": "a second root: tests/e2e/test_rollover.py",
     "make demo": "starts a suite of its own: `.ci/run`",
@@ -162,7 +163,8 @@ async def test_onboarding_leads_a_service_to_a_certificate_in_every_way(home: Ho
     policy.write_text(f"{before}\n{rule}operators:{after}")
     explain, secret = commands("docs/onboarding.md", "1. A rule and a secret")
     assert "orders-bootstrap" in await home.shell(explain)
-    again = f"ca-signer secret revoke --id orders-bootstrap\n{secret.replace('.venv/bin/', '')}"
+    secret = f"rm -f orders.secret\n{secret}"
+    again = f"estctl secret revoke --id orders-bootstrap\n{secret}"
 
     # 2a. curl, as soon as the rule is loaded.
     await home.shell(secret)
@@ -225,7 +227,8 @@ async def test_the_runbooks_commands_run_as_written(home: Home) -> None:
         within_s=120,
         every_s=10,
     )
-    await home.shell("ca-signer secret revoke --id orders-bootstrap || true")  # of onboarding
+    # Of onboarding.
+    await home.shell("estctl secret revoke --id orders-bootstrap || true; rm -f orders.secret")
     values = {"HEX": serial, "sink siem --from 120000": "sink local-siem --from 1"}
     ran, failed = 0, list[str]()
     for language, block in blocks("docs/operations/runbooks.md"):

@@ -22,7 +22,7 @@ from estcore.messages.envelope import decode
 from estcore.messages.events import CertificateRevoked
 from estcore.messages.state import RevokedShard, revoked_shard
 from estcore.runtime.bus import Bus, Outgoing
-from estcore.runtime.stored_messages import last_values
+from estcore.runtime.stored_messages import last_values, stored_from
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.operators import TestOperator, operator, policy_with_operators
 from estsuite_testing.platform import Platform
@@ -46,19 +46,16 @@ async def boss(signer: SignerStack) -> TestOperator:
     return await operator(signer, "CN=boss")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def events(
-    platform: Platform, signer: SignerStack
-) -> AsyncIterator[list[CertificateRevoked]]:
+async def events_of(signer: SignerStack, certificate: bytes) -> list[CertificateRevoked]:
+    """Return the events that the stream has of a certificate, oldest first."""
     found: list[CertificateRevoked] = []
-    bus = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "listener")
-
-    async def take(message: Any) -> None:
-        found.append(decode(CertificateRevoked, message.payload))
-
-    await bus.subscribe("pki.certificate.revoked.>", take)
-    yield found
-    await bus.close()
+    sequence = 1
+    while sequence:
+        stored, sequence = await stored_from(
+            signer.bus, topics.PKI_EVENTS, "pki.certificate.revoked.>", sequence
+        )
+        found += [decode(CertificateRevoked, message.payload) for message in stored]
+    return [e for e in found if e.fingerprint_sha256 == one(certificate)["fingerprint"]]
 
 
 async def issued(signer: SignerStack, name: str) -> bytes:
@@ -94,7 +91,7 @@ async def until_announced(signer: SignerStack, certificate: bytes) -> None:
 
 
 async def test_a_revoked_certificate_is_published_and_renews_nothing(
-    signer: SignerStack, boss: TestOperator, events: list[CertificateRevoked]
+    signer: SignerStack, boss: TestOperator
 ) -> None:
     certificate = await issued(signer, "dev-lost")
     answer = await boss.give(signer, "certificate-revoke", one(certificate, reason="superseded"))
@@ -104,7 +101,7 @@ async def test_a_revoked_certificate_is_published_and_renews_nothing(
     refused = await renew(signer, certificate, "dev-lost")
     assert refused.code == "auth.certificate_revoked"
     await until_announced(signer, certificate)
-    (event,) = [e for e in events if e.fingerprint_sha256 == one(certificate)["fingerprint"]]
+    (event,) = await events_of(signer, certificate)
     assert (event.reason, event.tenant, event.service) == ("superseded", "test", "load")
     assert event.serial in (await shard(signer, known["serial_number"])).serials
 
@@ -117,9 +114,7 @@ async def test_by_serial_number_too(signer: SignerStack, boss: TestOperator) -> 
     assert (await row(signer, certificate))["revoked_at"] is not None
 
 
-async def test_hold_and_release(
-    signer: SignerStack, boss: TestOperator, events: list[CertificateRevoked]
-) -> None:
+async def test_hold_and_release(signer: SignerStack, boss: TestOperator) -> None:
     certificate = await issued(signer, "dev-held")
     await boss.give(signer, "certificate-hold", one(certificate))
     assert (await renew(signer, certificate, "dev-held")).code == "auth.certificate_revoked"
@@ -130,7 +125,7 @@ async def test_hold_and_release(
     assert (await renew(signer, certificate, "dev-held")).outcome == "issued"
     await until_announced(signer, certificate)
     assert serial.hex() not in (await shard(signer, serial)).serials
-    own = [e.reason for e in events if e.fingerprint_sha256 == one(certificate)["fingerprint"]]
+    own = [e.reason for e in await events_of(signer, certificate)]
     assert own == ["certificateHold", "removeFromCRL"]
 
 
@@ -239,7 +234,7 @@ class AuditIsAway(Bus):
 
 
 async def test_revocation_works_while_audit_is_unavailable_and_is_recorded_later(
-    signer: SignerStack, boss: TestOperator, events: list[CertificateRevoked]
+    signer: SignerStack, boss: TestOperator
 ) -> None:
     certificate = await issued(signer, "dev-emergency")
     kept = signer.publisher._bus
@@ -263,12 +258,10 @@ async def test_revocation_works_while_audit_is_unavailable_and_is_recorded_later
         if r.target.certificate_sha256 == one(certificate)["fingerprint"]
     ]
     assert {r.outcome for r in recorded} == {"success"}
-    assert [e for e in events if e.fingerprint_sha256 == one(certificate)["fingerprint"]]
+    assert await events_of(signer, certificate)
 
 
-async def test_the_outbox_publishes_what_a_crashed_signer_left(
-    signer: SignerStack, events: list[CertificateRevoked]
-) -> None:
+async def test_the_outbox_publishes_what_a_crashed_signer_left(signer: SignerStack) -> None:
     certificate = await issued(signer, "dev-orphan")
     known = await row(signer, certificate)
     async with signer.database.connection() as connection:
@@ -276,7 +269,7 @@ async def test_the_outbox_publishes_what_a_crashed_signer_left(
     await signer.operations.outbox.flush()
     await until_announced(signer, certificate)
     await asyncio.sleep(0.2)
-    assert [e for e in events if e.fingerprint_sha256 == one(certificate)["fingerprint"]]
+    assert await events_of(signer, certificate)
 
 
 async def test_a_change_during_publication_is_published_as_well(signer: SignerStack) -> None:

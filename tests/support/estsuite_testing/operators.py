@@ -18,7 +18,7 @@ from estsuite_testing.e2e_stack import POLICY
 from estsuite_testing.signer_stack import SignerStack
 
 OPERATORS = (
-    ("boss", "CN=boss", ("approver", "revoker", "auditor", "ca")),
+    ("boss", "CN=boss", ("approver", "revoker", "auditor", "ca", "secrets")),
     ("approver", "CN=approver", ("approver",)),
     ("revoker", "CN=revoker", ("revoker",)),
     ("auditor", "CN=auditor", ("auditor",)),

@@ -23,7 +23,6 @@ from ca_signer.issuance.decision import decide
 from ca_signer.issuance.decision_context import presented_fingerprint
 from ca_signer.issuance.idempotency import IntendedIssuances, RequestResolver
 from ca_signer.issuance.request_handler import RequestHandler
-from ca_signer.ledger.enrollment_secrets import SecretStore
 from ca_signer.ledger.issuances import IssuanceStore
 from ca_signer.ledger.refusals import RefusalStore
 from ca_signer.main import load_signing_context
@@ -31,6 +30,7 @@ from ca_signer.model import IssuanceIntent
 from ca_signer.operators.assembly import Operations, assemble
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.publishing.reconciliation_windows import ReconciliationWindows
+from ca_signer.publishing.secret_verifiers import SecretPublisher
 from ca_signer.settings import SignerSettings
 from ca_signer.signing.batch_handler import BatchHandler
 from ca_signer.signing.cycle import IssuanceCycle
@@ -54,6 +54,7 @@ from estcore.runtime.tracing import Tracing
 from estcore.tlog.items import expanded
 from estdev import layout as suite_layout
 from estsuite_testing.e2e_stack import POLICY, make_csr
+from estsuite_testing.enrollment_secrets import EnrollmentSecrets
 from estsuite_testing.platform import Platform
 
 EVERY_FEATURE = Path(__file__).with_name("profiles.yaml")  # what no shipped example uses
@@ -111,7 +112,7 @@ class SignerStack:
     worker: RequestConsumer
     sweeper: Sweeper
     windows: ReconciliationWindows
-    secrets: SecretStore
+    secrets: EnrollmentSecrets
     operations: Operations
     state: FrontendStatePublisher
     answers: dict[str, asyncio.Future[EnrollmentAnswered]] = field(default_factory=dict)
@@ -352,7 +353,7 @@ async def signer_stack(
             length=dt.timedelta(seconds=5),
             grace=dt.timedelta(seconds=1),
         ),
-        secrets=SecretStore(database, bus, clock),
+        secrets=EnrollmentSecrets(database, SecretPublisher(database, bus, clock)),
         operations=assemble(
             bus,
             database,

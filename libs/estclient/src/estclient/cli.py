@@ -3,7 +3,7 @@
 ``agent`` renews one service's certificate; ``probe`` checks an installation; ``audit verify``
 checks an export of the audit log offline; ``policy explain`` shows which rule decides;
 ``bootstrap`` pins a root; ``password`` makes verifiers; ``cert``, ``requests``,
-``bulk-revocation``, ``submissions`` and ``ca`` send commands to ca-signer, signed by an
+``bulk-revocation``, ``secret``, ``submissions`` and ``ca`` send commands to ca-signer, signed by an
 operator's certificate. Each is imported when it is used.
 """
 
@@ -27,11 +27,7 @@ _VERBS = (
     ("password", "estclient.cli_tools", "Print the verifiers of a password, for users_file."),
     ("policy", "estclient.cli_policy", "Explain what a policy file decides."),
     ("audit", "estclient.cli_tools", "Verify exports of the audit log offline."),
-    (
-        "secret",
-        "estclient.cli_tools",
-        "Create, list or revoke enrollment secrets: runs ca-signer secret here.",
-    ),
+    ("secret", _OPERATORS, "Create, list or revoke enrollment secrets."),
     ("requests", _OPERATORS, "List, approve or reject requests awaiting approval."),
     ("bulk-revocation", _OPERATORS, "Revoke many certificates, confirmed by a second operator."),
     ("cert", _OPERATORS, "Look up, export, revoke or hold certificates."),

@@ -1,4 +1,4 @@
-"""Verbs of ``estctl`` beside an agent or a service: agent, password, secret, audit verify."""
+"""Verbs of ``estctl`` beside an agent or a service: agent, password, audit verify."""
 
 from __future__ import annotations
 
@@ -56,23 +56,6 @@ def _verify(export: Path, choices: Choices) -> int:
         report = verify_log(lines, choices)
     print_report(report, as_json=choices.json)
     return 0 if report.ok else 1
-
-
-@click.command(
-    "secret",
-    add_help_option=False,
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-)
-@click.argument("rest", nargs=-1, type=click.UNPROCESSED)
-def secret(rest: tuple[str, ...]) -> None:
-    """Create, list or revoke enrollment secrets: runs ca-signer secret here.
-
-    A secret never travels, so it is made where the ledger is.
-    """
-    from estcore.runtime.service import executable
-
-    command = executable("ca-signer")
-    os.execv(command, [command, "secret", *rest])  # noqa: S606 - no shell
 
 
 @click.command("password")

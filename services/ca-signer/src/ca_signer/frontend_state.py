@@ -14,7 +14,7 @@ import logging
 from ca_signer import metrics
 from ca_signer.issuers.cacerts import cacerts_of, own_cacerts
 from ca_signer.issuers.generations import Generations, read_generations
-from ca_signer.ledger.enrollment_secrets import SecretStore
+from ca_signer.publishing.secret_verifiers import SecretPublisher
 from ca_signer.revocation.publisher import RevocationPublisher
 from ca_signer.settings import SERVICE
 from ca_signer.signing.issuers import SigningContext
@@ -107,7 +107,7 @@ class FrontendStatePublisher:
                 Outgoing(topics.PROFILES_TOPIC, encode(profiles)),
             ]
         )
-        await SecretStore(self._database, self._bus, decision_context.clock).publish()
+        await SecretPublisher(self._database, self._bus, decision_context.clock).publish()
         revocations = RevocationPublisher(self._database, self._bus, SERVICE)
         for issuer_id in decision_context.issuers:
             await revocations.publish(issuer_id)

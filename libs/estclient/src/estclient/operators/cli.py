@@ -27,6 +27,7 @@ ca = Group("ca")
 rollover = Group("rollover", help="Move an issuer from one generation to the next.")
 ca.add_command(rollover)
 submissions = Group("submissions")
+secret = Group("secret")
 
 
 Give = Callable[[Order], None]
@@ -272,6 +273,34 @@ _rollover(
     "status",
     "Show the progress of a rollover and the slots that downloaded the new CA certificates.",
     _option("lacking", "List the slots that have not downloaded them.", is_flag=True),
+    _option("after", "Next page, as the page before said."),
+    _limit(),
+)
+
+_verb(
+    secret,
+    "create",
+    "secret-create",
+    "Create an enrollment secret; its answer is sealed, and shown once.",
+    _option("id", "Id: the user name of HTTP Basic.", required=True),
+    _option("lifetime", "As 36h or 30d.", type=DURATION, default="30d", show_default=True),
+    _option("one-time", "The secret serves one enrollment.", is_flag=True),
+    _option(
+        "secret-file", "File to write the secret to, mode 0600, in place of showing it.", type=PATH
+    ),
+)
+_verb(
+    secret,
+    "revoke",
+    "secret-revoke",
+    "Revoke an enrollment secret.",
+    _option("id", "Id, as listed.", required=True),
+)
+_verb(
+    secret,
+    "list",
+    "secret-list",
+    "List enrollment secrets by id; never the secrets.",
     _option("after", "Next page, as the page before said."),
     _limit(),
 )

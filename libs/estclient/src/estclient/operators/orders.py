@@ -13,6 +13,7 @@ from typing import Any
 
 from estclient.operators.client import Operator, connect
 from estclient.operators.output import pem, render
+from estclient.operators.sealed_secret import SealedSecret
 from estclient.operators.settings import OperatorSettings
 from estcore.clock import SystemClock
 from estcore.runtime.settings import load_settings
@@ -58,6 +59,7 @@ def carry_out(order: Order) -> None:
 async def _carry_out(order: Order) -> None:
     arguments = dict(order.arguments)
     _resolve_expiry(arguments, SystemClock().now())
+    recipient = SealedSecret.of(arguments) if order.verb == "secret-create" else None
     home = Path(os.environ.get("ESTSUITE_HOME", ".estsuite"))
     operator, bus = await connect(
         operator_settings(order.connection, home, os.environ), SystemClock()
@@ -68,8 +70,14 @@ async def _carry_out(order: Order) -> None:
             await _export(operator, arguments, out, form)
             return
         result = await operator.send(SIGNER, order.verb, arguments)
+    except BaseException:  # Clean-up, then raised again.
+        if recipient is not None:
+            recipient.discard()
+        raise
     finally:
         await bus.close()
+    if recipient is not None:
+        result = recipient.opened(result)
     if order.as_json:
         write_json(result, indent=1)
     else:

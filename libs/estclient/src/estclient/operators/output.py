@@ -25,7 +25,7 @@ def render(result: Mapping[str, Any]) -> str:
     Raises:
         AnswerInvalid: what should be a certificate is none.
     """
-    for name in ("requests", "certificates", "bulk_revocations", "submissions"):
+    for name in ("requests", "certificates", "bulk_revocations", "submissions", "secrets"):
         if name in result:
             more = f"next page: --after {_text(result['next'])}\n" if result.get("next") else ""
             return ("".join(_line(row) for row in result[name]) or "none\n") + more

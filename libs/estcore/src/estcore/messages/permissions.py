@@ -121,7 +121,6 @@ def frontend(group: str, issuers: Sequence[str] = ("issuing",)) -> Permissions:
             "_INBOX_estfrontend.>",
             f"est.reply.{group}.>",
             "pki.state.>",
-            "pki.certificate.revoked.>",
             "pki.certificate.pending.>",
         ),
     )

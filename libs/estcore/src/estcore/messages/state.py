@@ -72,6 +72,10 @@ class SecretVerifier(Part):
 SECRET_SHARDS = tuple(f"{number:02x}" for number in range(64))
 
 
+SECRET_ID = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,127}$"  # noqa: S105 - a pattern
+"""Ids of enrollment secrets: the user name of HTTP Basic, so without a colon."""
+
+
 def secret_shard(secret_id: str) -> str:
     """Return the shard (``00`` to ``3f``) in which the verifier of a secret is published."""
     return SECRET_SHARDS[sha256(secret_id.encode()).digest()[0] % len(SECRET_SHARDS)]

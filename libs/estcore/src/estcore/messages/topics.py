@@ -244,6 +244,7 @@ OPERATOR_VERBS = (
     *("bulk-revocation-confirm", "bulk-revocation-list", "bulk-revocation-propose"),
     *("bulk-revocation-show", "bulk-revocation-stop", "rollover-plan", "rollover-publish"),
     *("rollover-retire", "rollover-rollback", "rollover-sign", "rollover-status"),
+    *("secret-create", "secret-list", "secret-revoke"),
 )
 """Commands that ca-signer takes from operators, each signed by the operator."""
 SUBMISSION_VERBS = (

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from estcore.pki.names import canonical_name, parse_name
 from estcore.pki.profile import StrictModel, Token
 
-Role = Literal["approver", "revoker", "auditor", "ca"]
+Role = Literal["approver", "revoker", "auditor", "ca", "secrets"]
 
 
 class Operator(StrictModel):
@@ -21,7 +21,7 @@ class Operator(StrictModel):
     roles: tuple[Role, ...] = Field(
         min_length=1,
         description="approver: requests that wait; revoker: revoke and hold; auditor: look; "
-        "ca: roll over issuers",
+        "ca: roll over issuers; secrets: make and revoke enrollment secrets",
     )
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ import click
 
 from ca_signer import main
 from ca_signer.operators import expired_issuer
+from ca_signer.operators.console import Console
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.recovery.ledger_check import StaleLedgerCheck
 from ca_signer.settings import SignerSettings
@@ -33,7 +34,7 @@ async def replace_expired(settings: SignerSettings, issuer: str, to_issuer: str)
         await StaleLedgerCheck(bus, database, decision_context.issuers).require()
         changed = await expired_issuer.replace_expired(
             database,
-            EventPublisher(bus, main.CLOCK, settings.instance),
+            Console(EventPublisher(bus, main.CLOCK, settings.instance), main.CLOCK),
             decision_context,
             issuer,
             to_issuer,

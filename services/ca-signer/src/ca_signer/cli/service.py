@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from pathlib import Path
 
 import click
 
 from ca_signer import connections, main
-from ca_signer.cli import check_store, expired_issuer, operator, reconcile
-from ca_signer.ledger.enrollment_secrets import SecretStore
+from ca_signer.cli import check_store, expired_issuer, operator, reconcile, secret
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.settings import PREFIX, SERVICE, SignerSettings
-from estcore.pki.durations import parse_duration
-from estcore.runtime.command_line import PATH, Converted
+from estcore.runtime.command_line import PATH
 from estcore.runtime.database import Database
 from estcore.runtime.service import ServiceCommand
-from estcore.runtime.terminal import write_fields, write_line
+from estcore.runtime.terminal import write_line
 
 COMMAND = ServiceCommand(
     SERVICE,
@@ -28,9 +25,8 @@ COMMAND = ServiceCommand(
     migrate=main.migrate,
     check=main.check,
 )
-_SECRET = COMMAND.verbs("secret", "Create, list or revoke enrollment secrets.")
+_SECRET = COMMAND.verbs("secret", "Create, list or revoke enrollment secrets, beside the ledger.")
 _OPERATOR = COMMAND.verbs("operator", "Issue certificates of operators, beside the ledger.")
-_id = click.option("--id", "secret_id", required=True, help="Id of the enrollment secret.")
 
 
 @COMMAND.verb("export", "Write the ledger as JSON lines.")
@@ -44,39 +40,6 @@ async def _export(settings: SignerSettings, out: Path) -> None:
     finally:
         await database.close()
     write_line(f"{count} issuances in {out}")
-
-
-@COMMAND.verb("list", "List enrollment secrets.", under=_SECRET)
-async def _list_secrets(settings: SignerSettings) -> None:
-    async with main.connected(settings) as (bus, database):
-        store = SecretStore(database, bus, main.CLOCK)
-        for secret_id, not_after, one_time, revoked in await store.listed():
-            kind = "one-time" if one_time else "reusable"
-            state = "revoked" if revoked else f"until {not_after.isoformat()}"
-            write_fields(secret_id, kind, state)
-
-
-@COMMAND.verb("create", "Create an enrollment secret and print it once.", under=_SECRET)
-@_id
-@click.option(
-    "--lifetime", type=Converted("duration", parse_duration), default="30d", help="As 36h or 30d."
-)
-@click.option("--one-time", is_flag=True, help="The secret serves one enrollment.")
-async def _create_secret(
-    settings: SignerSettings, secret_id: str, lifetime: dt.timedelta, one_time: bool
-) -> None:
-    async with main.connected(settings) as (bus, database):
-        store = SecretStore(database, bus, main.CLOCK)
-        secret = await store.create(secret_id, lifetime=lifetime, one_time=one_time)
-    write_line(secret)
-
-
-@COMMAND.verb("revoke", "Revoke an enrollment secret.", under=_SECRET)
-@_id
-async def _revoke_secret(settings: SignerSettings, secret_id: str) -> None:
-    async with main.connected(settings) as (bus, database):
-        await SecretStore(database, bus, main.CLOCK).revoke(secret_id)
-    write_line(f"{secret_id} is revoked")
 
 
 @COMMAND.verb("reconcile", "Complete a restored ledger from an export of the audit log.")
@@ -106,3 +69,8 @@ COMMAND.verb("enroll", "Issue the certificate of an operator.", under=_OPERATOR)
 COMMAND.verb("replace-expired", "Let the next generation sign after a CA has expired.")(
     expired_issuer.replace_expired
 )
+COMMAND.verb("create", "Create an enrollment secret and print it once.", under=_SECRET)(
+    secret.create
+)
+COMMAND.verb("list", "List enrollment secrets.", under=_SECRET)(secret.show)
+COMMAND.verb("revoke", "Revoke an enrollment secret.", under=_SECRET)(secret.revoke)

@@ -9,10 +9,17 @@ from ca_signer.issuers.trust_adoption import TrustAdoptionTracker
 from ca_signer.operators.executor import CommandExecutor
 from ca_signer.operators.listener import CommandListener
 from ca_signer.operators.verb import table
-from ca_signer.operators.verbs import approvals, bulk_revocation, certificates, revocation
+from ca_signer.operators.verbs import (
+    approvals,
+    bulk_revocation,
+    certificates,
+    revocation,
+    secrets,
+)
 from ca_signer.operators.verbs.rollover import Rolling
 from ca_signer.publishing.outbox import Outbox, command_records
 from ca_signer.publishing.publisher import EventPublisher
+from ca_signer.publishing.secret_verifiers import SecretPublisher
 from ca_signer.revocation.bulk import BulkRevocationJob, bulk_revocation_records
 from ca_signer.revocation.crl import CRLPublisher
 from ca_signer.revocation.publisher import RevocationPublisher
@@ -57,6 +64,7 @@ def assemble(
     # Revocations first: they depend on no other source.
     sources = [
         revocations.source(),
+        SecretPublisher(database, bus, decision_context.clock).source(),
         command_records(publisher),
         approval_records(publisher),
         *bulk_revocation_records(publisher),
@@ -69,6 +77,7 @@ def assemble(
         **approvals.verbs(),
         **revocation.verbs(),
         **bulk_revocation.verbs(),
+        **secrets.verbs(),
         **rolling,
     }
     executor = CommandExecutor(

@@ -13,31 +13,21 @@ command the rollover. It is done where the signer's settings are, like ``operato
 from __future__ import annotations
 
 import datetime as dt
-import getpass
-import socket
-from hashlib import sha256
 
 import asyncpg
 
 from ca_signer.issuers import rollover
 from ca_signer.issuers.generations import read_generations
-from ca_signer.publishing.publisher import EventPublisher
+from ca_signer.operators.console import Console
 from ca_signer.signing.issuers import SigningContext, SigningIssuer
-from estcore import ids
 from estcore.errors import Conflict
-from estcore.messages.audit import Actor, AuditRecord, Target
-from estcore.messages.commands import CommandAnswered
-from estcore.messages.envelope import encode
+from estcore.messages.audit import Target
 from estcore.runtime.database import Connection, Database
-
-_INSERT = """insert into command
-  (command_id, digest, operator_sha256, operator, verb, answer, announcement)
-values ($1, $2, $3, $4, $5, $6, $7)"""
 
 
 async def replace_expired(
     database: Database,
-    publisher: EventPublisher,
+    console: Console,
     decision_context: SigningContext,
     family: str,
     to_issuer: str,
@@ -54,34 +44,28 @@ async def replace_expired(
         return False
     _require_expired(decision_context, signing, now)
     _require_able(decision_context, family, to_issuer, now)
-    console = f"console:{getpass.getuser()}@{socket.gethostname()}"
 
     async def work(connection: Connection) -> None:
-        row = await _planned(connection, publisher, family, to_issuer, console, now)
-        row, published = await rollover.publish(connection, family, console)
+        row = await _planned(connection, console, family, to_issuer)
+        row, published = await rollover.publish(connection, family, console.name)
         if published:
-            await _record(connection, publisher, "rollover-publish", row, console, now)
-        row, _ = await rollover.sign(connection, family, console, least_percent=0)
-        await _record(connection, publisher, "rollover-sign", row, console, now)
+            await _record(connection, console, "rollover-publish", row)
+        row, _ = await rollover.sign(connection, family, console.name, least_percent=0)
+        await _record(connection, console, "rollover-sign", row)
 
     await database.run(work)
     return True
 
 
 async def _planned(
-    connection: Connection,
-    publisher: EventPublisher,
-    family: str,
-    to_issuer: str,
-    console: str,
-    now: dt.datetime,
+    connection: Connection, console: Console, family: str, to_issuer: str
 ) -> asyncpg.Record:
     """Return the rollover to ``to_issuer``; one that operators had published goes on."""
     try:
         row = await rollover.under_way(connection, family)
     except Conflict:
-        row, _ = await rollover.begin(connection, family, to_issuer, console)
-        await _record(connection, publisher, "rollover-plan", row, console, now)
+        row, _ = await rollover.begin(connection, family, to_issuer, console.name)
+        await _record(connection, console, "rollover-plan", row)
     if row["to_issuer"] != to_issuer:
         raise Conflict(
             f"a rollover of {family} to {row['to_issuer']} is {row['state']}: name it with --to",
@@ -122,39 +106,13 @@ def _require_able(
     return issuer
 
 
-async def _record(
-    connection: Connection,
-    publisher: EventPublisher,
-    verb: str,
-    row: asyncpg.Record,
-    console: str,
-    now: dt.datetime,
-) -> None:
-    command_id = ids.record_id("replace-expired", str(row["rollover_id"]), verb)
-    record: AuditRecord = publisher.audit_records.build.success(
-        f"operator.{verb}",
-        record_id=ids.record_id("command", command_id),
-        at=now,
-        correlation_id=command_id,
-        actor=Actor(type="human", subject=console, auth_method="console"),
-        target=Target(issuer_id=row["family"]),
-        details={
-            "from": row["from_issuer"],
-            "to": row["to_issuer"],
-            "state": row["state"],
-            "rollover_id": str(row["rollover_id"]),
-            "changed": True,
-            "expired": True,
-        },
-    )
-    answer = CommandAnswered(command_id=command_id, outcome="done", result={})
-    await connection.execute(
-        _INSERT,
-        command_id,
-        sha256(command_id.encode()).digest(),
-        sha256(console.encode()).digest(),
-        console,
-        verb,
-        encode(answer).decode(),
-        encode(record).decode(),
-    )
+async def _record(connection: Connection, console: Console, verb: str, row: asyncpg.Record) -> None:
+    details: dict[str, str | bool] = {
+        "from": row["from_issuer"],
+        "to": row["to_issuer"],
+        "state": row["state"],
+        "rollover_id": str(row["rollover_id"]),
+        "changed": True,
+        "expired": True,
+    }
+    await console.record(connection, verb, Target(issuer_id=row["family"]), details)

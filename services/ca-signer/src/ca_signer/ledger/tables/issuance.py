@@ -157,6 +157,9 @@ secret = sa.Table(
     columns.timestamp("not_after", nullable=False),
     columns.timestamp("revoked_at"),
     columns.timestamp_now("created_at"),
+    columns.timestamp_now("changed_at"),
+    columns.timestamp("announced_at", comment="front ends have the verifier as of changed_at"),
+    sa.Index("secret_unannounced", "changed_at", postgresql_where="announced_at is null"),
     comment="verifiers of enrollment secrets; never the secrets",
 )
 

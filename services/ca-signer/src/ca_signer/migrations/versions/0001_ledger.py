@@ -250,9 +250,12 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement a table or index
         sa.Column("not_after", TIME, nullable=False),
         sa.Column("revoked_at", TIME),
         _timestamp_now("created_at"),
+        _timestamp_now("changed_at"),
+        sa.Column("announced_at", TIME, comment="front ends have the verifier as of changed_at"),
         sa.PrimaryKeyConstraint("secret_id"),
         comment="verifiers of enrollment secrets; never the secrets",
     )
+    _create_index("secret_unannounced", "secret", "changed_at", where="announced_at is null")
     op.create_table(
         "attempt",
         sa.Column("message_sha256", sa.LargeBinary, nullable=False),
