@@ -231,7 +231,7 @@ async def test_rights_are_tried_without_storing_anything(platform: Platform, use
     ("user", "follower", "topic"),
     [
         ("ca-signer", "est-frontend", topics.cacerts_topic("issuing")),
-        ("ca-signer", "est-frontend", topics.certificate_topic("revoked", "a", "b")),
+        ("ca-signer", "est-frontend", topics.certificate_topic("pending", "a", "b")),
         ("renewal", "agent", topics.rotation_topic("due", "demo", "web")),
     ],
 )
