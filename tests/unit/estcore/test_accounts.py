@@ -65,7 +65,6 @@ def test_an_account_imports_the_services_that_its_users_may_publish_to() -> None
 def test_an_account_imports_the_streams_that_its_users_may_subscribe_to() -> None:
     assert imports("est-frontend-b", "stream") == {
         *((signer, "est.reply.b.>") for signer in ("ca-signer", "ca-signer-upstream")),
-        *((signer, "pki.certificate.revoked.>") for signer in ("ca-signer", "ca-signer-upstream")),
         *((signer, "pki.certificate.pending.>") for signer in ("ca-signer", "ca-signer-upstream")),
         ("ca-signer", "pki.state.>"),
         ("ca-signer-upstream", "pki.state.cacerts.corporate"),
