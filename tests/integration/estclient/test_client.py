@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,19 @@ import pytest
 from aiohttp import web
 
 from estclient.agent.credential_store import CredentialStore
-from estclient.errors import AnswerInvalid, ServerAway, ServerRefused, StillPending
+from estclient.errors import (
+    AnswerInvalid,
+    RenewalInfoExpired,
+    RenewalInfoUnknown,
+    ServerAway,
+    ServerRefused,
+    StillPending,
+)
 from estclient.est.client import ESTClient, Limits
 from estclient.est.keys import make_csr, make_key
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
+from estcore.est.renewal_info import RenewalInfo, cert_id
 from estdev.ports import free_port
 
 QUICK = Limits(timeout_s=5, attempts=3, pending_limit_s=5, longest_pause_s=1)
@@ -139,3 +148,48 @@ async def test_a_proof_of_use_is_sent_as_jose(server: Any) -> None:
     await client(server).rotation_ack("a.b.c")
     assert server.seen[0].body == b"a.b.c"
     assert server.operations() == ["rotation-ack"]
+
+
+async def test_renewal_information_needs_no_authentication(server: Any) -> None:
+    certificate = server.ca.bundle().certificate
+    now = SystemClock().now().replace(microsecond=0)
+    info = RenewalInfo(now, now + dt.timedelta(hours=1), "rotation-1")
+    server.script = [
+        web.Response(
+            body=info.encode(),
+            content_type="application/json",
+            headers={"Retry-After": "21600"},
+        )
+    ]
+    answer = await client(server, secret=None, label="web").renewal_info(certificate)
+    assert answer == replace(info, retry_after_s=21_600)
+    (seen,) = server.seen
+    assert (seen.operation, seen.authorization, seen.client) == (cert_id(certificate), None, None)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(404, RenewalInfoUnknown), (410, RenewalInfoExpired), (403, ServerRefused)]
+)
+async def test_no_renewal_information_is_an_error_of_its_own(
+    server: Any, status: int, kind: type[ServerRefused]
+) -> None:
+    server.script = [web.Response(status=status, text="why [code]")]
+    with pytest.raises(ServerRefused) as caught:
+        await client(server).renewal_info(server.ca.bundle().certificate)
+    assert type(caught.value) is kind
+
+
+async def test_renewal_information_that_cannot_be_read_is_refused(server: Any) -> None:
+    server.script = [web.Response(body=b"<html>", content_type="application/json")]
+    with pytest.raises(AnswerInvalid) as caught:
+        await client(server).renewal_info(server.ca.bundle().certificate)
+    assert caught.value.code == "renewal_info.malformed"
+
+
+async def test_use_is_proven_by_the_new_certificate_and_an_empty_body(
+    server: Any, tmp_path: Path
+) -> None:
+    bundle = CredentialStore(tmp_path / "s").save(server.ca.bundle(), now=SystemClock().now())
+    await client(server, secret=None, credential=bundle.files).prove_use()
+    (seen,) = server.seen
+    assert (seen.operation, seen.body, seen.client) == ("rotation-ack", b"", bundle.fingerprint)

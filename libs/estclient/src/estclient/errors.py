@@ -2,6 +2,8 @@
 
 ESTClientError
 ├── ServerRefused      the server said no, with its text
+│   ├── RenewalInfoUnknown   404: it has no renewal information about this certificate
+│   └── RenewalInfoExpired   410: this certificate has expired
 ├── ServerAway         no server answered, or all answered "retry later"
 ├── StillPending       202 for longer than we wait
 ├── AnswerInvalid      an answer that is not what we asked for
@@ -29,6 +31,18 @@ class ServerRefused(ESTClientError):
     def __init__(self, status: int, text: str, *, correlation_id: str | None = None) -> None:
         super().__init__(f"the server answers {status}: {text}" if text else f"status {status}")
         self.status, self.text, self.correlation_id = status, text, correlation_id
+
+
+class RenewalInfoUnknown(ServerRefused):
+    """The server has no renewal information about the certificate; renew by the own clock."""
+
+    default_code = "client.renewal_info_unknown"
+
+
+class RenewalInfoExpired(ServerRefused):
+    """The certificate has expired, so it cannot renew itself; enroll by other credentials."""
+
+    default_code = "client.renewal_info_expired"
 
 
 class _Later(ESTClientError):

@@ -59,6 +59,7 @@ _METHODS = {
     "serverkeygen": ("POST",),
     "fullcmc": ("POST",),
     "rotation-ack": ("POST",),
+    "renewal-info": ("GET", "HEAD"),
 }
 _JWS_LIMIT = 4096
 _ACK_TIMEOUT_S = 4

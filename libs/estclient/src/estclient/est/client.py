@@ -1,4 +1,5 @@
-"""An EST client (RFC 7030): /cacerts, /simpleenroll, /simplereenroll, and our rotation-ack.
+"""An EST client (RFC 7030): /cacerts, /simpleenroll, /simplereenroll, and our own two operations:
+renewal-info (RFC 9773) and rotation-ack.
 
 Every request is a TLS connection of its own, polls after 202 too: a server may then see the
 client's present certificate and bind a request to its connection. Several base URLs are tried
@@ -21,7 +22,14 @@ import aiohttp
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from estclient.errors import AnswerInvalid, ServerAway, ServerRefused, StillPending
+from estclient.errors import (
+    AnswerInvalid,
+    RenewalInfoExpired,
+    RenewalInfoUnknown,
+    ServerAway,
+    ServerRefused,
+    StillPending,
+)
 from estclient.est.proof_of_use import CONTENT_TYPE as JOSE
 from estclient.est.trust_anchors import UNREADABLE, check_readable
 from estcore.clock import Clock, SystemClock, monotonic_s
@@ -30,10 +38,14 @@ from estcore.est.certs_only import read_certs_only
 from estcore.est.csrattrs import CSRDemands, parse_csrattrs
 from estcore.est.keygen_response import KeygenResponse, parse_keygen_response
 from estcore.est.paths import PREFIX
+from estcore.est.renewal_info import CONTENT_TYPE as JSON
+from estcore.est.renewal_info import OPERATION as RENEWAL_INFO
+from estcore.est.renewal_info import RenewalInfo, cert_id
 from estcore.est.retry_after import retry_after_s
 from estcore.pki.keys import spki_der
 
 _PKCS10 = "application/pkcs10"
+_NO_RENEWAL_INFO = {404: RenewalInfoUnknown, 410: RenewalInfoExpired}
 _NOTHING_DEMANDED = frozenset({404, 501})
 _LATER = frozenset({429, 500, 502, 503, 504})
 _MAX_BODY = 1 << 20
@@ -211,6 +223,42 @@ class ESTClient:
         """
         request = _Request("rotation-ack", "POST", jws.encode("ascii"), JOSE, "text/plain")
         await self._exchange(request)
+
+    async def prove_use(self) -> None:
+        """Prove the use of the new certificate by mutual TLS alone.
+
+        The client's credential is the new certificate and its key: the handshake shows that both
+        are in use, and the request has no body.
+
+        Raises:
+            ServerRefused: the proof was not accepted; 409 when it may be later.
+            ServerAway: no server answered.
+        """
+        await self._exchange(_Request("rotation-ack", "POST", b"", None, "text/plain"))
+
+    async def renewal_info(self, certificate: x509.Certificate) -> RenewalInfo:
+        """Return when a certificate is best renewed (RFC 9773 section 4), and when to ask again.
+
+        The server asks for no authentication, so any client of the suite may ask.
+
+        Raises:
+            RenewalInfoUnknown: the server has nothing about the certificate.
+            RenewalInfoExpired: the certificate has expired.
+            MalformedRequest: the certificate has no authority key identifier.
+            ServerRefused, ServerAway, AnswerInvalid: see ``estclient.errors``.
+        """
+        operation = f"{RENEWAL_INFO}/{cert_id(certificate)}"
+        try:
+            answer = await self._exchange(_Request(operation, accept=JSON))
+        except ServerRefused as exc:
+            kind = _NO_RENEWAL_INFO.get(exc.status)
+            if kind is None:
+                raise
+            raise kind(exc.status, exc.text, correlation_id=exc.correlation_id) from exc
+        try:
+            return RenewalInfo.decode(answer.body, retry_after_s=answer.retry_after_s)
+        except MalformedRequest as exc:
+            raise AnswerInvalid(exc.reason, code=exc.code) from exc
 
     async def _enroll(
         self, operation: str, csr: bytes | x509.CertificateSigningRequest

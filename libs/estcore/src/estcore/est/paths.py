@@ -11,17 +11,24 @@ OPERATIONS = frozenset(
     {"cacerts", "simpleenroll", "simplereenroll", "fullcmc", "serverkeygen", "csrattrs"}
 )
 """RFC 7030's own; no label may be called like one of them."""
-EXTENSIONS = frozenset({"rotation-ack"})
-"""Ours: proof that a service uses its new certificate."""
+EXTENSIONS = frozenset({"rotation-ack", "renewal-info"})
+"""Ours: proof that a service uses its new certificate, and when to renew one."""
+_WITH_CERTIFICATE = "renewal-info"
+"""The only operation whose path goes on: with the id of a certificate."""
+_MAX_CERT_ID = 128
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
 class Route:
-    """What a path asks for. ``label`` None means the default label."""
+    """What a path asks for. ``label`` None means the default label.
+
+    ``certificate_id`` is the last segment of ``renewal-info/<certificate id>``, not parsed yet.
+    """
 
     label: str | None
     operation: str
+    certificate_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,12 @@ def parse_path(path: str) -> Route | None:
     """
     if not path.startswith(PREFIX + "/"):
         return None
-    parts = path[len(PREFIX) + 1 :].split("/")
+    parts = path[len(PREFIX) + 1 :].split("/", 3)
+    certificate_id = None
+    if len(parts) > 1 and parts[-2] == _WITH_CERTIFICATE:
+        certificate_id = parts.pop()
+        if not 0 < len(certificate_id) <= _MAX_CERT_ID:
+            return None
     if len(parts) == 1:
         label, operation = None, parts[0]
     elif len(parts) == 2 and is_label(parts[0]):  # noqa: PLR2004 - label and operation
@@ -92,4 +104,6 @@ def parse_path(path: str) -> Route | None:
         return None
     if operation not in OPERATIONS and operation not in EXTENSIONS:
         return None
-    return Route(label, operation)
+    if (operation == _WITH_CERTIFICATE) != (certificate_id is not None):
+        return None
+    return Route(label, operation, certificate_id)
