@@ -18,6 +18,8 @@ from estsuite_testing.renewal_bench import Bench
 pytestmark = pytest.mark.integration
 OVERDUE: dict[str, Any] = {"age_s": 6000, "lifetime_s": 7200}
 """Issued long ago: two thirds of its lifetime are over."""
+LATE: dict[str, Any] = {"age_s": 65_000, "lifetime_s": 72_000}
+"""The same, and its client should have renewed it by now: two hours are left."""
 
 
 async def rotated(bench: Bench) -> tuple[Any, Any, Any]:
@@ -143,16 +145,16 @@ async def test_steps_left_by_a_crash_are_published_under_the_same_ids(bench: Ben
 
 
 async def test_without_an_answer_the_slot_is_published_again_after_a_pause(bench: Bench) -> None:
-    one = bench.issue(**OVERDUE)
+    one = bench.issue(**LATE)
     async with bench.running():
         await bench.announce(one)
         first = await bench.step(one, "due")
         await bench.expire_leases()
         lapsed = await bench.step(one, "lease_expired")
         row = await bench.slot_is(one, "idle")
-        # Normal priority: 2.5 to 5 minutes, at most an eighth of the 20 minutes left.
+        # Normal priority: 2.5 to 5 minutes.
         pause = row["next_attempt_at"] - row["last_error_at"]
-        assert dt.timedelta(seconds=60) < pause <= dt.timedelta(seconds=150)
+        assert dt.timedelta(seconds=150) <= pause <= dt.timedelta(seconds=300)
         await bench.end_pauses()
 
         async def second() -> Any:
@@ -174,6 +176,92 @@ async def test_a_repeated_proof_is_accepted_and_changes_nothing(bench: Bench) ->
         assert (await bench.acknowledge(proof, new)).accepted
         assert await bench.announced(new) == before
     assert bench.steps(old).count("activated") == 1
+
+
+async def test_the_connection_with_the_new_certificate_is_proof_of_use(bench: Bench) -> None:
+    async with bench.running():
+        old, new, due = await rotated(bench)
+        for _ in range(2):
+            assert (await bench.acknowledge(None, new)).accepted
+        activated = await bench.step(old, "activated")
+        assert activated.proof == "mtls_seen"
+        assert activated.rotation_id == due.rotation_id
+        first = (await bench.certificate(new))["activated_at"]
+        await bench.step(old, "deprecated")
+        again = bench.issue(after=new)
+        await bench.announce(again)
+        await bench.slot_is(old, "overlap")
+        # The next enrollment proves it too, later: the first proof stays.
+        assert (await bench.certificate(new))["activated_at"] == first
+        ended = await bench.acknowledge(None, old)
+        assert (ended.accepted, ended.code) == (False, "rotation.ended")
+    assert bench.steps(old)[:5] == ["due", "issued", "overlap", "activated", "deprecated"]
+
+
+async def test_a_first_certificate_has_nothing_to_prove(bench: Bench) -> None:
+    one = bench.issue()
+    async with bench.running():
+        await bench.announce(one)
+        await bench.slot_is(one, "idle")
+        assert (await bench.acknowledge(None, one)).accepted
+    assert bench.steps(one) == []
+
+
+async def test_a_proof_that_comes_before_its_certificate_waits_for_it(bench: Bench) -> None:
+    old = bench.issue()
+    async with bench.running():
+        await bench.announce(old)
+        await bench.slot_is(old, "idle")
+        new = bench.issue(after=old)
+        proving = asyncio.create_task(bench.acknowledge(None, new))
+        await asyncio.sleep(0.2)
+        assert not proving.done()
+        await bench.announce(new)
+        assert (await proving).accepted
+        assert (await bench.step(old, "activated")).proof == "mtls_seen"
+
+
+@pytest.mark.parametrize("revoked", [True, False])
+async def test_a_connection_of_an_ended_certificate_proves_nothing(
+    bench: Bench, revoked: bool
+) -> None:
+    async with bench.running():
+        old, new, _ = await rotated(bench)
+        if revoked:
+            await bench.revoke(new)
+            await bench.slot_is(old, "idle")
+        else:
+            await bench.end_certificate(new)
+        answer = await bench.acknowledge(None, new)
+    assert (answer.accepted, answer.code) == (False, "proof.peer")
+    assert "activated" not in bench.steps(old)
+
+
+async def test_a_lease_that_ends_within_the_window_of_the_client_is_no_fault(bench: Bench) -> None:
+    """A client that follows its renewal information may not have begun yet."""
+    one = bench.issue(**OVERDUE)
+    async with bench.running():
+        await bench.announce(one)
+        await bench.step(one, "due")
+        await bench.expire_leases()
+        await bench.slot_is(one, "idle")
+        await bench.end_pauses()
+
+        async def second() -> Any:
+            return [e for e in bench.events if e.step == "due" and e.fence == 2]
+
+        await bench.until(second, "a second due event")
+    assert "lease_expired" not in bench.steps(one)
+    assert (await bench.slot(one))["last_error_class"] is None
+
+
+async def test_a_client_that_polls_is_not_notified_again_within_its_window(bench: Bench) -> None:
+    one = bench.issue(**OVERDUE, mode="poll")
+    async with bench.running():
+        await bench.announce(one)
+        row = await bench.slot_is(one, "dispatched")
+    left = one.event.not_after - row["due_at"]
+    assert row["lease_until"] >= row["due_at"] + left * 0.6
 
 
 async def test_proofs_that_prove_nothing_are_refused(bench: Bench) -> None:
@@ -287,7 +375,7 @@ async def test_every_step_is_published_after_an_outage_of_the_bus(
     platform: Platform, bench: Bench
 ) -> None:
     assert isinstance(platform.bus("renewal"), BusSettings)
-    one = bench.issue(**OVERDUE)
+    one = bench.issue(**LATE)
     async with bench.running():
         await bench.announce(one)
         await bench.slot_is(one, "dispatched")

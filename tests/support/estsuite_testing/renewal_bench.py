@@ -87,6 +87,10 @@ def issue(
         x509.CertificateBuilder(name, name, key.public_key(), serial)
         .not_valid_before(start)
         .not_valid_after(start + dt.timedelta(seconds=lifetime_s))
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(_CA_KEY.public_key()),
+            critical=False,
+        )
         .sign(_CA_KEY, hashes.SHA256())
     )
     der = certificate.public_bytes(Encoding.DER)
@@ -170,8 +174,8 @@ class Bench:
                 ]
             )
 
-    async def acknowledge(self, proof: str, peer: Issued) -> RotationAckAnswered:
-        """Send a proof of use as est-frontend."""
+    async def acknowledge(self, proof: str | None, peer: Issued) -> RotationAckAnswered:
+        """Send a proof of use as est-frontend; without JWS the connection of ``peer`` is it."""
         ack = RotationAck(
             request_id=uuid7(),
             correlation_id="c-1",
@@ -314,6 +318,7 @@ def settings_for(platform: Platform) -> RenewalSettings:
             "scheduler": {"poll_s": 0.1, "sweep_after_s": 1},
             "rotation": {"client_reload": "0s", "stall_safety": "10s"},
             "windows": {"recheck_s": 0.2, "patience": 1},
+            "renewal_info": {"check_every_s": 0.2},
             "stop_timeout_s": 5,
         }
     )

@@ -23,9 +23,7 @@ NOW = dt.datetime(2026, 11, 29, 12, tzinfo=dt.UTC)
 WINDOW = '{"suggestedWindow":{"start":"2025-01-02T04:00:00Z","end":"2025-01-03T04:00:00Z"}'
 key_ids = st.binary(min_size=2, max_size=64)
 serials = st.integers(0, (1 << 159) - 1).filter(lambda n: n > 0x7F)
-moments = st.datetimes(
-    dt.datetime(1990, 1, 1), dt.datetime(2200, 1, 1), timezones=st.just(dt.UTC)
-).map(lambda m: m.replace(microsecond=0))
+moments = st.integers(0, 7 * 10**9).map(lambda s: dt.datetime.fromtimestamp(s, dt.UTC))
 
 
 def certificate(key_id: bytes | None, serial_number: int) -> x509.Certificate:
@@ -58,7 +56,7 @@ def test_any_text_is_an_id_with_one_spelling_or_refused(text: str) -> None:
     try:
         parsed = parse_cert_id(text)
     except MalformedRequest as exc:
-        assert exc.code == "renewal_info.certificate_id"  # noqa: PT017 - a text may be either
+        assert exc.code == "renewal_info.certificate_id"
     else:
         assert str(parsed) == text
 

@@ -16,6 +16,7 @@ from estcore.errors import ConfigurationError
 from estcore.messages.topics import (
     PROOF_REFUSALS_TOPIC,
     RENEWAL_CONSUMERS,
+    RENEWAL_INFO_COMPLETE_TOPIC,
     audit_issue_topic,
     owned_by,
     rotation_topic,
@@ -40,9 +41,11 @@ from renewal import metrics
 from renewal.dispatch.scheduler import Scheduler
 from renewal.events.consumer import EventConsumer
 from renewal.events.reconciliation import ledger_comparison
+from renewal.info_stream import FORGET_EPOCH, InfoStreamWatch
 from renewal.proof_handler import AckListener
 from renewal.publishing.messages import MessageBuilder
 from renewal.publishing.publisher import RotationPublisher
+from renewal.publishing.renewal_info import RenewalInfoPublisher
 from renewal.settings import SERVICE, RenewalSettings
 from renewal.slot_metrics import run_gauges
 
@@ -89,6 +92,7 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
             audit_issue_topic(SERVICE),
             PROOF_REFUSALS_TOPIC,
             rotation_topic("due", "any", "any"),
+            RENEWAL_INFO_COMPLETE_TOPIC,
         ]
         connecting = Bus.connect(settings.bus, SERVICE, settings.instance, rights=rights)
         bus = await _unless(stop, connecting)
@@ -99,7 +103,8 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
         topic = audit_issue_topic(SERVICE)
         own = OwnRecords(bus, topic, settings.instance, SystemClock(), boot)
         await own.begin()
-        publisher = RotationPublisher(database, bus, builder, settings.rotation)
+        info = RenewalInfoPublisher(database, bus, SystemClock(), settings.renewal_info)
+        publisher = RotationPublisher(database, bus, builder, settings.rotation, info)
         event_consumer = EventConsumer(settings, database, bus, builder, publisher, tracing)
         jobs = _jobs(settings, database, bus, builder, publisher, tracing, event_consumer)
         await run_jobs(
@@ -163,6 +168,7 @@ def _jobs(
         *(event_consumer.run, scheduler.run_due, scheduler.run_upkeep),
         *(listener.run, gauges),
         ledger_comparison(settings.windows, database, bus).run,
+        InfoStreamWatch(settings.renewal_info, database, bus, SystemClock(), publisher.info).run,
     ]
 
 
@@ -257,6 +263,17 @@ async def _slots(settings: RenewalSettings) -> None:
         await list_slots(database)
     finally:
         await database.close()
+
+
+@COMMAND.verb("republish-info", "Publish the renewal information of every certificate again.")
+async def _republish_info(settings: RenewalSettings) -> None:
+    database = await _connect(settings)
+    try:
+        async with database.connection() as connection:
+            await connection.execute(FORGET_EPOCH)
+    finally:
+        await database.close()
+    write_line("est-renewal publishes all renewal information at its next comparison")
 
 
 @console_script

@@ -23,6 +23,13 @@ DUE_TO_ACTIVATED_S = Histogram(
     "From the first announcement of a rotation to the proof of use",
     buckets=(1, 5, 15, 60, 300, 900, 3600, 14_400, 86_400, 604_800),
 )
+INFO_ENTRIES = Counter(
+    "est_renewal_info_entries_total", "Entries of renewal information published to front ends"
+)
+INFO_REPUBLISHED = Counter(
+    "est_renewal_info_republished_total",
+    "Times all renewal information was published, because the stream lacked some",
+)
 WINDOWS_CHECKED = Counter("est_renewal_windows_checked_total", "Closed windows compared")
 WINDOWS_DIFFERENT = Counter(
     "est_renewal_windows_different_total", "Looks at a window that differed from the ledger's"

@@ -77,6 +77,10 @@ class RotationSettings(StrictModel):
         description="without proof of use a rotation counts as stalled this long before the old "
         "certificate expires, at most an eighth of its lifetime",
     )
+    proof_wait: Duration = Field(
+        default=dt.timedelta(seconds=2),
+        description="how long a proof waits for the event of its certificate before it is refused",
+    )
     proof_skew: Duration = Field(
         default=dt.timedelta(minutes=5), description="how far a proof's iat may be from now"
     )
@@ -102,6 +106,26 @@ class WindowSettings(StrictModel):
     )
 
 
+class RenewalInfoSettings(StrictModel):
+    """Renewal information that front ends answer clients with (RFC 9773)."""
+
+    expired_days: int = Field(
+        default=7,
+        ge=1,
+        le=400,
+        description="days after its expiry that a certificate is known as expired, not as unknown",
+    )
+    check_every_s: float = Field(
+        default=10, ge=0.1, le=3600, description="distance of two comparisons with the stream"
+    )
+    republish_per_s: float = Field(
+        default=10_000,
+        ge=1,
+        le=1_000_000,
+        description="certificates published a second where the stream has to be filled again",
+    )
+
+
 class RenewalSettings(ServiceSettings):
     """All settings of est-renewal."""
 
@@ -110,6 +134,7 @@ class RenewalSettings(ServiceSettings):
     scheduler: SchedulerSettings = SchedulerSettings()
     rotation: RotationSettings = RotationSettings()
     windows: WindowSettings = WindowSettings()
+    renewal_info: RenewalInfoSettings = RenewalInfoSettings()
     metrics_every_s: float = Field(
         default=15, ge=1, le=600, description="distance of two counts of slots for the gauges"
     )

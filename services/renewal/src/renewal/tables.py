@@ -16,6 +16,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    false,
     func,
     true,
 )
@@ -68,6 +69,7 @@ certificate = Table(
     Column("correlation_id", Text, nullable=False),
     Column("traceparent", Text),
     _now("changed_at"),
+    Column("info_pending", Boolean, nullable=False, server_default=false()),
     CheckConstraint("role in ('active', 'next')", name="certificate_role_check"),
     CheckConstraint(
         "state in ('active', 'next', 'superseded', 'deprecated', 'retired', 'expired', 'revoked')",
@@ -85,6 +87,8 @@ certificate = Table(
     Index("certificate_window", "issued_at", postgresql_using="brin"),
     # Steps to publish that a crash left.
     Index("certificate_unannounced", "changed_at", postgresql_where="reached <> announced"),
+    # Renewal information to publish.
+    Index("certificate_info_pending", "changed_at", postgresql_where="info_pending"),
 )
 
 renewal_slot = Table(
@@ -127,6 +131,9 @@ renewal_slot = Table(
     _time("lease_until"),
     _time("dispatched_at"),
     Column("traceparent", Text),
+    Column("due_reason", Text),
+    _time("renew_by"),
+    Column("explanation_url", Text),
     CheckConstraint("mode in ('agent', 'poll', 'managed')", name="renewal_slot_mode_check"),
     CheckConstraint("priority between 0 and 3", name="renewal_slot_priority_check"),
     CheckConstraint(
@@ -170,6 +177,18 @@ failed_delivery = Table(
     Column("error", Text, nullable=False),
     _now("first_at"),
     _now("last_at"),
+)
+
+info_stream = Table(
+    "info_stream",
+    metadata,
+    Column("id", Boolean, primary_key=True, server_default=true()),
+    Column("epoch", UUID),
+    _zero("sequence", BigInteger),
+    _time("published_at"),
+    CheckConstraint("id", name="info_stream_id_check"),
+    comment="what renewal published last on the stream of renewal information, to notice that "
+    "it is lost",
 )
 
 heartbeat = Table(

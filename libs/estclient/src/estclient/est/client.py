@@ -1,5 +1,4 @@
-"""An EST client (RFC 7030): /cacerts, /simpleenroll, /simplereenroll, and our own two operations:
-renewal-info (RFC 9773) and rotation-ack.
+"""An EST client (RFC 7030), with our rotation-ack and renewal-info (RFC 9773).
 
 Every request is a TLS connection of its own, polls after 202 too: a server may then see the
 client's present certificate and bind a request to its connection. Several base URLs are tried

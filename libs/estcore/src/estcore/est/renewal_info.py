@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cryptography import x509
+from typing_extensions import override
 
 from estcore.errors import MalformedRequest
 
@@ -46,6 +47,7 @@ class CertificateId:
     key_id: bytes
     serial_number: int
 
+    @override
     def __str__(self) -> str:
         """Return the form of RFC 9773 section 4.1."""
         return f"{_base64url(self.key_id)}.{_base64url(serial_octets(self.serial_number))}"

@@ -119,6 +119,10 @@ class RotationEvent(Message):
     reason: Literal["lifetime", "incident", "ca_rollover", "policy_change", "operator"] | None = (
         None
     )
+    renew_by: dt.datetime | None = Field(
+        default=None, description="due for a reason other than its lifetime: the wished end"
+    )
+    explanation_url: str | None = Field(default=None, description="why it is due early")
     overlap_until: dt.datetime | None = None
     proof: Literal["mtls_seen", "agent_ack", "operator"] | None = None
     deprecated_at: dt.datetime | None = None

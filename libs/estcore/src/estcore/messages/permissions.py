@@ -19,6 +19,7 @@ from estcore.messages.topics import (
     FETCHED_TOPIC,
     OPERATOR_VERBS,
     PKI_EVENTS,
+    PKI_RENEWAL_INFO,
     PKI_STATE,
     PROOF_REFUSALS_TOPIC,
     REANNOUNCE_TOPIC,
@@ -116,6 +117,7 @@ def frontend(group: str, issuers: Sequence[str] = ("issuing",)) -> Permissions:
             "pki.ocsp.*",
             FETCHED_TOPIC,
             f"$JS.API.DIRECT.GET.{PKI_STATE}",
+            f"$JS.API.DIRECT.GET.{PKI_RENEWAL_INFO}",
         ),
         subscribe=(
             "_INBOX_estfrontend.>",
@@ -191,12 +193,14 @@ def upstream(issuers: Sequence[str]) -> Permissions:
 
 
 def renewal() -> Permissions:
-    """Renewal: rotation events, proof of use, its own audit records."""
+    """Renewal: rotation events, renewal information, proof of use, its own audit records."""
     return Permissions(
         account="renewal",
         publish=(
             *_consume(PKI_EVENTS, RENEWAL_CONSUMER),
             "pki.rotation.>",
+            "pki.renewal.>",
+            f"$JS.API.DIRECT.GET.{PKI_RENEWAL_INFO}",
             "audit.issue.renewal",
             PROOF_REFUSALS_TOPIC,
             REANNOUNCE_TOPIC,

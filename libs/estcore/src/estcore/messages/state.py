@@ -160,14 +160,15 @@ class RotationAck(Part):
     """Core request ``pki.ack.<group>``: proof of use relayed by est-frontend to renewal.
 
     ``jws`` is signed by the new certificate's key over ``{"rotation_id","serial","iat"}``;
-    ``peer`` is the certificate of the TLS connection that carried it.
+    ``peer`` is the certificate of the TLS connection that carried it. Without ``jws`` that
+    connection is the proof, and ``peer`` the certificate proven.
     """
 
     request_id: str
     correlation_id: str
     traceparent: str | None = None
     label: str
-    jws: str = Field(max_length=4096)
+    jws: str | None = Field(default=None, max_length=4096)
     peer: DER
     peer_address: str | None = None
 

@@ -16,6 +16,7 @@ from estcore.pki.profile import PRIORITIES, Priority
 EST_REQUESTS = "EST_REQUESTS"
 PKI_EVENTS = "PKI_EVENTS"
 PKI_STATE = "PKI_STATE"
+PKI_RENEWAL_INFO = "PKI_RENEWAL_INFO"
 AUDIT_ISSUE = "AUDIT_ISSUE"
 AUDIT_REFUSAL = "AUDIT_REFUSAL"
 DEAD_LETTERS = "DEAD_LETTERS"
@@ -47,6 +48,8 @@ class Stream:
     duplicate_window_s: int = 120
     max_per_topic: int = -1
     """With ``discard="new"`` what is above it is refused on that topic alone."""
+    message_ttl: bool = False
+    """Whether messages may carry the time after which they are removed (Nats-TTL)."""
     max_message_bytes: int = _LARGEST
     """With headers. What a stream takes fits with its own headers into a dead letter."""
 
@@ -85,6 +88,16 @@ STREAMS = (
         direct=True,
     ),
     Stream(PKI_STATE, ("pki.state.>",), owner="ca-signer", last_per_topic=True),
+    # Read by direct gets only. Every message is removed some days after the certificates in it
+    # expired, so the stream is as large as what is valid.
+    Stream(
+        PKI_RENEWAL_INFO,
+        ("pki.renewal.>",),
+        owner="renewal",
+        direct=True,
+        message_ttl=True,
+        max_message_bytes=512 * 1024,
+    ),
     # Written by every process every few seconds: shows that JetStream stores what it takes.
     Stream(
         CANARY,
@@ -231,6 +244,17 @@ def stream_of(topic: str) -> str | None:
         if any(topic.startswith(pattern.removesuffix(">")) for pattern in stream.topics):
             return stream.name
     return None
+
+
+RENEWAL_INFO_TOPICS = "pki.renewal.info.>"
+RENEWAL_INFO_COMPLETE_TOPIC = "pki.renewal.info.complete"
+RENEWAL_INFO_PROBE_TOPIC = "pki.renewal.probe"
+"""Stored for a minute: its PubAck says how far the stream is."""
+
+
+def renewal_info_topic(day: str) -> str:
+    """``pki.renewal.info.<YYYYMMDD>``: certificates that expire on that day."""
+    return f"pki.renewal.info.{token(day)}"
 
 
 PROOF_REFUSALS_TOPIC = audit_refusal_topic("renewal", "proofs")

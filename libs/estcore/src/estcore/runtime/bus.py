@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 _OUTBOUND_BYTES = 32 * 1024 * 1024
 _HEADER_BYTES = 1024
+_TTL = "Nats-TTL"
 _MSG_ID = "Nats-Msg-Id"
 _EXPECTED_STREAM = "Nats-Expected-Stream"
 _NO_STREAM = "NO_SUCH_STREAM"
@@ -58,11 +59,15 @@ REFUSED_MESSAGES = Counter(
 
 @dataclass(frozen=True)
 class Outgoing:
-    """One message to publish. ``message_id`` lets JetStream drop a repeated one."""
+    """One message to publish. ``message_id`` lets JetStream drop a repeated one.
+
+    ``ttl_s`` is after how many seconds a stream that permits it removes the message.
+    """
 
     topic: str
     payload: bytes
     message_id: str | None = None
+    ttl_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +291,8 @@ class Bus:
         if message.message_id:
             key = self._key
             headers[_MSG_ID] = key.message_id(message.message_id) if key else message.message_id
+        if message.ttl_s is not None:
+            headers[_TTL] = str(message.ttl_s)
         await self.client.publish(message.topic, message.payload, reply=reply, headers=headers)
 
     async def try_rights(self, topics: Sequence[str]) -> None:

@@ -58,6 +58,7 @@ def _stream(stream: Stream, replicas: int) -> api.StreamConfig:
         discard_new_per_subject=stream.max_per_topic > 0 and stream.discard == "new",
         max_msg_size=stream.max_message_bytes,
         allow_direct=stream.last_per_topic or stream.direct,
+        allow_msg_ttl=stream.message_ttl or None,
         duplicate_window=stream.duplicate_window_s,
         num_replicas=replicas,
     )

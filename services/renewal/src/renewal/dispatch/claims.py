@@ -13,9 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import asyncpg
+
 from estcore.pki.profile import PRIORITIES
 from estcore.runtime.database import Connection
-from renewal.rotation.schedule import backoff, lease
+from renewal.rotation.schedule import backoff, lease, overdue_at
 from renewal.rotation.store import update_slots
 from renewal.settings import LeaseSettings, RotationSettings
 
@@ -30,13 +32,14 @@ select (select count(*) from (select from renewal_slot where state = 'idle' and 
 _FEW_DUE = f"""
 with due as materialized (select ctid from renewal_slot
     where state = 'idle' and priority = $1 and next_attempt_at <= now() limit {_MANY + 1})
-select s.slot_id, s.not_after, now() as now from renewal_slot s join due on s.ctid = due.ctid
+select s.slot_id, s.not_after, s.mode, s.due_at, now() as now
+from renewal_slot s join due on s.ctid = due.ctid
 where s.state = 'idle' and s.next_attempt_at <= now() and s.not_after > now()
 order by s.not_after limit $2 for update of s skip locked
 """  # noqa: S608 - our constant
 # By the index over expiry: what is due is mostly what expires first.
 _MANY_DUE = """
-select slot_id, not_after, now() as now from renewal_slot
+select slot_id, not_after, mode, due_at, now() as now from renewal_slot
 where state = 'idle' and next_attempt_at <= now() and priority = $1 and not_after > now()
 order by not_after limit $2 for update skip locked
 """
@@ -49,16 +52,18 @@ from unnest($1::uuid[], $2::timestamptz[]) as t(slot_id, lease_until)
 where s.slot_id = t.slot_id
 """
 _LAPSED = """
-select slot_id, priority, attempts, not_after, now() as now from renewal_slot
+select slot_id, priority, attempts, not_after, due_at, now() as now from renewal_slot
 where state = 'dispatched' and lease_until < now()
 order by lease_until limit $1 for update skip locked
 """
 _TAKE_BACK = """
 update renewal_slot s set
-    state = 'idle', next_attempt_at = t.next_attempt_at, lapsed_fence = fence,
-    announced_fence = fence, lease_until = null, last_error_class = 'lease',
-    last_error_at = now()
-from unnest($1::uuid[], $2::timestamptz[]) as t(slot_id, next_attempt_at)
+    state = 'idle', next_attempt_at = t.next_attempt_at,
+    lapsed_fence = case when t.overdue then fence else lapsed_fence end,
+    announced_fence = fence, lease_until = null,
+    last_error_class = case when t.overdue then 'lease' else last_error_class end,
+    last_error_at = case when t.overdue then now() else last_error_at end
+from unnest($1::uuid[], $2::timestamptz[], $3::boolean[]) as t(slot_id, next_attempt_at, overdue)
 where s.slot_id = t.slot_id
 """
 _WAITING = """
@@ -69,6 +74,8 @@ select exists (select from renewal_slot where state = 'dispatched' and lease_unt
     or exists (select from renewal_slot where announced_lapsed_fence < lapsed_fence
         and last_error_at < now() - $1::interval)
     or exists (select from certificate where reached <> announced
+        and changed_at < now() - $1::interval)
+    or exists (select from certificate where info_pending
         and changed_at < now() - $1::interval)
 """
 _TO_CHECK = """
@@ -118,32 +125,55 @@ async def claim(
     if not rows:
         return []
     longest = leases.longest(PRIORITIES[priority])
-    until = [
-        row["now"] + lease(longest, remaining=row["not_after"] - row["now"], share=leases.share)
-        for row in rows
-    ]
+    until = [_lease_until(row, longest, leases.share) for row in rows]
     ids = [row["slot_id"] for row in rows]
     await connection.execute(_DISPATCH, ids, until, owner, traceparent)
     return [str(slot_id) for slot_id in ids]
 
 
+def _lease_until(row: asyncpg.Record, longest: dt.timedelta, share: float) -> dt.datetime:
+    """A client that polls is not notified, so nothing is repeated while it may yet renew."""
+    now, not_after = row["now"], row["not_after"]
+    until: dt.datetime = now + lease(longest, remaining=not_after - now, share=share)
+    return max(until, overdue_at(row["due_at"], not_after=not_after)) if _polls(row) else until
+
+
+def _polls(row: asyncpg.Record) -> bool:
+    return bool(row["mode"] == "poll")
+
+
+@dataclass(frozen=True)
+class Lapsed:
+    """Slots whose lease ran out, and those of them whose client should have renewed by now."""
+
+    slots: list[str]
+    overdue: list[str]
+
+
 async def take_back(
     connection: Connection, *, limit: int, chance: Callable[[], float] = random.random
-) -> list[str]:
-    """Return dispatched slots whose lease ran out to idle, each with its pause; returns them."""
+) -> Lapsed:
+    """Return dispatched slots whose lease ran out to idle, each with its pause.
+
+    That is a fault only once the client's window is over, with a margin: before that, a client
+    that renews by its renewal information, or by its own clock, may not even have begun.
+    """
     rows = await connection.fetch(_LAPSED, limit)
     if not rows:
-        return []
+        return Lapsed([], [])
     pauses: list[dt.datetime] = []
+    overdue: list[bool] = []
     for row in rows:
         remaining = row["not_after"] - row["now"]
         priority = PRIORITIES[row["priority"]]
         pauses.append(
             row["now"] + backoff(priority, row["attempts"], remaining=remaining, chance=chance())
         )
+        overdue.append(row["now"] >= overdue_at(row["due_at"], not_after=row["not_after"]))
     ids: list[Any] = [row["slot_id"] for row in rows]
-    await connection.execute(_TAKE_BACK, ids, pauses)
-    return [str(slot_id) for slot_id in ids]
+    await connection.execute(_TAKE_BACK, ids, pauses, overdue)
+    slots = [str(slot_id) for slot_id in ids]
+    return Lapsed(slots, [slot for slot, late in zip(slots, overdue, strict=True) if late])
 
 
 async def let_time_pass(

@@ -116,22 +116,22 @@ class Scheduler:
         async with self._database.connection() as connection:
             waiting = await claims.find_waiting(connection, patience)
         lapsed, updated = await self._update_slots(waiting)
-        if lapsed:
-            LAPSED.inc(len(lapsed))
-            log.warning("renewal lease expired", extra=fields(slots=len(lapsed)))
+        LAPSED.inc(len(lapsed.slots))
+        if lapsed.overdue:
+            log.warning("renewal lease expired", extra=fields(slots=len(lapsed.overdue)))
         if not self._bus.connected:
-            return len(lapsed) + len(updated)
-        if lapsed:
-            await self._publisher.lapses(lapsed)
+            return len(lapsed.slots) + len(updated)
+        if lapsed.overdue:
+            await self._publisher.lapses(lapsed.overdue)
         await self._publisher.rotations(updated)
         swept = await self._publisher.sweep(patience) if waiting.unpublished else 0
         if swept:
             log.warning("unpublished rotation events published", extra=fields(events=swept))
-        return len(lapsed) + len(updated) + swept
+        return len(lapsed.slots) + len(updated) + swept
 
-    async def _update_slots(self, waiting: claims.Waiting) -> tuple[list[str], list[str]]:
+    async def _update_slots(self, waiting: claims.Waiting) -> tuple[claims.Lapsed, list[str]]:
         """Return slots whose lease ran out, and those in which time changed something."""
-        lapsed: list[str] = []
+        lapsed = claims.Lapsed([], [])
         updated: list[str] = []
         if waiting.lapsed:
             lapsed = await self._database.run(lambda c: claims.take_back(c, limit=_BATCH))

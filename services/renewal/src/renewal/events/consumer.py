@@ -177,10 +177,11 @@ class EventConsumer:
         PROJECTED.labels("revoked").inc(len(revoked))
 
     async def _publish(self, projected: Projected) -> None:
+        first = self._publisher.info.first(projected.scheduled, projected.repeated)
         messages = self._builder.scheduled(projected.scheduled)
-        if messages:
-            await self._bus.publish_confirmed(messages)
-        await self._publisher.rotations(projected.updated)
+        if first or messages:
+            await self._publisher.info.confirm(first, messages)
+        await self._publisher.rotations(projected.updated, projected.repeated)
 
     async def _one_by_one(self, deliveries: Sequence[Delivery]) -> bool:
         for at, delivery in enumerate(deliveries):

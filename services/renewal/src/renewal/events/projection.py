@@ -69,7 +69,8 @@ with said as (
     select * from unnest($1::text[], $2::timestamptz[], $3::text[])
     on conflict (fingerprint_sha256) do nothing
 )
-update certificate set state = 'revoked', changed_at = now()
+update certificate set state = 'revoked', info_pending = true,
+    changed_at = greatest(clock_timestamp(), changed_at + interval '1 microsecond')
 where serial = any($4::text[]) and fingerprint_sha256 = any($1::text[]) and state <> 'revoked'
 returning issuance_id, slot_id
 """
@@ -80,10 +81,14 @@ _NUMBERS = "select issuance_id, generation from certificate where issuance_id = 
 
 @dataclass(frozen=True)
 class Projected:
-    """What a batch did: every certificate of it, and the slots that were updated."""
+    """What a batch did: every certificate of it, and the slots that were updated.
+
+    ``repeated`` names the certificates that were not the first of a new slot.
+    """
 
     scheduled: tuple[Scheduled, ...]
     updated: tuple[str, ...]
+    repeated: frozenset[str]
 
 
 async def project(
@@ -132,7 +137,7 @@ async def project(
         rows = await connection.fetch(_NUMBERS, ended)
         numbers |= {row["issuance_id"]: row["generation"] for row in rows}
     scheduled = [_scheduled(event, updated, numbers.get(event.id, 1)) for event in events.values()]
-    return Projected(tuple(scheduled), tuple(updated))
+    return Projected(tuple(scheduled), tuple(updated), frozenset(touched))
 
 
 def _all(slot: UpdatedSlot) -> Iterable[tuple[str, Generation]]:

@@ -9,7 +9,7 @@ publishes the same events under the same message ids.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import asyncpg
@@ -21,6 +21,7 @@ from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
 from renewal.metrics import DUE_TO_ACTIVATED_S, STEPS
 from renewal.publishing.messages import MessageBuilder, RotationMessage, event_id
+from renewal.publishing.renewal_info import RenewalInfoPublisher
 from renewal.rotation.schedule import stall_at
 from renewal.rotation.slot_state import Steps
 from renewal.settings import RotationSettings
@@ -29,6 +30,7 @@ _LIMIT = 500
 _SLOT = """
     s.slot_id, s.tenant, s.service, s.profile, s.label, s.issuer_id, s.mode, s.priority,
     s.fence, s.lapsed_fence, s.due_at, s.attempts, s.lease_until, s.dispatched_at,
+    s.due_reason, s.renew_by, s.explanation_url,
     s.last_error_at, s.first_due_at, s.generation as slot_generation, s.traceparent as slot_trace,
     now() as now
 """
@@ -99,18 +101,29 @@ class RotationPublisher:
     """Publishes the steps that rows have and that are not marked as published."""
 
     def __init__(
-        self, database: Database, bus: Bus, builder: MessageBuilder, rotation: RotationSettings
+        self,
+        database: Database,
+        bus: Bus,
+        builder: MessageBuilder,
+        rotation: RotationSettings,
+        info: RenewalInfoPublisher,
     ) -> None:
         self._database, self._bus, self._builder = database, bus, builder
         self._rotation = rotation
+        self.info = info
 
-    async def rotations(self, slot_ids: Sequence[str]) -> int:
-        """Publish the steps of these slots now; returns how many.
+    async def rotations(self, slot_ids: Sequence[str], issued: Collection[str] = ()) -> int:
+        """Publish the steps of these slots and their renewal information; returns how many steps.
+
+        The renewal information of the certificates ``issued`` is published in any case.
 
         Raises:
             Unavailable: not everything was confirmed; the sweeper publishes it again.
         """
-        return await self._steps(_OF_SLOTS, list(slot_ids)) if slot_ids else 0
+        if not slot_ids:
+            return 0
+        await self.info.publish(slot_ids, issued)
+        return await self._steps(_OF_SLOTS, list(slot_ids))
 
     async def dues(self, slot_ids: Sequence[str]) -> int:
         """Publish that these dispatched slots are due.
@@ -136,7 +149,8 @@ class RotationPublisher:
         """
         published = await self._dispatches(_DUE_LEFT, "due", _MARK_DUE, older_than)
         published += await self._dispatches(_LAPSED_LEFT, "lease_expired", _MARK_LAPSED, older_than)
-        return published + await self._steps(_LEFT, older_than)
+        published += await self._steps(_LEFT, older_than)
+        return published + await self.info.sweep(older_than)
 
     async def _steps(self, query: str, argument: object) -> int:
         async with self._database.connection() as connection:
@@ -180,7 +194,12 @@ class RotationPublisher:
             "seconds_to_expiry": int((row["not_after"] - row["now"]).total_seconds()),
         }
         if due:
-            facts |= {"respond_by": row["lease_until"], "reason": "lifetime"}
+            facts |= {
+                "respond_by": row["lease_until"],
+                "reason": row["due_reason"] or "lifetime",
+                "renew_by": row["renew_by"],
+                "explanation_url": row["explanation_url"],
+            }
         at = row["dispatched_at"] if due else row["last_error_at"]
         event = self._event(row, step, number, str(fence), at, row["slot_trace"], facts)
         details = (("due_at", row["due_at"].isoformat()), ("attempt", row["attempts"]))

@@ -18,6 +18,12 @@ FLOOR = dt.timedelta(seconds=15)
 SHORTEST = dt.timedelta(seconds=1)
 CAP_SHARE = 8
 """A pause is never longer than an eighth of what is left of the certificate."""
+WINDOW_SHARE = 4
+"""The suggested window has a quarter of what is left of the certificate when it is due."""
+OVERDUE_SHARE = 2 / 3
+"""A client that renews by its own clock does so before this share of that time is over."""
+_SECOND = dt.timedelta(seconds=1)
+_HISTORY = dt.timedelta(hours=1)
 _MINUTE = dt.timedelta(minutes=1)
 _HOUR = dt.timedelta(hours=1)
 SHARES = (50, 30, 15, 5)
@@ -64,6 +70,40 @@ def due_at(
     lifetime = not_after - issued_at
     start = issued_at + lifetime * (LATEST_SHARE - spread * draw(slot_id, generation))
     return max(min(start, not_after - reaction_time), issued_at)
+
+
+@dataclass(frozen=True)
+class Window:
+    """When a certificate is best renewed (RFC 9773 section 4.2), in whole seconds."""
+
+    start: dt.datetime
+    end: dt.datetime
+
+
+def window(
+    due: dt.datetime, *, not_after: dt.datetime, renew_by: dt.datetime | None = None
+) -> Window:
+    """Return the suggested window: from ``due`` for a quarter of what is then left.
+
+    ``renew_by`` ends it sooner. It ends at least a second after its start, and never after the
+    certificate does, unless that is due in its last second.
+    """
+    start = min(due.replace(microsecond=0), not_after - _SECOND)
+    end = start + (not_after - start) / WINDOW_SHARE
+    if renew_by is not None:
+        end = min(end, renew_by)
+    return Window(start, max(end.replace(microsecond=0), start + _SECOND))
+
+
+def window_in_the_past(issued_at: dt.datetime) -> Window:
+    """Return a window that was over when the certificate was issued: renew it at once."""
+    end = issued_at.replace(microsecond=0)
+    return Window(end - _HISTORY, end)
+
+
+def overdue_at(due: dt.datetime, *, not_after: dt.datetime) -> dt.datetime:
+    """Return when a client that follows its window, or its own clock, would have renewed."""
+    return due + max(not_after - due, dt.timedelta(0)) * OVERDUE_SHARE
 
 
 def backoff(

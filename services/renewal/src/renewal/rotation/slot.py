@@ -44,6 +44,9 @@ class Slot:
     last_error_class: str | None
     fence: int
     announced_fence: int
+    due_reason: str | None
+    renew_by: dt.datetime | None
+    explanation_url: str | None
 
     @property
     def urgency(self) -> Priority:
@@ -94,6 +97,7 @@ def after(slot: Slot, updated: SlotState, *, now: dt.datetime, chance: float) ->
         due = slot.due(active, active.number)
         changed = replace(changed, due_at=due, next_attempt_at=due, state="idle")
         changed = replace(changed, attempts=0, last_error_class=None)
+        changed = replace(changed, due_reason=None, renew_by=None, explanation_url=None)
     if following is not None:
         return _moved(slot, replace(changed, state="overlap"))
     if changed.state in QUIET:

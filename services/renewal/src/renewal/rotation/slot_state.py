@@ -6,7 +6,8 @@ events that arrive late, twice or out of order lead to the same roles:
 
 1. The first certificate is active.
 2. A later one is ``next``. If it was asked for with one that waited to be proven, that one is
-   thereby proven in use and becomes active first (``mtls_seen``).
+   thereby proven in use and becomes active first (``mtls_seen``). The same proof without an
+   enrollment is a ``rotation-ack`` over a connection authenticated by the certificate.
 3. A second ``next`` before the first was proven displaces it: the older is ``superseded``, but
    may still be proven. A client that lost its key (no predecessor) is one such case.
 4. A certificate issued after the active one had expired or was revoked is active at once.
@@ -109,6 +110,12 @@ def compute_slot_state(
     )
 
 
+def _inferred(generation: Generation, askers: dict[str | None, dt.datetime]) -> bool:
+    """Return whether an enrollment made with the certificate proved it, and no earlier proof."""
+    asked_at, at = askers.get(generation.fingerprint), generation.activated_at
+    return asked_at is not None and (at is None or at >= asked_at)
+
+
 class _Fold:
     """The certificates of a slot while their roles are computed."""
 
@@ -134,13 +141,17 @@ class _Fold:
     def place(self) -> None:
         """Rules 1 to 5, in the order of time; at one moment a proof comes before an issuance."""
         moments: list[tuple[dt.datetime, bool, str]] = []
-        askers = {g.predecessor for g in self.all.values() if g.state != "revoked"}
+        askers: dict[str | None, dt.datetime] = {}
+        for asker in self.all.values():
+            if asker.state != "revoked":
+                earlier = askers.get(asker.predecessor, asker.issued_at)
+                askers[asker.predecessor] = min(earlier, asker.issued_at)
         before = list(self.all.values())
         for generation in before:
             if generation.state == "revoked":
                 self._put(generation, role=None)
                 continue
-            if generation.proof == "mtls_seen" and generation.fingerprint in askers:
+            if generation.proof == "mtls_seen" and _inferred(generation, askers):
                 # What proved it is here: the fold finds the proof again, at its right place.
                 generation = self._put(generation, activated_at=None, proof=None)
             moments.append((generation.issued_at, True, generation.issuance_id))

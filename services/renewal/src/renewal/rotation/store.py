@@ -15,6 +15,7 @@ import asyncpg
 
 from estcore.messages.events import CertificateIssued
 from estcore.runtime.database import Connection
+from renewal.rotation.renewal_info import informs
 from renewal.rotation.schedule import priority_rank
 from renewal.rotation.slot import Slot, after
 from renewal.rotation.slot_state import Generation, SlotState, Steps, compute_slot_state
@@ -45,10 +46,12 @@ _WRITE_GENERATIONS = """
 update certificate c set
     generation = t.generation, role = t.role, state = t.state, replaces = t.replaces,
     overlap_until = t.overlap_until, activated_at = t.activated_at, proof = t.proof,
-    reached = t.reached, changed_at = now()
+    reached = t.reached, info_pending = c.info_pending or t.informs,
+    changed_at = greatest(clock_timestamp(), c.changed_at + interval '1 microsecond')
 from unnest($1::text[], $2::int[], $3::text[], $4::text[], $5::text[], $6::timestamptz[],
-            $7::timestamptz[], $8::text[], $9::smallint[])
-    as t(id, generation, role, state, replaces, overlap_until, activated_at, proof, reached)
+            $7::timestamptz[], $8::text[], $9::smallint[], $10::boolean[])
+    as t(id, generation, role, state, replaces, overlap_until, activated_at, proof, reached,
+         informs)
 where c.issuance_id = t.id
 """
 _WRITE_SLOTS = """
@@ -62,16 +65,18 @@ update renewal_slot s set
     check_at = t.check_at, state = t.state, attempts = t.attempts,
     first_due_at = t.first_due_at, last_error_class = t.last_error_class,
     fence = t.fence, announced_fence = t.announced_fence,
+    due_reason = t.due_reason, renew_by = t.renew_by, explanation_url = t.explanation_url,
     lease_until = case when t.state = 'dispatched' then s.lease_until end
 from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
             $7::text[], $8::smallint[], $9::int[], $10::int[], $11::float8[],
             $12::timestamptz[], $13::text[], $14::text[], $15::int[], $16::timestamptz[],
             $17::timestamptz[], $18::timestamptz[], $19::timestamptz[], $20::text[],
-            $21::int[], $22::timestamptz[], $23::text[], $24::bigint[], $25::bigint[])
+            $21::int[], $22::timestamptz[], $23::text[], $24::bigint[], $25::bigint[],
+            $26::text[], $27::timestamptz[], $28::text[])
     as t(slot_id, tenant, service, profile, label, issuer_id, mode, priority,
          reaction_time_s, overlap_s, spread, rules_at, active_id, next_id, generation,
          not_after, due_at, next_attempt_at, check_at, state, attempts, first_due_at,
-         last_error_class, fence, announced_fence)
+         last_error_class, fence, announced_fence, due_reason, renew_by, explanation_url)
 where s.slot_id = t.slot_id
 """
 
@@ -143,7 +148,8 @@ async def _write(
         # First, so that no two rows of a slot have the same role in between.
         await connection.execute(_CLEAR_ROLES, cleared)
     if changed:
-        await connection.execute(_WRITE_GENERATIONS, *_columns([_values(g) for g in changed]))
+        values = [[*_values(g), informs(before[g.issuance_id], g)] for g in changed]
+        await connection.execute(_WRITE_GENERATIONS, *_columns(values))
     rows = [[getattr(s.slot, f.name) for f in fields(Slot)] for s in done.values()]
     if rows:
         await connection.execute(_WRITE_SLOTS, *_columns(rows))
