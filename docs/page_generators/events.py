@@ -5,7 +5,16 @@ from __future__ import annotations
 import inspect
 import re
 
-from estcore.messages import audit, commands, enrollment, events, permissions, state, topics
+from estcore.messages import (
+    audit,
+    commands,
+    enrollment,
+    events,
+    permissions,
+    renewal_info,
+    state,
+    topics,
+)
 from estcore.messages.envelope import Part
 from page_generators.descriptions import DESCRIPTIONS
 from page_generators.types import type_text, value_text
@@ -13,7 +22,7 @@ from page_generators.types import type_text, value_text
 TOPICS: list[dict[str, str]] = DESCRIPTIONS["topics"]
 """Every topic of the suite: who publishes, who reads, what it carries."""
 
-_MODULES = (enrollment, events, commands, state, audit)
+_MODULES = (enrollment, events, renewal_info, commands, state, audit)
 
 
 def messages() -> list[type[Part]]:
@@ -64,6 +73,7 @@ def _streams() -> list[str]:
             f"{stream.max_bytes >> 20:,} MiB" if stream.max_bytes > 0 else "",
             f"{days} day{'s' * (days > 1)}" if (days := stream.max_age_s // 86_400) else "",
             "the last message of each topic" if stream.last_per_topic else "",
+            "until its certificates expired" if stream.message_ttl else "",
         ]
         full = "refuses new messages" if stream.discard == "new" else "drops the oldest"
         names = ", ".join(f"`{t}`" for t in stream.topics)
@@ -75,7 +85,7 @@ def _streams() -> list[str]:
     return [*lines, ""]
 
 
-_COMMANDS = {"ca-signer": "ca-signer", "audit": "est-audit"}
+_COMMANDS = {"ca-signer": "ca-signer", "audit": "est-audit", "renewal": "est-renewal"}
 
 
 def _consumers() -> list[str]:

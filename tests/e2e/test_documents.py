@@ -83,14 +83,14 @@ class Home:
         self, script: str, wanted: str, *, within_s: float = 30, every_s: float = 1
     ) -> str:
         """Repeat commands until their output has a text: records and settings take a moment."""
-        text, loop = "", asyncio.get_running_loop()
+        text, failure, loop = "", "", asyncio.get_running_loop()
         end = loop.time() + within_s
         while wanted not in text:
-            assert loop.time() < end, f"{wanted!r} never came:\n{text}"
+            assert loop.time() < end, f"{wanted!r} never came:\n{text}{failure}"
             try:
                 text = await self.shell(script)
             except AssertionError as exc:
-                text = str(exc)
+                failure = str(exc)  # it repeats the script, which may have the text
             await asyncio.sleep(every_s)
         return text
 
@@ -170,6 +170,12 @@ async def test_onboarding_leads_a_service_to_a_certificate_in_every_way(home: Ho
     await home.shell(secret)
     (curl,) = commands("docs/onboarding.md", "2a. With curl")
     await home.until(f"{curl}\nopenssl x509 -in orders.pem -noout -subject", "orders.clinic")
+
+    # Renew with curl, as renewal information says.
+    ask, renew = commands("docs/onboarding.md", "Renew with curl")
+    root = "ROOT=.estsuite/ca/root.pem\n"
+    await home.until(f"{root}{ask}", "suggestedWindow")
+    await home.shell(f"{root}{ask}\n{renew}\nopenssl x509 -in orders2.pem -noout")
 
     # 2b. The agent.
     await home.shell(again)

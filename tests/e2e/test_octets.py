@@ -28,6 +28,7 @@ OPERATIONS = {
     "serverkeygen": "POST",
     "fullcmc": "POST",
     "rotation-ack": "POST",
+    "renewal-info/x": "GET",
     "nothing": "GET",
 }
 HEADERS = (

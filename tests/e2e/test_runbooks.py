@@ -72,6 +72,7 @@ EXECUTED = {
     "Roll over the issuing CA": "tests/e2e/test_rollover.py",
     "Roll over the root": "tests/e2e/test_rollover.py",
     "The CA has expired": "tests/e2e/test_expired_ca.py",
+    "Renewal information is missing or old": "tests/e2e/test_renewal_info.py",
 }
 """Pages that other tests execute, in parts or as a whole; their commands or their faults."""
 

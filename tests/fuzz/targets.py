@@ -32,6 +32,7 @@ from estcore.est.certs_only import certs_only, read_certs_only
 from estcore.est.csrattrs import parse_csrattrs
 from estcore.est.keygen_response import parse_keygen_response
 from estcore.est.paths import parse_path, parse_target
+from estcore.est.renewal_info import RenewalInfo, parse_cert_id
 from estcore.est.serverkeygen import read_keygen_request
 from estcore.est.transfer import decode_request
 from estcore.messages.audit import Actor, AuditBatch, AuditRecord, Producer
@@ -40,6 +41,7 @@ from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested
 from estcore.messages.envelope import decode, encode
 from estcore.messages.events import CertificateIssued, CertificateRevoked, WindowClosed
 from estcore.messages.joined import split
+from estcore.messages.renewal_info import decode_entries
 from estcore.messages.signatures import NO_SENDERS, Senders
 from estcore.messages.state import CACertificates, RevocationList, RevokedShard, SecretShard
 from estcore.pki import jws
@@ -219,6 +221,15 @@ def path(octets: bytes) -> None:
     parse_path(parse_target(octets.decode("latin-1")).path)
 
 
+def renewal_info(octets: bytes) -> None:
+    """The id of a certificate, the answer about it, and the entries of a message."""
+    with contextlib.suppress(ESTSuiteError):
+        parse_cert_id(octets.decode("latin-1"))
+    with contextlib.suppress(ESTSuiteError):
+        RenewalInfo.decode(octets)
+    decode_entries("20261129", octets)
+
+
 def name(octets: bytes) -> None:
     """A name in a policy, as text."""
     try:
@@ -288,6 +299,15 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], tuple[bytes, ...]]] = {
         ocsp.OCSPResponseStatus.TRY_LATER).public_bytes(Encoding.DER),)),
     "crl": (crl, (_crl(),)),
     "path": (path, (b"/.well-known/est/label/simpleenroll", b"https://h:1/.well-known/est/cacerts")),
+    "renewal_info": (
+        renewal_info,
+        (
+            b"aYhba4dGQEHhs3uEe9CuLN4ByNQ.AIdlQyE",
+            b'{"suggestedWindow":{"start":"2026-11-29T00:00:00Z","end":"2026-11-30T00:00:00Z"}}',
+            b'{"key":"AAAAAAAAAAAAAAAAAAAAAA","version":0,"start":1,"end":2,'
+            b'"not_after":1795950000}',
+        ),
+    ),
     "name": (name, (b"CN=web,O=Clinic\\, Inc.+OU=a", b"CN=#0c0161")),
     "messages": (messages, (_audit_batch(), b'{"id":"revoked-x-1"}')),
     "signatures": (signatures, (b"v1 k i s", b'{"keys":[]}')),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -131,7 +131,9 @@ async def test_an_early_renewal_moves_the_window_and_the_event_has_the_reason(
         early = EarlyRenewal(one.event.slot_id, now, "incident", now + dt.timedelta(minutes=5), url)
         async with bench.database.transaction():
             await bench.database.execute("set local search_path = renewal")
-            assert await renew_early(bench.database, [early, early]) == [one.event.slot_id]
+            assert await renew_early(cast(Any, bench.database), [early, early]) == [
+                one.event.slot_id
+            ]
         due = await bench.step(one, "due")
         entry = await entry_when(bench, one, "incident")
         new = bench.issue(after=one)
@@ -157,7 +159,7 @@ async def test_a_slot_is_never_moved_to_a_later_time(bench: Bench) -> None:
     later = EarlyRenewal(one.event.slot_id, due + dt.timedelta(seconds=1), "operator")
     async with bench.database.transaction():
         await bench.database.execute("set local search_path = renewal")
-        assert await renew_early(bench.database, [later]) == []
+        assert await renew_early(cast(Any, bench.database), [later]) == []
     assert (await bench.slot(one))["due_at"] == due
 
 

@@ -198,6 +198,17 @@ async def test_the_connection_with_the_new_certificate_is_proof_of_use(bench: Be
     assert bench.steps(old)[:5] == ["due", "issued", "overlap", "activated", "deprecated"]
 
 
+async def test_where_proofs_must_be_signed_a_connection_is_none(bench: Bench) -> None:
+    rotation = bench.settings.rotation.model_copy(update={"require_signed_proof": True})
+    bench.settings = bench.settings.model_copy(update={"rotation": rotation})
+    async with bench.running():
+        old, new, due = await rotated(bench)
+        answer = await bench.acknowledge(None, new)
+        assert (answer.accepted, answer.code) == (False, "proof.unsigned")
+        assert (await bench.acknowledge(new.proof(due.rotation_id), new)).accepted
+        assert (await bench.step(old, "activated")).proof == "agent_ack"
+
+
 async def test_a_first_certificate_has_nothing_to_prove(bench: Bench) -> None:
     one = bench.issue()
     async with bench.running():

@@ -54,6 +54,7 @@ STORED = (
     "audit.refusal.est-frontend.x",
     "dead.ca-signer.x",
     "canary.ca-signer",
+    "pki.renewal.info.20261129",
 )
 """One topic of each kind that a stream stores."""
 

@@ -316,7 +316,7 @@ def settings_for(platform: Platform) -> RenewalSettings:
             "database": platform.database("renewal").model_dump(),
             "event_consumer": {"retry_s": 0.2},
             "scheduler": {"poll_s": 0.1, "sweep_after_s": 1},
-            "rotation": {"client_reload": "0s", "stall_safety": "10s"},
+            "rotation": {"client_reload": "0s", "stall_safety": "10s", "proof_wait": "1s"},
             "windows": {"recheck_s": 0.2, "patience": 1},
             "renewal_info": {"check_every_s": 0.2},
             "stop_timeout_s": 5,

@@ -138,6 +138,22 @@ def test_enrolling_with_the_next_certificate_proves_it() -> None:
     assert found.generations["i000"].state == "superseded"
 
 
+def test_the_earliest_proof_of_use_counts_whatever_comes_after_it() -> None:
+    """A certificate was proven by its connection, and an hour later enrolled the next one."""
+    history = [certificate(0), certificate(1, 0), certificate(3, 1)]
+    early, late = at(2), at(4)
+    for proven_at, expected in ((early, early), (late, history[2].issued_at)):
+        for order in itertools.permutations(history):
+            proven = [
+                replace(g, activated_at=proven_at, proof="mtls_seen") if g is history[1] else g
+                for g in order
+            ]
+            for found in (deliver([[one] for one in proven]), deliver([proven, proven])):
+                assert found["i001"].activated_at == expected
+                assert found["i001"].proof == "mtls_seen"
+                assert found["i003"].role == "next"
+
+
 def test_the_old_certificate_is_deprecated_only_after_the_overlap() -> None:
     first = run(certificate(0), certificate(1, 0), certificate(2, 1), hours=2.5)
     assert first.check_at == at(3)

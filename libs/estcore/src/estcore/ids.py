@@ -17,6 +17,7 @@ SLOT_NAMESPACE = uuid.UUID("8b0f7b64-7f0a-5e0c-9d5f-0a8f6c1d2e30")
 ROTATION_NAMESPACE = uuid.UUID("3f5d6b0e-5a43-5a52-8f1c-7e9b1f0c4d21")
 RECORD_NAMESPACE = uuid.UUID("c9d4b0aa-2f57-5c7e-b6ff-0d1be3a5f7c4")
 
+_SERIAL_OCTETS = 18
 _TIMED = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[78][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 """A UUID whose first 48 bits are a time."""
 
@@ -56,6 +57,14 @@ def new_serial_number(random_bytes: RandomBytes = os.urandom, *, now_ms: int | N
     ms = unix_ms() if now_ms is None else now_ms
     time = (ms & (1 << 48) - 1).to_bytes(6, "big")
     return int.from_bytes(b"\x01" + time + random_bytes(11), "big")
+
+
+def issued_at_ms(serial_number: int) -> int | None:
+    """Return the Unix milliseconds in one of our serial numbers; None where it is not one."""
+    octets = serial_number.to_bytes((serial_number.bit_length() + 7) // 8, "big")
+    if len(octets) != _SERIAL_OCTETS or octets[0] != 1:
+        return None
+    return int.from_bytes(octets[1:7], "big")
 
 
 def serial_hex(serial_number: int) -> str:

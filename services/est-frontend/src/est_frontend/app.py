@@ -21,6 +21,9 @@ from est_frontend.enrollment.pending_requests import PendingRequests
 from est_frontend.enrollment.server_keygen import KeyGenerator, load_secrets
 from est_frontend.enrollment.signer_gateway import SignerGateway
 from est_frontend.listener import Listener, TLSListener
+from est_frontend.renewal_info.answer import RenewalInfoAnswers
+from est_frontend.renewal_info.follower import RenewalInfoFollower
+from est_frontend.renewal_info.store import RenewalInfoStore
 from est_frontend.revocation.http_server import CRLServer
 from est_frontend.revocation.ocsp_relay import OCSPRelay
 from est_frontend.settings import FrontendSettings
@@ -59,6 +62,7 @@ class App:
     trail: AuditTrail
     gateway: SignerGateway
     adoption: TrustAdoptionReporter
+    renewal_info: RenewalInfoFollower
     dispatcher: Dispatcher
     tracing: Tracing
 
@@ -164,6 +168,8 @@ def build_app(settings: FrontendSettings, listener: Listener) -> App:
         clock=CLOCK,
     )
     adoption = TrustAdoptionReporter(bus, state, authentication.peers)
+    store = RenewalInfoStore(settings.state_folder / "renewal-info.sqlite")
+    follower = RenewalInfoFollower(bus, store, settings.renewal_info, CLOCK)
     dispatcher = Dispatcher(
         settings=settings,
         active_policy=authentication.active_policy,
@@ -171,6 +177,12 @@ def build_app(settings: FrontendSettings, listener: Listener) -> App:
         authenticator=authenticator,
         enroller=enroller,
         adoption=adoption,
+        renewal_info=RenewalInfoAnswers(
+            follower,
+            settings.renewal_info,
+            CLOCK,
+            lambda: state.clock_check.known and state.clock_check.right,
+        ),
         trail=trail,
         bus=bus,
         tracing=tracing,
@@ -186,6 +198,7 @@ def build_app(settings: FrontendSettings, listener: Listener) -> App:
         trail=trail,
         gateway=gateway,
         adoption=adoption,
+        renewal_info=follower,
         dispatcher=dispatcher,
         tracing=tracing,
     )
@@ -234,6 +247,7 @@ async def serve(settings: FrontendSettings, listener: Listener) -> None:
                 listen,
                 app.trail.run,
                 app.adoption.run,
+                app.renewal_info.run,
                 app.reloader().run,
                 *listener.jobs,
                 *(source.run for _, source in app.authentication.token_sources.values()),

@@ -16,6 +16,7 @@ from est_frontend.auth.authenticator import Authenticator, Credentials
 from est_frontend.enrollment.enroller import Enroller
 from est_frontend.headers import request_target
 from est_frontend.rate_limits import Buckets, TooOften
+from est_frontend.renewal_info.answer import RenewalInfoAnswers
 from est_frontend.settings import FrontendSettings
 from est_frontend.signer_state.cache import SignerState
 from est_frontend.tls.connection import ClientConnection
@@ -77,6 +78,7 @@ class Dispatcher:
     authenticator: Authenticator
     enroller: Enroller
     adoption: TrustAdoptionReporter
+    renewal_info: RenewalInfoAnswers
     trail: AuditTrail
     bus: Bus
     tracing: Tracing
@@ -164,6 +166,9 @@ class Dispatcher:
                 return await self._enroll(exchange, label, operation)
             case "rotation-ack":
                 return await self._rotation_ack(exchange, label)
+            case "renewal-info":
+                info = await self.renewal_info.answer(route.certificate_id or "")
+                return responses.renewal_info(info, exchange.correlation_id)
             case _:
                 raise MalformedRequest(
                     f"{route.operation} is not offered here", code="request.not_implemented"
@@ -253,17 +258,22 @@ class Dispatcher:
         return refusal
 
     async def _rotation_ack(self, exchange: Exchange, label: Label) -> web.Response:
-        """Relay proof that a service uses its new certificate."""
+        """Relay proof that a service uses its new certificate.
+
+        A request without body is proof by itself: its connection is authenticated by the new
+        certificate, so the handshake showed that the client has the key.
+        """
         self._require_clock()
         self._check_trail()
         credentials = Credentials.of(exchange.request, exchange.connection, exchange.peer)
         who = exchange.who = await self.authenticator.own_certificate(credentials, label)
-        check_type(exchange.request, "application/jose")
         body = await read_body(
             exchange.request, _JWS_LIMIT, timeout_s=self.settings.limits.body_timeout_s
         )
+        if body:
+            check_type(exchange.request, "application/jose")
         try:
-            jws = body.decode("ascii").strip()
+            jws = body.decode("ascii").strip() if body else None
         except UnicodeDecodeError as exc:
             raise MalformedRequest("the body is not a JWS", code="ack.malformed") from exc
         assert who.peer is not None  # noqa: S101 - authenticated by certificate

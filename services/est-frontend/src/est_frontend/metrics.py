@@ -33,6 +33,19 @@ STATE_UPDATES = Counter("est_frontend_state_updates_total", "state messages appl
 CRL_MISSING = Gauge(
     "est_frontend_crl_missing", "CRL shards that the signer announced and this front end lacks"
 )
+RENEWAL_INFO_ENTRIES = Gauge(
+    "est_frontend_renewal_info_entries", "certificates whose renewal information is kept"
+)
+RENEWAL_INFO_APPLIED = Counter(
+    "est_frontend_renewal_info_applied_total", "entries of renewal information read"
+)
+RENEWAL_INFO_LAG = Gauge(
+    "est_frontend_renewal_info_lag", "sequences of the stream that are not read yet"
+)
+RENEWAL_INFO_AGE = Gauge(
+    "est_frontend_renewal_info_age_seconds",
+    "since the store was compared with the stream; -1 before the first time",
+)
 JWKS_FETCHES = Counter(
     "est_frontend_jwks_fetches_total", "key sets of token issuers fetched", ["issuer", "result"]
 )

@@ -197,6 +197,26 @@ class TrailSettings(StrictModel):
     )
 
 
+class RenewalInfoSettings(StrictModel):
+    """Renewal information (RFC 9773), kept in ``state_folder``."""
+
+    poll_s: float = Field(
+        default=1, ge=0.05, le=300, description="distance of two looks at the stream of renewal"
+    )
+    retry_after_s: int = Field(
+        default=21_600,
+        ge=1,
+        le=86_400,
+        description="Retry-After at most; less near the window and for short lifetimes",
+    )
+    expired_days: int = Field(
+        default=7,
+        ge=1,
+        le=400,
+        description="days after its expiry that a certificate is known as expired, not as unknown",
+    )
+
+
 class FrontendSettings(ServiceSettings):
     """All settings of est-frontend."""
 
@@ -211,6 +231,7 @@ class FrontendSettings(ServiceSettings):
         default=None, description="verifiers of passwords, YAML; see estctl password"
     )
     digest: DigestSettings = DigestSettings()
+    renewal_info: RenewalInfoSettings = RenewalInfoSettings()
     token_issuers: tuple[TokenIssuerSettings, ...] = ()
     keygen_secrets_file: Path | None = Field(
         default=None,

@@ -63,7 +63,7 @@ from certificate p join certificate n on n.slot_id = p.slot_id
 where p.serial = $1 and p.fingerprint_sha256 = $2 and n.serial = $3
 """
 _UNKNOWN = "rotation.unknown"
-_LOOK_AGAIN_S = 0.1
+_LOOK_AGAIN_S = 0.2
 _PEER = "update certificate set proof_peer = $2 where issuance_id = $1 and proof_peer is null"
 _NOT_YET = "no certificate with this serial number is known for this client"
 
@@ -173,6 +173,8 @@ class AckListener:
             RequestRejected: the proof does not hold; ``Conflict`` when it may hold later.
             Unavailable: the database is unavailable.
         """
+        if ack.jws is None and self.rotation.require_signed_proof:
+            raise NotAuthorized("a proof has to be a signed JWS here", code="proof.unsigned")
         peer_serial = serial_of(ack.peer)
         claims = None if ack.jws is None else read_claims(ack.jws)
         async with self.database.connection() as connection:

@@ -77,6 +77,11 @@ class RotationSettings(StrictModel):
         description="without proof of use a rotation counts as stalled this long before the old "
         "certificate expires, at most an eighth of its lifetime",
     )
+    require_signed_proof: bool = Field(
+        default=False,
+        description="refuse a proof that is a TLS connection alone: a front end in other hands "
+        "can invent one",
+    )
     proof_wait: Duration = Field(
         default=dt.timedelta(seconds=2),
         description="how long a proof waits for the event of its certificate before it is refused",

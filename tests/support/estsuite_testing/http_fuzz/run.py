@@ -37,6 +37,7 @@ _FIRST_S, _NEXT_S, _PAUSE_S = 0.5, 0.05, 0.01
 _WARM_UP = 0.2
 _MAX_GROWTH_MIB = 96
 _OK = 200
+_INFO = "renewal-info/aYhba4dGQEHhs3uEe9CuLN4ByNQ.AIdlQyE"
 _RATE = 1e6
 _OVERRIDES = {
     "est-frontend": {
@@ -87,7 +88,7 @@ def seeds(basic: str, csr: bytes) -> list[bytes]:
     found = [
         get.format(method, BASE, operation, basic).encode()
         for method in ("GET", "HEAD")
-        for operation in ("cacerts", "csrattrs", "services/cacerts", "strict/csrattrs")
+        for operation in ("cacerts", "csrattrs", "services/cacerts", "strict/csrattrs", _INFO)
     ]
     length = f"Content-Length: {len(body)}\r\n"
     for path in ("simpleenroll", "simplereenroll", "serverkeygen", "fullcmc", "demo/simpleenroll"):
@@ -97,6 +98,8 @@ def seeds(basic: str, csr: bytes) -> list[bytes]:
     found.append(
         head.format(BASE, "rotation-ack", basic, "application/jose", length_of_jws).encode() + jws
     )
+    empty = "POST {}/rotation-ack HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+    found.append(empty.format(BASE).encode())
     slow = head.format(
         BASE, "simpleenroll", basic, "application/pkcs10", f"Expect: 100-continue\r\n{length}"
     )

@@ -23,6 +23,7 @@ from estcore.messages.envelope import Part, decode, encode
 MOST_ENTRIES = 1000
 _MOST_OCTETS = 256 * 1024
 KEY_OCTETS = 16
+_SERIAL_OCTETS = 7
 RenewalReason = Literal[
     "lifetime",
     "incident",
@@ -32,7 +33,9 @@ RenewalReason = Literal[
     "superseded",
     "revoked",
 ]
-_Second = Annotated[int, Field(ge=0, lt=1 << 40)]
+MOST_URL = 512
+_Second = Annotated[int, Field(ge=0, lt=253_402_300_800)]
+"""Until the end of the year 9999 (RFC 5280 section 4.1.2.5)."""
 
 
 class RenewalInfoEntry(Part):
@@ -40,7 +43,8 @@ class RenewalInfoEntry(Part):
 
     key: str = Field(
         pattern=r"^[A-Za-z0-9_-]{21}[AQgw]$",
-        description="base64url of 16 octets of SHA-256 over key identifier and serial number",
+        description="base64url of 16 octets: the first of the serial number, then of SHA-256 over "
+        "key identifier and serial number",
     )
     version: int = Field(
         ge=0, lt=1 << 63, description="the highest counts; 0 when issued, then Unix microseconds"
@@ -50,7 +54,7 @@ class RenewalInfoEntry(Part):
     not_after: _Second = Field(description="end of the certificate; its day is that of the topic")
     rotation: UUID | None = Field(default=None, description="rotation that replaces it")
     reason: RenewalReason | None = Field(default=None, description="none: its lifetime")
-    url: str | None = Field(default=None, max_length=512, description="explanationURL")
+    url: str | None = Field(default=None, max_length=MOST_URL, description="explanationURL")
 
     @model_validator(mode="after")
     def _window(self) -> RenewalInfoEntry:
@@ -75,10 +79,21 @@ class RenewalInfoComplete(Part):
     published_at: dt.datetime
 
 
+def entry_octets(certificate_id: CertificateId) -> bytes:
+    """Return the 16 octets by which a certificate's entry is found.
+
+    They begin with those of the serial number, and our serial numbers begin with the time: what is
+    written together is together on disk, instead of everywhere.
+    """
+    serial = serial_octets(certificate_id.serial_number)
+    hashed = digest([certificate_id.key_id, serial])
+    return (serial[:_SERIAL_OCTETS] + hashed)[:KEY_OCTETS]
+
+
 def entry_key(certificate_id: CertificateId) -> str:
-    """Return the key of a certificate's entry."""
-    octets = digest([certificate_id.key_id, serial_octets(certificate_id.serial_number)])
-    return base64.urlsafe_b64encode(octets[:KEY_OCTETS]).rstrip(b"=").decode("ascii")
+    """Return the same as entries have it."""
+    octets = entry_octets(certificate_id)
+    return base64.urlsafe_b64encode(octets).rstrip(b"=").decode("ascii")
 
 
 def encode_entries(entries: Sequence[RenewalInfoEntry]) -> Iterator[bytes]:
@@ -111,8 +126,5 @@ def decode_entries(day: str, payload: bytes) -> list[RenewalInfoEntry]:
 
 
 def expiry_day(not_after: int) -> str:
-    """Return the day (UTC, YYYYMMDD) of Unix seconds; the last one of the calendar at most."""
-    try:
-        return dt.datetime.fromtimestamp(not_after, dt.UTC).strftime("%Y%m%d")
-    except (OverflowError, ValueError, OSError):
-        return "99991231"
+    """Return the day (UTC, YYYYMMDD) of Unix seconds."""
+    return dt.datetime.fromtimestamp(not_after, dt.UTC).strftime("%Y%m%d")

@@ -71,7 +71,13 @@ async def last_sequence(bus: Bus, stream: str, topics: str, *, timeout_s: float 
 
 
 async def stored_from(
-    bus: Bus, stream: str, topics: str, sequence: int, *, timeout_s: float = 5
+    bus: Bus,
+    stream: str,
+    topics: str,
+    sequence: int,
+    *,
+    timeout_s: float = 5,
+    batch: int = _BATCH,
 ) -> tuple[list[Stored], int]:
     """Return stored messages on ``topics`` from a sequence on, oldest first, a batch at most.
 
@@ -81,7 +87,7 @@ async def stored_from(
     Raises:
         BusUnavailable: no complete answer in time.
     """
-    request = {"seq": max(sequence, 1), "next_by_subj": topics, "batch": _BATCH}
+    request = {"seq": max(sequence, 1), "next_by_subj": topics, "batch": batch}
     stored = await _stored(bus, stream, request, timeout_s)
     return _verified(stored), stored[-1][0] + 1 if stored else 0
 

@@ -26,6 +26,8 @@ from estcore.errors import (
     WeakKey,
 )
 from estcore.est.keygen_response import CONTENT_TYPE as KEYGEN
+from estcore.est.renewal_info import CONTENT_TYPE as RENEWAL_INFO
+from estcore.est.renewal_info import RenewalInfo
 
 CERTS_ONLY = "application/pkcs7-mime; smime-type=certs-only"
 CACERTS = "application/pkcs7-mime"
@@ -53,6 +55,8 @@ SPECIAL = {
     "request.wrong_host": 421,
     "request.method": 405,
     "request.not_found": 404,
+    "renewal_info.unknown": 404,
+    "renewal_info.expired": 410,
     "request.not_implemented": 501,
     "request.expect": 417,
     "request.given_up": 500,
@@ -112,6 +116,19 @@ def pending(retry_after_s: int, correlation_id: str) -> web.Response:
         headers={
             "Content-Type": _TEXT,
             "Retry-After": str(retry_after_s),
+            "X-Correlation-ID": correlation_id,
+            "Server": SERVER,
+        },
+    )
+
+
+def renewal_info(info: RenewalInfo, correlation_id: str) -> web.Response:
+    """Return when a certificate is best renewed (RFC 9773 section 4.2)."""
+    return web.Response(
+        body=info.encode(),
+        headers={
+            "Content-Type": RENEWAL_INFO,
+            "Retry-After": f"{info.retry_after_s or 0:.0f}",
             "X-Correlation-ID": correlation_id,
             "Server": SERVER,
         },

@@ -27,6 +27,8 @@ from renewal.settings import RenewalInfoSettings
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)
 _DAY_S = 86_400
+_LONGEST_TTL_S = 30 * 365 * _DAY_S
+"""NATS counts in nanoseconds, 292 years at most; a certificate may be good until 9999."""
 _PAGE = 1000
 FACTS = """
 select c.issuance_id, c.slot_id, c.certificate, c.generation, c.state, c.issued_at, c.not_after,
@@ -34,8 +36,10 @@ select c.issuance_id, c.slot_id, c.certificate, c.generation, c.state, c.issued_
     s.due_reason, s.renew_by, s.explanation_url
 from certificate c join renewal_slot s using (slot_id) where
 """
+# Two, each by an index of its own: a slot may have thousands of certificates that ended.
 _OF_SLOTS = (
-    FACTS + "c.slot_id = any($1::uuid[]) and (c.info_pending or c.issuance_id = any($2::text[]))"
+    FACTS + "c.info_pending and c.slot_id = any($1::uuid[]) union all "
+    f"{FACTS} not c.info_pending and c.issuance_id = any($2::text[])"
 )
 _LEFT = (
     FACTS + "c.info_pending and c.changed_at < now() - $1::interval "
@@ -146,7 +150,8 @@ class RenewalInfoPublisher:
     def _ttl_s(self, not_after: int) -> int:
         """Return the seconds until the day of expiry and the days after it are over."""
         day_end = (not_after // _DAY_S + 1) * _DAY_S
-        return max(day_end + self._grace_s - int(self._clock.now().timestamp()), 1)
+        left = day_end + self._grace_s - int(self._clock.now().timestamp())
+        return min(max(left, 1), _LONGEST_TTL_S)
 
 
 def _facts(row: asyncpg.Record) -> InfoFacts:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from estcore.errors import MalformedRequest
+from estcore.messages.renewal_info import MOST_URL
 from estcore.runtime.database import Connection
 
 EarlyReason = Literal["incident", "ca_rollover", "policy_change", "operator"]
@@ -45,6 +47,19 @@ class EarlyRenewal:
     reason: EarlyReason
     renew_by: dt.datetime | None = None
     explanation_url: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a URL that no answer could carry.
+
+        Raises:
+            MalformedRequest: it is too long, or has characters that no URL has.
+        """
+        url = self.explanation_url
+        if url is not None and (len(url) > MOST_URL or not (url.isascii() and url.isprintable())):
+            raise MalformedRequest(
+                f"the explanation URL has more than {MOST_URL} characters, or some that no URL has",
+                code="renewal_info.url",
+            )
 
 
 async def renew_early(connection: Connection, renewals: Sequence[EarlyRenewal]) -> list[str]:
