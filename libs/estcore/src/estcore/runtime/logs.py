@@ -1,4 +1,4 @@
-"""JSON logs, one object a line on standard error. Audit is not logging."""
+"""Logs, one line each on standard error: JSON, or text for a terminal. Audit is not logging."""
 
 from __future__ import annotations
 
@@ -57,6 +57,26 @@ class JSONFormatter(logging.Formatter):
         return visible(text)
 
 
+class TerminalFormatter(logging.Formatter):
+    """Formats a record for a person: time, level, message, fields as ``name=value``."""
+
+    @override
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        moment = time.strftime("%H:%M:%S", time.localtime(record.created))
+        values = dict(getattr(record, "fields", {}))
+        if record.exc_info and record.exc_info[1] is not None:
+            values["error"] = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
+        shown = " ".join(f"{k}={_short(v)}" for k, v in values.items() if v not in (None, "", []))
+        level = "" if record.levelno == logging.INFO else f"{record.levelname} "
+        return visible(f"{moment} {level}{record.getMessage()}  {shown}".rstrip())
+
+
+def _short(value: object) -> str:
+    text = str(without_surrogates(str(value)))
+    return f'"{text}"' if " " in text else text
+
+
 def _str(value: object) -> str:
     return str(without_surrogates(str(value)))
 
@@ -66,10 +86,14 @@ def fields(**values: Any) -> dict[str, dict[str, Any]]:
     return {"fields": values}
 
 
-def configure(service: str, instance: str, level: str) -> None:
-    """Send every log line of the process through the JSON formatter."""
+def configure(service: str, instance: str, level: str, *, text_on_terminal: bool = False) -> None:
+    """Send every log line of the process through the JSON formatter.
+
+    With ``text_on_terminal`` a person at a terminal reads text.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JSONFormatter(service, instance))
+    readable = text_on_terminal and sys.stderr.isatty()
+    handler.setFormatter(TerminalFormatter() if readable else JSONFormatter(service, instance))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
