@@ -154,16 +154,12 @@ async def test_renewal_information_needs_no_authentication(server: Any) -> None:
     certificate = server.ca.bundle().certificate
     now = SystemClock().now().replace(microsecond=0)
     info = RenewalInfo(now, now + dt.timedelta(hours=1), "rotation-1")
-    server.script = [
-        web.Response(
-            body=info.encode(),
-            content_type="application/json",
-            headers={"Retry-After": "21600"},
-        )
-    ]
+    server.info = lambda _: web.Response(
+        body=info.encode(), content_type="application/json", headers={"Retry-After": "21600"}
+    )
     answer = await client(server, secret=None, label="web").renewal_info(certificate)
     assert answer == replace(info, retry_after_s=21_600)
-    (seen,) = server.seen
+    (seen,) = server.asked
     assert (seen.operation, seen.authorization, seen.client) == (cert_id(certificate), None, None)
 
 
@@ -173,14 +169,14 @@ async def test_renewal_information_needs_no_authentication(server: Any) -> None:
 async def test_no_renewal_information_is_an_error_of_its_own(
     server: Any, status: int, kind: type[ServerRefused]
 ) -> None:
-    server.script = [web.Response(status=status, text="why [code]")]
+    server.info = lambda _: web.Response(status=status, text="why [code]")
     with pytest.raises(ServerRefused) as caught:
         await client(server).renewal_info(server.ca.bundle().certificate)
     assert type(caught.value) is kind
 
 
 async def test_renewal_information_that_cannot_be_read_is_refused(server: Any) -> None:
-    server.script = [web.Response(body=b"<html>", content_type="application/json")]
+    server.info = lambda _: web.Response(body=b"<html>", content_type="application/json")
     with pytest.raises(AnswerInvalid) as caught:
         await client(server).renewal_info(server.ca.bundle().certificate)
     assert caught.value.code == "renewal_info.malformed"

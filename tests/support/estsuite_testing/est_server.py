@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from email.utils import format_datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from estclient.agent.bundle import Bundle
 from estclient.est.keys import PrivateKey, key_pem, make_key
-from estcore.clock import SystemClock
+from estcore.clock import Clock, SystemClock
 from estcore.est.certs_only import certs_only
 
 BASIC = "Basic " + base64.b64encode(b"device-1:s3cret").decode()
@@ -103,16 +105,24 @@ class Seen:
     authorization: str | None
     client: str | None
     connection: int
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class ESTServer:
-    """Answers EST; ``script`` holds answers to give before behaving."""
+    """Answers EST; ``script`` holds answers to give before behaving.
+
+    Requests for renewal information are in ``asked`` and not in ``seen``; ``info`` answers them by
+    the path's last segment, 404 without one. ``clock`` makes the Date of every answer.
+    """
 
     ca: CA
     folder: Path
     script: list[Any] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
+    asked: list[Seen] = field(default_factory=list)
+    info: Callable[[str], web.Response] = lambda _: web.Response(status=404)
+    clock: Clock = field(default_factory=SystemClock)
     life: dt.timedelta = dt.timedelta(days=1)
     wrong_key: bool = False
     extra: tuple[x509.Certificate, ...] = ()
@@ -139,6 +149,11 @@ class ESTServer:
         context.verify_mode = ssl.CERT_OPTIONAL
         application = web.Application()
         application.router.add_route("*", "/.well-known/est/{tail:.*}", self._handle)
+
+        async def date(_: web.Request, response: web.StreamResponse) -> None:
+            response.headers["Date"] = format_datetime(self.clock.now(), usegmt=True)
+
+        application.on_response_prepare.append(date)
         self._runner = web.AppRunner(application)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "localhost", self.port, ssl_context=context)
@@ -152,17 +167,20 @@ class ESTServer:
     async def _handle(self, request: web.Request) -> web.Response:
         secured = request.transport.get_extra_info("ssl_object")  # type: ignore[union-attr]
         der = secured.getpeercert(binary_form=True)
-        operation = request.path.rsplit("/", 1)[1]
+        above, operation = request.path.rsplit("/", 1)
         body = await request.read()
-        self.seen.append(
-            Seen(
-                operation,
-                body,
-                request.headers.get("Authorization"),
-                sha256(der).hexdigest() if der else None,
-                id(request.transport),
-            )
+        seen = Seen(
+            operation,
+            body,
+            request.headers.get("Authorization"),
+            sha256(der).hexdigest() if der else None,
+            id(request.transport),
+            dict(request.headers),
         )
+        if above.endswith("/renewal-info"):
+            self.asked.append(seen)
+            return self.info(operation)
+        self.seen.append(seen)
         if self.script:
             scripted = self.script.pop(0)
             if scripted is not None:

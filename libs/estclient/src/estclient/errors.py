@@ -4,17 +4,24 @@ ESTClientError
 ├── ServerRefused      the server said no, with its text
 │   ├── RenewalInfoUnknown   404: it has no renewal information about this certificate
 │   └── RenewalInfoExpired   410: this certificate has expired
+├── TokenRefused       no access token: the authorization server said no
 ├── ServerAway         no server answered, or all answered "retry later"
 ├── StillPending       202 for longer than we wait
 ├── AnswerInvalid      an answer that is not what we asked for
 ├── BundleInvalid      key, certificate and chain do not fit together
+├── TokenFailed        the PKCS#11 token with the key is not there, or failed
+├── OutputFailed       a file for the service cannot be written as the settings say
 ├── CredentialMissing  no credential that can be used, and none can be asked for
 └── NotInUse           the service does not present its new certificate
 """
 
 from __future__ import annotations
 
+import re
+
 from estcore.errors import ESTSuiteError
+
+_CODE = re.compile(r"\[([a-z_]{1,40}\.[a-z0-9_]{1,60})\]\s*$")
 
 
 class ESTClientError(ESTSuiteError):
@@ -31,6 +38,18 @@ class ServerRefused(ESTClientError):
     def __init__(self, status: int, text: str, *, correlation_id: str | None = None) -> None:
         super().__init__(f"the server answers {status}: {text}" if text else f"status {status}")
         self.status, self.text, self.correlation_id = status, text, correlation_id
+
+    @property
+    def server_code(self) -> str | None:
+        """The stable code in brackets at the end of the server's text; None without one."""
+        match = _CODE.search(self.text)
+        return match[1] if match else None
+
+
+class TokenRefused(ESTClientError):
+    """The authorization server refuses the client, or its answer has no access token."""
+
+    default_code = "client.token_refused"
 
 
 class RenewalInfoUnknown(ServerRefused):
@@ -87,3 +106,15 @@ class NotInUse(ESTClientError):
     """The service was not seen with its new certificate."""
 
     default_code = "client.not_in_use"
+
+
+class OutputFailed(ESTClientError):
+    """A file for the service cannot be written as the settings say."""
+
+    default_code = "agent.output"
+
+
+class TokenFailed(ESTClientError):
+    """The PKCS#11 token that holds the key is not there, or failed."""
+
+    default_code = "client.pkcs11"

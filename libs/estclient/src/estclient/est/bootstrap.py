@@ -19,7 +19,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estclient.errors import AnswerInvalid, ServerAway, ServerRefused
-from estclient.est.client import ESTClient, certificates_in, read_limited
+from estclient.est.client import ESTClient
+from estclient.est.response_body import certificates_in, read_limited
 from estclient.est.trust_anchors import is_root
 from estcore.errors import ConfigurationError
 from estcore.est.paths import PREFIX

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
+import contextlib
+import datetime as dt
 import random
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import aiohttp
@@ -29,11 +31,12 @@ from estclient.errors import (
     ServerRefused,
     StillPending,
 )
+from estclient.est.curl_transport import TokenCredential, curl_request
+from estclient.est.dpop import DPoPKey
 from estclient.est.proof_of_use import CONTENT_TYPE as JOSE
-from estclient.est.trust_anchors import UNREADABLE, check_readable
+from estclient.est.response_body import certificates_in, decoded, read_limited
 from estcore.clock import Clock, SystemClock, monotonic_s
 from estcore.errors import ConfigurationError, MalformedRequest, in_words
-from estcore.est.certs_only import read_certs_only
 from estcore.est.csrattrs import CSRDemands, parse_csrattrs
 from estcore.est.keygen_response import KeygenResponse, parse_keygen_response
 from estcore.est.paths import PREFIX
@@ -104,6 +107,7 @@ class _Answer:
     correlation_id: str | None
     content_type: str
     error_code: str
+    new_nonce: bool = False
 
     @property
     def reason(self) -> str:
@@ -124,10 +128,12 @@ class _Request:
 class ESTClient:
     """Speaks EST to one or more front ends of a suite.
 
-    Authenticates by client certificate (``credential``: chain file and key file), by HTTP Basic
-    over TLS (``secret``: user and secret) or by an access token (``token``). ``trust`` is a PEM
+    Authenticates by client certificate (``credential``: chain file and key file, or a chain file
+    whose key is in a PKCS#11 token), by HTTP Basic
+    over TLS (``secret``: user and secret) or by an access token (``token``), with proofs of
+    ``dpop`` where the token is bound to that key. ``trust`` is a PEM
     file or PEM text with the trust anchors for the server; the system's are
-    never used.
+    never used. ``on_date`` receives the Date of every answer, aware UTC.
     """
 
     def __init__(  # noqa: PLR0913 - one word per way to say who asks
@@ -136,18 +142,24 @@ class ESTClient:
         *,
         trust: Path | bytes,
         label: str | None = None,
-        credential: tuple[Path, Path] | None = None,
+        credential: tuple[Path, Path] | TokenCredential | None = None,
         secret: tuple[str, str] | None = None,
         token: str | None = None,
+        dpop: DPoPKey | None = None,
         limits: Limits | None = None,
         clock: Clock | None = None,
+        on_date: Callable[[dt.datetime], None] | None = None,
     ) -> None:
         self._urls = [base_url] if isinstance(base_url, str) else list(base_url)
         self._prefix = f"{PREFIX}/{label}" if label else PREFIX
-        self._context = tls_context(trust, credential)
+        self._by_token = credential if isinstance(credential, TokenCredential) else None
+        self._trust = trust
+        files = None if isinstance(credential, TokenCredential) else credential
+        self._context = tls_context(trust, files)
         self._authorization = _basic(*secret) if secret else None
         if token is not None:
-            self._authorization = f"Bearer {token}"
+            self._authorization = f"{'Bearer' if dpop is None else 'DPoP'} {token}"
+        self._token, self._dpop, self._on_date = token, dpop, on_date
         self._limits = limits or Limits()
         self._timeout = aiohttp.ClientTimeout(total=self._limits.timeout_s)
         self._clock = clock or SystemClock()
@@ -194,7 +206,7 @@ class ESTClient:
         if answer.status == 204:  # noqa: PLR2004 - RFC 7030 section 4.5.2
             return CSRDemands()
         try:
-            return parse_csrattrs(_decoded(answer.body))
+            return parse_csrattrs(decoded(answer.body))
         except MalformedRequest as exc:
             raise AnswerInvalid(exc.reason) from exc
 
@@ -293,6 +305,8 @@ class ESTClient:
             for url in self._urls:
                 try:
                     answer = await self._once(url, request)
+                    if answer.status == 401 and answer.new_nonce:  # noqa: PLR2004 - RFC 9449 sec. 9
+                        answer = await self._once(url, request)
                 except (aiohttp.ClientError, TimeoutError, OSError) as exc:
                     problem = ServerAway(f"{url}: {str(exc) or in_words(exc)}")
                     continue
@@ -317,18 +331,26 @@ class ESTClient:
             headers["Content-Transfer-Encoding"] = "base64"
         if self._authorization:
             headers["Authorization"] = self._authorization
+        target = f"{url.rstrip('/')}{self._prefix}/{request.operation}"
+        if self._dpop is not None:
+            now = self._clock.now()
+            headers["DPoP"] = self._dpop.proof(request.method, target, now=now, token=self._token)
+        if self._by_token is not None:
+            return await self._by_curl(self._by_token, target, request, headers)
         connector = aiohttp.TCPConnector(ssl=self._context, force_close=True)
         async with (
             aiohttp.ClientSession(connector=connector, timeout=self._timeout) as session,
             session.request(
                 request.method,
-                f"{url.rstrip('/')}{self._prefix}/{request.operation}",
+                target,
                 data=request.body,
                 headers=headers,
                 allow_redirects=False,
             ) as response,
         ):
             body = await read_limited(response, _MAX_BODY)
+            self._note_date(response.headers.get("Date"))
+            nonce = response.headers.get("DPoP-Nonce")
             return _Answer(
                 response.status,
                 body,
@@ -336,23 +358,40 @@ class ESTClient:
                 response.headers.get("X-Correlation-ID"),
                 response.headers.get("Content-Type", ""),
                 _text(response.headers.get("X-Error-Code", "").encode("utf-8", "replace")),
+                self._dpop is not None and self._dpop.keep_nonce(target, nonce),
             )
 
+    async def _by_curl(
+        self, credential: TokenCredential, url: str, request: _Request, headers: dict[str, str]
+    ) -> _Answer:
+        trust = self._trust if isinstance(self._trust, bytes) else self._trust.read_bytes()
+        answer = await curl_request(
+            credential,
+            trust,
+            method=request.method,
+            url=url,
+            headers=headers,
+            body=request.body,
+            timeout_s=self._limits.timeout_s,
+            limit=_MAX_BODY,
+        )
+        self._note_date(answer.headers.get("Date"))
+        return _Answer(
+            answer.status,
+            answer.body,
+            retry_after_s(answer.headers.get("Retry-After"), now=self._clock.now()),
+            answer.headers.get("X-Correlation-ID"),
+            answer.headers.get("Content-Type", ""),
+            _text(answer.headers.get("X-Error-Code", "").encode("utf-8", "replace")),
+        )
 
-async def read_limited(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """Return the whole body, however it is cut into pieces.
-
-    Raises:
-        AnswerInvalid: more than ``limit`` bytes.
-    """
-    parts: list[bytes] = []
-    size = 0
-    async for part in response.content.iter_any():
-        parts.append(part)
-        size += len(part)
-        if size > limit:
-            raise AnswerInvalid(f"the answer has more than {limit} bytes")
-    return b"".join(parts)
+    def _note_date(self, date: str | None) -> None:
+        """Report when the server answered; a Date that cannot be read is none."""
+        if self._on_date is None or date is None:
+            return
+        with contextlib.suppress(ValueError, OverflowError):
+            moment = parsedate_to_datetime(date)
+            self._on_date(moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC))
 
 
 def tls_context(trust: Path | bytes, credential: tuple[Path, Path] | None) -> ssl.SSLContext:
@@ -387,28 +426,3 @@ def _final(answer: _Answer) -> _Answer:
 
 def _text(body: bytes) -> str:
     return " ".join(body[:_TEXT_LIMIT].decode("utf-8", "replace").split())
-
-
-def _decoded(body: bytes) -> bytes:
-    """Read base64 or plain DER; the content type is not insisted on."""
-    try:
-        return binascii.a2b_base64(body) if body[:1] != b"\x30" else body
-    except binascii.Error as exc:
-        raise AnswerInvalid("the answer is not base64") from exc
-
-
-def certificates_in(body: bytes) -> list[x509.Certificate]:
-    """Return the certificates of a certs-only answer, each readable.
-
-    Raises:
-        AnswerInvalid: it is none, or a certificate in it cannot be read.
-    """
-    try:
-        certificates = [x509.load_der_x509_certificate(c) for c in read_certs_only(_decoded(body))]
-        for certificate in certificates:
-            check_readable(certificate)
-    except MalformedRequest as exc:
-        raise AnswerInvalid("the answer holds no certificates") from exc
-    except UNREADABLE as exc:
-        raise AnswerInvalid(f"the answer holds a certificate that cannot be read: {exc}") from exc
-    return certificates

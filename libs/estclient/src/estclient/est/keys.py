@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from estclient.errors import BundleInvalid
+from estclient.est.token_key import TokenKey, is_reference, parse_reference
 from estcore.pki.der import BIT_STRING, SEQUENCE, SET, children, tlv
 from estcore.pki.keys import spki_der
 from estcore.pki.name_grammar import DNSRules, check_general_name
@@ -29,6 +30,8 @@ from estcore.pki.names import parse_name
 from estcore.pki.profile import KeyAlgorithm
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
+AnyKey = PrivateKey | TokenKey
+"""A key in memory, or one in a token."""
 
 _CURVES: dict[str, type[ec.EllipticCurve]] = {
     "ec-p256": ec.SECP256R1,
@@ -60,9 +63,23 @@ def make_key(algorithm: KeyAlgorithm = "ec-p256") -> PrivateKey:
     return rsa.generate_private_key(65537, int(algorithm.removeprefix("rsa-")))
 
 
-def key_pem(key: PrivateKey) -> bytes:
-    """Return the key as unencrypted PKCS#8 PEM, for a file only its owner reads."""
+def key_pem(key: AnyKey) -> bytes:
+    """Return the key as unencrypted PKCS#8 PEM, for a file only its owner reads.
+
+    Of a key in a token it is the reference.
+    """
+    if isinstance(key, TokenKey):
+        return key.pem()
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def load_any_key(pem: bytes) -> AnyKey:
+    """Return the key in a PEM file, or the reference to one in a token.
+
+    Raises:
+        BundleInvalid: neither.
+    """
+    return parse_reference(pem) if is_reference(pem) else load_key(pem)
 
 
 def load_key(pem: bytes) -> PrivateKey:
@@ -112,15 +129,42 @@ def request_builder(subject: str, san: Iterable[str] = ()) -> x509.CertificateSi
 
 def csr_like(certificate: x509.Certificate, key: PrivateKey) -> bytes:
     """Return a request (DER) with the subject and SAN of ``certificate``, octet for octet."""
+    return sign_request(request_info(certificate, spki_der(key.public_key())), key)
+
+
+def sign_request(info: bytes, key: PrivateKey) -> bytes:
+    """Return the request (DER) over a certificationRequestInfo."""
+    algorithm, signature = _sign(key, info)
+    return tlv(SEQUENCE, info, algorithm, tlv(BIT_STRING, b"\x00", signature))
+
+
+def request_info(certificate: x509.Certificate, spki: bytes) -> bytes:
+    """Return what ``csr_like`` signs: the certificationRequestInfo for a public key (DER)."""
     fields = children(children(certificate.public_bytes(Encoding.DER))[0])
     attributes = tlv(_EXPLICIT_0)
     san = _san_extension(fields)
     if san is not None:
         extension_request = tlv(SEQUENCE, _EXTENSION_REQUEST, tlv(SET, tlv(SEQUENCE, san)))
         attributes = tlv(_EXPLICIT_0, extension_request)
-    spki = spki_der(key.public_key())
-    info = tlv(SEQUENCE, _VERSION_0, fields[_SUBJECT_AT], spki, attributes)
-    algorithm, signature = _sign(key, info)
+    return tlv(SEQUENCE, _VERSION_0, fields[_SUBJECT_AT], spki, attributes)
+
+
+def first_request_info(subject: str, san: Iterable[str], spki: bytes) -> bytes:
+    """Return what ``make_csr`` signs, for a public key (DER).
+
+    Raises:
+        ValueError: a name that cannot be read.
+    """
+    other = request_builder(subject, san).sign(make_key(), hashes.SHA256())
+    version, name, _, attributes = children(other.tbs_certrequest_bytes)
+    return tlv(SEQUENCE, version, name, spki, attributes)
+
+
+def signed_request(info: bytes, signature: bytes, key: TokenKey) -> bytes:
+    """Return a request (DER) that a token signed."""
+    algorithm = _RSA_SHA256
+    if isinstance(key.public, ec.EllipticCurvePublicKey):
+        algorithm = bytes.fromhex(_HASHES[key.public.curve.key_size][1])
     return tlv(SEQUENCE, info, algorithm, tlv(BIT_STRING, b"\x00", signature))
 
 

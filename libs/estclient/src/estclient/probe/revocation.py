@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID
 
-from estclient.est.client import read_limited
+from estclient.est.response_body import read_limited
 from estclient.est.trust_anchors import is_issued_by, is_valid
 from estclient.probe.report import StepFailed
 from estcore.pki.parsers import PARSER_ERRORS, describe
