@@ -12,6 +12,7 @@ METRICS = {
     "ca-signer-upstream": "ca_signer.upstream.metrics",
     "est-renewal": "renewal.metrics",
     "est-audit": "audit.metrics",
+    "estctl agent": "estclient.agent.metrics",
     "estctl probe": "estclient.probe.metrics",
 }
 

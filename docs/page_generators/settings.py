@@ -18,6 +18,7 @@ from ca_signer.upstream.plugins.vault import VaultOptions
 from ca_signer.upstream.settings import UpstreamSettings
 from est_frontend.settings import FrontendSettings
 from est_frontend_srp.settings import SRPSettings
+from estclient.agent.host_settings import HostSettings
 from estclient.agent.settings import AgentSettings
 from estclient.operators.settings import OperatorSettings
 from estclient.probe.settings import ProbeSettings
@@ -109,6 +110,7 @@ def page() -> str:
         _settings_table("Options of the plug-in `vault`", VaultOptions, None, place="options."),
         _settings_table("est-renewal", RenewalSettings, "EST_RENEWAL"),
         _settings_table("est-audit", AuditSettings, "EST_AUDIT"),
+        _settings_table("Agent of a host (`estctl agent`)", HostSettings, "EST_AGENT"),
         _settings_table("Renewal agent (`estctl agent`)", AgentSettings, "EST_AGENT"),
         _settings_table("Probe (`estctl probe`)", ProbeSettings, "EST_PROBE"),
         _settings_table("Operators (`estctl cert`, `estctl requests`)", OperatorSettings, "ESTCTL"),

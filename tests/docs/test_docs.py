@@ -19,6 +19,8 @@ from ca_signer.settings import SignerSettings
 from ca_signer.upstream.settings import UpstreamSettings
 from est_frontend.settings import FrontendSettings
 from est_frontend.web.responses import SPECIAL, status_of
+from estclient.agent.definition_folder import merged
+from estclient.agent.host_settings import HostSettings
 from estclient.agent.settings import AgentSettings
 from estcore import errors
 from estcore.errors import ESTSuiteError
@@ -347,7 +349,14 @@ def numbers(raw: dict[str, object], place: str = "") -> Iterator[tuple[str, floa
 def test_the_agents_settings_in_the_onboarding_page_are_settings() -> None:
     text = (ROOT / "docs" / "onboarding.md").read_text(encoding="utf-8")
     blocks = [yaml.safe_load(b) for b in re.findall(r"```yaml\n(.*?)```", text, re.S)]
-    whole, more = (b for b in blocks if isinstance(b, dict))
+    whole, more, host, definition, *parts = (b for b in blocks if isinstance(b, dict))
+    settings = HostSettings.model_validate(host)
+    merged_definition = merged({"store": "store"} | settings.defaults, definition)
+    first = AgentSettings.model_validate(merged_definition)
+    assert {output.format for output in first.outputs} == {"combined-pem", "pkcs12"}
+    for part in parts:
+        AgentSettings.model_validate(merged_definition | {"outputs": []} | part)
+    assert {"bootstrap", "pkcs11"} == {name for part in parts for name in part}
     agent = AgentSettings.model_validate(whole)
     assert agent.bootstrap is not None
     with_bus = AgentSettings.model_validate(whole | more)

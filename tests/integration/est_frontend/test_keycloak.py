@@ -25,6 +25,8 @@ from est_frontend.auth.tokens.access_token import AccessToken, TokenValidator
 from est_frontend.auth.tokens.dpop import check_proof
 from est_frontend.auth.tokens.jwks import KeySource
 from est_frontend.settings import TokenIssuerSettings
+from estclient import Agent, AgentSettings
+from estclient.errors import TokenRefused
 from estcore.clock import SystemClock
 from estcore.errors import NotAuthenticated, NotAuthorized
 from estcore.pki.csr import parse_csr
@@ -322,8 +324,44 @@ async def test_curl_enrolls_with_a_token_of_keycloak(
         stolen = f'oauth2-bearer = "{token}"\n'
         status, body = await asyncio.to_thread(curl, tmp_path, root, url, stolen, csr)
         assert (status, b"auth.dpop" in body) == (401, True), body
+        await the_agent_enrolls(world, admin, base, root, tmp_path)
     finally:
         await stop_stack(stack)
+
+
+async def the_agent_enrolls(
+    world: World, admin: Admin, base: str, root: Path, folder: Path
+) -> None:
+    """By client credentials: with proofs where the client must, and where Keycloak only may."""
+    for client, dpop, ok in (
+        ("clinic-web", False, True),
+        ("clinic-web", True, True),
+        ("clinic-records", True, True),
+        ("clinic-records", False, False),
+    ):
+        secret = folder / f"{client}.secret"
+        secret.touch(mode=0o600)
+        secret.write_text(await admin.secret_of(client))
+        credentials = {
+            "token_url": f"{world.keycloak.issuer}/protocol/openid-connect/token",
+            "client_id": client, "client_secret_file": secret, "dpop": dpop,
+            "ca_file": world.keycloak.ca_file,
+        }  # fmt: skip
+        values = {
+            "server": {"urls": [base], "trust_file": root, "label": LABEL},
+            "store": folder / f"{client}-{dpop}",
+            "bootstrap": {
+                "subject": f"CN={client}.clinic.example",
+                "token": {"client_credentials": credentials},
+            },
+        }
+        agent = Agent(AgentSettings.model_validate(values))
+        if ok:
+            await agent.advance()
+            assert agent.store.load() is not None
+            continue
+        with pytest.raises(TokenRefused, match="invalid_request"):
+            await agent.advance()
 
 
 def curl(folder: Path, root: Path, url: str, config: str, csr: bytes) -> tuple[int, bytes]:

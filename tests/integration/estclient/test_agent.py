@@ -10,6 +10,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -228,15 +229,81 @@ async def test_without_an_event_the_certificate_is_renewed_at_85_percent(server:
     recorder = StepRecorder()
     agent = Agent(settings(server), on_step=recorder, clock=Later())
     await agent.advance()
-    assert recorder.steps == ["due_by_lifetime", "enrolling", "stored"]
+    assert recorder.steps == ["due_by_lifetime", "enrolling", "stored", "proven"]
     new = agent.store.load()
     assert new is not None
     assert new.fingerprint != old.fingerprint
-    # The rotation is named by a later event; only then it can be proven.
-    await agent.receive(event(new, "issued", rotation_id="r-7"))
+    # No event named the rotation, so the connection by the new certificate is the proof.
+    ack = server.seen[-1]
+    assert (ack.operation, ack.body, ack.client) == ("rotation-ack", b"", new.fingerprint)
     await agent.advance()
-    assert recorder.steps[-1] == "proven"
-    assert recorder.details["proven"]["rotation_id"] == "r-7"
+    assert server.operations().count("rotation-ack") == 1
+
+
+async def test_a_server_that_takes_no_proofs_is_not_asked_again(server: ESTServer) -> None:
+    stored(server, life=dt.timedelta(seconds=10))
+    server.script = [None, None, web.Response(status=501)]
+
+    class Later:
+        def now(self) -> dt.datetime:
+            return NOW() + dt.timedelta(seconds=8.6)
+
+    recorder = StepRecorder()
+    agent = Agent(settings(server), on_step=recorder, clock=Later())
+    await agent.advance()
+    await agent.advance()
+    assert recorder.steps == ["due_by_lifetime", "enrolling", "stored"]
+    assert server.operations().count("rotation-ack") == 1
+
+
+async def test_where_a_proof_must_be_signed_renewal_information_names_the_rotation(
+    server: ESTServer,
+) -> None:
+    stored(server, life=dt.timedelta(seconds=10))
+    times = [(NOW() + dt.timedelta(hours=h)).strftime("%Y-%m-%dT%H:%M:%SZ") for h in (-2, -1)]
+    window = dict(zip(("start", "end"), times, strict=True))
+    info = {"suggestedWindow": window, "rotationID": "r-9"}
+    server.info = lambda _: web.json_response(info)
+    unsigned = web.Response(status=403, text="send the JWS [proof.unsigned]")
+    server.script = [None, None, unsigned]
+    agent = Agent(settings(server))
+    await agent.advance()
+    new = agent.store.load()
+    assert new is not None
+    assert new.proven
+    first, second = [s for s in server.seen if s.operation == "rotation-ack"]
+    assert first.body == b""
+    public = new.key.public_key()
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    proof = jws.deserialize_compact(second.body, ECKey.import_key(public), algorithms=["ES256"])
+    assert json.loads(proof.payload or b"")["rotation_id"] == "r-9"
+
+
+async def test_the_first_reload_may_be_left_out_and_later_ones_are_not(
+    server: ESTServer,
+) -> None:
+    out = server.folder / "hook.txt"
+    code = f"open({str(out)!r}, 'a').write('x')"
+    secret = server.folder / "secret"
+    secret.touch(mode=0o600)
+    secret.write_text("s3cret")
+    agent = Agent(
+        settings(
+            server,
+            bootstrap={"subject": "CN=web.demo", "user": "device-1", "secret_file": secret},
+            hook={"command": [sys.executable, "-c", code], "on_first": "skip"},
+            presence={"host": "127.0.0.1", "port": 9, "timeout_s": 0.1},
+        )
+    )
+    await agent.advance()
+    assert not out.exists()
+    bundle = agent.store.load()
+    assert bundle is not None
+    # A new CA certificate, or a file that was written again, is for a service that runs.
+    agent.store.note(replace(bundle, in_use=False))
+    with pytest.raises(NotInUse):
+        await agent.advance()
+    assert out.read_text() == "x"
 
 
 async def test_a_hook_is_a_command_that_finds_the_files(server: ESTServer) -> None:

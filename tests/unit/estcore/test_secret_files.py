@@ -19,6 +19,7 @@ from ca_signer.upstream.plugins.vault import VaultOptions
 from ca_signer.upstream.settings import UpstreamSettings
 from est_frontend.settings import FrontendSettings
 from est_frontend_srp.settings import SRPFrontendSettings
+from estclient.agent.host_settings import HostSettings
 from estclient.agent.settings import AgentSettings
 from estclient.operators.settings import OperatorSettings
 from estcore.errors import ConfigurationError
@@ -35,7 +36,7 @@ from renewal.settings import RenewalSettings
 
 MODELS: tuple[type[BaseModel], ...] = (
     *(FrontendSettings, SRPFrontendSettings, SignerSettings, UpstreamSettings, RenewalSettings),
-    *(AuditSettings, AgentSettings, OperatorSettings, ESTOptions, VaultOptions),
+    *(AuditSettings, AgentSettings, HostSettings, OperatorSettings, ESTOptions, VaultOptions),
 )
 
 NOT_SECRET = {
@@ -45,6 +46,10 @@ NOT_SECRET = {
     *("senders_file", "policy_file", "profiles_file", "module"),
     # made by the service itself, for its owner alone
     *("spool_file", "state_folder", "store"),
+    # written by the kubelet, which chooses the mode
+    "service_account_file",
+    # definitions, checked by their reader; outputs, written with a mode of their own
+    *("definitions", "path", "certificate", "key", "ca"),
 }
 
 

@@ -1,6 +1,6 @@
 """``estctl``: the suite's command for people.
 
-``agent`` renews one service's certificate; ``probe`` checks an installation; ``audit verify``
+``agent`` keeps the certificates of a host fresh; ``probe`` checks an installation; ``audit verify``
 checks an export of the audit log offline; ``policy explain`` shows which rule decides;
 ``bootstrap`` pins a root; ``password`` makes verifiers; ``cert``, ``requests``,
 ``bulk-revocation``, ``secret``, ``submissions`` and ``ca`` send commands to ca-signer, signed by an
@@ -18,7 +18,7 @@ from estcore.runtime.console import console_script
 NAME = "estctl"
 _OPERATORS = "estclient.operators.cli"
 _VERBS = (
-    ("agent", "estclient.cli_tools", "Renew the certificate of one service until SIGTERM."),
+    ("agent", "estclient.cli_agent", "Keep the certificates of this host fresh; status, check."),
     (
         "bootstrap",
         "estclient.cli_bootstrap",

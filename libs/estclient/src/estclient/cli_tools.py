@@ -1,8 +1,7 @@
-"""Verbs of ``estctl`` beside an agent or a service: agent, password, audit verify."""
+"""Verbs of ``estctl`` beside a service: password, audit verify."""
 
 from __future__ import annotations
 
-import asyncio
 import getpass
 import os
 import sys
@@ -24,28 +23,6 @@ from estcore.runtime.terminal import write_document
 
 _SHORTEST = 12
 audit = Group("audit")
-
-
-@click.command("agent")
-@click.option("--config", type=PATH, help="YAML file with the settings; or EST_AGENT_CONFIG.")
-def agent(config: Path | None) -> None:
-    """Renew the certificate of one service until SIGTERM.
-
-    The agent enrolls, renews, makes the service reload, and proves that it uses the new
-    certificate.
-    """
-    from estclient.agent.agent import run_agent
-    from estclient.agent.settings import AgentSettings
-    from estcore.runtime import logs
-    from estcore.runtime.service import stop_on_signals
-    from estcore.runtime.settings import load_settings
-
-    async def serve() -> None:
-        settings = load_settings(AgentSettings, "EST_AGENT", config)
-        logs.configure("est-agent", settings.name, settings.telemetry.log_level)
-        await run_agent(settings, stop_on_signals())
-
-    asyncio.run(serve())
 
 
 @audit.command("verify", help="Verify hash chain, tree, checkpoints and gaps of an export.")

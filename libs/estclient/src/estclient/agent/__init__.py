@@ -1,1 +1,1 @@
-"""The renewal agent: one service, one certificate, always valid."""
+"""The renewal agent: certificates of one host, always valid."""

@@ -12,7 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estclient.errors import BundleInvalid
-from estclient.est.keys import PrivateKey
+from estclient.est.keys import AnyKey
 from estclient.est.trust_anchors import is_issued_by, is_of_key, is_root, is_valid
 from estcore.ids import serial_hex
 from estcore.pki.keys import spki_der
@@ -26,16 +26,21 @@ class Bundle:
     """A certificate with its key and the CA certificates it came with.
 
     ``is_fallback``: a newer generation is in the store, and this one is used in its place.
+    ``suggested_rotation``: the rotation that renewal information named for it.
+    ``is_first``: the store had none before. ``is_renewed``: a certificate before authenticated it.
     """
 
     certificate: x509.Certificate
-    key: PrivateKey
+    key: AnyKey
     authorities: tuple[x509.Certificate, ...]
     rotation_id: str | None = None
+    suggested_rotation: str | None = None
     in_use: bool = True
     proven: bool = True
     folder: Path | None = None
     is_fallback: bool = False
+    is_first: bool = False
+    is_renewed: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -63,7 +68,7 @@ class Bundle:
 class Pending:
     """A request under way: its key, its CSR, and the certificate it renews."""
 
-    key: PrivateKey
+    key: AnyKey
     csr: bytes
     predecessor: str
 
@@ -88,6 +93,17 @@ def verify_bundle(bundle: Bundle, *, now: dt.datetime) -> list[x509.Certificate]
         if len(chain) == _LONGEST_CHAIN:
             raise BundleInvalid("the chain is too long", code="bundle.chain")
         chain.append(_issuer(last, bundle.authorities, chain, now))
+
+
+def unverified_chain(bundle: Bundle) -> list[x509.Certificate]:
+    """Return the chain of a stored bundle as far as it goes, expired links included."""
+    chain = [bundle.certificate]
+    while not is_root(chain[-1]) and len(chain) < _LONGEST_CHAIN:
+        issuers = [c for c in bundle.authorities if c not in chain and is_issued_by(chain[-1], c)]
+        if not issuers:
+            break
+        chain.append(max(issuers, key=lambda c: (is_root(c), c.not_valid_after_utc)))
+    return chain
 
 
 def check_key(bundle: Bundle) -> None:

@@ -40,7 +40,8 @@ from estclient.agent.generation_files import (
     write_generation,
 )
 from estclient.errors import BundleInvalid
-from estclient.est.keys import key_pem
+from estclient.est.keys import key_pem, load_any_key
+from estclient.est.token_key import TokenKey
 from estclient.est.trust_anchors import UNREADABLE
 
 _KEEP = 3
@@ -89,6 +90,37 @@ class CredentialStore:
             if bundle.fingerprint not in refused:
                 return replace(bundle, is_fallback=folder not in stored[-1:])
         return None
+
+    def previous(self, bundle: Bundle, *, now: dt.datetime) -> Bundle | None:
+        """Return the newest good generation before this one, if it is still valid.
+
+        Raises:
+            OSError: a file cannot be read at the moment.
+        """
+        older = [p for p in self._stored() if bundle.folder and _number(p) < _number(bundle.folder)]
+        for folder in reversed(older):
+            try:
+                found = read_generation(folder, lambda _file, _what: None)
+            except GenerationDamaged:
+                continue
+            return found if found.certificate.not_valid_after_utc > now else None
+        return None
+
+    def token_key_ids(self) -> set[bytes]:
+        """Return the ids of keys in a token that a generation or the request under way refers to.
+
+        Raises:
+            OSError: a file cannot be read at the moment.
+        """
+        ids = set()
+        for folder in (*self._stored(), self._pending):
+            try:
+                key = load_any_key((folder / "key.pem").read_bytes())
+            except (FileNotFoundError, NotADirectoryError, BundleInvalid):
+                continue
+            if isinstance(key, TokenKey):
+                ids.add(key.key_id)
+        return ids
 
     def make_current(self, bundle: Bundle) -> Bundle:
         """Let ``current`` show this stored bundle; returns it, not in use if the link moved.

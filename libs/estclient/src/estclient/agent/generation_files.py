@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from estclient.agent.bundle import Bundle, Pending, check_key, check_links
 from estclient.errors import BundleInvalid
-from estclient.est.keys import key_pem, load_key
+from estclient.est.keys import key_pem, load_any_key
 from estclient.est.trust_anchors import UNREADABLE, check_readable, is_root
 from estcore.errors import in_words
 from estcore.pki.keys import spki_der
@@ -54,7 +54,7 @@ def read_generation(folder: Path, damage: Damage) -> Bundle:
     """
     certificates = _read(folder / "cert.pem", read_certificates)
     authorities = _read(folder / "ca.pem", read_certificates)
-    key = _read(folder / "key.pem", load_key)
+    key = _read(folder / "key.pem", load_any_key)
     bundle = Bundle(certificates[0], key, tuple(authorities), in_use=False, proven=False)
     try:
         check_key(bundle)
@@ -95,7 +95,7 @@ def read_pending(folder: Path) -> Pending:
         OSError: a file cannot be read at the moment.
     """
     facts = _read(folder / "bundle.json", _object)
-    key = _read(folder / "key.pem", load_key)
+    key = _read(folder / "key.pem", load_any_key)
     csr = _read(folder / "csr.der", lambda octets: octets)
 
     def predecessor(octets: bytes) -> str:
@@ -125,8 +125,11 @@ def facts_json(bundle: Bundle) -> bytes:
         "fingerprint_sha256": bundle.fingerprint,
         "not_after": bundle.certificate.not_valid_after_utc.isoformat(),
         "rotation_id": bundle.rotation_id,
+        "suggested_rotation": bundle.suggested_rotation,
         "in_use": bundle.in_use,
         "proven": bundle.proven,
+        "is_first": bundle.is_first,
+        "is_renewed": bundle.is_renewed,
     }
     return json.dumps(facts, indent=1).encode() + b"\n"
 
@@ -186,12 +189,15 @@ def _with_facts(bundle: Bundle, octets: bytes) -> Bundle:
     facts = _object(octets)
     if facts.get("fingerprint_sha256", bundle.fingerprint) != bundle.fingerprint:
         raise ValueError("it is of another certificate")
-    rotation_id = facts.get("rotation_id")
+    rotation_id, suggested = facts.get("rotation_id"), facts.get("suggested_rotation")
     return replace(
         bundle,
         rotation_id=rotation_id if isinstance(rotation_id, str) else None,
+        suggested_rotation=suggested if isinstance(suggested, str) else None,
         in_use=facts.get("in_use") is True,
         proven=facts.get("proven") is True,
+        is_first=facts.get("is_first") is True,
+        is_renewed=facts.get("is_renewed") is True,
     )
 
 

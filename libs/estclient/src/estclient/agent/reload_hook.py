@@ -32,5 +32,8 @@ async def run_hook(settings: HookSettings, current: Path) -> None:
         process.kill()
         await process.wait()
         raise NotInUse("the hook did not end in time", code="client.hook_failed") from exc
+    finally:
+        if process.returncode is None:  # the agent ends, or gets another definition
+            process.kill()
     if code != 0:
         raise NotInUse(f"the hook ended with {code}", code="client.hook_failed")

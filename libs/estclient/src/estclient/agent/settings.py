@@ -1,12 +1,13 @@
-"""Settings of a renewal agent (environment prefix ``EST_AGENT``)."""
+"""Settings of one credential of an agent: a definition (environment prefix ``EST_AGENT``)."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from estclient.agent.output_settings import WITH_KEY, OutputSettings
 from estclient.est.keys import request_builder
 from estcore.pki.profile import KeyAlgorithm, StrictModel, Token
 from estcore.runtime.settings import BusSettings, Port, TelemetrySettings
@@ -37,18 +38,99 @@ class OwnerSettings(StrictModel):
     service: Token
 
 
+class ClientCredentialsSettings(StrictModel):
+    """A client of an authorization server (RFC 6749 section 4.4)."""
+
+    token_url: str = Field(
+        pattern=r"^https://[^/?#@\s]+/[^?#\s]*$", description="https URL of the token endpoint"
+    )
+    client_id: str = Field(min_length=1, max_length=255, description="id of the client")
+    client_secret_file: Path | None = Field(
+        default=None, description="file with the client's secret"
+    )
+    private_key_file: Path | None = Field(
+        default=None, description="key that signs a JWT in place of a secret (RFC 7523)"
+    )
+    scope: str | None = Field(default=None, description="scope to request")
+    audience: str | None = Field(default=None, description="audience to request, where one must")
+    ca_file: Path | None = Field(
+        default=None, description="roots for the token endpoint; those of the system without it"
+    )
+    dpop: bool = Field(
+        default=True,
+        description="requests carry a DPoP proof (RFC 9449); a token bound by it is used with one",
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.client_secret_file is None) == (self.private_key_file is None):
+            raise ValueError("give either client_secret_file or private_key_file")
+        return self
+
+
+class TokenSettings(StrictModel):
+    """Where an access token comes from: a file, or an authorization server."""
+
+    token_file: Path | None = Field(
+        default=None, description="file with the token, read for each request"
+    )
+    service_account_file: Path | None = Field(
+        default=None,
+        description="projected service-account token of Kubernetes, read for each request; the "
+        "kubelet chooses its mode",
+    )
+    client_credentials: ClientCredentialsSettings | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        ways = (self.token_file, self.service_account_file, self.client_credentials)
+        if sum(way is not None for way in ways) != 1:
+            raise ValueError(
+                "give exactly one of token_file, service_account_file, client_credentials"
+            )
+        return self
+
+
+class CertificateSettings(StrictModel):
+    """A certificate from before, an IDevID for example (IEEE 802.1AR)."""
+
+    certificate_file: Path = Field(description="certificate and its chain, PEM")
+    key_file: Path = Field(description="its private key, PEM")
+
+
+class PKCS11Settings(StrictModel):
+    """A PKCS#11 token in which the keys are made and stay."""
+
+    module: Path = Field(description="PKCS#11 module, a shared library")
+    label: str = Field(min_length=1, max_length=32, description="label of the token")
+    pin_file: Path = Field(description="file with the PIN of the token's user")
+
+
 class BootstrapSettings(StrictModel):
-    """How the first certificate is asked for, and the next one after all have expired."""
+    """How the first certificate is asked for, and the next one after all have expired.
+
+    The credential is exactly one of: ``user`` with ``secret_file``, ``token``, ``certificate``.
+    """
 
     subject: str = Field(description="for example CN=web.demo")
     san: tuple[str, ...] = Field(default=(), description="dns:, ip:, uri:, email:")
-    user: str = Field(description="id of the enrollment secret")
-    secret_file: Path = Field(description="file with the enrollment secret")
+    user: str | None = Field(default=None, description="id of the enrollment secret")
+    secret_file: Path | None = Field(default=None, description="file with the enrollment secret")
+    token: TokenSettings | None = None
+    certificate: CertificateSettings | None = None
 
     @model_validator(mode="after")
     def _readable(self) -> Self:
         request_builder(self.subject, self.san)
+        if (self.user is None) != (self.secret_file is None):
+            raise ValueError("user and secret_file belong together")
+        ways = (self.user, self.token, self.certificate)
+        if sum(way is not None for way in ways) != 1:
+            raise ValueError("give exactly one of user with secret_file, token, certificate")
         return self
+
+
+OnFirst = Literal["run", "skip"]
 
 
 class PresenceSettings(StrictModel):
@@ -58,6 +140,11 @@ class PresenceSettings(StrictModel):
     port: Port
     server_name: str | None = Field(default=None, description="SNI, if not the host")
     timeout_s: float = Field(default=60, gt=0, le=3600)
+    on_first: OnFirst = Field(
+        default="skip",
+        description="`run`: also after the very first enrollment, when the service may still wait "
+        "for its certificate",
+    )
 
 
 class HookSettings(StrictModel):
@@ -67,10 +154,14 @@ class HookSettings(StrictModel):
         min_length=1, description="EST_CERTIFICATE_FILE, EST_KEY_FILE, EST_CA_FILE are set"
     )
     timeout_s: float = Field(default=30, gt=0, le=3600)
+    on_first: OnFirst = Field(
+        default="run",
+        description="`skip`: not after the very first enrollment, when the service is not running",
+    )
 
 
 class AgentSettings(StrictModel):
-    """All settings of one agent: one service, one credential."""
+    """Settings of one credential; the agent has one such definition for each."""
 
     name: Token = Field(default="agent", description="shown by the bus")
     server: ServerSettings
@@ -81,10 +172,15 @@ class AgentSettings(StrictModel):
     )
     bootstrap: BootstrapSettings | None = None
     key_algorithm: KeyAlgorithm = "ec-p256"
+    pkcs11: PKCS11Settings | None = None
+    outputs: tuple[OutputSettings, ...] = ()
     hook: HookSettings | None = None
     presence: PresenceSettings | None = None
     renew_at: float = Field(
         default=0.85, ge=0.5, le=0.95, description="share of the lifetime to renew at unasked"
+    )
+    renewal_info: bool = Field(
+        default=True, description="ask the server when to renew (RFC 9773); the earlier time counts"
     )
     cacerts_every_s: float = Field(
         default=3600,
@@ -99,6 +195,12 @@ class AgentSettings(StrictModel):
         description="first pause after a failure; half of it at the least, to spread agents",
     )
     longest_retry_s: float = Field(default=300, ge=0.1, le=86_400)
+    attention_retry_s: float = Field(
+        default=3600,
+        ge=0.1,
+        le=86_400,
+        description="longest pause in the state `needs attention`, when only an operator can help",
+    )
     ack_timeout_s: float = Field(
         default=30, ge=0, le=3600, description="how long a proof not yet accepted is repeated"
     )
@@ -108,4 +210,9 @@ class AgentSettings(StrictModel):
     def _consistent(self) -> Self:
         if self.bus is not None and self.owner is None:
             raise ValueError("bus needs owner: whose rotations to listen to")
+        if self.pkcs11 is not None and any(o.format in WITH_KEY for o in self.outputs):
+            raise ValueError("a key in a token is in no combined-pem, pkcs12 or jks output")
+        files = [file for output in self.outputs for file in output.files]
+        if len(set(files)) != len(files):
+            raise ValueError("two outputs write one file")
         return self
