@@ -149,6 +149,9 @@ async def home(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Home]:
 
 
 async def test_the_readme_enrolls_renews_and_shows_the_record(home: Home) -> None:
+    (first,) = commands("README.md", "A first certificate")
+    first = first.replace("https://localhost:8443", f"https://localhost:{home.port}")
+    assert "proven to be in use" in await home.until(first, "proven to be in use")
     enroll, renew, show = commands("README.md", "A first certificate with curl")
     assert "subject=" in await home.until(enroll, "web.pem: OK")
     # The blocks are one session in one shell.
@@ -166,8 +169,18 @@ async def test_onboarding_leads_a_service_to_a_certificate_in_every_way(home: Ho
     secret = f"rm -f orders.secret\n{secret}"
     again = f"estctl secret revoke --id orders-bootstrap\n{secret}"
 
-    # 2a. curl, as soon as the rule is loaded.
+    # 2. One line, as soon as the rule is loaded.
     await home.shell(secret)
+    (line,) = commands("docs/onboarding.md", "2. In one line")
+    start, prove = line.rsplit(".venv/bin/estctl prove", 1)
+    await home.until(f"rm -f orders.pem\n{start}", "valid until")
+    await home.until(
+        f"export EST_URL=https://localhost:8443 EST_TRUST=.estsuite/ca/root.pem EST_LABEL=demo\nestctl prove{prove}",
+        "proven to be in use",
+    )
+
+    # 2a. curl.
+    await home.shell(again)
     (curl,) = commands("docs/onboarding.md", "2a. With curl")
     await home.until(f"{curl}\nopenssl x509 -in orders.pem -noout -subject", "orders.clinic")
 

@@ -152,7 +152,7 @@ async def test_C10_bootstrap_pins_the_root_after_comparison(world: World) -> Non
         check=True,
     )
     fingerprint = shown.stdout.decode().strip().partition("=")[2]
-    common = ("bootstrap", "--url", url, "--out", str(out), "--fingerprint")
+    common = ("trust", "--url", url, "--out", str(out), "--fingerprint")
     wrong = fingerprint.replace(fingerprint[0], "0" if fingerprint[0] != "0" else "1", 1)
     with pytest.raises(ConfigurationError, match=r"bootstrap\.fingerprint"):
         await world.stack.suite.run("estctl", *common, wrong)

@@ -118,7 +118,7 @@ async def test_estctl_pins_the_root_and_its_agent_enrolls(
     await asyncio.to_thread(
         run,
         device,
-        *("estctl", "bootstrap", "--url", url, "--out", pinned, "--fingerprint", fingerprint),
+        *("estctl", "trust", "--url", url, "--out", pinned, "--fingerprint", fingerprint),
     )
     secret.write_text(stack.secret)
     secret.chmod(0o600)

@@ -318,7 +318,7 @@ async def test_C5_D1_D3_D4_D6_D8_a_root_is_rolled_over_while_a_fleet_renews(stor
         pinned, wanted = story.folder / f"pinned-{which}.pem", story.root(which)
         meant = x509.load_pem_x509_certificate(wanted.read_bytes()).fingerprint(SHA256()).hex()
         url = f"https://localhost:{stack.layout.ports.est}"
-        begin = ["bootstrap", "--url", url, "--out", str(pinned), "--fingerprint", meant]
+        begin = ["trust", "--url", url, "--out", str(pinned), "--fingerprint", meant]
         await suite.run("estctl", *begin)
         assert pinned.read_bytes() == wanted.read_bytes()
 

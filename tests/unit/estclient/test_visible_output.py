@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estclient.cli import main
-from estclient.cli_bootstrap import _show
+from estclient.cli_trust import _show
 from estclient.errors import AnswerInvalid
 from estclient.est.bootstrap import Found
 from estclient.operators.output import render
@@ -144,7 +144,7 @@ def test_what_a_person_types_is_shown_visibly(capsys: pytest.CaptureFixture[str]
         ["cert", "show", "--serial", CONCEAL],
         ["agent", "--config", CONCEAL],
         ["audit", "verify", "--export", CONCEAL],
-        ["bootstrap", "--url", CONCEAL, "--out", "x"],
+        ["trust", "--url", CONCEAL, "--out", "x"],
     ):
         assert main(words) != 0
         captured = capsys.readouterr()

@@ -2,7 +2,8 @@
 
 ``agent`` keeps the certificates of a host fresh; ``probe`` checks an installation; ``audit verify``
 checks an export of the audit log offline; ``policy explain`` shows which rule decides;
-``bootstrap`` pins a root; ``password`` makes verifiers; ``cert``, ``requests``,
+``trust`` pins a root; ``enroll``, ``renew``, ``prove``, ``csr`` and ``inspect`` work on files;
+``password`` makes verifiers; ``cert``, ``requests``,
 ``bulk-revocation``, ``secret``, ``submissions`` and ``ca`` send commands to ca-signer, signed by an
 operator's certificate. Each is imported when it is used.
 """
@@ -20,10 +21,16 @@ _OPERATORS = "estclient.operators.cli"
 _VERBS = (
     ("agent", "estclient.cli_agent", "Keep the certificates of this host fresh; status, check."),
     (
-        "bootstrap",
-        "estclient.cli_bootstrap",
+        "trust",
+        "estclient.cli_trust",
         "Fetch a root certificate, compare its fingerprint and pin it.",
     ),
+    ("enroll", "estclient.cli_enroll", "Get a first certificate into a file."),
+    ("enroll-csr", "estclient.cli_enroll", "Get a first certificate for a request in a file."),
+    ("renew", "estclient.cli_enroll", "Replace a certificate in a file by a new one."),
+    ("prove", "estclient.cli_enroll", "Prove that a renewed certificate is in use."),
+    ("csr", "estclient.cli_enroll", "Make a certification request and its key."),
+    ("inspect", "estclient.cli_inspect", "Show certificates, requests and lists of a file."),
     ("password", "estclient.cli_tools", "Print the verifiers of a password, for users_file."),
     ("policy", "estclient.cli_policy", "Explain what a policy file decides."),
     ("audit", "estclient.cli_tools", "Verify exports of the audit log offline."),

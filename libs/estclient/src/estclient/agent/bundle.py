@@ -83,7 +83,18 @@ def verify_bundle(bundle: Bundle, *, now: dt.datetime) -> list[x509.Certificate]
         BundleInvalid: the first thing that does not fit.
     """
     check_key(bundle)
-    chain = [bundle.certificate]
+    return verify_chain(bundle.certificate, bundle.authorities, now=now)
+
+
+def verify_chain(
+    certificate: x509.Certificate, authorities: Sequence[x509.Certificate], *, now: dt.datetime
+) -> list[x509.Certificate]:
+    """Return the chain from a certificate to a self-signed CA certificate among ``authorities``.
+
+    Raises:
+        BundleInvalid: a link is missing or not valid now.
+    """
+    chain = [certificate]
     while True:
         last = chain[-1]
         if not is_valid(last, now):
@@ -92,7 +103,7 @@ def verify_bundle(bundle: Bundle, *, now: dt.datetime) -> list[x509.Certificate]
             return chain
         if len(chain) == _LONGEST_CHAIN:
             raise BundleInvalid("the chain is too long", code="bundle.chain")
-        chain.append(_issuer(last, bundle.authorities, chain, now))
+        chain.append(_issuer(last, authorities, chain, now))
 
 
 def unverified_chain(bundle: Bundle) -> list[x509.Certificate]:
@@ -140,8 +151,15 @@ def check_links(
 
 def served(chain: Sequence[x509.Certificate], bundle: Bundle) -> list[x509.Certificate]:
     """Return what the service sends: no root, but what links it to another root."""
+    return sent_chain(chain, bundle.authorities)
+
+
+def sent_chain(
+    chain: Sequence[x509.Certificate], authorities: Sequence[x509.Certificate]
+) -> list[x509.Certificate]:
+    """Return what a service sends of a chain: no root, but what links it to another root."""
     root = chain[-1]
-    cross = [c for c in bundle.authorities if is_of_key(c, root) and not is_root(c)]
+    cross = [c for c in authorities if is_of_key(c, root) and not is_root(c)]
     return [*chain[:-1], *cross] if len(chain) > 1 else [*chain, *cross]
 
 

@@ -1,4 +1,4 @@
-"""``estctl bootstrap``: fetch a root certificate, have its fingerprint compared, pin it."""
+"""``estctl trust``: fetch a root certificate, have its fingerprint compared, pin it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from estcore.runtime.terminal import visible, write_line, write_prompt
 _SHOWN = 200
 
 
-@click.command("bootstrap")
+@click.command("trust")
 @click.option("--url", required=True, help="Front end: https://host[:port].")
 @click.option("--label", help="Label; none is the default label.")
 @click.option("--out", type=PATH, required=True, help="File to pin the root in, PEM.")
 @click.option("--fingerprint", help="SHA-256 of the root, received by another way than this one.")
-def bootstrap(url: str, label: str | None, out: Path, fingerprint: str | None) -> None:
+def trust(url: str, label: str | None, out: Path, fingerprint: str | None) -> None:
     """Fetch a root certificate, compare its fingerprint and pin it.
 
     Without --fingerprint a person compares and types yes.
     """
-    asyncio.run(_bootstrap(url, label, out, fingerprint))
+    asyncio.run(_trust(url, label, out, fingerprint))
 
 
-async def _bootstrap(url: str, label: str | None, out: Path, fingerprint: str | None) -> None:
+async def _trust(url: str, label: str | None, out: Path, fingerprint: str | None) -> None:
     expected = None if fingerprint is None else _plain(fingerprint)
     presented = await fetch(url, label, expected)
     _show(presented)
