@@ -25,6 +25,7 @@ from est_frontend.auth.http_digest import DigestVerifier
 from est_frontend.auth.password_file import PasswordFile
 from est_frontend.auth.tokens import jws as token_jws
 from est_frontend.auth.tokens.dpop import check_proof
+from estclient.files.description import describe
 from estcore import ids
 from estcore.clock import SystemClock
 from estcore.errors import ESTSuiteError
@@ -50,6 +51,7 @@ from estcore.pki.csr import parse_csr
 from estcore.pki.names import canonical_name, display_name, parse_name
 from estcore.pki.ocsp import read_answer, read_question
 from estcore.pki.parsers import load_certificate, load_pem_certificates
+from estcore.pki.sealed_text import RecipientKey, seal
 from estcore.tlog import export
 from estcore.tlog.checkpoint import parse_signed
 from estcore.tlog.verify import Options, verify
@@ -57,6 +59,7 @@ from estsuite_testing.memory_log import MemoryLog, record
 
 _MAX_DER = 65_536
 _CLOCK = SystemClock()
+_RECIPIENT = RecipientKey()
 _KEY = ec.derive_private_key(1, ec.SECP256R1())
 _NAME = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "dev-1")])
 _START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -275,6 +278,31 @@ _MESSAGES = (
     CACertificates, RevocationList, RevokedShard, SecretShard, AuditBatch,
 )  # fmt: skip
 
+
+def renewal_info(octets: bytes) -> None:
+    """Ids of certificates in a path, and the window in an answer."""
+    text = octets.decode("latin-1")
+    with contextlib.suppress(ESTSuiteError):
+        parsed = parse_cert_id(text)
+        assert str(parsed) == text
+    info = RenewalInfo.decode(octets)
+    assert RenewalInfo.decode(info.encode()) == info
+
+
+def sealed(octets: bytes) -> None:
+    """The key that a secret is sealed for, and a sealed answer."""
+    text = octets.decode("latin-1")
+    with contextlib.suppress(ESTSuiteError):
+        seal("x", text)
+    _RECIPIENT.open(text)
+
+
+def inspected(octets: bytes) -> None:
+    """Any file that a person looks at."""
+    for item in describe(octets, _START):
+        assert item.fields
+
+
 TARGETS: dict[str, tuple[Callable[[bytes], None], tuple[bytes, ...]]] = {
     "csr": (csr, (_csr(),)),
     "keygen": (keygen, (_csr(),)),
@@ -313,6 +341,16 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], tuple[bytes, ...]]] = {
     "signatures": (signatures, (b"v1 k i s", b'{"keys":[]}')),
     "records": (records, (_audit_batch(),)),
     "exports": (exports, (_log(),)),
+    "renewal_info": (
+        renewal_info,
+        (
+            b"aYhba4dGQEHhs3uEe6CuLN4ByNQ.AIdlQyE",
+            b'{"suggestedWindow":{"start":"2025-01-02T04:00:00Z","end":"2025-01-03T04:00:00Z"},'
+            b'"explanationURL":"https://acme.example.com/docs/ari","rotationID":"6a0f"}',
+        ),
+    ),
+    "sealed": (sealed, (_RECIPIENT.public.encode(), seal("x", _RECIPIENT.public).encode())),
+    "inspected": (inspected, (_DER, _CERTIFICATE.public_bytes(Encoding.PEM), _csr(), _crl())),
 }  # fmt: skip
 """Name to function and seeds."""
 
