@@ -118,8 +118,8 @@ def request_builder(subject: str, san: Iterable[str] = ()) -> x509.CertificateSi
     Raises:
         ValueError: a name that cannot be read.
     """
-    name = parse_name(subject) if subject else x509.Name([])
-    builder = x509.CertificateSigningRequestBuilder(name)
+    subject_name = parse_name(subject) if subject else x509.Name([])
+    builder = x509.CertificateSigningRequestBuilder(subject_name)
     names = [_general_name(entry) for entry in san]
     for name in names:
         check_general_name(name, _ANY_DNS)
