@@ -226,10 +226,12 @@ def path(octets: bytes) -> None:
 
 def renewal_info(octets: bytes) -> None:
     """The id of a certificate, the answer about it, and the entries of a message."""
+    text = octets.decode("latin-1")
     with contextlib.suppress(ESTSuiteError):
-        parse_cert_id(octets.decode("latin-1"))
+        assert str(parse_cert_id(text)) == text
     with contextlib.suppress(ESTSuiteError):
-        RenewalInfo.decode(octets)
+        info = RenewalInfo.decode(octets)
+        assert RenewalInfo.decode(info.encode()) == info
     decode_entries("20261129", octets)
 
 
@@ -277,16 +279,6 @@ _MESSAGES = (
     EnrollmentRequested, EnrollmentAnswered, CertificateIssued, CertificateRevoked, WindowClosed,
     CACertificates, RevocationList, RevokedShard, SecretShard, AuditBatch,
 )  # fmt: skip
-
-
-def renewal_info(octets: bytes) -> None:
-    """Ids of certificates in a path, and the window in an answer."""
-    text = octets.decode("latin-1")
-    with contextlib.suppress(ESTSuiteError):
-        parsed = parse_cert_id(text)
-        assert str(parsed) == text
-    info = RenewalInfo.decode(octets)
-    assert RenewalInfo.decode(info.encode()) == info
 
 
 def sealed(octets: bytes) -> None:
@@ -341,14 +333,6 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], tuple[bytes, ...]]] = {
     "signatures": (signatures, (b"v1 k i s", b'{"keys":[]}')),
     "records": (records, (_audit_batch(),)),
     "exports": (exports, (_log(),)),
-    "renewal_info": (
-        renewal_info,
-        (
-            b"aYhba4dGQEHhs3uEe6CuLN4ByNQ.AIdlQyE",
-            b'{"suggestedWindow":{"start":"2025-01-02T04:00:00Z","end":"2025-01-03T04:00:00Z"},'
-            b'"explanationURL":"https://acme.example.com/docs/ari","rotationID":"6a0f"}',
-        ),
-    ),
     "sealed": (sealed, (_RECIPIENT.public.encode(), seal("x", _RECIPIENT.public).encode())),
     "inspected": (inspected, (_DER, _CERTIFICATE.public_bytes(Encoding.PEM), _csr(), _crl())),
 }  # fmt: skip

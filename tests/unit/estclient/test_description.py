@@ -12,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +27,7 @@ NAME = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "web \x1b[31m")])
 CERTIFICATE = (
     x509.CertificateBuilder(NAME, NAME, KEY.public_key(), 0x1234, NOW, NOW + dt.timedelta(30))
     .add_extension(x509.SubjectAlternativeName([x509.DNSName("web.example")]), critical=False)
-    .add_extension(x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+    .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
     .sign(KEY, SHA256())
 )
 DER = CERTIFICATE.public_bytes(Encoding.DER)

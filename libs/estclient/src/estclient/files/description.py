@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID
 
 from estclient.est.trust_anchors import UNREADABLE, is_root
 from estcore.errors import MalformedRequest, RequestRejected
+from estcore.est.certs_only import read_certs_only
 from estcore.est.renewal_info import cert_id
 from estcore.ids import serial_hex
 from estcore.pki.keys import key_algorithm
@@ -215,9 +216,21 @@ def _renewal_id(certificate: x509.Certificate) -> str:
         return ""
 
 
+def _certificates(der: bytes) -> list[x509.Certificate]:
+    """Return the certificates of a certs-only message.
+
+    Raises:
+        ValueError: it is none, or one of them cannot be read.
+    """
+    try:
+        return [x509.load_der_x509_certificate(c) for c in read_certs_only(der)]
+    except MalformedRequest as exc:
+        raise ValueError(exc.reason) from exc
+
+
 _LOADERS: dict[str, Callable[[bytes], object]] = {
     "CERTIFICATE": x509.load_der_x509_certificate,
     "CERTIFICATE REQUEST": x509.load_der_x509_csr,
     "X509 CRL": x509.load_der_x509_crl,
-    "PKCS7": pkcs7.load_der_pkcs7_certificates,
+    "PKCS7": _certificates,
 }
