@@ -137,10 +137,10 @@ async def ways(folder: Path) -> AsyncIterator[World]:
     stack = await start_stack(folder / "suite", overrides=overrides, policy=policy)
     config = str(stack.layout.config_file("ca-signer"))
     world = World(stack, maker, folder)
-    for name in ("twice", "registrar"):
-        made = await stack.suite.run("estctl", "secret", "create", "--id", name, "--config", config)
-        world.secrets[name] = made.strip()
     try:
+        for name in ("twice", "registrar"):
+            create = ("secret", "create", "--id", name, "--config", config)
+            world.secrets[name] = (await stack.suite.run("ca-signer", *create)).strip()
         yield world
     finally:
         await stop_stack(stack)
