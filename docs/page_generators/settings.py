@@ -6,12 +6,13 @@ import inspect
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Discriminator
 from pydantic.fields import FieldInfo
 
 from audit.settings import Settings as AuditSettings
+from audit.sink_settings import SINKS
 from ca_signer.settings import SignerSettings
 from ca_signer.upstream.plugins.est import ESTOptions
 from ca_signer.upstream.plugins.vault import VaultOptions
@@ -53,6 +54,8 @@ def _walk(
 ) -> Iterator[Setting]:
     for name, field in model.model_fields.items():
         path = f"{place}{name}"
+        if _is_choice(field.annotation):
+            continue  # a table for each model: _choices
         inner, shape = _nested(field.annotation)
         if inner is None:
             yield _setting(path, field, prefix, required=required)
@@ -60,6 +63,14 @@ def _walk(
         below = {"one": f"{path}.", "list": f"{path}[].", "mapping": f"{path}.<name>."}[shape]
         optional = not field.is_required() and _default(field) in {"none", "empty"}
         yield from _walk(inner, below, prefix, required=required and not optional)
+
+
+def _is_choice(annotation: Any) -> bool:
+    """Return whether an annotation leads to one of several models, as the kinds of sinks."""
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return any(isinstance(part, Discriminator) for part in typing.get_args(annotation))
+    return any(_is_choice(argument) for argument in typing.get_args(annotation))
 
 
 def _nested(annotation: Any) -> tuple[type[BaseModel] | None, str]:
@@ -110,6 +121,10 @@ def page() -> str:
         _settings_table("Options of the plug-in `vault`", VaultOptions, None, place="options."),
         _settings_table("est-renewal", RenewalSettings, "EST_RENEWAL"),
         _settings_table("est-audit", AuditSettings, "EST_AUDIT"),
+        *(
+            _settings_table(f"Sinks of est-audit: `kind: {kind}`", model, None, place="sinks[].")
+            for kind, model in SINKS.items()
+        ),
         _settings_table("Agent of a host (`estctl agent`)", HostSettings, "EST_AGENT"),
         _settings_table("Renewal agent (`estctl agent`)", AgentSettings, "EST_AGENT"),
         _settings_table("Probe (`estctl probe`)", ProbeSettings, "EST_PROBE"),

@@ -43,9 +43,10 @@ PAGES = sorted(
 )
 CODE = re.compile(r"[a-z_]+\.[a-z0-9_]+")
 
-# Constants that look like codes and are none: fault points, actions of records, names of files.
+# Constants that look like codes and are none: fault points, actions, files, attributes of OTLP.
 NOT_CODES = re.compile(
-    r"audit\.(?!unavailable|spool_full|chain_broken).*|service\.(start|stop|previous_boot)|.*\.(pem|yaml|json|der)"
+    r"audit\.(?!unavailable|spool_full|chain_broken).*|service\.(start|stop|previous_boot)|.*\.(pem|yaml|json|der)|"
+    r"rotation\.(activated|deprecated|retired)|client\.(address|port)|event\.outcome"
 )
 OTHERS = {"auth.token_", "frontend.publish", "ca.passphrase", "service.name", "rotation.proof"}
 

@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from audit import main
 from audit.settings import Settings
+from audit.sink_settings import SyslogSink
 from estcore.errors import ConfigurationError
 from estcore.messages.audit import AuditRecord
 from estcore.runtime.migrations import migrations_url
@@ -48,7 +49,9 @@ def _own_logging() -> Iterator[None]:
 
 def test_the_example_configuration_loads() -> None:
     settings = load_settings(Settings, "EST_AUDIT", ROOT / "services/audit/config.example.yaml", {})
-    assert settings.sinks[0].facility == 13
+    (sink,) = settings.sinks
+    assert isinstance(sink, SyslogSink)
+    assert sink.facility == 13
 
 
 def test_every_setting_is_described_in_the_readme() -> None:

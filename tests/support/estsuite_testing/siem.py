@@ -72,7 +72,7 @@ class SIEM:
     @property
     def notes(self) -> list[str]:
         """Checkpoints as they came."""
-        bodies = [f.partition(b"\xef\xbb\xbf")[2] for f in self.frames if b"audit.checkpoint" in f]
+        bodies = [f.partition(b"] ")[2] for f in self.frames if b"audit.checkpoint" in f]
         return [json.loads(body)["checkpoint"] for body in bodies]
 
     def _issue(self) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audit import syslog
+from audit.formats import syslog
+from audit.formats.entry import Entry
 from estcore.tlog import canonical
 
 HEADER = re.compile(
@@ -35,15 +36,23 @@ def leaf(**changes: Any) -> str:
     return canonical.encode(whole | {"record": record | changes}).decode()
 
 
-def parse(frame: bytes) -> tuple[dict[str, bytes], dict[str, str], str]:
+def frame_of(text: str, **options: Any) -> bytes:
+    return syslog.framed(formatted_of(text, **options).message)
+
+
+def formatted_of(text: str, **options: Any) -> syslog.Formatted:
+    return syslog.render(Entry.of_record(7, text), syslog.Options(**options))
+
+
+def parse(frame: bytes, *, bom: bool = False) -> tuple[dict[str, bytes], dict[str, str], str]:
     """RFC 5425 4.3: "SYSLOG-FRAME = MSG-LEN SP SYSLOG-MSG"; returns header, SD, MSG."""
     length, _, message = frame.partition(b" ")
     assert int(length) == len(message)
     header = HEADER.match(message)
     assert header is not None
     rest = message[header.end() :]
-    assert rest.startswith(b"[estsuite@32473")
-    at, parameters = len(b"[estsuite@32473"), {}
+    assert rest.startswith(b"[estsuite@0")
+    at, parameters = len(b"[estsuite@0"), {}
     while rest[at : at + 1] == b" ":
         name, _, _ = rest[at + 1 :].partition(b'="')
         at += 1 + len(name) + 2
@@ -59,16 +68,15 @@ def parse(frame: bytes) -> tuple[dict[str, bytes], dict[str, str], str]:
         at += 1
         parameters[name.decode()] = value.decode()
     assert rest[at : at + 2] == b"] "
+    at += 2
     # RFC 5424 6.4: "If a syslog application encodes MSG in UTF-8, the string MUST start with
     # the Unicode byte order mask (BOM)".
-    assert rest[at + 2 : at + 5] == b"\xef\xbb\xbf"
-    return header.groupdict(), parameters, rest[at + 5 :].decode()
+    assert (rest[at : at + 3] == b"\xef\xbb\xbf") == bom
+    return header.groupdict(), parameters, rest[at + 3 * bom :].decode()
 
 
 def test_a_record_becomes_one_message() -> None:
-    formatted = syslog.record(leaf(), 13)
-    header, parameters, message = parse(formatted.frame)
-    assert formatted.omitted == ""
+    header, parameters, message = parse(frame_of(leaf()))
     assert header["pri"] == b"%d" % (13 * 8 + 5)
     assert (header["app"], header["host"]) == (b"ca-signer", b"s-0")
     assert parameters == {
@@ -77,8 +85,27 @@ def test_a_record_becomes_one_message() -> None:
         "correlation_id": "c",
         "action": "certificate.issue",
         "phase": "outcome",
+        "outcome": "success",
+        "severity": "notice",
     }
     assert message == leaf()
+
+
+def test_what_a_SIEM_searches_by_is_in_the_structured_data() -> None:
+    target = {"tenant": "clinic", "service": "pump-7", "serial": "01a2"}
+    whole = leaf(target=target, reason_code="policy.no_rule", outcome="failure")
+    _, parameters, _ = parse(frame_of(whole))
+    assert parameters["tenant"] == "clinic"
+    assert parameters["service"] == "pump-7"
+    assert parameters["serial_number"] == "01a2"
+    assert parameters["reason_code"] == "policy.no_rule"
+    assert parameters["outcome"] == "failure"
+
+
+def test_the_byte_order_mark_and_the_enterprise_number_are_settings() -> None:
+    frame = frame_of(leaf(), bom=True)
+    assert parse(frame, bom=True)[2] == leaf()
+    assert b"[estsuite@54321 " in frame_of(leaf(), enterprise_number=54321)
 
 
 @given(text, text, text, text)
@@ -90,18 +117,16 @@ def test_nothing_in_a_record_breaks_out_of_its_place(a: str, b: str, c: str, d: 
         record_id=c,
         producer={"service": d, "instance": a, "boot_id": b},
     )
-    _, parameters, message = parse(syslog.record(whole, 0).frame)
-    assert (parameters["correlation_id"], parameters["action"]) == (a, b)
-    assert parameters["record_id"] == c
+    _, parameters, message = parse(frame_of(whole, facility=0))
+    assert (parameters.get("correlation_id", ""), parameters.get("action", "")) == (a, b)
+    assert parameters.get("record_id", "") == c
     assert message == whole
 
 
 def test_a_large_certificate_is_left_out_and_the_message_says_so() -> None:
     whole = leaf(target={"subject": "CN=a", "certificate": "A" * 9000})
-    formatted = syslog.record(whole, 13)
-    _, parameters, message = parse(formatted.frame)
-    assert formatted.omitted == "certificate"
-    assert (parameters["trimmed"], parameters["omitted"]) == ("true", "certificate")
+    _, parameters, message = parse(frame_of(whole))
+    assert (parameters["trimmed"], parameters["omitted"]) == ("true", "target.certificate")
     assert json.loads(message)["record"]["target"] == {"subject": "CN=a"}
 
 
@@ -109,17 +134,29 @@ def test_a_large_certificate_is_left_out_and_the_message_says_so() -> None:
 def test_no_message_is_larger_than_receivers_must_take(details: int, certificate: int) -> None:
     """RFC 5425 4.3.1: receivers "SHOULD be able to process messages with lengths up to 8192"."""
     whole = leaf(details={"x": "ä" * details}, target={"certificate": "A" * certificate})
-    formatted = syslog.record(whole, 13)
-    length, _, message = formatted.frame.partition(b" ")
-    assert int(length) == len(message) <= syslog.MAX_OCTETS
-    _, parameters, text_ = parse(formatted.frame)
-    assert (text_ == whole) == (formatted.omitted == "") == ("trimmed" not in parameters)
+    formatted = formatted_of(whole)
+    assert len(formatted.message) <= syslog.MAX_OCTETS
+    _, parameters, text_ = parse(syslog.framed(formatted.message))
+    assert (text_ == whole) == (not formatted.omitted) == ("trimmed" not in parameters)
     assert json.loads(text_)["record"]["record_id"] == "0190"
 
 
+@given(st.sampled_from(["json", "cef", "leef", "ocsf", "ecs"]), st.integers(0, 20_000))
+def test_every_format_keeps_what_is_short_and_important(form: str, size: int) -> None:
+    bulky = {"san": ["dns:" + "a" * size], "subject": "CN=" + "b" * size, "serial": "01a2"}
+    whole = leaf(target=bulky, reason="c" * size, details={"x": "d" * size})
+    formatted = formatted_of(whole, form=form)
+    assert len(formatted.message) <= syslog.MAX_OCTETS
+    _, parameters, text_ = parse(syslog.framed(formatted.message))
+    assert parameters["serial_number"] == "01a2"
+    assert "0190" in text_
+    assert ("omitted" in parameters) == bool(formatted.omitted)
+
+
 def test_a_checkpoint_is_an_event_of_its_own() -> None:
-    frame = syslog.checkpoint(9, "note\n", "2026-11-22T12:00:00.000000Z", "audit-0", 13)
-    header, parameters, message = parse(frame)
+    entry = Entry.of_checkpoint(9, "note\n", "2026-11-22T12:00:00.000000Z", "audit-0")
+    message_ = syslog.render(entry, syslog.Options()).message
+    header, parameters, message = parse(syslog.framed(message_))
     assert header["msgid"] == b"audit.checkpoint"
     assert parameters["size"] == "9"
     assert json.loads(message) == {"checkpoint": "note\n", "size": 9}

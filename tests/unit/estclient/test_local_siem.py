@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audit import syslog
+from audit.formats import syslog
+from audit.formats.entry import Entry
 from estdev.siem import without_body
 
 
@@ -24,8 +25,7 @@ def message(correlation_id: str = "c-42", instance: str = "front-0") -> str:
             "producer": {"service": "ca-signer", "instance": instance},
         },
     }
-    frame = syslog.record(json.dumps(leaf), 13).frame.decode()
-    return frame.partition(" ")[2]
+    return syslog.render(Entry.of_record(7, json.dumps(leaf)), syslog.Options()).message.decode()
 
 
 def joined(lines: list[str]) -> str:
@@ -35,8 +35,8 @@ def joined(lines: list[str]) -> str:
 def test_header_and_structured_data_are_printed_whole() -> None:
     assert without_body(message()) == [
         "<110>1 2026-11-22T12:00:00.001000+00:00 front-0 ca-signer - certificate.issue",
-        '    [estsuite@32473 record_id="f0e1d2c3-b4a5-9687-7869-5a4b3c2d1e0f" log_index="7"',
-        '    correlation_id="c-42" action="certificate.issue" phase="outcome"]',
+        '    [estsuite@0 record_id="f0e1d2c3-b4a5-9687-7869-5a4b3c2d1e0f" log_index="7"',
+        '    action="certificate.issue" phase="outcome" severity="info" correlation_id="c-42"]',
     ]
 
 
@@ -46,11 +46,12 @@ def test_header_and_structured_data_are_printed_whole() -> None:
 )
 def test_no_field_is_cut_at_any_width(correlation_id: str, width: int) -> None:
     text = message(correlation_id)
-    head = text[: text.index(" \ufeff")]
+    head = text[: text.rindex(' {"log_index"')]
     lines = without_body(text, width)
     assert joined(lines) == joined([head])
     for name in ("record_id", "log_index", "correlation_id", "action", "phase"):
-        assert sum(f'{name}="' in line for line in lines) == 1
+        expected = name != "correlation_id" or bool(correlation_id)
+        assert sum(f' {name}="' in f" {line}" for line in lines) == expected
     assert lines[-1].endswith('"]')
 
 

@@ -1,9 +1,11 @@
 """Delivery to one sink: reads the log behind a cursor, at least once, in order.
 
 The table is the queue: a sink that is unavailable costs nothing but lag, and replay is moving its
-cursor back. The cursor moves when the octets are on their way and no alert or EOF was read;
-since even that proves no delivery, the last records are sent again after every reconnect, under
-the same record ids. Each sink has a job of its own and stalls no other.
+cursor back. The cursor moves when the transport returns: the receiver has acknowledged the entries,
+or, where it acknowledges nothing, they are on their way and no alert or EOF was read. Since that
+proves no delivery, the last entries are sent again after every reconnect, under the same record
+ids. What a receiver refuses for good is a dead letter, found by halving the batch, and the cursor
+moves on. Each sink has a job of its own and stalls no other.
 """
 
 from __future__ import annotations
@@ -14,14 +16,16 @@ import datetime as dt
 import json
 import logging
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from audit import metrics, store, syslog
+from audit import metrics, store
 from audit.chain import spell
+from audit.formats.entry import Entry
 from audit.self_records import SelfRecords
-from audit.settings import SinkSettings
-from audit.syslog_tls import SyslogConnection
+from audit.sink_settings import SinkSettings, SyslogSink
+from audit.transports.transport import BatchRefused, Outcome, Prepared, SinkBusy, Transport
 from estcore.clock import Clock, monotonic_s
 from estcore.errors import LedgerUnavailable
 from estcore.runtime.database import Database
@@ -33,8 +37,6 @@ log = logging.getLogger(__name__)
 _POLL_S = 0.5
 _CURSOR_S = 2.0
 """How soon an idle sink notices that an operator moved its cursor."""
-_GREETING_S = 0.2
-_ALERT_WAIT_S = 0.02
 _CHECKPOINTS = 50
 _CHECKPOINTS_AGAIN = 3
 _FIRST_BACKOFF_S = 0.25
@@ -71,8 +73,12 @@ class Forwarder:
         own: SelfRecords,
         clock: Clock,
         writer: Log,
+        connect: Callable[[SinkSettings], Transport],
     ) -> None:
+        """``connect`` returns a transport that is not open yet."""
         self.sink, self._instance, self._database = sink, instance, database
+        self._connect = connect
+        self._resend = sink.resend if isinstance(sink, SyslogSink) else 0
         self._own, self._clock, self._writer = own, clock, writer
         self._up: bool | None = None
         self._position = self._sealed = 0
@@ -92,10 +98,13 @@ class Forwarder:
                 failures += 1
                 self._fault(exc)
                 await self._measure()
-                await sleep_or_stop(stop, self._backoff(failures))
+                await sleep_or_stop(stop, self._pause(exc, failures))
         metrics.SINK_CONNECTED.labels(self.sink.name).set(0)
 
-    def _backoff(self, failures: int) -> float:
+    def _pause(self, exc: OSError, failures: int) -> float:
+        wished = exc.retry_after_s if isinstance(exc, SinkBusy) else None
+        if wished is not None:
+            return min(wished, self.sink.backoff_max_s)
         ceiling = min(self.sink.backoff_max_s, _FIRST_BACKOFF_S * 2 ** min(failures, 16))
         return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter
 
@@ -123,9 +132,9 @@ class Forwarder:
         self._up = True
 
     async def _session(self, stop: asyncio.Event, failures: int) -> int:
-        connection = await SyslogConnection.open(self.sink)
+        connection = self._connect(self.sink)
         try:
-            await connection.await_loss(_GREETING_S)
+            await connection.open()
             cursor = await self._resume()
             while not stop.is_set() and self._writer.leading:
                 moved = await self._step(connection, cursor)
@@ -136,7 +145,7 @@ class Forwarder:
                 cursor = await self._idle(connection, cursor, stop)
             return failures
         finally:
-            await connection.close(1.0)
+            await connection.close()
 
     async def _resume(self) -> store.Cursor:
         """Go back by what the last connection may have lost."""
@@ -145,24 +154,21 @@ class Forwarder:
             sealed = await store.checkpoint_before(
                 database, cursor.checkpoint_size, _CHECKPOINTS_AGAIN
             )
-        self._position = max(0, cursor.next_index - self.sink.resend)
-        self._sealed = sealed if self.sink.resend else cursor.checkpoint_size
+        self._position = max(0, cursor.next_index - self._resend)
+        self._sealed = sealed if self._resend else cursor.checkpoint_size
         return cursor
 
-    async def _step(self, connection: SyslogConnection, cursor: store.Cursor) -> store.Cursor:
+    async def _step(self, connection: Transport, cursor: store.Cursor) -> store.Cursor:
         async with self._database.connection() as database:
             rows = await store.records_from(database, self._position, self.sink.batch)
             end = rows[-1][0] + 1 if rows else self._position
             points = await store.checkpoints_between(database, self._sealed, end, _CHECKPOINTS)
-        frames = [f for f in [await self._format(i, leaf) for i, leaf in rows] if f]
-        frames += [
-            syslog.checkpoint(size, note, spell(at), self._instance, self.sink.facility)
-            for size, note, at in points
-        ]
-        if frames:
-            await connection.send(b"".join(frames), self.sink.timeout_s)
-            await connection.await_loss(_ALERT_WAIT_S)
-            metrics.SINK_SENT.labels(self.sink.name).inc(len(frames))
+        prepared = [p for p in [await self._record(connection, *row) for row in rows] if p]
+        prepared += [self._checkpoint(connection, *point) for point in points]
+        if prepared:
+            outcome = await _deliver(connection, prepared)
+            await self._bury(prepared, outcome)
+            metrics.SINK_SENT.labels(self.sink.name).inc(len(prepared) - len(outcome.refused))
         self._position = end
         self._sealed = points[-1][0] if points else self._sealed
         self._backlog(rows[-1][1] if rows else None)
@@ -187,7 +193,7 @@ class Forwarder:
         return cursor
 
     async def _idle(
-        self, connection: SyslogConnection, cursor: store.Cursor, stop: asyncio.Event
+        self, connection: Transport, cursor: store.Cursor, stop: asyncio.Event
     ) -> store.Cursor:
         """Wait until there is something to send, which the writer beside it says without a query.
 
@@ -195,7 +201,7 @@ class Forwarder:
         """
         looked_at = monotonic_s()
         while self._writer.leading and not stop.is_set() and not self._behind():
-            await connection.await_loss(_POLL_S)
+            await connection.watch(_POLL_S)
             if monotonic_s() - looked_at < _CURSOR_S:
                 continue
             looked_at = monotonic_s()
@@ -208,22 +214,35 @@ class Forwarder:
     def _behind(self) -> bool:
         return self._position < self._writer.size or self._sealed < self._writer.sealed
 
-    async def _format(self, log_index: int, leaf: str) -> bytes | None:
+    async def _record(self, connection: Transport, log_index: int, leaf: str) -> Prepared | None:
         try:
-            formatted = syslog.record(leaf, self.sink.facility)
+            prepared = connection.prepare(Entry.of_record(log_index, leaf))
         except Exception as exc:  # noqa: BLE001 - Bulkhead: it must not hold up those behind it.
             await self._dead(log_index, f"{type(exc).__name__}: {exc}"[:300])
             return None
-        if formatted.omitted:
+        if prepared.omitted:
             metrics.SINK_TRIMMED.labels(self.sink.name).inc()
-        if formatted.omitted == "details":
-            await self._dead(log_index, "sent without details: larger than a message may be")
-        return formatted.frame
+        if "all" in prepared.omitted:
+            await self._dead(log_index, "sent as its envelope: larger than a message may be")
+        return prepared
+
+    def _checkpoint(
+        self, connection: Transport, size: int, note: str, signed_at: dt.datetime
+    ) -> Prepared:
+        entry = Entry.of_checkpoint(size, note, spell(signed_at), self._instance)
+        return connection.prepare(entry)
+
+    async def _bury(self, prepared: Sequence[Prepared], outcome: Outcome) -> None:
+        """Note what the receiver refused for good."""
+        for one in prepared:
+            reason = outcome.refused.get(one.key)
+            if reason is not None and one.log_index is not None:
+                await self._dead(one.log_index, f"refused by the receiver: {reason}"[:300])
 
     async def _dead(self, log_index: int, reason: str) -> None:
         metrics.SINK_DEAD.labels(self.sink.name).inc()
         log.error(
-            "record truncated for the sink",
+            "record not delivered whole",
             extra=fields(sink=self.sink.name, log_index=log_index, reason=reason),
         )
         async with self._database.connection() as database:
@@ -246,3 +265,20 @@ class Forwarder:
             age = max(0.0, (self._clock.now() - recorded).total_seconds())
         metrics.SINK_LAG.labels(self.sink.name).set(lag)
         metrics.SINK_AGE.labels(self.sink.name).set(age)
+
+
+async def _deliver(connection: Transport, prepared: Sequence[Prepared]) -> Outcome:
+    """Deliver entries in order; a batch that is refused is halved until the entry is found.
+
+    Raises:
+        OSError: the receiver cannot be reached, or not now.
+    """
+    try:
+        return await connection.deliver(prepared)
+    except BatchRefused as exc:
+        if len(prepared) == 1:
+            return Outcome({prepared[0].key: str(exc)})
+    middle = len(prepared) // 2
+    first = await _deliver(connection, prepared[:middle])
+    second = await _deliver(connection, prepared[middle:])
+    return Outcome({**first.refused, **second.refused})

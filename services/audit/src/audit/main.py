@@ -16,7 +16,7 @@ from audit.forwarder import Forwarder
 from audit.reconciliation import Reconciliation
 from audit.self_records import SelfRecords
 from audit.settings import SCHEMA, SERVICE, Settings
-from audit.syslog_tls import check_sink
+from audit.transports.assembly import check_sink, transport_for
 from audit.writer import Writer
 from estcore.clock import SystemClock
 from estcore.messages.topics import AUDIT_CONSUMERS, audit_issue_topic, owned_by
@@ -90,6 +90,7 @@ async def run(
                 own=own,
                 clock=clock,
                 writer=writer,
+                connect=lambda chosen: transport_for(chosen, clock),
             )
             for sink in settings.sinks
         ]
@@ -168,7 +169,7 @@ def check(settings: Settings) -> None:
     load_key(settings.checkpoint)
     read_secret(settings.bus.nkey_seed_file, "the NKey seed")
     for sink in settings.sinks:
-        check_sink(sink)
+        check_sink(sink, SystemClock())
 
 
 def config_digest(settings: Settings) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
-from estcore.pki.profile import StrictModel, Token
+from audit.sink_settings import SinkSettings
+from estcore.pki.profile import StrictModel
 from estcore.runtime.settings import DatabaseSettings, ServiceSettings
 
 SCHEMA = "audit"
@@ -62,33 +63,6 @@ class WindowSettings(StrictModel):
         le=86_400,
         description="distance of two comparisons of the last day with the ledger",
     )
-
-
-class SinkSettings(StrictModel):
-    """One SIEM that takes RFC 5424 messages over TLS (RFC 5425)."""
-
-    name: Token
-    host: str = Field(min_length=1)
-    port: Annotated[int, Field(ge=1, le=65_535)] = 6514
-    ca_file: Path = Field(description="trust anchors of the receiver's certificate")
-    certificate_file: Path | None = Field(default=None, description="client certificate chain")
-    key_file: Path | None = Field(default=None, description="client key")
-    server_name: str | None = Field(
-        default=None, description="name in the receiver's certificate, if it is not the host"
-    )
-    facility: int = Field(default=13, ge=0, le=23, description="13 is log audit")
-    batch: int = Field(default=200, ge=1, le=2000, description="records per write")
-    resend: int = Field(
-        default=200, ge=0, le=10_000, description="records sent again after a reconnect"
-    )
-    timeout_s: float = Field(default=10, gt=0, le=300, description="to connect, and to send")
-    backoff_max_s: float = Field(default=30, gt=0, le=3600, description="between two attempts")
-
-    @model_validator(mode="after")
-    def _pair(self) -> Self:
-        if (self.certificate_file is None) != (self.key_file is None):
-            raise ValueError("certificate_file and key_file go together")
-        return self
 
 
 class Settings(ServiceSettings):

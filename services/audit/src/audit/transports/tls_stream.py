@@ -1,23 +1,22 @@
-"""One TLS connection to a syslog receiver (RFC 5425), watched for alerts and EOF.
+"""One TLS connection to a receiver of a stream, watched for alerts and EOF.
 
-Syslog has no acknowledgement. The most one can know is that the transport took the octets and
+RFC 5425 has no acknowledgement. The most one can know is that the transport took the octets and
 the receiver has not closed: under TLS 1.3 even a refused client certificate shows only after the
-handshake. Call ``SyslogConnection.await_loss`` before moving a cursor.
+handshake. Call ``TLSStream.await_loss`` before moving a cursor.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import cast
+from typing import Self, cast
 
 from typing_extensions import override
 
-from audit.settings import SinkSettings
-from estcore.errors import ConfigurationError
+from audit.sink_settings import TLSSink
 
 
-class SyslogConnection(asyncio.Protocol):
+class TLSStream(asyncio.Protocol):
     """A connection that knows when it is lost."""
 
     def __init__(self) -> None:
@@ -28,7 +27,7 @@ class SyslogConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     @classmethod
-    async def open(cls, sink: SinkSettings) -> SyslogConnection:
+    async def open(cls, sink: TLSSink, host: str, port: int) -> Self:
         """Connect and verify the receiver.
 
         Raises:
@@ -37,10 +36,10 @@ class SyslogConnection(asyncio.Protocol):
         async with asyncio.timeout(sink.timeout_s):
             _, connection = await asyncio.get_running_loop().create_connection(
                 cls,
-                sink.host,
-                sink.port,
+                host,
+                port,
                 ssl=tls_context(sink),
-                server_hostname=sink.server_name or sink.host,
+                server_hostname=sink.server_name or host,
             )
         return connection
 
@@ -55,7 +54,7 @@ class SyslogConnection(asyncio.Protocol):
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         """Keep the reason, and wake the waiting caller."""
-        self._reason = exc
+        self._reason = self._reason or exc
         self._lost.set()
         self._writable.set()
 
@@ -79,6 +78,17 @@ class SyslogConnection(asyncio.Protocol):
     def lost(self) -> bool:
         """The receiver is gone."""
         return self._lost.is_set()
+
+    def write(self, octets: bytes) -> None:
+        """Hand over octets without waiting."""
+        if self._transport is not None:
+            self._transport.write(octets)
+
+    def abort(self, reason: str) -> None:
+        """Drop the connection for a reason."""
+        self._reason = ConnectionResetError(reason)
+        if self._transport is not None:
+            self._transport.abort()
 
     async def send(self, octets: bytes, timeout_s: float) -> None:
         """Hand octets to the transport.
@@ -117,12 +127,17 @@ class SyslogConnection(asyncio.Protocol):
         except TimeoutError:
             self._transport.abort()
 
+    @property
+    def reason(self) -> str:
+        """Why the connection was lost."""
+        return str(self._reason or "the receiver closed the connection")
+
     def _check(self) -> None:
         if self._lost.is_set():
-            raise ConnectionResetError(str(self._reason or "the receiver closed the connection"))
+            raise ConnectionResetError(self.reason)
 
 
-def tls_context(sink: SinkSettings) -> ssl.SSLContext:
+def tls_context(sink: TLSSink) -> ssl.SSLContext:
     """Return how the sink is verified and how it knows us; files are read at every call.
 
     Raises:
@@ -133,15 +148,3 @@ def tls_context(sink: SinkSettings) -> ssl.SSLContext:
     if sink.certificate_file is not None:
         context.load_cert_chain(sink.certificate_file, sink.key_file)
     return context
-
-
-def check_sink(sink: SinkSettings) -> None:
-    """Read what the sink's settings name.
-
-    Raises:
-        ConfigurationError: a file is missing or unreadable.
-    """
-    try:
-        tls_context(sink)
-    except OSError as exc:
-        raise ConfigurationError(f"sink {sink.name}: {exc}") from exc

@@ -1,0 +1,230 @@
+"""Sinks over HTTPS and NATS: nothing lost, poison found, other records and sinks untouched."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audit.sink_settings import (
+    ElasticsearchSink,
+    NATSSink,
+    OTLPSink,
+    SinkBase,
+    SplunkSink,
+    WebhookSink,
+)
+from audit.transports.webhook import signature
+from estcore.messages.audit import AuditRecord
+from estcore.messages.permissions import Permissions
+from estcore.runtime.settings import BusSettings
+from estdev.nats import EmbeddedNATS
+from estdev.ports import free_port
+from estsuite_testing.audit_stack import AuditWorld
+from estsuite_testing.grpc_collector import GRPCCollector
+from estsuite_testing.http_receiver import TOKEN, HTTPReceiver
+from estsuite_testing.siem import SIEM
+
+pytestmark = pytest.mark.integration
+Build = Callable[..., AuditRecord]
+KINDS = ["splunk", "splunk-ack", "elasticsearch", "otlp", "webhook"]
+
+
+@pytest.fixture
+async def receiver(tmp_path: Path) -> AsyncIterator[HTTPReceiver]:
+    found = HTTPReceiver(SIEM(tmp_path))
+    await found.start()
+    yield found
+    await found.stop()
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> Path:
+    file = tmp_path / "token"
+    file.write_text(TOKEN)
+    file.chmod(0o600)
+    return file
+
+
+def sink_of(kind: str, receiver: HTTPReceiver, token: Path, **changes: Any) -> SinkBase:
+    common: dict[str, Any] = {
+        "name": kind,
+        "ca_file": receiver.certificates.ca_file,
+        "batch": 16,
+        "timeout_s": 5,
+        "backoff_max_s": 0.2,
+        **changes,
+    }
+    match kind:
+        case "splunk" | "splunk-ack":
+            return SplunkSink(
+                kind="splunk",
+                url=receiver.url(),
+                token_file=token,
+                acknowledge=kind == "splunk-ack",
+                acknowledge_timeout_s=1,
+                **common,
+            )
+        case "elasticsearch":
+            return ElasticsearchSink(
+                kind="elasticsearch", url=receiver.url(), api_key_file=token, **common
+            )
+        case "otlp":
+            return OTLPSink(kind="otlp", url=receiver.url("/v1/logs"), token_file=token, **common)
+        case _:
+            return WebhookSink(
+                kind="webhook",
+                url=receiver.url("/hook"),
+                token_file=token,
+                hmac_key_file=token,
+                **common,
+            )
+
+
+async def until(check: Callable[[], bool], what: Callable[[], object] = str) -> None:
+    try:
+        async with asyncio.timeout(20):
+            while not check():
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise AssertionError(what()) from None
+
+
+def first_seen(receiver: HTTPReceiver) -> list[str]:
+    """Record ids in the order in which each came first, checkpoints left out."""
+    found = list(dict.fromkeys(receiver.order))
+    return [key for key in found if not key.startswith("checkpoint-")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_everything_arrives_in_order_through_faults_of_the_receiver(
+    world: AuditWorld, record: Build, receiver: HTTPReceiver, token: Path, kind: str
+) -> None:
+    receiver.faults = [503, 0, 429, 401, 500]
+    receiver.unacknowledged = 1 if kind == "splunk-ack" else 0
+    sent = [record(n) for n in range(60)]
+    sinks = (sink_of(kind, receiver, token),)
+    async with world.service(sinks=sinks), world.publisher() as publisher:
+        await publisher.send(*sent)
+        wanted = [r.record_id for r in sent]
+        await until(lambda: set(wanted) <= set(receiver.order), lambda: receiver.order)
+        own = first_seen(receiver)
+        assert [key for key in own if key in set(wanted)] == wanted
+        await until(lambda: any(key.startswith("checkpoint-") for key in receiver.order))
+        assert await world.value("select count(*) from sink_dead_letter") == 0
+    headers = [h for h, _ in receiver.requests]
+    assert all(TOKEN in h.get("Authorization", "") for h in headers)
+
+
+@pytest.mark.logs_errors("record not delivered whole")
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_record_that_is_refused_for_good_is_a_dead_letter_and_alone(
+    world: AuditWorld, record: Build, receiver: HTTPReceiver, token: Path, kind: str
+) -> None:
+    sent = [record(n) for n in range(40)]
+    poison = {sent[7].record_id, sent[8].record_id, sent[33].record_id}
+    receiver.refused = set(poison)
+    receiver.busy = {sent[20].record_id}
+    sinks = (sink_of(kind, receiver, token),)
+    async with world.service(sinks=sinks), world.publisher() as publisher:
+        await publisher.send(*sent)
+        wanted = [r.record_id for r in sent if r.record_id not in poison]
+        await until(lambda: set(wanted) <= set(receiver.order), lambda: receiver.order)
+        # Elasticsearch takes the others of a bulk request when one item has to come later.
+        later = {sent[20].record_id} if kind == "elasticsearch" else set()
+        ordered = [key for key in wanted if key not in later]
+        assert [key for key in first_seen(receiver) if key in set(ordered)] == ordered
+        await world.wait("select count(*) from sink_dead_letter", 3)
+        reason = await world.value("select reason from sink_dead_letter limit 1")
+        assert reason.startswith("refused by the receiver")
+
+
+async def test_a_dead_receiver_stalls_no_other_sink(
+    world: AuditWorld, record: Build, receiver: HTTPReceiver, token: Path
+) -> None:
+    dead = sink_of("webhook", receiver, token, name="dead", server_name="else.test")
+    sinks = (dead, sink_of("elasticsearch", receiver, token))
+    async with world.service(sinks=sinks), world.publisher() as publisher:
+        sent = [record(n) for n in range(10)]
+        await publisher.send(*sent)
+        await until(lambda: {r.record_id for r in sent} <= set(receiver.order))
+        await world.wait("select count(*) from record where action = 'audit.sink_fault'", 1)
+        assert await world.value("select next_index from sink_cursor where sink = 'dead'") == 0
+
+
+async def test_a_webhook_is_signed_and_says_what_it_is(
+    world: AuditWorld, record: Build, receiver: HTTPReceiver, token: Path
+) -> None:
+    sinks = (sink_of("webhook", receiver, token),)
+    async with world.service(sinks=sinks), world.publisher() as publisher:
+        await publisher.send(record(1))
+        await until(lambda: bool(receiver.requests))
+    headers, body = receiver.requests[0]
+    assert headers["Content-Type"] == "application/cloudevents-batch+json"
+    seconds = int(headers["X-Estsuite-Signature"].split(",")[0].removeprefix("t="))
+    assert headers["X-Estsuite-Signature"] == signature(TOKEN.encode(), seconds, body)
+    assert json.loads(body)[0]["specversion"] == "1.0"
+
+
+@pytest.mark.logs_errors("record not delivered whole")
+async def test_a_collector_takes_log_records_over_gRPC(
+    world: AuditWorld, record: Build, receiver: HTTPReceiver, token: Path
+) -> None:
+    """With TLS, a bearer token, a fault, and a record that it rejects."""
+    sent = [record(n) for n in range(40)]
+    receiver.refused = {sent[5].record_id}
+    collector = GRPCCollector(receiver)
+    await collector.start()
+    sink = OTLPSink(
+        kind="otlp",
+        name="grpc",
+        protocol="grpc",
+        url=f"https://127.0.0.1:{collector.port}",
+        ca_file=receiver.certificates.ca_file,
+        token_file=token,
+        batch=16,
+        timeout_s=5,
+        backoff_max_s=0.2,
+    )
+    try:
+        async with world.service(sinks=(sink,)), world.publisher() as publisher:
+            await publisher.send(*sent)
+            wanted = {r.record_id for r in sent} - receiver.refused
+            await until(lambda: wanted <= set(receiver.order), lambda: receiver.order)
+            await world.wait("select count(*) from sink_dead_letter", 1)
+    finally:
+        await collector.stop()
+    assert set(collector.tokens) == {f"Bearer {TOKEN}"}
+
+
+async def test_a_stream_of_another_NATS_stores_each_once(
+    world: AuditWorld, record: Build, tmp_path: Path
+) -> None:
+    rights = Permissions("streams", publish=("siem.audit.>",), subscribe=("_INBOX_estaudit.>",))
+    manager = Permissions("streams", publish=(">",), subscribe=(">",))
+    nats = EmbeddedNATS(tmp_path / "third", free_port(), {"third": rights, "manager": manager})
+    await nats.start()
+    try:
+        manage = await _manager(nats)
+        await manage.jetstream().add_stream(name="SIEM", subjects=["siem.audit.>"])
+        bus = BusSettings(url=nats.url, nkey_seed_file=nats.seed_file("third"))
+        sink = NATSSink(kind="nats", name="third", bus=bus, topic="siem.audit", timeout_s=5)
+        async with world.service(sinks=(sink,)), world.publisher() as publisher:
+            await publisher.send(*(record(n) for n in range(30)))
+            await world.wait("select next_index >= 31 from sink_cursor", True)
+            info = await manage.jetstream().stream_info("SIEM")
+            assert info.state.messages >= 31
+        await manage.close()
+    finally:
+        await nats.stop()
+
+
+async def _manager(nats: EmbeddedNATS) -> Any:
+    import nats as client
+
+    seed = nats.seed_file("manager").read_text().strip()
+    return await client.connect(nats.url, nkeys_seed_str=seed)

@@ -1,0 +1,114 @@
+"""rsyslog and syslog-ng of Debian as receivers, with the configurations of ``deploy/siem``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
+
+from estdev.ports import free_port
+from estsuite_testing.debian import debian_packages, environment
+from estsuite_testing.siem import SIEM
+
+CONFIGURATIONS = Path(__file__).parents[3] / "deploy" / "siem"
+
+
+class SyslogServer:
+    """One daemon in the foreground; its files are in a folder of its own."""
+
+    def __init__(self, folder: Path, certificates: SIEM) -> None:
+        folder.mkdir()
+        self.folder, self.certificates = folder, certificates
+        self.port, self.relp_port = free_port(), free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def configured(self, name: str) -> str:
+        """Return a configuration with this server's paths and ports."""
+        text = (CONFIGURATIONS / name).read_text(encoding="utf-8")
+        for there, here in (
+            ("/etc/estsuite/siem/ca.pem", self.certificates.ca_file),
+            ("/etc/estsuite/siem/server.pem", self.certificates.certificate_file),
+            ("/etc/estsuite/siem/server.key", self.certificates.key_file),
+            ("/var/log/estsuite", self.folder),
+            ("6514", self.port),
+            ("2514", self.relp_port),
+        ):
+            text = text.replace(there, str(here))
+        return text
+
+    async def start(self) -> None:
+        command, surroundings = await asyncio.to_thread(self.command)
+        log = (self.folder / "daemon.log").open("ab")
+        self._process = subprocess.Popen(
+            command, env=surroundings, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+        )
+        log.close()
+        async with asyncio.timeout(20):
+            while True:
+                assert self._process.poll() is None, (self.folder / "daemon.log").read_text()
+                with contextlib.suppress(OSError):
+                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                    writer.close()
+                    return
+                await asyncio.sleep(0.05)
+
+    def command(self) -> tuple[list[str], dict[str, str]]:
+        raise NotImplementedError
+
+    async def stop(self, *, kill: bool = False) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
+            await asyncio.to_thread(self._process.wait, 20)
+            self._process = None
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The records as the receiver read them."""
+        file = self.folder / "audit.jsonl"
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        return [json.loads(line) for line in text.splitlines()]
+
+    def unparsed(self) -> str:
+        file = self.folder / "unparsed.log"
+        return file.read_text(encoding="utf-8") if file.exists() else ""
+
+
+class Rsyslog(SyslogServer):
+    """rsyslog with imtcp, imrelp and mmjsonparse."""
+
+    @override
+    def command(self) -> tuple[list[str], dict[str, str]]:
+        root = debian_packages("rsyslog", "rsyslog-openssl", "rsyslog-relp")
+        config = self.folder / "rsyslog.conf"
+        state = f'global(workDirectory="{self.folder}")\n'
+        config.write_text(state + self.configured("rsyslog.conf"))
+        modules = next((root / "usr/lib").glob("*/rsyslog"))
+        binary = str(root / "usr/sbin/rsyslogd")
+        command = [binary, "-n", "-f", str(config), "-i", str(self.folder / "pid")]
+        return [*command, "-M", str(modules)], environment(root)
+
+
+class SyslogNG(SyslogServer):
+    """syslog-ng with its JSON parser."""
+
+    @override
+    def command(self) -> tuple[list[str], dict[str, str]]:
+        root = debian_packages("syslog-ng-core")
+        config = self.folder / "syslog-ng.conf"
+        config.write_text(self.configured("syslog-ng.conf"))
+        binary = str(root / "usr/sbin/syslog-ng")
+        files = [
+            "--persist-file",
+            str(self.folder / "persist"),
+            "--pidfile",
+            str(self.folder / "pid"),
+        ]
+        control = ["--control", str(self.folder / "ctl")]
+        modules = next((root / "usr/lib").glob("**/libaffile.so")).parent
+        command = [binary, "--foreground", "--no-caps", "--cfgfile", str(config), *files, *control]
+        return [*command, "--module-path", str(modules)], environment(root)
