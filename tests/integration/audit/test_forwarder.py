@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from audit import commands
+from audit import sink_commands
 from audit.sink_settings import SyslogSink
 from estcore.messages.audit import AuditRecord
 from estcore.tlog.checkpoint import parse_signed
@@ -104,7 +104,7 @@ async def test_replay_sends_again_and_is_on_record(
         await until(lambda: 20 in siem.indexes)
         before = len(siem.indexes)
         await world.wait("select next_index >= 21 from sink_cursor where sink = 'again'", True)
-        await commands.replay(settings, sink="again", start=5)
+        await sink_commands.replay(settings, name="again", start=5)
         await until(lambda: len(siem.indexes) >= before + 16)
         assert siem.indexes[before:].count(5) == 1
         await world.wait("select count(*) from record where action = 'audit.replay'", 1)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from audit import sink_commands
 from audit.sink_settings import (
     ElasticsearchSink,
     NATSSink,
@@ -19,6 +20,7 @@ from audit.sink_settings import (
     WebhookSink,
 )
 from audit.transports.webhook import signature
+from estcore.errors import ConfigurationError, Unavailable
 from estcore.messages.audit import AuditRecord
 from estcore.messages.permissions import Permissions
 from estcore.runtime.settings import BusSettings
@@ -141,6 +143,45 @@ async def test_a_record_that_is_refused_for_good_is_a_dead_letter_and_alone(
         await world.wait("select count(*) from sink_dead_letter", 3)
         reason = await world.value("select reason from sink_dead_letter limit 1")
         assert reason.startswith("refused by the receiver")
+
+
+@pytest.mark.logs_errors("record not delivered whole")
+async def test_operators_see_test_and_repair_a_sink(
+    world: AuditWorld,
+    record: Build,
+    receiver: HTTPReceiver,
+    token: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sent = [record(n) for n in range(20)]
+    receiver.refused = {sent[3].record_id, sent[4].record_id}
+    sinks = (sink_of("elasticsearch", receiver, token),)
+    settings = world.settings(sinks=sinks)
+    async with world.service(sinks=sinks), world.publisher() as publisher:
+        await publisher.send(*sent)
+        await world.wait("select count(*) from sink_dead_letter", 2)
+        await world.wait("select next_index >= 21 from sink_cursor", True)
+        await sink_commands.status(settings, as_json=True)
+        (row,) = json.loads(capsys.readouterr().out)
+        assert (row["sink"], row["dead_letters"]) == ("elasticsearch", 2)
+        await sink_commands.test(settings, name="elasticsearch", send=True)
+        assert "took the entry" in capsys.readouterr().out
+        shown = [d["event"]["action"] for d in receiver.documents.values()]
+        assert "audit.sink_test" in shown
+
+        receiver.refused.discard(sent[3].record_id)
+        await sink_commands.dead_letters(settings, name="elasticsearch", deliver=True)
+        assert "1 of 2 delivered" in capsys.readouterr().out
+        assert sent[3].record_id in receiver.documents
+        await sink_commands.dead_letters(settings, name="elasticsearch", deliver=False)
+        assert "failed to parse" in capsys.readouterr().out
+        for action in ("audit.sink_test", "audit.dead_letters_delivered"):
+            await world.wait(f"select count(*) from record where action = '{action}'", 1)
+        await receiver.stop()
+        with pytest.raises(Unavailable, match="elasticsearch: "):
+            await sink_commands.test(settings, name="elasticsearch", send=True)
+        with pytest.raises(ConfigurationError, match="no sink"):
+            await sink_commands.test(settings, name="none", send=False)
 
 
 async def test_a_dead_receiver_stalls_no_other_sink(

@@ -1,4 +1,4 @@
-"""The verbs besides run and migrate: keygen, export, verify, show, replay.
+"""The verbs besides run and migrate: keygen, export, verify, show.
 
 What reads or moves audit data is itself audited: these verbs send a record over the bus to the
 writer, before they act. ``keygen``, and ``verify`` of an export, need no configuration, no
@@ -8,29 +8,20 @@ database and no bus.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import click
 
 from audit import checkpoint_key, store
-from audit.self_records import SelfRecords
-from audit.settings import SCHEMA, SERVICE, Settings
-from estcore.clock import SystemClock
+from audit.command_context import audited, opened_database
+from audit.settings import Settings
 from estcore.errors import (
     AuditChainBroken,
-    BusUnavailable,
     ConfigurationError,
     LedgerUnavailable,
     MalformedRequest,
 )
-from estcore.messages.audit import AuditBatch, Phase
-from estcore.messages.envelope import encode
-from estcore.messages.topics import audit_issue_topic
 from estcore.runtime import log_verification
-from estcore.runtime.boot import Detail
-from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.command_line import PATH
 from estcore.runtime.database import Database
 from estcore.runtime.log_verification import Choices
@@ -46,7 +37,6 @@ def add(command: ServiceCommand[Settings]) -> None:
     """Add the verbs to the command line of est-audit."""
     command.verb("export", "Write the audit log, or one correlation id, to a file.")(export_log)
     command.verb("show", "Print one line for each record of a correlation id.")(show)
-    command.verb("replay", "Deliver records to a sink again.")(replay)
     command.group.command("keygen", help="Generate a checkpoint key.")(keygen)
 
     @command.group.command("verify", help="Verify the audit log, or an export of it.")
@@ -100,7 +90,7 @@ async def verify_online(settings: Settings, file: Path | None, choices: Choices)
         with log_verification.open_lines(file) as lines:
             _finish(log_verification.verify_log(lines, choices, key=key), choices)
         return
-    async with _database(settings) as database:
+    async with opened_database(settings) as database:
         origin = settings.checkpoint.origin
         lines_ = [line async for line in export.lines(database, origin, str(key))]
     report = await asyncio.to_thread(
@@ -108,7 +98,7 @@ async def verify_online(settings: Settings, file: Path | None, choices: Choices)
     )
     if not report.ok:
         first = report.findings[0]
-        await _audited(
+        await audited(
             settings, "audit.verify", phase="error", findings=len(report.findings), first=str(first)
         )
     _finish(report, choices)
@@ -135,9 +125,9 @@ async def export_log(
     from audit import export  # SQLAlchemy, for this verb only
 
     key = checkpoint_key.verifier_key(settings.checkpoint)
-    await _audited(settings, "audit.export", wanted=correlation_id or "all", file=out.name)
+    await audited(settings, "audit.export", wanted=correlation_id or "all", file=out.name)
     count = 0
-    async with _database(settings) as database:
+    async with opened_database(settings) as database:
         if sealed:
             await _until_sealed(database, settings.checkpoint.interval_s)
         try:
@@ -174,68 +164,13 @@ async def show(settings: Settings, correlation_id: str) -> None:
     """Print one line for each record of a correlation id."""
     from audit import export  # SQLAlchemy, for this verb only
 
-    await _audited(settings, "audit.read", wanted=correlation_id)
-    async with _database(settings) as database:
+    await audited(settings, "audit.read", wanted=correlation_id)
+    async with opened_database(settings) as database:
         for line in await export.summary(database, correlation_id):
             write_line(line)
-
-
-@click.option("--sink", required=True, help="Name of the sink.")
-@click.option("--from", "start", type=click.IntRange(min=0), required=True, help="Log index.")
-async def replay(settings: Settings, sink: str, start: int) -> None:
-    """Move a sink's cursor back, so that it gets everything from there again.
-
-    Raises:
-        ConfigurationError: no such sink, or its cursor is not beyond that place.
-    """
-    if sink not in {configured.name for configured in settings.sinks}:
-        raise ConfigurationError(f"no sink has the name {sink}")
-    await _audited(settings, "audit.replay", sink=sink, start=start)
-    async with _database(settings) as database, database.connection() as connection:
-        before = await store.replay_from(connection, sink, start)
-    if before is None:
-        raise ConfigurationError(f"the cursor of {sink} is not beyond {start}")
-    write_line(f"{sink}: cursor moved from {before} to {start}")
 
 
 def _finish(report: Report, choices: Choices) -> None:
     log_verification.print_report(report, as_json=choices.json)
     if not report.ok:
         raise AuditChainBroken(f"verification has {len(report.findings)} findings")
-
-
-async def _audited(
-    settings: Settings, action: str, *, phase: Phase = "outcome", **details: Detail
-) -> None:
-    """Have the writer put on record what is about to be done.
-
-    Raises:
-        BusUnavailable: it cannot be put on record, so it is not done.
-    """
-    own = SelfRecords(settings.instance, SystemClock())
-    record = own.record(action, details, phase=phase, severity="notice")
-    message = Outgoing(
-        audit_issue_topic(SERVICE), encode(AuditBatch(records=(record,))), record.record_id
-    )
-    try:
-        async with asyncio.timeout(_DEADLINE_S):
-            bus = await Bus.connect(settings.bus, SERVICE, settings.instance)
-            try:
-                await bus.publish_confirmed([message])
-            finally:
-                await bus.close()
-    except TimeoutError as exc:
-        raise BusUnavailable("the bus is unavailable, so this command cannot be audited") from exc
-
-
-@asynccontextmanager
-async def _database(settings: Settings) -> AsyncIterator[Database]:
-    try:
-        async with asyncio.timeout(_DEADLINE_S):
-            database = await Database.connect(settings.database, SERVICE, SCHEMA)
-    except TimeoutError as exc:
-        raise LedgerUnavailable("PostgreSQL does not answer") from exc
-    try:
-        yield database
-    finally:
-        await database.close()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from audit import commands, metrics
+from audit import commands, metrics, sink_commands
 from audit.checkpoint_key import load_key
 from audit.checkpoints import Sealer
 from audit.forwarder import Forwarder
@@ -202,6 +202,7 @@ COMMAND = ServiceCommand(
     check=check,
 )
 commands.add(COMMAND)
+sink_commands.add(COMMAND)
 
 
 @console_script

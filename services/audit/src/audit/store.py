@@ -272,6 +272,31 @@ async def add_dead_letter(connection: Connection, sink: str, log_index: int, rea
     )
 
 
+async def dead_letters(connection: Connection, sink: str, limit: int) -> list[tuple[int, str]]:
+    """Return (log_index, reason) of what a sink refused, oldest first."""
+    rows = await connection.fetch(
+        "select log_index, reason from sink_dead_letter where sink = $1 "
+        "order by log_index limit $2",
+        sink,
+        limit,
+    )
+    return [(row[0], row[1]) for row in rows]
+
+
+async def count_dead_letters(connection: Connection, sink: str) -> int:
+    """Return how many records a sink refused."""
+    return int(
+        await connection.fetchval("select count(*) from sink_dead_letter where sink = $1", sink)
+    )
+
+
+async def remove_dead_letter(connection: Connection, sink: str, log_index: int) -> None:
+    """Forget that a sink refused a record: it has it now."""
+    await connection.execute(
+        "delete from sink_dead_letter where sink = $1 and log_index = $2", sink, log_index
+    )
+
+
 async def issued_between(connection: Connection, start: dt.datetime, end: dt.datetime) -> list[str]:
     """Return the ids of certificates issued in the window [start, end)."""
     rows = await connection.fetch(

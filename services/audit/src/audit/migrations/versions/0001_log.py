@@ -154,7 +154,7 @@ def upgrade() -> None:
     op.execute(f"grant select, insert on record, seen, issued, checkpoint to {role}")
     op.execute(f"grant select, update on head, heartbeat to {role}")
     op.execute(f"grant select, insert, update on sink_cursor, window_check to {role}")
-    op.execute(f"grant select, insert on sink_dead_letter to {role}")
+    op.execute(f"grant select, insert, delete on sink_dead_letter to {role}")
     op.execute(f"grant execute on function ensure_month(timestamptz) to {role}")
 
 
