@@ -19,6 +19,7 @@ from ca_signer.upstream.plugins.vault import VaultOptions
 from ca_signer.upstream.settings import UpstreamSettings
 from est_frontend.settings import FrontendSettings
 from est_frontend_srp.settings import SRPSettings
+from est_witness.settings import WitnessSettings
 from estclient.agent.host_settings import HostSettings
 from estclient.agent.settings import AgentSettings
 from estclient.operators.settings import OperatorSettings
@@ -125,6 +126,7 @@ def page() -> str:
             _settings_table(f"Sinks of est-audit: `kind: {kind}`", model, None, place="sinks[].")
             for kind, model in SINKS.items()
         ),
+        _settings_table("est-witness", WitnessSettings, "EST_WITNESS"),
         _settings_table("Agent of a host (`estctl agent`)", HostSettings, "EST_AGENT"),
         _settings_table("Renewal agent (`estctl agent`)", AgentSettings, "EST_AGENT"),
         _settings_table("Probe (`estctl probe`)", ProbeSettings, "EST_PROBE"),

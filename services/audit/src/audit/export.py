@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from sqlalchemy import JSON, cast, func, select
 
-from audit.tables import checkpoint, record
+from audit.tables import checkpoint, cosignature, record
 from estcore.runtime import statements
 from estcore.runtime.database import Connection, Database
 from estcore.tlog import export
@@ -15,7 +15,16 @@ from estcore.tlog.tree import Tree
 _LINES = select(record.c.log_index, record.c.leaf, record.c.leaf_hash, record.c.prev_hash).order_by(
     record.c.log_index
 )
-_CHECKPOINTS = select(checkpoint.c.size, checkpoint.c.note)
+_LINES_OF_WITNESSES = (
+    select(func.string_agg(cosignature.c.line, ""))
+    .where(cosignature.c.size == checkpoint.c.size)
+    .scalar_subquery()
+)
+# The note as the log signed it, and the lines of witnesses behind it.
+_CHECKPOINTS = select(
+    checkpoint.c.size,
+    (checkpoint.c.note + func.coalesce(_LINES_OF_WITNESSES, "")).label("note"),
+)
 
 
 async def lines(

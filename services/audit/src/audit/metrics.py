@@ -26,6 +26,11 @@ CHECKPOINT_SIZE = Gauge("est_audit_checkpoint_size", "Records under the newest c
 CHECKPOINTS = Counter("est_audit_checkpoints", "Checkpoints signed")
 WINDOWS = Counter("est_audit_windows", "Closed windows compared", ["result"])
 REANNOUNCE = Counter("est_audit_reannounce_requests", "Windows asked for again")
+WITNESS_SIZE = Gauge(
+    "est_audit_witness_size", "Size of the newest checkpoint a witness cosigned", ["witness"]
+)
+COSIGNATURES = Counter("est_audit_cosignatures", "Cosignatures received", ["witness"])
+WITNESS_FAULTS = Counter("est_audit_witness_faults", "Attempts without a cosignature", ["witness"])
 SINK_CONNECTED = Gauge("est_audit_sink_connected", "1 while the sink takes messages", ["sink"])
 SINK_LAG = Gauge("est_audit_sink_lag_records", "Records not yet sent", ["sink"])
 SINK_AGE = Gauge("est_audit_sink_backlog_seconds", "Age of the oldest record not sent", ["sink"])

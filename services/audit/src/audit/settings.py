@@ -8,8 +8,10 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from audit.sink_settings import SinkSettings
+from estcore.errors import MalformedRequest
 from estcore.pki.profile import StrictModel
 from estcore.runtime.settings import DatabaseSettings, ServiceSettings
+from estcore.tlog.cosignature import CosignerKey
 
 SCHEMA = "audit"
 SERVICE = "audit"
@@ -65,6 +67,30 @@ class WindowSettings(StrictModel):
     )
 
 
+class WitnessSettings(StrictModel):
+    """A process of a different team that cosigns checkpoints (C2SP tlog-witness)."""
+
+    url: str = Field(pattern=r"^https://[^\s?#@]+$", description="https://host:port")
+    vkey: str = Field(description="verifier key of the witness, as est-witness keygen printed it")
+    ca_file: Path = Field(description="trust anchors of its certificate")
+    certificate_file: Path | None = Field(default=None, description="client certificate chain")
+    key_file: Path | None = Field(default=None, description="client key")
+    every_s: float = Field(
+        default=60, gt=0, le=86_400, description="shortest distance of two cosignatures"
+    )
+    timeout_s: float = Field(default=10, gt=0, le=300, description="to connect, and for an answer")
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("certificate_file and key_file go together")
+        try:
+            CosignerKey.parse(self.vkey)
+        except MalformedRequest as exc:
+            raise ValueError(exc.reason) from exc
+        return self
+
+
 class Settings(ServiceSettings):
     """The whole configuration of ``est-audit``."""
 
@@ -73,10 +99,14 @@ class Settings(ServiceSettings):
     checkpoint: CheckpointSettings
     windows: WindowSettings = WindowSettings()
     sinks: tuple[SinkSettings, ...] = ()
+    witnesses: tuple[WitnessSettings, ...] = ()
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         names = [sink.name for sink in self.sinks]
         if len(names) != len(set(names)):
             raise ValueError("two sinks have the same name")
+        keys = [witness.vkey for witness in self.witnesses]
+        if len(keys) != len(set(keys)):
+            raise ValueError("two witnesses have the same key")
         return self

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from estcore.errors import AuditChainBroken
 from estcore.runtime.database import Connection
+from estcore.tlog.tree import Frontier
 
 WRITER_LOCK = 0x4553_5441_5544_4954
 """The advisory lock whose holder is the writer of this schema's log."""
@@ -176,6 +177,47 @@ async def add_checkpoint(
         root,
         note,
         signed_at,
+    )
+
+
+async def newest_note(connection: Connection) -> str | None:
+    """Return the signed note of the newest checkpoint."""
+    note = await connection.fetchval("select note from checkpoint order by size desc limit 1")
+    return None if note is None else str(note)
+
+
+async def leaf_hashes(connection: Connection, start: int, end: int) -> list[bytes]:
+    """Return the hashes of the leaves [start, end), in order."""
+    rows = await connection.fetch(
+        "select leaf_hash from record where log_index >= $1 and log_index < $2 order by log_index",
+        start,
+        end,
+    )
+    return [row[0] for row in rows]
+
+
+async def witnessed(connection: Connection, name: str) -> Frontier:
+    """Return the tree that a witness cosigned last; an empty one where it never did."""
+    row = await connection.fetchrow("select size, frontier from witness where name = $1", name)
+    return Frontier() if row is None else Frontier.from_bytes(row[0], row[1])
+
+
+async def add_cosignature(
+    connection: Connection, size: int, name: str, line: str, edge: Frontier
+) -> None:
+    """Store a cosignature and the tree it is for."""
+    await connection.execute(
+        "insert into cosignature (size, witness, line) values ($1, $2, $3) on conflict do nothing",
+        size,
+        name,
+        line,
+    )
+    await connection.execute(
+        "insert into witness (name, size, frontier) values ($1, $2, $3) on conflict (name) "
+        "do update set size = excluded.size, frontier = excluded.frontier, at = now()",
+        name,
+        edge.size,
+        edge.to_bytes(),
     )
 
 

@@ -97,6 +97,25 @@ checkpoint = Table(
     _time("signed_at"),
 )
 
+witness = Table(
+    "witness",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("frontier", LargeBinary, nullable=False),
+    _now("at"),
+    comment="what each witness has cosigned last, with the right edge of that tree",
+)
+
+cosignature = Table(
+    "cosignature",
+    metadata,
+    Column("size", BigInteger, primary_key=True, autoincrement=False),
+    Column("witness", Text, primary_key=True),
+    Column("line", Text, nullable=False),
+    _now("at"),
+)
+
 sink_cursor = Table(
     "sink_cursor",
     metadata,

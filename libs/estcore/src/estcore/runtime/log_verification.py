@@ -7,6 +7,7 @@ prints: that no record is missing at its end is shown by a checkpoint kept from 
 
 from __future__ import annotations
 
+import datetime as dt
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from estcore.errors import ConfigurationError, MalformedRequest
 from estcore.runtime.command_line import PATH, options
 from estcore.runtime.terminal import write_json, write_line
 from estcore.tlog.checkpoint import VerifierKey, kept_note
+from estcore.tlog.cosignature import CosignerKey
 from estcore.tlog.cross import cross
 from estcore.tlog.findings import Report, Sealed
 from estcore.tlog.verify import Options, Verification, verify
@@ -37,6 +39,7 @@ class Choices:
     vkey: str | None = None
     checkpoint: tuple[Path, ...] = ()
     save_checkpoint: Path | None = None
+    witness: tuple[str, ...] = ()
     cross: Path | None = None
     renewal: Path | None = None
     json: bool = False
@@ -56,6 +59,12 @@ _OPTIONS = options(
         type=PATH,
         metavar="FILE",
         help="Write the newest checkpoint to a new file, for the next --checkpoint.",
+    ),
+    click.option(
+        "--witness",
+        multiple=True,
+        metavar="VKEY",
+        help="Verifier key of a witness, or a file with it; the log must be cosigned by it.",
     ),
     click.option(
         "--cross", type=PATH, metavar="LEDGER", help="Compare with an export of ca-signer."
@@ -97,6 +106,7 @@ def verify_log(
         key=_key(choices.vkey) or key,
         live=live,
         kept=tuple(_read_note(path) for path in choices.checkpoint),
+        witnesses=tuple(_witness(text) for text in choices.witness),
     )
     verification = verify(lines, verify_options)
     report = verification.report
@@ -172,6 +182,9 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
             after = _count(report.unsealed, "record")
             tail = f"{after} after the last checkpoint, under no signature"
         yield "unsealed", tail
+    for cosigned in report.witnesses:
+        moment = dt.datetime.fromtimestamp(cosigned.seconds, dt.UTC).isoformat()
+        yield "witness", f"{cosigned.witness}: {_count(cosigned.size, 'record')} at {moment}"
     coverage = "none given: records removed at the end would not show; give --checkpoint"
     if report.kept is not None:
         coverage = f"the log contains what it covers: {_count(report.kept, 'record')}"
@@ -187,6 +200,16 @@ def _sealed(sealed: Sealed | None) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _witness(text: str) -> CosignerKey:
+    try:
+        path = Path(text)
+        return CosignerKey.parse(path.read_text(encoding="ascii") if path.is_file() else text)
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigurationError(f"cannot read the verifier key {text}") from exc
+    except MalformedRequest as exc:
+        raise ConfigurationError(exc.reason) from exc
 
 
 def _key(text: str | None) -> VerifierKey | None:

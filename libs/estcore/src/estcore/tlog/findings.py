@@ -47,6 +47,15 @@ class Sealed:
     recorded_at: str | None
 
 
+@dataclass(frozen=True)
+class Cosigned:
+    """The newest checkpoint that a witness cosigned, and when, in Unix seconds."""
+
+    witness: str
+    size: int
+    seconds: int
+
+
 @dataclass
 class Report:
     """The outcome of a verification. No findings is a pass.
@@ -72,6 +81,7 @@ class Report:
     unsealed: int = 0
     kept: int | None = None
     signer: Signer | None = None
+    witnesses: list[Cosigned] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:

@@ -24,8 +24,9 @@ from typing import Any
 from estcore.errors import AuditChainBroken, ESTSuiteError
 from estcore.tlog import canonical, export, sequences
 from estcore.tlog.checkpoint import SignedCheckpoint, VerifierKey, parse_signed
+from estcore.tlog.cosignature import CosignerKey, verify_cosignature
 from estcore.tlog.cross import cross
-from estcore.tlog.findings import Finding, Report, Sealed, Signer
+from estcore.tlog.findings import Cosigned, Finding, Report, Sealed, Signer
 from estcore.tlog.tree import Tree, leaf_hash, verify_consistency, verify_inclusion
 
 __all__ = ["Finding", "Options", "Report", "Verification", "cross", "verify"]
@@ -58,6 +59,8 @@ class Options:
     """The lines come from the running log: its newest records may have no checkpoint yet."""
     kept: tuple[str, ...] = ()
     """Signed notes kept outside the export; it must contain at least what they cover."""
+    witnesses: tuple[CosignerKey, ...] = ()
+    """Witnesses whose cosignatures the log must have."""
 
 
 @dataclass
@@ -113,6 +116,7 @@ class _Verifier:
             self._note(f"kept checkpoint {position}", note, None)
         self._counts()
         self._checkpoints()
+        self._witnesses()
         self._period()
         self._times()
         if not self.report.partial:
@@ -281,6 +285,24 @@ class _Verifier:
             proof = self.tree.consistency(old.size, point.size)
             verify_consistency(old.size, point.size, proof, old.root, point.root)
         self._valid(note)
+
+    def _witnesses(self) -> None:
+        """Find the newest checkpoint that each witness cosigned; a wrong one is a finding."""
+        for key in self.options.witnesses:
+            newest: Cosigned | None = None
+            for note in sorted(self.notes, key=lambda n: n.size):
+                try:
+                    seconds = verify_cosignature(note.signed, key)
+                except AuditChainBroken as exc:
+                    if exc.code != "witness.missing":
+                        self.report.add(exc.code, note.place, exc.reason)
+                    continue
+                newest = Cosigned(key.name, note.size, seconds)
+            if newest is None:
+                sentence = f"no checkpoint is cosigned by {key.name}"
+                self.report.add("witness.missing", "the log", sentence)
+            else:
+                self.report.witnesses.append(newest)
 
     def _of_part(self, note: _Note) -> None:
         """A part proves a kept checkpoint only if it contains that very checkpoint."""
