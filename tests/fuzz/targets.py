@@ -14,6 +14,7 @@ from hashlib import sha256
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
@@ -54,6 +55,13 @@ from estcore.pki.parsers import load_certificate, load_pem_certificates
 from estcore.pki.sealed_text import RecipientKey, seal
 from estcore.tlog import export
 from estcore.tlog.checkpoint import parse_signed
+from estcore.tlog.cosignature import (
+    CosignerKey,
+    WitnessRequest,
+    cosign,
+    verify_cosignature,
+    with_cosignatures,
+)
 from estcore.tlog.verify import Options, verify
 from estsuite_testing.memory_log import MemoryLog, record
 
@@ -128,6 +136,8 @@ def _log() -> bytes:
 _DIGEST = DigestVerifier(PasswordFile.load(None), _CLOCK, realm="est", key=b"k" * 32)
 _TOKEN = jws.sign(b'{"iat":1767225600}', typ="dpop+jwt", key=_KEY, certificate_der=_DER)
 _THUMBPRINT = "x" * 43
+_WITNESS_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
+_WITNESS = CosignerKey("w.test", _WITNESS_KEY.public_key())
 _MULTIPART = (
     b"--b\r\nContent-Type: application/pkcs8\r\nContent-Transfer-Encoding: base64\r\n\r\nAAAA\r\n"
     b"--b\r\nContent-Type: application/pkcs7-mime; smime-type=certs-only\r\n"
@@ -275,6 +285,16 @@ def exports(octets: bytes) -> None:
     parse_signed(octets.decode("utf-8", "replace"))
 
 
+def cosigned(octets: bytes) -> None:
+    """A request to a witness, the key of one, and a checkpoint with cosignatures."""
+    text = octets.decode("utf-8", "replace")
+    with contextlib.suppress(ESTSuiteError):
+        assert WitnessRequest.parse(octets).encode() == octets
+    with contextlib.suppress(ESTSuiteError):
+        assert str(CosignerKey.parse(text)) == text.strip()
+    verify_cosignature(parse_signed(text), _WITNESS)
+
+
 _MESSAGES = (
     EnrollmentRequested, EnrollmentAnswered, CertificateIssued, CertificateRevoked, WindowClosed,
     CACertificates, RevocationList, RevokedShard, SecretShard, AuditBatch,
@@ -293,6 +313,16 @@ def inspected(octets: bytes) -> None:
     """Any file that a person looks at."""
     for item in describe(octets, _START):
         assert item.fields
+
+
+def _cosigned() -> tuple[bytes, ...]:
+    log = MemoryLog()
+    log.add(record(0))
+    log.seal()
+    note = log.notes[0][1]
+    line = cosign(parse_signed(note).checkpoint, _WITNESS.name, _WITNESS_KEY, 1764417600)
+    request = WitnessRequest(1, (bytes(32),), parse_signed(note))
+    return request.encode(), str(_WITNESS).encode(), with_cosignatures(note, [line]).encode()
 
 
 TARGETS: dict[str, tuple[Callable[[bytes], None], tuple[bytes, ...]]] = {
@@ -318,6 +348,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], tuple[bytes, ...]]] = {
     "ocsp_answer": (ocsp_answer, (ocsp.OCSPResponseBuilder.build_unsuccessful(
         ocsp.OCSPResponseStatus.TRY_LATER).public_bytes(Encoding.DER),)),
     "crl": (crl, (_crl(),)),
+    "cosigned": (cosigned, _cosigned()),
     "path": (path, (b"/.well-known/est/label/simpleenroll", b"https://h:1/.well-known/est/cacerts")),
     "renewal_info": (
         renewal_info,

@@ -54,7 +54,7 @@ def test_there_is_no_proof_from_nothing() -> None:
         consistency_from(Frontier(), leaves(3))
 
 
-@given(st.integers(0, 2**40))
+@given(st.integers(0, 253_402_300_799))
 def test_a_cosignature_says_who_and_when_and_leaves_the_log_s_own(seconds: int) -> None:
     line = cosign(checkpoint(7), WITNESS.name, WITNESS_KEY, seconds)
     whole = with_cosignatures(note(7), [line, line])
@@ -113,3 +113,9 @@ def test_damaged_requests_are_read_or_refused(data: st.DataObject) -> None:
         WitnessRequest.parse(bytes(body))
     except MalformedRequest as exc:
         assert exc.code in {"witness.malformed", "checkpoint.malformed"}
+
+
+def test_a_time_beyond_any_calendar_is_refused() -> None:
+    line = cosign(checkpoint(7), WITNESS.name, WITNESS_KEY, 253_402_300_800)
+    with pytest.raises(AuditChainBroken):
+        verify_cosignature(parse_signed(with_cosignatures(note(7), [line])), WITNESS)

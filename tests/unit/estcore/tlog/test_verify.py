@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 
 from estcore.tlog import export
 from estcore.tlog.checkpoint import VerifierKey
+from estcore.tlog.cross import cross
 from estcore.tlog.verify import Options, Report, verify
+from estsuite_testing.memory_log import record
 
 NOW = dt.datetime(2026, 11, 22, 18, 0, tzinfo=dt.UTC)
 relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -124,6 +127,7 @@ def _other(number: int) -> dict[str, Any]:
         "occurred_at": "2026-11-22T12:00:00+00:00",
         "action": "x",
         "phase": "outcome",
+        "outcome": "success",
         "producer": {"service": "est-frontend", "instance": "f-0", "boot_id": "other"},
     }
 
@@ -250,3 +254,80 @@ def test_a_record_that_came_on_a_topic_of_a_different_service_is_found(
     log = make_log()
     log.add(make_record(0), topic=topic or " ")
     assert codes(judged(sealed(log))) == ({"record.topic"} if found else set())
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=2), inner),
+    max_leaves=4,
+)
+FULL = {
+    "target": {"issuance_id": "i-1"},
+    "details": {"id": "x", "last_number": 3, "boot_id": "a"},
+    "items": [{"correlation_id": "call-1", "target": {"request_id": "r"}, "details": {"id": "y"}}],
+}
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner: Any = ()
+    if isinstance(value, dict):
+        inner = value.items()
+    elif isinstance(value, list):
+        inner = enumerate(value)
+    return [path, *(place for name, member in inner for place in _places(member, (*path, name)))]
+
+
+def _replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    copied = dict(value) if isinstance(value, dict) else list(value)
+    copied[path[0]] = _replaced(value[path[0]], path[1:], new)
+    return copied
+
+
+@pytest.mark.parametrize(
+    ("action", "phase"),
+    [
+        ("auth.denied", "denied"),
+        ("certificate.issue", "intent"),
+        ("certificate.issue", "outcome"),
+        ("service.previous_boot", "outcome"),
+        ("audit.record_ahead", "outcome"),
+        ("audit.conflict", "outcome"),
+    ],
+)
+@relaxed
+@given(data=st.data())
+def test_a_signed_log_may_hold_any_json(
+    data: st.DataObject, make_log: Callable[..., Any], action: str, phase: str
+) -> None:
+    """Who signs a log may put anything into its leaves: a report comes of it, nothing is raised."""
+    log = make_log(2)
+    good = record(2, action=action, phase=phase, **FULL)
+    place = data.draw(st.sampled_from([p for p in _places(good) if p]))
+    log.add(_replaced(good, place, data.draw(JSON)), topic="audit.issue.est-frontend")
+    log.add(good)
+    log.seal()
+    verification = verify(log.export(), Options(now=NOW, key=log.vkey))
+    cross(verification.records, [], [])
+    assert verification.report.sealed == 4
+
+
+LEDGER = {
+    "issuance_id": "i-1",
+    "request_id": "r",
+    "enrollment_id": "e",
+    "state": "issued",
+    "serial": "01",
+    "certificate_sha256": "aa",
+    "issued_at": "2026-11-22T12:00:00+00:00",
+    "audited": True,
+}
+
+
+@given(name=st.sampled_from(sorted(LEDGER)), value=JSON)
+def test_exports_to_compare_with_may_hold_any_json(name: str, value: Any) -> None:
+    ledger = json.dumps(LEDGER | {name: value}).encode()
+    renewal = {"issuance_id": "i-1", "serial": "01", "fingerprint_sha256": "aa"}
+    lines = [json.dumps(renewal | ({name: value} if name in renewal else {})).encode()]
+    assert cross([], [ledger], lines)

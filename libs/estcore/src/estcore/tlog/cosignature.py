@@ -32,6 +32,8 @@ CONTENT_TYPE_SIZE = "text/x.tlog.size"
 MAX_PROOF = 63
 _COSIGNATURE = b"\x04"
 _KEY_HASH_BYTES, _TIME_BYTES, _SIGNATURE_BYTES = 4, 8, 64
+_LAST_SECOND = 253_402_300_799
+"""The end of the year 9999."""
 _OLD = re.compile(r"old (0|[1-9][0-9]{0,18})")
 _NAME = re.compile(r"[^\s+]+")
 
@@ -135,6 +137,8 @@ def verify_cosignature(signed: SignedCheckpoint, key: CosignerKey) -> int:
         if len(signature) != _TIME_BYTES + _SIGNATURE_BYTES:
             raise _wrong(size, key)
         seconds = int.from_bytes(signature[:_TIME_BYTES], "big")
+        if seconds > _LAST_SECOND:
+            raise _wrong(size, key)
         try:
             key.public_key.verify(signature[_TIME_BYTES:], _message(signed.checkpoint, seconds))
         except InvalidSignature as exc:

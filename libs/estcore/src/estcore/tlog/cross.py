@@ -76,7 +76,8 @@ def _read(
         except ESTSuiteError as exc:
             findings.append(Finding("cross.malformed", place, exc.reason))
             continue
-        if not isinstance(row, dict) or not members <= set(row):
+        values = row.values() if isinstance(row, dict) else ()
+        if not values or not members <= set(row) or any(isinstance(v, dict | list) for v in values):
             findings.append(Finding("cross.malformed", place, f"not a line of a {name} export"))
             continue
         rows.append((place, row))

@@ -27,6 +27,7 @@ from estcore.tlog.checkpoint import SignedCheckpoint, VerifierKey, parse_signed
 from estcore.tlog.cosignature import CosignerKey, verify_cosignature
 from estcore.tlog.cross import cross
 from estcore.tlog.findings import Cosigned, Finding, Report, Sealed, Signer
+from estcore.tlog.leaf import read_leaf
 from estcore.tlog.tree import Tree, leaf_hash, verify_consistency, verify_inclusion
 
 __all__ = ["Finding", "Options", "Report", "Verification", "cross", "verify"]
@@ -190,32 +191,29 @@ class _Verifier:
 
     def _content(self, place: str, value: dict[str, Any], octets: bytes) -> None:
         try:
-            leaf = canonical.parse(octets)
-            if canonical.encode(leaf) != octets:
-                self.report.add("record.canonical", place, "the leaf is not canonical JSON")
-            index, recorded, record = leaf["log_index"], leaf["recorded_at"], leaf["record"]
-            recorded_at = dt.datetime.fromisoformat(recorded)
-            if recorded_at.tzinfo is None:
-                raise ValueError
-            occurred_at = dt.datetime.fromisoformat(record["occurred_at"])
-            ahead = occurred_at - recorded_at > self.options.clock_skew
-            correlation_id = self.header and self.header["correlation_id"]
-            if correlation_id is not None and record["correlation_id"] != correlation_id:
-                self.report.add("record.correlation", place, "the correlation id is another one")
-        except (ESTSuiteError, KeyError, TypeError, ValueError):
-            self.report.add("record.malformed", place, "the leaf is not an audit record")
+            leaf = read_leaf(octets)
+            canonical_octets = canonical.encode(leaf)
+        except ESTSuiteError as exc:
+            self.report.add("record.malformed", place, f"not an audit record: {exc.reason}")
             return
+        if canonical_octets != octets:
+            self.report.add("record.canonical", place, "the leaf is not canonical JSON")
+        index, recorded, record = leaf["log_index"], leaf["recorded_at"], leaf["record"]
+        occurred_at = dt.datetime.fromisoformat(record["occurred_at"])
+        ahead = occurred_at - dt.datetime.fromisoformat(recorded) > self.options.clock_skew
+        correlation_id = self.header and self.header["correlation_id"]
+        if correlation_id is not None and record["correlation_id"] != correlation_id:
+            self.report.add("record.correlation", place, "the correlation id is another one")
         if index != value["log_index"]:
             self.report.add("record.index", place, f"the leaf says it is record {index}")
-        topic, producer = str(leaf.get("topic")), record.get("producer")
-        service = producer.get("service") if isinstance(producer, dict) else None
+        topic, service = leaf["topic"], record["producer"]["service"]
         if topic_service(topic) != service:
             self.report.add("record.topic", place, f"a record of {service} that came on {topic}")
         before = next((moment for moment in reversed(self.recorded) if moment), recorded)
         if recorded < before:
             self.report.add("record.time", place, "recorded before the record preceding it")
         if ahead:
-            self.ahead.append((place, str(record.get("record_id"))))
+            self.ahead.append((place, record["record_id"]))
         self.recorded[-1] = recorded
         self.records.append(leaf)
 
