@@ -2,94 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from audit import commands
-from audit.settings import WitnessSettings as AskedWitness
-from est_witness import main as witness_main
-from est_witness.settings import ListenSettings, WitnessSettings
 from estcore.messages.audit import AuditRecord
 from estcore.runtime.log_verification import Choices, verify_log
-from estcore.runtime.settings import AdminSettings
-from estdev.ports import free_port
 from estsuite_testing.audit_stack import ORIGIN, AuditWorld, empty_world
-from estsuite_testing.siem import SIEM
+from estsuite_testing.witness_stack import NAME, RunningWitness
 
 pytestmark = pytest.mark.integration
 Build = Callable[..., AuditRecord]
-NAME = "witness.example/w1"
-
-
-class Running:
-    """A witness that can be stopped and started, and what est-audit needs to ask it."""
-
-    def __init__(self, folder: Path, world: AuditWorld) -> None:
-        self._certificates = SIEM(folder)
-        key_file = folder / "witness.key"
-        made = CliRunner().invoke(
-            witness_main.witness, ["keygen", "--out", str(key_file), "--name", NAME]
-        )
-        self.vkey = made.output.strip()
-        self.port = free_port()
-        self.settings = WitnessSettings(
-            name=NAME,
-            key_file=key_file,
-            logs=(str(world.vkey),),
-            state_folder=folder / "witness",
-            listen=ListenSettings(
-                port=self.port,
-                certificate_file=self._certificates.certificate_file,
-                key_file=self._certificates.key_file,
-                client_ca_file=self._certificates.ca_file,
-            ),
-            admin=AdminSettings(port=0),
-        )
-
-    @property
-    def asked(self) -> AskedWitness:
-        certificates = self._certificates
-        return AskedWitness(
-            url=f"https://127.0.0.1:{self.port}",
-            vkey=self.vkey,
-            ca_file=certificates.ca_file,
-            certificate_file=certificates.certificate_file,
-            key_file=certificates.key_file,
-            every_s=0.1,
-            timeout_s=5,
-        )
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        stop = asyncio.Event()
-        task = asyncio.ensure_future(witness_main.run(self.settings, stop))
-        try:
-            yield
-        finally:
-            stop.set()
-            await task
 
 
 @pytest.fixture
-def witness(tmp_path: Path, world: AuditWorld) -> Running:
+def witness(tmp_path: Path, world: AuditWorld) -> RunningWitness:
     folder = tmp_path / "other-team"
     folder.mkdir()
-    return Running(folder, world)
+    return RunningWitness(folder, world)
 
 
-async def export(world: AuditWorld, witness: Running, out: Path) -> list[bytes]:
+async def export(world: AuditWorld, witness: RunningWitness, out: Path) -> list[bytes]:
     settings = world.settings(witnesses=(witness.asked,))
     await commands.export_log(settings, out, None, sealed=False)
     return out.read_bytes().splitlines()
 
 
 async def test_checkpoints_are_cosigned_and_exports_prove_it(
-    world: AuditWorld, record: Build, witness: Running, tmp_path: Path
+    world: AuditWorld, record: Build, witness: RunningWitness, tmp_path: Path
 ) -> None:
     choices = Choices(vkey=str(world.vkey), witness=(witness.vkey,))
     async with world.service(witnesses=(witness.asked,)), world.publisher() as publisher:
@@ -118,7 +60,7 @@ async def test_checkpoints_are_cosigned_and_exports_prove_it(
 
 @pytest.mark.logs_errors("witness does not cosign", "the log contradicts what was seen of it")
 async def test_a_log_whose_history_was_changed_gets_no_cosignature(
-    world: AuditWorld, record: Build, witness: Running, tmp_path: Path
+    world: AuditWorld, record: Build, witness: RunningWitness, tmp_path: Path
 ) -> None:
     async with witness.running():
         async with world.service(witnesses=(witness.asked,)), world.publisher() as publisher:

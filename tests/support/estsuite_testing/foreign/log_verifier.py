@@ -1,0 +1,54 @@
+"""A verifier of audit logs around Go libraries for transparency logs, pinned by go.sum."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from estsuite_testing.build_cache import built, run_build
+from estsuite_testing.foreign.sources import CLIENTS
+from estsuite_testing.foreign.toolchains import of_group, with_path
+
+_MODULE = CLIENTS / "log_verifier"
+_RECIPE = [_MODULE / name for name in ("go.mod", "go.sum", "main.go")]
+
+
+def command() -> Path:
+    """Return the program; the first call builds it."""
+
+    def build(folder: Path) -> None:
+        go = of_group("go")
+        module = folder.parent / "module"
+        shutil.copytree(_MODULE, module)
+        env = with_path(go.parent) | {"GOTOOLCHAIN": "local"}
+        run_build([str(go), "build", "-o", f"{folder}/log-verifier", "."], cwd=module, env=env)
+
+    return built("log-verifier", _RECIPE, build) / "log-verifier"
+
+
+class Refused(Exception):
+    """The libraries found a fault; the text is theirs."""
+
+
+async def verified(export: Path, log: str, witness: str, *request: Path) -> dict[str, Any]:
+    """Return what the program verified of an export.
+
+    Raises:
+        Refused: it found a fault.
+    """
+    process = await asyncio.create_subprocess_exec(
+        str(command()),
+        str(export),
+        log,
+        witness,
+        *map(str, request),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate()
+    if process.returncode:
+        raise Refused(out.decode())
+    found: dict[str, Any] = json.loads(out)
+    return found
