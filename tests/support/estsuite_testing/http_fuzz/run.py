@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import random
 import shutil
 import ssl
@@ -129,7 +130,9 @@ class _Sender:
         while time.monotonic() < until:
             sent: list[Plan] = []
             context = source.choice(self._contexts)
-            async with self._client.connection(context) as (reader, writer):
+            # A source of its own: wrong passwords of others must not make this one pause.
+            client = _from(self._client, source.randrange(2, 2**16))
+            async with client.connection(context) as (reader, writer):
                 for _ in range(_EXCHANGES):
                     sent.append(plan(source, requests))
                     self._outcome.sent += 1
@@ -172,6 +175,13 @@ class _Sender:
         kept.write_bytes(octets)
         self._outcome.kept = kept
         self._outcome.findings.append(f"{what} ({kept.name})")
+
+
+def _from(client: Client, number: int) -> Client:
+    """Return a client that connects from a loopback address of this number."""
+    other = copy.copy(client)
+    other.address, other.source = "127.0.0.1", f"127.1.{number >> 8}.{number & 255}"
+    return other
 
 
 async def _received(reader: asyncio.StreamReader) -> tuple[bytes, bool]:
@@ -237,7 +247,7 @@ async def _send(stack: Stack, outcome: Outcome, findings: Path, seconds: float) 
 
 async def _check(stack: Stack, outcome: Outcome) -> None:
     """Everything still works: CA certificates, an enrollment, memory."""
-    client = Client.of(stack)
+    client = _from(Client.of(stack), 1)
     for what, answer in (
         ("/cacerts", await client.request("GET", f"{BASE}/cacerts")),
         ("an enrollment", await client.enroll(b64(make_csr("dev-after")[1]))),
