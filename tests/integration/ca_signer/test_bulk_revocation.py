@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from ca_signer.revocation.bulk import LIFETIME, BulkRevocationJob, allowance
+from ca_signer.pace import allowance
+from ca_signer.revocation.bulk import LIFETIME, BulkRevocationJob
 from estcore import ids
 from estcore.messages.commands import CommandAnswered
 from estcore.messages.enrollment import Principal

@@ -17,20 +17,21 @@ import asyncio
 import datetime as dt
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
 import asyncpg
-from pydantic import AwareDatetime, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from ca_signer import metrics
 from ca_signer.ledger import revocations
+from ca_signer.ledger.selector import Selector
+from ca_signer.pace import allowance
 from ca_signer.publishing.audit_records import certificate_target
 from ca_signer.publishing.outbox import OutboxSource
 from ca_signer.publishing.publisher import EventPublisher
 from estcore import ids
 from estcore.errors import Unavailable
 from estcore.messages.audit import Actor, AuditRecord, AuditRecordBuilder
-from estcore.pki.profile import StrictModel, Token
 from estcore.runtime.database import Connection, Database
 from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop
@@ -43,32 +44,6 @@ _ANY_OPEN = (
     "select true from bulk_revocation where state in ('selecting', 'proposed', 'running') limit 1"
 )
 _BATCH = 200
-_LONGEST_PAUSE_S = 10.0
-_LIMIT = 200
-
-
-class Selector(StrictModel):
-    """Which good certificates: all conditions together, one at least."""
-
-    issuer: Token | None = None
-    profile: Token | None = None
-    key_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    key_algorithm: str | None = Field(default=None, pattern=r"^[a-z0-9-]{1,32}$")
-    tenant: Token | None = None
-    service: Token | None = None
-    team: Token | None = None
-    cluster: Token | None = None
-    name: str | None = Field(
-        default=None, min_length=3, max_length=300, description="SAN entry or subject value"
-    )
-    issued_before: AwareDatetime | None = None
-    issued_after: AwareDatetime | None = None
-
-    @model_validator(mode="after")
-    def _some(self) -> Self:
-        if not any(getattr(self, name) is not None for name in Selector.model_fields):
-            raise ValueError("give one condition at least")
-        return self
 
 
 class BulkRevocationJob:
@@ -178,13 +153,6 @@ class BulkRevocationJob:
         if len(members) < min(allowed, _BATCH):
             await _end(connection, bulk_revocation_id, "done")
         return True
-
-
-def allowance(since: dt.timedelta, per_minute: int) -> int:
-    """Return how many may be revoked now; a pause of the signers is not made up for."""
-    pause_s = min(since.total_seconds(), max(_LONGEST_PAUSE_S, 60 / per_minute))
-    # Negative where another signer paced after this transaction had begun.
-    return max(0, int(pause_s * per_minute / 60))
 
 
 async def _end(connection: Connection, bulk_revocation_id: Any, state: str) -> None:

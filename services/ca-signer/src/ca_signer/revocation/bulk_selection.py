@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-from sqlalchemy import JSON, ColumnElement, cast, func, literal, select
+from sqlalchemy import literal, select
 from sqlalchemy.dialects.postgresql import UUID
 
-from ca_signer.ledger.tables import (
-    bulk_revocation_member,
-    certificate,
-    certificate_name,
-    issuance,
-)
-from estcore.policy.internal_profiles import INTERNAL_PROFILES
-from estcore.runtime import statements
+from ca_signer.ledger.selection import insert_members, matching
+from ca_signer.ledger.selector import Selector
+from ca_signer.ledger.tables import bulk_revocation_member, issuance
 from estcore.runtime.database import Connection
-
-if TYPE_CHECKING:
-    from ca_signer.revocation.bulk import Selector
-
-_TIMEOUT_S = 120
 
 
 async def select_members(
@@ -29,49 +16,9 @@ async def select_members(
 ) -> int:
     """Record which certificates are affected; returns how many."""
     chosen = select(literal(bulk_revocation_id, UUID), issuance.c.issuance_id).where(
-        issuance.c.state == "issued",
-        issuance.c.revoked_at.is_(None),
-        issuance.c.not_after > func.now(),
-        *_conditions(selector),
+        *matching(selector)
     )
-    sql, values = statements.compiled(
-        bulk_revocation_member.insert().from_select(["bulk_revocation_id", "issuance_id"], chosen)
+    insert = bulk_revocation_member.insert()
+    return await insert_members(
+        connection, insert.from_select(["bulk_revocation_id", "issuance_id"], chosen)
     )
-    await connection.execute(f"set local statement_timeout = '{_TIMEOUT_S}s'")
-    done = await connection.execute(sql, *values, timeout=_TIMEOUT_S + 5)
-    await connection.execute("set local statement_timeout to default")
-    return int(done.split()[-1])
-
-
-def _conditions(selector: Selector) -> Iterator[ColumnElement[bool]]:
-    row = issuance.c
-    context = cast(row.context, JSON)
-    equal = (
-        (row.issuer_id, selector.issuer),
-        (row.profile, selector.profile),
-        (context["key_algorithm"].as_string(), selector.key_algorithm),
-        (row.tenant, selector.tenant),
-        (row.service, selector.service),
-        (context["team"].as_string(), selector.team),
-        (context["cluster"].as_string(), selector.cluster),
-    )
-    for column, value in equal:
-        if value is not None:
-            yield column == value
-    if selector.key_sha256 is not None:
-        yield row.spki_sha256 == bytes.fromhex(selector.key_sha256)
-    if selector.name is not None:
-        named = (
-            select(certificate.c.issuance_id)
-            .select_from(
-                certificate_name.join(certificate, certificate.c.no == certificate_name.c.no)
-            )
-            .where(certificate_name.c.name == func.lower(selector.name))
-        )
-        yield row.issuance_id.in_(named)
-    if selector.issued_before is not None:
-        yield row.issued_at < selector.issued_before
-    if selector.issued_after is not None:
-        yield row.issued_at >= selector.issued_after
-    if selector.profile is None:
-        yield row.profile.not_in(INTERNAL_PROFILES)

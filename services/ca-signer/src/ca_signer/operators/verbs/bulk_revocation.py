@@ -12,8 +12,9 @@ from uuid import UUID
 import asyncpg
 from pydantic import Field, JsonValue
 
+from ca_signer.ledger.selector import Selector
 from ca_signer.operators.verb import Caller, CommandResult, Verb, Verbs, table
-from ca_signer.revocation.bulk import LIFETIME, Selector
+from ca_signer.revocation.bulk import LIFETIME
 from estcore import ids
 from estcore.errors import Conflict, NotAuthorized
 from estcore.pki.crl import RevocationReason
