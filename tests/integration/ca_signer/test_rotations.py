@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
@@ -11,19 +10,15 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 import yaml
-from cryptography import x509
 
 from ca_signer.revocation.after_rotation import RevokeAfterRotation
 from estcore import ids
-from estcore.messages import topics
 from estcore.messages.enrollment import Principal
-from estcore.messages.envelope import encode
-from estcore.messages.events import CertificateRef, RotationEvent
-from estcore.pki.profile import Priority
-from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.bus import Bus
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.operators import operator, policy_with_operators
 from estsuite_testing.platform import Platform
+from estsuite_testing.rotation_events import publish_rotation
 from estsuite_testing.signer_stack import PROFILES, SignerStack, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -76,35 +71,6 @@ async def rotated(signer: SignerStack) -> tuple[bytes, bytes]:
     second = (await signer.ask(message)).certificate
     assert second is not None
     return first, second
-
-
-def reference(der: bytes) -> CertificateRef:
-    certificate = x509.load_der_x509_certificate(der)
-    return CertificateRef(
-        serial=ids.serial_hex(certificate.serial_number),
-        not_before=certificate.not_valid_before_utc,
-        not_after=certificate.not_valid_after_utc,
-        spki_sha256="00" * 32,
-        fingerprint_sha256=sha256(der).hexdigest(),
-    )
-
-
-async def publish_rotation(renewal: Bus, old: bytes, new: bytes, step: str = "deprecated") -> str:
-    """What renewal publishes, twice and past JetStream's own memory of ids."""
-    event = RotationEvent.model_validate(
-        {
-            "id": ids.uuid7(), "source": "renewal", "time": dt.datetime.now(dt.UTC),
-            "correlation_id": ids.uuid7(), "step": step, "tenant": "test", "service": "load",
-            "slot_id": ids.uuid7(), "rotation_id": ids.uuid7(), "generation": 2,
-            "profile": "service-mtls", "priority": Priority.NORMAL, "label": "services",
-            "mode": "agent", "issuer_id": "issuing", "fence": 1,
-            "old": reference(old), "new": reference(new), "proof": None,
-        }
-    )  # fmt: skip
-    topic = topics.rotation_topic(step, "test", "load")
-    for _ in range(2):
-        await renewal.publish_confirmed([Outgoing(topic, encode(event), ids.uuid7())])
-    return event.rotation_id
 
 
 async def standing(signer: SignerStack, der: bytes) -> tuple[str | None, str | None, int]:

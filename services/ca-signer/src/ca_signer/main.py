@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from ca_signer import connections, metrics
+from ca_signer.campaigns.gauges import CampaignGauges
 from ca_signer.frontend_state import FrontendStatePublisher
 from ca_signer.issuance.approvals import ApprovalStore
 from ca_signer.issuance.consumer import RequestConsumer
@@ -307,6 +308,8 @@ def _operations_jobs(shared: SharedParts, operations: Operations) -> list[Job]:
         operations.outbox.run,
         operations.lists.run,
         operations.bulk_revocations.run,
+        operations.campaigns.run,
+        CampaignGauges(shared.database, every_s=shared.settings.count_every_s).run,
         operations.fetches.run,
         after_rotation.run,
     ]

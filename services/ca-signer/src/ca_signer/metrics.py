@@ -65,3 +65,16 @@ EXPIRING = Gauge(
 BULK_REVOKED = Counter(
     "ca_signer_bulk_revoked_total", "certificates revoked by bulk revocations of operators"
 )
+CAMPAIGNS = Gauge("ca_signer_campaigns", "campaigns that have not ended", ["state"])
+CAMPAIGN_MEMBERS = Gauge(
+    "ca_signer_campaign_members",
+    "certificates of confirmed campaigns that have not ended: waiting, requested, renewed, proven, "
+    "revoked, skipped, ended (expired or revoked by other means); late ones are counted twice",
+    ["state"],
+)
+CAMPAIGN_REQUESTED = Counter(
+    "ca_signer_campaign_requested_total", "renewals requested by campaigns of operators"
+)
+CAMPAIGN_REVOKED = Counter(
+    "ca_signer_campaign_revoked_total", "replaced certificates revoked by campaigns"
+)

@@ -82,6 +82,33 @@ class CertificateRevoked(Message):
     revoked_at: dt.datetime
 
 
+EarlyReason = Literal["incident", "ca_rollover", "policy_change", "operator"]
+"""Why a certificate is renewed before its time."""
+
+
+class RenewalRequested(Message):
+    """``pki.certificate.renewal-requested.joined``, one a line: renew a certificate now.
+
+    An operator's campaign reached this certificate. ``id`` follows from campaign and issuance.
+    """
+
+    campaign_id: str
+    tenant: Token
+    service: Token
+    issuer_id: Token
+    serial: str
+    fingerprint_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    not_after: dt.datetime
+    reason: EarlyReason
+    requested_at: dt.datetime = Field(description="the certificate is due from this moment on")
+    renew_by: dt.datetime | None = Field(
+        default=None, description="end of the campaign's window; none: at once"
+    )
+    explanation_url: str | None = Field(
+        default=None, max_length=512, pattern=r"^[!-~]+$", description="why; clients show it"
+    )
+
+
 RotationStep = Literal[
     "due",
     "issued",

@@ -174,7 +174,9 @@ def upstream(issuers: Sequence[str]) -> Permissions:
         account="ca-signer-upstream",
         publish=(
             *(right for name in consumers for right in _consume(EST_REQUESTS, name)),
-            "pki.certificate.>",
+            # It asks for no renewals: a campaign is a command to ca-signer.
+            *("pki.certificate.issued.>", "pki.certificate.rejected.>"),
+            "pki.certificate.pending.>",
             *(f"pki.state.cacerts.{token(issuer)}" for issuer in issuers),
             *(f"pki.state.revoked.{token(issuer)}.*" for issuer in issuers),
             "audit.issue.ca-signer",

@@ -138,7 +138,12 @@ STREAMS = (
 )
 
 SIGNER_CONSUMERS = (
-    Consumer(PKI_EVENTS, ROTATIONS_CONSUMER, ("pki.rotation.deprecated.>",), max_ack_pending=1000),
+    Consumer(
+        PKI_EVENTS,
+        ROTATIONS_CONSUMER,
+        ("pki.rotation.activated.>", "pki.rotation.deprecated.>"),
+        max_ack_pending=1000,
+    ),
 )
 RENEWAL_CONSUMERS = (
     Consumer(
@@ -208,6 +213,8 @@ def certificate_topic(kind: str, tenant: str, service: str) -> str:
 
 ISSUED_TOPIC = "pki.certificate.issued.joined"
 """Events of certificates that were issued together, of one owner or several."""
+RENEWAL_REQUESTED_TOPIC = "pki.certificate.renewal-requested.joined"
+"""Certificates that a campaign asks to renew now, of one owner or several."""
 
 
 def rotation_topic(step: str, tenant: str, service: str) -> str:
@@ -267,6 +274,8 @@ OPERATOR_VERBS = (
     *("certificate-unhold", "request-approve", "request-list", "request-reject"),
     *("bulk-revocation-confirm", "bulk-revocation-list", "bulk-revocation-propose"),
     *("bulk-revocation-show", "bulk-revocation-stop", "rollover-plan", "rollover-publish"),
+    *("campaign-confirm", "campaign-list", "campaign-pause", "campaign-propose"),
+    *("campaign-resume", "campaign-show", "campaign-stop"),
     *("rollover-retire", "rollover-rollback", "rollover-sign", "rollover-status"),
     *("secret-create", "secret-list", "secret-revoke"),
 )

@@ -22,7 +22,7 @@ from estcore.pki.name_templates import PLACEHOLDER, placeholders
 from estcore.pki.names import canonical_name, parse_name
 from estcore.pki.profile import Priority, StrictModel, Token, parse_model, read_yaml
 from estcore.policy.labels import Label, Operation, Truststore
-from estcore.policy.operators import Operator
+from estcore.policy.operators import CampaignPolicy, Operator
 from estcore.policy.templates import (
     ClaimValue,
     claim_matches,
@@ -254,6 +254,7 @@ class PolicyDocument(StrictModel):
     labels: dict[str, Label] = Field(min_length=1)
     rules: tuple[Rule, ...] = ()
     operators: tuple[Operator, ...] = ()
+    campaigns: CampaignPolicy = CampaignPolicy()
     _version: str = PrivateAttr(default="unversioned")
     _by_secret: dict[str, Rule] = PrivateAttr(default_factory=dict)
     _by_user: dict[str, Rule] = PrivateAttr(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Who may give commands to the services, by certificate, and which."""
+"""Who may give commands to the services, by certificate, and which; who confirms campaigns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from estcore.pki.names import canonical_name, parse_name
 from estcore.pki.profile import StrictModel, Token
 
-Role = Literal["approver", "revoker", "auditor", "ca", "secrets"]
+Role = Literal["approver", "revoker", "renewer", "auditor", "ca", "secrets"]
 
 
 class Operator(StrictModel):
@@ -20,8 +20,8 @@ class Operator(StrictModel):
     certificate_subject: str = Field(description="its subject, as CN=…,O=…; no * is possible")
     roles: tuple[Role, ...] = Field(
         min_length=1,
-        description="approver: requests that wait; revoker: revoke and hold; auditor: look; "
-        "ca: roll over issuers; secrets: make and revoke enrollment secrets",
+        description="approver: requests that wait; revoker: revoke and hold; renewer: campaigns; "
+        "auditor: look; ca: roll over issuers; secrets: make and revoke enrollment secrets",
     )
 
     @model_validator(mode="after")
@@ -35,3 +35,17 @@ class Operator(StrictModel):
     def key(self) -> tuple[str, str]:
         """Issuer and canonical subject, which identify the operator."""
         return self.certificate_issuer, canonical_name(parse_name(self.certificate_subject))
+
+
+class CampaignPolicy(StrictModel):
+    """Which campaigns need two operators."""
+
+    two_operators: Literal["revoking", "always"] = Field(
+        default="revoking",
+        description="whether another operator than the proposer confirms every campaign, or only "
+        "those that revoke the replaced certificates",
+    )
+
+    def needs_two(self, *, revokes: bool) -> bool:
+        """Return whether a campaign is confirmed by another operator than its proposer."""
+        return revokes or self.two_operators == "always"

@@ -1,4 +1,4 @@
-"""What operators list: approvals, submissions, bulk revocations, rollovers (SQLAlchemy Core).
+"""What operators list: approvals, submissions, fleet operations, rollovers (SQLAlchemy Core).
 
 Every row has ``now``, the database's time, so that ages do not depend on the reader's clock.
 """
@@ -15,6 +15,8 @@ from ca_signer.ledger.tables import (
     approval,
     bulk_revocation,
     bulk_revocation_member,
+    campaign,
+    campaign_member,
     issuance,
     rollover,
     submission,
@@ -91,6 +93,50 @@ async def bulk_revocation_members(
         .select_from(bulk_revocation_member.join(issuance, member.issuance_id == row.issuance_id))
         .where(member.bulk_revocation_id == bulk_revocation_id)
         .order_by(member.issuance_id)
+        .limit(limit)
+    )
+    return await statements.fetch(connection, query)
+
+
+async def campaigns(connection: Connection, *, limit: int) -> Sequence[asyncpg.Record]:
+    """Return campaigns, newest first."""
+    query = select(*campaign.c, _NOW).order_by(campaign.c.proposed_at.desc()).limit(limit)
+    return await statements.fetch(connection, query)
+
+
+async def campaign_owners(
+    connection: Connection, campaign_id: UUID, *, limit: int
+) -> Sequence[asyncpg.Record]:
+    """Return how many certificates of each owner and profile a campaign has, and their steps."""
+    row, member = issuance.c, campaign_member.c
+    count = func.count().label("count")
+    owner = (row.tenant, row.service, row.profile)
+    query = (
+        select(
+            *owner,
+            count,
+            func.count(member.renewed_at).label("renewed"),
+            func.count(member.proven_at).label("proven"),
+        )
+        .select_from(campaign_member.join(issuance, member.issuance_id == row.issuance_id))
+        .where(member.campaign_id == campaign_id)
+        .group_by(*owner)
+        .order_by(count.desc(), *owner)
+        .limit(limit)
+    )
+    return await statements.fetch(connection, query)
+
+
+async def campaign_members(
+    connection: Connection, campaign_id: UUID, *, limit: int
+) -> Sequence[asyncpg.Record]:
+    """Return some of the certificates of a campaign, those that are not settled first."""
+    row, member = issuance.c, campaign_member.c
+    query = (
+        select(row.issuer_id, row.serial_number, row.subject, row.not_after)
+        .select_from(campaign_member.join(issuance, member.issuance_id == row.issuance_id))
+        .where(member.campaign_id == campaign_id)
+        .order_by(member.settled_at.is_not(None), member.rank, member.issuance_id)
         .limit(limit)
     )
     return await statements.fetch(connection, query)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ca_signer.campaigns.job import CampaignJob
+from ca_signer.campaigns.publication import campaign_sources
 from ca_signer.issuance.approvals import approval_records
 from ca_signer.issuers.trust_adoption import TrustAdoptionTracker
 from ca_signer.operators.executor import CommandExecutor
@@ -12,6 +14,7 @@ from ca_signer.operators.verb import table
 from ca_signer.operators.verbs import (
     approvals,
     bulk_revocation,
+    campaigns,
     certificates,
     revocation,
     secrets,
@@ -38,6 +41,7 @@ class Operations:
     revocations: RevocationPublisher
     lists: CRLPublisher
     bulk_revocations: BulkRevocationJob
+    campaigns: CampaignJob
     fetches: TrustAdoptionTracker
 
 
@@ -68,6 +72,7 @@ def assemble(
         command_records(publisher),
         approval_records(publisher),
         *bulk_revocation_records(publisher),
+        *campaign_sources(publisher),
     ]
     outbox = Outbox(database, sources, every_s=every_s)
     looking = table(certificates.SHOW, certificates.LIST)
@@ -77,6 +82,7 @@ def assemble(
         **approvals.verbs(),
         **revocation.verbs(),
         **bulk_revocation.verbs(),
+        **campaigns.CampaignVerbs(decision_context).verbs(),
         **secrets.verbs(),
         **rolling,
     }
@@ -96,4 +102,5 @@ def assemble(
         lists=lists,
         fetches=fetches,
         bulk_revocations=BulkRevocationJob(database, changed=outbox.changed),
+        campaigns=CampaignJob(database, changed=outbox.changed),
     )

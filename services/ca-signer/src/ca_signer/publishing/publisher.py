@@ -16,6 +16,7 @@ from estcore.messages.audit import AuditRecord
 from estcore.messages.audit_batches import Record, encode_records, join_records, parts
 from estcore.messages.enrollment import EnrollmentRequested
 from estcore.messages.envelope import encode, encode_mapping
+from estcore.messages.events import RenewalRequested
 from estcore.messages.joined import groups, join, joined_id
 from estcore.runtime.boot import Boot
 from estcore.runtime.bus import Bus, Outgoing
@@ -100,6 +101,23 @@ class EventPublisher:
             message_id = None if again else name
             found.append(Outgoing(topics.ISSUED_TOPIC, join(encoded[part]), message_id))
         return found
+
+    async def renewal_requests(self, events: Sequence[RenewalRequested]) -> None:
+        """Publish that campaigns ask to renew certificates now, for renewal.
+
+        Raises:
+            BusUnavailable: not confirmed; publishing again is harmless.
+        """
+        encoded = [encode(event) for event in events]
+        messages = [
+            Outgoing(
+                topics.RENEWAL_REQUESTED_TOPIC,
+                join(encoded[part]),
+                joined_id([event.id for event in events[part]]),
+            )
+            for part in groups(encoded, max_octets=_EVENT_OCTETS)
+        ]
+        await self._bus.publish_confirmed(messages)
 
     async def joined(self, records: Sequence[Record]) -> None:
         """Publish records of one kind, as items of as few records as may be.

@@ -5,6 +5,10 @@ The ledger is checked again: both certificates are of one slot, the new one is y
 and the current profile has ``renewal.revoke_replaced``. So a forged event can end no certificate
 that has no good successor. A message is acknowledged when the row is committed and the record has
 its PubAck; a redelivery changes nothing and publishes the same record.
+
+Campaigns learn from the same events: ``activated`` proves a member, after ``deprecated`` it may be
+revoked. The campaign's job does that, or this consumer with the campaign's reason where the profile
+revokes as well.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from collections.abc import Callable, Sequence
 
 import asyncpg
 
+from ca_signer.campaigns import progress
 from ca_signer.issuance.decision_context import DecisionContext
 from ca_signer.ledger import revocations
 from ca_signer.publishing.audit_records import certificate_target
@@ -35,9 +40,11 @@ from estcore.runtime.worker import MessageWorker
 log = logging.getLogger(__name__)
 
 REASON = "superseded"
+_ACTIVATED = "pki.rotation.activated."
 _RETRY_S = 5.0
 _CREDIT = 200
-_OLD = """select o.*, n.issuance_id is not null as succeeded from issuance o
+_OLD = """select o.*, n.issuance_id as successor_id, n.issuance_id is not null as succeeded
+from issuance o
 left join issuance n on n.issuance_id = (
     select issuance_id from fingerprint where certificate_sha256 = $2)
   and n.slot_id = o.slot_id and n.issued_at > o.issued_at
@@ -72,8 +79,34 @@ class RevokeAfterRotation:
         await MessageWorker(self._consumer, self._handle_all, batch_size=_CREDIT).run(stop)
 
     async def _handle_all(self, deliveries: Sequence[Delivery], _: asyncio.Event) -> None:
+        proofs = [d for d in deliveries if d.topic.startswith(_ACTIVATED)]
+        if proofs:
+            await self._handle_proofs(proofs)
         for delivery in deliveries:
-            await self.handle(delivery)
+            if not delivery.topic.startswith(_ACTIVATED):
+                await self.handle(delivery)
+
+    async def _handle_proofs(self, deliveries: Sequence[Delivery]) -> None:
+        """Note all proofs of use at once: every rotation has one, few are of a campaign."""
+        readable, fingerprints = [], []
+        for delivery in deliveries:
+            try:
+                event = decode(RotationEvent, delivery.payload())
+                if event.new is not None:
+                    fingerprints.append(_octets(event.new.fingerprint_sha256))
+                readable.append(delivery)
+            except MalformedRequest as exc:
+                log.error("rotation event unreadable", extra=fields(reason=exc.reason))
+                await delivery.term()
+        try:
+            await self._database.run(lambda c: progress.note_proofs(c, fingerprints))
+        except Unavailable as exc:
+            log.warning("rotations deferred", extra=fields(code=exc.code, count=len(readable)))
+            for delivery in readable:
+                await delivery.nak(_RETRY_S)
+            return
+        for delivery in readable:
+            await delivery.ack()
 
     async def handle(self, delivery: Delivery) -> None:
         """Answer one delivery."""
@@ -95,26 +128,32 @@ class RevokeAfterRotation:
     async def _take(self, event: RotationEvent) -> AuditRecord | None:
         if event.step != "deprecated" or event.old is None or event.new is None:
             return None
-        old, new = event.old.fingerprint_sha256, event.new.fingerprint_sha256
+        old, new = _octets(event.old.fingerprint_sha256), _octets(event.new.fingerprint_sha256)
         by = f"rotation:{event.rotation_id}"
 
         async def work(connection: Connection) -> asyncpg.Record | None:
-            row = await connection.fetchrow(_OLD, bytes.fromhex(old), bytes.fromhex(new))
-            if row is None or row["revoked_at"] is not None:
+            row = await connection.fetchrow(_OLD, old, new)
+            if row is None:
+                return None
+            if row["succeeded"]:
+                await progress.note_deprecation(connection, row["successor_id"])
+            if row["revoked_at"] is not None:
                 return row
             if not row["succeeded"] or not self._is_wanted(row["profile"]):
                 return None
-            await revocations.set_revocation(connection, row["issuance_id"], REASON, by)
-            return await connection.fetchrow(_OLD, bytes.fromhex(old), bytes.fromhex(new))
+            await self._revoke(connection, row["issuance_id"], by)
+            return await connection.fetchrow(_OLD, old, new)
 
-        try:
-            row = await self._database.run(work)
-        except ValueError as exc:
-            raise MalformedRequest("a fingerprint is none", code="message.malformed") from exc
+        row = await self._database.run(work)
         if row is None or row["revoked_by"] != by:
             return None
         self._changed()
         return self._record(event, row)
+
+    async def _revoke(self, connection: Connection, issuance_id: str, by: str) -> None:
+        reason = await progress.revocation_wish(connection, issuance_id) or REASON
+        await revocations.set_revocation(connection, issuance_id, reason, by)
+        await progress.note_revocation(connection, issuance_id)
 
     def _is_wanted(self, profile_name: str) -> bool:
         profile = self._decision_context.profiles.profiles.get(profile_name)
@@ -129,5 +168,12 @@ class RevokeAfterRotation:
             causation_id=event.id,
             actor=Actor(type="system", subject=row["revoked_by"]),
             target=certificate_target(row),
-            details={"reason": REASON},
+            details={"reason": row["revocation_reason"]},
         )
+
+
+def _octets(fingerprint: str) -> bytes:
+    try:
+        return bytes.fromhex(fingerprint)
+    except ValueError as exc:
+        raise MalformedRequest("a fingerprint is none", code="message.malformed") from exc

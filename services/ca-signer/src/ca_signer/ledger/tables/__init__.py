@@ -1,5 +1,6 @@
 """The ledger's tables by subject: the one definition of the schema that migrations must match."""
 
+from ca_signer.ledger.tables.campaigns import campaign, campaign_member
 from ca_signer.ledger.tables.columns import metadata
 from ca_signer.ledger.tables.issuance import (
     attempt,
@@ -30,6 +31,8 @@ __all__ = [
     "attempt",
     "bulk_revocation",
     "bulk_revocation_member",
+    "campaign",
+    "campaign_member",
     "certificate",
     "certificate_name",
     "claim",

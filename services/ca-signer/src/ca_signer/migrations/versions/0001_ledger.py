@@ -40,6 +40,8 @@ GRANTS = {
         "certificate_name",
         "bulk_revocation",
         "bulk_revocation_member",
+        "campaign",
+        "campaign_member",
         "submission",
         "upstream_revocation",
     ),
@@ -550,6 +552,7 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement a table or index
         "bulk_revocation_id",
         where="revoked_at is null and skipped_at is null",
     )
+    _create_campaigns()
     op.create_table(
         "heartbeat",
         sa.Column("id", sa.Boolean, server_default=sa.true(), nullable=False),
@@ -563,6 +566,84 @@ def upgrade() -> None:  # noqa: PLR0915 - one statement a table or index
     for rights, tables in GRANTS.items():
         names = ", ".join(f'"{table}"' for table in tables)
         op.execute(f"grant {rights} on {names} to {role}")
+
+
+def _create_campaigns() -> None:
+    op.create_table(
+        "campaign",
+        sa.Column("campaign_id", UUID, nullable=False),
+        sa.Column("state", sa.Text, nullable=False),
+        sa.Column("selector", sa.Text, nullable=False, comment="JSON: which certificates"),
+        sa.Column("reason", sa.Text, nullable=False),
+        sa.Column("explanation_url", sa.Text),
+        sa.Column("per_minute", sa.Integer, nullable=False),
+        sa.Column("starts_at", TIME, comment="no renewal is requested before"),
+        sa.Column("renew_by", TIME, comment="end of the window; none: each at once"),
+        sa.Column(
+            "revoke_reason",
+            sa.Text,
+            comment="why a replaced certificate is revoked after proof of use; none: it is not",
+        ),
+        sa.Column("proposed_by", sa.Text, nullable=False),
+        _timestamp_now("proposed_at"),
+        *_nullable(sa.Text, "confirmed_by", "paused_by", "stopped_by"),
+        sa.Column("paced_at", TIME, comment="when renewals were requested last"),
+        sa.Column("checked_at", TIME, comment="progress of the members is known up to here"),
+        sa.Column("ended_at", TIME),
+        sa.Column("members", sa.Integer, comment="certificates selected; none before that"),
+        sa.Column("announced_at", TIME),
+        sa.CheckConstraint(
+            "state in ('selecting', 'proposed', 'running', 'paused', 'done', 'stopped', 'expired')",
+            name="campaign_state",
+        ),
+        sa.CheckConstraint(
+            "reason in ('incident', 'ca_rollover', 'policy_change', 'operator')",
+            name="campaign_reason",
+        ),
+        sa.PrimaryKeyConstraint("campaign_id"),
+        comment="early renewals of many certificates, proposed by an operator",
+    )
+    _create_index(
+        "campaign_open",
+        "campaign",
+        "proposed_at",
+        where="state in ('selecting', 'proposed', 'running', 'paused')",
+    )
+    op.create_table(
+        "campaign_member",
+        *_not_null(UUID, "campaign_id", "issuance_id", "slot_id"),
+        sa.Column("rank", sa.SmallInteger, nullable=False, comment="priority, 0 is critical"),
+        sa.Column("not_after", TIME, nullable=False),
+        sa.Column("requested_at", TIME),
+        sa.Column("announced_at", TIME, comment="the request has its PubAck"),
+        sa.Column("skipped_at", TIME, comment="needed no request when its turn came"),
+        sa.Column("renewed_at", TIME, comment="a younger certificate of the slot was issued"),
+        sa.Column("proven_at", TIME, comment="a younger certificate of the slot is in use"),
+        sa.Column("deprecated_at", TIME, comment="the overlap is over; it may be revoked"),
+        sa.Column("revoked_at", TIME),
+        sa.Column("revocation_announced_at", TIME),
+        sa.Column("settled_at", TIME, comment="the campaign has nothing more to do for it"),
+        sa.PrimaryKeyConstraint("campaign_id", "issuance_id"),
+        comment="the certificates of a campaign, as selected when it was proposed",
+    )
+    for name, columns, condition in (
+        (
+            "waiting",
+            ("campaign_id", "rank", "issuance_id"),
+            "requested_at is null and skipped_at is null",
+        ),
+        ("unannounced", ("requested_at",), "requested_at is not null and announced_at is null"),
+        ("slot", ("slot_id",), "settled_at is null"),
+        ("issuance", ("issuance_id",), None),
+        ("revocable", ("campaign_id",), "deprecated_at is not null and settled_at is null"),
+        ("unsettled", ("campaign_id", "not_after"), "settled_at is null"),
+        (
+            "revocation_unannounced",
+            ("revoked_at",),
+            "revoked_at is not null and revocation_announced_at is null",
+        ),
+    ):
+        _create_index(f"campaign_member_{name}", "campaign_member", *columns, where=condition)
 
 
 def downgrade() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
-from pydantic import Field, JsonValue
+from pydantic import AwareDatetime, Field, JsonValue, model_validator
 
+from ca_signer.campaigns.store import NewCampaign
 from ca_signer.issuers import rollover
 from ca_signer.issuers.cacerts import linked
+from ca_signer.ledger.selector import Selector
 from ca_signer.operators.verb import Caller, CommandResult, Verb, Verbs, table
+from ca_signer.operators.verbs.campaigns import CampaignVerbs
 from ca_signer.signing.issuers import SigningContext, SigningIssuer
 from estcore import ids
 from estcore.errors import Conflict
@@ -36,9 +39,19 @@ class Plan(Family):
 
 
 class Switch(Family):
-    """How much of the fleet must have fetched the new trust."""
+    """How much of the fleet must have fetched the new trust, and the pace of its renewal."""
 
     min_fetched: int = Field(default=100, ge=0, le=100)
+    renew_per_minute: int | None = Field(
+        default=None, ge=1, le=12_000, description="start a campaign for the old generation"
+    )
+    renew_by: AwareDatetime | None = Field(default=None, description="end of its window")
+
+    @model_validator(mode="after")
+    def _window(self) -> Self:
+        if self.renew_by is not None and self.renew_per_minute is None:
+            raise ValueError("renew_by needs renew_per_minute")
+        return self
 
 
 class Retirement(Family):
@@ -60,6 +73,7 @@ class Rolling:
 
     def __init__(self, decision_context: SigningContext) -> None:
         self._decision_context = decision_context
+        self._campaigns = CampaignVerbs(decision_context)
 
     def verbs(self) -> Verbs:
         """Return the verbs about rollovers."""
@@ -99,7 +113,24 @@ class Rolling:
         new = self._configured(switch.issuer, row["to_issuer"])
         if not new.keystore.ready:
             raise Conflict(f"the key of {new.issuer_id} is unavailable", code="rollover.key")
-        return _result(row, changed=changed, fleet=row["fleet"], fetched=row["fetched"])
+        result = _result(row, changed=changed, fleet=row["fleet"], fetched=row["fetched"])
+        if switch.renew_per_minute is None:
+            return result
+        campaign = await self._campaigns.start(
+            connection,
+            NewCampaign(
+                selector=Selector(issuer=row["from_issuer"]),
+                reason="ca_rollover",
+                per_minute=switch.renew_per_minute,
+                renew_by=switch.renew_by,
+            ),
+            caller,
+        )
+        return CommandResult(
+            {**result.result, "campaign": campaign["id"], "campaign_state": campaign["state"]},
+            result.target,
+            {**result.details, "campaign": str(campaign["id"])},
+        )
 
     async def _retire(
         self, connection: Connection, retirement: Retirement, caller: Caller

@@ -1,0 +1,1 @@
+"""Campaigns: renew many certificates before their time, at a pace."""
