@@ -197,6 +197,11 @@ async def until(
     return shown
 
 
+def counted(name: str, count: int) -> Callable[[dict[str, Any]], bool]:
+    """Whether so many members have that step behind them."""
+    return lambda campaign: campaign["progress"][name] == count
+
+
 async def revocation(signer: SignerStack, der: bytes) -> tuple[str | None, str | None, int]:
     (row,) = await signer.rows(
         "select revocation_reason, revoked_by, revocation_seq from issuance "
@@ -227,7 +232,7 @@ async def test_a_campaign_requests_every_member_once_and_ends_when_all_are_prove
     await confirm(signer, boss, campaign)
     await confirm(signer, boss, campaign)
     # 3. Each is requested once, with reason, URL and the end of the window.
-    await until(signer, boss, campaign["id"], lambda c: c["progress"]["requested"] == 5)
+    await until(signer, boss, campaign["id"], counted("requested", 5))
     events = await requests.until(campaign["id"], 5)
     assert {e.fingerprint_sha256 for e in events} == {sha256(c).hexdigest() for c in certificates}
     assert {(e.reason, e.explanation_url, e.renew_by) for e in events} == {
@@ -236,14 +241,10 @@ async def test_a_campaign_requests_every_member_once_and_ends_when_all_are_prove
     # 4. Renewed counts by the ledger, proven by renewal's report, each delivered twice.
     for number, old in enumerate(certificates):
         new = await enroll(signer, "owner-0", after=old)
-        shown = await until(
-            signer, boss, campaign["id"], lambda c, n=number: c["progress"]["renewed"] == n + 1
-        )
+        shown = await until(signer, boss, campaign["id"], counted("renewed", number + 1))
         assert shown["progress"]["proven"] == number
         await publish_rotation(renewal, old, new, "activated")
-        shown = await until(
-            signer, boss, campaign["id"], lambda c, n=number: c["progress"]["proven"] == n + 1
-        )
+        shown = await until(signer, boss, campaign["id"], counted("proven", number + 1))
         assert shown["state"] == "running" or number == 4
     shown = await until(signer, boss, campaign["id"], lambda c: c["state"] != "running")
     assert (shown["state"], shown["progress"]["revoked"], shown["progress"]["late"]) == (
@@ -298,13 +299,13 @@ async def test_a_member_that_needs_no_request_when_its_turn_comes_is_skipped(
     which = {"fingerprint": sha256(revoked).hexdigest(), "reason": "superseded"}
     await boss.give(signer, "certificate-revoke", which)
     await confirm(signer, boss, campaign)
-    shown = await until(signer, boss, campaign["id"], lambda c: c["progress"]["requested"] == 1)
+    shown = await until(signer, boss, campaign["id"], counted("requested", 1))
     assert (shown["progress"]["skipped"], shown["progress"]["renewed"]) == (2, 1)
     (event,) = await requests.until(campaign["id"], 1)
     assert event.fingerprint_sha256 == sha256(asked).hexdigest()
     # The one that renewed by itself counts until it is proven.
     await publish_rotation(renewal, renewed, new, "activated")
-    await until(signer, boss, campaign["id"], lambda c: c["progress"]["proven"] == 1)
+    await until(signer, boss, campaign["id"], counted("proven", 1))
     await boss.give(signer, "campaign-stop", {"id": campaign["id"]})
 
 
@@ -322,10 +323,10 @@ async def test_replaced_certificates_are_revoked_only_after_proof_and_overlap(
         assert (answer.outcome, answer.code) == ("refused", code)
     second = await operator(signer, "CN=second")
     await confirm(signer, second, campaign)
-    await until(signer, boss, campaign["id"], lambda c: c["progress"]["requested"] == 2)
+    await until(signer, boss, campaign["id"], counted("requested", 2))
     new = await enroll(signer, "owner-3", after=old)
     await publish_rotation(renewal, old, new, "activated")
-    await until(signer, boss, campaign["id"], lambda c: c["progress"]["proven"] == 1)
+    await until(signer, boss, campaign["id"], counted("proven", 1))
     await step(signer, times=2)
     assert await revocation(signer, old) == (None, None, 0)
     # Paused: the end of the overlap is kept, nothing is revoked. Resumed: it is.
@@ -341,7 +342,7 @@ async def test_replaced_certificates_are_revoked_only_after_proof_and_overlap(
     await step(signer, times=2)
     assert await revocation(signer, old) == (None, None, 0)
     await boss.give(signer, "campaign-resume", {"id": campaign["id"]})
-    shown = await until(signer, boss, campaign["id"], lambda c: c["progress"]["revoked"] == 1)
+    shown = await until(signer, boss, campaign["id"], counted("revoked", 1))
     assert shown["state"] == "running"
     assert await revocation(signer, old) == ("keyCompromise", f"campaign:{campaign['id']}", 1)
     assert await revocation(signer, new) == (None, None, 0)
@@ -373,11 +374,11 @@ async def test_nothing_is_revoked_whose_successor_was_revoked(
     new = await enroll(signer, "owner-4", after=old)
     await boss.give(signer, "campaign-pause", {"id": campaign["id"]})
     await publish_rotation(renewal, old, new, "deprecated")
-    await until(signer, boss, campaign["id"], lambda c: c["progress"]["proven"] == 1)
+    await until(signer, boss, campaign["id"], counted("proven", 1))
     which = {"fingerprint": sha256(new).hexdigest(), "reason": "keyCompromise"}
     await boss.give(signer, "certificate-revoke", which)
     await boss.give(signer, "campaign-resume", {"id": campaign["id"]})
-    shown = await until(signer, boss, campaign["id"], lambda c: c["progress"]["proven"] == 0)
+    shown = await until(signer, boss, campaign["id"], counted("proven", 0))
     assert (shown["state"], shown["progress"]["revoked"]) == ("running", 0)
     assert await revocation(signer, old) == (None, None, 0)
     await boss.give(signer, "campaign-stop", {"id": campaign["id"]})
@@ -494,7 +495,7 @@ async def test_late_members_are_counted_and_an_expired_one_settles(
     soon = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
     campaign = await proposed(signer, boss, service="owner-9", renew_by=soon.isoformat())
     await confirm(signer, boss, campaign)
-    await until(signer, boss, campaign["id"], lambda c: c["progress"]["requested"] == 2)
+    await until(signer, boss, campaign["id"], counted("requested", 2))
     await signer.value(
         "update campaign set renew_by = now() - interval '1 second' where campaign_id = $1",
         campaign["id"],

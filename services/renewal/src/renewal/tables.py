@@ -169,6 +169,22 @@ revocation = Table(
     Column("reason", Text, nullable=False),
 )
 
+renewal_request = Table(
+    "renewal_request",
+    metadata,
+    Column("fingerprint_sha256", Text, primary_key=True),
+    Column("serial", Text, nullable=False),
+    _time("due_at", nullable=False),
+    Column("reason", Text, nullable=False),
+    _time("renew_by", nullable=False),
+    Column("explanation_url", Text),
+    _time("keep_until", nullable=False),
+    _now("checked_at"),
+    Index("renewal_request_checked", "checked_at"),
+    comment="early renewals of certificates that renewal does not know yet, or that are not "
+    "proven in use",
+)
+
 failed_delivery = Table(
     "failed_delivery",
     metadata,

@@ -17,6 +17,7 @@ import asyncpg
 
 from estcore.pki.profile import PRIORITIES
 from estcore.runtime.database import Connection
+from renewal.rotation.requested_renewal import RECHECK
 from renewal.rotation.schedule import backoff, lease, overdue_at
 from renewal.rotation.store import update_slots
 from renewal.settings import LeaseSettings, RotationSettings
@@ -76,7 +77,8 @@ select exists (select from renewal_slot where state = 'dispatched' and lease_unt
     or exists (select from certificate where reached <> announced
         and changed_at < now() - $1::interval)
     or exists (select from certificate where info_pending
-        and changed_at < now() - $1::interval)
+        and changed_at < now() - $1::interval),
+    exists (select from renewal_request where checked_at <= now() - $2::interval)
 """
 _TO_CHECK = """
 select slot_id from renewal_slot where check_at <= now()
@@ -86,11 +88,15 @@ order by check_at limit $1 for update skip locked
 
 @dataclass(frozen=True)
 class Waiting:
-    """What upkeep has to do: leases that ran out, slots whose time came, unpublished events."""
+    """What upkeep has to do: leases that ran out, slots whose time came, unpublished events.
+
+    ``requested``: renewals that could not be applied when they were requested.
+    """
 
     lapsed: bool
     to_check: bool
     unpublished: bool
+    requested: bool
 
 
 async def find_waiting(connection: Connection, patience: dt.timedelta) -> Waiting:
@@ -98,7 +104,7 @@ async def find_waiting(connection: Connection, patience: dt.timedelta) -> Waitin
 
     What is unpublished for less than ``patience`` is being published.
     """
-    (row,) = await connection.fetch(_WAITING, patience)
+    (row,) = await connection.fetch(_WAITING, patience, RECHECK)
     return Waiting(*row)
 
 

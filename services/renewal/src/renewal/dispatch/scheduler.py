@@ -24,6 +24,7 @@ from estcore.runtime.tracing import Tracing
 from renewal.dispatch import claims
 from renewal.metrics import DISPATCHED, LAPSED
 from renewal.publishing.publisher import RotationPublisher
+from renewal.rotation.requested_renewal import apply_kept
 from renewal.rotation.schedule import shares
 from renewal.settings import RenewalSettings
 
@@ -139,6 +140,8 @@ class Scheduler:
             updated = await self._database.run(
                 lambda c: claims.let_time_pass(c, limit=_BATCH, rotation=self._settings.rotation)
             )
+        if waiting.requested:
+            updated += await self._database.run(apply_kept)
         return lapsed, updated
 
     async def _repeat(self, stop: asyncio.Event, look: Callable[[], Awaitable[int]]) -> None:

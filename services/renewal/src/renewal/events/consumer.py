@@ -3,7 +3,8 @@
 Steps of a batch:
 
 1. Decode. What cannot be read is a dead letter at once.
-2. Store certificates and revocations in one transaction (``renewal.events.projection``).
+2. Store certificates, revocations and requested renewals in one transaction
+   (``renewal.events.projection``, ``renewal.rotation.requested_renewal``).
 3. Publish the audit records of what was scheduled and the steps of rotations; await PubAcks.
 4. Acknowledge. A crash before this delivers everything again, which changes nothing.
 
@@ -23,12 +24,17 @@ from hashlib import sha256
 from estcore.clock import monotonic_s
 from estcore.errors import LedgerUnavailable, MalformedRequest, Unavailable
 from estcore.messages.envelope import decode
-from estcore.messages.events import CertificateIssued, CertificateRevoked, WindowClosed
+from estcore.messages.events import (
+    CertificateIssued,
+    CertificateRevoked,
+    RenewalRequested,
+    WindowClosed,
+)
 from estcore.messages.topics import PKI_EVENTS, RENEWAL_CONSUMER, WINDOW_TOPIC
 from estcore.runtime import faults
 from estcore.runtime.bus import Bus
 from estcore.runtime.consume import PullConsumer
-from estcore.runtime.database import Database
+from estcore.runtime.database import Connection, Database
 from estcore.runtime.delivery import Delivery
 from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop
@@ -39,6 +45,7 @@ from renewal.events.reconciliation import check_window, window_comparison
 from renewal.metrics import BATCH_S, DEAD_LETTERS, PROJECTED
 from renewal.publishing.messages import MessageBuilder
 from renewal.publishing.publisher import RotationPublisher
+from renewal.rotation.requested_renewal import request_renewals
 from renewal.settings import SERVICE, RenewalSettings
 
 log = logging.getLogger(__name__)
@@ -67,11 +74,13 @@ class _Batch:
 
     issued: list[tuple[Delivery, CertificateIssued]] = field(default_factory=list)
     revoked: list[tuple[Delivery, CertificateRevoked]] = field(default_factory=list)
+    requested: list[tuple[Delivery, RenewalRequested]] = field(default_factory=list)
     windows: list[tuple[Delivery, WindowClosed]] = field(default_factory=list)
     other: list[Delivery] = field(default_factory=list)
 
     def deliveries(self) -> list[Delivery]:
-        return [*(d for d, _ in self.issued), *(d for d, _ in self.revoked), *self.other]
+        named = (self.issued, self.revoked, self.requested)
+        return [*(d for items in named for d, _ in items), *self.other]
 
 
 class EventConsumer:
@@ -155,33 +164,41 @@ class EventConsumer:
                 batch.other.append(delivery)
             else:
                 batch.revoked.append((delivery, event))
+        elif kind == "renewal-requested":
+            batch.requested.append((delivery, decode(RenewalRequested, delivery.payload())))
         else:
             batch.other.append(delivery)
 
     async def _apply(self, batch: _Batch) -> None:
         issued = [event for _, event in batch.issued]
         revoked = [event for _, event in batch.revoked]
-        if issued or revoked:
+        requested = [event for _, event in batch.requested]
+        if issued or revoked or requested:
             links = [e.traceparent for e in issued if e.traceparent]
             first = links[0] if links else None
             with self._tracing.span("renewal.project", first, links=links, events=len(issued)):
-                projected = await self._database.run(
-                    lambda c: project(c, issued, revoked, rotation=self._rotation)
-                )
+
+                async def work(connection: Connection) -> tuple[Projected, list[str]]:
+                    done = await project(connection, issued, revoked, rotation=self._rotation)
+                    return done, await request_renewals(connection, requested)
+
+                projected, moved = await self._database.run(work)
                 faults.hit("renewal.projected")
                 self._failing.clear()
-                await self._publish(projected)
+                await self._publish(projected, moved)
         for delivery in batch.deliveries():
             await delivery.ack()
         PROJECTED.labels("issued").inc(len(issued))
         PROJECTED.labels("revoked").inc(len(revoked))
+        PROJECTED.labels("renewal_requested").inc(len(requested))
 
-    async def _publish(self, projected: Projected) -> None:
+    async def _publish(self, projected: Projected, moved: Sequence[str]) -> None:
         first = self._publisher.info.first(projected.scheduled, projected.repeated)
         messages = self._builder.scheduled(projected.scheduled)
         if first or messages:
             await self._publisher.info.confirm(first, messages)
-        await self._publisher.rotations(projected.updated, projected.repeated)
+        slots = list(dict.fromkeys([*projected.updated, *moved]))
+        await self._publisher.rotations(slots, projected.repeated)
 
     async def _one_by_one(self, deliveries: Sequence[Delivery]) -> bool:
         for at, delivery in enumerate(deliveries):

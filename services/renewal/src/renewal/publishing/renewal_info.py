@@ -14,7 +14,12 @@ from collections.abc import Collection, Iterable, Sequence
 import asyncpg
 
 from estcore.clock import Clock
-from estcore.messages.renewal_info import RenewalInfoEntry, encode_entries, expiry_day
+from estcore.messages.renewal_info import (
+    RenewalInfoEntry,
+    RenewalReason,
+    encode_entries,
+    expiry_day,
+)
 from estcore.messages.topics import renewal_info_topic
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.database import Database
@@ -33,8 +38,10 @@ _PAGE = 1000
 FACTS = """
 select c.issuance_id, c.slot_id, c.certificate, c.generation, c.state, c.issued_at, c.not_after,
     c.changed_at, c.issuance_id = s.active_id as active, s.due_at, s.reaction_time_s, s.spread,
-    s.due_reason, s.renew_by, s.explanation_url
-from certificate c join renewal_slot s using (slot_id) where
+    s.due_reason, s.renew_by, s.explanation_url, q.due_at as requested_at,
+    q.reason as requested_reason, q.renew_by as requested_by, q.explanation_url as requested_url
+from certificate c join renewal_slot s using (slot_id)
+left join renewal_request q using (fingerprint_sha256) where
 """
 # Two, each by an index of its own: a slot may have thousands of certificates that ended.
 _OF_SLOTS = (
@@ -155,17 +162,7 @@ class RenewalInfoPublisher:
 
 
 def _facts(row: asyncpg.Record) -> InfoFacts:
-    active = bool(row["active"])
-    due = row["due_at"] if active else None
-    if not active and row["state"] == "next":
-        due = due_at(
-            issued_at=row["issued_at"],
-            not_after=row["not_after"],
-            reaction_time=dt.timedelta(seconds=row["reaction_time_s"]),
-            spread=row["spread"],
-            slot_id=str(row["slot_id"]),
-            generation=row["generation"],
-        )
+    early = _schedule(row)
     return InfoFacts(
         certificate=row["certificate"],
         slot_id=str(row["slot_id"]),
@@ -174,8 +171,30 @@ def _facts(row: asyncpg.Record) -> InfoFacts:
         issued_at=row["issued_at"],
         not_after=row["not_after"],
         version=(row["changed_at"] - _EPOCH) // _MICROSECOND,
-        due_at=due,
-        due_reason=row["due_reason"] if active else None,
-        renew_by=row["renew_by"] if active else None,
-        explanation_url=row["explanation_url"] if active else None,
+        due_at=early[0],
+        due_reason=early[1],
+        renew_by=early[2],
+        explanation_url=early[3],
     )
+
+
+def _schedule(
+    row: asyncpg.Record,
+) -> tuple[dt.datetime | None, RenewalReason | None, dt.datetime | None, str | None]:
+    """Return when a certificate is due, why, until when, and the URL that explains it."""
+    if row["active"]:
+        return row["due_at"], row["due_reason"], row["renew_by"], row["explanation_url"]
+    if row["state"] != "next":
+        return None, None, None, None
+    due = due_at(
+        issued_at=row["issued_at"],
+        not_after=row["not_after"],
+        reaction_time=dt.timedelta(seconds=row["reaction_time_s"]),
+        spread=row["spread"],
+        slot_id=str(row["slot_id"]),
+        generation=row["generation"],
+    )
+    if row["requested_at"] is None:
+        return due, None, None, None
+    early = min(due, row["requested_at"])
+    return early, row["requested_reason"], row["requested_by"], row["requested_url"]

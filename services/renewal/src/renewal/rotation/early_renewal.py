@@ -1,7 +1,8 @@
 """Early renewals: slots become due before their time, for a reason an operator knows.
 
 The slot's ``due_at`` moves, so its window does at once, and ``rotation.due`` carries the reason.
-The next certificate of the slot has its own time again.
+A slot that is due already gets the reason and the end of the window. Of several early renewals the
+one that ends first counts. The next certificate of the slot has its own time again.
 """
 
 from __future__ import annotations
@@ -9,26 +10,27 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from estcore.errors import MalformedRequest
+from estcore.messages.events import EarlyReason
 from estcore.messages.renewal_info import MOST_URL
 from estcore.runtime.database import Connection
 
-EarlyReason = Literal["incident", "ca_rollover", "policy_change", "operator"]
 _MOVE = """
 with locked as (
     select slot_id from renewal_slot where slot_id = any($1::uuid[]) order by slot_id for update
 )
 update renewal_slot s set
-    due_at = t.due_at, due_reason = t.reason, renew_by = t.renew_by,
+    due_at = least(s.due_at, t.due_at), due_reason = t.reason, renew_by = t.renew_by,
     explanation_url = t.url,
     next_attempt_at = case when s.state = 'idle' then least(s.next_attempt_at, t.due_at)
                            else s.next_attempt_at end
 from unnest($1::uuid[], $2::timestamptz[], $3::timestamptz[], $4::text[], $5::text[])
     as t(slot_id, due_at, renew_by, reason, url) join locked using (slot_id)
-where s.slot_id = t.slot_id and s.state in ('idle', 'dispatched') and t.due_at < s.due_at
-    and s.not_after > now()
+where s.slot_id = t.slot_id and s.state in ('idle', 'dispatched') and s.not_after > now()
+    and (t.due_at < s.due_at
+        or s.due_reason is null and s.due_at <= now()
+        or s.due_reason is not null and t.renew_by < coalesce(s.renew_by, 'infinity'))
 returning s.slot_id, s.active_id
 """
 _INFORM = """
@@ -65,8 +67,8 @@ class EarlyRenewal:
 async def renew_early(connection: Connection, renewals: Sequence[EarlyRenewal]) -> list[str]:
     """Move slots forward in the caller's transaction; returns the ids of those that moved.
 
-    A slot that is due sooner by itself stays as it is, and so does one in overlap: it has a new
-    certificate already. Publish with ``RotationPublisher.rotations`` after the commit; the
+    A slot that will be due sooner by itself stays as it is, and so does one in overlap: it has a
+    new certificate already. Publish with ``RotationPublisher.rotations`` after the commit; the
     sweeper does it where the process ends before.
     """
     rows = await connection.fetch(
