@@ -197,7 +197,7 @@ async def test_of_two_campaigns_the_one_that_ends_first_counts_in_any_order(benc
             await informed(bench, issued, "incident")
 
             async def applied(issued: Issued = issued) -> bool:
-                return (await bench.slot(issued))["due_reason"] == "incident"
+                return bool((await bench.slot(issued))["due_reason"] == "incident")
 
             await bench.until(applied, "the urgent campaign")
 

@@ -78,6 +78,52 @@ def test_a_rollover_command_says_what_is_not_the_default() -> None:
     assert ordered("ca", "rollover", "sign", "--issuer", "x").arguments == {"issuer": "x"}
 
 
+def test_a_rollover_may_start_a_campaign_with_a_pace_and_a_window() -> None:
+    arguments = ("--renew-per-minute", "300", "--renew-by", "2026-12-01T06:00")
+    order = ordered("ca", "rollover", "sign", "--issuer", "issuing", *arguments)
+    assert order.arguments == {
+        "issuer": "issuing",
+        "renew_per_minute": 300,
+        "renew_by": "2026-12-01T06:00:00+00:00",
+    }
+
+
+def test_a_campaign_is_proposed_with_selector_pace_window_and_revocation() -> None:
+    order = ordered(
+        *("campaign", "propose", "--profile", "device", "--reason", "incident"),
+        *("--explanation-url", "https://ca.test/17", "--per-minute", "60"),
+        *("--renew-by", "2026-12-01T06:00Z", "--revoke", "keyCompromise"),
+    )
+    assert (order.verb, order.arguments) == (
+        "campaign-propose",
+        {
+            "profile": "device",
+            "reason": "incident",
+            "explanation_url": "https://ca.test/17",
+            "per_minute": 60,
+            "renew_by": "2026-12-01T06:00:00+00:00",
+            "revoke": "keyCompromise",
+        },
+    )
+    assert ordered("campaign", "show", "--id", "1", "--watch").arguments == {
+        "id": "1",
+        "watch": True,
+    }
+
+
+def test_the_progress_of_a_campaign_is_a_table_of_less_than_100_columns() -> None:
+    counts = {
+        "members": 1_000_000, "requested": 812_000, "skipped": 3, "renewed": 800_000,
+        "proven": 790_000, "revoked": 0, "late": 12_000,
+    }  # fmt: skip
+    text = render({"id": "1", "state": "running", "progress": counts})
+    title, header, row = text.splitlines()[-3:]
+    assert title == "progress:"
+    assert header.split() == ["state", *counts]
+    assert row.split() == ["running", *map(str, counts.values())]
+    assert len(header) == len(row) < 100
+
+
 def test_a_serial_number_may_be_written_as_openssl_does() -> None:
     assert ordered("cert", "show", "--serial", "01:AB:0F").arguments == {"serial": "01ab0f"}
 
@@ -92,6 +138,9 @@ def test_a_serial_number_may_be_written_as_openssl_does() -> None:
         ("cert", "show", "--serial", "xyz"),
         ("requests", "approve"),
         ("ca", "rollover", "sign"),
+        ("campaign", "propose", "--profile", "device"),
+        ("campaign", "propose", "--profile", "device", "--reason", "lifetime"),
+        ("campaign", "confirm", "--id", "1"),
         ("ca", "rollover", "plan", "--issuer", "issuing"),
     ],
 )

@@ -25,7 +25,7 @@ from estsuite_testing.memory_log import make_log
 
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 CONCEAL = "\x1b[8m\x9b2J\r\u202egnp\u2028\u200b\n\tapproved"
-LISTS = ("requests", "certificates", "bulk_revocations", "submissions")
+LISTS = ("requests", "certificates", "bulk_revocations", "campaigns", "submissions")
 hostile = st.text(
     st.one_of(st.characters(), st.sampled_from("\x1b\x9b\x7f\r\n\t \u202e\u200b\u2028\ufeff\ud800"))
 )

@@ -3,9 +3,9 @@
 ``agent`` keeps the certificates of a host fresh; ``probe`` checks an installation; ``audit verify``
 checks an export of the audit log offline; ``policy explain`` shows which rule decides;
 ``trust`` pins a root; ``enroll``, ``renew``, ``prove``, ``csr`` and ``inspect`` work on files;
-``password`` makes verifiers; ``cert``, ``requests``,
-``bulk-revocation``, ``secret``, ``submissions`` and ``ca`` send commands to ca-signer, signed by an
-operator's certificate. Each is imported when it is used.
+``password`` makes verifiers; ``cert``, ``requests``, ``bulk-revocation``, ``campaign``, ``secret``,
+``submissions`` and ``ca`` send commands to ca-signer, signed by an operator's certificate. Each is
+imported when it is used.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ _VERBS = (
     ("secret", _OPERATORS, "Create, list or revoke enrollment secrets."),
     ("requests", _OPERATORS, "List, approve or reject requests awaiting approval."),
     ("bulk-revocation", _OPERATORS, "Revoke many certificates, confirmed by a second operator."),
+    ("campaign", _OPERATORS, "Renew many certificates early, at a pace."),
     ("cert", _OPERATORS, "Look up, export, revoke or hold certificates."),
     ("ca", _OPERATORS, "Roll an issuer over to its next generation."),
     ("probe", "estclient.probe.cli", "Check an installation: enroll, repeat, renew, verify."),

@@ -9,19 +9,21 @@ import datetime as dt
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estclient.operators.orders import Connection, Order, carry_out
+from estcore.messages.events import EarlyReason
 from estcore.pki.crl import REVOCATION_REASONS
 from estcore.pki.durations import parse_duration
 from estcore.runtime.command_line import PATH, Command, Converted, Group, given_options
 
 requests = Group("requests")
 bulk_revocation = Group("bulk-revocation")
+campaign = Group("campaign")
 cert = Group("cert")
 ca = Group("ca")
 rollover = Group("rollover", help="Move an issuer from one generation to the next.")
@@ -87,6 +89,7 @@ MOMENT = Converted("time", _moment)
 DURATION = Converted("duration", parse_duration)
 CERTIFICATE = Converted("file", _certificate)
 REASON = click.Choice(REVOCATION_REASONS)
+EARLY_REASON = click.Choice(get_args(EarlyReason))
 
 
 def _id() -> click.Option:
@@ -105,6 +108,17 @@ def _owner_options() -> list[click.Parameter]:
         _option("service", "Service of the owner."),
         _option("team", "Team of the owner."),
         _option("cluster", "Cluster of the owner."),
+    ]
+
+
+def _selector_options() -> list[click.Parameter]:
+    return [
+        *_owner_options(),
+        _option("name", "SAN entry or subject value, exactly."),
+        _option("key-sha256", "SHA-256 of the public key.", type=HEX),
+        _option("key-algorithm", "Algorithm of the key, as ec-p256 or rsa-2048."),
+        _option("issued-before", "Issued before, ISO 8601.", type=MOMENT),
+        _option("issued-after", "Issued after, ISO 8601.", type=MOMENT),
     ]
 
 
@@ -197,12 +211,7 @@ _verb(
     "propose",
     "bulk-revocation-propose",
     "Select the certificates to revoke; nothing is revoked yet.",
-    *_owner_options(),
-    _option("name", "SAN entry or subject value, exactly."),
-    _option("key-sha256", "SHA-256 of the public key.", type=HEX),
-    _option("key-algorithm", "Algorithm of the key, as ec-p256 or rsa-2048."),
-    _option("issued-before", "Issued before, ISO 8601.", type=MOMENT),
-    _option("issued-after", "Issued after, ISO 8601.", type=MOMENT),
+    *_selector_options(),
     _option("reason", "Reason code of RFC 5280.", type=REASON, required=True),
     _option("per-minute", "Revocations per minute; default 600.", type=int),
 )
@@ -237,6 +246,61 @@ _verb(
 )
 
 
+_verb(
+    campaign,
+    "propose",
+    "campaign-propose",
+    "Select the certificates to renew early; no renewal is requested yet.",
+    *_selector_options(),
+    _option("reason", "Reason that clients receive.", type=EARLY_REASON, required=True),
+    _option("explanation-url", "URL of a page that explains it; clients show it."),
+    _option("per-minute", "Renewals requested per minute; default 600.", type=int),
+    _option("starts-at", "First request, ISO 8601; default at once.", type=MOMENT),
+    _option(
+        "renew-by",
+        "End of the window, ISO 8601; by default each client renews at once.",
+        type=MOMENT,
+    ),
+    _option(
+        "revoke",
+        "Revoke each replaced certificate after proof of use, for this reason.",
+        type=REASON,
+    ),
+)
+_verb(
+    campaign,
+    "show",
+    "campaign-show",
+    "Show the certificates and the progress of a campaign.",
+    _id(),
+    _option("watch", "Print the progress again until the campaign ends.", is_flag=True),
+)
+_verb(
+    campaign,
+    "confirm",
+    "campaign-confirm",
+    "Confirm a campaign: the renewals of its certificates are requested.",
+    _option("count", "Number of certificates, as shown.", type=int, required=True),
+    _id(),
+)
+_verb(
+    campaign,
+    "pause",
+    "campaign-pause",
+    "Pause a campaign: nothing more is requested or revoked until it is resumed.",
+    _id(),
+)
+_verb(campaign, "resume", "campaign-resume", "Resume a paused campaign.", _id())
+_verb(
+    campaign,
+    "stop",
+    "campaign-stop",
+    "Stop a campaign: nothing more is requested or revoked.",
+    _id(),
+)
+_verb(campaign, "list", "campaign-list", "List campaigns, newest first.", _limit(20))
+
+
 def _rollover(name: str, text: str, *params: click.Parameter) -> None:
     issuer = _option("issuer", "Issuer id, as labels name it.", required=True)
     _verb(rollover, name, f"rollover-{name}", text, issuer, *params)
@@ -257,6 +321,13 @@ _rollover(
         type=int,
         metavar="PERCENT",
     ),
+    _option(
+        "renew-per-minute",
+        "Start a campaign for the certificates of the old generation, at this pace.",
+        type=int,
+        metavar="N",
+    ),
+    _option("renew-by", "End of the window of that campaign, ISO 8601.", type=MOMENT),
 )
 _rollover(
     "retire",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,25 @@ class Operator:
             RequestRejected: refused, as the service says.
             Unavailable: no answer, or the service is unavailable; the outcome is unknown.
         """
+        return await self._answer(service, verb, self._sign(service, verb, arguments))
+
+    async def watch(
+        self, service: str, verb: str, arguments: dict[str, Any], *, every_s: float
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Yield the results of a verb that reads, again and again.
+
+        The same command is sent until it is too old, so a look is not one audit record each.
+
+        Raises:
+            RequestRejected, Unavailable: as ``send``.
+        """
+        while True:
+            signed, since = self._sign(service, verb, arguments), self._clock.now()
+            while self._clock.now() - since < LIFETIME / 2:
+                yield await self._answer(service, verb, signed)
+                await asyncio.sleep(every_s)
+
+    def _sign(self, service: str, verb: str, arguments: dict[str, Any]) -> bytes:
         now = int(self._clock.now().timestamp())
         command = Command(
             command_id=uuid.uuid4(),
@@ -52,8 +72,10 @@ class Operator:
             iat=now,
             exp=now + int(LIFETIME.total_seconds()),
         )
-        data = sign_command(self._key, self._certificate, command).encode()
-        answer = await self._ask(service, verb, data)
+        return sign_command(self._key, self._certificate, command).encode()
+
+    async def _answer(self, service: str, verb: str, signed: bytes) -> dict[str, Any]:
+        answer = await self._ask(service, verb, signed)
         if answer.outcome == "unavailable":
             raise Unavailable(answer.reason or "not now", code=answer.code)
         if answer.outcome == "refused":

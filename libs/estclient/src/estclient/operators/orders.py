@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from estclient.operators.client import Operator, connect
-from estclient.operators.output import pem, render
+from estclient.operators.output import pem, progress_row, render
 from estclient.operators.sealed_secret import SealedSecret
 from estclient.operators.settings import OperatorSettings
 from estcore.clock import SystemClock
@@ -20,6 +20,7 @@ from estcore.runtime.settings import load_settings
 from estcore.runtime.terminal import write_document, write_json, write_line
 
 SIGNER = "ca-signer"
+_WATCH_S = 2.0
 _PAGE = 200
 """Certificates an answer carries: with some 2 kB each it stays below the bus's 1 MiB."""
 
@@ -69,6 +70,9 @@ async def _carry_out(order: Order) -> None:
             out, form = arguments.pop("out"), arguments.pop("form")
             await _export(operator, arguments, out, form)
             return
+        if arguments.pop("watch", False):
+            await _watch(operator, order, arguments)
+            return
         result = await operator.send(SIGNER, order.verb, arguments)
     except BaseException:  # Clean-up, then raised again.
         if recipient is not None:
@@ -82,6 +86,22 @@ async def _carry_out(order: Order) -> None:
         write_json(result, indent=1)
     else:
         write_document(render(result))
+
+
+async def _watch(operator: Operator, order: Order, arguments: dict[str, Any]) -> None:
+    """Print a campaign, then its progress whenever it changes, until it ends."""
+    last = ""
+    async for result in operator.watch(SIGNER, order.verb, arguments, every_s=_WATCH_S):
+        row = progress_row(result)
+        if order.as_json and row != last:
+            write_json(result)
+        elif not last:
+            write_document(render(result))
+        elif row != last:
+            write_document(row)
+        last = row
+        if result.get("ended_at") is not None:
+            return
 
 
 def _resolve_expiry(arguments: dict[str, Any], now: dt.datetime) -> None:

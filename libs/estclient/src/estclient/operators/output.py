@@ -17,6 +17,9 @@ from estclient.errors import AnswerInvalid
 from estcore.runtime.terminal import visible
 
 _SPACES = re.compile("  +")
+_LISTS = ("requests", "certificates", "bulk_revocations", "campaigns", "submissions", "secrets")
+_STEPS = ("members", "requested", "skipped", "renewed", "proven", "revoked", "late")
+_WIDTH = 10
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -25,7 +28,7 @@ def render(result: Mapping[str, Any]) -> str:
     Raises:
         AnswerInvalid: what should be a certificate is none.
     """
-    for name in ("requests", "certificates", "bulk_revocations", "submissions", "secrets"):
+    for name in _LISTS:
         if name in result:
             more = f"next page: --after {_text(result['next'])}\n" if result.get("next") else ""
             return ("".join(_line(row) for row in result[name]) or "none\n") + more
@@ -35,9 +38,23 @@ def render(result: Mapping[str, Any]) -> str:
             lines += [f"{name}:\n", *(f"  {_line(row)}" for row in value)]
         elif name == "certificate":
             lines.append(pem(value))
+        elif name == "progress" and isinstance(value, Mapping):
+            lines += ["progress:\n", progress_header(), progress_row(result)]
         else:
             lines.append(f"{visible(name):12} {_text(value)}\n")
     return "".join(lines)
+
+
+def progress_header() -> str:
+    """Return the line with the names of the columns of a campaign's progress."""
+    return f"  {'state':{_WIDTH}}" + "".join(f"{name:>{_WIDTH}}" for name in _STEPS) + "\n"
+
+
+def progress_row(result: Mapping[str, Any]) -> str:
+    """Return the line with the progress of a campaign: how many certificates are how far."""
+    progress = result.get("progress") or {}
+    counts = "".join(f"{_text(progress.get(name)):>{_WIDTH}}" for name in _STEPS)
+    return f"  {_text(result.get('state')):{_WIDTH}}{counts}\n"
 
 
 def pem(der_hex: str) -> str:

@@ -203,7 +203,9 @@ async def _list(connection: Connection, listing: Listing, _: Caller) -> CommandR
     from ca_signer.ledger import operator_reads  # SQLAlchemy, at the first command
 
     rows = await operator_reads.campaigns(connection, limit=listing.limit)
-    return CommandResult({"campaigns": [_facts(row) for row in rows]})
+    shown = ("id", "state", "count", "reason", "selector", "proposed_by")
+    facts = map(_facts, rows)
+    return CommandResult({"campaigns": [{name: f[name] for name in shown} for f in facts]})
 
 
 def _check_roles(caller: Caller, *, revokes: bool) -> None:
