@@ -152,7 +152,7 @@ async def story(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Story
             "name": "boss",
             "certificate_issuer": "issuing",
             "certificate_subject": "CN=boss",
-            "roles": ["ca", "auditor"],
+            "roles": ["ca", "renewer", "auditor"],
         }
     ]
     path = folder / "policy.yaml"
@@ -226,6 +226,15 @@ def agent_settings(story: Story) -> AgentSettings:
     return AgentSettings.model_validate(values)
 
 
+async def requested_all(story: Story, campaign: str) -> dict[str, Any] | None:
+    """Return a running campaign whose members were all requested."""
+    show = ["campaign", "show", "--id", campaign, "--json", "--config", str(story.operator)]
+    shown = json.loads(await story.stack.suite.run("estctl", *show))
+    progress = shown["progress"]
+    done = progress and progress["members"] == progress["requested"] + progress["skipped"] == 3
+    return dict(shown) if shown["state"] == "running" and done else None
+
+
 async def has_trust(agent: Agent, number: int) -> bool:
     """Return whether an agent's service has so many CA certificates."""
     return (agent.store.current / "ca.pem").read_text().count("BEGIN") == number
@@ -270,8 +279,14 @@ async def test_C5_D1_D3_D4_D6_D8_a_root_is_rolled_over_while_a_fleet_renews(stor
 
     # 4. A signer is killed; the switch is made; it comes back and knows.
     await suite.stop_service("ca-signer-2", kill=True)
-    switched = await story.give("sign", "--min-fetched", "60")
+    renewing = ("--renew-per-minute", "600")
+    switched = await story.give("sign", "--min-fetched", "60", *renewing)
     assert (switched["state"], switched["fetched_at_switch"]) == ("signing", 2)
+    # The old generation is renewed by a campaign; saying it again starts no other one.
+    again = await story.give("sign", "--min-fetched", "60", *renewing)
+    assert again["campaign"] == switched["campaign"]
+    campaign = await story.until(lambda: requested_all(story, switched["campaign"]))
+    assert (campaign["reason"], campaign["selector"]) == ("ca_rollover", "issuer=issuing")
     await suite.start_service("ca-signer", "ca-signer-2", wait=True)
 
     # 5. Renewals lead to the new generation, by certificates of the old and then of the new one.
