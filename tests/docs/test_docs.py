@@ -48,7 +48,10 @@ NOT_CODES = re.compile(
     r"audit\.(?!unavailable|spool_full|chain_broken).*|service\.(start|stop|previous_boot)|.*\.(pem|yaml|json|der)|"
     r"rotation\.(activated|deprecated|retired)|client\.(address|port)|event\.outcome"
 )
-OTHERS = {"auth.token_", "frontend.publish", "ca.passphrase", "service.name", "rotation.proof"}
+OTHERS = {
+    *("auth.token_", "frontend.publish", "ca.passphrase", "service.name", "rotation.proof"),
+    "campaign.requested",
+}
 
 
 @functools.cache

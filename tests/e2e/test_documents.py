@@ -34,6 +34,7 @@ NOT_RUN = {
     "submissions list": "an upstream CA: tests/e2e/test_upstream.py",
     "requests approve": "a request that waits: tests/e2e/test_approval.py",
     "bulk-revocation confirm": "a second operator: tests/integration/ca_signer/test_bulk_revocation.py",
+    "campaign confirm": "a second operator: tests/e2e/test_campaign.py",
     "replace-expired": "a CA that has expired: tests/e2e/test_expired_ca.py",
     "rollover plan": "a second generation: tests/e2e/test_rollover.py",
     "CA2 --out SERVER": "a second root: tests/e2e/test_rollover.py",

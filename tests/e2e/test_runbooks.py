@@ -63,6 +63,7 @@ EXECUTED = {
     "Find certificates": "tests/e2e/test_documents.py",
     "Revoke a certificate": "tests/e2e/test_documents.py",
     "Revoke many certificates: a bulk revocation": "tests/integration/ca_signer/test_bulk_revocation.py",
+    "Renew many certificates: a campaign": "tests/e2e/test_campaign.py",
     "Serve revocation lists": "tests/e2e/test_revocation.py",
     "A revocation list is late": "tests/integration/ca_signer/test_crl.py",
     "Check the store every night": "tests/integration/ca_signer/test_check_store.py",

@@ -488,7 +488,7 @@ async def test_it_starts_at_its_time(signer: SignerStack, boss: TestOperator) ->
     await boss.give(signer, "campaign-stop", {"id": campaign["id"]})
 
 
-async def test_late_members_are_counted_and_an_expired_one_settles(
+async def test_late_members_are_counted_and_an_expired_one_is_finished(
     signer: SignerStack, boss: TestOperator
 ) -> None:
     first, _ = await fleet(signer, "owner-9", 2)

@@ -21,10 +21,10 @@ MEMBER_STATES = (
 )
 _MEMBERS = """select case when revoked_at is not null then 'revoked'
   when proven_at is not null then 'proven' when renewed_at is not null then 'renewed'
-  when skipped_at is not null then 'skipped' when settled_at is not null then 'ended'
+  when skipped_at is not null then 'skipped' when finished_at is not null then 'ended'
   when requested_at is not null then 'requested' else 'waiting' end as state,
   count(*) as count, count(*) filter (
-    where settled_at is null and renewed_at is null and c.renew_by < now()) as late
+    where finished_at is null and renewed_at is null and c.renew_by < now()) as late
 from campaign_member join campaign c using (campaign_id)
 where c.state in ('running', 'paused') group by 1"""
 

@@ -54,7 +54,7 @@ _REQUEST = """update campaign_member set requested_at = now()
 where campaign_id = $1 and issuance_id = any($2::uuid[])"""
 _SKIP = """update campaign_member m set skipped_at = now(),
   renewed_at = coalesce(m.renewed_at, t.renewed_at),
-  settled_at = coalesce(m.settled_at, case when not t.good then now() end)
+  finished_at = coalesce(m.finished_at, case when not t.good then now() end)
 from unnest($2::uuid[], $3::timestamptz[], $4::boolean[]) as t(issuance_id, renewed_at, good)
 where m.campaign_id = $1 and m.issuance_id = t.issuance_id"""
 _UNPUBLISHED_SQL = """select true from campaign_member where requested_at < now() - $1::interval
@@ -159,11 +159,11 @@ class CampaignJob:
         if row["state"] == "running" and row["revoke_reason"] is not None:
             metrics.CAMPAIGN_REVOKED.inc(await progress.revoke_replaced(connection, row))
         if _minute(row["checked_at"]) != _minute(row["now"]):
-            await progress.settle_ended(connection, campaign_id)
+            await progress.finish_ended(connection, campaign_id)
         await connection.execute(
             "update campaign set checked_at = now() where campaign_id = $1", campaign_id
         )
-        if await progress.all_settled(connection, campaign_id):
+        if await progress.all_finished(connection, campaign_id):
             await _end(connection, row, "done")
 
 

@@ -1,11 +1,11 @@
-"""Progress of the members of campaigns: renewed, proven in use, revoked, settled.
+"""Progress of the members of campaigns: renewed, proven in use, revoked, finished.
 
 - Renewed: the ledger has a younger certificate of the slot.
 - Proven: renewal reported that a younger certificate of the slot is in use (``activated``). The
   ledger is asked whether it is one, and good.
 - Deprecated: renewal reported that the overlap is over. Only then the certificate may be revoked,
   and only while its successor is good.
-- Settled: see ``ca_signer.campaigns.store``.
+- Finished: see ``ca_signer.campaigns.store``.
 
 Every statement may run twice and in any order. Members of campaigns that ended are not changed.
 """
@@ -28,7 +28,7 @@ _OPEN = ", ".join(f"'{state}'" for state in OPEN)
 _ANY_OPEN = f"select true from campaign where state in ({_OPEN}) limit 1"  # noqa: S608 - constants
 _RENEWED = """update campaign_member m set renewed_at = n.issued_at
 from issuance n, issuance o
-where m.campaign_id = $1 and m.renewed_at is null and m.settled_at is null
+where m.campaign_id = $1 and m.renewed_at is null and m.finished_at is null
   and n.slot_id = m.slot_id and n.issued_at >= $2 and n.state = 'issued'
   and o.issuance_id = m.issuance_id and n.issued_at > o.issued_at"""
 _PROVEN = f"""with proof as (
@@ -37,9 +37,9 @@ _PROVEN = f"""with proof as (
   where f.certificate_sha256 = any($1::bytea[]) and n.state = 'issued' and n.revoked_at is null
   group by n.slot_id)
 update campaign_member m set proven_at = now(), renewed_at = coalesce(m.renewed_at, p.issued_at),
-  settled_at = coalesce(m.settled_at, case when c.revoke_reason is null then now() end)
+  finished_at = coalesce(m.finished_at, case when c.revoke_reason is null then now() end)
 from proof p, issuance o, campaign c
-where m.slot_id = p.slot_id and m.proven_at is null and m.settled_at is null
+where m.slot_id = p.slot_id and m.proven_at is null and m.finished_at is null
   and o.issuance_id = m.issuance_id and o.issued_at < p.issued_at and c.campaign_id = m.campaign_id
   and c.state in ({_OPEN})"""  # noqa: S608 - constants
 _DEPRECATED = f"""update campaign_member m set deprecated_at = now(),
@@ -48,30 +48,30 @@ from issuance o, issuance n, campaign c
 where n.issuance_id = $1 and m.slot_id = n.slot_id
   and o.issuance_id = m.issuance_id and n.issued_at > o.issued_at
   and n.revoked_at is null and n.not_after > now()
-  and m.deprecated_at is null and m.settled_at is null and c.campaign_id = m.campaign_id
+  and m.deprecated_at is null and m.finished_at is null and c.campaign_id = m.campaign_id
   and c.revoke_reason is not null and c.state in ({_OPEN})"""  # noqa: S608 - constants
 _WISH = """select c.revoke_reason from campaign_member m join campaign c using (campaign_id)
-where m.issuance_id = $1 and m.settled_at is null and c.revoke_reason is not null
+where m.issuance_id = $1 and m.finished_at is null and c.revoke_reason is not null
   and c.state = 'running' order by c.proposed_at limit 1"""
 _REVOKED_BY_ROTATION = f"""update campaign_member m set revoked_at = now(),
-  revocation_announced_at = now(), settled_at = now()
+  revocation_announced_at = now(), finished_at = now()
 from campaign c
-where m.issuance_id = $1 and m.settled_at is null and c.campaign_id = m.campaign_id
+where m.issuance_id = $1 and m.finished_at is null and c.campaign_id = m.campaign_id
   and c.revoke_reason is not null and c.state in ({_OPEN})"""  # noqa: S608 - constants
 _REVOCABLE = """select o.issuance_id, o.revoked_at is null and o.not_after > now() as good,
   exists (select from issuance n where n.slot_id = o.slot_id and n.state = 'issued'
     and n.issued_at > o.issued_at and n.revoked_at is null and n.not_after > now()) as succeeded
 from issuance o where o.issuance_id in (select issuance_id from campaign_member
-  where campaign_id = $1 and deprecated_at is not null and settled_at is null limit $2)
+  where campaign_id = $1 and deprecated_at is not null and finished_at is null limit $2)
 order by o.issuance_id for update"""
-_MARK_REVOKED = """update campaign_member set revoked_at = now(), settled_at = now()
+_MARK_REVOKED = """update campaign_member set revoked_at = now(), finished_at = now()
 where campaign_id = $1 and issuance_id = any($2::uuid[])"""
-_MARK_SETTLED = """update campaign_member set settled_at = now()
+_MARK_FINISHED = """update campaign_member set finished_at = now()
 where campaign_id = $1 and issuance_id = any($2::uuid[])"""
 _UNPROVE = """update campaign_member set deprecated_at = null, proven_at = null
 where campaign_id = $1 and issuance_id = any($2::uuid[])"""
-_ENDED = """update campaign_member m set settled_at = now() from issuance o
-where m.campaign_id = $1 and m.settled_at is null and o.issuance_id = m.issuance_id
+_ENDED = """update campaign_member m set finished_at = now() from issuance o
+where m.campaign_id = $1 and m.finished_at is null and o.issuance_id = m.issuance_id
   and (o.revoked_at is not null and o.revocation_reason <> 'certificateHold'
     or o.not_after <= now())"""
 
@@ -107,7 +107,7 @@ async def revocation_wish(connection: Connection, issuance_id: object) -> str | 
 
 
 async def note_revocation(connection: Connection, issuance_id: object) -> None:
-    """Settle members whose certificate was revoked as its profile says; that is on record."""
+    """Finish members whose certificate was revoked as its profile says; that is on record."""
     await connection.execute(_REVOKED_BY_ROTATION, issuance_id)
 
 
@@ -124,20 +124,20 @@ async def revoke_replaced(connection: Connection, row: asyncpg.Record) -> int:
         connection, issuance_ids(revocable), row["revoke_reason"], f"campaign:{campaign_id}"
     )
     await connection.execute(_MARK_REVOKED, campaign_id, issuance_ids(revocable))
-    await connection.execute(_MARK_SETTLED, campaign_id, issuance_ids(ended))
+    await connection.execute(_MARK_FINISHED, campaign_id, issuance_ids(ended))
     # Its successor was revoked after it had been proven: another proof is needed.
     await connection.execute(_UNPROVE, campaign_id, issuance_ids(alone))
     return len(revocable)
 
 
-async def settle_ended(connection: Connection, campaign_id: object) -> None:
-    """Settle members that expired or were revoked by other means."""
+async def finish_ended(connection: Connection, campaign_id: object) -> None:
+    """Finish members that expired or were revoked by other means."""
     await connection.execute(_ENDED, campaign_id)
 
 
-async def all_settled(connection: Connection, campaign_id: object) -> bool:
+async def all_finished(connection: Connection, campaign_id: object) -> bool:
     """Return whether nothing is left to do for any member."""
     return not await connection.fetchval(
-        "select true from campaign_member where campaign_id = $1 and settled_at is null limit 1",
+        "select true from campaign_member where campaign_id = $1 and finished_at is null limit 1",
         campaign_id,
     )

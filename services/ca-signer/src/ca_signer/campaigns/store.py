@@ -4,10 +4,10 @@
 2. ``proposed``: the members are recorded. They are fixed from here on.
 3. ``running``: an operator has confirmed their number. Renewals are requested at the pace.
    ``paused``: nothing is requested and nothing is revoked.
-4. ``done``: every member is settled. ``stopped`` by an operator: nothing more is requested or
+4. ``done``: every member is finished. ``stopped`` by an operator: nothing more is requested or
    revoked. ``expired``: a day unconfirmed.
 
-A member is settled when a younger certificate of its slot is proven in use, or in a campaign that
+A member is finished when a younger certificate of its slot is proven in use, or in a campaign that
 revokes when it is revoked after that; and when it has expired, was revoked by other means, or was
 not good any more when its turn came.
 """
@@ -36,7 +36,7 @@ DEFAULT_PER_MINUTE = 600
 _MEMBER_COUNTS = """select count(*) as members, count(m.announced_at) as requested,
   count(skipped_at) as skipped, count(renewed_at) as renewed, count(proven_at) as proven,
   count(revoked_at) as revoked, count(*) filter (
-    where settled_at is null and renewed_at is null and c.renew_by < now()) as late
+    where finished_at is null and renewed_at is null and c.renew_by < now()) as late
 from campaign_member m join campaign c using (campaign_id) where campaign_id = $1"""
 _SAME = """select * from campaign where state = any($1::text[]) and reason = $2
   and selector::jsonb = $3::jsonb order by proposed_at limit 1"""

@@ -130,13 +130,13 @@ async def campaign_owners(
 async def campaign_members(
     connection: Connection, campaign_id: UUID, *, limit: int
 ) -> Sequence[asyncpg.Record]:
-    """Return some of the certificates of a campaign, those that are not settled first."""
+    """Return some of the certificates of a campaign, those that are not finished first."""
     row, member = issuance.c, campaign_member.c
     query = (
         select(row.issuer_id, row.serial_number, row.subject, row.not_after)
         .select_from(campaign_member.join(issuance, member.issuance_id == row.issuance_id))
         .where(member.campaign_id == campaign_id)
-        .order_by(member.settled_at.is_not(None), member.rank, member.issuance_id)
+        .order_by(member.finished_at.is_not(None), member.rank, member.issuance_id)
         .limit(limit)
     )
     return await statements.fetch(connection, query)

@@ -66,7 +66,7 @@ campaign_member = sa.Table(
     columns.timestamp("deprecated_at", comment="the overlap is over; it may be revoked"),
     columns.timestamp("revoked_at"),
     columns.timestamp("revocation_announced_at"),
-    columns.timestamp("settled_at", comment="the campaign has nothing more to do for it"),
+    columns.timestamp("finished_at", comment="the campaign has nothing more to do for it"),
     sa.Index(
         "campaign_member_waiting",
         "campaign_id",
@@ -80,18 +80,18 @@ campaign_member = sa.Table(
         postgresql_where="requested_at is not null and announced_at is null",
     ),
     # Renewals, proofs and ends of overlaps, which name the slot.
-    sa.Index("campaign_member_slot", "slot_id", postgresql_where="settled_at is null"),
+    sa.Index("campaign_member_slot", "slot_id", postgresql_where="finished_at is null"),
     sa.Index("campaign_member_issuance", "issuance_id"),
     sa.Index(
         "campaign_member_revocable",
         "campaign_id",
-        postgresql_where="deprecated_at is not null and settled_at is null",
+        postgresql_where="deprecated_at is not null and finished_at is null",
     ),
     sa.Index(
-        "campaign_member_unsettled",
+        "campaign_member_unfinished",
         "campaign_id",
         "not_after",
-        postgresql_where="settled_at is null",
+        postgresql_where="finished_at is null",
     ),
     sa.Index(
         "campaign_member_revocation_unannounced",

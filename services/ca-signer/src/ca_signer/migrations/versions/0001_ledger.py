@@ -622,7 +622,7 @@ def _create_campaigns() -> None:
         sa.Column("deprecated_at", TIME, comment="the overlap is over; it may be revoked"),
         sa.Column("revoked_at", TIME),
         sa.Column("revocation_announced_at", TIME),
-        sa.Column("settled_at", TIME, comment="the campaign has nothing more to do for it"),
+        sa.Column("finished_at", TIME, comment="the campaign has nothing more to do for it"),
         sa.PrimaryKeyConstraint("campaign_id", "issuance_id"),
         comment="the certificates of a campaign, as selected when it was proposed",
     )
@@ -633,10 +633,10 @@ def _create_campaigns() -> None:
             "requested_at is null and skipped_at is null",
         ),
         ("unannounced", ("requested_at",), "requested_at is not null and announced_at is null"),
-        ("slot", ("slot_id",), "settled_at is null"),
+        ("slot", ("slot_id",), "finished_at is null"),
         ("issuance", ("issuance_id",), None),
-        ("revocable", ("campaign_id",), "deprecated_at is not null and settled_at is null"),
-        ("unsettled", ("campaign_id", "not_after"), "settled_at is null"),
+        ("revocable", ("campaign_id",), "deprecated_at is not null and finished_at is null"),
+        ("unfinished", ("campaign_id", "not_after"), "finished_at is null"),
         (
             "revocation_unannounced",
             ("revoked_at",),
