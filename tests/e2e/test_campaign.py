@@ -90,7 +90,6 @@ async def story(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Story
         },
     )
     try:
-        await stack.suite.start_service("ca-signer", "ca-signer-2", wait=True)
         settings = {n: await make_operator(stack.suite, f"CN={n}", n) for n in OPERATORS}
         yield Story(stack, settings)
     finally:
@@ -124,11 +123,14 @@ async def test_a_fleet_is_renewed_at_a_pace_and_the_old_certificates_are_revoked
 ) -> None:
     # 1. A fleet of five; a campaign that is not yet confirmed requests nothing.
     stack = story.stack
+    await stack.suite.start_service("ca-signer", "ca-signer-2", wait=True)
+    began = SystemClock().now()
     fleet = [await Service.enroll(stack, tmp_path / str(n), f"dev-{n}") for n in range(5)]
     old = [service.certificate for service in fleet]
-    arguments = ("--profile", "service-mtls", "--reason", "incident", "--explanation-url", URL)
+    which = ("--profile", "service-mtls", "--issued-after", began.isoformat())
+    why = ("--reason", "incident", "--explanation-url", URL)
     proposal = await story.give(
-        "boss", "propose", *arguments, "--per-minute", "60", "--revoke", "superseded"
+        "boss", "propose", *which, *why, "--per-minute", "60", "--revoke", "superseded"
     )
     campaign = proposal["id"]
     assert (await story.until(campaign, "proposed"))["count"] == 5
@@ -169,3 +171,42 @@ async def test_a_fleet_is_renewed_at_a_pace_and_the_old_certificates_are_revoked
     assert "\nverified: " in verified
     listed = await story.estctl("second", "list")
     assert f"id={campaign}  state=done  count=5" in listed
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "signer.campaign:exit:2",
+        "signer.campaign.audited:exit:1",
+        "signer.campaign.published:exit:1",
+    ],
+)
+async def test_a_signer_killed_at_any_step_of_a_request_loses_and_repeats_none(
+    story: Story, tmp_path: Path, fault: str
+) -> None:
+    suite = story.stack.suite
+    name = f"dev-{fault.replace('.', '-').replace(':', '-')}"
+    service = await Service.enroll(story.stack, tmp_path / "s", name)
+    await suite.stop_service("ca-signer")
+    await suite.start_service(
+        "ca-signer", "ca-signer", wait=True, environment={"ESTSUITE_FAULT": fault}
+    )
+    doomed = suite.services["ca-signer"].process
+    proposal = await story.give("boss", "propose", "--name", name, "--reason", "operator")
+    campaign = proposal["id"]
+    await story.until(campaign, "proposed")
+    await story.give("boss", "confirm", "--id", campaign, "--count", "1")
+    async with asyncio.timeout(20):
+        assert await doomed.wait() == 137
+    await suite.stop_service("ca-signer")
+    await suite.start_service("ca-signer", "ca-signer", wait=True)
+    async with asyncio.timeout(60):
+        while (await service.info()).reason != "operator":
+            await asyncio.sleep(0.2)
+        await service.renew()
+        await service.client(service.credential).prove_use()
+    progress = (await story.until(campaign, "done"))["progress"]
+    assert (progress["requested"], progress["proven"]) == (1, 1)
+    await story.stack.until_recorded()
+    records = [r for r in await story.stack.records() if r.get("correlation_id") == campaign]
+    assert len({r["record_id"] for r in records if r["action"] == "campaign.requested"}) == 1

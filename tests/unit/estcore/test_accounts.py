@@ -7,6 +7,7 @@ import pytest
 from estcore.messages import permissions
 from estcore.messages.accounts import intersection, server_accounts
 from estcore.messages.permissions import STREAMS_ACCOUNT
+from estcore.messages.topics import RENEWAL_REQUESTED_TOPIC
 
 USERS = {
     "migrate": permissions.provisioner(),
@@ -22,6 +23,15 @@ USERS = {
     "agent-demo-db": permissions.agent("demo", "db"),
 }
 ACCOUNTS = server_accounts(USERS, {name: f"U{name}" for name in USERS})
+
+
+def test_only_ca_signer_requests_renewals() -> None:
+    publishers = {
+        name
+        for name, rights in USERS.items()
+        if any(intersection(topic, RENEWAL_REQUESTED_TOPIC) for topic in rights.publish)
+    }
+    assert publishers == {"ca-signer"}
 
 
 @pytest.mark.parametrize(

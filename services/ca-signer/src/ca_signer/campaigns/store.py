@@ -90,15 +90,14 @@ async def insert(
     return await find(connection, UUID(campaign_id))
 
 
-async def find(connection: Connection, campaign_id: UUID) -> asyncpg.Record:
-    """Return the row of a campaign, locked, with ``now``.
+async def find(connection: Connection, campaign_id: UUID, *, lock: bool = True) -> asyncpg.Record:
+    """Return the row of a campaign, with ``now``; locked where it is to be changed.
 
     Raises:
         Conflict: there is none.
     """
-    row = await connection.fetchrow(
-        "select *, now() as now from campaign where campaign_id = $1 for update", campaign_id
-    )
+    query = "select *, now() as now from campaign where campaign_id = $1"
+    row = await connection.fetchrow(f"{query} for update" if lock else query, campaign_id)
     if row is None:
         raise Conflict("there is no such campaign", code="command.unknown")
     return row

@@ -181,7 +181,8 @@ async def _stop(connection: Connection, reference: One, caller: Caller) -> Comma
 
 
 async def _show(connection: Connection, reference: One, _: Caller) -> CommandResult:
-    row = await store.find(connection, reference.id)
+    # Not locked: while the members are selected, which may take long, it can be shown.
+    row = await store.find(connection, reference.id, lock=False)
     from ca_signer.ledger import operator_reads  # SQLAlchemy, at the first command
 
     owners = await operator_reads.campaign_owners(connection, reference.id, limit=_SHOWN)
