@@ -384,6 +384,33 @@ async def test_nothing_is_revoked_whose_successor_was_revoked(
     await boss.give(signer, "campaign-stop", {"id": campaign["id"]})
 
 
+async def test_with_a_compromised_key_a_certificate_of_the_same_key_is_no_successor(
+    signer: SignerStack, boss: TestOperator, renewal: Bus
+) -> None:
+    old = await enroll(signer, "owner-13")
+    campaign = await proposed(signer, boss, service="owner-13", revoke="keyCompromise")
+    await confirm(signer, await operator(signer, "CN=second"), campaign)
+    await until(signer, boss, campaign["id"], counted("requested", 1))
+    same = await enroll(signer, "owner-13", after=old)
+    keep_key = (
+        "update issuance set spki_sha256 = (select spki_sha256 from issuance "
+        "where certificate_sha256 = $1) where certificate_sha256 = $2"
+    )
+    await signer.value(keep_key, sha256(old).digest(), sha256(same).digest())
+    await publish_rotation(renewal, old, same, "activated")
+    await publish_rotation(renewal, old, same, "deprecated")
+    # Another key: that one counts, and the events before it have been read by then.
+    new = await enroll(signer, "owner-13", after=same)
+    shown = await until(signer, boss, campaign["id"], counted("renewed", 1))
+    assert (shown["progress"]["proven"], shown["progress"]["revoked"]) == (0, 0)
+    await publish_rotation(renewal, same, new, "activated")
+    await until(signer, boss, campaign["id"], counted("proven", 1))
+    assert await revocation(signer, old) == (None, None, 0)
+    await publish_rotation(renewal, same, new, "deprecated")
+    assert (await until(signer, boss, campaign["id"], counted("revoked", 1)))["state"] == "done"
+    assert (await revocation(signer, old))[0] == "keyCompromise"
+
+
 async def test_where_the_profile_revokes_too_the_campaigns_reason_counts(
     signer: SignerStack, boss: TestOperator, renewal: Bus
 ) -> None:

@@ -16,9 +16,7 @@ log = logging.getLogger(__name__)
 
 _CAMPAIGNS = """select state, count(*) as count from campaign
 where state in ('selecting', 'proposed', 'running', 'paused') group by state"""
-MEMBER_STATES = (
-    *("waiting", "requested", "renewed", "proven", "revoked", "skipped", "ended", "late"),
-)
+_STEPS = ("waiting", "requested", "skipped", "renewed", "proven", "revoked", "ended", "late")
 _MEMBERS = """select case when revoked_at is not null then 'revoked'
   when proven_at is not null then 'proven' when renewed_at is not null then 'renewed'
   when skipped_at is not null then 'skipped' when finished_at is not null then 'ended'
@@ -60,5 +58,5 @@ class CampaignGauges:
             metrics.CAMPAIGNS.labels(state).set(by_state.get(state, 0))
         counts = {row["state"]: row["count"] for row in members}
         counts["late"] = sum(row["late"] for row in members)
-        for state in MEMBER_STATES:
+        for state in _STEPS:
             metrics.CAMPAIGN_MEMBERS.labels(state).set(counts.get(state, 0))

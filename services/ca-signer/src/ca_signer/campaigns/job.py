@@ -43,13 +43,14 @@ from campaign where state = 'selecting'
     and paced_at <= now() - greatest(interval '1 minute' / per_minute, $3::interval))
   or (state in ('running', 'paused') and checked_at <= now() - $2::interval)
 order by checked_at nulls first, proposed_at limit 1 for update skip locked"""
-_WAITING = """select m.issuance_id, o.revoked_at is null and o.not_after > now() as good,
-  (select min(n.issued_at) from issuance n where n.slot_id = m.slot_id and n.state = 'issued'
-    and n.issued_at > o.issued_at and n.revoked_at is null and n.not_after > now()) as renewed_at
-from (select issuance_id, slot_id, rank from campaign_member
+_WAITING = f"""select m.issuance_id, o.revoked_at is null and o.not_after > now() as good,
+  (select min(n.issued_at) from issuance n where {progress.SUCCEEDS}
+    and n.revoked_at is null and n.not_after > now()) as renewed_at
+from (select campaign_id, issuance_id, rank from campaign_member
     where campaign_id = $1 and requested_at is null and skipped_at is null
     order by rank, issuance_id limit $2) m
-  join issuance o using (issuance_id) order by m.rank, m.issuance_id"""
+  join campaign c using (campaign_id) join issuance o using (issuance_id)
+order by m.rank, m.issuance_id"""  # noqa: S608 - constants
 _REQUEST = """update campaign_member set requested_at = now()
 where campaign_id = $1 and issuance_id = any($2::uuid[])"""
 _SKIP = """update campaign_member m set skipped_at = now(),

@@ -1,6 +1,7 @@
 """Progress of the members of campaigns: renewed, proven in use, revoked, finished.
 
-- Renewed: the ledger has a younger certificate of the slot.
+- Renewed: the ledger has a younger certificate of the slot. Where the campaign revokes for
+  ``keyCompromise``, one with the same key is no successor: it would keep the compromised key.
 - Proven: renewal reported that a younger certificate of the slot is in use (``activated``). The
   ledger is asked whether it is one, and good.
 - Deprecated: renewal reported that the overlap is over. Only then the certificate may be revoked,
@@ -21,49 +22,55 @@ from ca_signer.campaigns.store import OPEN, issuance_ids
 from ca_signer.ledger import revocations
 from estcore.runtime.database import Connection
 
-_BATCH = 200
+_BATCH = 1000
 _MARGIN = dt.timedelta(minutes=1)
 """A transaction that issues commits within this time after its ``issued_at``."""
 _OPEN = ", ".join(f"'{state}'" for state in OPEN)
+SUCCEEDS = (
+    "n.slot_id = o.slot_id and n.state = 'issued' and n.issued_at > o.issued_at "
+    "and (c.revoke_reason is distinct from 'keyCompromise' or n.spki_sha256 <> o.spki_sha256)"
+)
+"""Whether issuance ``n`` is a successor of issuance ``o``, a member of campaign ``c``."""
 _ANY_OPEN = f"select true from campaign where state in ({_OPEN}) limit 1"  # noqa: S608 - constants
-_RENEWED = """update campaign_member m set renewed_at = n.issued_at
-from issuance n, issuance o
+_RENEWED = f"""update campaign_member m set renewed_at = n.issued_at
+from issuance n, issuance o, campaign c
 where m.campaign_id = $1 and m.renewed_at is null and m.finished_at is null
-  and n.slot_id = m.slot_id and n.issued_at >= $2 and n.state = 'issued'
-  and o.issuance_id = m.issuance_id and n.issued_at > o.issued_at"""
-_PROVEN = f"""with proof as (
-  select n.slot_id, max(n.issued_at) as issued_at from fingerprint f
-  join issuance n using (issuance_id)
-  where f.certificate_sha256 = any($1::bytea[]) and n.state = 'issued' and n.revoked_at is null
-  group by n.slot_id)
-update campaign_member m set proven_at = now(), renewed_at = coalesce(m.renewed_at, p.issued_at),
+  and n.slot_id = m.slot_id and n.issued_at >= $2 and o.issuance_id = m.issuance_id
+  and c.campaign_id = m.campaign_id and {SUCCEEDS}"""  # noqa: S608 - constants
+_PROVEN = f"""with n as (
+  select i.slot_id, i.issued_at, i.state, i.spki_sha256 from fingerprint f
+  join issuance i using (issuance_id)
+  where f.certificate_sha256 = any($1::bytea[]) and i.revoked_at is null)
+update campaign_member m set proven_at = now(), renewed_at = coalesce(m.renewed_at, n.issued_at),
   finished_at = coalesce(m.finished_at, case when c.revoke_reason is null then now() end)
-from proof p, issuance o, campaign c
-where m.slot_id = p.slot_id and m.proven_at is null and m.finished_at is null
-  and o.issuance_id = m.issuance_id and o.issued_at < p.issued_at and c.campaign_id = m.campaign_id
+from n, issuance o, campaign c
+where m.slot_id = n.slot_id and m.proven_at is null and m.finished_at is null
+  and o.issuance_id = m.issuance_id and c.campaign_id = m.campaign_id and {SUCCEEDS}
   and c.state in ({_OPEN})"""  # noqa: S608 - constants
 _DEPRECATED = f"""update campaign_member m set deprecated_at = now(),
   proven_at = coalesce(m.proven_at, now()), renewed_at = coalesce(m.renewed_at, n.issued_at)
 from issuance o, issuance n, campaign c
 where n.issuance_id = $1 and m.slot_id = n.slot_id
-  and o.issuance_id = m.issuance_id and n.issued_at > o.issued_at
+  and o.issuance_id = m.issuance_id and {SUCCEEDS}
   and n.revoked_at is null and n.not_after > now()
   and m.deprecated_at is null and m.finished_at is null and c.campaign_id = m.campaign_id
   and c.revoke_reason is not null and c.state in ({_OPEN})"""  # noqa: S608 - constants
-_WISH = """select c.revoke_reason from campaign_member m join campaign c using (campaign_id)
+_WISH = f"""select c.revoke_reason from campaign_member m join campaign c using (campaign_id)
+join issuance o using (issuance_id) join issuance n on n.issuance_id = $2 and {SUCCEEDS}
 where m.issuance_id = $1 and m.finished_at is null and c.revoke_reason is not null
-  and c.state = 'running' order by c.proposed_at limit 1"""
+  and c.state = 'running' order by c.proposed_at limit 1"""  # noqa: S608 - constants
 _REVOKED_BY_ROTATION = f"""update campaign_member m set revoked_at = now(),
   revocation_announced_at = now(), finished_at = now()
 from campaign c
 where m.issuance_id = $1 and m.finished_at is null and c.campaign_id = m.campaign_id
   and c.revoke_reason is not null and c.state in ({_OPEN})"""  # noqa: S608 - constants
-_REVOCABLE = """select o.issuance_id, o.revoked_at is null and o.not_after > now() as good,
-  exists (select from issuance n where n.slot_id = o.slot_id and n.state = 'issued'
-    and n.issued_at > o.issued_at and n.revoked_at is null and n.not_after > now()) as succeeded
-from issuance o where o.issuance_id in (select issuance_id from campaign_member
+_REVOCABLE = f"""select o.issuance_id, o.revoked_at is null and o.not_after > now() as good,
+  exists (select from issuance n where {SUCCEEDS}
+    and n.revoked_at is null and n.not_after > now()) as succeeded
+from issuance o, campaign c where c.campaign_id = $1 and o.issuance_id in (
+  select issuance_id from campaign_member
   where campaign_id = $1 and deprecated_at is not null and finished_at is null limit $2)
-order by o.issuance_id for update"""
+order by o.issuance_id for update of o"""  # noqa: S608 - constants
 _MARK_REVOKED = """update campaign_member set revoked_at = now(), finished_at = now()
 where campaign_id = $1 and issuance_id = any($2::uuid[])"""
 _MARK_FINISHED = """update campaign_member set finished_at = now()
@@ -100,9 +107,11 @@ async def note_deprecation(connection: Connection, new: object) -> None:
     await connection.execute(_DEPRECATED, new)
 
 
-async def revocation_wish(connection: Connection, issuance_id: object) -> str | None:
+async def revocation_wish(
+    connection: Connection, issuance_id: object, *, successor: object
+) -> str | None:
     """Return for which reason a running campaign wants a replaced certificate revoked."""
-    reason: str | None = await connection.fetchval(_WISH, issuance_id)
+    reason: str | None = await connection.fetchval(_WISH, issuance_id, successor)
     return reason
 
 

@@ -141,7 +141,7 @@ class RevokeAfterRotation:
                 return row
             if not row["succeeded"] or not self._is_wanted(row["profile"]):
                 return None
-            await self._revoke(connection, row["issuance_id"], by)
+            await self._revoke(connection, row, by)
             return await connection.fetchrow(_OLD, old, new)
 
         row = await self._database.run(work)
@@ -150,9 +150,12 @@ class RevokeAfterRotation:
         self._changed()
         return self._record(event, row)
 
-    async def _revoke(self, connection: Connection, issuance_id: str, by: str) -> None:
-        reason = await progress.revocation_wish(connection, issuance_id) or REASON
-        await revocations.set_revocation(connection, issuance_id, reason, by)
+    async def _revoke(self, connection: Connection, row: asyncpg.Record, by: str) -> None:
+        issuance_id = row["issuance_id"]
+        wish = await progress.revocation_wish(
+            connection, issuance_id, successor=row["successor_id"]
+        )
+        await revocations.set_revocation(connection, issuance_id, wish or REASON, by)
         await progress.note_revocation(connection, issuance_id)
 
     def _is_wanted(self, profile_name: str) -> bool:
