@@ -482,25 +482,48 @@ async def test_requests_wait_while_their_events_cannot_be_published(
     await fleet(signer, "owner-7", 3)
     campaign = await proposed(signer, boss, service="owner-7", per_minute=60)
     await confirm(signer, boss, campaign)
-    # Paused while the row is made, so that the outbox of the stack does not publish it.
-    await boss.give(signer, "campaign-pause", {"id": campaign["id"]})
+    # A request that the outbox cannot publish: it is of no certificate.
     await signer.value(
-        "update campaign_member set requested_at = now() - interval '1 minute' where issuance_id = "
-        "(select issuance_id from campaign_member where campaign_id = $1 limit 1)",
+        "insert into campaign_member (campaign_id, issuance_id, slot_id, rank, not_after, "
+        "requested_at) values ($1, $2, $2, 0, now() + interval '1 day', now() - interval '1 minute')",
         campaign["id"],
+        ids.uuid7(),
     )
     await signer.value(
-        "update campaign set state = 'running', paced_at = now() - interval '1 minute' "
-        "where campaign_id = $1",
+        "update campaign set paced_at = now() - interval '1 minute' where campaign_id = $1",
         campaign["id"],
     )
-    await CampaignJob(signer.database, changed=lambda: None).step()
+    await signer.operations.campaigns.step()
     asked = "select count(requested_at) from campaign_member where campaign_id = $1"
     assert await signer.value(asked, campaign["id"]) == 1
+    await signer.value(
+        "update campaign_member set announced_at = now() where campaign_id = $1 and rank = 0",
+        campaign["id"],
+    )
+    await signer.value(
+        "update campaign set paced_at = now() - interval '2 seconds' where campaign_id = $1",
+        campaign["id"],
+    )
+    await signer.operations.campaigns.step()
+    assert await signer.value(asked, campaign["id"]) > 1
     await boss.give(signer, "campaign-stop", {"id": campaign["id"]})
-    # Stopped before it was published: it never is.
+
+
+@pytest.mark.parametrize("verb", ["campaign-stop", "campaign-pause"])
+async def test_a_request_is_not_published_once_its_campaign_does_not_run(
+    signer: SignerStack, boss: TestOperator, verb: str
+) -> None:
+    await enroll(signer, "owner-14")
+    campaign = await proposed(signer, boss, service="owner-14", per_minute=1)
+    await confirm(signer, boss, campaign)
+    await boss.give(signer, verb, {"id": campaign["id"]})
+    await signer.value(
+        "update campaign_member set requested_at = now() where campaign_id = $1", campaign["id"]
+    )
     await step(signer)
-    assert (await show(signer, boss, campaign["id"]))["progress"]["requested"] == 0
+    shown = await show(signer, boss, campaign["id"])
+    assert (shown["progress"]["members"] > 0, shown["progress"]["requested"]) == (True, 0)
+    await boss.give(signer, "campaign-stop", {"id": campaign["id"]})
 
 
 async def test_it_starts_at_its_time(signer: SignerStack, boss: TestOperator) -> None:
@@ -518,7 +541,7 @@ async def test_it_starts_at_its_time(signer: SignerStack, boss: TestOperator) ->
 async def test_late_members_are_counted_and_an_expired_one_is_finished(
     signer: SignerStack, boss: TestOperator
 ) -> None:
-    first, _ = await fleet(signer, "owner-9", 2)
+    first, second = await fleet(signer, "owner-9", 2)
     soon = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
     campaign = await proposed(signer, boss, service="owner-9", renew_by=soon.isoformat())
     await confirm(signer, boss, campaign)
@@ -532,11 +555,18 @@ async def test_late_members_are_counted_and_an_expired_one_is_finished(
     assert (await show(signer, boss, campaign["id"]))["progress"]["late"] == 2
     assert metrics.CAMPAIGN_MEMBERS.labels("late")._value.get() == 2
     assert metrics.CAMPAIGNS.labels("running")._value.get() >= 1
-    await signer.expire_certificate(first)
+    expire = "update campaign_member set not_after = now() where issuance_id = any($1::uuid[])"
+    name = "select issuance_id from issuance where certificate_sha256 = $1"
+    await signer.value(expire, [await signer.value(name, sha256(first).digest())])
     await step(signer)
     shown = await show(signer, boss, campaign["id"])
     assert (shown["state"], shown["progress"]["late"]) == ("running", 1)
-    await signer.value("update issuance set not_after = now() where service = 'owner-9'")
+    # The other one is revoked by an operator: it is finished as well.
+    which = {"fingerprint": sha256(second).hexdigest(), "reason": "superseded"}
+    await boss.give(signer, "certificate-hold", {"fingerprint": which["fingerprint"]})
+    await step(signer)
+    assert (await show(signer, boss, campaign["id"]))["state"] == "running"
+    await boss.give(signer, "certificate-revoke", which)
     await until(signer, boss, campaign["id"], lambda c: c["state"] == "done")
     await gauges.count()
     assert metrics.CAMPAIGN_MEMBERS.labels("late")._value.get() == 0

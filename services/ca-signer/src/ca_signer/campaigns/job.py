@@ -159,17 +159,12 @@ class CampaignJob:
         await progress.find_renewals(connection, row)
         if row["state"] == "running" and row["revoke_reason"] is not None:
             metrics.CAMPAIGN_REVOKED.inc(await progress.revoke_replaced(connection, row))
-        if _minute(row["checked_at"]) != _minute(row["now"]):
-            await progress.finish_ended(connection, campaign_id)
+        await progress.finish_expired(connection, campaign_id)
         await connection.execute(
             "update campaign set checked_at = now() where campaign_id = $1", campaign_id
         )
         if await progress.all_finished(connection, campaign_id):
             await _end(connection, row, "done")
-
-
-def _minute(moment: dt.datetime) -> dt.datetime:
-    return moment.replace(second=0, microsecond=0)
 
 
 async def _end(connection: Connection, row: asyncpg.Record, state: str) -> None:

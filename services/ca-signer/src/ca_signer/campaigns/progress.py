@@ -32,25 +32,29 @@ SUCCEEDS = (
 )
 """Whether issuance ``n`` is a successor of issuance ``o``, a member of campaign ``c``."""
 _ANY_OPEN = f"select true from campaign where state in ({_OPEN}) limit 1"  # noqa: S608 - constants
+# The slots are read first, in each of these: the planner knows nothing of members that were just
+# selected, and would begin with all of them.
+_ISSUED_SLOTS = "select distinct slot_id from issuance where issued_at >= $1 and state = 'issued'"
+_PROVEN_SLOTS = """select distinct slot_id from fingerprint join issuance using (issuance_id)
+where fingerprint.certificate_sha256 = any($1::bytea[])"""
 _RENEWED = f"""update campaign_member m set renewed_at = n.issued_at
 from issuance n, issuance o, campaign c
-where m.campaign_id = $1 and m.renewed_at is null and m.finished_at is null
-  and n.slot_id = m.slot_id and n.issued_at >= $2 and o.issuance_id = m.issuance_id
+where m.slot_id = any($3::uuid[]) and m.campaign_id = $1
+  and m.renewed_at is null and m.finished_at is null
+  and n.issued_at >= $2 and o.issuance_id = m.issuance_id
   and c.campaign_id = m.campaign_id and {SUCCEEDS}"""  # noqa: S608 - constants
-_PROVEN = f"""with n as (
-  select i.slot_id, i.issued_at, i.state, i.spki_sha256 from fingerprint f
-  join issuance i using (issuance_id)
-  where f.certificate_sha256 = any($1::bytea[]) and i.revoked_at is null)
-update campaign_member m set proven_at = now(), renewed_at = coalesce(m.renewed_at, n.issued_at),
+_PROVEN = f"""update campaign_member m set proven_at = now(),
+  renewed_at = coalesce(m.renewed_at, n.issued_at),
   finished_at = coalesce(m.finished_at, case when c.revoke_reason is null then now() end)
-from n, issuance o, campaign c
-where m.slot_id = n.slot_id and m.proven_at is null and m.finished_at is null
+from issuance n, issuance o, campaign c
+where m.slot_id = any($2::uuid[]) and m.proven_at is null and m.finished_at is null
+  and n.certificate_sha256 = any($1::bytea[]) and n.revoked_at is null
   and o.issuance_id = m.issuance_id and c.campaign_id = m.campaign_id and {SUCCEEDS}
   and c.state in ({_OPEN})"""  # noqa: S608 - constants
 _DEPRECATED = f"""update campaign_member m set deprecated_at = now(),
   proven_at = coalesce(m.proven_at, now()), renewed_at = coalesce(m.renewed_at, n.issued_at)
 from issuance o, issuance n, campaign c
-where n.issuance_id = $1 and m.slot_id = n.slot_id
+where n.issuance_id = $1 and m.slot_id = $2
   and o.issuance_id = m.issuance_id and {SUCCEEDS}
   and n.revoked_at is null and n.not_after > now()
   and m.deprecated_at is null and m.finished_at is null and c.campaign_id = m.campaign_id
@@ -77,15 +81,15 @@ _MARK_FINISHED = """update campaign_member set finished_at = now()
 where campaign_id = $1 and issuance_id = any($2::uuid[])"""
 _UNPROVE = """update campaign_member set deprecated_at = null, proven_at = null
 where campaign_id = $1 and issuance_id = any($2::uuid[])"""
-_ENDED = """update campaign_member m set finished_at = now() from issuance o
-where m.campaign_id = $1 and m.finished_at is null and o.issuance_id = m.issuance_id
-  and (o.revoked_at is not null and o.revocation_reason <> 'certificateHold'
-    or o.not_after <= now())"""
+_EXPIRED = """update campaign_member set finished_at = now()
+where campaign_id = $1 and finished_at is null and not_after <= now()"""
 
 
 async def find_renewals(connection: Connection, row: asyncpg.Record) -> None:
     """Mark the members whose slot got a younger certificate since the last look."""
-    await connection.execute(_RENEWED, row["campaign_id"], row["checked_at"] - _MARGIN)
+    since = row["checked_at"] - _MARGIN
+    slots = [r["slot_id"] for r in await connection.fetch(_ISSUED_SLOTS, since)]
+    await connection.execute(_RENEWED, row["campaign_id"], since, slots)
 
 
 async def any_open(connection: Connection) -> bool:
@@ -96,15 +100,16 @@ async def any_open(connection: Connection) -> bool:
 async def note_proofs(connection: Connection, fingerprints: Sequence[bytes]) -> None:
     """Mark members as proven; ``fingerprints`` are of certificates that were seen in use."""
     if await any_open(connection):
-        await connection.execute(_PROVEN, list(fingerprints))
+        slots = [r["slot_id"] for r in await connection.fetch(_PROVEN_SLOTS, list(fingerprints))]
+        await connection.execute(_PROVEN, list(fingerprints), slots)
 
 
-async def note_deprecation(connection: Connection, new: object) -> None:
-    """Mark that members older than issuance ``new`` of their slot may be revoked.
+async def note_deprecation(connection: Connection, new: object, *, slot_id: object) -> None:
+    """Mark that members of a slot that are older than its issuance ``new`` may be revoked.
 
     The job revokes them while the campaign runs, so a pause or a crash loses nothing.
     """
-    await connection.execute(_DEPRECATED, new)
+    await connection.execute(_DEPRECATED, new, slot_id)
 
 
 async def revocation_wish(
@@ -139,9 +144,9 @@ async def revoke_replaced(connection: Connection, row: asyncpg.Record) -> int:
     return len(revocable)
 
 
-async def finish_ended(connection: Connection, campaign_id: object) -> None:
-    """Finish members that expired or were revoked by other means."""
-    await connection.execute(_ENDED, campaign_id)
+async def finish_expired(connection: Connection, campaign_id: object) -> None:
+    """Finish members that expired. ``ca_signer.ledger.revocations`` finishes revoked ones."""
+    await connection.execute(_EXPIRED, campaign_id)
 
 
 async def all_finished(connection: Connection, campaign_id: object) -> bool:

@@ -13,6 +13,9 @@ from estcore.runtime.database import Connection
 
 HOLD, RELEASED = "certificateHold", "removeFromCRL"
 COMPROMISED = "keyCompromise"
+_FINISH_MEMBERS = """update campaign_member set finished_at = now()
+where issuance_id = any($1::uuid[]) and finished_at is null"""
+"""A campaign has nothing more to do for a certificate that is revoked for good."""
 
 
 async def set_revocation(
@@ -32,6 +35,8 @@ async def set_revocation(
         by,
     )
     await certificate_index.note_revocation(connection, issuance_id, revoked=reason is not None)
+    if reason not in {None, HOLD}:
+        await connection.execute(_FINISH_MEMBERS, [issuance_id])
 
 
 async def set_revocations(
@@ -49,3 +54,4 @@ async def set_revocations(
         by,
     )
     await certificate_index.note_revocations(connection, issuance_ids)
+    await connection.execute(_FINISH_MEMBERS, issuance_ids)

@@ -136,7 +136,9 @@ class RevokeAfterRotation:
             if row is None:
                 return None
             if row["succeeded"]:
-                await progress.note_deprecation(connection, row["successor_id"])
+                await progress.note_deprecation(
+                    connection, row["successor_id"], slot_id=row["slot_id"]
+                )
             if row["revoked_at"] is not None:
                 return row
             if not row["succeeded"] or not self._is_wanted(row["profile"]):
@@ -155,8 +157,8 @@ class RevokeAfterRotation:
         wish = await progress.revocation_wish(
             connection, issuance_id, successor=row["successor_id"]
         )
-        await revocations.set_revocation(connection, issuance_id, wish or REASON, by)
         await progress.note_revocation(connection, issuance_id)
+        await revocations.set_revocation(connection, issuance_id, wish or REASON, by)
 
     def _is_wanted(self, profile_name: str) -> bool:
         profile = self._decision_context.profiles.profiles.get(profile_name)
