@@ -1,0 +1,1 @@
+"""Servers of docs/onboarding that reload their certificate while clients use them."""

@@ -1,0 +1,224 @@
+"""One suite, one agent with a definition for each server, and the servers of docs/onboarding.
+
+Every page is read with paths and ports of this run. What runs are the page's own blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from estdev.ports import free_port
+from estsuite_testing.command_folder import command_folder
+from estsuite_testing.debian import SYSTEM, debian_packages, environment
+from estsuite_testing.e2e_stack import POLICY, Stack, start_stack, stop_stack
+from estsuite_testing.reload.pages import HOME, PAGES, Page
+
+PROFILES = Path(__file__).parents[4] / "libs/estdev/src/estdev/examples/profiles.yaml"
+LIFETIME_S = 60
+"""The shortest one; renewal information asks for a new certificate 40 s before its end."""
+_PORT = re.compile(r"\b94[4-5]\d\b")
+_START_S = 60.0
+
+
+@dataclass
+class World:
+    """A suite, a folder in place of the pages', ports in place of theirs, and commands."""
+
+    stack: Stack
+    home: Path
+    commands: Path
+    ports: dict[str, int]
+    values: dict[str, str]
+    path: list[Path] = field(default_factory=list)
+
+    def page(self, name: str) -> Page:
+        """Return a page as of this run."""
+        return Page.read(name, self.values)
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of servers and agent: what they run is found first."""
+        places = [self.commands, *self.path, Path(sys.executable).parent]
+        return os.environ | {"PATH": os.pathsep.join([*map(str, places), os.environ["PATH"]])}
+
+    def add_debian(self, package: str, command: str) -> None:
+        """Make a command of a Debian package findable, with its libraries and no other's.
+
+        Raises:
+            RuntimeError: it cannot be had.
+        """
+        root = debian_packages(package)
+        if root == SYSTEM:
+            return
+        env = environment(root)
+        found = shutil.which(command, path=env["PATH"])
+        libraries = env.get("LD_LIBRARY_PATH", "")
+        file = self.commands / command
+        file.write_text(
+            f"#!/bin/sh\nexport LD_LIBRARY_PATH={shlex.quote(libraries)}\n"
+            f'exec {shlex.quote(str(found))} "$@"\n'
+        )
+        file.chmod(0o755)
+
+    async def run(self, script: str, **options: Any) -> None:
+        """Run a block to its end.
+
+        Raises:
+            RuntimeError: a command of it failed; with its output.
+        """
+        process = await asyncio.create_subprocess_exec(
+            *("bash", "-euo", "pipefail", "-c", script),
+            cwd=self.home, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT, **{"env": self.environment()} | options,
+        )  # fmt: skip
+        output, _ = await process.communicate()
+        if process.returncode != 0:
+            raise RuntimeError(f"{script}\n{output.decode(errors='replace')}")
+
+    @asynccontextmanager
+    async def server(self, name: str, script: str, port: int, **options: Any) -> AsyncIterator[None]:
+        """Run a block whose last command is a server, until the context ends.
+
+        Raises:
+            RuntimeError: it ended, or does not listen in time; with its log.
+        """
+        log = self.home / "logs" / f"{name}.log"
+        with log.open("wb") as output:
+            process = await asyncio.create_subprocess_exec(
+                *("bash", "-euc", script),
+                cwd=self.home, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True, **{"env": self.environment()} | options,
+            )  # fmt: skip
+        try:
+            async with asyncio.timeout(_START_S):
+                while not _listens(port):
+                    if process.returncode is not None:
+                        break
+                    await asyncio.sleep(0.1)
+            if process.returncode is not None:
+                raise RuntimeError(f"{name} ended: {log.read_text(errors='replace')[-3000:]}")
+            yield
+        finally:
+            await _end_group(process)
+
+    def agent_log(self) -> str:
+        """Return what the agent and its hooks wrote."""
+        return (self.home / "logs" / "agent.log").read_text(errors="replace")
+
+    @asynccontextmanager
+    async def agent(self) -> AsyncIterator[None]:
+        """Run the one agent, from when every definition has a certificate."""
+        settings = yaml.safe_load((self.home / "agent.yaml").read_text())
+        settings["defaults"] |= {"renew_at": 0.5}
+        (self.home / "agent.yaml").write_text(yaml.safe_dump(settings))
+        with (self.home / "logs" / "agent.log").open("wb") as log:
+            process = await asyncio.create_subprocess_exec(
+                *(command_folder() / "estctl", "agent", "run"),
+                *("--config", str(self.home / "agent.yaml")),
+                env=self.environment(), stdout=log, stderr=log,
+            )  # fmt: skip
+        try:
+            names = [file.stem for file in (self.home / "agent.d").glob("*.yaml")]
+            async with asyncio.timeout(_START_S):
+                while not all((self.home / "state" / n / "current").exists() for n in names):
+                    if process.returncode is not None:
+                        raise RuntimeError(f"the agent ended: {self.agent_log()[-3000:]}")
+                    await asyncio.sleep(0.1)
+            yield
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            await process.wait()
+
+
+@asynccontextmanager
+async def reload_world(folder: Path) -> AsyncIterator[World]:
+    """Start the suite, and prepare what docs/onboarding/README.md says."""
+    # Servers that change their user must be able to enter it: not below pytest's own folder.
+    home = Path(tempfile.mkdtemp(prefix="estsuite-reload-", dir="/var/tmp"))
+    async with AsyncExitStack() as after:
+        after.callback(shutil.rmtree, home, ignore_errors=True)
+        home.chmod(0o711)
+        for name in ("agent.d", "hooks", "bin", "logs"):
+            (home / name).mkdir()
+        common = Page.read("README.md", {HOME: str(home)})
+        policy, profiles = _policy(folder, common), _profiles(folder)
+        stack = await start_stack(folder, policy=policy, profiles=profiles)
+        after.push_async_callback(stop_stack, stack)
+        numbers = sorted({n for p in PAGES.glob("*.md") for n in _PORT.findall(p.read_text())})
+        ports = {number: free_port() for number in numbers}
+        values = {
+            HOME: str(home),
+            "localhost:8443": f"localhost:{stack.layout.ports.est}",
+            ".estsuite/ca/root.pem": str(stack.layout.root_file),
+            ".venv/bin/": f"{Path(sys.executable).parent}/",
+            **{number: str(port) for number, port in ports.items()},
+        }
+        world = World(stack, home, home / "bin", ports, values)
+        world.page("README.md").write(home)
+        await _write_secret(stack, home / "reload.secret")
+        yield world
+
+
+def _policy(folder: Path, common: Page) -> Path:
+    """The tests' policy with the rule of the page."""
+    policy = yaml.safe_load(POLICY.read_text())
+    policy["rules"] += yaml.safe_load(common.yaml()[0])
+    file = folder / "policy.yaml"
+    file.write_text(yaml.safe_dump(policy))
+    return file
+
+
+def _profiles(folder: Path) -> Path:
+    profiles = yaml.safe_load(PROFILES.read_text())
+    (demo,) = (p for p in profiles["profiles"] if p["name"] == "demo")
+    demo |= {
+        "lifetime": f"{LIFETIME_S}s",
+        "renewal": {"reaction_time": "40s", "overlap": "5s"},
+    }
+    file = folder / "profiles.yaml"
+    file.write_text(yaml.safe_dump(profiles))
+    return file
+
+
+async def _write_secret(stack: Stack, file: Path) -> None:
+    config = str(stack.layout.config_file("ca-signer"))
+    made = await stack.suite.command(
+        "ca-signer", "secret", "create", "--id", "reload-bootstrap", "--config", config
+    )
+    file.touch(mode=0o600)
+    file.write_text(made.strip())
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+async def _end_group(process: asyncio.subprocess.Process) -> None:
+    """End a server and every process that it started."""
+    for number, within_s in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await process.wait()
+                return
+
+
