@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,26 +12,23 @@ from estsuite_testing.reload.load import Connection
 
 _METHOD = "/example.Echo/Echo"
 # A connection of its own for each channel: by default equal channels share one.
-_OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.default_authority", "localhost")]
+_OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.ssl_target_name_override", "localhost")]
 _CALL_S = 10.0
 
 
 class GRPCClient:
     """Connects for calls that echo their request."""
 
-    alpn = ("h2",)
-
-    def __init__(self) -> None:
-        self.root: Path | None = None
+    alpn: tuple[str, ...] = ("h2",)
 
     async def connect(self, port: int, context: ssl.SSLContext) -> Connection:
         """See the certificate by a handshake, then open a channel."""
-        assert self.root is not None
         _, writer = await asyncio.open_connection(
             "127.0.0.1", port, ssl=context, server_hostname="localhost"
         )
         writer.transport.abort()
-        credentials = grpc.ssl_channel_credentials(self.root.read_bytes())
+        (root,) = context.get_ca_certs(binary_form=True)
+        credentials = grpc.ssl_channel_credentials(ssl.DER_cert_to_PEM_cert(root).encode())
         channel = grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, _OPTIONS)
         try:
             await channel.channel_ready()

@@ -14,6 +14,8 @@ _REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 class HTTPClient:
     """Connects for GET requests."""
 
+    alpn: tuple[str, ...] = ()
+
     async def connect(self, port: int, context: ssl.SSLContext) -> Connection:
         """Connect to this machine."""
         streams = await asyncio.open_connection(

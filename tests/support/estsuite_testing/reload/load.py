@@ -49,6 +49,8 @@ class Connection(Protocol):
 class Client(Protocol):
     """How a protocol connects."""
 
+    alpn: tuple[str, ...]
+
     async def connect(self, port: int, context: ssl.SSLContext) -> Connection:
         """Connect to this machine, and verify the name ``localhost``."""
 
@@ -79,7 +81,7 @@ class Tally:
         self.failed.append(f"{time.strftime('%X')} {what}: {type(error).__name__}: {error}")
 
 
-def recording_context(root: Path, tally: Tally, alpn: tuple[str, ...] = ()) -> ssl.SSLContext:
+def recording_context(root: Path, tally: Tally, alpn: tuple[str, ...]) -> ssl.SSLContext:
     """Return a context that verifies, and counts each completed handshake and its certificate."""
 
     class Recorded(ssl.SSLObject):
@@ -92,7 +94,7 @@ def recording_context(root: Path, tally: Tally, alpn: tuple[str, ...] = ()) -> s
     context = ssl.create_default_context(cafile=str(root))
     context.sslobject_class = Recorded
     if alpn:
-        context.set_alpn_protocols(alpn)
+        context.set_alpn_protocols(list(alpn))
     return context
 
 

@@ -11,7 +11,7 @@ PAGES = Path(__file__).parents[4] / "docs" / "onboarding"
 HOME = "/srv/reload"
 """The folder of the pages."""
 _FILE = re.compile(
-    rf"^[^\n`]*`{HOME}/(?P<path>[^`\s]+)`[^`\n]*:\n\n```\w*\n(?P<body>.*?)^```$", re.M | re.S
+    rf"^[^\n]*`{HOME}/(?P<path>[^`\s]+)`[^`\n]*:\n\n```\w*\n(?P<body>.*?)^```$", re.M | re.S
 )
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
@@ -31,7 +31,11 @@ class Page:
         return cls(text)
 
     def write(self, home: Path) -> list[Path]:
-        """Write the files of the page below ``home``, which its text names already."""
+        """Write the files of the page below ``home``, which its text names already.
+
+        Raises:
+            ValueError: a block is neither a file nor commands.
+        """
         pattern = re.compile(_FILE.pattern.replace(HOME, re.escape(str(home))), re.M | re.S)
         written = []
         for match in pattern.finditer(self.text):
@@ -41,7 +45,14 @@ class Page:
             if match["body"].startswith("#!"):
                 file.chmod(0o755)
             written.append(file)
+        blocks = sum(bool(language) for language, _ in _BLOCK.findall(self.text))
+        if len(written) != blocks:
+            raise ValueError(f"{blocks} blocks, and files are {written}")
         return written
+
+    def preparation(self) -> list[str]:
+        """Return the blocks without a language above the first section: what the agent needs."""
+        return _commands(self.text.partition("\n## ")[0])
 
     def commands(self, heading: str) -> list[str]:
         """Return the blocks without a language of a section.
@@ -51,7 +62,7 @@ class Page:
         """
         _, found, section = self.text.partition(f"\n## {heading}\n")
         section = section.partition("\n## ")[0]
-        blocks = [body for language, body in _BLOCK.findall(section) if not language]
+        blocks = _commands(section)
         if not found or not blocks:
             raise KeyError(f"there is no command below {heading!r}")
         return blocks
@@ -59,3 +70,7 @@ class Page:
     def yaml(self) -> list[str]:
         """Return the YAML blocks."""
         return [body for language, body in _BLOCK.findall(self.text) if language == "yaml"]
+
+
+def _commands(text: str) -> list[str]:
+    return [body for language, body in _BLOCK.findall(text) if not language]

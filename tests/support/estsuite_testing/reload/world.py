@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import pwd
 import re
 import shlex
 import shutil
@@ -56,23 +58,37 @@ class World:
         places = [self.commands, *self.path, Path(sys.executable).parent]
         return os.environ | {"PATH": os.pathsep.join([*map(str, places), os.environ["PATH"]])}
 
-    def add_debian(self, package: str, command: str) -> None:
-        """Make a command of a Debian package findable, with its libraries and no other's.
+    def add_debian(self, package: str) -> None:
+        """Make the command of a Debian package findable that is named like it.
 
         Raises:
             RuntimeError: it cannot be had.
         """
         root = debian_packages(package)
-        if root == SYSTEM:
-            return
-        env = environment(root)
-        found = shutil.which(command, path=env["PATH"])
-        libraries = env.get("LD_LIBRARY_PATH", "")
-        file = self.commands / command
-        file.write_text(
-            f"#!/bin/sh\nexport LD_LIBRARY_PATH={shlex.quote(libraries)}\n"
-            f'exec {shlex.quote(str(found))} "$@"\n'
-        )
+        if root != SYSTEM:
+            found = shutil.which(package, path=environment(root)["PATH"])
+            self._add_command(Path(str(found)), root)
+
+    def add_postgresql(self) -> None:
+        """Make Debian's PostgreSQL findable; the wheel's has no TLS.
+
+        Raises:
+            RuntimeError: it cannot be had.
+        """
+        root = _first_package("postgresql-15", "postgresql-17")
+        if root != SYSTEM:
+            # Where its user can execute it: the cache is below the home of this one.
+            root = Path(shutil.copytree(root, self.home / "postgresql-root", symlinks=True))
+        binaries = next(root.glob("usr/lib/postgresql/*/bin"))
+        for command in ("initdb", "pg_ctl", "postgres"):
+            self._add_command(binaries / command, root)
+
+    def _add_command(self, program: Path, root: Path) -> None:
+        """Write a command that starts a program with the libraries of its packages."""
+        libraries = "" if root == SYSTEM else environment(root).get("LD_LIBRARY_PATH", "")
+        setting = f"export LD_LIBRARY_PATH={shlex.quote(libraries)}\n" if libraries else ""
+        file = self.commands / program.name
+        file.write_text(f'#!/bin/sh\n{setting}exec {shlex.quote(str(program))} "$@"\n')
         file.chmod(0o755)
 
     async def run(self, script: str, **options: Any) -> None:
@@ -120,6 +136,13 @@ class World:
         """Return what the agent and its hooks wrote."""
         return (self.home / "logs" / "agent.log").read_text(errors="replace")
 
+    def _all_valid(self) -> bool:
+        file = self.home / "state" / "status.json"
+        report = json.loads(file.read_text()) if file.exists() else {"definitions": {}}
+        states = {name: facts["state"] for name, facts in report["definitions"].items()}
+        names = {file.stem for file in (self.home / "agent.d").glob("*.yaml")}
+        return states == dict.fromkeys(names, "valid")
+
     @asynccontextmanager
     async def agent(self) -> AsyncIterator[None]:
         """Run the one agent, from when every definition has a certificate."""
@@ -133,13 +156,14 @@ class World:
                 env=self.environment(), stdout=log, stderr=log,
             )  # fmt: skip
         try:
-            names = [file.stem for file in (self.home / "agent.d").glob("*.yaml")]
             async with asyncio.timeout(_START_S):
-                while not all((self.home / "state" / n / "current").exists() for n in names):
-                    if process.returncode is not None:
-                        raise RuntimeError(f"the agent ended: {self.agent_log()[-3000:]}")
+                while not self._all_valid() and process.returncode is None:
                     await asyncio.sleep(0.1)
+            if process.returncode is not None:
+                raise RuntimeError(f"the agent ended: {self.agent_log()[-3000:]}")
             yield
+        except TimeoutError as exc:
+            raise RuntimeError(f"not every certificate came: {self.agent_log()[-3000:]}") from exc
         finally:
             if process.returncode is None:
                 process.terminate()
@@ -168,11 +192,45 @@ async def reload_world(folder: Path) -> AsyncIterator[World]:
             ".estsuite/ca/root.pem": str(stack.layout.root_file),
             ".venv/bin/": f"{Path(sys.executable).parent}/",
             **{number: str(port) for number, port in ports.items()},
+            **_account_values(),
         }
         world = World(stack, home, home / "bin", ports, values)
-        world.page("README.md").write(home)
+        (home / "agent.yaml").write_text(world.page("README.md").yaml()[1])
         await _write_secret(stack, home / "reload.secret")
         yield world
+
+
+def _first_package(*names: str) -> Path:
+    failures = []
+    for name in names:
+        try:
+            return debian_packages(name)
+        except RuntimeError as exc:
+            failures.append(str(exc))
+    raise RuntimeError("; ".join(failures))
+
+
+def database_user() -> dict[str, Any]:
+    """Options of a process that runs as PostgreSQL's user, where this one is root."""
+    if os.geteuid() != 0:
+        return {}
+    account = _account()
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+
+
+def _account() -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam("postgres")
+    except KeyError:
+        return pwd.getpwnam("nobody")
+
+
+def _account_values() -> dict[str, str]:
+    """What stands for the user ``postgres`` of a page; only root can change a file's owner."""
+    if os.geteuid() != 0:
+        return {"    owner: postgres\n": "", "runuser -u postgres -- ": "", "-o postgres ": ""}
+    name = _account().pw_name
+    return {f"{before} postgres": f"{before} {name}" for before in ("owner:", "-u", "-o")}
 
 
 def _policy(folder: Path, common: Page) -> Path:
