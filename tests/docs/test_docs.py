@@ -26,6 +26,7 @@ from estcore import errors
 from estcore.errors import ESTSuiteError
 from estcore.messages import topics
 from estcore.pki.profile import Priority, parse_model
+from estsuite_testing.reload.pages import Page
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS = ROOT / "docs" / "operations"
@@ -365,6 +366,21 @@ def test_the_agents_settings_in_the_onboarding_page_are_settings() -> None:
     assert agent.bootstrap is not None
     with_bus = AgentSettings.model_validate(whole | more)
     assert with_bus.presence is not None
+
+
+def test_the_definitions_in_the_pages_of_servers_are_settings() -> None:
+    pages = ROOT / "docs" / "onboarding"
+    _, host = Page.read("README.md", {}).yaml()
+    settings = HostSettings.model_validate(yaml.safe_load(host))
+    listed = set(
+        re.findall(r"\(onboarding/([a-z-]+\.md)\)", (ROOT / "docs/onboarding.md").read_text())
+    )
+    assert listed == {page.name for page in pages.glob("*.md")} - {"README.md"}
+    for name in listed:
+        definition = yaml.safe_load(Page.read(name, {}).yaml()[0])
+        whole = merged({"store": "store"} | settings.defaults, definition)
+        agent = AgentSettings.model_validate(whole)
+        assert agent.hook is None or agent.hook.on_first == "skip", name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

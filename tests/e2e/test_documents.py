@@ -223,12 +223,8 @@ async def test_onboarding_leads_a_service_to_a_certificate_in_every_way(home: Ho
     (program,) = (b for x, b in blocks("docs/onboarding.md", "2c. With Python") if x == "python")
     (home.folder / "enroll.py").write_text(program.replace(":8443", f":{home.port}"))
     await home.shell(".venv/bin/python enroll.py && openssl x509 -inform DER -in orders.der -noout")
-    reloading = blocks("docs/onboarding.md", "Reload without a restart")[0][1]
-    (home.folder / "reload.py").write_text(
-        f"{reloading}\n"
-        f"pair = Path({str(current / 'cert.pem')!r}), Path({str(current / 'key.pem')!r})\n"
-        "server = Reloading(*pair)\nserver.use(*pair)\n"
-    )
+    ((_, reloading),) = blocks("docs/onboarding.md", "Reload without a restart")
+    (home.folder / "reload.py").write_text(f"{reloading}assert not certificate.reload()\n")
     await home.shell(".venv/bin/python reload.py")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import asyncpg
 import nats
-from nats.aio.client import Client as NATS
+from nats.aio.client import Client as NATSConnection
 
 from estsuite_testing.reload.load import Connection
 
@@ -32,7 +32,7 @@ class PostgreSQLClient:
         """
         try:
             session = await asyncpg.connect(
-                host="127.0.0.1", port=port, user="postgres", database="postgres",
+                host="localhost", port=port, user="postgres", database="postgres",
                 password=self._password_file.read_text().strip(), ssl=context, timeout=_WAIT_S,
             )  # fmt: skip
         except _POSTGRESQL as exc:
@@ -95,7 +95,9 @@ class NATSClient:
 
 
 class _Subscribed:
-    def __init__(self, connection: NATS, subscription: object, failures: list[Exception]) -> None:
+    def __init__(
+        self, connection: NATSConnection, subscription: object, failures: list[Exception]
+    ) -> None:
         self._connection, self._subscription = connection, subscription
         self._failures = failures
 

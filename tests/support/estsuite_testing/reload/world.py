@@ -107,7 +107,9 @@ class World:
             raise RuntimeError(f"{script}\n{output.decode(errors='replace')}")
 
     @asynccontextmanager
-    async def server(self, name: str, script: str, port: int, **options: Any) -> AsyncIterator[None]:
+    async def server(
+        self, name: str, script: str, port: int, **options: Any
+    ) -> AsyncIterator[None]:
         """Run a block whose last command is a server, until the context ends.
 
         Raises:
@@ -278,5 +280,3 @@ async def _end_group(process: asyncio.subprocess.Process) -> None:
             async with asyncio.timeout(within_s):
                 await process.wait()
                 return
-
-
