@@ -199,7 +199,6 @@ async def test_onboarding_leads_a_service_to_a_certificate_in_every_way(home: Ho
     (home.folder / "agent.yaml").write_text(settings.replace(":8443", f":{home.port}"))
     yaml.safe_load(settings + bus[0])
     (run,) = commands("docs/onboarding.md", "2b. With the agent")
-    current = home.folder / "credential" / "current"
     await home.shell(
         f"{run.strip()} & agent=$!\n"
         "for _ in $(seq 100); do [ -e credential/current/cert.pem ] && break; sleep 0.2; done\n"

@@ -24,6 +24,8 @@ from estclient.est.keys import PrivateKey, key_pem, make_key
 from estcore.clock import Clock, SystemClock
 from estcore.est.certs_only import certs_only
 
+# Python 3.13 verifies with X509_STRICT: a CA certificate needs a key usage.
+_SIGNS = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
 BASIC = "Basic " + base64.b64encode(b"device-1:s3cret").decode()
 
 
@@ -45,6 +47,7 @@ class CA:
         return (
             self._builder(subject, name("root"), public_key, dt.timedelta(days=30))
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(_SIGNS, critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(self.root_key.public_key()),

@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +25,8 @@ from typing import Any
 
 import yaml
 
+from estdev.operator import make_operator
 from estdev.ports import free_port
-from estsuite_testing.command_folder import command_folder
 from estsuite_testing.debian import SYSTEM, debian_packages, environment
 from estsuite_testing.e2e_stack import POLICY, Stack, start_stack, stop_stack
 from estsuite_testing.reload.pages import HOME, PAGES, Page
@@ -34,8 +34,38 @@ from estsuite_testing.reload.pages import HOME, PAGES, Page
 PROFILES = Path(__file__).parents[4] / "libs/estdev/src/estdev/examples/profiles.yaml"
 LIFETIME_S = 60
 """The shortest one; renewal information asks for a new certificate 40 s before its end."""
+OPERATOR = "CN=boss"
+PREPARE = "Prepare"
+"""The section of docs/onboarding/README.md: folders, secret, agent, and a look at a server."""
 _PORT = re.compile(r"\b94[4-5]\d\b")
 _START_S = 60.0
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server, or the agent."""
+
+    name: str
+    process: asyncio.subprocess.Process
+    log: Path
+
+    def end_of_log(self) -> str:
+        """Return the last lines that it wrote."""
+        return self.log.read_text(errors="replace")[-4000:]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition.
+
+        Raises:
+            RuntimeError: it ended, or the condition does not come true in time; with the log.
+        """
+        end = asyncio.get_running_loop().time() + _START_S
+        while not condition():
+            if self.process.returncode is not None:
+                raise RuntimeError(f"{self.name} ended: {self.end_of_log()}")
+            if asyncio.get_running_loop().time() > end:
+                raise RuntimeError(f"{self.name} is not ready: {self.end_of_log()}")
+            await asyncio.sleep(0.1)
 
 
 @dataclass
@@ -45,6 +75,7 @@ class World:
     stack: Stack
     home: Path
     commands: Path
+    operator: Path
     ports: dict[str, int]
     values: dict[str, str]
     path: list[Path] = field(default_factory=list)
@@ -56,7 +87,10 @@ class World:
     def environment(self) -> dict[str, str]:
         """Return the environment of servers and agent: what they run is found first."""
         places = [self.commands, *self.path, Path(sys.executable).parent]
-        return os.environ | {"PATH": os.pathsep.join([*map(str, places), os.environ["PATH"]])}
+        return os.environ | {
+            "PATH": os.pathsep.join([*map(str, places), os.environ["PATH"]]),
+            "ESTCTL_CONFIG": str(self.operator),
+        }
 
     def add_debian(self, package: str) -> None:
         """Make the command of a Debian package findable that is named like it.
@@ -91,8 +125,8 @@ class World:
         file.write_text(f'#!/bin/sh\n{setting}exec {shlex.quote(str(program))} "$@"\n')
         file.chmod(0o755)
 
-    async def run(self, script: str, **options: Any) -> None:
-        """Run a block to its end.
+    async def run(self, script: str, **options: Any) -> str:
+        """Run a block to its end; returns its output.
 
         Raises:
             RuntimeError: a command of it failed; with its output.
@@ -103,18 +137,14 @@ class World:
             stderr=asyncio.subprocess.STDOUT, **{"env": self.environment()} | options,
         )  # fmt: skip
         output, _ = await process.communicate()
+        text = output.decode(errors="replace")
         if process.returncode != 0:
-            raise RuntimeError(f"{script}\n{output.decode(errors='replace')}")
+            raise RuntimeError(f"{script}\n{text}")
+        return text
 
     @asynccontextmanager
-    async def server(
-        self, name: str, script: str, port: int, **options: Any
-    ) -> AsyncIterator[None]:
-        """Run a block whose last command is a server, until the context ends.
-
-        Raises:
-            RuntimeError: it ended, or does not listen in time; with its log.
-        """
+    async def process(self, name: str, script: str, **options: Any) -> AsyncIterator[Running]:
+        """Run a block whose last command goes on, until the context ends."""
         log = self.home / "logs" / f"{name}.log"
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
@@ -123,20 +153,34 @@ class World:
                 start_new_session=True, **{"env": self.environment()} | options,
             )  # fmt: skip
         try:
-            async with asyncio.timeout(_START_S):
-                while not _listens(port):
-                    if process.returncode is not None:
-                        break
-                    await asyncio.sleep(0.1)
-            if process.returncode is not None:
-                raise RuntimeError(f"{name} ended: {log.read_text(errors='replace')[-3000:]}")
-            yield
+            yield Running(name, process, log)
         finally:
             await _end_group(process)
 
-    def agent_log(self) -> str:
-        """Return what the agent and its hooks wrote."""
-        return (self.home / "logs" / "agent.log").read_text(errors="replace")
+    @asynccontextmanager
+    async def server(
+        self, name: str, script: str, port: int, **options: Any
+    ) -> AsyncIterator[None]:
+        """Run a server, from when it listens until the context ends.
+
+        Raises:
+            RuntimeError: it ended, or does not listen in time; with its log.
+        """
+        async with self.process(name, script, **options) as running:
+            await running.until(lambda: _listens(port))
+            yield
+
+    @asynccontextmanager
+    async def agent(self) -> AsyncIterator[Running]:
+        """Run the one agent, from when every definition has a certificate.
+
+        Raises:
+            RuntimeError: it ended, or a certificate does not come in time; with its log.
+        """
+        run = self.page("README.md").commands(PREPARE)[2]
+        async with self.process("agent", run) as running:
+            await running.until(self._all_valid)
+            yield running
 
     def _all_valid(self) -> bool:
         file = self.home / "state" / "status.json"
@@ -144,32 +188,6 @@ class World:
         states = {name: facts["state"] for name, facts in report["definitions"].items()}
         names = {file.stem for file in (self.home / "agent.d").glob("*.yaml")}
         return states == dict.fromkeys(names, "valid")
-
-    @asynccontextmanager
-    async def agent(self) -> AsyncIterator[None]:
-        """Run the one agent, from when every definition has a certificate."""
-        settings = yaml.safe_load((self.home / "agent.yaml").read_text())
-        settings["defaults"] |= {"renew_at": 0.5}
-        (self.home / "agent.yaml").write_text(yaml.safe_dump(settings))
-        with (self.home / "logs" / "agent.log").open("wb") as log:
-            process = await asyncio.create_subprocess_exec(
-                *(command_folder() / "estctl", "agent", "run"),
-                *("--config", str(self.home / "agent.yaml")),
-                env=self.environment(), stdout=log, stderr=log,
-            )  # fmt: skip
-        try:
-            async with asyncio.timeout(_START_S):
-                while not self._all_valid() and process.returncode is None:
-                    await asyncio.sleep(0.1)
-            if process.returncode is not None:
-                raise RuntimeError(f"the agent ended: {self.agent_log()[-3000:]}")
-            yield
-        except TimeoutError as exc:
-            raise RuntimeError(f"not every certificate came: {self.agent_log()[-3000:]}") from exc
-        finally:
-            if process.returncode is None:
-                process.terminate()
-            await process.wait()
 
 
 @asynccontextmanager
@@ -180,7 +198,7 @@ async def reload_world(folder: Path) -> AsyncIterator[World]:
     async with AsyncExitStack() as after:
         after.callback(shutil.rmtree, home, ignore_errors=True)
         home.chmod(0o711)
-        for name in ("agent.d", "hooks", "bin", "logs"):
+        for name in ("bin", "logs"):
             (home / name).mkdir()
         common = Page.read("README.md", {HOME: str(home)})
         policy, profiles = _policy(folder, common), _profiles(folder)
@@ -196,9 +214,12 @@ async def reload_world(folder: Path) -> AsyncIterator[World]:
             **{number: str(port) for number, port in ports.items()},
             **_account_values(),
         }
-        world = World(stack, home, home / "bin", ports, values)
+        operator = await make_operator(stack.suite, OPERATOR)
+        world = World(stack, home, home / "bin", operator, ports, values)
+        folders, secret, *_ = world.page("README.md").commands(PREPARE)
+        await world.run(folders)
+        await world.run(secret)
         (home / "agent.yaml").write_text(world.page("README.md").yaml()[1])
-        await _write_secret(stack, home / "reload.secret")
         yield world
 
 
@@ -239,6 +260,12 @@ def _policy(folder: Path, common: Page) -> Path:
     """The tests' policy with the rule of the page."""
     policy = yaml.safe_load(POLICY.read_text())
     policy["rules"] += yaml.safe_load(common.yaml()[0])
+    policy["operators"] = [
+        {
+            "name": "boss", "certificate_issuer": "issuing", "certificate_subject": OPERATOR,
+            "roles": ["secrets"],
+        }
+    ]  # fmt: skip
     file = folder / "policy.yaml"
     file.write_text(yaml.safe_dump(policy))
     return file
@@ -254,15 +281,6 @@ def _profiles(folder: Path) -> Path:
     file = folder / "profiles.yaml"
     file.write_text(yaml.safe_dump(profiles))
     return file
-
-
-async def _write_secret(stack: Stack, file: Path) -> None:
-    config = str(stack.layout.config_file("ca-signer"))
-    made = await stack.suite.command(
-        "ca-signer", "secret", "create", "--id", "reload-bootstrap", "--config", config
-    )
-    file.touch(mode=0o600)
-    file.write_text(made.strip())
 
 
 def _listens(port: int) -> bool:
