@@ -291,10 +291,10 @@ def _listens(port: int) -> bool:
 
 async def _end_group(process: asyncio.subprocess.Process) -> None:
     """End a server and every process that it started."""
-    for number, within_s in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(within_s):
+            async with asyncio.timeout(5):
                 await process.wait()
-                return
+        os.killpg(process.pid, signal.SIGKILL)  # what is left of the group
+    await process.wait()
