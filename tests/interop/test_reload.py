@@ -77,8 +77,11 @@ async def test_no_client_notices_three_rotations(
         look = world.page("README.md").commands(PREPARE)[3]
         assert "serial=" in await world.run(look)
         tallies = await _use(world, every, agent)
+        _check(every, tallies)
         await _until_proven(world, len({server.page for server in every}))
 
+
+def _check(every: list[Server], tallies: dict[str, Tally]) -> None:
     print("", *(tally.line() for tally in tallies.values()), sep="\n")
     failed = [f"{t.name}: {line}" for t in tallies.values() for line in t.failed[:10]]
     assert not failed, "\n".join(failed)
