@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estclient.agent.bundle import Bundle, Pending, check_key, check_links
@@ -32,7 +31,7 @@ Damage = Callable[[Path, str], None]
 """Is called with a file and what is wrong with it."""
 
 _GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-_BROKEN = (*UNREADABLE, UnsupportedAlgorithm, RecursionError, BundleInvalid)
+_BROKEN: tuple[type[Exception], ...] = (*UNREADABLE, BundleInvalid)
 
 
 class GenerationDamaged(BundleInvalid):

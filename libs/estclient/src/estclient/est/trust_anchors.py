@@ -12,20 +12,13 @@ import datetime as dt
 from collections.abc import Sequence
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from estclient.errors import AnswerInvalid
 from estcore.pki.keys import spki_der
+from estcore.pki.parsers import PARSER_ERRORS
 
 Certificates = tuple[x509.Certificate, ...]
-UNREADABLE = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-)
+UNREADABLE = PARSER_ERRORS
 """What the library raises for a certificate, or a part of one, that it cannot read."""
 
 
@@ -49,7 +42,7 @@ def is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> boo
     """Return whether names and signature fit; not whether the issuer may sign, nor the time."""
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (*UNREADABLE, InvalidSignature):
+    except UNREADABLE:
         return False
     return True
 
@@ -122,6 +115,6 @@ def take_up(
 def _may_sign(certificate: x509.Certificate) -> bool:
     try:
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
-    except (x509.ExtensionNotFound, *UNREADABLE):
+    except UNREADABLE:
         return False
     return constraints.value.ca

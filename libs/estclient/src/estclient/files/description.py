@@ -15,12 +15,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID
 
 from estclient.est.trust_anchors import UNREADABLE, is_root
-from estcore.errors import MalformedRequest, RequestRejected
+from estcore.errors import MalformedRequest
 from estcore.est.certs_only import read_certs_only
 from estcore.est.renewal_info import cert_id
 from estcore.ids import serial_hex
 from estcore.pki.keys import key_algorithm
 from estcore.pki.names import display_name, san_entries
+from estcore.pki.parsers import READING_ERRORS
 
 _PEM = re.compile(
     rb"-----BEGIN ([A-Z0-9 ]{1,40})-----\s*([A-Za-z0-9+/=\s]+?)-----END \1-----", re.ASCII
@@ -167,7 +168,7 @@ def _field(read: Callable[[], str]) -> str:
     """Return a value, or that it cannot be read: one field never hides the others."""
     try:
         return read()
-    except (*UNREADABLE, RequestRejected) as exc:
+    except READING_ERRORS as exc:
         return f"{_UNREADABLE}: {exc}"
 
 

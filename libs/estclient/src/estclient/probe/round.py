@@ -41,6 +41,12 @@ from estcore.errors import ConfigurationError, ESTSuiteError, in_words
 from estcore.ids import serial_hex
 from estcore.runtime.settings import read_secret
 
+_FAULTS: tuple[type[Exception], ...] = (
+    ESTSuiteError,
+    OSError,
+    aiohttp.ClientError,
+    *UNREADABLE,
+)
 _SHARE = 0.5
 """Of a step's deadline: a client stops waiting then, so that the last answer is the result."""
 _PAUSE_S = 0.5
@@ -138,7 +144,7 @@ class _Round:
             text = f"no result in {limit_s:g} s" if deadline.expired() else in_words(exc)
             late = self._late(text)
             result = StepResult(name, "failed", seconds, late.code, late.reason)
-        except (ESTSuiteError, OSError, aiohttp.ClientError, *UNREADABLE) as exc:
+        except _FAULTS as exc:
             result = StepResult(name, "failed", monotonic_s() - start, _code(exc), _reason(exc))
         if result.result != "skipped":
             metrics.STEP_SECONDS.labels(name).observe(result.seconds)

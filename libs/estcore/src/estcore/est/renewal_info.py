@@ -24,6 +24,7 @@ from cryptography import x509
 from typing_extensions import override
 
 from estcore.errors import MalformedRequest
+from estcore.pki.parsers import PARSER_ERRORS
 
 CONTENT_TYPE = "application/json"
 OPERATION = "renewal-info"
@@ -60,13 +61,13 @@ def cert_id(certificate: x509.Certificate) -> str:
     first bit is set begins with a zero octet.
 
     Raises:
-        MalformedRequest: the certificate has no keyIdentifier of its issuer
-            (``renewal_info.no_key_identifier``).
+        MalformedRequest: the certificate has no keyIdentifier of its issuer, or extensions that
+            cannot be read (``renewal_info.no_key_identifier``).
     """
     try:
         extension = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier)
         key_id = extension.value.key_identifier
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as exc:
+    except PARSER_ERRORS as exc:
         raise _no_key_identifier() from exc
     if not key_id:
         raise _no_key_identifier()
