@@ -22,6 +22,7 @@ MEMBERS = {
 }
 """Distribution to its package."""
 EXTRAS = {
+    "estsuite-audit": {"opentelemetry"},
     "estsuite-core": {"sqlalchemy", "asyncpg", "alembic"},
     "estsuite-client": {"sqlalchemy", "asyncpg", "alembic"},
     "estsuite-frontend": {"sqlalchemy", "asyncpg", "alembic"},

@@ -17,7 +17,6 @@ from audit.reconciliation import Reconciliation
 from audit.self_records import SelfRecords
 from audit.settings import SCHEMA, SERVICE, Settings
 from audit.transports.assembly import check_sink, transport_for
-from audit.witnesses import Witnessing, check_witness
 from audit.writer import Writer
 from estcore.clock import SystemClock
 from estcore.messages.topics import AUDIT_CONSUMERS, audit_issue_topic, owned_by
@@ -95,10 +94,6 @@ async def run(
             )
             for sink in settings.sinks
         ]
-        witnesses = [
-            Witnessing(one, database=database, own=own, leading=lambda: writer.leading)
-            for one in settings.witnesses
-        ]
         streams = StreamProbe(bus, SERVICE)
         del checks["starting"]
         checks.update(_ready_checks(bus, streams, database, writer))
@@ -107,7 +102,7 @@ async def run(
             *(streams.run, database.watch),
             *(writer.run, windows.run, windows.run_ledger, reloader.run),
             *(forwarder.run for forwarder in forwarders),
-            *(witness.run for witness in witnesses),
+            *_witnessing(settings, database, own, writer),
         ]
         try:
             await run_jobs(jobs, stop=stop, stop_timeout_s=settings.stop_timeout_s)
@@ -176,8 +171,21 @@ def check(settings: Settings) -> None:
     read_secret(settings.bus.nkey_seed_file, "the NKey seed")
     for sink in settings.sinks:
         check_sink(sink, SystemClock())
+    from audit.witnesses import check_witness  # aiohttp, when needed
+
     for witness in settings.witnesses:
         check_witness(witness)
+
+
+def _witnessing(
+    settings: Settings, database: Database, own: SelfRecords, writer: Writer
+) -> list[Callable[[asyncio.Event], Coroutine[Any, Any, None]]]:
+    from audit.witnesses import Witnessing  # aiohttp, when needed
+
+    return [
+        Witnessing(one, database=database, own=own, leading=lambda: writer.leading).run
+        for one in settings.witnesses
+    ]
 
 
 def config_digest(settings: Settings) -> str:
