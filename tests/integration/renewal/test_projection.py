@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -57,6 +58,33 @@ async def test_every_event_twice_makes_one_certificate_and_one_record(bench: Ben
     assert abs(row["due_at"] - (event.issued_at + life * 2 / 3)) < dt.timedelta(milliseconds=1)
     assert row["generation"] == 1
     assert scheduled(bench)[event.id] == (event.correlation_id, row["due_at"].isoformat(), 1)
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+async def test_a_certificate_that_ended_before_it_was_recorded_is_known(
+    bench: Bench, *, renewed: bool
+) -> None:
+    """Its CA expired between signature and record; a good one takes its place."""
+    first = bench.issue(age_s=300)
+    short = bench.issue(after=first if renewed else None, age_s=5, lifetime_s=1)
+    recorded_at = short.event.not_after + dt.timedelta(seconds=0.4)
+    late = replace(short, event=short.event.model_copy(update={"issued_at": recorded_at}))
+    async with bench.running():
+        await bench.announce(*([first] if renewed else []), late, times=2)
+
+        async def known() -> Any:
+            return await bench.find_certificate(late)
+
+        await bench.until(known, "the certificate")
+        good = bench.issue(after=late)
+        await bench.announce(good)
+
+        async def has_place() -> Any:
+            row = await bench.find_certificate(good)
+            return row is not None and row["generation"] > 0
+
+        await bench.until(has_place, "the good certificate")
+    assert (await bench.slot(good))["not_after"] == (first if renewed else good).event.not_after
 
 
 async def test_a_renewal_that_arrives_before_what_it_renews_ends_the_same(bench: Bench) -> None:

@@ -11,7 +11,6 @@ import datetime as dt
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from estcore.errors import MalformedRequest
 from estcore.messages.events import CertificateIssued, CertificateRevoked
 from estcore.runtime.database import Connection
 from renewal.rotation.schedule import due_at, priority_rank
@@ -100,8 +99,8 @@ async def project(
 ) -> Projected:
     """Store a batch of events in the caller's transaction. A repeated event changes nothing.
 
-    Raises:
-        MalformedRequest: an event whose validity is upside down.
+    A certificate may end before the ledger recorded it: its CA expired in between. It is known
+    like any other, and due at once.
     """
     events = {event.id: event for event in issued}
     slots: set[str] = set()
@@ -163,8 +162,6 @@ async def _insert(connection: Connection, events: list[CertificateIssued]) -> li
     rows = []
     leader = ""
     for event in events:
-        if event.not_after <= event.issued_at:
-            raise MalformedRequest("the certificate ends before it was issued")
         due = due_at(
             issued_at=event.issued_at,
             not_after=event.not_after,

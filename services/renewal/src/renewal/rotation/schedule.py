@@ -141,7 +141,8 @@ def stall_at(
     *, issued_at: dt.datetime, not_after: dt.datetime, safety: dt.timedelta
 ) -> dt.datetime:
     """Return when a rotation without proof of use counts as stalled."""
-    return not_after - min(safety, (not_after - issued_at) / CAP_SHARE)
+    lifetime = max(not_after - issued_at, dt.timedelta(0))
+    return not_after - min(safety, lifetime / CAP_SHARE)
 
 
 def priority_rank(priority: Priority) -> int:
