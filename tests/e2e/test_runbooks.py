@@ -332,8 +332,8 @@ async def test_message_keys(watched: Watched) -> None:
     await watched.until_over()
     assert {answer[:3] for answer in watched.answers} <= {"200", "202", "503"}
 
-    # A ca-signer that starts publishes its state, so that front ends can start as well.
-    await restarted(watched, "ca-signer")
+    # The state of ca-signer is signed with its new key: a front end starts.
+    await restarted(watched, "est-frontend")
 
     stolen = folder / "stolen.seed"
     stolen.write_text(old["renewal"])

@@ -1,8 +1,8 @@
 """Publish the state that front ends need, and follow the ledger's state of issuers.
 
-Every signer publishes at start, after a change of policy, profiles or generations, and every five
-minutes, since the stream may have been lost or restored. Front ends keep the newest message by
-the ledger's clock, so a signer that reads late takes nothing back.
+Every signer publishes at start, after a change of policy, profiles, generations or the key of its
+messages, and every five minutes, since the stream may have been lost or restored. Front ends keep
+the newest message by the ledger's clock, so a signer that reads late takes nothing back.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class FrontendStatePublisher:
         self._due = asyncio.Event()
 
     def changed(self) -> None:
-        """Say that policy or profiles are others."""
+        """Say that policy, profiles or the key of messages are others."""
         self._due.set()
 
     async def run(self, stop: asyncio.Event) -> None:

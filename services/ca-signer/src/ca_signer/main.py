@@ -266,7 +266,7 @@ def _reloader(shared: SharedParts, frontend_state: FrontendStatePublisher) -> Re
     return Reloader(
         [
             Watched("rules", rules_files(settings), replace_rules, shared.rules_stamps),
-            message_keys(shared.bus, settings.bus),
+            message_keys(shared.bus, settings.bus, changed=frontend_state.changed),
         ],
         shared.publisher.own.report,
         metrics.RELOADS,

@@ -171,7 +171,10 @@ def _state_jobs(
     """Reload changed files, and keep what front ends need published."""
     changed = asyncio.Event()
     reloader = Reloader(
-        [*_watched(settings, parts, changed, stamps), message_keys(bus, settings.bus)],
+        [
+            *_watched(settings, parts, changed, stamps),
+            message_keys(bus, settings.bus, changed=changed.set),
+        ],
         parts.publisher.own.report,
         metrics.RELOADS,
         every_s=settings.reload_every_s,
