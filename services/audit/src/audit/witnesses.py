@@ -159,14 +159,18 @@ class Witnessing:
         """
         if size > log_size:
             raise WitnessRefuses(f"the witness has seen {size} records, the log has {log_size}")
-        frontier = Frontier()
-        while frontier.size < size:
-            end = min(frontier.size + _LEAVES, size)
+        return await self._extended(Frontier(), size)
+
+    async def _extended(self, edge: Frontier, size: int) -> Frontier:
+        """Return the right edge of the tree at a size, from an earlier one and the leaves since."""
+        extended = edge.copy()
+        while extended.size < size:
+            end = min(extended.size + _LEAVES, size)
             async with self._database.connection() as connection:
-                leaves = await store.leaf_hashes(connection, frontier.size, end)
+                leaves = await store.leaf_hashes(connection, extended.size, end)
             for leaf in leaves:
-                frontier.append(leaf)
-        return frontier
+                extended.append(leaf)
+        return extended
 
     async def _request(self, signed: SignedCheckpoint, known: Frontier) -> _Answer:
         proof: list[bytes] = []
@@ -197,12 +201,9 @@ class Witnessing:
             verify_cosignature(whole, self._key)
         except (AuditChainBroken, MalformedRequest) as exc:
             raise WitnessRefuses(exc.reason) from exc
-        edge = known.copy()
-        async with self._database.connection() as connection:
-            for leaf in await store.leaf_hashes(connection, edge.size, size):
-                edge.append(leaf)
-            async with connection.transaction():
-                await store.add_cosignature(connection, size, self._key.name, line, edge)
+        edge = await self._extended(known, size)
+        async with self._database.connection() as connection, connection.transaction():
+            await store.add_cosignature(connection, size, self._key.name, line, edge)
         metrics.WITNESS_SIZE.labels(self._key.name).set(size)
         metrics.COSIGNATURES.labels(self._key.name).inc()
 

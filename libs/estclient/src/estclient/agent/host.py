@@ -261,9 +261,9 @@ class Host:
 
     def _summary(self) -> str:
         states = [r.agent.progress.state for r in self._runners.values()]
-        counts = {state: states.count(state) for state in dict.fromkeys(sorted(states))}
+        counts: dict[str, int] = {state: states.count(state) for state in sorted(set(states))}
         if self._definitions.problems:
-            counts["invalid"] = len(self._definitions.problems)  # type: ignore[index]
+            counts["invalid"] = len(self._definitions.problems)
         return ", ".join(f"{n} {state}" for state, n in counts.items()) or "no definitions"
 
 

@@ -44,8 +44,7 @@ class Runner:
                 # The runner of a definition before may still hold the store.
                 self._failed(exc)
                 await sleep_or_stop(self.stop, self.definition.settings.retry_s)
-            except Exception as exc:  # noqa: BLE001
-                # Bulkhead: a fault of one definition must not end the others.
+            except Exception as exc:  # noqa: BLE001 - Bulkhead: one fault must not end the others.
                 self._crashed(exc)
                 await sleep_or_stop(self.stop, self.definition.settings.longest_retry_s)
 
@@ -57,8 +56,7 @@ class Runner:
                 return await self._until_done(until)
         except ConfigurationError as exc:
             self._failed(exc)
-        except Exception as exc:  # noqa: BLE001
-            # Bulkhead: as in run.
+        except Exception as exc:  # noqa: BLE001 - Bulkhead: as in run.
             self._crashed(exc)
         return "failed"
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from typing import ClassVar, Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -21,7 +22,6 @@ from typing_extensions import override
 from estcore.errors import AuditChainBroken, MalformedRequest
 from estcore.tlog.tree import HASH_BYTES
 
-_ED25519 = b"\x01"
 _KEY_HASH_BYTES = 4
 _NAME = re.compile(r"[^\s+]+")
 _SIZE = re.compile(r"0|[1-9][0-9]{0,18}")
@@ -44,40 +44,54 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class VerifierKey:
-    """A public key and the name it signs under."""
+class NoteKey:
+    """An Ed25519 key of signed notes and the name it signs under, with one of their algorithms."""
 
     name: str
     public_key: Ed25519PublicKey
 
+    algorithm: ClassVar[bytes]
+    """One octet: the type of signature (C2SP signed-note)."""
+    malformed: ClassVar[str]
+    """Error code of text that is no such key."""
+
     @property
     def key_hash(self) -> bytes:
-        """SHA-256(name || 0x0A || 0x01 || public key), the first four octets."""
-        octets = self.name.encode() + b"\n" + _ED25519 + self.public_key.public_bytes_raw()
+        """SHA-256(name || 0x0A || algorithm || public key), the first four octets."""
+        octets = self.name.encode() + b"\n" + self.algorithm + self.public_key.public_bytes_raw()
         return hashlib.sha256(octets).digest()[:_KEY_HASH_BYTES]
 
     @override
     def __str__(self) -> str:
-        key = base64.b64encode(_ED25519 + self.public_key.public_bytes_raw()).decode()
+        key = base64.b64encode(self.algorithm + self.public_key.public_bytes_raw()).decode()
         return f"{self.name}+{self.key_hash.hex()}+{key}"
 
     @classmethod
-    def parse(cls, text: str) -> VerifierKey:
+    def parse(cls, text: str) -> Self:
         """Return the key in a vkey string.
 
         Raises:
-            MalformedRequest: not a vkey, or its hash is not that of its key.
+            MalformedRequest: not a vkey of this kind, or its hash is not that of its key.
         """
         parts = text.strip().split("+", 2)
         if len(parts) != 3 or not _NAME.fullmatch(parts[0]):  # noqa: PLR2004 - name, hash, key
-            raise _malformed("a verifier key is name+hash+key")
-        octets = _base64(parts[2])
-        if len(octets) != 1 + HASH_BYTES or octets[:1] != _ED25519:
-            raise _malformed("the verifier key is not Ed25519")
+            raise MalformedRequest("a verifier key is name+hash+key", code=cls.malformed)
+        octets = canonical_base64(parts[2], code=cls.malformed)
+        if len(octets) != 1 + HASH_BYTES or octets[:1] != cls.algorithm:
+            raise MalformedRequest("the verifier key is of a different kind", code=cls.malformed)
         key = cls(parts[0], Ed25519PublicKey.from_public_bytes(octets[1:]))
         if str(key) != text.strip():
-            raise _malformed("the hash in the verifier key is not that of the key")
+            raise MalformedRequest(
+                "the hash in the verifier key is not that of the key", code=cls.malformed
+            )
         return key
+
+
+class VerifierKey(NoteKey):
+    """The key of a log."""
+
+    algorithm = b"\x01"
+    malformed = "checkpoint.malformed"
 
 
 @dataclass(frozen=True)
@@ -170,7 +184,7 @@ def _parse_text(text: str) -> Checkpoint:
         raise _malformed("a checkpoint is origin, size, root and extension lines")
     if not _SIZE.fullmatch(lines[1]):
         raise _malformed("the size is not a decimal number")
-    root = _base64(lines[2])
+    root = canonical_base64(lines[2])
     if len(root) != HASH_BYTES:
         raise _malformed("the root is not a SHA-256")
     return Checkpoint(lines[0], int(lines[1]), root, tuple(lines[_BODY_LINES:]))
@@ -180,19 +194,24 @@ def _parse_signature(line: str) -> tuple[str, bytes, bytes]:
     parts = line.split(" ")
     if len(parts) != 3 or parts[0] != "—" or not _NAME.fullmatch(parts[1]):  # noqa: PLR2004
         raise _malformed("a signature line is an em dash, a key name and base64")
-    octets = _base64(parts[2])
+    octets = canonical_base64(parts[2])
     if len(octets) < _KEY_HASH_BYTES + 1:
         raise _malformed("a signature is too short")
     return parts[1], octets[:_KEY_HASH_BYTES], octets[_KEY_HASH_BYTES:]
 
 
-def _base64(text: str) -> bytes:
+def canonical_base64(text: str, *, code: str = "checkpoint.malformed") -> bytes:
+    """Return the octets in base64, of which there is one spelling.
+
+    Raises:
+        MalformedRequest: with ``code``; not base64, or not that spelling.
+    """
     try:
         octets = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as exc:
-        raise _malformed("not base64") from exc
+        raise MalformedRequest("not base64", code=code) from exc
     if base64.b64encode(octets).decode() != text:
-        raise _malformed("base64 that is not canonical")
+        raise MalformedRequest("base64 that is not canonical", code=code)
     return octets
 
 

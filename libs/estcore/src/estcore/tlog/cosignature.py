@@ -13,66 +13,38 @@ to a witness is the size it knows, a consistency proof from there, and the signe
 from __future__ import annotations
 
 import base64
-import binascii
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from typing_extensions import override
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from estcore.errors import AuditChainBroken, MalformedRequest
-from estcore.tlog.checkpoint import Checkpoint, SignedCheckpoint, parse_signed
+from estcore.tlog.checkpoint import (
+    Checkpoint,
+    NoteKey,
+    SignedCheckpoint,
+    canonical_base64,
+    parse_signed,
+)
 from estcore.tlog.tree import HASH_BYTES, Frontier, node_hash
 
 CONTENT_TYPE_SIZE = "text/x.tlog.size"
 """Of an answer 409: the size that the witness knows."""
 MAX_PROOF = 63
-_COSIGNATURE = b"\x04"
-_KEY_HASH_BYTES, _TIME_BYTES, _SIGNATURE_BYTES = 4, 8, 64
+_TIME_BYTES, _SIGNATURE_BYTES = 8, 64
 _LAST_SECOND = 253_402_300_799
 """The end of the year 9999."""
 _OLD = re.compile(r"old (0|[1-9][0-9]{0,18})")
 _NAME = re.compile(r"[^\s+]+")
 
 
-@dataclass(frozen=True)
-class CosignerKey:
-    """The public key of a witness and the name it signs under."""
+class CosignerKey(NoteKey):
+    """The key of a witness."""
 
-    name: str
-    public_key: Ed25519PublicKey
-
-    @property
-    def key_hash(self) -> bytes:
-        """SHA-256(name || 0x0A || 0x04 || public key), the first four octets."""
-        octets = self.name.encode() + b"\n" + _COSIGNATURE + self.public_key.public_bytes_raw()
-        return hashlib.sha256(octets).digest()[:_KEY_HASH_BYTES]
-
-    @override
-    def __str__(self) -> str:
-        key = base64.b64encode(_COSIGNATURE + self.public_key.public_bytes_raw()).decode()
-        return f"{self.name}+{self.key_hash.hex()}+{key}"
-
-    @classmethod
-    def parse(cls, text: str) -> CosignerKey:
-        """Return the key in a vkey string of a witness.
-
-        Raises:
-            MalformedRequest: not one, or its hash is not that of its key.
-        """
-        parts = text.strip().split("+", 2)
-        if len(parts) != 3 or not _NAME.fullmatch(parts[0]):  # noqa: PLR2004 - name, hash, key
-            raise _malformed("a verifier key is name+hash+key")
-        octets = _base64(parts[2])
-        if len(octets) != 1 + HASH_BYTES or octets[:1] != _COSIGNATURE:
-            raise _malformed("the verifier key is not one of a witness")
-        key = cls(parts[0], Ed25519PublicKey.from_public_bytes(octets[1:]))
-        if str(key) != text.strip():
-            raise _malformed("the hash in the verifier key is not that of the key")
-        return key
+    algorithm = b"\x04"
+    malformed = "witness.malformed"
 
 
 @dataclass(frozen=True)
@@ -106,7 +78,7 @@ class WitnessRequest:
             raise _malformed("a request is old SIZE, a proof, an empty line and a checkpoint")
         if len(lines) - 1 > MAX_PROOF:
             raise _malformed("the proof is too long")
-        proof = tuple(_base64(line) for line in lines[1:])
+        proof = tuple(canonical_base64(line, code=CosignerKey.malformed) for line in lines[1:])
         if any(len(one) != HASH_BYTES for one in proof):
             raise _malformed("a hash of the proof is not a SHA-256")
         return cls(int(match[1]), proof, parse_signed(note))
@@ -203,16 +175,6 @@ class _Proof:
 
 def _message(checkpoint: Checkpoint, seconds: int) -> bytes:
     return f"cosignature/v1\ntime {seconds}\n{checkpoint.text()}".encode()
-
-
-def _base64(text: str) -> bytes:
-    try:
-        octets = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as exc:
-        raise _malformed("not base64") from exc
-    if base64.b64encode(octets).decode() != text:
-        raise _malformed("base64 that is not canonical")
-    return octets
 
 
 def _wrong(size: int, key: CosignerKey) -> AuditChainBroken:
