@@ -6,12 +6,22 @@ import importlib
 
 from prometheus_client import Counter, Gauge, Histogram
 
+SHARED = (
+    "estcore.runtime.admin",
+    "estcore.runtime.stream_probe",
+    "estcore.runtime.stream_lengths",
+    "estcore.runtime.certificate_expiry",
+    "estcore.runtime.clock_check",
+    "estcore.runtime.bus",
+)
+"""Metrics of every service, or of all that have a bus or a database."""
 METRICS = {
     "est-frontend": "est_frontend.metrics",
     "ca-signer": "ca_signer.metrics",
     "ca-signer-upstream": "ca_signer.upstream.metrics",
     "est-renewal": "renewal.metrics",
     "est-audit": "audit.metrics",
+    "est-witness": "est_witness.metrics",
     "estctl agent": "estclient.agent.metrics",
     "estctl probe": "estclient.probe.metrics",
 }
@@ -30,13 +40,21 @@ def metrics_of(module: str) -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def names() -> set[str]:
+    """Return the names of all metrics, as exposed."""
+    modules = [*SHARED, *METRICS.values()]
+    return {row[0] for module in modules for row in metrics_of(module)}
+
+
 def page() -> str:
     """Return the generated part of metrics.md."""
-    parts = []
+    shared = [row for module in SHARED for row in metrics_of(module)]
+    parts = _section("Every service", shared)
     for service, module in METRICS.items():
-        parts += [f"## {service}", "", "| metric | kind | labels | meaning |", "|---|---|---|---|"]
-        parts += [
-            f"| `{n}` | {k} | {labels} | {text} |" for n, k, labels, text in metrics_of(module)
-        ]
-        parts.append("")
+        parts += _section(service, metrics_of(module))
     return "\n".join(parts)
+
+
+def _section(title: str, rows: list[tuple[str, str, str, str]]) -> list[str]:
+    head = [f"## {title}", "", "| metric | kind | labels | meaning |", "|---|---|---|---|"]
+    return [*head, *(f"| `{n}` | {k} | {labels} | {text} |" for n, k, labels, text in rows), ""]

@@ -23,6 +23,7 @@ from estcore.messages.topics import AUDIT_CONSUMERS, audit_issue_topic, owned_by
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.boot import Boot
 from estcore.runtime.bus import Bus
+from estcore.runtime.certificate_expiry import CertificateExpiry
 from estcore.runtime.console import console_script
 from estcore.runtime.database import Database
 from estcore.runtime.message_keys import message_keys
@@ -30,6 +31,7 @@ from estcore.runtime.migrations import migrate as migrate_schema
 from estcore.runtime.reload import Reloader
 from estcore.runtime.service import ServiceCommand, run_jobs, stop_on_signals
 from estcore.runtime.settings import read_secret
+from estcore.runtime.stream_lengths import StreamLengths
 from estcore.runtime.stream_probe import StreamProbe
 from estcore.runtime.topology import declare
 from estcore.runtime.tracing import Tracing
@@ -100,6 +102,8 @@ async def run(
         reloader = _reloader(settings, bus, own)
         jobs = [
             *(streams.run, database.watch),
+            StreamLengths(bus, owned_by(SERVICE), AUDIT_CONSUMERS).run,
+            CertificateExpiry(settings).run,
             *(writer.run, windows.run, windows.run_ledger, reloader.run),
             *(forwarder.run for forwarder in forwarders),
             *_witnessing(settings, database, own, writer),

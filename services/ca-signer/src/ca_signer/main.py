@@ -40,10 +40,12 @@ from estcore.policy.groups import Groups
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.boot import Boot
 from estcore.runtime.bus import Bus
+from estcore.runtime.certificate_expiry import CertificateExpiry
 from estcore.runtime.database import Database
 from estcore.runtime.message_keys import message_keys
 from estcore.runtime.reload import Reloader, Stamps, Watched, file_stamps
 from estcore.runtime.service import Job, done_or_stop, run_jobs, stop_on_signals
+from estcore.runtime.stream_lengths import StreamLengths
 from estcore.runtime.stream_probe import StreamProbe
 from estcore.runtime.tracing import Tracing
 
@@ -189,6 +191,8 @@ async def _serve(
             shared.publisher.own.run,
             completeness.watch,
             streams.run,
+            _stream_lengths(shared).run,
+            CertificateExpiry(shared.settings).run,
             shared.database.watch,
             frontend_state.run,
             _reloader(shared, frontend_state).run,
@@ -253,6 +257,14 @@ def _ready_checks(
         "generations": lambda: not context.missing_issuers,
         "keystores": lambda: all(i.keystore.ready for i in context.issuers.values()),
     }
+
+
+def _stream_lengths(shared: SharedParts) -> StreamLengths:
+    families = shared.decision_context.families
+    consumers = [c for family in families for c in topics.signer_consumers(family)]
+    return StreamLengths(
+        shared.bus, topics.owned_by(SERVICE), [*consumers, *topics.SIGNER_CONSUMERS]
+    )
 
 
 def _reloader(shared: SharedParts, frontend_state: FrontendStatePublisher) -> Reloader:

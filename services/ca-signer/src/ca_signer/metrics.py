@@ -17,8 +17,15 @@ FALSE_EVENTS = Counter(
 REANNOUNCED = Counter("ca_signer_reannounced_total", "announcements repeated", ["to"])
 COMMANDS = Counter("ca_signer_commands_total", "commands of operators answered", ["verb", "code"])
 CRL_MADE = Counter("ca_signer_crl_made_total", "revocation lists made", ["issuer"])
+CRL_THIS_UPDATE = Gauge(
+    "ca_signer_crl_this_update_seconds",
+    "when the oldest of an issuer's current lists was made, Unix time",
+    ["issuer"],
+)
 CRL_NEXT_UPDATE = Gauge(
-    "ca_signer_crl_next_update_seconds", "end of the newest list, Unix time", ["issuer"]
+    "ca_signer_crl_next_update_seconds",
+    "when the first of an issuer's current lists ends, Unix time",
+    ["issuer"],
 )
 OCSP = Counter("ca_signer_ocsp_total", "OCSP requests answered", ["issuer", "status"])
 BATCH = Histogram(
@@ -28,6 +35,11 @@ SECONDS = Histogram(
     "ca_signer_batch_seconds",
     "from taking a batch to its last acknowledgement",
     buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+QUEUE_SECONDS = Histogram(
+    "ca_signer_queue_seconds",
+    "from a request's arrival in its stream to a batch that takes it, at its first delivery",
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600),
 )
 WAITING = Gauge("ca_signer_waiting", "requests fetched and not yet taken", ["issuer", "priority"])
 TOKEN_SECONDS = Histogram(

@@ -37,6 +37,7 @@ from estcore.policy.document import load_policy
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.boot import Boot
 from estcore.runtime.bus import Bus, senders_of
+from estcore.runtime.certificate_expiry import CertificateExpiry
 from estcore.runtime.logs import fields
 from estcore.runtime.message_keys import message_keys
 from estcore.runtime.reload import Reloader
@@ -244,6 +245,7 @@ async def serve(settings: FrontendSettings, listener: Listener) -> None:
             [
                 app.connect,
                 app.streams.run,
+                CertificateExpiry(settings).run,
                 listen,
                 app.trail.run,
                 app.adoption.run,

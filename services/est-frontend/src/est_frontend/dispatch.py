@@ -48,7 +48,7 @@ from estcore.policy.labels import Label, Operation
 from estcore.runtime.bus import Bus
 from estcore.runtime.logs import fields
 from estcore.runtime.sockets import source_of
-from estcore.runtime.tracing import Tracing
+from estcore.runtime.tracing import Tracing, exemplar
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,9 @@ class Dispatcher:
                 response = self._failed(exchange, error)
         status = str(response.status)
         metrics.REQUESTS.labels(exchange.operation, exchange.label_name, status).inc()
-        metrics.SECONDS.labels(exchange.operation).observe(monotonic_s() - started)
+        metrics.SECONDS.labels(exchange.operation).observe(
+            monotonic_s() - started, exemplar(traceparent)
+        )
         return response
 
     def refuse(self, request: web.BaseRequest, error: ESTSuiteError) -> web.Response:

@@ -25,6 +25,7 @@ from estcore.runtime import migrations, topology
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.boot import Boot
 from estcore.runtime.bus import Bus
+from estcore.runtime.certificate_expiry import CertificateExpiry
 from estcore.runtime.command_line import PATH
 from estcore.runtime.console import console_script
 from estcore.runtime.database import Database
@@ -34,6 +35,7 @@ from estcore.runtime.own_records import OwnRecords
 from estcore.runtime.reload import Reloader
 from estcore.runtime.service import Job, ServiceCommand, run_jobs, stop_on_signals
 from estcore.runtime.settings import read_secret
+from estcore.runtime.stream_lengths import StreamLengths
 from estcore.runtime.stream_probe import StreamProbe
 from estcore.runtime.terminal import write_line
 from estcore.runtime.tracing import Tracing
@@ -113,6 +115,8 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
                 own.run,
                 _reloader(settings, bus, own).run,
                 streams.run,
+                StreamLengths(bus, owned_by(SERVICE), RENEWAL_CONSUMERS).run,
+                CertificateExpiry(settings).run,
                 database.watch,
                 _fail_readiness(admin),
             ],

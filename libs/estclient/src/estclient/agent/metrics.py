@@ -13,6 +13,11 @@ NOT_AFTER = Gauge(
     "End of the certificate, seconds since 1970",
     ["definition"],
 )
+NOT_BEFORE = Gauge(
+    "est_agent_certificate_not_before_seconds",
+    "Beginning of the certificate, seconds since 1970",
+    ["definition"],
+)
 STATE = Gauge("est_agent_state", "1 for the state of the definition", ["definition", "state"])
 NEEDS_ATTENTION = Gauge(
     "est_agent_needs_attention", "1 while only an operator can help", ["definition"]
@@ -32,7 +37,7 @@ CLOCK_OFFSET = Gauge(
 )
 DEFINITIONS = Gauge("est_agent_definitions", "Definitions by whether they can be used", ["result"])
 
-_BY_DEFINITION = (NOT_AFTER, NEEDS_ATTENTION, LAST_SUCCESS, CLOCK_OFFSET)
+_BY_DEFINITION = (NOT_AFTER, NOT_BEFORE, NEEDS_ATTENTION, LAST_SUCCESS, CLOCK_OFFSET)
 _OUTCOMES = ("received", "failed")
 
 
@@ -42,7 +47,9 @@ def observe(name: str, progress: Progress, counted: tuple[int, int]) -> tuple[in
         STATE.labels(name, state).set(state == progress.state)
     NEEDS_ATTENTION.labels(name).set(progress.state == "needs attention")
     if progress.bundle is not None:
-        NOT_AFTER.labels(name).set(_seconds(progress.bundle.certificate.not_valid_after_utc))
+        certificate = progress.bundle.certificate
+        NOT_AFTER.labels(name).set(_seconds(certificate.not_valid_after_utc))
+        NOT_BEFORE.labels(name).set(_seconds(certificate.not_valid_before_utc))
     if progress.last_success is not None:
         LAST_SUCCESS.labels(name).set(_seconds(progress.last_success))
     if progress.clock_offset_s is not None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from estcore.errors import ConfigurationError
 from estcore.messages.topics import (
     AUDIT_CONSUMER,
+    AUDIT_CONSUMERS,
     AUDIT_ISSUE,
     AUDIT_REFUSAL,
     CANARY,
@@ -30,6 +31,7 @@ from estcore.messages.topics import (
     audit_refusal_topic,
     canary_topic,
     command_topic,
+    owned_by,
     request_topic,
     signer_consumers,
     token,
@@ -75,6 +77,14 @@ def _consume(stream: str, consumer: str) -> tuple[str, ...]:
         f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}",
         f"{_ACK}.{stream}.{consumer}.>",
         f"{_ACK}.*.*.{stream}.{consumer}.>",
+    )
+
+
+def _lengths(service: str, *consumers: str) -> tuple[str, ...]:
+    """Asking how long the streams of a service and ``<stream>.<consumer>`` are, for metrics."""
+    return (
+        *(f"$JS.API.STREAM.INFO.{stream.name}" for stream in owned_by(service)),
+        *(f"$JS.API.CONSUMER.INFO.{consumer}" for consumer in consumers),
     )
 
 
@@ -147,6 +157,7 @@ def signer() -> Permissions:
             f"$JS.API.DIRECT.GET.{PKI_EVENTS}",
             f"$JS.API.DIRECT.GET.{PKI_STATE}",
             canary_topic("ca-signer"),
+            *_lengths("ca-signer", f"{EST_REQUESTS}.*", f"{PKI_EVENTS}.{ROTATIONS_CONSUMER}"),
         ),
         subscribe=(
             "_INBOX_casigner.>",
@@ -184,6 +195,7 @@ def upstream(issuers: Sequence[str]) -> Permissions:
             "est.reply.>",
             "dead.ca-signer.>",
             canary_topic("ca-signer-upstream"),
+            *(f"$JS.API.CONSUMER.INFO.{EST_REQUESTS}.{name}" for name in consumers),
             f"$JS.API.DIRECT.GET.{PKI_EVENTS}",
         ),
         subscribe=(
@@ -209,6 +221,7 @@ def renewal() -> Permissions:
             WINDOWS_TOPIC,
             "dead.renewal.>",
             canary_topic("renewal"),
+            *_lengths("renewal", f"{PKI_EVENTS}.{RENEWAL_CONSUMER}"),
         ),
         subscribe=("_INBOX_renewal.>", "pki.ack.*"),
         answers=True,
@@ -228,6 +241,7 @@ def audit() -> Permissions:
             WINDOWS_TOPIC,
             "dead.audit.>",
             canary_topic("audit"),
+            *_lengths("audit", *(f"{c.stream}.{c.name}" for c in AUDIT_CONSUMERS)),
         ),
         subscribe=("_INBOX_audit.>",),
     )

@@ -7,15 +7,33 @@ is not there. Bound to loopback unless configured otherwise; it serves nothing s
 from __future__ import annotations
 
 import asyncio
+import platform
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
+from prometheus_client import REGISTRY, Gauge
+from prometheus_client.exposition import choose_encoder
 
 from estcore.runtime.settings import AdminSettings
 from estcore.runtime.sockets import Servers, open_sockets
 
 Checks = Mapping[str, Callable[[], bool]]
 _HEAD_LIMIT = 8192
+
+BUILD_INFO = Gauge(
+    "estsuite_build_info",
+    "1; the labels name the service, its version and the interpreter",
+    ["service", "version", "python"],
+)
+
+READY = Gauge(
+    "estsuite_ready", "1 while a check of readiness succeeds, 0 while it fails", ["check"]
+)
+
+
+def note_build(service: str, distribution: str) -> None:
+    """Set the metric that names this process's version."""
+    BUILD_INFO.labels(service, version(distribution), platform.python_version()).set(1)
 
 
 class AdminServer:
@@ -47,6 +65,12 @@ class AdminServer:
         missing = [name for name, check in self._checks.items() if not check()]
         return [*missing, "stopping"] if self.stopping else missing
 
+    def _note_readiness(self) -> None:
+        """Set the metric of every check; those of the start are gone afterwards."""
+        READY.clear()
+        for name, check in self._checks.items():
+            READY.labels(name).set(check())
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(5):
@@ -73,9 +97,21 @@ class AdminServer:
                 return _response("503 Service Unavailable", text, head=head)
             return _response("200 OK", "ready\n", head=head)
         if path == b"/metrics":
-            body = generate_latest(REGISTRY).decode()
-            return _response("200 OK", body, head=head, content_type=CONTENT_TYPE_LATEST)
+            self._note_readiness()
+            # Exemplars are in OpenMetrics only; Prometheus asks for it.
+            encode, content_type = choose_encoder(_header(request, b"accept"))
+            body = encode(REGISTRY).decode()
+            return _response("200 OK", body, head=head, content_type=content_type)
         return _response("404 Not Found", "not here\n", head=head)
+
+
+def _header(request: bytes, name: bytes) -> str:
+    """Return a header of a request; empty if it has none."""
+    for line in request.split(b"\r\n")[1:]:
+        key, _, value = line.partition(b":")
+        if key.strip().lower() == name:
+            return value.strip().decode("latin-1")
+    return ""
 
 
 def _response(

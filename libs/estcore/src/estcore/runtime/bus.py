@@ -45,6 +45,7 @@ _TTL = "Nats-TTL"
 _MSG_ID = "Nats-Msg-Id"
 _EXPECTED_STREAM = "Nats-Expected-Stream"
 _NO_STREAM = "NO_SUCH_STREAM"
+_NOT_ENABLED = b'"err_code":10039'
 _WRONG_TOPIC = "message.topic"
 _BATCH = 1024
 _ERROR_EVERY_S = 10.0
@@ -319,6 +320,33 @@ class Bus:
             topic, b"", timeout=timeout_s, headers={_EXPECTED_STREAM: _NO_STREAM}
         )
         return bytes(answer.data)
+
+    async def ask_jetstream(self, subject: str, *, timeout_s: float) -> bytes:
+        """Return the answer of JetStream's API, unverified: for metrics, not for decisions.
+
+        In an account without JetStream that imports a part of the API, nats-server answers twice:
+        itself, that JetStream is not enabled for the account, and from where it is.
+
+        Raises:
+            BusUnavailable: no answer.
+        """
+        answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        def receive(message: Msg) -> None:
+            if _NOT_ENABLED not in message.data and not answered.done():
+                answered.set_result(message.data)
+
+        inbox = self.client.new_inbox()
+        try:
+            subscription = await self.client.subscribe_plain(inbox, receive)
+            try:
+                await self.client.publish(f"$JS.API.{subject}", b"", reply=inbox)
+                async with asyncio.timeout(timeout_s):
+                    return await answered
+            finally:
+                await subscription.unsubscribe()
+        except (TimeoutError, *BUS_ERRORS) as exc:
+            raise BusUnavailable(f"no answer on $JS.API.{subject}") from exc
 
     async def publish_unconfirmed(self, topic: str, payload: bytes, *, reply: str = "") -> None:
         """Publish on core NATS, which does not confirm delivery.

@@ -51,6 +51,12 @@ class Delivery:
         """Where its stream has it; the position follows in a message of several."""
         return str(self.sequence)
 
+    def stored_s(self) -> float:
+        """Return when its stream stored the message, Unix time."""
+        parts = self.reply.split(".")
+        first = 4 if len(parts) < 11 else 6  # noqa: PLR2004 - see above
+        return int(parts[first + 3]) / _NS
+
     def payload(self) -> bytes:
         """Return the octets of a message whose sender has the right to its topic.
 

@@ -124,6 +124,9 @@ class ServiceCommand(Generic[S]):
         @self.group.command("run", help="Serve until SIGTERM.")
         @self.config_option
         def _run(config: Path | None) -> int:
+            from estcore.runtime.admin import note_build  # not for offline commands
+
+            note_build(name, distribution)
             return self.execute(config, run, check=True)
 
         @self.group.command("migrate", help="Migrate the database schema and the streams.")

@@ -100,6 +100,12 @@ def trace_id(traceparent: str | None) -> str | None:
     return traceparent.split("-")[1] if parse_traceparent(traceparent) and traceparent else None
 
 
+def exemplar(traceparent: str | None) -> dict[str, str] | None:
+    """Return the exemplar that joins a measured value to its trace; None without a trace."""
+    found = trace_id(traceparent)
+    return None if found is None else {"trace_id": found}
+
+
 def _provider(endpoint: str, service: str, instance: str) -> TracerProvider:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import (

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ca_signer import metrics
-from estcore.clock import monotonic_s
+from estcore.clock import monotonic_s, unix_ms
 from estcore.errors import BusUnavailable
 from estcore.messages.topics import EST_REQUESTS, signer_consumer
 from estcore.pki.profile import PRIORITIES, Priority
@@ -159,7 +159,11 @@ class RequestConsumer:
         return batch
 
     async def _run(self, deliveries: list[Delivery], slots: asyncio.Semaphore) -> None:
-        started = monotonic_s()
+        started, now_s = monotonic_s(), unix_ms() / 1000
+        for delivery in deliveries:
+            if delivery.attempt == 1:
+                # Two clocks: NATS's and ours.
+                metrics.QUEUE_SECONDS.observe(max(now_s - delivery.stored_s(), 0))
         try:
             await self._handler.process(deliveries)
         finally:

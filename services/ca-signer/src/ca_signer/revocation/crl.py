@@ -282,15 +282,16 @@ class CRLPublisher:
         issuer_id = issuer.issuer_id
         async with self._database.connection() as connection:
             rows = await connection.fetch(
-                "select partition, number, next_update, published_at, now() as moment from crl "
-                "where issuer_id = $1 and crl is not null",
+                "select partition, number, this_update, next_update, published_at, now() as moment "
+                "from crl where issuer_id = $1 and crl is not null",
                 issuer_id,
             )
         by_partition = {row["partition"]: row for row in rows}
         if not by_partition:
             return
-        oldest = min(row["next_update"] for row in rows)
-        metrics.CRL_NEXT_UPDATE.labels(issuer_id).set(oldest.timestamp())
+        made, ends = (min(row[c] for row in rows) for c in ("this_update", "next_update"))
+        metrics.CRL_THIS_UPDATE.labels(issuer_id).set(made.timestamp())
+        metrics.CRL_NEXT_UPDATE.labels(issuer_id).set(ends.timestamp())
         published = False
         for part in parts:
             row = by_partition.get(_name(part))

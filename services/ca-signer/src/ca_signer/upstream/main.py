@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 
@@ -32,10 +32,12 @@ from estcore.errors import ConfigurationError, IssuerUnavailable, Unavailable
 from estcore.messages import topics
 from estcore.messages.envelope import encode
 from estcore.messages.state import CACertificates
+from estcore.messages.topics import Consumer, signer_consumers
 from estcore.policy.groups import Groups
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.boot import Boot
 from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.certificate_expiry import CertificateExpiry
 from estcore.runtime.console import console_script
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
@@ -49,6 +51,7 @@ from estcore.runtime.service import (
     sleep_or_stop,
     stop_on_signals,
 )
+from estcore.runtime.stream_lengths import StreamLengths
 from estcore.runtime.stream_probe import StreamProbe
 from estcore.runtime.terminal import write_line
 from estcore.runtime.tracing import Tracing
@@ -125,6 +128,8 @@ async def run(settings: UpstreamSettings) -> None:
             jobs = [
                 completeness.watch,
                 streams.run,
+                StreamLengths(bus, (), _consumers(issuers)).run,
+                CertificateExpiry(settings).run,
                 database.watch,
                 *_state_jobs(settings, parts, bus, database, stamps),
             ]
@@ -133,6 +138,10 @@ async def run(settings: UpstreamSettings) -> None:
         await admin.stop()
         boot.close()
         await asyncio.to_thread(tracing.close)
+
+
+def _consumers(issuers: Iterable[str]) -> list[Consumer]:
+    return [consumer for issuer in issuers for consumer in signer_consumers(issuer)]
 
 
 async def _serve(
