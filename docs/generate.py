@@ -1,4 +1,4 @@
-"""Write the generated parts of the pages: settings, metrics, events, SIEM fields, figures.
+"""Write the generated parts of the pages: settings, metrics, alerts, events, SIEM fields, figures.
 
 ``python docs/generate.py`` writes them, ``python docs/generate.py --check`` only compares and
 ends with 1 when something differs. A generated part stands between two comment lines in a page;
@@ -13,7 +13,16 @@ import sys
 from pathlib import Path
 
 import click
-from page_generators import benchmarks, events, interoperability, metrics, scaling, settings, siem
+from page_generators import (
+    alerts,
+    benchmarks,
+    events,
+    interoperability,
+    metrics,
+    scaling,
+    settings,
+    siem,
+)
 
 from estcore.runtime import command_line
 from estcore.runtime.command_line import CONTEXT
@@ -23,6 +32,7 @@ DOCS = Path(__file__).parent
 PAGES = {
     "operations/settings.md": settings.page,
     "operations/metrics.md": metrics.page,
+    "operations/alerts.md": alerts.page,
     "operations/events.md": events.page,
     "operations/siem.md": siem.page,
     "interoperability.md": interoperability.page,

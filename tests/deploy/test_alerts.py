@@ -1,6 +1,6 @@
 """Every alert fires for the fault it is for, and is silent for what is normal.
 
-The judge is ``promtool test rules`` of Prometheus itself. Each case is the smallest set of series:
+Checked by ``promtool test rules`` of Prometheus itself. Each case is the smallest set of series:
 ``values`` as promtool writes them (``0x5`` is a zero and five more, ``0+1x5`` counts up).
 """
 
@@ -224,6 +224,7 @@ CASES = [
     Case("ESTSIEMFarBehind", {BACKLOG: "4000x40"}, {BACKLOG: "3000x40"}),
     Case("ESTSIEMRefuses", *_first('est_audit_sink_dead_letters_total{sink="s"}'), at="90m"),
     Case("ESTWitnessMissing", {FAULTS: "0+1x200", COSIGNED: "5x200"}, {FAULTS: "0+1x200", COSIGNED: "0+1x200"}, "150m"),
+    Case("ESTLogForked", {"est_witness_forks_total": "0x80 1x30"}, {"est_witness_forks_total": "1x120"}, at="90m"),
     Case(
         "ESTStreamsNotWritable",
         {'estsuite_streams_writable{instance="a"}': "0x40"},

@@ -195,7 +195,7 @@ def test_every_metric_is_listed() -> None:
     text = (OPERATIONS / "metrics.md").read_text(encoding="utf-8")
     for module in generate.metrics.METRICS.values():
         found = generate.metrics.metrics_of(module)
-        assert len(found) > 5
+        assert len(found) > 2
         for name, *_ in found:
             assert f"| `{name}` |" in text
 

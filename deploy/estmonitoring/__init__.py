@@ -1,0 +1,1 @@
+"""Dashboards, console pages and Kubernetes objects for monitoring, made from one description."""
