@@ -30,7 +30,7 @@ COMPOSE = ROOT / "docker-compose.yml"
 KUSTOMIZE = ROOT / "deploy" / "k8s"
 IMAGES_LOCK = ROOT / "deploy" / "images.lock"
 PRODUCTION = "overlays/prod"
-FOLDERS = ("base", "overlays/dev", PRODUCTION)
+FOLDERS = ("base", "overlays/dev", PRODUCTION, "overlays/all-in-one")
 RULES: tuple[Callable[[list[manifests.Document]], list[str]], ...] = (
     pod_rules.namespace_is_restricted,
     pod_rules.pods_are_restricted,
@@ -40,6 +40,7 @@ RULES: tuple[Callable[[list[manifests.Document]], list[str]], ...] = (
     pod_rules.no_secret_in_plain_sight,
     pod_rules.volumes_are_bounded,
     pod_rules.migration_secrets_stay_with_migrations,
+    pod_rules.nothing_is_a_job,
     pod_rules.ca_keys_are_for_signing,
     service_rules.probes_ask_the_admin_port,
     service_rules.replicas_survive_disruption,
@@ -90,7 +91,7 @@ def _compose() -> Iterator[Result]:
     findings = [
         *compose_rules.compose_is_closed(document),
         *compose_rules.compose_waits_in_order(document),
-        *compose_rules.compose_secrets_are_known(document),
+        *compose_rules.compose_secrets_are_their_own(document),
         *compose_rules.compose_keys_are_for_signing(document),
         *compose_rules.compose_builds_known_images(document),
     ]

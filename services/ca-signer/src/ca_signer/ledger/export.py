@@ -102,5 +102,5 @@ async def export(database: Database, out: Path) -> int:
                     "operator": row["operator"],
                     "audited": row["announced_at"] is not None,
                 }
-                file.write(json.dumps(given) + "\n")
+                file.write((json.dumps(given) + "\n").encode())
     return count
