@@ -65,7 +65,7 @@ def prepare(
 ) -> None:
     """Fill ``folder``; ``places`` are the paths the settings name.
 
-    ``kept`` is told the name of each file that was left as a person changed it. ``owners`` is for
+    ``kept`` receives the name of each file that was left as a person changed it. ``owners`` is for
     root; for others everything stays theirs.
 
     Raises:
@@ -127,7 +127,7 @@ class _Written:
         self.changed: list[str] = []
 
     def put(self, name: str, text: str) -> None:
-        """Write a file, unless somebody has changed it."""
+        """Write a file, unless a person has changed it."""
         path = self._folder / name
         if path.exists():
             found = _hash(path.read_bytes())

@@ -157,7 +157,8 @@ def _read(path: Path) -> bytes:
 
 
 def _tls(name: str, certificate: Path, key: Path) -> Document:
-    data = {"tls.crt": _read(certificate), "tls.key": _read(key)}
+    # The keys of the type kubernetes.io/tls.
+    data = {f"tls.{end}": _read(path) for end, path in (("crt", certificate), ("key", key))}
     return _secret(name, data) | {"type": "kubernetes.io/tls"}
 
 
