@@ -147,7 +147,7 @@ async def test_readiness_metrics_and_liveness(stack: Stack) -> None:
     async with aiohttp.ClientSession(connector=connector) as session, session.get(url) as answer:
         assert answer.status == 200
     await stack.suite.stop_service("est-frontend")
-    frontend = await stack.suite.start_service("est-frontend", "est-frontend")
+    frontend = await stack.suite.start_service("est-frontend", "est-frontend", wait=False)
     await asyncio.sleep(3)
     text = await admin_get(frontend.admin_port, "/readyz")
     assert text.startswith("not ready: bus, streams"), "it has never reached the bus"
