@@ -30,7 +30,8 @@ COMPOSE = ROOT / "docker-compose.yml"
 KUSTOMIZE = ROOT / "deploy" / "k8s"
 IMAGES_LOCK = ROOT / "deploy" / "images.lock"
 PRODUCTION = "overlays/prod"
-FOLDERS = ("base", "overlays/dev", PRODUCTION, "overlays/all-in-one")
+TRYING = "overlays/all-in-one"
+FOLDERS = ("base", "overlays/dev", PRODUCTION, TRYING)
 RULES: tuple[Callable[[list[manifests.Document]], list[str]], ...] = (
     pod_rules.namespace_is_restricted,
     pod_rules.pods_are_restricted,
@@ -69,15 +70,19 @@ def _images() -> Iterator[Result]:
     compose = compose_rules.load(COMPOSE)
     try:
         lock = images.read_lock(IMAGES_LOCK.read_text(encoding="utf-8"))
+        servers = [
+            *image_rules.in_compose(compose),
+            *image_rules.servers_in_manifests(manifests.render(KUSTOMIZE / TRYING)),
+        ]
         named = [
             *image_rules.in_dockerfile(text),
-            *image_rules.in_compose(compose),
+            *servers,
             *image_rules.in_manifests(manifests.render(KUSTOMIZE / PRODUCTION)),
         ]
         packages = lock_rules.read(ROOT / "uv.lock")
         findings = [
             *images.findings(named, lock),
-            *image_rules.servers_are_those_tested(compose, packages),
+            *image_rules.servers_are_those_tested(servers, packages),
         ]
     except ConfigurationError as exc:
         yield "images.lock", [exc.reason]

@@ -283,10 +283,10 @@ def test_servers_are_deployed_in_the_version_that_the_tests_run(
     root: Path, packages: list[dict[str, Any]]
 ) -> None:
     compose = compose_rules.load(root / "docker-compose.yml")
-    assert image_rules.servers_are_those_tested(compose, packages) == []
+    assert image_rules.servers_are_those_tested(image_rules.in_compose(compose), packages) == []
     compose["services"]["nats"]["image"] = "nats:2.12-alpine"
     compose["services"]["postgres"]["image"] = f"postgres:18-bookworm@{DIGEST}"
-    assert image_rules.servers_are_those_tested(compose, packages) == [
+    assert image_rules.servers_are_those_tested(image_rules.in_compose(compose), packages) == [
         "docker-compose.yml, postgres: postgres:18-bookworm is not the version 18.6 of the tests",
         "docker-compose.yml, nats: nats:2.12-alpine is not the version 2.15.1 of the tests",
     ]
