@@ -12,6 +12,7 @@ import functools
 import gc
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from importlib import metadata
@@ -199,6 +200,7 @@ class ServiceCommand(Generic[S]):
                 self._check(settings)
 
         async def carry_out() -> None:
+            asyncio.get_running_loop().set_exception_handler(not_retrieved)
             await action(settings)
 
         try:
@@ -220,6 +222,18 @@ class ServiceCommand(Generic[S]):
             raise first
         log.error("service stops after a crash", exc_info=first)
         return EXIT_FAILED
+
+
+def not_retrieved(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Report what no task awaits; not a name that could not be resolved in time.
+
+    Who connects gives up after its deadline, and reports that; the look-up goes on without it and
+    fails later, once for each attempt while no server answers for names.
+    """
+    if isinstance(context.get("exception"), socket.gaierror):
+        log.debug("a look-up failed after its deadline")
+    else:
+        loop.default_exception_handler(context)
 
 
 def _lock_memory() -> None:
