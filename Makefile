@@ -16,7 +16,7 @@ WORKERS ?= 4
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml tests/*/pyproject.toml)
 PACKAGES := estsupply estcore estclient estdev estsetup est_frontend est_frontend_srp ca_signer renewal audit est_witness estsuite_faults estsuite_testing estbench loadmodel
 
-.PHONY: help demo up unit test interop cluster-test conformance check fmt lint type imports deploy-check dist sbom audit-deps images images-lock uv-lock bench scaling chaos fuzz clean
+.PHONY: help demo up unit test interop compose-test cluster-test conformance check fmt lint type imports deploy-check dist sbom audit-deps images images-lock uv-lock bench scaling chaos fuzz clean
 
 help:           ## show the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -42,6 +42,9 @@ test: $(READY)  ## every test, unit to end-to-end, against real servers
 interop: $(READY) ## EST clients of other makers, fetched and built, against a suite
 	@$(BIN)/uv sync --frozen --quiet --group interop && $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=5 tests/interop
 
+compose-test: $(READY) ## docker compose up after a fresh clone, an operator, a second up; needs the images
+	@$(BIN)/pytest -q -p no:randomly -p no:xdist -x tests/containers
+
 cluster-test: $(READY) ## the suite on the Kubernetes that KUBECONFIG names; its namespace estsuite is made anew
 	@$(BIN)/pytest -q -s -p no:randomly -p no:xdist --durations=0 -x tests/cluster
 
@@ -57,7 +60,7 @@ fmt: $(READY)   ## format and fix
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 type:
-	@$(BIN)/mypy $(addprefix -p ,$(PACKAGES)) $(addprefix -p tests.,unit integration e2e conformance interop cluster chaos fuzz) -m tests.conftest
+	@$(BIN)/mypy $(addprefix -p ,$(PACKAGES)) $(addprefix -p tests.,unit integration e2e conformance interop containers cluster chaos fuzz) -m tests.conftest
 
 imports:
 	@$(BIN)/lint-imports --no-cache > $(VENV)/imports.log 2>&1 && tail -n 1 $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }

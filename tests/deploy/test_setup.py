@@ -113,8 +113,10 @@ def test_servers_of_ones_own_are_trusted_by_their_anchors(
     for name in ("nats", "postgres", "siem"):
         anchors[name] = tmp_path / f"{name}.pem"
         anchors[name].write_text(f"anchor of {name}")
-    named = {f"{name}_ca": path for name, path in anchors.items()}
-    found = documents(keys, Installation(**named))
+    installation = Installation(
+        nats_ca=anchors["nats"], postgres_ca=anchors["postgres"], siem_ca=anchors["siem"]
+    )
+    found = documents(keys, installation)
     trust = by_name(found, "ConfigMap")["estsuite-trust"]["data"]
     assert [trust[f"{name}-ca.pem"] for name in anchors] == [
         p.read_text() for p in anchors.values()
