@@ -10,10 +10,12 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 import yaml
 
 from estsuite_testing.cluster.installation import (
@@ -36,19 +38,21 @@ SERIALS: set[int] = set()
 """Every certificate that a client of these tests got."""
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def client(cluster: Installation) -> Client:
     secret = (cluster.folder / "secret").read_text()
     return await Client.of(cluster, secret)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def load(client: Client) -> AsyncIterator[Load]:
     """Four enrollments a second while a test runs; each ends with a certificate."""
-    load = Load(client, per_second=4)
+    load, begun = Load(client, per_second=4), time.monotonic()
     async with load:
         await asyncio.sleep(2)
         yield load
+        # Clients came all the time, not only before the test.
+        assert load.begun > 2 * (time.monotonic() - begun)
     sys.stdout.write(load.report() + "\n")
     assert len(load.serials) == load.begun > 0
     assert not SERIALS & {*load.serials}

@@ -212,7 +212,18 @@ class Installation:
         port = (await self.get("service", "est-from-outside"))["spec"]["ports"][0]["nodePort"]
         node = (await self.get("nodes"))["items"][0]
         addresses = {a["type"]: a["address"] for a in node["status"]["addresses"]}
-        return addresses["InternalIP"], port
+        found = addresses["InternalIP"], port
+
+        async def open_to_us() -> bool:
+            try:
+                _, writer = await asyncio.open_connection(*found)
+            except OSError:
+                return False
+            writer.close()
+            return True
+
+        await until(open_to_us, 60, f"NodePort {port}", every_s=0.2)
+        return found
 
     @property
     def root_certificate(self) -> Path:
