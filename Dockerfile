@@ -1,6 +1,6 @@
 # Every image of the suite. The build context is the root of the repository:
 #   docker build -t estsuite/audit:0.1.0 --build-arg PACKAGE=estsuite-audit --build-arg COMMAND=est-audit .
-# deploy/README.md lists the arguments of each image. Docker 20.10, with or without BuildKit.
+# make images builds all of them; deploy/README.md lists their arguments. Docker 20.10, with or without BuildKit.
 #
 # The base image has its digest here once deploy/images.lock knows it: make images-lock.
 ARG BASE=python:3.13.14-slim-bookworm@sha256:9d7f287598e1a5a978c015ee176d8216435aaf335ed69ac3c38dd1bbb10e8d64
@@ -41,8 +41,16 @@ RUN set -e; \
 # An image that runs one verb and ends: docker build --target job
 FROM ${BASE} AS job
 COPY --from=build /opt/estsuite /opt/estsuite
+ARG TITLE="estsuite"
+ARG VERSION=""
+ARG REVISION=""
+ARG LICENSES=Apache-2.0
 # The bill of materials (CycloneDX) of what is installed.
 LABEL estsuite.sbom=/opt/estsuite/share/sbom.cdx.json
+LABEL org.opencontainers.image.title=$TITLE \
+    org.opencontainers.image.version=$VERSION \
+    org.opencontainers.image.revision=$REVISION \
+    org.opencontainers.image.licenses=$LICENSES
 # HOME: the numeric user has no entry in /etc/passwd, and the root file system may be read-only.
 ENV PATH=/opt/estsuite/bin:/usr/local/bin:/usr/bin:/bin \
     HOME=/tmp \

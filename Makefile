@@ -14,9 +14,9 @@ DIST ?= dist
 # Twice the cores of the smallest machine: tests wait for servers half of the time.
 WORKERS ?= 4
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml tests/*/pyproject.toml)
-PACKAGES := estsupply estmonitoring estcore estclient estdev est_frontend est_frontend_srp ca_signer renewal audit est_witness estsuite_faults estsuite_testing estbench loadmodel
+PACKAGES := estsupply estmonitoring estcore estclient estdev estsetup est_frontend est_frontend_srp ca_signer renewal audit est_witness estsuite_faults estsuite_testing estbench loadmodel
 
-.PHONY: help demo up unit test interop conformance check fmt lint type imports deploy-check dist sbom audit-deps images-lock uv-lock bench scaling chaos fuzz clean
+.PHONY: help demo up unit test interop compose-test cluster-test conformance check fmt lint type imports deploy-check dist sbom audit-deps images images-lock uv-lock bench scaling chaos fuzz clean
 
 help:           ## show the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -42,6 +42,12 @@ test: $(READY)  ## every test, unit to end-to-end, against real servers
 interop: $(READY) ## EST clients of other makers, fetched and built, against a suite
 	@$(BIN)/uv sync --frozen --quiet --group interop && $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=5 tests/interop
 
+compose-test: $(READY) ## docker compose up after a fresh clone, an operator, a second up; needs the images
+	@$(BIN)/pytest -q -p no:randomly -p no:xdist -x tests/containers
+
+cluster-test: $(READY) ## the suite on the Kubernetes that KUBECONFIG names; its namespace estsuite is made anew
+	@$(BIN)/pytest -q -s -p no:randomly -p no:xdist --durations=0 -x tests/cluster
+
 conformance: $(READY) ## EST conformance from outside; any server with TARGET="--target https://... --ca ..."
 	@$(BIN)/python tests/conformance/run.py $(TARGET)
 
@@ -54,7 +60,7 @@ fmt: $(READY)   ## format and fix
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 type:
-	@$(BIN)/mypy $(addprefix -p ,$(PACKAGES)) $(addprefix -p tests.,unit integration e2e conformance interop chaos fuzz) -m tests.conftest
+	@$(BIN)/mypy $(addprefix -p ,$(PACKAGES)) $(addprefix -p tests.,unit integration e2e conformance interop containers cluster chaos fuzz) -m tests.conftest
 
 imports:
 	@$(BIN)/lint-imports --no-cache > $(VENV)/imports.log 2>&1 && tail -n 1 $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
@@ -76,6 +82,9 @@ scaling: $(READY) ## simulate the load of large fleets, into docs/scaling (SCALI
 
 dist: $(READY)  ## wheels and sdists of the client and the core it needs, for devices, into dist/
 	@for name in core client; do $(BIN)/uv build --quiet --package estsuite-$$name --out-dir $(DIST) || exit 1; done
+
+images: $(READY) ## every image by docker, then a look into each (IMAGES="audit estctl" BASE= REGISTRY= PLATFORM= INDEX= NETWORK=)
+	@$(BIN)/python deploy/build_images.py $(if $(BASE),--base $(BASE)) $(if $(REGISTRY),--registry $(REGISTRY)) $(if $(PLATFORM),--platform $(PLATFORM)) $(if $(INDEX),--index $(INDEX)) $(if $(NETWORK),--network $(NETWORK)) $(IMAGES)
 
 sbom: $(READY)  ## bills of materials (CycloneDX) of every image and distribution, into dist/sbom/
 	@$(BIN)/python deploy/sbom.py --out $(DIST)/sbom

@@ -30,7 +30,8 @@ COMPOSE = ROOT / "docker-compose.yml"
 KUSTOMIZE = ROOT / "deploy" / "k8s"
 IMAGES_LOCK = ROOT / "deploy" / "images.lock"
 PRODUCTION = "overlays/prod"
-FOLDERS = ("base", "overlays/dev", PRODUCTION)
+TRYING = "overlays/all-in-one"
+FOLDERS = ("base", "overlays/dev", PRODUCTION, TRYING)
 RULES: tuple[Callable[[list[manifests.Document]], list[str]], ...] = (
     pod_rules.namespace_is_restricted,
     pod_rules.pods_are_restricted,
@@ -40,6 +41,7 @@ RULES: tuple[Callable[[list[manifests.Document]], list[str]], ...] = (
     pod_rules.no_secret_in_plain_sight,
     pod_rules.volumes_are_bounded,
     pod_rules.migration_secrets_stay_with_migrations,
+    pod_rules.nothing_is_a_job,
     pod_rules.ca_keys_are_for_signing,
     service_rules.probes_ask_the_admin_port,
     service_rules.replicas_survive_disruption,
@@ -68,15 +70,19 @@ def _images() -> Iterator[Result]:
     compose = compose_rules.load(COMPOSE)
     try:
         lock = images.read_lock(IMAGES_LOCK.read_text(encoding="utf-8"))
+        servers = [
+            *image_rules.in_compose(compose),
+            *image_rules.servers_in_manifests(manifests.render(KUSTOMIZE / TRYING)),
+        ]
         named = [
             *image_rules.in_dockerfile(text),
-            *image_rules.in_compose(compose),
+            *servers,
             *image_rules.in_manifests(manifests.render(KUSTOMIZE / PRODUCTION)),
         ]
         packages = lock_rules.read(ROOT / "uv.lock")
         findings = [
             *images.findings(named, lock),
-            *image_rules.servers_are_those_tested(compose, packages),
+            *image_rules.servers_are_those_tested(servers, packages),
         ]
     except ConfigurationError as exc:
         yield "images.lock", [exc.reason]
@@ -90,7 +96,7 @@ def _compose() -> Iterator[Result]:
     findings = [
         *compose_rules.compose_is_closed(document),
         *compose_rules.compose_waits_in_order(document),
-        *compose_rules.compose_secrets_are_known(document),
+        *compose_rules.compose_secrets_are_their_own(document),
         *compose_rules.compose_keys_are_for_signing(document),
         *compose_rules.compose_builds_known_images(document),
     ]

@@ -21,7 +21,11 @@ _MISSING = 3
 @click.command(context_settings=CONTEXT)
 def main() -> int:
     """Ask each image's registry for its digest."""
-    files = (ROOT / "Dockerfile", ROOT / "docker-compose.yml")
+    servers = ROOT / "deploy" / "k8s" / "overlays" / "all-in-one"
+    files = (
+        *(ROOT / "Dockerfile", ROOT / "docker-compose.yml"),
+        *(servers / "nats.yaml", servers / "postgres.yaml"),
+    )
     missing = images.fill(ROOT / "deploy" / "images.lock", files)
     for line in missing:
         click.echo(line)

@@ -13,7 +13,7 @@ from estcore.runtime import command_line
 from estcore.runtime.command_line import CONTEXT
 
 ROOT = Path(__file__).resolve().parents[1]
-ALONE = ("estsuite-client", "estsuite-frontend-srp")
+ALONE = ("estsuite-client",)
 """Distributions that are installed, and are in no image."""
 
 

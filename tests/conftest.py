@@ -37,6 +37,8 @@ _FOLDERS = (
     "chaos",
     "e2e",
     "interop",
+    "containers",
+    "cluster",
     "conformance",
     "integration",
     "fuzz",

@@ -9,24 +9,43 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from estdeploy.services import EST_PORT, IMAGES, SERVICES, USER_ID
+from estdeploy.services import EST_PORT, IMAGES, USER_ID, Image
+from estsetup.compose import HELD
 
 SKIPPED = "docker-compose config: skipped, the tool is not here"
 _LOCAL = "./deploy/compose/local/"
 _INSTALL_S = 120
+_SECRETS = re.compile(rf"{re.escape(_LOCAL)}secrets/([a-z-]+)(/|:|$)")
+_OPEN = tuple(f"{_LOCAL}{name}" for name in ("config", "data/", "operator"))
+"""Folders without secrets."""
 CA_KEYS = frozenset({"issuing.key", "ca.passphrase"})
 """Secrets with the CA key, and with its passphrase."""
+_SIGNING = {"ca-signer": ["run"], "operator": ["operator", "enroll"]}
+"""What signs with the CA key, and the verb with which it does."""
+_SETUP = {
+    "user": "0:0",
+    "cap_add": ["CHOWN", "DAC_OVERRIDE", "FOWNER"],
+    "network_mode": "none",
+    "volumes": ["./deploy/compose:/compose"],
+}
+"""The one container that is root makes the others' files, and reaches nothing else."""
 
 
 def compose_is_closed(compose: dict[str, Any]) -> list[str]:
     """Each container is confined, and only EST is published, on loopback."""
     findings = []
     for name, service in compose["services"].items():
+        if name == "setup":
+            findings += [f"setup: {k}" for k, v in _SETUP.items() if service.get(k) != v]
+            service = {k: v for k, v in service.items() if k not in _SETUP} | {
+                "user": "ESTSUITE_UID"
+            }
         wrong = {
             "user": "ESTSUITE_UID" not in str(service.get("user")),
             "read_only": service.get("read_only") is not True,
@@ -55,12 +74,12 @@ def compose_is_closed(compose: dict[str, Any]) -> list[str]:
 
 
 def compose_waits_in_order(compose: dict[str, Any]) -> list[str]:
-    """Servers, the ledger's migration, the others' migrations, services."""
+    """Servers, the ledger's migration, the others' migrations, services; to stop, the other way."""
     services = compose["services"]
     findings = []
     for name, service in services.items():
         for other, how in service.get("depends_on", {}).items():
-            once = other.startswith("migrate-")
+            once = other in _ONCE or other.startswith("migrate-")
             wanted = "service_completed_successfully" if once else "service_healthy"
             if other not in services or how.get("condition") != wanted:
                 findings.append(f"{name}: waits for {other} by {how.get('condition')}")
@@ -70,57 +89,71 @@ def compose_waits_in_order(compose: dict[str, Any]) -> list[str]:
     return findings
 
 
+_ONCE = ("setup", "operator")
+
+
 def _order() -> dict[str, set[str]]:
     return {
+        "postgres": {"setup"},
+        "nats": {"setup"},
         "migrate-ca-signer": {"postgres", "nats"},
         "migrate-renewal": {"migrate-ca-signer"},
         "migrate-audit": {"migrate-ca-signer"},
-        "ca-signer": {"migrate-ca-signer"},
-        "renewal": {"migrate-renewal"},
-        "audit": {"migrate-audit"},
+        "ca-signer": {"migrate-ca-signer", "postgres", "nats"},
+        "renewal": {"migrate-renewal", "postgres", "nats"},
+        "audit": {"migrate-audit", "postgres", "nats"},
         "est-frontend": {"nats", "ca-signer"},
+        "operator": {"ca-signer"},
+        "estctl": {"operator"},
     }
 
 
-def compose_secrets_are_known(compose: dict[str, Any]) -> list[str]:
-    """Secrets are files of the prepared folder; services never see what migrations need."""
-    declared = compose.get("secrets", {})
-    findings = [
-        f"secret {name} is not {_LOCAL}secrets/{name}"
-        for name, secret in declared.items()
-        if secret != {"file": f"{_LOCAL}secrets/{name}"}
-    ]
-    used: set[str] = set()
-    for name, service in compose["services"].items():
-        for secret in service.get("secrets", []):
-            used.add(secret)
-            if secret not in declared:
-                findings.append(f"{name}: secret {secret} is not declared")
-            if name in SERVICES and ("owner" in secret or "migrate" in secret):
-                findings.append(f"{name}: sees {secret}")
-    return findings + [f"secret {name} is not used" for name in sorted(declared.keys() - used)]
-
-
-def compose_keys_are_for_signing(compose: dict[str, Any]) -> list[str]:
-    """Only ``ca-signer run`` sees the CA key and its passphrase; migrations see their own only."""
+def compose_secrets_are_their_own(compose: dict[str, Any]) -> list[str]:
+    """Each container mounts the folder of its own secrets, and no other folder that has any."""
     findings = []
     for name, service in compose["services"].items():
-        seen = set(service.get("secrets", []))
-        verb = [*service.get("command", []), ""][0]
-        if not (name == "ca-signer" and verb == "run"):
+        own = "ca-signer" if name == "operator" else name
+        if service.get("secrets"):
+            findings.append(f"{name}: secrets come from a folder of its own")
+        for volume in service.get("volumes", []) if name != "setup" else []:
+            folder = _SECRETS.match(volume)
+            if folder is not None:
+                if folder[1] != own or folder[1] not in HELD:
+                    findings.append(f"{name}: mounts the secrets of {folder[1]}")
+                if not volume.endswith(":/run/secrets:ro"):
+                    findings.append(f"{name}: {volume} is not /run/secrets, read-only")
+            elif volume.startswith("./deploy/compose") and not volume.startswith(_OPEN):
+                findings.append(f"{name}: mounts {volume}, where keys are")
+    return findings + [
+        f"secrets of {name}, which is no container"
+        for name in sorted(HELD.keys() - compose["services"].keys())
+    ]
+
+
+def compose_keys_are_for_signing(
+    compose: dict[str, Any], held: Mapping[str, Sequence[str]] = HELD
+) -> list[str]:
+    """Only what signs sees the CA key and its passphrase; migrations see their own only."""
+    findings = []
+    for name, service in compose["services"].items():
+        folders = [f[1] for v in service.get("volumes", []) if (f := _SECRETS.match(v))]
+        seen = {secret for folder in folders for secret in held.get(folder, ())}
+        verb = service.get("command", [])
+        signs = name in _SIGNING and verb[: len(_SIGNING[name])] == _SIGNING[name]
+        if not signs:
             findings += [f"{name}: sees {secret}" for secret in sorted(seen & CA_KEYS)]
-        if verb == "migrate":
+        if verb[:1] == ["migrate"]:
             findings += [
                 f"{name}: sees {secret}, which a migration does not read"
                 for secret in sorted(seen - CA_KEYS)
                 if secret != "nats-migrate.seed" and not secret.endswith("_owner.password")  # noqa: S105
             ]
-        findings += [
-            f"{name}: mounts {volume}, where keys are"
-            for volume in service.get("volumes", [])
-            if re.match(rf"{re.escape(_LOCAL)}(secrets|ca)?(/|:|$)", str(volume))
-            and not str(volume).startswith((f"{_LOCAL}config/", f"{_LOCAL}data/"))
-        ]
+        elif name != "postgres":
+            findings += [
+                f"{name}: sees {secret}"
+                for secret in sorted(seen)
+                if "owner" in secret or "migrate" in secret
+            ]
     return findings
 
 
@@ -137,8 +170,13 @@ def compose_builds_known_images(compose: dict[str, Any]) -> list[str]:
     return [
         f"image {name} is built by {built.get(name)}"
         for name in sorted(used)
-        if name not in IMAGES or built.get(name) != {"context": ".", "args": IMAGES[name].arguments}
+        if name not in IMAGES or built.get(name) != _build(IMAGES[name])
     ]
+
+
+def _build(image: Image) -> dict[str, Any]:
+    target = {"target": image.target} if image.target != "service" else {}
+    return {"context": ".", **target, "args": image.arguments}
 
 
 def dockerfile_findings(text: str) -> list[str]:

@@ -6,7 +6,7 @@ Called by: deploy/check.py
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from estsupply import images
@@ -44,13 +44,20 @@ def in_manifests(documents: list[Document]) -> Iterator[tuple[str, str]]:
             yield where, container["image"]
 
 
+def servers_in_manifests(documents: list[Document]) -> Iterator[tuple[str, str]]:
+    """Yield the images of containers that are not ours."""
+    for where, text in in_manifests(documents):
+        if not text.startswith(_OURS):
+            yield where, text
+
+
 def servers_are_those_tested(
-    compose: Mapping[str, Any], packages: Sequence[Mapping[str, Any]]
+    named: Iterable[tuple[str, str]], packages: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     """Servers are deployed in the version of the wheels in ``uv.lock``, which the tests run."""
     versions = {package["name"]: package["version"] for package in packages}
     findings = []
-    for where, text in in_compose(compose):
+    for where, text in named:
         image = images.parse(text)
         if image.name not in TESTED:
             continue

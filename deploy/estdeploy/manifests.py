@@ -26,6 +26,8 @@ class Pod:
     name: str
     labels: Mapping[str, str]
     spec: Document
+    claims: frozenset[str] = frozenset()
+    """Volumes that volume claim templates make."""
 
     @property
     def where(self) -> str:
@@ -101,6 +103,9 @@ def pods(documents: list[Document], *kinds: str) -> list[Pod]:
                 name=document["metadata"]["name"],
                 labels=template["metadata"].get("labels", {}),
                 spec=template["spec"],
+                claims=frozenset(
+                    c["metadata"]["name"] for c in spec.get("volumeClaimTemplates", [])
+                ),
             )
         )
     return found

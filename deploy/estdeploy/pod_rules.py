@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from estdeploy.manifests import Document, Pod, of_kind, pods
+from estdeploy.manifests import Document, Pod, named, of_kind, pods
 
 _HOST = ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace")
 _SECRET_NAME = re.compile(r"PASSWORD|PASSPHRASE|SEED|TOKEN|SECRET|PRIVATE", re.IGNORECASE)
@@ -17,6 +17,8 @@ _TAG = re.compile(r":(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]*)$")
 _WORLD = 0o007
 CA_KEYS = frozenset({"ca-signer-key", "ca-signer-passphrase"})
 """Secrets with a CA key, and with its passphrase."""
+_IDLE = ["sleep", "infinity"]
+"""What the operator's pod does; other containers start what their image starts."""
 _VOLUMES = {"configMap", "secret", "emptyDir"}
 
 
@@ -75,7 +77,8 @@ def containers_are_restricted(documents: list[Document]) -> list[str]:
                 "privileged": bool(context.get("privileged")),
                 "runAsUser": context.get("runAsUser", 1) == 0,
                 "hostPort": any("hostPort" in port for port in container.get("ports", [])),
-                "command": "command" in container,
+                "command": container.get("command", _IDLE) != _IDLE
+                or ("command" in container and _repository(container) != "estctl"),
             }
             findings += [f"{where}: {name}" for name, found in wrong.items() if found]
     return findings
@@ -148,7 +151,9 @@ def volumes_are_bounded(documents: list[Document]) -> list[str]:
             findings += [
                 f"{where}: mount {m['mountPath']} of {m['name']} is not readOnly"
                 for m in container.get("volumeMounts", [])
-                if "emptyDir" not in pod.volume(m["name"]) and not m.get("readOnly")
+                if "emptyDir" not in pod.volume(m["name"])
+                and m["name"] not in pod.claims
+                and not m.get("readOnly")
             ]
     return findings
 
@@ -165,13 +170,23 @@ def _volume(volume: Document) -> list[str]:
 
 
 def migration_secrets_stay_with_migrations(documents: list[Document]) -> list[str]:
-    """What can change schemas and streams, ``*-migrate``, is mounted by Jobs only."""
+    """What can change schemas and streams, ``*-migrate``, is mounted by migrations only."""
     return [
         f"{pod.where}: mounts {name}"
         for pod in pods(documents)
-        if pod.kind != "Job"
+        if (pod.kind, pod.name) != ("CronJob", "migrate")
         for name in _secret_names(pod)
         if name.endswith("-migrate")
+    ]
+
+
+def nothing_is_a_job(documents: list[Document]) -> list[str]:
+    """No Job is applied: it cannot be changed, so every later apply would fail."""
+    jobs = [f"{named(document)} cannot be changed" for document in of_kind(documents, "Job")]
+    return jobs + [
+        f"{named(document)}: is not suspended"
+        for document in of_kind(documents, "CronJob")
+        if document["metadata"]["name"] == "migrate" and not document["spec"].get("suspend")
     ]
 
 

@@ -17,25 +17,20 @@ from estcore.policy.document import load_policy
 from estcore.runtime.settings import ServiceSettings, load_settings
 from estdeploy.manifests import Document, Pod, of_kind, pods
 from estdeploy.services import ADMIN_PORT, SERVICES, Service, flat
+from estsetup.kubernetes import HELD
 
 EXTERNAL_CONFIG = "estsuite-trust"
 """The one ConfigMap that comes from outside: trust anchors of NATS, PostgreSQL and the SIEM, and
 the public keys with which services verify each other's messages."""
 SECRETS: Mapping[str, frozenset[str]] = {
-    "est-frontend": frozenset({"nats.seed"}),
+    **{name: frozenset(files) for name, files in HELD.items()},
     "est-frontend-tls": frozenset({"tls.crt", "tls.key"}),
-    "ca-signer": frozenset({"nats.seed", "database.password"}),
     "ca-signer-issuing": frozenset({"issuing.pem", "chain.pem"}),
-    "ca-signer-key": frozenset({"issuing.key"}),
-    "ca-signer-passphrase": frozenset({"passphrase"}),
-    "check-store": frozenset({"nats.seed", "database.password"}),
-    "ca-signer-migrate": frozenset({"nats.seed", "database.password"}),
-    "renewal": frozenset({"nats.seed", "database.password"}),
-    "renewal-migrate": frozenset({"nats.seed", "database.password"}),
-    "audit": frozenset({"nats.seed", "database.password", "checkpoint.pem"}),
-    "audit-migrate": frozenset({"nats.seed", "database.password"}),
+    "estctl": frozenset({"nats.seed", "operator.key", "operator.pem"}),
 }
 """Secrets that come from outside, with their keys (deploy/README.md lists them)."""
+OTHERS = frozenset({"nats", "postgres", "estctl"})
+"""Images whose settings are no settings of a service."""
 _CHECK_STORE_IMAGE = "ca-signer-check-store"
 """ca-signer's package with the extra ``lint``, for the verb ``check-store``."""
 _NOT_READ: Mapping[str, tuple[str, ...]] = {
@@ -73,6 +68,8 @@ def settings_can_be_loaded(documents: list[Document]) -> list[str]:
 
 def _container(pod: Pod, container: Document, documents: list[Document]) -> Iterator[str]:
     image = re.split("[:@]", container["image"].rpartition("/")[2])[0]
+    if image in OTHERS:
+        return
     service = SERVICES.get("ca-signer" if image == _CHECK_STORE_IMAGE else image)
     if service is None:
         yield f"image {container['image']} is none of the suite's"

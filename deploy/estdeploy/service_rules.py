@@ -11,6 +11,7 @@ _PROBES = {"startupProbe": "/healthz", "livenessProbe": "/healthz", "readinessPr
 _STOP_S = 30
 _CLOSING_S = 10
 """``stop_timeout_s`` (its default), and closing bus, pool and telemetry after it."""
+_DOMAINS = 2
 _DATABASE_PORT, _NATS_PORT, _DNS_PORT = 5432, 4222, 53
 
 
@@ -79,6 +80,12 @@ def replicas_are_spread(documents: list[Document]) -> list[str]:
             for c in constraints
             if not c.get("labelSelector") or not selects(c["labelSelector"], pod.labels)
         ]
+        # Only nodes that exist count otherwise: on one node nothing is skewed.
+        findings += [
+            f"{pod.where}: replicas may all share one {c['topologyKey']}"
+            for c in constraints
+            if c.get("whenUnsatisfiable") == "DoNotSchedule" and c.get("minDomains", 1) < _DOMAINS
+        ]
     return findings
 
 
@@ -143,18 +150,25 @@ def network_is_closed(documents: list[Document]) -> list[str]:
     return findings
 
 
+_SERVERS = {"nats": {"nats"}, "postgres": {"postgres"}}
+"""Servers of ``overlays/all-in-one``, and the port that others may reach."""
+
+
 def _flows(pod: Pod) -> dict[str, set[object]]:
     """Ports a pod may use; audit may also have a SIEM."""
     service = pod.labels.get("app.kubernetes.io/component") == "service"
     ingress: set[object] = {"admin"} if service else set()
     if pod.name == "est-frontend":
         ingress.add("est")
+    ingress |= _SERVERS.get(pod.name, set())
     egress: set[object] = {*_needed(pod)} | ({6514} if pod.name == "audit" else set())
     return {"ingress": ingress, "egress": egress}
 
 
 def _needed(pod: Pod) -> set[int]:
-    if pod.name == "est-frontend":
+    if pod.name in _SERVERS:
+        return {_DNS_PORT}
+    if pod.name in {"est-frontend", "estctl"}:
         return {_DNS_PORT, _NATS_PORT}
     return {_DNS_PORT, _NATS_PORT, _DATABASE_PORT}
 

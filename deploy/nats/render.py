@@ -21,11 +21,10 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from estdeploy import nats
-
 from estcore.messages.accounts import server_accounts
 from estcore.runtime import command_line
 from estcore.runtime.command_line import CONTEXT, PATH, Converted
+from estsetup import nats
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 from estdeploy import compose_rules
-from estdeploy.compose_files import prepare
 from estdeploy.services import SERVICES, flat
 
 from estdev.layout import Layout, Ports
 from estdev.postgres import Role
+from estsetup.compose import prepare
 
 LOCAL = "./deploy/compose/local/"
 GIVEN_TO_MIGRATIONS_ONLY = {
@@ -35,43 +35,80 @@ def compose(root: Path) -> dict[str, Any]:
 def test_secrets_are_closed_and_survive_a_second_run(prepared: Path, tmp_path: Path) -> None:
     folder = tmp_path / "again"
     shutil.copytree(prepared, folder)
-    prepare(folder)
-    for path in sorted((prepared / "secrets").iterdir()):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path.name
-        assert (folder / "secrets" / path.name).read_bytes() == path.read_bytes()
+    kept: list[str] = []
+    prepare(folder, kept=kept.append)
+    for path in sorted(prepared.rglob("*")):
+        inside = path.relative_to(prepared)
+        if inside.parts[0] not in {"keys", "secrets"} or path.is_dir():
+            continue
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, inside
+        assert (folder / inside).read_bytes() == path.read_bytes()
     assert (folder / "ca" / "root.pem").read_bytes() == (prepared / "ca" / "root.pem").read_bytes()
+    assert kept == []
     by_default = (folder / "config" / "ca-signer.yaml").read_text()
     assert "/run/secrets/issuing.key" in by_default
     assert str(folder) not in by_default
 
 
-def test_compose_mounts_what_prepare_makes_and_the_settings_name(
+def test_what_a_person_changed_is_kept_and_the_rest_follows(prepared: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "again"
+    shutil.copytree(prepared, folder)
+    settings = folder / "config" / "audit.yaml"
+    settings.write_text(settings.read_text() + "# with a SIEM\n")
+    policy = folder / "config" / "policy.yaml"
+    policy.write_text("default_label: mine\nlabels: {mine: {issuer: issuing, profiles: [ra]}}\n")
+    (folder / "keys" / "nats-audit.seed").unlink()
+    kept: list[str] = []
+    prepare(folder, kept=kept.append)
+    assert kept == ["audit.yaml"]
+    assert settings.read_text().endswith("# with a SIEM\n")
+    assert policy.read_text().startswith("default_label: mine\n")
+    groups = yaml.safe_load((folder / "config" / "ca-signer.yaml").read_text())["groups"]
+    assert groups["default"]["labels"] == ["mine"]
+    # A new seed: what is derived from it, and the copy that the container sees, are new too.
+    seed = (folder / "keys" / "nats-audit.seed").read_bytes()
+    assert (folder / "secrets" / "audit" / "nats-audit.seed").read_bytes() == seed
+    assert seed != (prepared / "keys" / "nats-audit.seed").read_bytes()
+    for name in ("senders.json", "nats.conf"):
+        assert (folder / "config" / name).read_text() != (prepared / "config" / name).read_text()
+
+
+def test_each_container_finds_what_its_settings_name(
     root: Path, prepared: Path, compose: dict[str, Any]
 ) -> None:
-    for secret in compose["secrets"].values():
-        assert (prepared / secret["file"].removeprefix(LOCAL)).is_file()
     for name, service in compose["services"].items():
-        mounts = dict(v.split(":")[:2] for v in service.get("volumes", []))
-        for source in mounts:
+        mounts = dict(v.split(":")[1::-1] for v in service.get("volumes", []))
+        for source in mounts.values():
             place = prepared / source.removeprefix(LOCAL)
             assert (place if source.startswith(LOCAL) else root / source).exists(), source
-        config = name
-        if config not in SERVICES:
+        settings_name = "operator" if name == "estctl" else name
+        if name not in {*SERVICES, "estctl"}:
             continue
-        seen = {f"/run/secrets/{s}" for s in service["secrets"]} | {*mounts.values()}
-        settings = flat(yaml.safe_load((prepared / "config" / f"{config}.yaml").read_text()))
-        for key, real in settings.items():
+        text = (prepared / "config" / f"{settings_name}.yaml").read_text()
+        for key, real in flat(yaml.safe_load(text)).items():
             if not key.endswith(("_file", "_folder")):
                 continue
-            inside = str(real).replace(str(prepared / "secrets"), "/run/secrets")
-            inside = inside.replace(str(prepared / "config"), "/etc/estsuite")
-            inside = inside.replace(str(prepared / "data" / "est-frontend"), "/var/lib/estsuite")
-            assert inside in seen or inside.startswith("/var/lib/estsuite/"), (name, key)
+            if "/keys/" in str(real):
+                held = prepared / mounts["/run/secrets"].removeprefix(LOCAL)
+                assert (held / Path(real).name).is_file(), (name, key)
+            elif "/config/" in str(real):
+                assert mounts["/etc/estsuite"] == f"{LOCAL}config"
+                assert Path(real).is_file(), (name, key)
+            else:
+                assert "/var/lib/estsuite" in mounts, (name, key)
 
 
-def test_no_container_sees_the_root_key(compose: dict[str, Any]) -> None:
-    assert "root.key" not in str(compose)
-    assert f"{LOCAL}ca" not in str(compose)
+def test_no_container_sees_the_root_key(prepared: Path, compose: dict[str, Any]) -> None:
+    mounted = [
+        volume.split(":")[0].removeprefix(LOCAL)
+        for name, service in compose["services"].items()
+        for volume in service.get("volumes", [])
+        if name != "setup"
+    ]
+    root_key = (prepared / "ca" / "root.key").read_bytes()
+    for folder in {m for m in mounted if not m.startswith((".", "data"))}:
+        for path in (prepared / folder).rglob("*"):
+            assert path.is_dir() or path.read_bytes() != root_key, path
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -106,6 +143,10 @@ def test_containers_carry_the_settings_of_make_up(
     assert {*cluster} == (wanted - by_environment - own_name) | tls | listen | {"admin.host"}
 
 
+def _secrets(container: str) -> dict[str, Any]:
+    return {"volumes": [f"{LOCAL}secrets/{container}:/run/secrets:ro"]}
+
+
 BREAKS = [
     ("a published database", "postgres", {"ports": ["5432:5432"]}, "publishes"),
     ("a writable root", "nats", {"read_only": False}, "read_only"),
@@ -114,19 +155,28 @@ BREAKS = [
     ("a password in the environment", "postgres", {"environment": {"PGPASSWORD": "x"}}, "secret"),
     ("no order", "audit", {"depends_on": {}}, "does not wait for migrate-audit"),
     ("another package", "migrate-audit", {"build": {"context": "."}}, "image audit is built by"),
-    ("an owner's password", "audit", {"secrets": ["audit_owner.password"]}, "sees audit_owner"),
-    ("a key at a migration", "migrate-ca-signer", {"secrets": ["issuing.key"]}, "sees issuing.key"),
-    ("a passphrase", "renewal", {"secrets": ["ca.passphrase"]}, "sees ca.passphrase"),
+    ("secrets of another", "audit", _secrets("renewal"), "mounts the secrets of renewal"),
+    ("an owner's password", "audit", _secrets("migrate-audit"), "sees audit_owner"),
+    ("a key at a migration", "migrate-ca-signer", _secrets("ca-signer"), "sees issuing.key"),
+    ("a passphrase", "renewal", _secrets("ca-signer"), "sees ca.passphrase"),
     ("a key at another verb", "ca-signer", {"command": ["check-store"]}, "sees ca.passphrase"),
+    ("a key at another job", "operator", {"command": ["operator", "x"]}, "sees ca.passphrase"),
     (
         "a runtime password at a migration",
         "migrate-audit",
-        {"secrets": ["audit.password"]},
+        _secrets("audit"),
         "sees audit.password, which a migration does not read",
     ),
+    ("writable secrets", "audit", {"volumes": [f"{LOCAL}secrets/audit:/run/secrets"]}, "read-only"),
     ("a folder of keys", "audit", {"volumes": [f"{LOCAL}secrets:/s:ro"]}, "where keys are"),
+    ("every key", "audit", {"volumes": [f"{LOCAL}keys:/s:ro"]}, "where keys are"),
     ("the CA's folder", "audit", {"volumes": [f"{LOCAL}ca/root.key:/k:ro"]}, "where keys are"),
     ("the whole folder", "audit", {"volumes": [f"{LOCAL}:/all:ro"]}, "where keys are"),
+    ("secrets by name", "audit", {"secrets": ["x"]}, "secrets come from a folder"),
+    ("a setup with a network", "setup", {"network_mode": "bridge"}, "setup: network_mode"),
+    ("a setup that sees more", "setup", {"volumes": ["/:/host"]}, "setup: volumes"),
+    ("a setup that may more", "setup", {"cap_add": ["SYS_ADMIN"]}, "setup: cap_add"),
+    ("a start before setup", "nats", {"depends_on": {}}, "does not wait for setup"),
 ]
 
 
@@ -140,7 +190,7 @@ def test_a_compose_rule_finds(
         return [
             *compose_rules.compose_is_closed(compose),
             *compose_rules.compose_waits_in_order(compose),
-            *compose_rules.compose_secrets_are_known(compose),
+            *compose_rules.compose_secrets_are_their_own(compose),
             *compose_rules.compose_keys_are_for_signing(compose),
             *compose_rules.compose_builds_known_images(compose),
         ]

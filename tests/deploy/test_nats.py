@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from estdeploy import nats
 from estdeploy.services import SERVICES
 
 from estcore.errors import ConfigurationError
 from estcore.messages.accounts import server_accounts
 from estdev.nats import EmbeddedNATS, new_user_seed, public_nkey
+from estsetup import nats
 
 AGENT = ("demo", "web")
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from estdeploy import compose_rules, manifests, nats, pod_rules, pod_settings, service_rules
+from estdeploy import compose_rules, manifests, pod_rules, pod_settings, service_rules
 from estdeploy.services import IMAGES
+
+from estsetup import nats
 
 Documents = list[dict[str, Any]]
 Rule = Callable[[Documents], list[str]]
@@ -31,8 +33,12 @@ def find(documents: Documents, kind: str, name: str) -> dict[str, Any]:
 
 
 def pod(documents: Documents, name: str = "ca-signer") -> dict[str, Any]:
-    kind = "Job" if name == "migrate" else "Deployment"
-    spec: dict[str, Any] = find(documents, kind, name)["spec"]["template"]["spec"]
+    found = (
+        find(documents, "CronJob", name)["spec"]["jobTemplate"]
+        if name == "migrate"
+        else find(documents, "Deployment", name)
+    )
+    spec: dict[str, Any] = found["spec"]["template"]["spec"]
     return spec
 
 
@@ -45,7 +51,35 @@ def drop(documents: Documents, kind: str, name: str) -> None:
     documents.remove(find(documents, kind, name))
 
 
+def as_a_job(documents: Documents) -> None:
+    cron = find(documents, "CronJob", "migrate")
+    cron |= {"kind": "Job", "apiVersion": "batch/v1", "spec": cron["spec"]["jobTemplate"]["spec"]}
+
+
+def strict_spread(documents: Documents) -> None:
+    pod(documents)["topologySpreadConstraints"][1]["whenUnsatisfiable"] = "DoNotSchedule"
+
+
 BREAKS: list[tuple[str, Rule, Callable[[Documents], object], str]] = [
+    ("a Job", pod_rules.nothing_is_a_job, as_a_job, "Job migrate cannot be changed"),
+    (
+        "a migration that starts by itself",
+        pod_rules.nothing_is_a_job,
+        lambda d: find(d, "CronJob", "migrate")["spec"].pop("suspend"),
+        "CronJob migrate: is not suspended",
+    ),
+    (
+        "a spread that one node satisfies",
+        service_rules.replicas_are_spread,
+        strict_spread,
+        "replicas may all share one kubernetes.io/hostname",
+    ),
+    (
+        "a command of its own",
+        pod_rules.containers_are_restricted,
+        lambda d: container(d).update({"command": ["sleep", "infinity"]}),
+        "container service: command",
+    ),
     (
         "a namespace that only warns",
         pod_rules.namespace_is_restricted,
@@ -64,7 +98,7 @@ BREAKS: list[tuple[str, Rule, Callable[[Documents], object], str]] = [
         "a mounted token",
         pod_rules.pods_are_restricted,
         lambda d: pod(d, "migrate").pop("automountServiceAccountToken"),
-        "Job migrate: automountServiceAccountToken",
+        "CronJob migrate: automountServiceAccountToken",
     ),
     (
         "root in a pod",
@@ -76,7 +110,7 @@ BREAKS: list[tuple[str, Rule, Callable[[Documents], object], str]] = [
         "an init container that keeps its capabilities",
         pod_rules.containers_are_restricted,
         lambda d: pod(d, "migrate")["initContainers"][0]["securityContext"].pop("capabilities"),
-        "Job migrate, container ca-signer: capabilities.drop",
+        "CronJob migrate, container ca-signer: capabilities.drop",
     ),
     (
         "a writable root",
@@ -150,13 +184,13 @@ BREAKS: list[tuple[str, Rule, Callable[[Documents], object], str]] = [
         "a migration with the CA key",
         pod_rules.ca_keys_are_for_signing,
         lambda d: mount(d, "migrate", "ca-signer-key", init=True),
-        "Job migrate, container ca-signer: mounts ca-signer-key, and only ca-signer run may",
+        "CronJob migrate, container ca-signer: mounts ca-signer-key, and only ca-signer run may",
     ),
     (
         "another container of a migration with the passphrase",
         pod_rules.ca_keys_are_for_signing,
         lambda d: mount(d, "migrate", "ca-signer-passphrase"),
-        "Job migrate, container renewal: mounts ca-signer-passphrase",
+        "CronJob migrate, container renewal: mounts ca-signer-passphrase",
     ),
     (
         "a volume with the CA key that no container mounts",
@@ -164,7 +198,7 @@ BREAKS: list[tuple[str, Rule, Callable[[Documents], object], str]] = [
         lambda d: pod(d, "migrate")["volumes"].append(
             {"name": "k", "secret": {"secretName": "ca-signer-key", "defaultMode": 288}}
         ),
-        "Job migrate: has the volume ca-signer-key",
+        "CronJob migrate: has the volume ca-signer-key",
     ),
     (
         "a CA key in another service",

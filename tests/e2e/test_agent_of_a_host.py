@@ -48,7 +48,9 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
     path = folder / "policy.yaml"
     path.write_text(yaml.safe_dump(policy))
     profiles = yaml.safe_load(
-        (Path(__file__).parents[2] / "libs/estdev/src/estdev/examples/profiles.yaml").read_text()
+        (
+            Path(__file__).parents[2] / "libs/estsetup/src/estsetup/examples/profiles.yaml"
+        ).read_text()
     )
     for profile in profiles["profiles"]:
         if profile["name"] == "demo":

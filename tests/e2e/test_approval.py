@@ -17,7 +17,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from estclient.est.keys import make_csr as operator_csr
+from estclient.est.keys import make_key
 from estcore.errors import ConfigurationError
+from estcore.runtime.service import executable
 from estdev.local import admin_get
 from estdev.operator import make_operator
 from estsuite_testing.e2e_stack import (
@@ -202,3 +205,35 @@ async def early_polls(stack: Stack) -> float:
             line = re.search(r"^est_frontend_early_polls_total (\S+)$", text, re.M)
             found += float(line[1]) if line else 0
     return found
+
+
+async def enroll_operator(stack: Stack, *arguments: str, given: bytes = b"") -> bytes:
+    """Run ``ca-signer operator enroll``; returns what it prints."""
+    config = str(stack.layout.config_file("ca-signer"))
+    process = await asyncio.create_subprocess_exec(
+        *(executable("ca-signer"), "operator", "enroll", "--config", config, *arguments),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    printed, _ = await process.communicate(given)
+    assert process.returncode == 0
+    return printed
+
+
+async def test_a_container_makes_its_operator_through_pipes_and_keeps_a_good_certificate(
+    stack: Stack, settings: Path, tmp_path: Path
+) -> None:
+    request, out = tmp_path / "operator.csr", tmp_path / "operator.pem"
+    request.write_bytes(operator_csr(make_key(), "CN=boss"))
+    printed = await enroll_operator(stack, "--csr", "-", "--out", "-", given=request.read_bytes())
+    assert x509.load_pem_x509_certificate(printed).subject.rfc4514_string() == "CN=boss"
+
+    to_file = ("--csr", str(request), "--out", str(out), "--if-due")
+    assert b"certificate of operator boss" in await enroll_operator(stack, *to_file)
+    kept = out.read_bytes()
+    assert b"kept" in await enroll_operator(stack, *to_file)
+    assert out.read_bytes() == kept
+    # Another key: the certificate is of no use to it.
+    request.write_bytes(operator_csr(make_key(), "CN=boss"))
+    assert b"certificate of operator boss" in await enroll_operator(stack, *to_file)
+    assert out.read_bytes() != kept

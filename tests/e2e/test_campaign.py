@@ -18,8 +18,8 @@ from cryptography import x509
 from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
 from estcore.ids import serial_hex
-from estdev import layout as suite_layout
 from estdev.operator import make_operator
+from estsetup import service_settings as suite_settings
 from estsuite_testing.e2e_stack import POLICY, Stack, start_stack, stop_stack
 from estsuite_testing.polling_service import Service
 
@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
 ]
 URL = "https://ca.test/incidents/17"
-PROFILES = Path(suite_layout.__file__).parent / "examples" / "profiles.yaml"
+PROFILES = Path(suite_settings.__file__).parent / "examples" / "profiles.yaml"
 OPERATORS = ("boss", "second")
 COLUMNS = 100
 

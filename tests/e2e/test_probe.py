@@ -107,7 +107,7 @@ async def probing(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pro
     policy["operators"] = [{"name": "boss", **subject, "roles": ["auditor"]}]
     policy_file, profiles_file = folder / "policy.yaml", folder / "profiles.yaml"
     policy_file.write_text(yaml.safe_dump(policy))
-    examples = Path(__file__).parents[2] / "libs/estdev/src/estdev/examples/profiles.yaml"
+    examples = Path(__file__).parents[2] / "libs/estsetup/src/estsetup/examples/profiles.yaml"
     profiles = yaml.safe_load(examples.read_text())["profiles"]
     profiles += [_profile("probe", port, port), _profile("probe-no-ocsp", unused, port)]
     profiles_file.write_text(yaml.safe_dump({"profiles": profiles}))

@@ -123,7 +123,7 @@ def est_audit(world: AuditWorld, capfd: pytest.CaptureFixture[str]) -> Callable[
 async def test_export_verify_and_show(
     world: AuditWorld, record: Build, est_audit: Callable[..., Any], tmp_path: Path
 ) -> None:
-    out, part = tmp_path / "log.jsonl", tmp_path / "part.jsonl"
+    out, part, piped = (tmp_path / f"{name}.jsonl" for name in ("log", "part", "piped"))
     assert (await est_audit("check-config"))[0] == 0
     async with world.service(), world.publisher() as publisher:
         await publisher.send(*(record(n) for n in range(6)))
@@ -134,11 +134,14 @@ async def test_export_verify_and_show(
         assert "auth.denied.denied failure" in output
         assert (await est_audit("export", "--out", out))[0] == 0
         assert (await est_audit("export", "--out", out))[0] == 2
+        code, output = await est_audit("export", "--out", "-")
+        assert code == 0
+        piped.write_text(output)
         code, _ = await est_audit("export", "--out", part, "--correlation-id", "call-0")
         assert code == 0
         assert (await est_audit("verify"))[0] == 0
-        await world.wait("select count(*) from record where action = 'audit.export'", 3)
-    for file in (out, part):
+        await world.wait("select count(*) from record where action = 'audit.export'", 4)
+    for file in (out, part, piped):
         code, output = await est_audit(
             "verify", "--export", file, "--vkey", world.vkey, "--json", offline=True
         )

@@ -27,6 +27,7 @@ from estdeploy.services import DATABASE, SERVICES
 from estdev.local import admin_get
 from estdev.ports import free_port
 from estdev.postgres import EmbeddedPostgres
+from estsetup.compose import HELD
 
 BIN = Path(sys.executable).parent
 
@@ -40,7 +41,7 @@ class Addresses:
 
     def here(self, text: str, prepared: Path) -> str:
         text = text.replace("postgres:5432", f"127.0.0.1:{self.postgres}")
-        return text.replace("/run/secrets", str(prepared / "secrets"))
+        return text.replace("/run/secrets", str(prepared / "keys"))
 
     def environment(self, name: str) -> dict[str, str]:
         service = SERVICES[name]
@@ -127,11 +128,12 @@ async def _migrate(
     """Run a migration where only the secrets that compose gives it can be read."""
     own = folder / f"migrate-{name}"
     (own / "secrets").mkdir(parents=True)
-    for secret in service["secrets"]:
-        shutil.copy2(prepared / "secrets" / secret, own / "secrets")
+    assert f"./deploy/compose/local/secrets/migrate-{name}:/run/secrets:ro" in service["volumes"]
+    for secret in HELD[f"migrate-{name}"]:
+        shutil.copy2(prepared / "secrets" / f"migrate-{name}" / secret, own / "secrets")
     config = own / f"{name}.yaml"
     text = (prepared / "config" / f"{name}.yaml").read_text()
-    config.write_text(text.replace(str(prepared / "secrets"), str(own / "secrets")))
+    config.write_text(text.replace(str(prepared / "keys"), str(own / "secrets")))
     given = {k: at.here(v, own) for k, v in service["environment"].items()}
     verb = service["command"][0]
     await _run(
@@ -144,10 +146,10 @@ async def _check_store(prepared: Path, folder: Path, at: Addresses) -> None:
     own = folder / "check-store"
     own.mkdir()
     for secret in ("nats-check-store.seed", "ca_signer_reader.password"):
-        shutil.copy2(prepared / "secrets" / secret, own)
+        shutil.copy2(prepared / "keys" / secret, own)
     config = own / "ca-signer.yaml"
     text = (prepared / "config" / "ca-signer.yaml").read_text()
-    config.write_text(text.replace(str(prepared / "secrets"), str(own)))
+    config.write_text(text.replace(str(prepared / "keys"), str(own)))
     url = f"postgresql://ca_signer_reader@127.0.0.1:{at.postgres}/{DATABASE}"
     given = {
         "CA_SIGNER__INSTANCE": "check-store",
@@ -179,7 +181,7 @@ async def _check_store(prepared: Path, folder: Path, at: Addresses) -> None:
 
 async def _until_recorded(action: str, prepared: Path, at: Addresses) -> None:
     """Audit takes the record: it is signed by a sender that may report it."""
-    password = (prepared / "secrets" / "audit.password").read_text().strip()
+    password = (prepared / "keys" / "audit.password").read_text().strip()
     url = f"postgresql://audit@127.0.0.1:{at.postgres}/{DATABASE}"
     connection = await asyncpg.connect(url, password=password)
     try:
@@ -239,7 +241,7 @@ async def _until_ready(name: str, folder: Path, at: Addresses) -> None:
 
 
 async def _nobody_enters_a_foreign_schema(prepared: Path, at: Addresses) -> None:
-    password = (prepared / "secrets" / "audit.password").read_text()
+    password = (prepared / "keys" / "audit.password").read_text()
     url = f"postgresql://audit@127.0.0.1:{at.postgres}/{DATABASE}"
     connection = await asyncpg.connect(url, password=password)
     try:

@@ -83,6 +83,28 @@ async def test_another_key_under_the_same_id_replaces_it(issuer: TestIssuer) -> 
         await validator.validate(issuer.token("ec-2", header={"kid": "ec-1"}))
 
 
+async def test_a_server_that_insists_on_the_media_type_of_key_sets_answers(
+    issuer: TestIssuer,
+) -> None:
+    """As a Kubernetes API server does."""
+    usual = issuer.answer
+
+    async def strict(request: web.Request) -> web.StreamResponse:
+        if "application/jwk-set+json" not in request.headers.get("Accept", ""):
+            return web.Response(status=406)
+        issuer.answer = usual
+        try:
+            answer = await issuer._answer(request)
+        finally:
+            issuer.answer = strict
+        answer.content_type = "application/jwk-set+json"
+        return answer
+
+    issuer.answer = strict
+    async with validating(issuer) as validator:
+        await validator.validate(issuer.token("ec-1"))
+
+
 # Attack
 
 

@@ -55,6 +55,17 @@ async def test_a_heartbeat_compares_the_clocks(database: Database) -> None:
     assert abs(database.clock.offset_s) < 5
 
 
+async def test_a_schema_that_no_migration_made_is_named(
+    world: AuditWorld, database: Database
+) -> None:
+    async with broken(
+        world, "alter table audit.head rename to other", "alter table audit.other rename to head"
+    ):
+        with pytest.raises(LedgerUnavailable, match="not there yet; waiting for migrate"):
+            async with database.connection() as connection:
+                await connection.fetch("select * from head")
+
+
 BROKEN = {
     "read-only": (
         "alter role audit set default_transaction_read_only = on",

@@ -30,9 +30,9 @@ from estcore.pki.profile import ProfileSet, load_profiles
 from estcore.policy.document import PolicyDocument
 from estcore.policy.groups import GroupSettings
 from estcore.testing.clock import FakeClock
-from estdev import layout as suite_layout
+from estsetup import service_settings as suite_settings
 
-PROFILES = Path(suite_layout.__file__).parent / "examples" / "profiles.yaml"
+PROFILES = Path(suite_settings.__file__).parent / "examples" / "profiles.yaml"
 KEY = ec.generate_private_key(ec.SECP256R1())
 OTHER_KEY = ec.generate_private_key(ec.SECP256R1())
 ISSUER_KEY = ec.generate_private_key(ec.SECP256R1())

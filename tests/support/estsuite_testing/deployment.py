@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from estdeploy import manifests
-from estdeploy.compose_files import prepare
-from estdeploy.services import Places
 
+from estsetup.compose import prepare
+from estsetup.service_settings import Places
 from estsuite_testing.build_context import build_context
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,7 +43,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compose") / "local"
     places = Places(
         config=folder / "config",
-        secrets=folder / "secrets",
+        secrets=folder / "keys",
         data=folder / "data" / "est-frontend",
     )
     prepare(folder, places)
@@ -54,7 +54,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rendered() -> dict[str, list[dict[str, Any]]]:
     return {
         name: manifests.render(ROOT / "deploy" / "k8s" / name)
-        for name in ("base", "overlays/dev", "overlays/prod")
+        for name in ("base", "overlays/dev", "overlays/prod", "overlays/all-in-one")
     }
 
 

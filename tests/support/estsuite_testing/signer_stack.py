@@ -52,13 +52,13 @@ from estcore.runtime.settings import read_secret
 from estcore.runtime.topology import declare
 from estcore.runtime.tracing import Tracing
 from estcore.tlog.items import expanded
-from estdev import layout as suite_layout
+from estsetup import service_settings as suite_settings
 from estsuite_testing.e2e_stack import POLICY, make_csr
 from estsuite_testing.enrollment_secrets import EnrollmentSecrets
 from estsuite_testing.platform import Platform
 
 EVERY_FEATURE = Path(__file__).with_name("profiles.yaml")  # what no shipped example uses
-PROFILES = Path(suite_layout.__file__).parent / "examples" / "profiles.yaml"
+PROFILES = Path(suite_settings.__file__).parent / "examples" / "profiles.yaml"
 
 
 def signer_settings(platform: Platform, folder: Path, **changes: Any) -> SignerSettings:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
+import signal
+import socket
 
 import pytest
 
 from estcore.errors import BusUnavailable, ConfigurationError
-from estcore.runtime.service import done_or_stop
+from estcore.runtime.service import done_or_stop, not_retrieved, run_jobs, stop_on_signals
 
 
 async def test_a_step_is_tried_until_it_is_done() -> None:
@@ -38,3 +42,39 @@ async def test_what_does_not_pass_ends_the_start() -> None:
 
     with pytest.raises(ConfigurationError):
         await done_or_stop(asyncio.Event(), step, "publish state")
+
+
+@pytest.mark.logs_errors("never retrieved")
+async def test_a_look_up_that_fails_after_its_deadline_is_no_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(not_retrieved)
+    try:
+        for error in (socket.gaierror(-3, "try again"), ValueError("a defect")):
+            loop.call_exception_handler({"message": "never retrieved", "exception": error})
+    finally:
+        loop.set_exception_handler(None)
+    assert "gaierror" not in caplog.text
+    assert "a defect" in caplog.text
+
+
+async def test_a_stop_names_its_signal_and_what_was_finished(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "estcore.runtime.service")
+    stop = stop_on_signals()
+    try:
+
+        async def work(stopping: asyncio.Event) -> None:
+            await stopping.wait()
+
+        os.kill(os.getpid(), signal.SIGTERM)
+        await run_jobs([work], stop=stop, stop_timeout_s=5)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().remove_signal_handler(number)
+    said = [(r.getMessage(), r.__dict__["fields"]) for r in caplog.records]
+    assert said[0] == ("service stops", {"signal": "SIGTERM"})
+    assert said[1][0] == "jobs finished what they held"
+    assert said[1][1]["cut_off"] == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from dataclasses import dataclass, field
 from importlib import resources
@@ -17,7 +16,8 @@ from estcore.policy.document import load_policy
 from estdev.nats import EmbeddedNATS
 from estdev.ports import check_free, free_port
 from estdev.postgres import EmbeddedPostgres, Role
-from estdev.service_settings import (
+from estsetup.keep import keep_secret
+from estsetup.service_settings import (
     audit_settings,
     frontend_settings,
     group_settings,
@@ -131,7 +131,7 @@ class Layout:
         for name in ("policy.yaml", "profiles.yaml"):
             path = self.config / name
             if not path.exists():
-                text = resources.files("estdev").joinpath("examples", name).read_text()
+                text = resources.files("estsetup").joinpath("examples", name).read_text()
                 path.write_text(text, encoding="utf-8")
         keep_secret(self.users_file, "users: {}\n")
         self.nats.serve_issuers(_label_issuers(self.config / "policy.yaml"))
@@ -169,15 +169,6 @@ def _label_issuers(policy: Path) -> list[str]:
     except ConfigurationError:
         return ["issuing"]
     return list(dict.fromkeys(issuer for label in labels for issuer in label.issuers))
-
-
-def keep_secret(path: Path, text: str) -> None:
-    """Write a secret file once, readable by its owner only."""
-    if path.exists():
-        return
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
 
 
 def merge(settings: dict[str, Any], overrides: dict[str, Any]) -> None:

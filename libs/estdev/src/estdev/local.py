@@ -20,8 +20,8 @@ from estdev.layout import COMMANDS, WITH_DATABASE, Layout
 from estdev.nats import EmbeddedNATS
 from estdev.ports import free_port
 from estdev.postgres import EmbeddedPostgres
-from estdev.service_settings import AUDIT_ORIGIN
 from estdev.siem import LocalSIEM
+from estsetup.service_settings import AUDIT_ORIGIN
 
 Progress = Callable[[str], None]
 _READY_S = 40

@@ -12,17 +12,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import nkeys
-
 from estcore.errors import ConfigurationError
 from estcore.messages import permissions
 from estcore.messages.accounts import server_accounts
 from estcore.messages.permissions import STREAMS_ACCOUNT, Permissions
-from estcore.messages.signatures import MessageKey, sender_key
+from estsetup.nkeys import SENDING, new_user_seed, public_nkey, senders_document
 
-_USER_PREFIX = nkeys.PREFIX_BYTE_USER
-SENDING = ("est-frontend", "ca-signer", "ca-signer-upstream", "check-store", "renewal", "audit")
-"""Services that sign what they send; operators sign their commands, agents send nothing."""
 UPSTREAMS = ("corporate",)
 """Issuers of ca-signer-upstream where it runs beside a local suite."""
 
@@ -166,44 +161,6 @@ def move_streams(store: Path) -> None:
         before.rename(after)
 
 
-def senders_document(
-    seeds: Mapping[str, str],
-    *,
-    group: str = "default",
-    issuers: Sequence[str] = ("issuing",),
-    upstreams: Sequence[str] = (),
-) -> str:
-    """Return the senders file (a JWK set) for NKey seeds by NATS user; other users do not sign.
-
-    ``issuers`` are those of the front ends' labels, ``upstreams`` those of ca-signer-upstream.
-    """
-    keys = []
-    for service in SENDING:
-        if service in seeds:
-            named = {"est-frontend": issuers, "ca-signer-upstream": upstreams}.get(service, ())
-            keys.append(
-                sender_key(
-                    MessageKey(seeds[service], "any"),
-                    service,
-                    group=group if service == "est-frontend" else "",
-                    issuers=named,
-                )
-            )
-    return json.dumps({"keys": keys}, indent=1) + "\n"
-
-
-def new_user_seed() -> str:
-    """Return a new NKey user seed."""
-    seed: bytes = nkeys.encode_seed(os.urandom(32), _USER_PREFIX)
-    return seed.decode()
-
-
-def public_nkey(seed: str) -> str:
-    """Return the public NKey of a seed."""
-    public: bytes = nkeys.from_seed(bytearray(seed.encode())).public_key
-    return public.decode()
-
-
 def nats_binary() -> str:
     """Return the path of nats-server.
 
@@ -217,4 +174,4 @@ def nats_binary() -> str:
     return path
 
 
-__all__ = ["EmbeddedNATS", "new_user_seed", "public_nkey"]
+__all__ = ["SENDING", "EmbeddedNATS", "new_user_seed", "public_nkey", "senders_document"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import yaml
 
 from estclient.est.keys import key_pem, make_csr, make_key
-from estdev.layout import keep_secret
 from estdev.local import LocalSuite
+from estsetup.keep import keep_secret
 
 SUBJECT = "CN=local operator"
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from estcore.errors import ConfigurationError
 from estcore.runtime.service import sleep_or_stop
-from estdev.layout import Layout, Ports, keep_secret
+from estdev.layout import Layout, Ports
 from estdev.local import LocalSuite, log_to
 from estdev.operator import make_operator
 from estdev.story import Story
+from estsetup.keep import keep_secret
 
 _FOLLOWED = ("est-frontend", "ca-signer", "renewal", "audit")
 SECRET_ID = "web-bootstrap"  # noqa: S105 - the id, not the secret

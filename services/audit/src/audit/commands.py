@@ -8,6 +8,7 @@ database and no bus.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import click
@@ -26,7 +27,7 @@ from estcore.runtime.command_line import PATH
 from estcore.runtime.database import Database
 from estcore.runtime.log_verification import Choices
 from estcore.runtime.service import ServiceCommand
-from estcore.runtime.terminal import write_line
+from estcore.runtime.terminal import STANDARD_OUTPUT, export_file, write_line
 from estcore.tlog.checkpoint import check_name
 from estcore.tlog.findings import Report
 
@@ -104,7 +105,7 @@ async def verify_online(settings: Settings, file: Path | None, choices: Choices)
     _finish(report, choices)
 
 
-@click.option("--out", type=PATH, required=True, help="File to create.")
+@click.option("--out", type=PATH, required=True, help="File to create; - is standard output.")
 @click.option("--correlation-id", help="Export its records only, with proofs of inclusion.")
 @click.option(
     "--sealed",
@@ -126,20 +127,24 @@ async def export_log(
 
     key = checkpoint_key.verifier_key(settings.checkpoint)
     await audited(settings, "audit.export", wanted=correlation_id or "all", file=out.name)
-    count = 0
     async with opened_database(settings) as database:
         if sealed:
             await _until_sealed(database, settings.checkpoint.interval_s)
-        try:
-            with out.open("xb") as file:
-                async for line in export.lines(
-                    database, settings.checkpoint.origin, str(key), correlation_id, sealed=sealed
-                ):
-                    file.write(line + b"\n")
-                    count += 1
-        except OSError as exc:
-            raise ConfigurationError(f"cannot write {out}: {exc.strerror}") from exc
-    write_line(f"{count} lines, verifier key {key}")
+        lines = export.lines(
+            database, settings.checkpoint.origin, str(key), correlation_id, sealed=sealed
+        )
+        count = await _written(lines, out)
+    write_line(f"{count} lines, verifier key {key}", error=out == STANDARD_OUTPUT)
+
+
+async def _written(lines: AsyncIterator[bytes], out: Path) -> int:
+    """Write lines to a new file or to standard output; returns how many."""
+    count = 0
+    with export_file(out, new=True) as file:
+        async for line in lines:
+            file.write(line + b"\n")
+            count += 1
+    return count
 
 
 async def _until_sealed(database: Database, interval_s: float) -> None:

@@ -68,10 +68,16 @@ class App:
     tracing: Tracing
 
     def ready_checks(self) -> dict[str, Any]:
-        """Return what has to hold for ``/readyz``, by name."""
+        """Return what has to hold for ``/readyz``, by name.
+
+        All front ends lose the bus together. One that reached it stays ready without it, so that
+        clients get ``/cacerts``, and 503 with Retry-After instead of a refused connection.
+        """
         return {
-            "bus": lambda: self.bus.ready,
-            "streams": lambda: self.streams.ready,
+            "bus": lambda: (
+                self.bus.violation is None and (self.streams.reached or self.bus.connected)
+            ),
+            "streams": lambda: self.streams.reached,
             "clock": lambda: self.state.clock_check.known and self.state.clock_check.right,
             "cacerts": lambda: self.state.has(
                 {

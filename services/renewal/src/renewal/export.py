@@ -9,10 +9,9 @@ from typing import Any
 
 from sqlalchemy import Column, Select, select
 
-from estcore.errors import ConfigurationError
 from estcore.runtime import statements
 from estcore.runtime.database import Database
-from estcore.runtime.terminal import write_json
+from estcore.runtime.terminal import export_file, write_json
 from renewal.tables import certificate, renewal_slot
 
 _PAGE = 5000
@@ -46,15 +45,12 @@ async def export_certificates(database: Database, path: Path) -> int:
         ConfigurationError: the file cannot be written.
         LedgerUnavailable: the database is unavailable.
     """
-    try:
-        with path.open("w", encoding="utf-8") as file:
+    with export_file(path) as file:
 
-            def write(row: Mapping[str, Any]) -> None:
-                file.write(json.dumps(row) + "\n")
+        def write(row: Mapping[str, Any]) -> None:
+            file.write((json.dumps(row) + "\n").encode())
 
-            return await _pages(database, write, _CERTIFICATES, certificate.c.issuance_id, "")
-    except OSError as exc:
-        raise ConfigurationError(f"cannot write {path}: {exc.strerror}") from exc
+        return await _pages(database, write, _CERTIFICATES, certificate.c.issuance_id, "")
 
 
 async def list_slots(database: Database) -> int:

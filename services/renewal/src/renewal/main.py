@@ -37,7 +37,7 @@ from estcore.runtime.service import Job, ServiceCommand, run_jobs, stop_on_signa
 from estcore.runtime.settings import read_secret
 from estcore.runtime.stream_lengths import StreamLengths
 from estcore.runtime.stream_probe import StreamProbe
-from estcore.runtime.terminal import write_line
+from estcore.runtime.terminal import STANDARD_OUTPUT, write_line
 from estcore.runtime.tracing import Tracing
 from renewal import metrics
 from renewal.dispatch.scheduler import Scheduler
@@ -87,7 +87,7 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
     streams: StreamProbe | None = None
     port = await admin.start()
     boot = Boot.begin(settings.state_folder)
-    log.info("service started", extra=fields(admin_port=port))
+    log.info("admin port is open", extra=fields(admin_port=port))
     try:
         database = await _unless(stop, Database.connect(settings.database, SERVICE, SCHEMA))
         rights = [
@@ -131,7 +131,6 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
         await admin.stop()
         boot.close()
         await asyncio.to_thread(tracing.close)
-    log.info("service stopped")
 
 
 async def _unless(stop: asyncio.Event, connecting: Coroutine[Any, Any, T]) -> T | None:
@@ -246,7 +245,7 @@ COMMAND = ServiceCommand(
 
 
 @COMMAND.verb("export", "Write every certificate as JSON lines.")
-@click.option("--out", type=PATH, required=True, help="File to write.")
+@click.option("--out", type=PATH, required=True, help="File to write; - is standard output.")
 async def _export(settings: RenewalSettings, out: Path) -> None:
     from renewal.export import export_certificates  # SQLAlchemy, for this verb only
 
@@ -255,7 +254,7 @@ async def _export(settings: RenewalSettings, out: Path) -> None:
         written = await export_certificates(database, out)
     finally:
         await database.close()
-    write_line(f"{written} certificates")
+    write_line(f"{written} certificates", error=out == STANDARD_OUTPUT)
 
 
 @COMMAND.verb("slots", "List every slot as JSON lines.")

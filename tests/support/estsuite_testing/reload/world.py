@@ -31,7 +31,7 @@ from estsuite_testing.debian import SYSTEM, debian_packages, environment
 from estsuite_testing.e2e_stack import POLICY, Stack, start_stack, stop_stack
 from estsuite_testing.reload.pages import HOME, PAGES, Page
 
-PROFILES = Path(__file__).parents[4] / "libs/estdev/src/estdev/examples/profiles.yaml"
+PROFILES = Path(__file__).parents[4] / "libs/estsetup/src/estsetup/examples/profiles.yaml"
 LIFETIME_S = 60
 """The shortest one; renewal information asks for a new certificate 40 s before its end."""
 OPERATOR = "CN=boss"

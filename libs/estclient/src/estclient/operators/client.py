@@ -111,11 +111,13 @@ async def connect(settings: OperatorSettings, clock: Clock) -> tuple[Operator, B
     """
     certificate, key = _credential(settings.certificate_file, settings.key_file)
     senders_of(settings.bus)
+    bus = Bus.unconnected("operator")
     try:
         async with asyncio.timeout(settings.timeout_s):
-            bus = await Bus.connect(settings.bus, "operator", "estctl", signs=False)
+            await bus.open(settings.bus, "operator", "estctl", signs=False)
     except TimeoutError as exc:
-        raise BusUnavailable("NATS does not answer") from exc
+        why = f": {bus.failure}" if bus.failure else ""
+        raise BusUnavailable(f"NATS does not answer{why}") from exc
     return Operator(bus, certificate, key, clock, timeout_s=settings.timeout_s), bus
 
 

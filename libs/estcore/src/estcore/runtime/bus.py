@@ -102,6 +102,8 @@ class Bus:
         self.inbox_prefix = inbox_prefix
         self._confirmations = Confirmations(client)
         self.violation: str | None = None
+        self.failure = ""
+        """Why the last attempt to connect failed, TLS first; empty before any did."""
         self._key: MessageKey | None = None
         self._senders = NO_SENDERS
         self._closing = False
@@ -180,14 +182,22 @@ class Bus:
                     reconnected_cb=self._reconnected,
                 )
             except (TimeoutError, *BUS_ERRORS) as exc:
-                log.warning("bus unreachable, retrying", extra=fields(error=str(exc)))
+                self._failed(exc)
+                log.warning("bus unreachable, retrying", extra=fields(error=self.failure))
                 await asyncio.sleep(0.5)
                 continue
             await self.try_rights(self._rights)
             return
 
+    def _failed(self, error: BaseException) -> None:
+        # The client raises "no servers available" after it reported why.
+        if isinstance(error, ssl.SSLError) or not self.failure:
+            self.failure = str(error) or type(error).__name__
+
     async def _error(self, error: Exception) -> None:
         text = str(error)
+        if not self.client.is_connected:
+            self._failed(error)
         if "permissions violation" in text.lower():
             self.violation = text
             log.error("bus permission violation", extra=fields(error=text))

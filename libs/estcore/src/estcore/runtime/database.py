@@ -118,12 +118,12 @@ class Database:
             connection = await self._pool.acquire(timeout=5)
         except (asyncpg.PostgresError, *UNAVAILABLE) as exc:
             self._failed = True
-            raise LedgerUnavailable(f"PostgreSQL: {type(exc).__name__}") from exc
+            raise LedgerUnavailable(f"PostgreSQL: {_reason(exc)}") from exc
         try:
             yield connection
         except UNAVAILABLE as exc:
             self._failed = True
-            raise LedgerUnavailable(f"PostgreSQL: {type(exc).__name__}") from exc
+            raise LedgerUnavailable(f"PostgreSQL: {_reason(exc)}") from exc
         finally:
             await self._release(connection)
 
@@ -179,6 +179,12 @@ class Database:
                 await self._pool.close()
         except TimeoutError:
             self._pool.terminate()
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, asyncpg.UndefinedTableError):
+        return "a table is not there yet; waiting for migrate"
+    return type(error).__name__
 
 
 def _password(settings: DatabaseSettings) -> str | None:

@@ -12,14 +12,17 @@ import functools
 import gc
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import click
 import uvloop
 
+from estcore.clock import monotonic_s
 from estcore.errors import ConfigurationError, Unavailable
 from estcore.runtime import command_line, logs
 from estcore.runtime.command_line import EXIT_FAILED, PATH, Group
@@ -51,7 +54,10 @@ async def run_jobs(jobs: Sequence[Job], *, stop: asyncio.Event, stop_timeout_s: 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(_job(job, stop)) for job in jobs]
         await stop.wait()
+        begun = monotonic_s()
         _, late = await asyncio.wait(tasks, timeout=stop_timeout_s)
+        took = round(monotonic_s() - begun, 1)
+        log.info("jobs finished what they held", extra=fields(seconds=took, cut_off=len(late)))
         for task in late:
             log.warning("job did not stop in time", extra=fields(job=task.get_name()))
             task.cancel()
@@ -91,8 +97,14 @@ def stop_on_signals() -> asyncio.Event:
     """Return an event set by SIGTERM and SIGINT."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def end(number: signal.Signals) -> None:
+        if not stop.is_set():
+            log.info("service stops", extra=fields(signal=number.name))
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, end, number)
     return stop
 
 
@@ -127,7 +139,13 @@ class ServiceCommand(Generic[S]):
             from estcore.runtime.admin import note_build  # not for offline commands
 
             note_build(name, distribution)
-            return self.execute(config, run, check=True)
+
+            async def serve(settings: S) -> None:
+                log.info("service starts", extra=fields(version=metadata.version(distribution)))
+                await run(settings)
+                log.info("service stopped")
+
+            return self.execute(config, serve, check=True)
 
         @self.group.command("migrate", help="Migrate the database schema and the streams.")
         @self.config_option
@@ -186,6 +204,7 @@ class ServiceCommand(Generic[S]):
                 self._check(settings)
 
         async def carry_out() -> None:
+            asyncio.get_running_loop().set_exception_handler(not_retrieved)
             await action(settings)
 
         try:
@@ -207,6 +226,18 @@ class ServiceCommand(Generic[S]):
             raise first
         log.error("service stops after a crash", exc_info=first)
         return EXIT_FAILED
+
+
+def not_retrieved(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Report what no task awaits; not a name that could not be resolved in time.
+
+    Who connects gives up after its deadline, and reports that; the look-up goes on without it and
+    fails later, once for each attempt while no server answers for names.
+    """
+    if isinstance(context.get("exception"), socket.gaierror):
+        log.debug("a look-up failed after its deadline")
+    else:
+        loop.default_exception_handler(context)
 
 
 def _lock_memory() -> None:

@@ -49,11 +49,17 @@ class StreamProbe:
         self._canary = canary_topic(service, group)
         self._fault: str | None = "not probed yet"
         self._probed = monotonic_s()
+        self._reached = False
 
     @property
     def ready(self) -> bool:
         """Every stream took what it was sent, a moment ago."""
         return self._fault is None and monotonic_s() - self._probed < _OLD_S
+
+    @property
+    def reached(self) -> bool:
+        """Every stream took what it was sent, at least once since the start."""
+        return self._reached
 
     async def run(self, stop: asyncio.Event) -> None:
         """Probe until ``stop``, more often while a stream is unavailable."""
@@ -71,6 +77,7 @@ class StreamProbe:
             elif self._fault != "not probed yet":
                 log.info("streams writable")
         self._fault, self._probed = fault, monotonic_s()
+        self._reached |= fault is None
         STREAMS_WRITABLE.set(fault is None)
 
     def _topics(self) -> dict[str, str]:

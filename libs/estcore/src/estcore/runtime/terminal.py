@@ -7,6 +7,7 @@ and reverses text. So a command writes with the functions of this module and wit
 - ``write_line`` writes exactly one line, ``write_fields`` one line of columns: a line break or a
   tab in a value cannot begin a line or a column of its own.
 - ``write_document`` writes lines that we made, such as PEM; ``write_json`` writes JSON.
+- ``export_file`` is for exports, whose octets are hashed: never to a terminal.
 - ``VisibleStream`` stands before standard output and standard error of every command
   (``estcore.runtime.console``), for what libraries write: help, warnings, log lines.
 
@@ -20,10 +21,14 @@ import io
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, TextIO, cast
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO, cast
 
 from typing_extensions import override
+
+from estcore.errors import ConfigurationError
 
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
@@ -68,6 +73,39 @@ def write_json(value: Mapping[str, Any] | Sequence[Any], *, indent: int | None =
     _write(visible(json.dumps(value, indent=indent, default=str), keep="\n") + "\n")
 
 
+STANDARD_OUTPUT = Path("-")
+"""What ``--out`` says for standard output."""
+
+
+@contextmanager
+def export_file(path: Path, *, new: bool = False) -> Iterator[BinaryIO]:
+    """Open the file of an export for its octets; ``-`` is standard output, if it is no terminal.
+
+    ``new`` refuses a file that exists.
+
+    Raises:
+        ConfigurationError: standard output is a terminal, or the file cannot be written.
+    """
+    try:
+        if path == STANDARD_OUTPUT:
+            yield _octet_output()
+        else:
+            with path.open("xb" if new else "wb") as file:
+                yield file
+    except BrokenPipeError:
+        raise  # who reads has enough; the command line ends quietly
+    except OSError as exc:
+        raise ConfigurationError(f"cannot write {path}: {exc.strerror}") from exc
+
+
+def _octet_output() -> BinaryIO:
+    if sys.stdout.isatty():
+        raise ConfigurationError("standard output is a terminal: redirect it")
+    stream = sys.stdout
+    inner = stream.inner if isinstance(stream, VisibleStream) else stream
+    return inner.buffer
+
+
 def write_prompt(text: str) -> None:
     """Write a question without a line end, at once."""
     _write(visible(text))
@@ -100,6 +138,11 @@ class VisibleStream(io.TextIOBase):
             shown = "".join(c if c.isascii() else _escape(c) for c in shown)
         self._stream.write(shown)
         return len(text)
+
+    @property
+    def inner(self) -> TextIO:
+        """The stream that shows what is written."""
+        return self._stream
 
     def erase_line(self) -> None:
         """Erase the current line of the terminal."""

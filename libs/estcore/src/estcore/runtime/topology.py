@@ -20,17 +20,26 @@ async def declare(
         ConfigurationError: the server refuses a declaration, with its reason.
     """
     js = bus.client.jetstream(timeout=10)
+    what = ""
     try:
         for stream in streams:
+            what = _described(stream, replicas)
             await _declare_stream(js, stream, replicas)
         for consumer in consumers:
+            what = f"consumer {consumer.name} of stream {consumer.stream}"
             await js.add_consumer(consumer.stream, config=_consumer(consumer))
     except nats.js.errors.APIError as exc:
         raise ConfigurationError(
-            f"JetStream refuses: {exc.description}", code="bus.refused"
+            f"JetStream refuses {what}: {exc.description}", code="bus.refused"
         ) from exc
     except (TimeoutError, *BUS_ERRORS) as exc:
-        raise BusUnavailable("JetStream does not answer") from exc
+        raise BusUnavailable(f"JetStream does not answer about {what}") from exc
+
+
+def _described(stream: Stream, replicas: int) -> str:
+    """Name a stream with what JetStream reserves for it on each server that has a replica."""
+    size = f" ({stream.max_bytes >> 20} MiB on each of {replicas} servers)"
+    return f"stream {stream.name}" + (size if stream.max_bytes > 0 else "")
 
 
 async def _declare_stream(js: JetStreamContext, stream: Stream, replicas: int) -> None:

@@ -13,7 +13,7 @@ from ca_signer.settings import PREFIX, SERVICE, SignerSettings
 from estcore.runtime.command_line import PATH
 from estcore.runtime.database import Database
 from estcore.runtime.service import ServiceCommand
-from estcore.runtime.terminal import write_line
+from estcore.runtime.terminal import STANDARD_OUTPUT, write_line
 
 COMMAND = ServiceCommand(
     SERVICE,
@@ -30,7 +30,7 @@ _OPERATOR = COMMAND.verbs("operator", "Issue certificates of operators, beside t
 
 
 @COMMAND.verb("export", "Write the ledger as JSON lines.")
-@click.option("--out", type=PATH, required=True, help="File to write.")
+@click.option("--out", type=PATH, required=True, help="File to write; - is standard output.")
 async def _export(settings: SignerSettings, out: Path) -> None:
     from ca_signer.ledger import export  # SQLAlchemy, for this verb only
 
@@ -39,7 +39,7 @@ async def _export(settings: SignerSettings, out: Path) -> None:
         count = await export.export(database, out)
     finally:
         await database.close()
-    write_line(f"{count} issuances in {out}")
+    write_line(f"{count} issuances in {out}", error=out == STANDARD_OUTPUT)
 
 
 @COMMAND.verb("reconcile", "Complete a restored ledger from an export of the audit log.")

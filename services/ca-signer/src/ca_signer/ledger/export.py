@@ -19,6 +19,7 @@ from ca_signer.model import OPEN_SUBMISSION_STATES
 from estcore import ids
 from estcore.runtime import statements
 from estcore.runtime.database import Database
+from estcore.runtime.terminal import export_file
 
 _COMMANDS = select(
     command.c.command_id, command.c.verb, command.c.operator, command.c.announced_at
@@ -72,7 +73,7 @@ async def export(database: Database, out: Path) -> int:
         LedgerUnavailable: the database is unavailable.
     """
     count = 0
-    with out.open("w", encoding="utf-8") as file:
+    with export_file(out) as file:
         async with database.connection() as connection, connection.transaction():
             async for row in statements.stream(connection, _rows()):
                 serial = row["serial_number"]
@@ -92,7 +93,7 @@ async def export(database: Database, out: Path) -> int:
                     "audited": row["audited"],
                     "revoked": row["revoked_at"] is not None,
                 }
-                file.write(json.dumps(line) + "\n")
+                file.write((json.dumps(line) + "\n").encode())
                 count += 1
             async for row in statements.stream(connection, _COMMANDS):
                 given = {
@@ -101,5 +102,5 @@ async def export(database: Database, out: Path) -> int:
                     "operator": row["operator"],
                     "audited": row["announced_at"] is not None,
                 }
-                file.write(json.dumps(given) + "\n")
+                file.write((json.dumps(given) + "\n").encode())
     return count

@@ -7,6 +7,7 @@ outbox publishes the record. The actor is the user of the operating system.
 from __future__ import annotations
 
 import getpass
+import os
 import socket
 from collections.abc import Mapping
 from hashlib import sha256
@@ -24,13 +25,21 @@ _INSERT = """insert into command
 values ($1, $2, $3, $4, $5, $6, $7)"""
 
 
+def user_name() -> str:
+    """Return the user of the operating system; its number where it has no name (a container)."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid-{os.getuid()}"
+
+
 class Console:
     """Who works at this terminal, and where their commands are recorded."""
 
     def __init__(self, publisher: EventPublisher, clock: Clock) -> None:
         self._publisher = publisher
         self._clock = clock
-        self.name = f"console:{getpass.getuser()}@{socket.gethostname()}"
+        self.name = f"console:{user_name()}@{socket.gethostname()}"
 
     async def record(
         self,

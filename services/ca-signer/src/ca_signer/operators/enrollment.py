@@ -6,10 +6,9 @@ subject as an operator first.
 
 from __future__ import annotations
 
-import getpass
-
 from ca_signer.issuance.decision_context import Candidate, DecisionContext
 from ca_signer.issuance.tbs import candidate
+from ca_signer.operators.console import user_name
 from estcore import ids
 from estcore.errors import NotAuthorized
 from estcore.messages.enrollment import EnrollmentRequested, Principal
@@ -51,7 +50,7 @@ def decide_operator(csr: bytes, issuer_id: str, decision_context: DecisionContex
         profiles=(OPERATOR_PROFILE,),
         names=Names(),
     )
-    name = f"{getpass.getuser()}@{issuer_id}"
+    name = f"{user_name()}@{issuer_id}"
     message = EnrollmentRequested(
         id=ids.uuid7(),
         source="ca-signer/operator",

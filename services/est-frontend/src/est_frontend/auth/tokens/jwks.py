@@ -45,7 +45,11 @@ _FUTURE_S = 60
 _MAX_KEYS = 64
 _UNKNOWN_LIMIT = 1024
 _MIN_RSA_BITS = 2048
-_HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
+# RFC 7517 section 8.5. A Kubernetes API server answers 406 if asked for application/json alone.
+_HEADERS = {
+    "Accept": "application/jwk-set+json, application/json",
+    "Accept-Encoding": "identity",
+}
 
 
 class KeySource:

@@ -9,8 +9,8 @@ from pathlib import Path
 from estcore.messages import permissions
 from estcore.messages.permissions import Permissions
 from estcore.messages.signatures import Senders
-from estdev.layout import keep_secret
-from estdev.nats import new_user_seed, public_nkey, senders_document
+from estsetup.keep import keep_secret
+from estsetup.nkeys import new_user_seed, public_nkey, senders_document
 
 
 def users(

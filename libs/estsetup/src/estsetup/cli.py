@@ -1,0 +1,60 @@
+"""``est-setup``: make what an installation needs before it starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from estcore.errors import ConfigurationError
+from estcore.runtime import command_line
+from estcore.runtime.command_line import PATH, Group
+from estcore.runtime.console import console_script
+from estcore.runtime.terminal import write_document, write_line
+from estsetup import compose, kubernetes
+from estsetup.kubernetes import ORIGIN, Installation
+
+_GROUP = Group(
+    "est-setup",
+    distribution="estsuite-setup",
+    help="Makes keys, passwords, settings and Kubernetes Secrets of an installation.",
+)
+
+
+@_GROUP.command("compose", help="Fill the folder that docker-compose.yml mounts.")
+@click.option("--folder", type=PATH, required=True, help="Folder to fill; what exists is kept.")
+def _compose(folder: Path) -> None:
+    def kept(name: str) -> None:
+        write_line(f"{folder / 'config' / name}: kept as it was changed")
+
+    try:
+        compose.prepare(folder, owners=compose.owners_for(folder), kept=kept)
+    except OSError as exc:
+        raise ConfigurationError(f"cannot prepare {folder}: {exc}") from exc
+    write_line(f"{folder} is ready")
+
+
+@_GROUP.command(
+    "kubernetes",
+    help="Print the Secrets and ConfigMaps that deploy/k8s expects, for kubectl apply -f -.",
+)
+@click.option("--folder", type=PATH, required=True, help="Folder of the keys; kept as they are.")
+@click.option("--namespace", default="estsuite", help="Namespace of the suite.")
+@click.option("--host", "hosts", multiple=True, help="Further name of the EST server.")
+@click.option("--origin", default=ORIGIN, help="Name of the audit log: checkpoint.origin.")
+@click.option("--nats-ca", type=PATH, help="Trust anchors (PEM) for a NATS of your own.")
+@click.option("--postgres-ca", type=PATH, help="Trust anchors (PEM) for a PostgreSQL of your own.")
+@click.option("--siem-ca", type=PATH, help="Trust anchors (PEM) for the SIEM.")
+def _kubernetes(folder: Path, **named: Any) -> None:
+    for document in kubernetes.documents(folder, Installation(**named)):
+        # JSON is YAML, and no document has a line that begins with ---.
+        write_document("---\n" + json.dumps(document, indent=1) + "\n")
+
+
+@console_script
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of ``est-setup``."""
+    return command_line.run(_GROUP, "est-setup", arguments)

