@@ -1,4 +1,4 @@
-"""Verbs of ``estctl`` beside a service: password, audit verify."""
+"""Verbs of ``estctl``: password and audit, of which verify needs no service."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from estcore.runtime.terminal import write_document
 
 _SHORTEST = 12
 audit = Group("audit")
+audit.lazy("search", "estclient.operators.audit_log", "Search the audit log as an auditor.")
 
 
 @audit.command("verify", help="Verify hash chain, tree, checkpoints and gaps of an export.")

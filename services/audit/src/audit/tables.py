@@ -69,8 +69,28 @@ record = Table(
     Column("leaf", Text, nullable=False),
     Column("leaf_hash", LargeBinary, nullable=False),
     Column("prev_hash", LargeBinary, nullable=False),
-    Index("record_correlation_id", "correlation_id"),
     Index("record_occurred_at", "occurred_at", postgresql_using="brin"),
+)
+
+record_term = Table(
+    "record_term",
+    metadata,
+    Column("term", BigInteger, nullable=False),
+    _time("recorded_at"),
+    Column("chunk", BigInteger, nullable=False),
+    Column("places", LargeBinary, nullable=False),
+    Index("record_term_term", "term", "recorded_at", "chunk"),
+    comment="which records of a chunk have a term: two octets each",
+)
+
+record_chunk = Table(
+    "record_chunk",
+    metadata,
+    Column("first_index", BigInteger, primary_key=True, autoincrement=False),
+    Column("end_index", BigInteger, nullable=False),
+    _time("recorded_at"),
+    Index("record_chunk_recorded_at", "recorded_at"),
+    comment="chunks of the log whose terms are indexed",
 )
 
 seen = Table(

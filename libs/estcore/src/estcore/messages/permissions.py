@@ -14,6 +14,7 @@ from estcore.messages.topics import (
     AUDIT_CONSUMER,
     AUDIT_ISSUE,
     AUDIT_REFUSAL,
+    AUDIT_VERBS,
     CANARY,
     EST_REQUESTS,
     FETCHED_TOPIC,
@@ -151,6 +152,7 @@ def signer() -> Permissions:
         subscribe=(
             "_INBOX_casigner.>",
             *(command_topic("ca-signer", verb) for verb in OPERATOR_VERBS),
+            *(command_topic("ca-signer", verb) for verb in AUDIT_VERBS),
             *(REANNOUNCE_TOPIC, WINDOWS_TOPIC, FETCHED_TOPIC),
             "pki.ocsp.*",
         ),
@@ -216,7 +218,7 @@ def renewal() -> Permissions:
 
 
 def audit() -> Permissions:
-    """Audit: reads records, publishes only its own and its checkpoints."""
+    """Audit: reads records, publishes only its own; has ca-signer verify auditors' commands."""
     return Permissions(
         account="audit",
         publish=(
@@ -228,8 +230,13 @@ def audit() -> Permissions:
             WINDOWS_TOPIC,
             "dead.audit.>",
             canary_topic("audit"),
+            *(command_topic("ca-signer", verb) for verb in AUDIT_VERBS),
         ),
-        subscribe=("_INBOX_audit.>",),
+        subscribe=(
+            "_INBOX_audit.>",
+            *(command_topic("audit", verb) for verb in AUDIT_VERBS),
+        ),
+        answers=True,
     )
 
 
@@ -256,7 +263,10 @@ def operator() -> Permissions:
     verbs = (*OPERATOR_VERBS, *SUBMISSION_VERBS)
     return Permissions(
         account="operator",
-        publish=tuple(command_topic("ca-signer", verb) for verb in verbs),
+        publish=(
+            *(command_topic("ca-signer", verb) for verb in verbs),
+            *(command_topic("audit", verb) for verb in AUDIT_VERBS),
+        ),
         subscribe=("_INBOX_operator.>",),
     )
 

@@ -289,6 +289,10 @@ SUBMISSION_VERBS = (
 """Commands that ca-signer-upstream takes, and no ca-signer."""
 
 
+AUDIT_VERBS = ("audit-search",)
+"""Commands that est-audit takes from auditors, and passes on to ca-signer, which verifies them."""
+
+
 def command_topic(service: str, verb: str) -> str:
     """``pki.command.<service>.<verb>``: a signed command, answered."""
     return f"pki.command.{token(service)}.{token(verb)}"

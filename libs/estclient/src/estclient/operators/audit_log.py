@@ -1,0 +1,66 @@
+"""Verbs of ``estctl audit`` that read the log of a running est-audit, as an auditor.
+
+Each is a signed command: est-audit answers it after ca-signer verified and recorded it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from estclient.operators.client import Operator, connect
+from estclient.operators.connection_options import connection_options
+from estclient.operators.orders import Connection, operator_settings
+from estcore.clock import SystemClock
+from estcore.messages.audit_queries import AuditSearch
+from estcore.runtime.command_line import Command
+from estcore.runtime.log_search import Page, Search, print_search, read_search, search_options
+
+SERVICE = "audit"
+
+
+def _search(**values: Any) -> None:
+    connection = _taken(values)
+    asyncio.run(_print_search(connection, read_search(values)))
+
+
+async def _print_search(connection: Connection, wanted: Search) -> None:
+    async with _operator(connection) as operator:
+
+        async def page(query: AuditSearch) -> Page:
+            answer = await operator.send(SERVICE, "audit-search", _arguments(query))
+            return answer["records"], answer["next"]
+
+        await print_search(wanted, page)
+
+
+search = Command(
+    "search",
+    help="Search the audit log of a running est-audit.",
+    callback=_search,
+    params=[*search_options(), *connection_options()],
+)
+
+
+def _arguments(query: AuditSearch) -> dict[str, Any]:
+    return query.model_dump(mode="json", exclude_none=True)
+
+
+def _taken(values: dict[str, Any]) -> Connection:
+    return Connection(**{field.name: values.pop(field.name) for field in fields(Connection)})
+
+
+@asynccontextmanager
+async def _operator(connection: Connection) -> AsyncIterator[Operator]:
+    home = Path(os.environ.get("ESTSUITE_HOME", ".estsuite"))
+    settings = operator_settings(connection, home, os.environ)
+    operator, bus = await connect(settings, SystemClock())
+    try:
+        yield operator
+    finally:
+        await bus.close()

@@ -1,0 +1,40 @@
+"""Commands of auditors, which est-audit answers: ``pki.command.audit.<verb>``.
+
+est-audit has ca-signer verify and record each of them before it reads the log: ca-signer has the
+ledger and the policy that say who is an auditor. It receives the same octets, on
+``pki.command.ca-signer.<verb>``, from est-audit only.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field
+
+from estcore.pki.profile import StrictModel
+
+Text = Annotated[str, Field(min_length=1, max_length=512)]
+MAX_PAGE = 200
+
+
+class AuditSearch(StrictModel):
+    """Which records to find: all conditions together, newest first."""
+
+    correlation_id: Text | None = None
+    serial: Annotated[str, Field(pattern=r"^[0-9A-Fa-f:]{1,80}$")] | None = None
+    name: Text | None = Field(default=None, description="SAN entry, subject or common name")
+    principal: Text | None = Field(default=None, description="who acted; an operator by name too")
+    owner: Text | None = Field(default=None, description="tenant/service, or the tenant")
+    action: Text | None = None
+    outcome: Literal["success", "failure", "unknown"] | None = None
+    phase: Literal["intent", "outcome", "denied", "error"] | None = None
+    producer: Text | None = Field(default=None, description="the service that wrote the record")
+    since: AwareDatetime | None = Field(default=None, description="recorded then or later")
+    until: AwareDatetime | None = Field(default=None, description="recorded before")
+    before: int | None = Field(default=None, ge=0, description="next, as the page before said")
+    limit: int = Field(default=50, ge=1, le=MAX_PAGE)
+    full: bool = Field(default=False, description="whole records, without certificates")
+
+
+ARGUMENTS: dict[str, type[StrictModel]] = {"audit-search": AuditSearch}
+"""The model of the arguments, by verb (``topics.AUDIT_VERBS``)."""

@@ -1,0 +1,50 @@
+"""The verbs of est-audit that read the log for people, besides export and verify.
+
+They are for who has the service's settings on its host; auditors use ``estctl audit``. Each is
+on record before it reads.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from audit.command_context import audited, opened_database
+from audit.settings import Settings
+from estcore.messages.audit_queries import AuditSearch
+from estcore.runtime.command_line import Command
+from estcore.runtime.log_search import Page, Search, print_search, read_search, search_options
+from estcore.runtime.service import ServiceCommand
+
+
+def add(command: ServiceCommand[Settings]) -> None:
+    """Add the verbs to the command line of est-audit."""
+
+    @command.config_option
+    def search(config: Path | None, **values: Any) -> int:
+        wanted = read_search(values)
+        return command.execute(config, lambda settings: search_log(settings, wanted))
+
+    verb = Command("search", help="Search the audit log.", callback=search)
+    verb.params = [*search_options(), *search.__click_params__]  # type: ignore[attr-defined]
+    command.group.add_command(verb)
+
+
+async def search_log(settings: Settings, wanted: Search) -> None:
+    """Print what a search finds.
+
+    Raises:
+        Unavailable: the search cannot be put on record, or the database does not answer.
+    """
+    from audit.search import search
+
+    conditions = wanted.query.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    await audited(settings, "audit.search", wanted=json.dumps(conditions), rows=wanted.rows)
+    async with opened_database(settings) as database, database.connection() as connection:
+
+        async def page(query: AuditSearch) -> Page:
+            found = await search(connection, query)
+            return found.rows, found.next
+
+        await print_search(wanted, page)

@@ -1,0 +1,338 @@
+"""Searching the log: what is found by which condition, in which order, by which plan."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from audit import auditor_commands, indexer, read_commands, search, term_store
+from audit.auditor_commands import AuditorCommands
+from estcore.clock import SystemClock
+from estcore.errors import BusUnavailable
+from estcore.messages.audit import Actor, AuditRecord, RecordItem, Target
+from estcore.messages.audit_queries import ARGUMENTS, AuditSearch
+from estcore.messages.commands import CommandAnswered
+from estcore.messages.envelope import decode
+from estcore.messages.topics import AUDIT_VERBS, command_topic
+from estcore.runtime.bus import Bus
+from estcore.runtime.database import Database
+from estcore.runtime.log_search import read_search
+from estcore.runtime.service import Job, run_jobs
+from estcore.tlog.terms import Term
+from estsuite_testing.audit_stack import AuditWorld, empty_world
+from estsuite_testing.many_records import index_records, write_records
+from estsuite_testing.operators import operator, policy_with_operators
+from estsuite_testing.platform import Platform
+from estsuite_testing.signer_stack import signer_stack
+
+pytestmark = pytest.mark.integration
+Build = Callable[..., AuditRecord]
+MANY = 20_000
+LAST = dt.datetime(2026, 3, 20, 12, 0, tzinfo=dt.UTC)
+OPTIONS = {"format": "table", "limit": 50}
+
+
+async def found(world: AuditWorld, **conditions: Any) -> list[dict[str, Any]]:
+    """All rows of a search, page by page."""
+    rows: list[dict[str, Any]] = []
+    query = AuditSearch(**conditions)
+    connection: Any = await world.runtime()
+    try:
+        while True:
+            page = await search.search(connection, query)
+            rows += page.rows
+            if page.next is None:
+                return rows
+            query = query.model_copy(update={"before": page.next})
+    finally:
+        await connection.close()
+
+
+def of_issuance(record: Build, number: int, **changes: Any) -> AuditRecord:
+    target = Target(
+        tenant="clinic",
+        service="pump",
+        serial="0a1b",
+        subject="CN=Pump-7,O=Clinic",
+        san=("dns:pump-7.clinic.example", "uri:urn:pump:7"),
+    )
+    actor = Actor(type="service", subject="secret:pumps", certificate_serial="0c")
+    return record(number, action="certificate.issue", target=target, actor=actor, **changes)
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+async def test_each_condition_finds_the_records_that_have_it(
+    world: AuditWorld, record: Build, indexed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer, "_LINGER_S", 0.1)
+    if not indexed:
+        monkeypatch.setattr("audit.indexer.Indexer._step", _nothing)
+    mine = of_issuance(record, 100, correlation_id="call-mine", phase="outcome", outcome="success")
+    others = [record(n) for n in range(20)]
+    async with world.service(), world.publisher() as publisher:
+        await publisher.send(*others[:10], mine, *others[10:])
+        await world.wait("select count(*) from record where service = 'ca-signer'", 21)
+        if indexed:
+            await world.wait("select max(end_index) >= 22 from record_chunk", True)
+        for conditions in (
+            {"correlation_id": "call-mine"},
+            {"serial": "0A:1B"},
+            {"serial": "a1b"},
+            {"serial": "c"},
+            {"name": "pump-7.CLINIC.example"},
+            {"name": "dns:pump-7.clinic.example"},
+            {"name": "urn:pump:7"},
+            {"name": "pump-7"},
+            {"name": "CN=Pump-7,O=Clinic"},
+            {"principal": "secret:pumps"},
+            {"owner": "clinic/pump"},
+            {"owner": "clinic"},
+            {"action": "certificate.issue"},
+            {"phase": "outcome", "outcome": "success", "producer": "ca-signer"},
+            {"action": "certificate.issue", "serial": "0a1b", "owner": "clinic"},
+        ):
+            rows = await found(world, **conditions)
+            assert [row["correlation_id"] for row in rows] == ["call-mine"], conditions
+        assert await found(world, serial="0a1b", owner="bank") == []
+        assert await found(world, name="pump") == []
+        denied = await found(world, phase="denied", limit=7)
+        assert len(denied) == 20
+        indexes = [row["log_index"] for row in denied]
+        assert indexes == sorted(indexes, reverse=True)
+        assert await found(world, phase="denied", limit=200) == denied
+
+
+async def _nothing(_: object) -> bool:
+    return False
+
+
+async def test_a_fact_of_a_joined_record_is_found_alone(
+    world: AuditWorld, record: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer, "_LINGER_S", 0.1)
+    items = tuple(
+        RecordItem(correlation_id=f"item-{n}", target=Target(serial=f"0{n}", tenant=f"t{n}"))
+        for n in range(1, 5)
+    )
+    joined = record(1, items=items, action="certificate.issue", phase="intent", outcome="unknown")
+    async with world.service(), world.publisher() as publisher:
+        await publisher.send(joined)
+        await world.wait("select max(end_index) >= 2 from record_chunk", True)
+        (row,) = await found(world, serial="03")
+        assert (row["correlation_id"], row["serial"], row["owner"]) == ("item-3", "03", "t3")
+        assert await found(world, serial="03", owner="t2") == []
+        (row,) = await found(world, correlation_id="item-1", full=True)
+        assert row["record"]["target"] == {"serial": "01", "tenant": "t1"}
+
+
+async def test_the_local_search_is_on_record_with_its_user(
+    world: AuditWorld, record: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with world.service(), world.publisher() as publisher:
+        await publisher.send(record(1, reason_code="x", target=Target(subject="CN=\x1b[2J  x")))
+        await world.wait("select count(*) from record where service = 'ca-signer'", 1)
+        values = {**OPTIONS, "action": "auth.denied"}
+        await read_commands.search_log(world.settings(), read_search(values))
+        shown = capsys.readouterr().out
+        assert "\x1b" not in shown
+        assert r"CN=\u001b[2J \u0020x" in shown
+        assert re.split("  +", shown.splitlines()[1])[2] == "auth.denied"
+        await read_commands.search_log(world.settings(), read_search({**values, "format": "csv"}))
+        assert capsys.readouterr().out.startswith("log_index,recorded_at,")
+        await read_commands.search_log(world.settings(), read_search({**values, "format": "json"}))
+        assert json.loads(capsys.readouterr().out)["reason_code"] == "x"
+        await world.wait("select count(*) from record where action = 'audit.search'", 3)
+        rows = await found(world, action="audit.search")
+        assert all(row["principal"].startswith("os:") for row in rows)
+
+
+async def test_an_auditor_searches_over_the_bus_and_is_on_record(
+    platform: Platform, world: AuditWorld, record: Build, tmp_path: Path
+) -> None:
+    async with world.service(), world.publisher() as publisher:
+        await publisher.send(of_issuance(record, 1), record(2))
+        await world.wait("select count(*) from record where service = 'ca-signer'", 2)
+    policy = policy_with_operators(tmp_path)
+    async with (
+        signer_stack(platform, tmp_path, policy_file=policy) as signer,
+        answering(world, signer.operations.audit_listener.run) as asked,
+    ):
+        auditor = await operator(signer, "CN=auditor")
+        revoker = await operator(signer, "CN=revoker")
+        query = {"serial": "0a1b"}
+        command = auditor.command("audit-search", query, service="audit")
+        answer = await asked(auditor.sign(command))
+        assert answer.result is not None
+        (row,) = cast("list[dict[str, Any]]", answer.result["records"])
+        assert row["subject"] == "CN=Pump-7,O=Clinic"
+        sql = "select announcement from command where command_id = $1"
+        (kept,) = await signer.rows(sql, command.command_id)
+        on_record = json.loads(kept["announcement"])
+        assert on_record["action"] == "operator.audit-search"
+        assert on_record["actor"]["rule"] == "auditor"
+        assert on_record["details"]["serial"] == "0a1b"
+        other = await asked(revoker.sign(revoker.command("audit-search", query, service="audit")))
+        assert (other.outcome, other.code, other.result) == ("refused", "command.role", None)
+        wrong = auditor.command("audit-search", {"serial": "x"}, service="audit")
+        assert (await asked(auditor.sign(wrong))).code == "command.arguments"
+        elsewhere = auditor.command("audit-search", query)
+        assert (await asked(auditor.sign(elsewhere))).code == "command.malformed"
+        flipped = bytearray(auditor.sign(auditor.command("audit-search", query, service="audit")))
+        flipped[len(flipped) // 2] ^= 1
+        assert (await asked(bytes(flipped))).outcome == "refused"
+
+
+async def test_without_ca_signer_nothing_is_read(
+    world: AuditWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auditor_commands, "_VERIFIED_WITHIN_S", 0.3)
+    async with world.service(), answering(world) as asked:
+        answer = await asked(b"no command")
+        assert (answer.outcome, answer.result) == ("unavailable", None)
+
+
+@asynccontextmanager
+async def answering(world: AuditWorld, *more: Job) -> AsyncIterator[Any]:
+    """AuditorCommands on the bus; gives a function that sends a command as an operator does."""
+    settings = world.settings()
+    bus = await Bus.connect(settings.bus, "audit", "audit-1")
+    database = await Database.connect(settings.database, "audit", "audit")
+    client = await Bus.connect(world.platform.bus("operator"), "operator", "estctl", signs=False)
+    stop = asyncio.Event()
+    jobs = [AuditorCommands(bus, database).run, *more]
+    task = asyncio.ensure_future(run_jobs(jobs, stop=stop, stop_timeout_s=5))
+
+    async def ask(data: bytes) -> CommandAnswered:
+        topic = command_topic("audit", "audit-search")
+        for _ in range(20):
+            try:
+                answer = await client.request(topic, data, answered_by=("audit",))
+                return decode(CommandAnswered, answer)
+            except BusUnavailable:  # not subscribed yet
+                await asyncio.sleep(0.1)
+        raise AssertionError("no answer")
+
+    try:
+        yield ask
+    finally:
+        stop.set()
+        await task
+        await client.close()
+        await bus.close()
+        await database.close()
+
+
+def test_the_topics_and_the_arguments_name_the_same_verbs() -> None:
+    assert set(AUDIT_VERBS) == set(ARGUMENTS)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def many(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> AuditWorld:
+    """A log with many records in several months."""
+    world = await empty_world(platform, tmp_path_factory.mktemp("many"))
+    connection = await world.superuser()
+    await write_records(connection, MANY, last=LAST)
+    await index_records(connection)
+    await connection.execute("vacuum analyze record, record_term, record_chunk")
+    await connection.close()
+    return world
+
+
+SCANS = re.compile(r"Seq Scan on record\w*_20(2512|260[123])\b")
+"""Of the months that have records: an empty one may be scanned."""
+
+
+async def plan(connection: asyncpg.Connection, sql: str, *values: Any) -> str:
+    """The plan as it is for any values, which is what a prepared statement gets."""
+    await connection.execute("set plan_cache_mode = force_generic_plan")
+    rows = await connection.fetch("explain (costs false) " + sql, *values)
+    return "\n".join(row[0] for row in rows)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_no_search_scans_the_log(many: AuditWorld) -> None:
+    since, until = LAST - dt.timedelta(days=20), LAST
+    key = Term("action", "certificate.issue").key
+    statements = (
+        (term_store.POSTINGS, key, since, until, MANY, 128),
+        (term_store.POSTINGS_AT, key, [since, until], [1, 2]),
+        (term_store.RECORDS, [1, 2, 3], since, until),
+        (term_store.BEFORE, MANY, 0, since, until, 50),
+        (term_store.AFTER, 5, since, 50),
+        (term_store.UNINDEXED, MANY - 5, since, 50),
+    )
+    connection = await many.superuser()
+    try:
+        plans = [await plan(connection, sql, *values) for sql, *values in statements]
+    finally:
+        await connection.close()
+    for text in plans:
+        assert "Index" in text, text
+        assert SCANS.search(text) is None, text
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("conditions", "count"),
+    [
+        ({"action": "operator.certificate-revoke"}, MANY // 20),
+        ({"phase": "denied", "producer": "est-frontend"}, MANY // 20),
+        ({"principal": "operator-3"}, 143),
+        ({"owner": "t3/s43", "action": "operator.certificate-revoke"}, None),
+        ({"name": "host-77.ward-185.clinic.example"}, None),
+        ({}, MANY),
+    ],
+)
+async def test_pages_have_every_record_once(
+    many: AuditWorld, conditions: dict[str, Any], count: int | None
+) -> None:
+    rows = await found(many, **conditions, limit=200)
+    indexes = [row["log_index"] for row in rows]
+    assert indexes == sorted(set(indexes), reverse=True)
+    wanted = [term.value for term in search.terms_of(AuditSearch(**conditions))]
+    texts = {
+        row[0]: row[1]
+        for row in await _rows(many, "select log_index, leaf from record order by log_index")
+    }
+    expected = [n for n, text in texts.items() if all(f'"{v}' in text for v in _parts(wanted))]
+    if "name" in conditions:
+        expected = [n for n, text in texts.items() if f'"dns:{conditions["name"]}"' in text]
+    assert sorted(indexes) == expected
+    assert len(indexes) > 0
+    assert count is None or len(indexes) == count
+
+
+def _parts(wanted: list[str]) -> list[str]:
+    return [f'{part}"' for value in wanted for part in value.split("/")]
+
+
+async def _rows(world: AuditWorld, sql: str) -> list[asyncpg.Record]:
+    connection = await world.superuser()
+    try:
+        return list(await connection.fetch(sql))
+    finally:
+        await connection.close()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_period_has_exactly_the_records_of_it(many: AuditWorld) -> None:
+    since, until = LAST - dt.timedelta(days=40), LAST - dt.timedelta(days=39)
+    sql = "select count(*) from record where recorded_at >= $1 and recorded_at < $2"
+    count = await many.value(sql, since, until)
+    assert count > 100
+    assert len(await found(many, since=since, until=until)) == count
+    sql += " and action = 'est.simplereenroll'"
+    count = await many.value(sql, since, until)
+    rows = await found(many, since=since, until=until, action="est.simplereenroll")
+    assert len(rows) == count
+    assert await found(many, since=SystemClock().now() + dt.timedelta(days=99)) == []
