@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import json
 import re
 from collections.abc import AsyncIterator, Callable
@@ -11,16 +10,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import asyncpg
 import pytest
-import pytest_asyncio
 
-from audit import auditor_commands, indexer, read_commands, search, term_store
+from audit import auditor_commands, indexer, read_commands
 from audit.auditor_commands import AuditorCommands
-from estcore.clock import SystemClock
 from estcore.errors import BusUnavailable
 from estcore.messages.audit import Actor, AuditRecord, RecordItem, Target
-from estcore.messages.audit_queries import ARGUMENTS, AuditSearch
+from estcore.messages.audit_queries import ARGUMENTS
 from estcore.messages.commands import CommandAnswered
 from estcore.messages.envelope import decode
 from estcore.messages.topics import AUDIT_VERBS, command_topic
@@ -28,34 +24,15 @@ from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
 from estcore.runtime.log_search import read_search
 from estcore.runtime.service import Job, run_jobs
-from estcore.tlog.terms import Term
-from estsuite_testing.audit_stack import AuditWorld, empty_world
-from estsuite_testing.many_records import index_records, write_records
+from estsuite_testing.audit_stack import AuditWorld
+from estsuite_testing.many_records import found
 from estsuite_testing.operators import operator, policy_with_operators
 from estsuite_testing.platform import Platform
 from estsuite_testing.signer_stack import signer_stack
 
 pytestmark = pytest.mark.integration
 Build = Callable[..., AuditRecord]
-MANY = 20_000
-LAST = dt.datetime(2026, 3, 20, 12, 0, tzinfo=dt.UTC)
 OPTIONS = {"format": "table", "limit": 50}
-
-
-async def found(world: AuditWorld, **conditions: Any) -> list[dict[str, Any]]:
-    """All rows of a search, page by page."""
-    rows: list[dict[str, Any]] = []
-    query = AuditSearch(**conditions)
-    connection: Any = await world.runtime()
-    try:
-        while True:
-            page = await search.search(connection, query)
-            rows += page.rows
-            if page.next is None:
-                return rows
-            query = query.model_copy(update={"before": page.next})
-    finally:
-        await connection.close()
 
 
 def of_issuance(record: Build, number: int, **changes: Any) -> AuditRecord:
@@ -234,105 +211,3 @@ async def answering(world: AuditWorld, *more: Job) -> AsyncIterator[Any]:
 
 def test_the_topics_and_the_arguments_name_the_same_verbs() -> None:
     assert set(AUDIT_VERBS) == set(ARGUMENTS)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def many(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> AuditWorld:
-    """A log with many records in several months."""
-    world = await empty_world(platform, tmp_path_factory.mktemp("many"))
-    connection = await world.superuser()
-    await write_records(connection, MANY, last=LAST)
-    await index_records(connection)
-    await connection.execute("vacuum analyze record, record_term, record_chunk")
-    await connection.close()
-    return world
-
-
-SCANS = re.compile(r"Seq Scan on record\w*_20(2512|260[123])\b")
-"""Of the months that have records: an empty one may be scanned."""
-
-
-async def plan(connection: asyncpg.Connection, sql: str, *values: Any) -> str:
-    """The plan as it is for any values, which is what a prepared statement gets."""
-    await connection.execute("set plan_cache_mode = force_generic_plan")
-    rows = await connection.fetch("explain (costs false) " + sql, *values)
-    return "\n".join(row[0] for row in rows)
-
-
-@pytest.mark.asyncio(loop_scope="module")
-async def test_no_search_scans_the_log(many: AuditWorld) -> None:
-    since, until = LAST - dt.timedelta(days=20), LAST
-    key = Term("action", "certificate.issue").key
-    statements = (
-        (term_store.POSTINGS, key, since, until, MANY, 128),
-        (term_store.POSTINGS_AT, key, [since, until], [1, 2]),
-        (term_store.RECORDS, [1, 2, 3], since, until),
-        (term_store.BEFORE, MANY, 0, since, until, 50),
-        (term_store.AFTER, 5, since, 50),
-        (term_store.UNINDEXED, MANY - 5, since, 50),
-    )
-    connection = await many.superuser()
-    try:
-        plans = [await plan(connection, sql, *values) for sql, *values in statements]
-    finally:
-        await connection.close()
-    for text in plans:
-        assert "Index" in text, text
-        assert SCANS.search(text) is None, text
-
-
-@pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize(
-    ("conditions", "count"),
-    [
-        ({"action": "operator.certificate-revoke"}, MANY // 20),
-        ({"phase": "denied", "producer": "est-frontend"}, MANY // 20),
-        ({"principal": "operator-3"}, 143),
-        ({"owner": "t3/s43", "action": "operator.certificate-revoke"}, None),
-        ({"name": "host-77.ward-185.clinic.example"}, None),
-        ({}, MANY),
-    ],
-)
-async def test_pages_have_every_record_once(
-    many: AuditWorld, conditions: dict[str, Any], count: int | None
-) -> None:
-    rows = await found(many, **conditions, limit=200)
-    indexes = [row["log_index"] for row in rows]
-    assert indexes == sorted(set(indexes), reverse=True)
-    wanted = [term.value for term in search.terms_of(AuditSearch(**conditions))]
-    texts = {
-        row[0]: row[1]
-        for row in await _rows(many, "select log_index, leaf from record order by log_index")
-    }
-    expected = [n for n, text in texts.items() if all(f'"{v}' in text for v in _parts(wanted))]
-    if "name" in conditions:
-        expected = [n for n, text in texts.items() if f'"dns:{conditions["name"]}"' in text]
-    assert sorted(indexes) == expected
-    assert len(indexes) > 0
-    assert count is None or len(indexes) == count
-
-
-def _parts(wanted: list[str]) -> list[str]:
-    return [f'{part}"' for value in wanted for part in value.split("/")]
-
-
-async def _rows(world: AuditWorld, sql: str) -> list[asyncpg.Record]:
-    connection = await world.superuser()
-    try:
-        return list(await connection.fetch(sql))
-    finally:
-        await connection.close()
-
-
-@pytest.mark.asyncio(loop_scope="module")
-async def test_a_period_has_exactly_the_records_of_it(many: AuditWorld) -> None:
-    since, until = LAST - dt.timedelta(days=40), LAST - dt.timedelta(days=39)
-    sql = "select count(*) from record where recorded_at >= $1 and recorded_at < $2"
-    count = await many.value(sql, since, until)
-    assert count > 100
-    assert len(await found(many, since=since, until=until)) == count
-    sql += " and action = 'est.simplereenroll'"
-    count = await many.value(sql, since, until)
-    rows = await found(many, since=since, until=until, action="est.simplereenroll")
-    assert len(rows) == count
-    assert await found(many, since=SystemClock().now() + dt.timedelta(days=99)) == []

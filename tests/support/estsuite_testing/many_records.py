@@ -11,7 +11,9 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
-from audit import indexer, term_store
+from audit import indexer, search, term_store
+from estcore.messages.audit_queries import AuditSearch
+from estsuite_testing.audit_stack import AuditWorld
 
 _RECORDS = r"""
 with numbered as (
@@ -85,3 +87,19 @@ async def index_records(connection: Any) -> int:
         async with connection.transaction():
             for chunk in indexer.chunks(rows):
                 await indexer.index(connection, chunk)
+
+
+async def found(world: AuditWorld, **conditions: Any) -> list[dict[str, Any]]:
+    """Return all rows of a search, page by page."""
+    rows: list[dict[str, Any]] = []
+    query = AuditSearch(**conditions)
+    connection: Any = await world.runtime()
+    try:
+        while True:
+            page = await search.search(connection, query)
+            rows += page.rows
+            if page.next is None:
+                return rows
+            query = query.model_copy(update={"before": page.next})
+    finally:
+        await connection.close()

@@ -26,6 +26,23 @@ audit = Group("audit")
 audit.lazy("search", "estclient.operators.audit_log", "Search the audit log as an auditor.")
 
 
+audit.lazy("prove", "estclient.operators.audit_log", "Write a proof of a record or checkpoint.")
+
+
+@audit.command("verify-proof", help="Verify a proof of a record or of an older checkpoint.")
+@click.option("--proof", type=PATH, required=True, help="File that prove wrote.")
+@click.option("--vkey", required=True, help="Verifier key of the log, or a file with it.")
+@click.option("--checkpoint", type=PATH, help="The older checkpoint of a proof of consistency.")
+@click.option("--witness", multiple=True, metavar="VKEY", help="A witness that cosigned it.")
+@click.option("--json", is_flag=True, help="Print what is proven as JSON.")
+def _verify_proof(
+    proof: Path, vkey: str, checkpoint: Path | None, witness: tuple[str, ...], json: bool
+) -> None:
+    from estcore.runtime.log_proof import verify_proof
+
+    verify_proof(proof, vkey=vkey, checkpoint=checkpoint, witness=witness, as_json=json)
+
+
 @audit.command("verify", help="Verify hash chain, tree, checkpoints and gaps of an export.")
 @click.option("--export", type=PATH, required=True, help="File that est-audit export wrote.")
 @choices_options

@@ -18,10 +18,10 @@ from typing import Any
 import asyncpg
 from pydantic import JsonValue
 
-from audit import metrics, search
+from audit import metrics, proofs, search
 from audit.settings import SERVICE
-from estcore.errors import MalformedRequest, RequestRejected, Unavailable
-from estcore.messages.audit_queries import ARGUMENTS, AuditSearch
+from estcore.errors import Conflict, MalformedRequest, RequestRejected, Unavailable
+from estcore.messages.audit_queries import ARGUMENTS, AuditProve, AuditSearch
 from estcore.messages.commands import CommandAnswered, read_command
 from estcore.messages.envelope import decode, encode
 from estcore.messages.topics import command_topic
@@ -37,6 +37,8 @@ _WAITING = 100
 _WORKERS = 4
 _VERIFIED_WITHIN_S = 5
 _READ_WITHIN_S = 10
+_LARGEST_PROOF = 500_000
+"""Octets: the answer has it as JSON, in one message."""
 Result = dict[str, JsonValue]
 Read = Callable[[Any], Awaitable[Result]]
 
@@ -47,7 +49,10 @@ class AuditorCommands:
     def __init__(self, bus: Bus, database: Database) -> None:
         self._bus, self._database = bus, database
         self._queue: asyncio.Queue[tuple[str, Incoming]] = asyncio.Queue(_WAITING)
-        self._verbs: Mapping[str, Read] = {"audit-search": self._search}
+        self._verbs: Mapping[str, Read] = {
+            "audit-search": self._search,
+            "audit-prove": self._prove,
+        }
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answer until ``stop``."""
@@ -119,6 +124,19 @@ class AuditorCommands:
         async with self._database.connection() as connection:
             page = await search.search(connection, arguments)
         return {"records": page.rows, "next": page.next}  # type: ignore[dict-item]
+
+    async def _prove(self, arguments: AuditProve) -> Result:
+        async with self._database.connection() as connection:
+            if arguments.index is not None:
+                octets = (await proofs.inclusion(connection, arguments.index)).encode()
+            else:
+                octets = (await proofs.consistency(connection, arguments.old_size or 0)).encode()
+        if len(octets) > _LARGEST_PROOF:
+            raise Conflict(
+                "the record is too large for a message; use est-audit prove",
+                code="proof.too_large",
+            )
+        return {"proof": octets.decode()}
 
 
 def _arguments(verb: str, data: bytes) -> StrictModel:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from sqlalchemy import JSON, cast, func, select
+from sqlalchemy import JSON, ColumnElement, cast, func, or_, select
 
+from audit import term_store
 from audit.tables import checkpoint, cosignature, record
+from audit.tiles import TreeReader
 from estcore.runtime import statements
 from estcore.runtime.database import Connection, Database
 from estcore.tlog import export
-from estcore.tlog.tree import Tree
+from estcore.tlog.terms import term
 
 _LINES = select(record.c.log_index, record.c.leaf, record.c.leaf_hash, record.c.prev_hash).order_by(
     record.c.log_index
@@ -81,20 +83,27 @@ async def _part(
         connection, _CHECKPOINTS.order_by(checkpoint.c.size.desc()).limit(1)
     )
     rows = await statements.fetch(
-        connection, _LINES.where(record.c.correlation_id == correlation_id)
+        connection, _LINES.where(*await _of_call(connection, correlation_id))
     )
     sealed = newest["size"] if newest else 0
-    tree = Tree()
-    below = select(record.c.leaf_hash).where(record.c.log_index < sealed)
-    async for row in statements.stream(connection, below.order_by(record.c.log_index)):
-        tree.append(row[0])
+    tree = TreeReader(connection)
     yield export.Header(origin, vkey, len(rows), 1 if newest else 0, correlation_id).line()
     for row in rows:
         index = row["log_index"]
-        proof = tree.inclusion(index, sealed) if index < sealed else None
+        proof = await tree.inclusion(index, sealed) if index < sealed else None
         yield export.record_line(index, row["leaf"], row["leaf_hash"], row["prev_hash"], proof)
     if newest:
         yield export.checkpoint_line(newest["size"], newest["note"])
+
+
+async def _of_call(
+    connection: Connection, correlation_id: str
+) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """Return the conditions of the records of one call: by the index, and behind it."""
+    end, _ = await term_store.indexed(connection)
+    found = await term_store.indexes_of(connection, term("correlation", correlation_id).key)
+    place = or_(record.c.log_index.in_(found), record.c.log_index >= end)
+    return place, record.c.correlation_id == correlation_id
 
 
 async def summary(database: Database, correlation_id: str) -> list[str]:
@@ -115,7 +124,7 @@ async def summary(database: Database, correlation_id: str) -> list[str]:
                 leaf[("record", "reason_code")].as_string().label("reason"),
                 leaf[("record", "target", "serial")].as_string().label("serial"),
             )
-            .where(row_.correlation_id == correlation_id)
+            .where(*await _of_call(connection, correlation_id))
             .order_by(row_.log_index),
         )
     return [

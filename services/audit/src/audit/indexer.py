@@ -1,7 +1,8 @@
-"""Index the terms of what was appended, behind the log and beside its writer.
+"""Index the terms of what was appended, and write the tiles of its tree, beside the writer.
 
-An append waits for no index: this job reads the log as a sink does, and indexes many records at
-once. A search reads what is not indexed yet from the log itself (``audit.search``).
+An append waits for neither: this job reads the log as a sink does, many records at once. A search
+reads what is not indexed yet from the log itself (``audit.search``), a proof the hashes of the
+records after the last tile (``audit.tiles``).
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import Protocol
 
 import asyncpg
 
-from audit import metrics, term_store
+from audit import metrics, term_store, tiles
 from audit.term_store import CHUNK_RECORDS, CHUNK_SPAN, Row
 from estcore.clock import monotonic_s
-from estcore.errors import ESTSuiteError, Unavailable
+from estcore.errors import AuditChainBroken, ESTSuiteError, Unavailable
 from estcore.runtime.database import Connection, Database
 from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop
@@ -31,6 +32,7 @@ _RETRY_S = 5.0
 _ENOUGH = 500
 _LINGER_S = 5.0
 """How long fewer than enough records wait for others: a term costs one row a chunk."""
+_TILES_AT_ONCE = 16
 _AT_ONCE = 100
 """Records whose terms are made before the writer has its turn: some milliseconds."""
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -67,7 +69,7 @@ class Indexer:
             elif self._due():
                 try:
                     pause = 0 if await self._step() else _POLL_S
-                except (Unavailable, asyncpg.PostgresError) as exc:
+                except (Unavailable, AuditChainBroken, asyncpg.PostgresError) as exc:
                     log.warning("records not indexed", extra=fields(error=type(exc).__name__))
                     pause = _RETRY_S
             await sleep_or_stop(stop, pause)
@@ -88,9 +90,16 @@ class Indexer:
             rows = await term_store.unindexed(connection, start, since or _EPOCH, CHUNK_RECORDS)
             for chunk in chunks(rows):
                 await index(connection, chunk)
+            await self._add_tiles(connection)
         self._end, self._since = rows[-1][0] + 1 if rows else start, monotonic_s()
         metrics.INDEXED_SIZE.set(self._end)
         return len(rows) == CHUNK_RECORDS
+
+    async def _add_tiles(self, connection: Connection) -> None:
+        position = await tiles.count(connection)
+        last = min(self._writer.size // tiles.WIDTH, position + _TILES_AT_ONCE)
+        for number in range(position, last):
+            await tiles.add_next(connection, number)
 
 
 async def index(connection: Connection, rows: Sequence[Row]) -> None:

@@ -14,6 +14,7 @@ from audit.command_context import audited, opened_database
 from audit.settings import Settings
 from estcore.messages.audit_queries import AuditSearch
 from estcore.runtime.command_line import Command
+from estcore.runtime.log_proof import check_choice, old_size, proof_options, write_proof
 from estcore.runtime.log_search import Page, Search, print_search, read_search, search_options
 from estcore.runtime.service import ServiceCommand
 
@@ -29,6 +30,39 @@ def add(command: ServiceCommand[Settings]) -> None:
     verb = Command("search", help="Search the audit log.", callback=search)
     verb.params = [*search_options(), *search.__click_params__]  # type: ignore[attr-defined]
     command.group.add_command(verb)
+
+    @command.config_option
+    def prove(config: Path | None, index: int | None, checkpoint: Path | None, out: Path) -> int:
+        check_choice(index, checkpoint)
+        return command.execute(
+            config, lambda settings: write_proof_of(settings, index, checkpoint, out)
+        )
+
+    verb = Command("prove", help="Prove a record, or an older checkpoint.", callback=prove)
+    verb.params = [*proof_options(), *prove.__click_params__]  # type: ignore[attr-defined]
+    command.group.add_command(verb)
+
+
+async def write_proof_of(
+    settings: Settings, index: int | None, checkpoint: Path | None, out: Path
+) -> None:
+    """Write a proof under the newest checkpoint to a file.
+
+    Raises:
+        Unavailable: it cannot be put on record, or the database does not answer.
+        Conflict: there is no such proof.
+    """
+    from audit import proofs
+
+    size = 0 if checkpoint is None else old_size(checkpoint)
+    wanted = f"record {index}" if checkpoint is None else f"checkpoint {size}"
+    await audited(settings, "audit.prove", wanted=wanted, file=out.name)
+    async with opened_database(settings) as database, database.connection() as connection:
+        if index is not None:
+            octets = (await proofs.inclusion(connection, index)).encode()
+        else:
+            octets = (await proofs.consistency(connection, size)).encode()
+    write_proof(out, octets)
 
 
 async def search_log(settings: Settings, wanted: Search) -> None:

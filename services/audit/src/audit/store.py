@@ -186,6 +186,15 @@ async def newest_note(connection: Connection) -> str | None:
     return None if note is None else str(note)
 
 
+async def newest_cosigned_note(connection: Connection) -> str | None:
+    """Return the newest checkpoint as it was signed, with the lines of witnesses behind it."""
+    note = await connection.fetchval(
+        "select note || coalesce((select string_agg(line, '' order by witness) from cosignature c"
+        " where c.size = p.size), '') from checkpoint p order by size desc limit 1"
+    )
+    return None if note is None else str(note)
+
+
 async def leaf_hashes(connection: Connection, start: int, end: int) -> list[bytes]:
     """Return the hashes of the leaves [start, end), in order."""
     rows = await connection.fetch(

@@ -93,6 +93,16 @@ record_chunk = Table(
     comment="chunks of the log whose terms are indexed",
 )
 
+tile = Table(
+    "tile",
+    metadata,
+    Column("level", SmallInteger, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("hashes", LargeBinary, nullable=False),
+    Column("root", LargeBinary, nullable=False),
+    comment="256 hashes of a level each (C2SP tlog-tiles), and the root of them",
+)
+
 seen = Table(
     "seen",
     metadata,

@@ -163,6 +163,12 @@ async def postings_at(
     return {row[0]: indexes(row[0], row[1]) for row in rows}
 
 
+async def indexes_of(connection: Connection, key: int) -> list[int]:
+    """Return the records that have a term by the index, in order."""
+    rows = await connection.fetch("select chunk, places from record_term where term = $1", key)
+    return sorted(index for row in rows for index in indexes(row[0], row[1]))
+
+
 async def time_before(connection: Connection, index: int) -> dt.datetime | None:
     """Return a time that no chunk beginning before ``index`` is later than."""
     moment: dt.datetime | None = await connection.fetchval(_CHUNK_BEFORE, index)

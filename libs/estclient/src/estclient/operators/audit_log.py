@@ -13,12 +13,21 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import click
+
 from estclient.operators.client import Operator, connect
 from estclient.operators.connection_options import connection_options
 from estclient.operators.orders import Connection, operator_settings
 from estcore.clock import SystemClock
 from estcore.messages.audit_queries import AuditSearch
-from estcore.runtime.command_line import Command
+from estcore.runtime.command_line import PATH, Command
+from estcore.runtime.log_proof import (
+    check_choice,
+    old_size,
+    proof_options,
+    prove_from_export,
+    write_proof,
+)
 from estcore.runtime.log_search import Page, Search, print_search, read_search, search_options
 
 SERVICE = "audit"
@@ -44,6 +53,39 @@ search = Command(
     help="Search the audit log of a running est-audit.",
     callback=_search,
     params=[*search_options(), *connection_options()],
+)
+
+
+def _prove(**values: Any) -> None:
+    connection = _taken(values)
+    index, checkpoint, out, export = (
+        values[name] for name in ("index", "checkpoint", "out", "export")
+    )
+    check_choice(index, checkpoint)
+    if export is not None:
+        write_proof(out, prove_from_export(export, index, checkpoint).encode())
+        return
+    arguments = {"index": index}
+    if checkpoint is not None:
+        arguments = {"old_size": old_size(checkpoint)}
+    write_proof(out, asyncio.run(_asked_proof(connection, arguments)))
+
+
+async def _asked_proof(connection: Connection, arguments: dict[str, Any]) -> bytes:
+    async with _operator(connection) as operator:
+        answer = await operator.send(SERVICE, "audit-prove", arguments)
+    return str(answer["proof"]).encode()
+
+
+prove = Command(
+    "prove",
+    help="Write a proof: a record is in the log, or the log continues a checkpoint.",
+    callback=_prove,
+    params=[
+        *proof_options(),
+        click.Option(["--export"], type=PATH, help="Export to prove from, without a service."),
+        *connection_options(),
+    ],
 )
 
 

@@ -7,9 +7,9 @@ ledger and the policy that say who is an auditor. It receives the same octets, o
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, model_validator
 
 from estcore.pki.profile import StrictModel
 
@@ -36,5 +36,18 @@ class AuditSearch(StrictModel):
     full: bool = Field(default=False, description="whole records, without certificates")
 
 
-ARGUMENTS: dict[str, type[StrictModel]] = {"audit-search": AuditSearch}
+class AuditProve(StrictModel):
+    """What to prove under the newest checkpoint: one record, or an older checkpoint."""
+
+    index: int | None = Field(default=None, ge=0, description="log index of the record")
+    old_size: int | None = Field(default=None, ge=1, description="records of the older checkpoint")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.index is None) == (self.old_size is None):
+            raise ValueError("give index or old_size, exactly one")
+        return self
+
+
+ARGUMENTS: dict[str, type[StrictModel]] = {"audit-search": AuditSearch, "audit-prove": AuditProve}
 """The model of the arguments, by verb (``topics.AUDIT_VERBS``)."""

@@ -103,10 +103,10 @@ def verify_log(
         raise ConfigurationError("--renewal is compared with a ledger: give --cross too")
     verify_options = Options(
         now=SystemClock().now(),
-        key=_key(choices.vkey) or key,
+        key=choose_key(choices.vkey) if choices.vkey else key,
         live=live,
-        kept=tuple(_read_note(path) for path in choices.checkpoint),
-        witnesses=tuple(_witness(text) for text in choices.witness),
+        kept=tuple(read_note(path) for path in choices.checkpoint),
+        witnesses=tuple(choose_witness(text) for text in choices.witness),
     )
     verification = verify(lines, verify_options)
     report = verification.report
@@ -202,7 +202,12 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _witness(text: str) -> CosignerKey:
+def choose_witness(text: str) -> CosignerKey:
+    """Return the key of a witness: the text itself, or what the file of that name has.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
     try:
         path = Path(text)
         return CosignerKey.parse(path.read_text(encoding="ascii") if path.is_file() else text)
@@ -212,9 +217,12 @@ def _witness(text: str) -> CosignerKey:
         raise ConfigurationError(exc.reason) from exc
 
 
-def _key(text: str | None) -> VerifierKey | None:
-    if not text:
-        return None
+def choose_key(text: str) -> VerifierKey:
+    """Return a verifier key: the text itself, or what the file of that name has.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
     try:
         path = Path(text)
         return VerifierKey.parse(path.read_text(encoding="ascii") if path.is_file() else text)
@@ -224,7 +232,12 @@ def _key(text: str | None) -> VerifierKey | None:
         raise ConfigurationError(exc.reason) from exc
 
 
-def _read_note(path: Path) -> str:
+def read_note(path: Path) -> str:
+    """Return the note in a kept file, as it is or inside JSON.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
     with open_lines(path) as lines:
         return kept_note(b"".join(lines).decode(errors="replace"))
 
