@@ -21,7 +21,7 @@ from pydantic import JsonValue
 from audit import metrics, proofs, search
 from audit.settings import SERVICE
 from estcore.errors import Conflict, MalformedRequest, RequestRejected, Unavailable
-from estcore.messages.audit_queries import ARGUMENTS, AuditProve, AuditSearch
+from estcore.messages.audit_queries import ARGUMENTS, AuditProve, AuditSearch, AuditTail
 from estcore.messages.commands import CommandAnswered, read_command
 from estcore.messages.envelope import decode, encode
 from estcore.messages.topics import command_topic
@@ -52,6 +52,7 @@ class AuditorCommands:
         self._verbs: Mapping[str, Read] = {
             "audit-search": self._search,
             "audit-prove": self._prove,
+            "audit-tail": self._tail,
         }
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -124,6 +125,11 @@ class AuditorCommands:
         async with self._database.connection() as connection:
             page = await search.search(connection, arguments)
         return {"records": page.rows, "next": page.next}  # type: ignore[dict-item]
+
+    async def _tail(self, arguments: AuditTail) -> Result:
+        async with self._database.connection() as connection:
+            rows, following = await search.follow(connection, arguments)
+        return {"records": rows, "next": following}  # type: ignore[dict-item]
 
     async def _prove(self, arguments: AuditProve) -> Result:
         async with self._database.connection() as connection:

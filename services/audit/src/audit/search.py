@@ -19,7 +19,7 @@ from typing import Any
 from audit import store, term_store
 from audit.term_store import CHUNK_SPAN, Posting, Row
 from estcore.errors import ESTSuiteError
-from estcore.messages.audit_queries import AuditSearch
+from estcore.messages.audit_queries import MAX_PAGE, AuditSearch, AuditTail, Conditions
 from estcore.runtime.database import Connection
 from estcore.tlog.leaf import read_leaf
 from estcore.tlog.terms import Kind, Term, matching_facts, term
@@ -41,7 +41,7 @@ class Page:
     next: int | None = None
 
 
-def terms_of(query: AuditSearch) -> list[Term]:
+def terms_of(query: Conditions) -> list[Term]:
     """Return the terms that one fact of a record must have."""
     owner: Kind = "owner" if "/" in (query.owner or "") else "tenant"
     wanted: list[tuple[Kind, str | None]] = [
@@ -61,6 +61,18 @@ def terms_of(query: AuditSearch) -> list[Term]:
 async def search(connection: Connection, query: AuditSearch) -> Page:
     """Return one page."""
     return await _Search(connection, query).run()
+
+
+async def follow(connection: Connection, query: AuditTail) -> tuple[list[dict[str, Any]], int]:
+    """Return facts from a record on, oldest first, and where the next ones begin."""
+    head = await store.load_head(connection)
+    if query.after is None or query.after >= head.size:
+        return [], head.size
+    since = await term_store.time_before(connection, query.after) or _FIRST
+    rows = await term_store.records_after(connection, query.after, since, MAX_PAGE)
+    terms = terms_of(query)
+    found = [row for _, _, text in rows for row in _summaries(text, terms, full=False)]
+    return found, rows[-1][0] + 1 if rows else query.after
 
 
 class _Search:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from estclient.operators.client import Operator, connect
 from estclient.operators.connection_options import connection_options
 from estclient.operators.orders import Connection, operator_settings
 from estcore.clock import SystemClock
-from estcore.messages.audit_queries import AuditSearch
+from estcore.messages.audit_queries import MAX_PAGE, AuditSearch, AuditTail
 from estcore.runtime.command_line import PATH, Command
 from estcore.runtime.log_proof import (
     check_choice,
@@ -28,9 +28,21 @@ from estcore.runtime.log_proof import (
     prove_from_export,
     write_proof,
 )
-from estcore.runtime.log_search import Page, Search, print_search, read_search, search_options
+from estcore.runtime.log_search import (
+    Format,
+    Page,
+    Search,
+    condition_options,
+    format_option,
+    print_rows,
+    print_search,
+    read_search,
+    read_tail,
+    search_options,
+)
 
 SERVICE = "audit"
+_POLL_S = 2.0
 
 
 def _search(**values: Any) -> None:
@@ -86,6 +98,35 @@ prove = Command(
         click.Option(["--export"], type=PATH, help="Export to prove from, without a service."),
         *connection_options(),
     ],
+)
+
+
+def _tail(**values: Any) -> None:
+    connection, form = _taken(values), values.pop("format")
+    asyncio.run(_follow(connection, read_tail(values), form))
+
+
+async def _follow(connection: Connection, wanted: AuditTail, form: Format) -> None:
+    """Print new records. A command is sent again until its page is full: one record each."""
+    arguments = wanted.model_dump(mode="json", exclude_none=True)
+    async with _operator(connection) as operator:
+        seen = (await operator.send(SERVICE, "audit-tail", arguments))["next"]
+        while True:
+            start, asked = seen, {**arguments, "after": seen}
+            answers = operator.watch(SERVICE, "audit-tail", asked, every_s=_POLL_S)
+            async with aclosing(answers):
+                async for answer in answers:
+                    print_rows([r for r in answer["records"] if r["log_index"] >= seen], form)
+                    seen = answer["next"]
+                    if seen - start >= MAX_PAGE:
+                        break
+
+
+tail = Command(
+    "tail",
+    help="Print new records as they come, until Ctrl-C.",
+    callback=_tail,
+    params=[*condition_options(), format_option(), *connection_options()],
 )
 
 

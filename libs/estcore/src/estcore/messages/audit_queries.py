@@ -17,8 +17,8 @@ Text = Annotated[str, Field(min_length=1, max_length=512)]
 MAX_PAGE = 200
 
 
-class AuditSearch(StrictModel):
-    """Which records to find: all conditions together, newest first."""
+class Conditions(StrictModel):
+    """Which records are wanted: all conditions together, for one fact."""
 
     correlation_id: Text | None = None
     serial: Annotated[str, Field(pattern=r"^[0-9A-Fa-f:]{1,80}$")] | None = None
@@ -29,11 +29,22 @@ class AuditSearch(StrictModel):
     outcome: Literal["success", "failure", "unknown"] | None = None
     phase: Literal["intent", "outcome", "denied", "error"] | None = None
     producer: Text | None = Field(default=None, description="the service that wrote the record")
+
+
+class AuditSearch(Conditions):
+    """Which records to find, newest first."""
+
     since: AwareDatetime | None = Field(default=None, description="recorded then or later")
     until: AwareDatetime | None = Field(default=None, description="recorded before")
     before: int | None = Field(default=None, ge=0, description="next, as the page before said")
     limit: int = Field(default=50, ge=1, le=MAX_PAGE)
     full: bool = Field(default=False, description="whole records, without certificates")
+
+
+class AuditTail(Conditions):
+    """Which records to follow, oldest first, from one on; without ``after`` from the next one."""
+
+    after: int | None = Field(default=None, ge=0, description="log index to begin with")
 
 
 class AuditProve(StrictModel):
@@ -49,5 +60,9 @@ class AuditProve(StrictModel):
         return self
 
 
-ARGUMENTS: dict[str, type[StrictModel]] = {"audit-search": AuditSearch, "audit-prove": AuditProve}
+ARGUMENTS: dict[str, type[StrictModel]] = {
+    "audit-search": AuditSearch,
+    "audit-prove": AuditProve,
+    "audit-tail": AuditTail,
+}
 """The model of the arguments, by verb (``topics.AUDIT_VERBS``)."""

@@ -289,7 +289,7 @@ SUBMISSION_VERBS = (
 """Commands that ca-signer-upstream takes, and no ca-signer."""
 
 
-AUDIT_VERBS = ("audit-search", "audit-prove")
+AUDIT_VERBS = ("audit-search", "audit-prove", "audit-tail")
 """Commands that est-audit takes from auditors, and passes on to ca-signer, which verifies them."""
 
 

@@ -12,16 +12,17 @@ import io
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import click
 from pydantic import ValidationError
 
 from estcore.errors import ConfigurationError
-from estcore.messages.audit_queries import MAX_PAGE, AuditSearch
+from estcore.messages.audit_queries import MAX_PAGE, AuditSearch, AuditTail, Conditions
 from estcore.runtime.command_line import Converted
 from estcore.runtime.terminal import visible, write_document, write_json, write_line
 
+Q = TypeVar("Q", bound=Conditions)
 Format = Literal["table", "json", "csv"]
 Page = tuple[list[dict[str, Any]], int | None]
 COLUMNS = (
@@ -66,8 +67,8 @@ class Search:
     format: Format
 
 
-def search_options() -> list[click.Parameter]:
-    """Return the options of a search."""
+def condition_options() -> list[click.Parameter]:
+    """Return the options that say which records are wanted."""
     return [
         _option("correlation-id", "Correlation id: everything about one call."),
         _option("serial", "Serial number: as target, as predecessor or as the actor's."),
@@ -78,13 +79,25 @@ def search_options() -> list[click.Parameter]:
         _option("outcome", "Outcome.", type=click.Choice(_OUTCOMES)),
         _option("phase", "Phase.", type=click.Choice(_PHASES)),
         _option("producer", "Service that wrote the record."),
+    ]
+
+
+def search_options() -> list[click.Parameter]:
+    """Return the options of a search."""
+    return [
+        *condition_options(),
         _option("since", "Recorded then or later, ISO 8601.", type=MOMENT),
         _option("until", "Recorded before, ISO 8601.", type=MOMENT),
         _option("before", "Next page, as the page before said.", type=int),
         _option("limit", "At most about so many rows.", type=click.IntRange(1), default=50),
         _option("full", "With --format json: whole records.", is_flag=True),
-        _option("format", "Format.", type=click.Choice(get_args(Format)), default="table"),
+        format_option(),
     ]
+
+
+def format_option() -> click.Option:
+    """Return the option that says how rows are printed."""
+    return _option("format", "Format.", type=click.Choice(get_args(Format)), default="table")
 
 
 def read_search(values: Mapping[str, Any]) -> Search:
@@ -95,12 +108,24 @@ def read_search(values: Mapping[str, Any]) -> Search:
     """
     given = {name: value for name, value in values.items() if value is not None}
     form, rows = given.pop("format"), given.pop("limit")
+    return Search(_valid(AuditSearch, given | {"limit": min(rows, MAX_PAGE)}), rows, form)
+
+
+def read_tail(values: Mapping[str, Any]) -> AuditTail:
+    """Return what the options of ``condition_options`` say to follow.
+
+    Raises:
+        ConfigurationError: a value that no record could have.
+    """
+    return _valid(AuditTail, {name: value for name, value in values.items() if value is not None})
+
+
+def _valid(model: type[Q], values: Mapping[str, Any]) -> Q:
     try:
-        query = AuditSearch(**given, limit=min(rows, MAX_PAGE))
+        return model(**values)
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False)[0]
         raise ConfigurationError(f"{first['loc'][0]}: {first['msg'].lower()}") from exc
-    return Search(query, rows, form)
 
 
 async def print_search(search: Search, page: Callable[[AuditSearch], Awaitable[Page]]) -> None:
