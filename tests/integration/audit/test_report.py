@@ -96,7 +96,7 @@ async def test_a_report_says_who_did_what_and_an_export_gives_the_same(
     reads = rows(signed, "reads")
     assert [row["action"] for row in reads] == ["operator.audit-search", "audit.search"]
     assert reads[1]["operator"].startswith("os:")
-    page = (signed / "report.html").read_text()
+    page = (signed / "activity.html").read_text()
     assert "<script" not in page
     assert "\u202e" not in page
     assert "0a1b" in page

@@ -26,7 +26,7 @@ from estcore.tlog.items import expanded
 TITLE = "estsuite audit report v1"
 """First line of a manifest: no origin of a log has spaces, so none can be read as a checkpoint."""
 MANIFEST = "manifest.txt"
-PAGE = "report.html"
+PAGE = "activity.html"
 _SHOWN = 2000
 """Rows of a table of the page; its CSV has all."""
 _READS = re.compile(r"operator\.(audit-\w+|[a-z-]+-(list|show|status))|audit\.(?!start|stop)\w+")
