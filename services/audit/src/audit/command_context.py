@@ -32,7 +32,7 @@ async def audited(
     """
     own = SelfRecords(settings.instance, SystemClock())
     record = own.record(action, details, phase=phase, severity="notice").model_copy(
-        update={"actor": Actor(type="human", subject=_local_user(), auth_method="local")}
+        update={"actor": Actor(type="human", subject=local_user(), auth_method="local")}
     )
     message = Outgoing(
         audit_issue_topic(SERVICE), encode(AuditBatch(records=(record,))), record.record_id
@@ -48,7 +48,7 @@ async def audited(
         raise BusUnavailable("the bus is unavailable, so this command cannot be audited") from exc
 
 
-def _local_user() -> str:
+def local_user() -> str:
     """Return the user of this process as the host knows it: ``os:<name>``, or its number."""
     uid = os.getuid()
     try:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from sqlalchemy import JSON, ColumnElement, cast, func, or_, select
+from asyncpg import Record
+from sqlalchemy import JSON, ColumnElement, and_, cast, func, or_, select
 
-from audit import term_store
-from audit.tables import checkpoint, cosignature, record
+from audit import retention_store, term_store, tiles
+from audit.tables import checkpoint, cosignature, head, record
 from audit.tiles import TreeReader
 from estcore.runtime import statements
 from estcore.runtime.database import Connection, Database
 from estcore.tlog import export
 from estcore.tlog.terms import term
 
+_HASHES = 16 * tiles.WIDTH
 _LINES = select(record.c.log_index, record.c.leaf, record.c.leaf_hash, record.c.prev_hash).order_by(
     record.c.log_index
 )
@@ -60,20 +62,34 @@ async def lines(
 async def _full(
     connection: Connection, origin: str, vkey: str, *, sealed: bool
 ) -> AsyncIterator[bytes]:
-    records = await statements.fetch_value(
+    size = await statements.fetch_value(
         connection,
-        select(func.coalesce(func.max(checkpoint.c.size), 0))
-        if sealed
-        else select(func.count()).select_from(record),
+        select(func.coalesce(func.max(checkpoint.c.size), 0)) if sealed else select(head.c.size),
     )
+    absent = [part for part in await retention_store.purged(connection) if part.end_index <= size]
+    records = size - sum(part.end_index - part.first_index for part in absent)
     checkpoints = await statements.fetch_value(
         connection, select(func.count()).select_from(checkpoint)
     )
     yield export.Header(origin, vkey, records, checkpoints).line()
-    async for row in statements.stream(connection, _LINES.where(record.c.log_index < records)):
+    start = 0
+    for part in absent:
+        async for row in _between(connection, start, part.first_index):
+            yield export.record_line(*row)
+        start = part.end_index
+        for index in range(part.first_index, start, _HASHES):
+            hashes = await tiles.leaf_hashes(connection, index, min(index + _HASHES, start))
+            for line in export.purged_lines(index, hashes):
+                yield line
+    async for row in _between(connection, start, size):
         yield export.record_line(*row)
     async for row in statements.stream(connection, _CHECKPOINTS.order_by(checkpoint.c.size)):
         yield export.checkpoint_line(*row)
+
+
+def _between(connection: Connection, start: int, end: int) -> AsyncIterator[Record]:
+    condition = and_(record.c.log_index >= start, record.c.log_index < end)
+    return statements.stream(connection, _LINES.where(condition))
 
 
 async def _part(

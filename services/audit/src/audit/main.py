@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from audit import commands, metrics, read_commands, sink_commands
+from audit import commands, metrics, read_commands, retention_commands, sink_commands
 from audit.auditor_commands import AuditorCommands
 from audit.checkpoint_key import load_key
 from audit.checkpoints import Sealer
@@ -222,6 +222,7 @@ COMMAND = ServiceCommand(
 )
 commands.add(COMMAND)
 read_commands.add(COMMAND)
+retention_commands.add(COMMAND)
 sink_commands.add(COMMAND)
 
 

@@ -152,14 +152,17 @@ async def append(
     )
 
 
-async def logged(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return what is logged under those of the ids: service, action, phase and outcome."""
+async def logged(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[str, ...] | None]:
+    """Return what is logged under those of the ids: service, action, phase and outcome.
+
+    None stands for a record that was purged.
+    """
     rows = await connection.fetch(
         "select seen.record_id, service, action, phase, outcome "
-        "from seen join record using (log_index) where seen.record_id = any($1::uuid[])",
+        "from seen left join record using (log_index) where seen.record_id = any($1::uuid[])",
         ids,
     )
-    return {str(row[0]): tuple(row)[1:] for row in rows}
+    return {str(row[0]): tuple(row)[1:] if row[1] is not None else None for row in rows}
 
 
 async def last_checkpoint(connection: Connection) -> int:

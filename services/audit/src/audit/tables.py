@@ -93,6 +93,32 @@ record_chunk = Table(
     comment="chunks of the log whose terms are indexed",
 )
 
+legal_hold = Table(
+    "legal_hold",
+    metadata,
+    Column("name", Text, primary_key=True),
+    _time("since"),
+    _time("until"),
+    Column("reason", Text, nullable=False),
+    _time("placed_at"),
+    Column("placed_by", Text, nullable=False),
+    Column("released_at", DateTime(timezone=True)),
+    Column("released_by", Text),
+    CheckConstraint("since < until", name="legal_hold_check"),
+    comment="periods of which nothing is purged; only the owner writes it",
+)
+
+purge = Table(
+    "purge",
+    metadata,
+    Column("first_index", BigInteger, primary_key=True, autoincrement=False),
+    Column("end_index", BigInteger, nullable=False),
+    Column("month", Text, nullable=False),
+    _time("purged_at"),
+    Column("archive_sha256", Text),
+    comment="records whose content is not here, only their hashes in tile",
+)
+
 tile = Table(
     "tile",
     metadata,

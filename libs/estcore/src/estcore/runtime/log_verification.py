@@ -113,10 +113,10 @@ def verify_log(
     if choices.cross is not None:
         with open_lines(choices.cross) as ledger:
             if choices.renewal is None:
-                report.extend(cross(verification.records, ledger))
+                report.extend(cross(verification.records, ledger, absent=verification.absent))
             else:
                 with open_lines(choices.renewal) as renewal:
-                    report.extend(cross(verification.records, ledger, renewal))
+                    report.extend(cross(verification.records, ledger, renewal, verification.absent))
     if choices.save_checkpoint is not None and report.ok:
         _save(choices.save_checkpoint, verification)
     return report
@@ -164,6 +164,8 @@ def open_lines(path: Path) -> Iterator[Iterator[bytes]]:
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
     yield "log", report.origin or "unknown"
     part = ", a part of the log: one correlation id" if report.partial else ""
+    if report.archive is not None:
+        part = f", the archive of {report.archive}"
     yield "records", f"{report.records}{part}"
     period = "none"
     if report.first_recorded_at is not None:
@@ -176,7 +178,10 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     if report.signer is not None:
         source = "as given" if report.signer.given else "named by the export itself; give --vkey"
         yield "signer", f"{report.signer.name}+{report.signer.key_id} ({source})"
-    if not report.partial:
+    if not report.partial and report.archive is None:
+        purged = [f"{start} to {end - 1}" for start, end in report.purged]
+        if purged:
+            yield "purged", f"records {', '.join(purged)}: their hashes are kept"
         tail = "none: every record is under a signature"
         if report.unsealed:
             after = _count(report.unsealed, "record")

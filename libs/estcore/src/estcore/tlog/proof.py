@@ -130,13 +130,16 @@ class ExportedTree:
 
     def _read(self, value: dict[str, Any]) -> None:
         kind = value["type"]
-        if kind == "log" and value["correlation_id"] is not None:
-            raise _malformed("the export is of one call: export the whole log")
+        if kind == "archive" or (kind == "log" and value["correlation_id"] is not None):
+            raise _malformed("this is a part of the log: export the whole log")
         if kind == "record":
             leaf = value["leaf"].encode()
             if self._tree.size == self._wanted:
                 self._leaf = leaf
             self._tree.append(leaf_hash(leaf))
+        if kind == "purged":
+            for hashed in export.read_hashes(value["leaf_hashes"]):
+                self._tree.append(hashed)
         if kind == "checkpoint":
             self._note = value["note"]
 
