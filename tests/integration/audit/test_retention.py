@@ -18,19 +18,25 @@ from audit import commands, indexer, proofs, record_decoder, retention_commands,
 from audit.chain import Chain
 from audit.checkpoint_key import load_key
 from audit.checkpoints import Sealer
+from audit.purge_orders import Order
 from audit.retention import Month
 from audit.settings import RetentionSettings
 from estclient import cli
+from estcore.clock import SystemClock
 from estcore.errors import AuditChainBroken, ConfigurationError, Conflict
-from estcore.messages.audit import AuditRecord
+from estcore.messages.audit import Actor, AuditRecord
+from estcore.messages.commands import CommandAnswered
 from estcore.testing.clock import FakeClock
 from estcore.tlog import export
 from estcore.tlog.checkpoint import parse_signed
 from estcore.tlog.cosignature import WitnessRequest
 from estcore.tlog.proof import verify_consistent
 from estcore.tlog.verify import Options, verify
-from estsuite_testing.audit_stack import AuditWorld
+from estsuite_testing.audit_stack import AuditWorld, answering
 from estsuite_testing.many_records import found, index_records
+from estsuite_testing.operators import TestOperator, operator, policy_with_operators
+from estsuite_testing.platform import Platform
+from estsuite_testing.signer_stack import signer_stack
 
 pytestmark = pytest.mark.integration
 Build = Callable[..., AuditRecord]
@@ -83,6 +89,12 @@ async def archived(world: AuditWorld, folder: Path, month: Month) -> Path:
     return out
 
 
+async def purge(settings: Any, month: Month, file: Path | None, now: dt.datetime) -> None:
+    """Purge as two operators ordered it."""
+    order = Order("order", str(month), EACH, "certificate:issuing/CN=a", "certificate:issuing/CN=b")
+    await retention_commands.purge_month(settings, month, file, now, order)
+
+
 def after(month: Month, years: int, seconds: int = 0) -> dt.datetime:
     end = month.end.replace(year=month.end.year + years)
     return end + dt.timedelta(seconds=seconds)
@@ -95,13 +107,13 @@ async def test_G10_a_month_is_kept_for_six_years_to_the_second(
     async with old.service():
         for now in (after(JANUARY, 1), after(JANUARY, 6, -1)):
             with pytest.raises(Conflict, match="must be kept until 2025-02-01") as caught:
-                await retention_commands.purge_month(settings, JANUARY, None, now)
+                await purge(settings, JANUARY, None, now)
             assert caught.value.code == "retention.too_young"
         assert await old.value("select count(*) from record where action = 'audit.purge'") == 0
         ten = old.settings(retention=RetentionSettings(keep_years=10))
         with pytest.raises(Conflict, match="2029-02-01"):
-            await retention_commands.purge_month(ten, JANUARY, None, after(JANUARY, 6))
-        await retention_commands.purge_month(settings, JANUARY, None, after(JANUARY, 6))
+            await purge(ten, JANUARY, None, after(JANUARY, 6))
+        await purge(settings, JANUARY, None, after(JANUARY, 6))
         await old.wait("select count(*) from record where action = 'audit.purge'", 1)
         report = await verified(old, tmp_path)
     assert report["ok"], report["findings"]
@@ -118,12 +130,12 @@ async def test_G10_a_legal_hold_wins_until_it_is_released(old: AuditWorld) -> No
             await retention_commands.hold(settings, since=edge, until=MARCH.end, **case)
         for month in (JANUARY, FEBRUARY, MARCH):
             with pytest.raises(Conflict, match="legal hold: case-7") as caught:
-                await retention_commands.purge_month(settings, month, None, late)
+                await purge(settings, month, None, late)
             assert caught.value.code == "retention.held"
         await retention_commands.release(settings, **case)
         with pytest.raises(Conflict, match="no hold"):
             await retention_commands.release(settings, **case)
-        await retention_commands.purge_month(settings, JANUARY, None, late)
+        await purge(settings, JANUARY, None, late)
         actions = (
             "select count(*) from record where action in ('audit.hold', 'audit.hold_released')"
         )
@@ -140,7 +152,7 @@ async def test_a_purged_month_still_verifies_and_is_restored_from_its_archive(
         file = await archived(old, tmp_path, FEBRUARY)
         assert cli.main(["audit", "verify", "--export", str(file), "--vkey", vkey]) == 0
         assert "300, the archive of 2019-02" in capsys.readouterr().out
-        await retention_commands.purge_month(settings, FEBRUARY, file, NOW)
+        await purge(settings, FEBRUARY, file, NOW)
         assert await found(old, correlation_id="call-450") == []
         assert len(await found(old, correlation_id="call-850")) == 1
         out = tmp_path / "log.jsonl"
@@ -193,7 +205,7 @@ async def test_any_change_of_an_archive_is_found_and_it_purges_nothing(
             assert changed != lines, name
             file.write_bytes(b"".join(changed))
             with pytest.raises(AuditChainBroken):
-                await retention_commands.purge_month(settings, FEBRUARY, file, NOW)
+                await purge(settings, FEBRUARY, file, NOW)
         # The last record as a hash only: a valid archive, but not of the whole month.
         leaf = export.read_line(lines[-2].strip())
         assert leaf["type"] == "record"
@@ -201,7 +213,7 @@ async def test_any_change_of_an_archive_is_found_and_it_purges_nothing(
         (short,) = export.purged_lines(leaf["log_index"], [bytes.fromhex(leaf["leaf_hash"])])
         file.write_bytes(b"".join([header, *lines[1:-2], short + b"\n", lines[-1]]))
         with pytest.raises(AuditChainBroken, match="not of all records"):
-            await retention_commands.purge_month(settings, FEBRUARY, file, NOW)
+            await purge(settings, FEBRUARY, file, NOW)
         assert await old.value("select count(*) from purge") == 0
 
 
@@ -217,7 +229,7 @@ async def test_a_changed_record_is_not_purged(old: AuditWorld) -> None:
         await connection.close()
     async with old.service():
         with pytest.raises(AuditChainBroken, match="not what was signed"):
-            await retention_commands.purge_month(old.settings(), JANUARY, None, NOW)
+            await purge(old.settings(), JANUARY, None, NOW)
     assert await old.value("select count(*) from purge") == 0
 
 
@@ -258,9 +270,7 @@ async def test_the_services_role_cannot_purge_or_release(old: AuditWorld) -> Non
     database = settings.database.model_copy(update={"migration_url": None})
     async with old.service():
         with pytest.raises(ConfigurationError, match="migration_url"):
-            await retention_commands.purge_month(
-                settings.model_copy(update={"database": database}), JANUARY, None, NOW
-            )
+            await purge(settings.model_copy(update={"database": database}), JANUARY, None, NOW)
 
 
 def test_less_than_six_years_needs_a_legal_basis() -> None:
@@ -277,7 +287,7 @@ async def test_status_lists_months_holds_and_purges(
 ) -> None:
     settings = old.settings()
     async with old.service():
-        await retention_commands.purge_month(settings, JANUARY, None, NOW)
+        await purge(settings, JANUARY, None, NOW)
         case = {"name": "case-7", "reason": "litigation"}
         await retention_commands.hold(settings, since=MARCH.start, until=MARCH.end, **case)
         capsys.readouterr()
@@ -293,3 +303,117 @@ def test_the_indexer_cuts_chunks_at_months() -> None:
     start = FEBRUARY.start - dt.timedelta(seconds=1)
     rows = [(n, start + dt.timedelta(seconds=n), "") for n in range(3)]
     assert [len(chunk) for chunk in indexer.chunks(rows)] == [1, 2]
+
+
+def order_records(record: Build, **changes: Any) -> list[AuditRecord]:
+    """A proposal by Ada and its confirmation by Bob, as ca-signer writes them."""
+    values: dict[str, Any] = {
+        "proposer": "ada",
+        "confirmer": "bob",
+        "id": ORDER,
+        "month": "2019-01",
+    }
+    values |= changes
+    done: dict[str, Any] = {"phase": "outcome", "outcome": "success", "target": {}}
+    now = SystemClock().now() - values.get("ago", dt.timedelta())
+
+    def actor(name: str) -> Actor:
+        return Actor(type="human", subject=f"certificate:issuing/CN={name}", rule=name)
+
+    confirmation = {"id": values["id"], "month": values["month"], "records": EACH}
+    return [
+        record(
+            9_001,
+            action="operator.audit-purge-propose",
+            correlation_id=ORDER,
+            actor=actor(values["proposer"]),
+            details={"month": "2019-01"},
+            occurred_at=now,
+            **done,
+        ),
+        record(
+            9_002,
+            action="operator.audit-purge-confirm",
+            correlation_id="confirmation",
+            actor=actor(values["confirmer"]),
+            details=confirmation,
+            occurred_at=now,
+            **done,
+        ),
+    ]
+
+
+ORDER = "0198c7a4-0000-4000-8000-000000000001"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"confirmer": "ada"}, "retention.dual"),
+        ({"id": "another"}, "retention.dual"),
+        ({"month": "2019-02"}, "retention.dual"),
+        ({"ago": dt.timedelta(days=8)}, "retention.no_order"),
+    ],
+)
+async def test_a_purge_needs_two_operators_of_the_last_week(
+    old: AuditWorld, record: Build, changes: dict[str, Any], code: str
+) -> None:
+    async with old.service(), old.publisher() as publisher:
+        await publisher.send(*order_records(record, **changes))
+        await old.wait("select count(*) from record where action like 'operator.audit-purge%'", 2)
+        with pytest.raises(Conflict) as caught:
+            await ordered(old)
+        assert caught.value.code == code
+    assert await old.value("select count(*) from purge") == 0
+
+
+async def ordered(world: AuditWorld) -> None:
+    await retention_commands.purge(
+        world.settings(), month=JANUARY, file=None, without_archive=True, order=ORDER
+    )
+
+
+async def test_what_two_operators_ordered_is_purged_and_names_both(
+    old: AuditWorld, record: Build
+) -> None:
+    async with old.service(), old.publisher() as publisher:
+        with pytest.raises(Conflict, match="on record"):
+            await ordered(old)
+        await publisher.send(*order_records(record))
+        await old.wait("select count(*) from record where action like 'operator.audit-purge%'", 2)
+        await ordered(old)
+        await old.wait("select count(*) from record where action = 'audit.purge'", 1)
+        (row,) = await found(old, action="audit.purge", full=True)
+    details = row["record"]["details"]
+    assert details["proposed_by"] == "certificate:issuing/CN=ada"
+    assert details["confirmed_by"] == "certificate:issuing/CN=bob"
+
+
+async def test_operators_propose_and_confirm_over_the_bus(
+    platform: Platform, old: AuditWorld, record: Build, tmp_path: Path
+) -> None:
+    policy = policy_with_operators(tmp_path)
+    async with (
+        signer_stack(platform, tmp_path, policy_file=policy) as signer,
+        answering(old, signer.operations.audit_listener.run) as asked,
+    ):
+        keeper, auditor = await operator(signer, "CN=keeper"), await operator(signer, "CN=auditor")
+
+        async def give(who: TestOperator, verb: str, **arguments: Any) -> CommandAnswered:
+            command = who.command(verb, arguments, service="audit")
+            answer: CommandAnswered = await asked(who.sign(command), verb)
+            return answer
+
+        answer = await give(keeper, "audit-purge-propose", month="2019-01")
+        assert answer.result is not None
+        assert (answer.result["month"], answer.result["records"]) == ("2019-01", EACH)
+        assert answer.result["id"] == answer.command_id
+        early = await give(keeper, "audit-purge-propose", month="2026-11")
+        assert early.code == "retention.too_young"
+        refused = await give(auditor, "audit-purge-propose", month="2019-01")
+        assert refused.code == "command.role"
+        # Its record is in the ledger, and not in the log yet: there is no writer here.
+        late = await give(
+            keeper, "audit-purge-confirm", id=answer.command_id, month="2019-01", records=EACH
+        )
+        assert late.code == "retention.no_order"

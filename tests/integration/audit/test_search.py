@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from audit import auditor_commands, indexer, read_commands
-from audit.auditor_commands import AuditorCommands
-from estcore.errors import BusUnavailable
 from estcore.messages.audit import Actor, AuditRecord, RecordItem, Target
 from estcore.messages.audit_queries import ARGUMENTS
-from estcore.messages.commands import CommandAnswered
-from estcore.messages.envelope import decode
-from estcore.messages.topics import AUDIT_VERBS, command_topic
-from estcore.runtime.bus import Bus
-from estcore.runtime.database import Database
+from estcore.messages.topics import AUDIT_VERBS
 from estcore.runtime.log_search import read_search
-from estcore.runtime.service import Job, run_jobs
-from estsuite_testing.audit_stack import AuditWorld
+from estsuite_testing.audit_stack import AuditWorld, answering
 from estsuite_testing.many_records import found
 from estsuite_testing.operators import operator, policy_with_operators
 from estsuite_testing.platform import Platform
@@ -176,37 +167,6 @@ async def test_without_ca_signer_nothing_is_read(
     async with world.service(), answering(world) as asked:
         answer = await asked(b"no command")
         assert (answer.outcome, answer.result) == ("unavailable", None)
-
-
-@asynccontextmanager
-async def answering(world: AuditWorld, *more: Job) -> AsyncIterator[Any]:
-    """AuditorCommands on the bus; gives a function that sends a command as an operator does."""
-    settings = world.settings()
-    bus = await Bus.connect(settings.bus, "audit", "audit-1")
-    database = await Database.connect(settings.database, "audit", "audit")
-    client = await Bus.connect(world.platform.bus("operator"), "operator", "estctl", signs=False)
-    stop = asyncio.Event()
-    jobs = [AuditorCommands(bus, database).run, *more]
-    task = asyncio.ensure_future(run_jobs(jobs, stop=stop, stop_timeout_s=5))
-
-    async def ask(data: bytes) -> CommandAnswered:
-        topic = command_topic("audit", "audit-search")
-        for _ in range(20):
-            try:
-                answer = await client.request(topic, data, answered_by=("audit",))
-                return decode(CommandAnswered, answer)
-            except BusUnavailable:  # not subscribed yet
-                await asyncio.sleep(0.1)
-        raise AssertionError("no answer")
-
-    try:
-        yield ask
-    finally:
-        stop.set()
-        await task
-        await client.close()
-        await bus.close()
-        await database.close()
 
 
 def test_the_topics_and_the_arguments_name_the_same_verbs() -> None:

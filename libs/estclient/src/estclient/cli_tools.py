@@ -37,6 +37,8 @@ audit.lazy("search", "estclient.operators.audit_log", "Search the audit log as a
 audit.lazy("prove", "estclient.operators.audit_log", "Write a proof of a record or checkpoint.")
 
 
+audit.lazy("purge-propose", "estclient.operators.audit_log", "Propose to purge a month.")
+audit.lazy("purge-confirm", "estclient.operators.audit_log", "Confirm a proposed purge.")
 audit.lazy("tail", "estclient.operators.audit_log", "Print new records as they come.")
 
 

@@ -18,10 +18,19 @@ from typing import Any
 import asyncpg
 from pydantic import JsonValue
 
-from audit import metrics, proofs, search
-from audit.settings import SERVICE
+from audit import metrics, proofs, purge_orders, retention, search
+from audit.retention import Month
+from audit.settings import SERVICE, RetentionSettings
+from estcore.clock import Clock
 from estcore.errors import Conflict, MalformedRequest, RequestRejected, Unavailable
-from estcore.messages.audit_queries import ARGUMENTS, AuditProve, AuditSearch, AuditTail
+from estcore.messages.audit_queries import (
+    ARGUMENTS,
+    AuditProve,
+    AuditSearch,
+    AuditTail,
+    PurgeConfirmation,
+    PurgeProposal,
+)
 from estcore.messages.commands import CommandAnswered, read_command
 from estcore.messages.envelope import decode, encode
 from estcore.messages.topics import command_topic
@@ -46,13 +55,18 @@ Read = Callable[[Any], Awaitable[Result]]
 class AuditorCommands:
     """The job that answers auditors."""
 
-    def __init__(self, bus: Bus, database: Database) -> None:
+    def __init__(
+        self, bus: Bus, database: Database, settings: RetentionSettings, clock: Clock
+    ) -> None:
         self._bus, self._database = bus, database
+        self._settings, self._clock = settings, clock
         self._queue: asyncio.Queue[tuple[str, Incoming]] = asyncio.Queue(_WAITING)
         self._verbs: Mapping[str, Read] = {
             "audit-search": self._search,
             "audit-prove": self._prove,
             "audit-tail": self._tail,
+            "audit-purge-propose": self._propose,
+            "audit-purge-confirm": self._confirm,
         }
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -93,6 +107,8 @@ class AuditorCommands:
                 return allowed
             async with asyncio.timeout(_READ_WITHIN_S):
                 result = await self._verbs[verb](_arguments(verb, data))
+                if verb == "audit-purge-propose":
+                    result |= {"id": allowed.command_id}
         except RequestRejected as exc:
             return CommandAnswered(
                 outcome="refused", kind=type(exc).__name__, code=exc.code, reason=exc.reason
@@ -130,6 +146,24 @@ class AuditorCommands:
         async with self._database.connection() as connection:
             rows, following = await search.follow(connection, arguments)
         return {"records": rows, "next": following}  # type: ignore[dict-item]
+
+    async def _propose(self, arguments: PurgeProposal) -> Result:
+        month = Month.parse(arguments.month)
+        async with self._database.connection() as connection:
+            first, end = await retention.check_purge(
+                connection, month, self._settings, self._clock.now()
+            )
+        return {"month": str(month), "records": end - first}
+
+    async def _confirm(self, arguments: PurgeConfirmation) -> Result:
+        now = self._clock.now()
+        month = Month.parse(arguments.month)
+        async with self._database.connection() as connection:
+            await purge_orders.proposal(connection, arguments.id, str(month), now)
+            first, end = await retention.check_purge(connection, month, self._settings, now)
+        if end - first != arguments.records:
+            raise Conflict(f"{month} has {end - first} records", code="retention.count")
+        return {"month": str(month), "records": end - first, "id": arguments.id}
 
     async def _prove(self, arguments: AuditProve) -> Result:
         async with self._database.connection() as connection:

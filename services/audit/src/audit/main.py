@@ -103,7 +103,10 @@ async def run(
         jobs = [
             *(streams.run, database.watch),
             *(writer.run, windows.run, windows.run_ledger, reloader.run),
-            *(Indexer(database, writer).run, AuditorCommands(bus, database).run),
+            *(
+                Indexer(database, writer).run,
+                AuditorCommands(bus, database, settings.retention, clock).run,
+            ),
             *(forwarder.run for forwarder in forwarders),
             *_witnessing(settings, database, own, writer),
         ]

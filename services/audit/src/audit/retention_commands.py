@@ -15,8 +15,9 @@ from pathlib import Path
 
 import click
 
-from audit import checkpoint_key, retention, retention_store
+from audit import checkpoint_key, purge_orders, retention, retention_store
 from audit.command_context import audited, local_user, opened_database
+from audit.purge_orders import Order
 from audit.retention import Month
 from audit.retention_store import Hold
 from audit.settings import Settings
@@ -143,27 +144,35 @@ async def archive(settings: Settings, month: Month, out: Path) -> None:
 @click.option("--month", type=MONTH, required=True, help="Month, YYYY-MM, by UTC.")
 @click.option("--archive", "file", type=PATH, help="Its archive, which is verified first.")
 @click.option("--without-archive", is_flag=True, help="Destroy the records for good.")
-async def purge(settings: Settings, month: Month, file: Path | None, without_archive: bool) -> None:
+@click.option("--order", required=True, help="Id of the order that two operators gave.")
+async def purge(
+    settings: Settings, month: Month, file: Path | None, without_archive: bool, order: str
+) -> None:
     """Drop a month's records.
 
     Raises:
-        Conflict: it is too young, or under a legal hold.
+        Conflict: it is too young, under a legal hold, or not ordered by two operators.
         AuditChainBroken: archive or database have something else than was signed.
     """
     if (file is None) != without_archive:
         raise ConfigurationError("give exactly one of --archive, --without-archive")
-    await purge_month(settings, month, file, SystemClock().now())
+    now = SystemClock().now()
+    async with opened_database(settings) as database, database.connection() as connection:
+        given = await purge_orders.confirmed(connection, order, str(month), now)
+    await purge_month(settings, month, file, now, given)
     write_line(f"{month} is purged; the hashes of its records are kept")
 
 
 async def purge_month(
-    settings: Settings, month: Month, file: Path | None, now: dt.datetime
+    settings: Settings, month: Month, file: Path | None, now: dt.datetime, order: Order
 ) -> None:
-    """Purge a month as of ``now``."""
+    """Purge a month as of ``now``, as it was ordered."""
     key = checkpoint_key.verifier_key(settings.checkpoint)
     archived: str | None = None
     async with _owner(settings) as connection:
         first, end = await retention.check_purge(connection, month, settings.retention, now)
+    if end - first != order.records:
+        raise Conflict(f"{month} has {end - first} records", code="retention.count")
     if file is not None:
         with open_lines(file) as lines:
             archived, _ = retention.check_archive(lines, month, (first, end), key)
@@ -174,6 +183,9 @@ async def purge_month(
         first_index=first,
         end_index=end,
         archive_sha256=archived or "none",
+        order=order.id,
+        proposed_by=order.proposed_by,
+        confirmed_by=order.confirmed_by,
         keep_years=settings.retention.keep_years,
         legal_basis=settings.retention.legal_basis or "",
     )

@@ -40,6 +40,7 @@ from estcore.runtime.log_search import (
     read_tail,
     search_options,
 )
+from estcore.runtime.terminal import write_line
 
 SERVICE = "audit"
 _POLL_S = 2.0
@@ -127,6 +128,47 @@ tail = Command(
     help="Print new records as they come, until Ctrl-C.",
     callback=_tail,
     params=[*condition_options(), format_option(), *connection_options()],
+)
+
+
+def _propose(**values: Any) -> None:
+    connection = _taken(values)
+    _print_order(connection, "audit-purge-propose", {"month": values["month"]})
+
+
+def _confirm(**values: Any) -> None:
+    connection = _taken(values)
+    arguments = {name: values[name] for name in ("id", "month", "records")}
+    _print_order(connection, "audit-purge-confirm", arguments)
+
+
+def _print_order(connection: Connection, verb: str, arguments: dict[str, Any]) -> None:
+    async def ask() -> dict[str, Any]:
+        async with _operator(connection) as operator:
+            return await operator.send(SERVICE, verb, arguments)
+
+    answer = asyncio.run(ask())
+    for name in ("id", "month", "records"):
+        write_line(f"{name:<8} {answer[name]}")
+
+
+_MONTH = click.Option(["--month"], required=True, help="Month of the log, YYYY-MM, by UTC.")
+purge_propose = Command(
+    "purge-propose",
+    help="Propose to purge a month of the log; nothing is purged.",
+    callback=_propose,
+    params=[_MONTH, *connection_options()],
+)
+purge_confirm = Command(
+    "purge-confirm",
+    help="Confirm a proposal as a second operator; est-audit retention purge carries it out.",
+    callback=_confirm,
+    params=[
+        click.Option(["--id"], required=True, help="Id, as the proposal printed it."),
+        _MONTH,
+        click.Option(["--records"], type=int, required=True, help="Number, as it printed it."),
+        *connection_options(),
+    ],
 )
 
 

@@ -60,9 +60,28 @@ class AuditProve(StrictModel):
         return self
 
 
+Month = Annotated[str, Field(pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])$")]
+
+
+class PurgeProposal(StrictModel):
+    """Which month of the log to purge; nothing is purged by it."""
+
+    month: Month
+
+
+class PurgeConfirmation(StrictModel):
+    """A second operator's consent to a proposal, by what its answer said."""
+
+    id: Text = Field(description="id of the proposal")
+    month: Month
+    records: int = Field(ge=1, description="records of the month, as the proposal's answer said")
+
+
 ARGUMENTS: dict[str, type[StrictModel]] = {
     "audit-search": AuditSearch,
     "audit-prove": AuditProve,
     "audit-tail": AuditTail,
+    "audit-purge-propose": PurgeProposal,
+    "audit-purge-confirm": PurgeConfirmation,
 }
 """The model of the arguments, by verb (``topics.AUDIT_VERBS``)."""

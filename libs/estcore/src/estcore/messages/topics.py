@@ -289,7 +289,10 @@ SUBMISSION_VERBS = (
 """Commands that ca-signer-upstream takes, and no ca-signer."""
 
 
-AUDIT_VERBS = ("audit-search", "audit-prove", "audit-tail")
+AUDIT_VERBS = (
+    *("audit-search", "audit-prove", "audit-tail"),
+    *("audit-purge-propose", "audit-purge-confirm"),
+)
 """Commands that est-audit takes from auditors, and passes on to ca-signer, which verifies them."""
 
 

@@ -14,12 +14,17 @@ from estcore.runtime.database import Connection
 
 SERVICE = "audit"
 _AUDITORS: frozenset[Role] = frozenset({"auditor"})
+_RETENTION: frozenset[Role] = frozenset({"retention"})
+_PURGES = {"audit-purge-propose", "audit-purge-confirm"}
 
 
 def verbs() -> Verbs:
     """Return the verbs by name."""
     return table(
-        *(Verb(name, _AUDITORS, model, _allow, reads=True) for name, model in ARGUMENTS.items())
+        *(
+            Verb(name, _RETENTION if name in _PURGES else _AUDITORS, model, _allow, reads=True)
+            for name, model in ARGUMENTS.items()
+        )
     )
 
 
