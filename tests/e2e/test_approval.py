@@ -237,3 +237,50 @@ async def test_a_container_makes_its_operator_through_pipes_and_keeps_a_good_cer
     request.write_bytes(operator_csr(make_key(), "CN=boss"))
     assert b"certificate of operator boss" in await enroll_operator(stack, *to_file)
     assert out.read_bytes() != kept
+
+
+async def test_an_auditor_finds_who_asked_who_approved_and_who_looked(
+    stack: Stack, settings: Path, tmp_path: Path
+) -> None:
+    """Journey of an auditor: search, prove, verify offline, and be on record."""
+    client = Client.of(stack)
+    _, csr = make_csr("dev-audited")
+    assert (await client.enroll(b64(csr))).status == 202
+    one = await waiting(stack, settings, "dev-audited")
+    await estctl(stack, settings, "requests", "approve", "--id", one["id"], "--reason", "known")
+    assert (await poll(client, b64(csr))).status == 200
+
+    async def search(*conditions: str) -> list[dict[str, Any]]:
+        config = ("--config", str(settings), "--format", "json")
+        out = await stack.suite.run("estctl", "audit", "search", *conditions, *config)
+        return [json.loads(line) for line in out.splitlines()]
+
+    wanted = {"certificate.issue", "operator.request-approve"}
+    async with asyncio.timeout(30):
+        while not wanted <= {row["action"] for row in await search("--name", "dev-audited")}:
+            await asyncio.sleep(0.5)
+    issue = ("--action", "certificate.issue", "--phase", "outcome")
+    (issued,) = await search("--name", "dev-audited", *issue)
+    assert issued["serial"] in {row["serial"] for row in await search("--serial", issued["serial"])}
+    (approved,) = await search("--principal", "boss", "--action", "operator.request-approve",
+                               "--name", "dev-audited")  # fmt: skip
+    assert approved["principal"] == "certificate:issuing/CN=boss"
+    async with asyncio.timeout(30):
+        while not (looks := await search("--action", "operator.audit-search")):
+            await asyncio.sleep(0.5)
+    assert {row["principal"] for row in looks} == {"certificate:issuing/CN=boss"}
+
+    proof, vkey = tmp_path / "issued.tlog-proof", stack.layout.config / "audit.vkey"
+    prove = ["audit", "prove", "--index", str(issued["log_index"]), "--out", str(proof)]
+    async with asyncio.timeout(90):
+        while not proof.exists():
+            try:
+                await stack.suite.run("estctl", *prove, "--config", str(settings))
+            except ConfigurationError as exc:
+                assert "proof.unsealed" in str(exc)
+                await asyncio.sleep(2)
+    shown = await stack.suite.run(
+        "estctl", "audit", "verify-proof", "--proof", str(proof), "--vkey", str(vkey)
+    )
+    assert "CN=dev-audited" in shown
+    assert shown.endswith("verified\n")

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from audit import commands
+from audit import commands, read_commands
 from estcore.tlog import export
 from estcore.tlog.checkpoint import parse_signed
 from estcore.tlog.cosignature import WitnessRequest, consistency_from
 from estcore.tlog.tree import Frontier
 from estsuite_testing.audit_stack import AuditWorld, empty_world, make_record
-from estsuite_testing.foreign.log_verifier import Refused, verified
+from estsuite_testing.foreign.log_verifier import Refused, proven, verified
 from estsuite_testing.platform import Platform
 from estsuite_testing.witness_stack import RunningWitness
 
@@ -80,6 +80,41 @@ async def test_libraries_of_others_accept_what_a_witness_is_asked(
         request.write_bytes(WitnessRequest(old, tuple(proof), newest).encode())
         found = await verified(out / "log.jsonl", str(world.vkey), witness.vkey, request)
         assert found["requested_from"] == old
+
+
+async def test_libraries_of_others_verify_the_proofs_of_an_auditor(
+    exports: tuple[AuditWorld, RunningWitness, Path], tmp_path: Path
+) -> None:
+    world, _, out = exports
+    lines = [export.read_line(line) for line in (out / "log.jsonl").read_bytes().splitlines()]
+    kept, vkey = tmp_path / "kept.txt", str(world.vkey)
+    first = next(line for line in lines if line["type"] == "checkpoint")
+    kept.write_text(first["note"])
+    async with world.service():
+        for index in (0, 17, 59):
+            proof = tmp_path / f"{index}.tlog-proof"
+            await read_commands.write_proof_of(world.settings(), index, None, proof)
+            found = await proven("inclusion", proof, vkey)
+            assert found["index"] == index
+            assert json.loads(found["record"])["log_index"] == index
+        since = tmp_path / "since"
+        await read_commands.write_proof_of(world.settings(), None, kept, since)
+        assert (await proven("consistency", since, vkey, kept))["old"] == first["size"]
+    proof = tmp_path / "59.tlog-proof"
+    octets = proof.read_bytes()
+    for changed in (
+        octets.replace(b"index 59", b"index 58"),
+        octets.replace(b"extra ey", b"extra ez"),
+    ):
+        assert changed != octets
+        proof.write_bytes(changed)
+        with pytest.raises(Refused):
+            await proven("inclusion", proof, vkey)
+    since.write_bytes(
+        since.read_bytes().replace(b"\n", b"\nAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n", 1)
+    )
+    with pytest.raises(Refused):
+        await proven("consistency", since, vkey, kept)
 
 
 async def test_libraries_of_others_refuse_what_was_changed(

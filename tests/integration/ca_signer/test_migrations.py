@@ -32,7 +32,7 @@ SERVICES = {
     ),
     "audit": ("audit", Path(audit.tables.__file__).parent / "migrations", audit.tables.metadata),
 }
-_PARTITION = re.compile(r"record_[0-9]{6}")
+_PARTITION = re.compile(r"record_(term_)?[0-9]{6}")
 
 
 def described(name: str | None, kind: str, parents: Any) -> bool:

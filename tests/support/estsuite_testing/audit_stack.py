@@ -13,12 +13,19 @@ from typing import Any
 import asyncpg
 
 from audit import checkpoint_key, main
+from audit.auditor_commands import AuditorCommands
 from audit.settings import AppendSettings, CheckpointSettings, Settings
 from estcore import ids
+from estcore.clock import SystemClock
+from estcore.errors import BusUnavailable
 from estcore.messages import topics
 from estcore.messages.audit import Actor, AuditBatch, AuditRecord, Producer, Target
-from estcore.messages.envelope import encode
+from estcore.messages.commands import CommandAnswered
+from estcore.messages.envelope import decode, encode
+from estcore.messages.topics import command_topic
 from estcore.runtime.bus import Bus, Outgoing
+from estcore.runtime.database import Database
+from estcore.runtime.service import Job, run_jobs
 from estcore.runtime.settings import DatabaseSettings
 from estcore.runtime.topology import declare
 from estsuite_testing.platform import Platform
@@ -162,3 +169,34 @@ async def empty_world(platform: Platform, folder: Path) -> AuditWorld:
     world = AuditWorld(platform, folder)
     await world.migrate()
     return world
+
+
+@asynccontextmanager
+async def answering(world: AuditWorld, *more: Job) -> AsyncIterator[Any]:
+    """AuditorCommands on the bus; gives a function that sends a command as an operator does."""
+    settings = world.settings()
+    bus = await Bus.connect(settings.bus, "audit", "audit-1")
+    database = await Database.connect(settings.database, "audit", "audit")
+    client = await Bus.connect(world.platform.bus("operator"), "operator", "estctl", signs=False)
+    stop = asyncio.Event()
+    jobs = [AuditorCommands(bus, database, settings.retention, SystemClock()).run, *more]
+    task = asyncio.ensure_future(run_jobs(jobs, stop=stop, stop_timeout_s=5))
+
+    async def ask(data: bytes, verb: str = "audit-search") -> CommandAnswered:
+        topic = command_topic("audit", verb)
+        for _ in range(20):
+            try:
+                answer = await client.request(topic, data, answered_by=("audit",))
+                return decode(CommandAnswered, answer)
+            except BusUnavailable:  # not subscribed yet
+                await asyncio.sleep(0.1)
+        raise AssertionError("no answer")
+
+    try:
+        yield ask
+    finally:
+        stop.set()
+        await task
+        await client.close()
+        await bus.close()
+        await database.close()

@@ -24,6 +24,7 @@ OPERATORS = (
     ("renewer", "CN=renewer", ("renewer",)),
     ("second", "CN=second", ("renewer", "revoker")),
     ("auditor", "CN=auditor", ("auditor",)),
+    ("keeper", "CN=keeper", ("retention",)),
 )
 
 

@@ -1,7 +1,8 @@
-"""Verbs of ``estctl`` beside a service: password, audit verify."""
+"""Verbs of ``estctl``: password and audit, of which verify needs no service."""
 
 from __future__ import annotations
 
+import datetime as dt
 import getpass
 import os
 import sys
@@ -11,7 +12,14 @@ from typing import Any
 import click
 
 from estcore.errors import ConfigurationError
-from estcore.runtime.command_line import PATH, Group
+from estcore.runtime.command_line import PATH, Command, Group
+from estcore.runtime.log_report import (
+    period_of,
+    report_of_export,
+    report_options,
+    verify_report,
+    write_report,
+)
 from estcore.runtime.log_verification import (
     Choices,
     choices_options,
@@ -23,6 +31,57 @@ from estcore.runtime.terminal import write_document
 
 _SHORTEST = 12
 audit = Group("audit")
+audit.lazy("search", "estclient.operators.audit_log", "Search the audit log as an auditor.")
+
+
+audit.lazy("prove", "estclient.operators.audit_log", "Write a proof of a record or checkpoint.")
+
+
+audit.lazy("purge-propose", "estclient.operators.audit_log", "Propose to purge a month.")
+audit.lazy("purge-confirm", "estclient.operators.audit_log", "Confirm a proposed purge.")
+audit.lazy("tail", "estclient.operators.audit_log", "Print new records as they come.")
+
+
+def _report(since: dt.datetime, until: dt.datetime, out: Path, export: Path) -> None:
+    period = period_of(since, until)
+    with open_lines(export) as lines:
+        files, manifest = report_of_export(lines, period)
+    write_report(out, files, manifest)
+
+
+audit.add_command(
+    Command(
+        "report",
+        help="Write the report of a period from an export; est-audit report signs it too.",
+        callback=_report,
+        params=[
+            *report_options(),
+            click.Option(["--export"], type=PATH, required=True, help="Export of the whole log."),
+        ],
+    )
+)
+
+
+@audit.command("verify-report", help="Verify a signed report, and compare it with an export.")
+@click.option("--report", type=PATH, required=True, help="Folder of the report.")
+@click.option("--vkey", required=True, help="Verifier key of the log, or a file with it.")
+@click.option("--export", type=PATH, help="Export of the whole log: must give the same report.")
+def _verify_report(report: Path, vkey: str, export: Path | None) -> None:
+    verify_report(report, vkey, export)
+
+
+@audit.command("verify-proof", help="Verify a proof of a record or of an older checkpoint.")
+@click.option("--proof", type=PATH, required=True, help="File that prove wrote.")
+@click.option("--vkey", required=True, help="Verifier key of the log, or a file with it.")
+@click.option("--checkpoint", type=PATH, help="The older checkpoint of a proof of consistency.")
+@click.option("--witness", multiple=True, metavar="VKEY", help="A witness that cosigned it.")
+@click.option("--json", is_flag=True, help="Print what is proven as JSON.")
+def _verify_proof(
+    proof: Path, vkey: str, checkpoint: Path | None, witness: tuple[str, ...], json: bool
+) -> None:
+    from estcore.runtime.log_proof import verify_proof
+
+    verify_proof(proof, vkey=vkey, checkpoint=checkpoint, witness=witness, as_json=json)
 
 
 @audit.command("verify", help="Verify hash chain, tree, checkpoints and gaps of an export.")

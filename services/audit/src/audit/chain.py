@@ -79,7 +79,8 @@ class Chain:
                 logged = await store.logged(connection, [e.record_id for e in fresh])
                 if not logged:
                     raise
-                conflicts += [e for e in fresh if logged.get(e.record_id, e.fact) != e.fact]
+                known = {name: fact for name, fact in logged.items() if fact is not None}
+                conflicts += [e for e in fresh if known.get(e.record_id, e.fact) != e.fact]
                 fresh = [e for e in fresh if e.record_id not in logged]
         return Appended(tuple(fresh), len(in_order) - len(fresh), tuple(conflicts))
 

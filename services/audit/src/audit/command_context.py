@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pwd
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,7 +12,7 @@ from audit.self_records import SelfRecords
 from audit.settings import SCHEMA, SERVICE, Settings
 from estcore.clock import SystemClock
 from estcore.errors import BusUnavailable, LedgerUnavailable
-from estcore.messages.audit import AuditBatch, Phase
+from estcore.messages.audit import Actor, AuditBatch, Phase
 from estcore.messages.envelope import encode
 from estcore.messages.topics import audit_issue_topic
 from estcore.runtime.boot import Detail
@@ -23,13 +25,15 @@ _DEADLINE_S = 15
 async def audited(
     settings: Settings, action: str, *, phase: Phase = "outcome", **details: Detail
 ) -> None:
-    """Have the writer put on record what is about to be done.
+    """Have the writer put on record what is about to be done, and by which user of this host.
 
     Raises:
         BusUnavailable: it cannot be put on record, so it is not done.
     """
     own = SelfRecords(settings.instance, SystemClock())
-    record = own.record(action, details, phase=phase, severity="notice")
+    record = own.record(action, details, phase=phase, severity="notice").model_copy(
+        update={"actor": Actor(type="human", subject=local_user(), auth_method="local")}
+    )
     message = Outgoing(
         audit_issue_topic(SERVICE), encode(AuditBatch(records=(record,))), record.record_id
     )
@@ -42,6 +46,15 @@ async def audited(
                 await bus.close()
     except TimeoutError as exc:
         raise BusUnavailable("the bus is unavailable, so this command cannot be audited") from exc
+
+
+def local_user() -> str:
+    """Return the user of this process as the host knows it: ``os:<name>``, or its number."""
+    uid = os.getuid()
+    try:
+        return f"os:{pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"os:{uid}"
 
 
 @asynccontextmanager

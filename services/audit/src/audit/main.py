@@ -9,10 +9,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from audit import commands, metrics, sink_commands
+from audit import commands, metrics, read_commands, retention_commands, sink_commands
+from audit.auditor_commands import AuditorCommands
 from audit.checkpoint_key import load_key
 from audit.checkpoints import Sealer
 from audit.forwarder import Forwarder
+from audit.indexer import Indexer
 from audit.reconciliation import Reconciliation
 from audit.self_records import SelfRecords
 from audit.settings import SCHEMA, SERVICE, Settings
@@ -105,6 +107,10 @@ async def run(
             StreamLengths(bus, owned_by(SERVICE), AUDIT_CONSUMERS).run,
             CertificateExpiry(settings).run,
             *(writer.run, windows.run, windows.run_ledger, reloader.run),
+            *(
+                Indexer(database, writer).run,
+                AuditorCommands(bus, database, settings.retention, clock).run,
+            ),
             *(forwarder.run for forwarder in forwarders),
             *_witnessing(settings, database, own, writer),
         ]
@@ -222,6 +228,8 @@ COMMAND = ServiceCommand(
     check=check,
 )
 commands.add(COMMAND)
+read_commands.add(COMMAND)
+retention_commands.add(COMMAND)
 sink_commands.add(COMMAND)
 
 

@@ -22,6 +22,10 @@ RELOADS = Counter("est_audit_reloads", "Files taken while running", ["what", "re
 OUTAGES = Counter("est_audit_database_outages", "Times the writer lost the database")
 WRITER = Gauge("est_audit_writer", "1 if this process is the writer, 0 if it is on standby")
 LOG_SIZE = Gauge("est_audit_log_size", "Records in the log")
+INDEXED_SIZE = Gauge("est_audit_indexed_size", "Records whose terms are indexed for searches")
+AUDITOR_COMMANDS = Counter(
+    "est_audit_auditor_commands", "Commands of auditors answered", ["verb", "code"]
+)
 CHECKPOINT_SIZE = Gauge("est_audit_checkpoint_size", "Records under the newest checkpoint")
 CHECKPOINTS = Counter("est_audit_checkpoints", "Checkpoints signed")
 WINDOWS = Counter("est_audit_windows", "Closed windows compared", ["result"])

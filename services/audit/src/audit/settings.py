@@ -15,6 +15,8 @@ from estcore.tlog.cosignature import CosignerKey
 
 SCHEMA = "audit"
 SERVICE = "audit"
+LEGAL_YEARS = 6
+"""45 CFR 164.316(b)(2)(i)."""
 
 
 class AppendSettings(StrictModel):
@@ -67,6 +69,32 @@ class WindowSettings(StrictModel):
     )
 
 
+class RetentionSettings(StrictModel):
+    """How long records are kept before ``est-audit retention purge`` may drop a month."""
+
+    keep_years: int = Field(
+        default=LEGAL_YEARS,
+        ge=1,
+        le=100,
+        description="full years after the end of a month; less than 6 needs legal_basis",
+    )
+    legal_basis: str | None = Field(
+        default=None,
+        min_length=20,
+        max_length=500,
+        description="why less than 6 years are enough, as the documentation of the organization "
+        "has it; goes on record with each purge",
+    )
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> Self:
+        if self.keep_years < LEGAL_YEARS and self.legal_basis is None:
+            raise ValueError(
+                "keep_years below 6 needs legal_basis: 45 CFR 164.316(b)(2)(i) asks for six years"
+            )
+        return self
+
+
 class WitnessSettings(StrictModel):
     """A process of a different team that cosigns checkpoints (C2SP tlog-witness)."""
 
@@ -98,6 +126,7 @@ class Settings(ServiceSettings):
     append: AppendSettings = AppendSettings()
     checkpoint: CheckpointSettings
     windows: WindowSettings = WindowSettings()
+    retention: RetentionSettings = RetentionSettings()
     sinks: tuple[SinkSettings, ...] = ()
     witnesses: tuple[WitnessSettings, ...] = ()
 

@@ -152,14 +152,17 @@ async def append(
     )
 
 
-async def logged(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return what is logged under those of the ids: service, action, phase and outcome."""
+async def logged(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[str, ...] | None]:
+    """Return what is logged under those of the ids: service, action, phase and outcome.
+
+    None stands for a record that was purged.
+    """
     rows = await connection.fetch(
         "select seen.record_id, service, action, phase, outcome "
-        "from seen join record using (log_index) where seen.record_id = any($1::uuid[])",
+        "from seen left join record using (log_index) where seen.record_id = any($1::uuid[])",
         ids,
     )
-    return {str(row[0]): tuple(row)[1:] for row in rows}
+    return {str(row[0]): tuple(row)[1:] if row[1] is not None else None for row in rows}
 
 
 async def last_checkpoint(connection: Connection) -> int:
@@ -183,6 +186,15 @@ async def add_checkpoint(
 async def newest_note(connection: Connection) -> str | None:
     """Return the signed note of the newest checkpoint."""
     note = await connection.fetchval("select note from checkpoint order by size desc limit 1")
+    return None if note is None else str(note)
+
+
+async def newest_cosigned_note(connection: Connection) -> str | None:
+    """Return the newest checkpoint as it was signed, with the lines of witnesses behind it."""
+    note = await connection.fetchval(
+        "select note || coalesce((select string_agg(line, '' order by witness) from cosignature c"
+        " where c.size = p.size), '') from checkpoint p order by size desc limit 1"
+    )
     return None if note is None else str(note)
 
 

@@ -69,8 +69,64 @@ record = Table(
     Column("leaf", Text, nullable=False),
     Column("leaf_hash", LargeBinary, nullable=False),
     Column("prev_hash", LargeBinary, nullable=False),
-    Index("record_correlation_id", "correlation_id"),
     Index("record_occurred_at", "occurred_at", postgresql_using="brin"),
+)
+
+record_term = Table(
+    "record_term",
+    metadata,
+    Column("term", BigInteger, nullable=False),
+    _time("recorded_at"),
+    Column("chunk", BigInteger, nullable=False),
+    Column("places", LargeBinary, nullable=False),
+    Index("record_term_term", "term", "recorded_at", "chunk"),
+    comment="which records of a chunk have a term: two octets each",
+)
+
+record_chunk = Table(
+    "record_chunk",
+    metadata,
+    Column("first_index", BigInteger, primary_key=True, autoincrement=False),
+    Column("end_index", BigInteger, nullable=False),
+    _time("recorded_at"),
+    Index("record_chunk_recorded_at", "recorded_at"),
+    comment="chunks of the log whose terms are indexed",
+)
+
+legal_hold = Table(
+    "legal_hold",
+    metadata,
+    Column("name", Text, primary_key=True),
+    _time("since"),
+    _time("until"),
+    Column("reason", Text, nullable=False),
+    _time("placed_at"),
+    Column("placed_by", Text, nullable=False),
+    Column("released_at", DateTime(timezone=True)),
+    Column("released_by", Text),
+    CheckConstraint("since < until", name="legal_hold_check"),
+    comment="periods of which nothing is purged; only the owner writes it",
+)
+
+purge = Table(
+    "purge",
+    metadata,
+    Column("first_index", BigInteger, primary_key=True, autoincrement=False),
+    Column("end_index", BigInteger, nullable=False),
+    Column("month", Text, nullable=False),
+    _time("purged_at"),
+    Column("archive_sha256", Text),
+    comment="records whose content is not here, only their hashes in tile",
+)
+
+tile = Table(
+    "tile",
+    metadata,
+    Column("level", SmallInteger, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("hashes", LargeBinary, nullable=False),
+    Column("root", LargeBinary, nullable=False),
+    comment="256 hashes of a level each (C2SP tlog-tiles), and the root of them",
 )
 
 seen = Table(

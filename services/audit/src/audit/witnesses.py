@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from audit import metrics, store
+from audit import metrics, store, tiles
 from audit.self_records import SelfRecords
 from audit.settings import WitnessSettings
 from estcore.clock import monotonic_s
@@ -167,7 +167,7 @@ class Witnessing:
         while extended.size < size:
             end = min(extended.size + _LEAVES, size)
             async with self._database.connection() as connection:
-                leaves = await store.leaf_hashes(connection, extended.size, end)
+                leaves = await tiles.leaf_hashes(connection, extended.size, end)
             for leaf in leaves:
                 extended.append(leaf)
         return extended
@@ -176,7 +176,7 @@ class Witnessing:
         proof: list[bytes] = []
         if known.size:
             async with self._database.connection() as connection:
-                leaves = await store.leaf_hashes(connection, known.size, signed.checkpoint.size)
+                leaves = await tiles.leaf_hashes(connection, known.size, signed.checkpoint.size)
             proof = consistency_from(known, leaves)
         body = WitnessRequest(known.size, tuple(proof), signed).encode()
         timeout = aiohttp.ClientTimeout(total=self._settings.timeout_s)

@@ -317,6 +317,7 @@ def _operations_jobs(shared: SharedParts, operations: Operations) -> list[Job]:
     )
     return [
         operations.listener.run,
+        operations.audit_listener.run,
         operations.outbox.run,
         operations.lists.run,
         operations.bulk_revocations.run,

@@ -2,9 +2,13 @@
 // write: C2SP signed notes and cosignatures, the tree and its proofs of RFC 9162 by two of them.
 //
 //	log-verifier EXPORT LOG-VKEY WITNESS-VKEY [REQUEST]
+//	log-verifier inclusion PROOF LOG-VKEY
+//	log-verifier consistency PROOF LOG-VKEY CHECKPOINT
 //
-// REQUEST is the body of a request to a witness (C2SP tlog-witness). It prints what it verified as one
-// JSON object, or one line with the first fault, and exits with 1.
+// REQUEST is the body of a request to a witness (C2SP tlog-witness), and so is a proof of consistency,
+// from the older checkpoint in the file CHECKPOINT. A proof of inclusion is that of C2SP tlog-proof, with
+// the record as extra data. It prints what it verified as one JSON object, or one line with the first
+// fault, and exits with 1.
 package main
 
 import (
@@ -19,6 +23,7 @@ import (
 
 	"github.com/transparency-dev/formats/log"
 	fnote "github.com/transparency-dev/formats/note"
+	fproof "github.com/transparency-dev/formats/proof"
 	"github.com/transparency-dev/merkle/proof"
 	"github.com/transparency-dev/merkle/rfc6962"
 	"golang.org/x/mod/sumdb/note"
@@ -35,6 +40,14 @@ type line struct {
 	Proof    []string `json:"proof"`
 	Note     string   `json:"note"`
 	Size     int64    `json:"size"`
+}
+
+// proven is what a proof outside an export shows.
+type proven struct {
+	Index  uint64 `json:"index"`
+	Old    uint64 `json:"old"`
+	Size   uint64 `json:"size"`
+	Record string `json:"record"`
 }
 
 type verdict struct {
@@ -208,23 +221,11 @@ func (v *verifier) inclusions() error {
 
 // request checks the consistency proof that a witness gets, against the records of the export.
 func (v *verifier) request(name string) error {
-	body, err := os.ReadFile(name)
+	old, steps, signed, err := parseRequest(name)
 	if err != nil {
 		return err
 	}
-	head, signed, _ := strings.Cut(string(body), "\n\n")
-	lines := strings.Split(head, "\n")
-	var old int64
-	if _, err := fmt.Sscanf(lines[0], "old %d", &old); err != nil {
-		return err
-	}
-	steps := make([][]byte, len(lines)-1)
-	for number, text := range lines[1:] {
-		if steps[number], err = base64.StdEncoding.DecodeString(text); err != nil {
-			return err
-		}
-	}
-	point, _, _, err := log.ParseCheckpoint([]byte(signed), v.header.Origin, v.log)
+	point, _, _, err := log.ParseCheckpoint(signed, v.header.Origin, v.log)
 	if err != nil {
 		return err
 	}
@@ -260,7 +261,106 @@ func hashed(steps [][]byte) []tlog.Hash {
 	return found
 }
 
-func run(arguments []string) (*verdict, error) {
+// included checks a proof of inclusion: the checkpoint's signature, then the path by both libraries.
+func included(name string, key note.Verifier) (*proven, error) {
+	octets, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	var one fproof.TLogProof
+	if err := one.Unmarshal(octets); err != nil {
+		return nil, err
+	}
+	point, _, _, err := log.ParseCheckpoint(one.Checkpoint, key.Name(), key)
+	if err != nil {
+		return nil, err
+	}
+	steps := make([][]byte, len(one.Hashes))
+	for number := range one.Hashes {
+		steps[number] = one.Hashes[number][:]
+	}
+	hash := tlog.RecordHash(one.ExtraData)
+	err = proof.VerifyInclusion(
+		rfc6962.DefaultHasher, one.Index, point.Size, hash[:], steps, point.Hash)
+	if err != nil {
+		return nil, err
+	}
+	err = tlog.CheckRecord(
+		hashed(steps), int64(point.Size), tlog.Hash(point.Hash), int64(one.Index), hash)
+	return &proven{Index: one.Index, Size: point.Size, Record: string(one.ExtraData)}, err
+}
+
+// continued checks a proof of consistency from a checkpoint that was kept.
+func continued(name string, key note.Verifier, kept string) (*proven, error) {
+	octets, err := os.ReadFile(kept)
+	if err != nil {
+		return nil, err
+	}
+	old, _, _, err := log.ParseCheckpoint(octets, key.Name(), key)
+	if err != nil {
+		return nil, err
+	}
+	from, steps, signed, err := parseRequest(name)
+	if err != nil {
+		return nil, err
+	}
+	if uint64(from) != old.Size {
+		return nil, fmt.Errorf("the proof is from %d, the checkpoint of %d", from, old.Size)
+	}
+	point, _, _, err := log.ParseCheckpoint(signed, key.Name(), key)
+	if err != nil {
+		return nil, err
+	}
+	err = consistent(old.Size, point.Size, steps, old.Hash, point.Hash)
+	return &proven{Old: old.Size, Size: point.Size}, err
+}
+
+func parseRequest(name string) (int64, [][]byte, []byte, error) {
+	body, err := os.ReadFile(name)
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	head, signed, _ := strings.Cut(string(body), "\n\n")
+	lines := strings.Split(head, "\n")
+	var old int64
+	if _, err := fmt.Sscanf(lines[0], "old %d", &old); err != nil {
+		return 0, nil, nil, err
+	}
+	steps := make([][]byte, len(lines)-1)
+	for number, text := range lines[1:] {
+		if steps[number], err = base64.StdEncoding.DecodeString(text); err != nil {
+			return 0, nil, nil, err
+		}
+	}
+	return old, steps, []byte(signed), nil
+}
+
+// runProof verifies one proof: inclusion PROOF VKEY, or consistency PROOF VKEY CHECKPOINT.
+func runProof(arguments []string) (*proven, error) {
+	if len(arguments) < 3 {
+		return nil, fmt.Errorf("usage: log-verifier inclusion|consistency PROOF LOG-VKEY [CHECKPOINT]")
+	}
+	key, err := note.NewVerifier(arguments[2])
+	if err != nil {
+		return nil, err
+	}
+	if arguments[0] == "inclusion" {
+		return included(arguments[1], key)
+	}
+	if len(arguments) < 4 {
+		return nil, fmt.Errorf("a proof of consistency needs the older checkpoint")
+	}
+	return continued(arguments[1], key, arguments[3])
+}
+
+func run(arguments []string) (any, error) {
+	if len(arguments) > 0 && (arguments[0] == "inclusion" || arguments[0] == "consistency") {
+		return runProof(arguments)
+	}
+	return runExport(arguments)
+}
+
+func runExport(arguments []string) (*verdict, error) {
 	if len(arguments) < 3 {
 		return nil, fmt.Errorf("usage: log-verifier EXPORT LOG-VKEY WITNESS-VKEY [REQUEST]")
 	}

@@ -39,12 +39,22 @@ async def verified(export: Path, log: str, witness: str, *request: Path) -> dict
     Raises:
         Refused: it found a fault.
     """
+    return await _run(str(export), log, witness, *map(str, request))
+
+
+async def proven(kind: str, proof: Path, log: str, *checkpoint: Path) -> dict[str, Any]:
+    """Return what the program verified of one proof: ``inclusion``, or ``consistency``.
+
+    Raises:
+        Refused: it found a fault.
+    """
+    return await _run(kind, str(proof), log, *map(str, checkpoint))
+
+
+async def _run(*arguments: str) -> dict[str, Any]:
     process = await asyncio.create_subprocess_exec(
         str(command()),
-        str(export),
-        log,
-        witness,
-        *map(str, request),
+        *arguments,
         stdout=asyncio.subprocess.PIPE,
     )
     out, _ = await process.communicate()

@@ -15,6 +15,7 @@ import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from estclient.operators.connection_options import connection_options
 from estclient.operators.orders import Connection, Order, carry_out
 from estcore.messages.events import EarlyReason
 from estcore.pki.crl import REVOCATION_REASONS
@@ -39,17 +40,6 @@ def _option(name: str, text: str, **more: Any) -> click.Option:
     return click.Option([f"--{name}"], help=text, **more)
 
 
-def _connection_options() -> list[click.Parameter]:
-    return [
-        _option("config", "YAML file with the settings; or ESTCTL_CONFIG.", type=PATH),
-        _option("operator-certificate", "Certificate, instead of certificate_file.", type=PATH),
-        _option("operator-key", "Key, instead of key_file.", type=PATH),
-        _option("nats-url", "URL of NATS, instead of bus.url."),
-        _option("nats-seed", "NKey seed file, instead of bus.nkey_seed_file.", type=PATH),
-        _option("json", "Print the result as JSON.", is_flag=True),
-    ]
-
-
 def _verb(
     group: Group, name: str, command: str, text: str, *params: click.Parameter, **more: Any
 ) -> None:
@@ -62,7 +52,8 @@ def _verb(
         give: Give = context.obj or carry_out
         give(Order(command, given_options(values), connection, as_json))
 
-    everything = [*params, *_connection_options()]
+    as_json = _option("json", "Print the result as JSON.", is_flag=True)
+    everything = [*params, *connection_options(), as_json]
     group.add_command(Command(name, help=text, callback=callback, params=everything, **more))
 
 

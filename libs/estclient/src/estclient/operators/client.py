@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class Operator:
 
     async def watch(
         self, service: str, verb: str, arguments: dict[str, Any], *, every_s: float
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any]]:
         """Yield the results of a verb that reads, again and again.
 
         The same command is sent until it is too old, so a look is not one audit record each.

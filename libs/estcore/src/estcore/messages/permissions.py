@@ -15,6 +15,7 @@ from estcore.messages.topics import (
     AUDIT_CONSUMERS,
     AUDIT_ISSUE,
     AUDIT_REFUSAL,
+    AUDIT_VERBS,
     CANARY,
     EST_REQUESTS,
     FETCHED_TOPIC,
@@ -162,6 +163,7 @@ def signer() -> Permissions:
         subscribe=(
             "_INBOX_casigner.>",
             *(command_topic("ca-signer", verb) for verb in OPERATOR_VERBS),
+            *(command_topic("ca-signer", verb) for verb in AUDIT_VERBS),
             *(REANNOUNCE_TOPIC, WINDOWS_TOPIC, FETCHED_TOPIC),
             "pki.ocsp.*",
         ),
@@ -229,7 +231,7 @@ def renewal() -> Permissions:
 
 
 def audit() -> Permissions:
-    """Audit: reads records, publishes only its own and its checkpoints."""
+    """Audit: reads records, publishes only its own; has ca-signer verify auditors' commands."""
     return Permissions(
         account="audit",
         publish=(
@@ -242,8 +244,13 @@ def audit() -> Permissions:
             "dead.audit.>",
             canary_topic("audit"),
             *_lengths("audit", *(f"{c.stream}.{c.name}" for c in AUDIT_CONSUMERS)),
+            *(command_topic("ca-signer", verb) for verb in AUDIT_VERBS),
         ),
-        subscribe=("_INBOX_audit.>",),
+        subscribe=(
+            "_INBOX_audit.>",
+            *(command_topic("audit", verb) for verb in AUDIT_VERBS),
+        ),
+        answers=True,
     )
 
 
@@ -270,7 +277,10 @@ def operator() -> Permissions:
     verbs = (*OPERATOR_VERBS, *SUBMISSION_VERBS)
     return Permissions(
         account="operator",
-        publish=tuple(command_topic("ca-signer", verb) for verb in verbs),
+        publish=(
+            *(command_topic("ca-signer", verb) for verb in verbs),
+            *(command_topic("audit", verb) for verb in AUDIT_VERBS),
+        ),
         subscribe=("_INBOX_operator.>",),
     )
 

@@ -289,6 +289,13 @@ SUBMISSION_VERBS = (
 """Commands that ca-signer-upstream takes, and no ca-signer."""
 
 
+AUDIT_VERBS = (
+    *("audit-search", "audit-prove", "audit-tail"),
+    *("audit-purge-propose", "audit-purge-confirm"),
+)
+"""Commands that est-audit takes from auditors, and passes on to ca-signer, which verifies them."""
+
+
 def command_topic(service: str, verb: str) -> str:
     """``pki.command.<service>.<verb>``: a signed command, answered."""
     return f"pki.command.{token(service)}.{token(verb)}"

@@ -103,20 +103,20 @@ def verify_log(
         raise ConfigurationError("--renewal is compared with a ledger: give --cross too")
     verify_options = Options(
         now=SystemClock().now(),
-        key=_key(choices.vkey) or key,
+        key=choose_key(choices.vkey) if choices.vkey else key,
         live=live,
-        kept=tuple(_read_note(path) for path in choices.checkpoint),
-        witnesses=tuple(_witness(text) for text in choices.witness),
+        kept=tuple(read_note(path) for path in choices.checkpoint),
+        witnesses=tuple(choose_witness(text) for text in choices.witness),
     )
     verification = verify(lines, verify_options)
     report = verification.report
     if choices.cross is not None:
         with open_lines(choices.cross) as ledger:
             if choices.renewal is None:
-                report.extend(cross(verification.records, ledger))
+                report.extend(cross(verification.records, ledger, absent=verification.absent))
             else:
                 with open_lines(choices.renewal) as renewal:
-                    report.extend(cross(verification.records, ledger, renewal))
+                    report.extend(cross(verification.records, ledger, renewal, verification.absent))
     if choices.save_checkpoint is not None and report.ok:
         _save(choices.save_checkpoint, verification)
     return report
@@ -164,6 +164,8 @@ def open_lines(path: Path) -> Iterator[Iterator[bytes]]:
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
     yield "log", report.origin or "unknown"
     part = ", a part of the log: one correlation id" if report.partial else ""
+    if report.archive is not None:
+        part = f", the archive of {report.archive}"
     yield "records", f"{report.records}{part}"
     period = "none"
     if report.first_recorded_at is not None:
@@ -176,7 +178,10 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     if report.signer is not None:
         source = "as given" if report.signer.given else "named by the export itself; give --vkey"
         yield "signer", f"{report.signer.name}+{report.signer.key_id} ({source})"
-    if not report.partial:
+    if not report.partial and report.archive is None:
+        purged = [f"{start} to {end - 1}" for start, end in report.purged]
+        if purged:
+            yield "purged", f"records {', '.join(purged)}: their hashes are kept"
         tail = "none: every record is under a signature"
         if report.unsealed:
             after = _count(report.unsealed, "record")
@@ -202,7 +207,12 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _witness(text: str) -> CosignerKey:
+def choose_witness(text: str) -> CosignerKey:
+    """Return the key of a witness: the text itself, or what the file of that name has.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
     try:
         path = Path(text)
         return CosignerKey.parse(path.read_text(encoding="ascii") if path.is_file() else text)
@@ -212,9 +222,12 @@ def _witness(text: str) -> CosignerKey:
         raise ConfigurationError(exc.reason) from exc
 
 
-def _key(text: str | None) -> VerifierKey | None:
-    if not text:
-        return None
+def choose_key(text: str) -> VerifierKey:
+    """Return a verifier key: the text itself, or what the file of that name has.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
     try:
         path = Path(text)
         return VerifierKey.parse(path.read_text(encoding="ascii") if path.is_file() else text)
@@ -224,7 +237,12 @@ def _key(text: str | None) -> VerifierKey | None:
         raise ConfigurationError(exc.reason) from exc
 
 
-def _read_note(path: Path) -> str:
+def read_note(path: Path) -> str:
+    """Return the note in a kept file, as it is or inside JSON.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
     with open_lines(path) as lines:
         return kept_note(b"".join(lines).decode(errors="replace"))
 

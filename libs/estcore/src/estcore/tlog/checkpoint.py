@@ -116,25 +116,56 @@ class SignedCheckpoint:
         Raises:
             AuditChainBroken: no signature of this key, or a wrong one.
         """
-        text = self.checkpoint.text().encode()
-        mine = [s for n, h, s in self.signatures if n == key.name and h == key.key_hash]
-        if not mine:
-            raise AuditChainBroken(f"checkpoint {self.checkpoint.size} is not signed by {key.name}")
-        for signature in mine:
-            try:
-                key.public_key.verify(signature, text)
-            except InvalidSignature as exc:
-                raise AuditChainBroken(
-                    f"checkpoint {self.checkpoint.size} has a wrong signature"
-                ) from exc
+        what = f"checkpoint {self.checkpoint.size}"
+        _verify(what, self.checkpoint.text(), self.signatures, key)
 
 
 def sign(checkpoint: Checkpoint, name: str, private_key: Ed25519PrivateKey) -> str:
     """Return the signed note."""
-    text = checkpoint.text()
+    return sign_text(checkpoint.text(), name, private_key)
+
+
+def sign_text(text: str, name: str, private_key: Ed25519PrivateKey) -> str:
+    """Return a text, every line ended, as a signed note.
+
+    A text that is no checkpoint must not be readable as one: a blank in its first line, which
+    no origin has, is enough.
+    """
     key = VerifierKey(name, private_key.public_key())
     signature = base64.b64encode(key.key_hash + private_key.sign(text.encode())).decode()
     return f"{text}\n— {name} {signature}\n"
+
+
+def verified_text(note: str, key: VerifierKey) -> str:
+    """Return the text of a signed note that ``key`` signed.
+
+    Raises:
+        MalformedRequest: not a signed note.
+        AuditChainBroken: no signature of this key, or a wrong one.
+    """
+    text, signatures = _parts(note)
+    _verify("the note", text, signatures, key)
+    return text
+
+
+def _parts(note: str) -> tuple[str, tuple[tuple[str, bytes, bytes], ...]]:
+    text, separator, tail = note.partition("\n\n")
+    if not separator or not tail.endswith("\n"):
+        raise _malformed("a signed note is text, an empty line and signature lines")
+    return text + "\n", tuple(_parse_signature(line) for line in tail[:-1].split("\n"))
+
+
+def _verify(
+    what: str, text: str, signatures: tuple[tuple[str, bytes, bytes], ...], key: VerifierKey
+) -> None:
+    mine = [s for n, h, s in signatures if n == key.name and h == key.key_hash]
+    if not mine:
+        raise AuditChainBroken(f"{what} is not signed by {key.name}")
+    for signature in mine:
+        try:
+            key.public_key.verify(signature, text.encode())
+        except InvalidSignature as exc:
+            raise AuditChainBroken(f"{what} has a wrong signature") from exc
 
 
 def parse_signed(note: str) -> SignedCheckpoint:
@@ -143,12 +174,8 @@ def parse_signed(note: str) -> SignedCheckpoint:
     Raises:
         MalformedRequest: anything that ``sign`` would have written differently.
     """
-    text, separator, tail = note.partition("\n\n")
-    if not separator or not tail.endswith("\n"):
-        raise _malformed("a signed note is text, an empty line and signature lines")
-    checkpoint = _parse_text(text + "\n")
-    signatures = tuple(_parse_signature(line) for line in tail[:-1].split("\n"))
-    return SignedCheckpoint(checkpoint, signatures)
+    text, signatures = _parts(note)
+    return SignedCheckpoint(_parse_text(text), signatures)
 
 
 def kept_note(text: str) -> str:

@@ -9,13 +9,14 @@ an operator in the ledger is on record, and none is on record that the ledger do
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from estcore.errors import ESTSuiteError
 from estcore.tlog import canonical
 from estcore.tlog.findings import Finding
 from estcore.tlog.items import expanded
+from estcore.tlog.purged import Absent
 
 ACTION = "certificate.issue"
 _LEDGER = {
@@ -32,14 +33,22 @@ _COMMANDS = {"command_id", "verb", "operator", "audited"}
 _COMMAND_LINE = b'{"command_id"'
 _OPERATOR = "operator."
 _RENEWAL = {"issuance_id", "serial", "fingerprint_sha256"}
+_MISSING = {"cross.outcome_missing", "cross.intent_missing"}
 _STATES = {"intended", "issued", "abandoned"}
 Row = dict[str, Any]
 
 
 def cross(
-    leaves: Iterable[Row], ledger: Iterable[bytes], renewal: Iterable[bytes] | None = None
+    leaves: Iterable[Row],
+    ledger: Iterable[bytes],
+    renewal: Iterable[bytes] | None = None,
+    absent: Sequence[Absent] = (),
 ) -> list[Finding]:
-    """Return every disagreement between the records of a log and the other exports."""
+    """Return every disagreement between the records of a log and the other exports.
+
+    Of a log with ``absent`` records no record is missed of what the ledger issued at their time,
+    and no command of an operator, since a ledger's export does not say when it was given.
+    """
     findings: list[Finding] = []
     lines = list(ledger)
     given = [line for line in lines if line.startswith(_COMMAND_LINE)]
@@ -53,7 +62,17 @@ def cross(
     findings.extend(_commands(logged, commands))
     if renewal is not None:
         findings.extend(_renewal(_read("renewal", renewal, _RENEWAL, findings), issued))
-    return findings
+    purged = {
+        place
+        for place, row in issued.values()
+        if any(part.covers(str(row["issued_at"])) for part in absent)
+    }
+    return [
+        found
+        for found in findings
+        if not (absent and found.code == "cross.command_missing")
+        and not (found.code in _MISSING and found.place in purged)
+    ]
 
 
 def is_issued(record: Mapping[str, Any]) -> bool:

@@ -81,6 +81,10 @@ class Report:
     unsealed: int = 0
     kept: int | None = None
     signer: Signer | None = None
+    purged: list[tuple[int, int]] = field(default_factory=list)
+    """Ranges of records, end excluded, of which only the hashes are here."""
+    archive: str | None = None
+    """The month, if it is an archive of one."""
     witnesses: list[Cosigned] = field(default_factory=list)
 
     @property

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from estcore.tlog.findings import Finding
 from estcore.tlog.items import expanded
+from estcore.tlog.purged import Absent, beside, soon_after
 
 _CLOSING = {"outcome", "error", "denied"}
 _FIRST = 1
@@ -33,15 +34,22 @@ class Patience(Protocol):
         ...
 
 
-def check(leaves: list[dict[str, Any]], now: dt.datetime, patience: Patience) -> Iterator[Finding]:
-    """Return what is wrong across the leaves of a whole log."""
-    yield from _producers(leaves, now - patience.sequence_settles)
-    yield from _intents(leaves, now - patience.outcome_within)
+def check(
+    leaves: list[dict[str, Any]],
+    now: dt.datetime,
+    patience: Patience,
+    absent: Sequence[Absent] = (),
+) -> Iterator[Finding]:
+    """Return what is wrong across the leaves of a log, of which some may be ``absent``."""
+    yield from _producers(leaves, now - patience.sequence_settles, absent)
+    yield from _intents(leaves, now, patience.outcome_within, absent)
     yield from _repeated(leaves)
     yield from _conflicts(leaves)
 
 
-def _producers(leaves: list[dict[str, Any]], closed_before: dt.datetime) -> Iterator[Finding]:
+def _producers(
+    leaves: list[dict[str, Any]], closed_before: dt.datetime, absent: Sequence[Absent]
+) -> Iterator[Finding]:
     boots: dict[Boot, dict[int, dict[str, Any]]] = defaultdict(dict)
     for leaf in leaves:
         number = leaf["record"].get("producer_seq")
@@ -56,17 +64,22 @@ def _producers(leaves: list[dict[str, Any]], closed_before: dt.datetime) -> Iter
             )
         boots[boot][number] = leaf
     for boot, numbers in boots.items():
-        yield from _gaps(boot, numbers, closed_before)
-    yield from _ends(leaves, boots, closed_before)
+        yield from _gaps(boot, numbers, closed_before, absent)
+    yield from _ends(leaves, boots, closed_before, absent)
 
 
 def _gaps(
-    boot: Boot, numbers: dict[int, dict[str, Any]], closed_before: dt.datetime
+    boot: Boot,
+    numbers: dict[int, dict[str, Any]],
+    closed_before: dt.datetime,
+    absent: Sequence[Absent],
 ) -> Iterator[Finding]:
-    expected = min(_FIRST, *numbers)
+    expected, place = min(_FIRST, *numbers), 0
     for number in sorted(numbers):
-        after = numbers[number]
-        if number > expected and _before(after, closed_before):
+        after, before = numbers[number], place
+        place = after["log_index"]
+        explained = beside(absent, before, place)
+        if number > expected and _before(after, closed_before) and not explained:
             missing = f"{expected}" if number == expected + 1 else f"{expected} to {number - 1}"
             yield Finding(
                 "sequence.gap",
@@ -80,6 +93,7 @@ def _ends(
     leaves: list[dict[str, Any]],
     boots: Mapping[Boot, Mapping[int, Any]],
     closed_before: dt.datetime,
+    absent: Sequence[Absent],
 ) -> Iterator[Finding]:
     """Compare the end of each boot with what the first records of a later one say about it.
 
@@ -87,8 +101,10 @@ def _ends(
     """
     said, asked, stopped = _statements(leaves, closed_before)
     for boot, (number, leaf) in said.items():
-        last = max(boots.get(boot, {}), default=0)
-        if number > last:
+        numbers = boots.get(boot, {})
+        last = max(numbers, default=0)
+        place = numbers[last]["log_index"] if numbers else 0
+        if number > last and not beside(absent, place, leaf["log_index"]):
             yield Finding(
                 "sequence.gap",
                 f"record {leaf['log_index']}",
@@ -96,7 +112,9 @@ def _ends(
                 f" numbers {last + 1} to {number}",
             )
     for boot, leaf in asked.items():
-        if boot not in said and boot not in stopped:
+        place = max((one["log_index"] for one in boots.get(boot, {}).values()), default=0)
+        explained = beside(absent, place, leaf["log_index"])
+        if boot not in said and boot not in stopped and not explained:
             yield Finding(
                 "sequence.end_unknown",
                 f"record {leaf['log_index']}",
@@ -141,7 +159,12 @@ def _before(leaf: dict[str, Any], moment: dt.datetime) -> bool:
     return dt.datetime.fromisoformat(leaf["recorded_at"]) < moment
 
 
-def _intents(leaves: list[dict[str, Any]], limit: dt.datetime) -> Iterator[Finding]:
+def _intents(
+    leaves: list[dict[str, Any]],
+    now: dt.datetime,
+    within: dt.timedelta,
+    absent: Sequence[Absent],
+) -> Iterator[Finding]:
     closed = {
         key
         for leaf in leaves
@@ -155,7 +178,7 @@ def _intents(leaves: list[dict[str, Any]], limit: dt.datetime) -> Iterator[Findi
             continue
         if all(closed.intersection(_subjects(fact)) for fact in expanded(record)):
             continue
-        if _before(leaf, limit):
+        if _before(leaf, now - within) and not soon_after(absent, leaf, within):
             yield Finding(
                 "intent.open",
                 f"record {leaf['log_index']}",

@@ -46,6 +46,11 @@ class Frontier:
             raise AuditChainBroken(f"a tree of {size} has no frontier of {len(data)} octets")
         return cls(size, (data[i : i + HASH_BYTES] for i in range(0, len(data), HASH_BYTES)))
 
+    @property
+    def hashes(self) -> list[bytes]:
+        """The subtree roots, largest first."""
+        return list(self._hashes)
+
     def to_bytes(self) -> bytes:
         """Return the subtree roots, largest first."""
         return b"".join(self._hashes)
@@ -74,26 +79,45 @@ class Frontier:
 
 
 class Tree:
-    """All complete subtrees of a growing list of leaf hashes."""
+    """All complete subtrees of a growing list of leaf hashes.
 
-    def __init__(self, leaves: Iterable[bytes] = ()) -> None:
+    With an ``edge`` the leaves before it are not here: what needs no part of the tree within them
+    works, that is roots and consistency proofs from the edge's size on, and inclusion behind it.
+    """
+
+    def __init__(self, leaves: Iterable[bytes] = (), edge: Frontier | None = None) -> None:
         self._levels: list[list[bytes]] = [[]]
+        self._first = [0]
+        """At which position each level begins here."""
+        if edge is not None:
+            self._begin(edge)
         for leaf in leaves:
             self.append(leaf)
+
+    def _begin(self, edge: Frontier) -> None:
+        hashes = edge.hashes
+        levels = max(1, edge.size.bit_length())
+        self._levels, self._first = [[] for _ in range(levels)], [0] * levels
+        for level in range(edge.size.bit_length()):
+            count = edge.size >> level
+            if count & 1:
+                self._levels[level].append(hashes.pop())
+            self._first[level] = count - (count & 1)
 
     @property
     def size(self) -> int:
         """How many leaves there are."""
-        return len(self._levels[0])
+        return self._first[0] + len(self._levels[0])
 
     def append(self, leaf: bytes) -> None:
         """Add the hash of the next leaf."""
         level = 0
         self._levels[0].append(leaf)
-        while len(nodes := self._levels[level]) % 2 == 0:
+        while (self._first[level] + len(nodes := self._levels[level])) % 2 == 0:
             level += 1
             if level == len(self._levels):
                 self._levels.append([])
+                self._first.append(0)
             self._levels[level].append(node_hash(nodes[-2], nodes[-1]))
 
     def root(self, size: int | None = None) -> bytes:
@@ -105,16 +129,12 @@ class Tree:
     def inclusion(self, index: int, size: int) -> list[bytes]:
         """Return the proof that leaf ``index`` is in the tree of ``size`` leaves (2.1.3.1)."""
         self._has(size)
-        if not 0 <= index < size:
-            raise AuditChainBroken(f"leaf {index} is not in a tree of {size}")
-        return self._path(index, 0, size)
+        return [self._subtree(*part) for part in inclusion_ranges(index, size)]
 
     def consistency(self, old: int, new: int) -> list[bytes]:
         """Return the proof that the tree of ``new`` begins with that of ``old`` (2.1.4.1)."""
         self._has(new)
-        if not 0 < old <= new:
-            raise AuditChainBroken(f"no consistency proof from {old} to {new}")
-        return self._subproof(old, 0, new, complete=True)
+        return [self._subtree(*part) for part in consistency_ranges(old, new)]
 
     def _has(self, size: int) -> None:
         if not 0 <= size <= self.size:
@@ -123,27 +143,57 @@ class Tree:
     def _subtree(self, start: int, end: int) -> bytes:
         width = end - start
         if width & (width - 1) == 0:
-            return self._levels[width.bit_length() - 1][start // width]
+            level = width.bit_length() - 1
+            position = start // width - self._first[level]
+            if position < 0:
+                raise AuditChainBroken(f"the leaves from {start} on are not here")
+            return self._levels[level][position]
         middle = start + _split(width)
         return node_hash(self._subtree(start, middle), self._subtree(middle, end))
 
-    def _path(self, index: int, start: int, end: int) -> list[bytes]:
-        if end - start == 1:
-            return []
+
+def inclusion_ranges(index: int, size: int) -> list[tuple[int, int]]:
+    """Return the leaves [start, end) under each hash of an inclusion proof, in its order.
+
+    Raises:
+        AuditChainBroken: the tree has no such leaf.
+    """
+    if not 0 <= index < size:
+        raise AuditChainBroken(f"leaf {index} is not in a tree of {size}")
+    ranges: list[tuple[int, int]] = []
+    start, end = 0, size
+    while end - start > 1:
         middle = start + _split(end - start)
         if index < middle:
-            return [*self._path(index, start, middle), self._subtree(middle, end)]
-        return [*self._path(index, middle, end), self._subtree(start, middle)]
+            ranges.append((middle, end))
+            end = middle
+        else:
+            ranges.append((start, middle))
+            start = middle
+    return ranges[::-1]
 
-    def _subproof(self, old: int, start: int, end: int, *, complete: bool) -> list[bytes]:
-        if old == end:
-            return [] if complete else [self._subtree(start, end)]
+
+def consistency_ranges(old: int, new: int) -> list[tuple[int, int]]:
+    """Return the leaves [start, end) under each hash of a consistency proof, in its order.
+
+    Raises:
+        AuditChainBroken: there is none from the one size to the other.
+    """
+    if not 0 < old <= new:
+        raise AuditChainBroken(f"no consistency proof from {old} to {new}")
+    ranges: list[tuple[int, int]] = []
+    start, end, complete = 0, new, True
+    while old != end:
         middle = start + _split(end - start)
         if old <= middle:
-            proof = self._subproof(old, start, middle, complete=complete)
-            return [*proof, self._subtree(middle, end)]
-        proof = self._subproof(old, middle, end, complete=False)
-        return [*proof, self._subtree(start, middle)]
+            ranges.append((middle, end))
+            end = middle
+        else:
+            ranges.append((start, middle))
+            start, complete = middle, False
+    if not complete:
+        ranges.append((start, end))
+    return ranges[::-1]
 
 
 def _split(width: int) -> int:

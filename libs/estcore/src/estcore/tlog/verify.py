@@ -7,6 +7,8 @@
 5. checkpoints reach as far as the service signs them: some exist, and none is missing for long
 6. producers' sequences have no gaps or repetitions, times do not run backwards
 7. no intent is without its outcome for long
+8. records of which only the hashes are here were purged by a record of the log; an archive begins
+   at the edge of the tree that its checkpoint signs
 
 Not checked: who held the signing key, and records after the newest checkpoint beyond their own
 hashes. A log cut at an older checkpoint is a valid older log: only a checkpoint kept outside the
@@ -28,7 +30,8 @@ from estcore.tlog.cosignature import CosignerKey, verify_cosignature
 from estcore.tlog.cross import cross
 from estcore.tlog.findings import Cosigned, Finding, Report, Sealed, Signer
 from estcore.tlog.leaf import read_leaf
-from estcore.tlog.tree import Tree, leaf_hash, verify_consistency, verify_inclusion
+from estcore.tlog.purged import Absent, merged, unrecorded
+from estcore.tlog.tree import Frontier, Tree, leaf_hash, verify_consistency, verify_inclusion
 
 __all__ = ["Finding", "Options", "Report", "Verification", "cross", "verify"]
 
@@ -72,6 +75,18 @@ class Verification:
     records: list[dict[str, Any]] = field(default_factory=list)
     newest: SignedCheckpoint | None = None
     """The newest valid checkpoint."""
+    absent: list[Absent] = field(default_factory=list)
+    """Records of which only the hashes are here."""
+
+
+_EDGE_LINE = 2
+
+
+def _hash(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        return b""
 
 
 def verify(lines: Iterable[bytes], options: Options) -> Verification:
@@ -96,11 +111,13 @@ class _Verifier:
         self.report = Report()
         self.records: list[dict[str, Any]] = []
         self.tree = Tree()
-        self.chain = export.GENESIS
+        self.chain: bytes | None = export.GENESIS
         self.key = options.key
         if self.key is not None:
             self.report.signer = Signer(self.key.name, self.key.key_hash.hex(), given=True)
         self.header: dict[str, Any] | None = None
+        self.first = 0
+        self.absent: list[tuple[int, int]] = []
         self.notes: list[_Note] = []
         self.proofs: list[tuple[int, bytes, list[str]]] = []
         self.recorded: list[str | None] = []
@@ -120,10 +137,28 @@ class _Verifier:
         self._witnesses()
         self._period()
         self._times()
+        absent = self._absent()
         if not self.report.partial:
             self._tail()
-            self.report.extend(sequences.check(self.records, self.options.now, self.options))
-        return Verification(self.report, self.records, self.newest)
+            now = self.options.now
+            if self.report.archive is not None and self.report.last_recorded_at is not None:
+                now = dt.datetime.fromisoformat(self.report.last_recorded_at)
+            self.report.extend(sequences.check(self.records, now, self.options, absent))
+        return Verification(self.report, self.records, self.newest, absent)
+
+    def _absent(self) -> list[Absent]:
+        """Return the records that are not here, and report those that were purged."""
+        ranges = merged(self.absent)
+        if self.report.archive is None:
+            self.report.purged = ranges
+            self.report.extend(unrecorded(ranges, self.records))
+        elif self.first:
+            ranges = [(0, self.first), *ranges]
+        return [Absent(*part, self._near(part[0], -1), self._near(part[1], 0)) for part in ranges]
+
+    def _near(self, index: int, step: int) -> str | None:
+        place = index - self.first + step
+        return self.recorded[place] if 0 <= place < len(self.recorded) else None
 
     def _line(self, number: int, line: bytes) -> None:
         place = f"line {number}"
@@ -132,10 +167,14 @@ class _Verifier:
         except ESTSuiteError as exc:
             self.report.add("export.malformed", place, exc.reason)
             return
-        if (value["type"] == "log") != (number == 1):
+        if (value["type"] in export.HEADERS) != (number == 1):
             self.report.add("export.header", place, "the header is the first line and no other")
-        elif value["type"] == "log":
+        elif value["type"] in export.HEADERS:
             self._header(place, value)
+        elif value["type"] == "edge":
+            self._edge(place, number, value)
+        elif value["type"] == "purged":
+            self._purged(place, value)
         elif value["type"] == "checkpoint":
             self.report.checkpoints += 1
             self._note(f"{place}, checkpoint {value['size']}", value["note"], value["size"])
@@ -144,7 +183,44 @@ class _Verifier:
                 self.report.add("export.order", place, "a record after a checkpoint")
             self._record(f"{place}, record {value['log_index']}", value)
 
+    def _edge(self, place: str, number: int, value: dict[str, Any]) -> None:
+        """Take the edge of the tree before an archive."""
+        try:
+            octets = b"".join(bytes.fromhex(node) for node in value["hashes"])
+            edge = Frontier.from_bytes(self.first, octets)
+        except (ESTSuiteError, ValueError, TypeError):
+            self.report.add("export.malformed", place, "not the edge of the tree before it")
+            return
+        if self.report.archive is None or number != _EDGE_LINE:
+            self.report.add("export.order", place, "an edge is the second line of an archive")
+        self.tree = Tree(edge=edge)
+
+    def _purged(self, place: str, value: dict[str, Any]) -> None:
+        """Take the hashes of records whose content is not here."""
+        index = value["log_index"]
+        place = f"{place}, records from {index} on"
+        if self.report.partial or self.report.checkpoints:
+            self.report.add("export.order", place, "hashes of records are in no place of theirs")
+        if index != self.tree.size:
+            self.report.add("record.index", place, f"log_index {self.tree.size} is expected here")
+        try:
+            hashes = export.read_hashes(value["leaf_hashes"])
+        except ESTSuiteError as exc:
+            self.report.add("export.malformed", place, exc.reason)
+            return
+        self.absent.append((index, index + len(hashes)))
+        for hashed in hashes:
+            self.recorded.append(None)
+            if self.chain is not None:
+                self.chain = export.chain_hash(self.chain, hashed)
+            self.tree.append(hashed)
+
     def _header(self, place: str, value: dict[str, Any]) -> None:
+        if value["type"] == "archive":
+            self.report.archive, self.first = value["month"], max(0, value["first"])
+            # Of the chain before it only its first record knows.
+            self.chain = None
+            value = {**value, "correlation_id": None}
         self.header = value
         self.report.origin = value["origin"]
         self.report.partial = value["correlation_id"] is not None
@@ -172,15 +248,18 @@ class _Verifier:
         if self.report.partial:
             self._in_part(place, value, hashed)
             return
+        if self.report.archive is not None and self.absent:
+            self.report.add("export.order", place, "a record behind hashes of an archive")
         if "proof" in value:
             self.report.add("record.proof", place, "a whole log has no inclusion proofs")
         if value["log_index"] != self.tree.size:
             self.report.add(
                 "record.index", place, f"log_index {self.tree.size} is expected in this place"
             )
-        if value["prev_hash"] != self.chain.hex():
+        chain = self.chain or _hash(value["prev_hash"])
+        if value["prev_hash"] != chain.hex():
             self.report.add("record.prev_hash", place, "prev_hash does not chain")
-        self.chain = export.chain_hash(self.chain, hashed)
+        self.chain = export.chain_hash(chain, hashed)
         self.tree.append(hashed)
 
     def _in_part(self, place: str, value: dict[str, Any], hashed: bytes) -> None:
@@ -268,6 +347,8 @@ class _Verifier:
         if self.report.partial:
             self._of_part(note)
             return
+        if point.size < self.first:
+            raise AuditChainBroken("it is older than the archive", code="checkpoint.part")
         if point.size > self.tree.size:
             self.report.add(
                 "checkpoint.records",
@@ -318,7 +399,7 @@ class _Verifier:
 
     def _valid(self, note: _Note) -> None:
         point = note.signed.checkpoint
-        covered = self.recorded[point.size - 1] if point.size and not self.report.partial else None
+        covered = None if self.report.partial else self._near(point.size, -1)
         sealed = Sealed(point.size, point.root.hex(), covered)
         self.newest = note.signed
         self.report.sealed = point.size
@@ -337,6 +418,8 @@ class _Verifier:
 
     def _tail(self) -> None:
         """Find checkpoints that were removed, as far as the records show it."""
+        if self.report.archive is not None:
+            return
         if not self.options.live and self.header and not self.report.sealed:
             if not any(note.size for note in self.notes):
                 self.report.add("checkpoint.none", "line 1", "no checkpoint: nothing is signed")

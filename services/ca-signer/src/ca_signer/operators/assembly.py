@@ -13,6 +13,7 @@ from ca_signer.operators.listener import CommandListener
 from ca_signer.operators.verb import table
 from ca_signer.operators.verbs import (
     approvals,
+    audit_log,
     bulk_revocation,
     campaigns,
     certificates,
@@ -37,6 +38,7 @@ class Operations:
 
     executor: CommandExecutor
     listener: CommandListener
+    audit_listener: CommandListener
     outbox: Outbox
     revocations: RevocationPublisher
     lists: CRLPublisher
@@ -93,10 +95,19 @@ def assemble(
         verbs=verbs,
         changed=outbox.changed,
     )
+    reading = CommandExecutor(
+        database=database,
+        publisher=publisher,
+        decision_context=decision_context,
+        verbs=audit_log.verbs(),
+        service=audit_log.SERVICE,
+        changed=outbox.changed,
+    )
     fetches = TrustAdoptionTracker(bus, database)
     return Operations(
         executor=executor,
         listener=CommandListener(bus, executor),
+        audit_listener=CommandListener(bus, reading, of_anyone=False),
         outbox=outbox,
         revocations=revocations,
         lists=lists,

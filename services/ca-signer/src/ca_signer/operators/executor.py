@@ -59,6 +59,8 @@ class CommandExecutor:
     publisher: EventPublisher
     decision_context: DecisionContext
     verbs: Verbs
+    service: str = SERVICE
+    """The service that the commands name: ca-signer, or the one that answers them."""
     changed: Callable[[], None] = lambda: None
     """Called after every commit: there is something to announce."""
 
@@ -86,7 +88,7 @@ class CommandExecutor:
 
     def _check(self, signed: SignedCommand, verb: str) -> None:
         command = signed.command
-        if command.service != SERVICE or command.verb != verb or verb not in self.verbs:
+        if command.service != self.service or command.verb != verb or verb not in self.verbs:
             raise MalformedRequest("the command is for another topic", code="command.malformed")
         check_time(command, self.decision_context.clock.now())
 

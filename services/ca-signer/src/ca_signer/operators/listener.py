@@ -23,18 +23,21 @@ _WAITING = 100
 class CommandListener:
     """Answers commands; any number of signers share the topics."""
 
-    def __init__(self, bus: Bus, executor: CommandExecutor) -> None:
+    def __init__(self, bus: Bus, executor: CommandExecutor, *, of_anyone: bool = True) -> None:
+        """``of_anyone`` takes commands from every client: they prove themselves."""
         self._bus = bus
         self._executor = executor
+        self._of_anyone = of_anyone
         self._queue: asyncio.Queue[tuple[str, Incoming]] = asyncio.Queue(_WAITING)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answer until ``stop``."""
         # One subscription a verb: a wildcard would share its queue group with other requests.
         for verb in self._executor.verbs:
-            # Each command is signed by an operator's certificate.
             topic = command_topic(SERVICE, verb)
-            await self._bus.subscribe(topic, self._arrived, queue=SERVICE, of_anyone=True)
+            await self._bus.subscribe(
+                topic, self._arrived, queue=SERVICE, of_anyone=self._of_anyone
+            )
         while not stop.is_set():
             try:
                 async with asyncio.timeout(0.5):

@@ -1,0 +1,191 @@
+"""Verbs of ``estctl audit`` that read the log of a running est-audit, as an auditor.
+
+Each is a signed command: est-audit answers it after ca-signer verified and recorded it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from estclient.operators.client import Operator, connect
+from estclient.operators.connection_options import connection_options
+from estclient.operators.orders import Connection, operator_settings
+from estcore.clock import SystemClock
+from estcore.messages.audit_queries import MAX_PAGE, AuditSearch, AuditTail
+from estcore.runtime.command_line import PATH, Command
+from estcore.runtime.log_proof import (
+    check_choice,
+    old_size,
+    proof_options,
+    prove_from_export,
+    write_proof,
+)
+from estcore.runtime.log_search import (
+    Format,
+    Page,
+    Search,
+    condition_options,
+    format_option,
+    print_rows,
+    print_search,
+    read_search,
+    read_tail,
+    search_options,
+)
+from estcore.runtime.terminal import write_line
+
+SERVICE = "audit"
+_POLL_S = 2.0
+
+
+def _search(**values: Any) -> None:
+    connection = _taken(values)
+    asyncio.run(_print_search(connection, read_search(values)))
+
+
+async def _print_search(connection: Connection, wanted: Search) -> None:
+    async with _operator(connection) as operator:
+
+        async def page(query: AuditSearch) -> Page:
+            answer = await operator.send(SERVICE, "audit-search", _arguments(query))
+            return answer["records"], answer["next"]
+
+        await print_search(wanted, page)
+
+
+search = Command(
+    "search",
+    help="Search the audit log of a running est-audit.",
+    callback=_search,
+    params=[*search_options(), *connection_options()],
+)
+
+
+def _prove(**values: Any) -> None:
+    connection = _taken(values)
+    index, checkpoint, out, export = (
+        values[name] for name in ("index", "checkpoint", "out", "export")
+    )
+    check_choice(index, checkpoint)
+    if export is not None:
+        write_proof(out, prove_from_export(export, index, checkpoint).encode())
+        return
+    arguments = {"index": index}
+    if checkpoint is not None:
+        arguments = {"old_size": old_size(checkpoint)}
+    write_proof(out, asyncio.run(_asked_proof(connection, arguments)))
+
+
+async def _asked_proof(connection: Connection, arguments: dict[str, Any]) -> bytes:
+    async with _operator(connection) as operator:
+        answer = await operator.send(SERVICE, "audit-prove", arguments)
+    return str(answer["proof"]).encode()
+
+
+prove = Command(
+    "prove",
+    help="Write a proof: a record is in the log, or the log continues a checkpoint.",
+    callback=_prove,
+    params=[
+        *proof_options(),
+        click.Option(["--export"], type=PATH, help="Export to prove from, without a service."),
+        *connection_options(),
+    ],
+)
+
+
+def _tail(**values: Any) -> None:
+    connection, form = _taken(values), values.pop("format")
+    asyncio.run(_follow(connection, read_tail(values), form))
+
+
+async def _follow(connection: Connection, wanted: AuditTail, form: Format) -> None:
+    """Print new records. A command is sent again until its page is full: one record each."""
+    arguments = wanted.model_dump(mode="json", exclude_none=True)
+    async with _operator(connection) as operator:
+        seen = (await operator.send(SERVICE, "audit-tail", arguments))["next"]
+        while True:
+            start, asked = seen, {**arguments, "after": seen}
+            answers = operator.watch(SERVICE, "audit-tail", asked, every_s=_POLL_S)
+            async with aclosing(answers):
+                async for answer in answers:
+                    print_rows([r for r in answer["records"] if r["log_index"] >= seen], form)
+                    seen = answer["next"]
+                    if seen - start >= MAX_PAGE:
+                        break
+
+
+tail = Command(
+    "tail",
+    help="Print new records as they come, until Ctrl-C.",
+    callback=_tail,
+    params=[*condition_options(), format_option(), *connection_options()],
+)
+
+
+def _propose(**values: Any) -> None:
+    connection = _taken(values)
+    _print_order(connection, "audit-purge-propose", {"month": values["month"]})
+
+
+def _confirm(**values: Any) -> None:
+    connection = _taken(values)
+    arguments = {name: values[name] for name in ("id", "month", "records")}
+    _print_order(connection, "audit-purge-confirm", arguments)
+
+
+def _print_order(connection: Connection, verb: str, arguments: dict[str, Any]) -> None:
+    async def ask() -> dict[str, Any]:
+        async with _operator(connection) as operator:
+            return await operator.send(SERVICE, verb, arguments)
+
+    answer = asyncio.run(ask())
+    for name in ("id", "month", "records"):
+        write_line(f"{name:<8} {answer[name]}")
+
+
+_MONTH = click.Option(["--month"], required=True, help="Month of the log, YYYY-MM, by UTC.")
+purge_propose = Command(
+    "purge-propose",
+    help="Propose to purge a month of the log; nothing is purged.",
+    callback=_propose,
+    params=[_MONTH, *connection_options()],
+)
+purge_confirm = Command(
+    "purge-confirm",
+    help="Confirm a proposal as a second operator; est-audit retention purge carries it out.",
+    callback=_confirm,
+    params=[
+        click.Option(["--id"], required=True, help="Id, as the proposal printed it."),
+        _MONTH,
+        click.Option(["--records"], type=int, required=True, help="Number, as it printed it."),
+        *connection_options(),
+    ],
+)
+
+
+def _arguments(query: AuditSearch) -> dict[str, Any]:
+    return query.model_dump(mode="json", exclude_none=True)
+
+
+def _taken(values: dict[str, Any]) -> Connection:
+    return Connection(**{field.name: values.pop(field.name) for field in fields(Connection)})
+
+
+@asynccontextmanager
+async def _operator(connection: Connection) -> AsyncIterator[Operator]:
+    home = Path(os.environ.get("ESTSUITE_HOME", ".estsuite"))
+    settings = operator_settings(connection, home, os.environ)
+    operator, bus = await connect(settings, SystemClock())
+    try:
+        yield operator
+    finally:
+        await bus.close()

@@ -1,0 +1,87 @@
+"""Commands of auditors, which est-audit answers: ``pki.command.audit.<verb>``.
+
+est-audit has ca-signer verify and record each of them before it reads the log: ca-signer has the
+ledger and the policy that say who is an auditor. It receives the same octets, on
+``pki.command.ca-signer.<verb>``, from est-audit only.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AwareDatetime, Field, model_validator
+
+from estcore.pki.profile import StrictModel
+
+Text = Annotated[str, Field(min_length=1, max_length=512)]
+MAX_PAGE = 200
+
+
+class Conditions(StrictModel):
+    """Which records are wanted: all conditions together, for one fact."""
+
+    correlation_id: Text | None = None
+    serial: Annotated[str, Field(pattern=r"^[0-9A-Fa-f:]{1,80}$")] | None = None
+    name: Text | None = Field(default=None, description="SAN entry, subject or common name")
+    principal: Text | None = Field(default=None, description="who acted; an operator by name too")
+    owner: Text | None = Field(default=None, description="tenant/service, or the tenant")
+    action: Text | None = None
+    outcome: Literal["success", "failure", "unknown"] | None = None
+    phase: Literal["intent", "outcome", "denied", "error"] | None = None
+    producer: Text | None = Field(default=None, description="the service that wrote the record")
+
+
+class AuditSearch(Conditions):
+    """Which records to find, newest first."""
+
+    since: AwareDatetime | None = Field(default=None, description="recorded then or later")
+    until: AwareDatetime | None = Field(default=None, description="recorded before")
+    before: int | None = Field(default=None, ge=0, description="next, as the page before said")
+    limit: int = Field(default=50, ge=1, le=MAX_PAGE)
+    full: bool = Field(default=False, description="whole records, without certificates")
+
+
+class AuditTail(Conditions):
+    """Which records to follow, oldest first, from one on; without ``after`` from the next one."""
+
+    after: int | None = Field(default=None, ge=0, description="log index to begin with")
+
+
+class AuditProve(StrictModel):
+    """What to prove under the newest checkpoint: one record, or an older checkpoint."""
+
+    index: int | None = Field(default=None, ge=0, description="log index of the record")
+    old_size: int | None = Field(default=None, ge=1, description="records of the older checkpoint")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.index is None) == (self.old_size is None):
+            raise ValueError("give index or old_size, exactly one")
+        return self
+
+
+Month = Annotated[str, Field(pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])$")]
+
+
+class PurgeProposal(StrictModel):
+    """Which month of the log to purge; nothing is purged by it."""
+
+    month: Month
+
+
+class PurgeConfirmation(StrictModel):
+    """A second operator's consent to a proposal, by what its answer said."""
+
+    id: Text = Field(description="id of the proposal")
+    month: Month
+    records: int = Field(ge=1, description="records of the month, as the proposal's answer said")
+
+
+ARGUMENTS: dict[str, type[StrictModel]] = {
+    "audit-search": AuditSearch,
+    "audit-prove": AuditProve,
+    "audit-tail": AuditTail,
+    "audit-purge-propose": PurgeProposal,
+    "audit-purge-confirm": PurgeConfirmation,
+}
+"""The model of the arguments, by verb (``topics.AUDIT_VERBS``)."""

@@ -1,0 +1,187 @@
+"""Answer the signed commands of auditors: searches and what else reads the log.
+
+1. A command arrives as its operator signed it.
+2. ca-signer verifies it and puts it on record: signature, certificate, role, time. Its answer is
+   signed. Without it nothing is read.
+3. The log is read, and the operator answered.
+
+Any replica answers; the database limits what one command may take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import asyncpg
+from pydantic import JsonValue
+
+from audit import metrics, proofs, purge_orders, retention, search
+from audit.retention import Month
+from audit.settings import SERVICE, RetentionSettings
+from estcore.clock import Clock
+from estcore.errors import Conflict, MalformedRequest, RequestRejected, Unavailable
+from estcore.messages.audit_queries import (
+    ARGUMENTS,
+    AuditProve,
+    AuditSearch,
+    AuditTail,
+    PurgeConfirmation,
+    PurgeProposal,
+)
+from estcore.messages.commands import CommandAnswered, read_command
+from estcore.messages.envelope import decode, encode
+from estcore.messages.topics import command_topic
+from estcore.pki.profile import StrictModel
+from estcore.runtime.bus import Bus, Incoming
+from estcore.runtime.database import Database
+from estcore.runtime.logs import fields
+
+log = logging.getLogger(__name__)
+
+SIGNER = "ca-signer"
+_WAITING = 100
+_WORKERS = 4
+_VERIFIED_WITHIN_S = 5
+_READ_WITHIN_S = 10
+_LARGEST_PROOF = 500_000
+"""Octets: the answer has it as JSON, in one message."""
+Result = dict[str, JsonValue]
+Read = Callable[[Any], Awaitable[Result]]
+
+
+class AuditorCommands:
+    """The job that answers auditors."""
+
+    def __init__(
+        self, bus: Bus, database: Database, settings: RetentionSettings, clock: Clock
+    ) -> None:
+        self._bus, self._database = bus, database
+        self._settings, self._clock = settings, clock
+        self._queue: asyncio.Queue[tuple[str, Incoming]] = asyncio.Queue(_WAITING)
+        self._verbs: Mapping[str, Read] = {
+            "audit-search": self._search,
+            "audit-prove": self._prove,
+            "audit-tail": self._tail,
+            "audit-purge-propose": self._propose,
+            "audit-purge-confirm": self._confirm,
+        }
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Answer until ``stop``."""
+        for verb in self._verbs:
+            # ca-signer verifies the operator's signature.
+            topic = command_topic(SERVICE, verb)
+            await self._bus.subscribe(topic, self._arrived, queue=SERVICE, of_anyone=True)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_WORKERS):
+                group.create_task(self._work(stop))
+
+    async def _work(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            try:
+                async with asyncio.timeout(0.5):
+                    verb, message = await self._queue.get()
+            except TimeoutError:
+                continue
+            answer = await self._answer(verb, message.payload)
+            metrics.AUDITOR_COMMANDS.labels(verb, answer.code or "done").inc()
+            try:
+                await self._bus.answer(message, encode(answer))
+            except Unavailable as exc:
+                log.warning("reply not sent", extra=fields(code=exc.code))
+
+    async def _arrived(self, message: Incoming) -> None:
+        verb = message.topic.rpartition(".")[2]
+        try:
+            self._queue.put_nowait((verb, message))
+        except asyncio.QueueFull:
+            metrics.AUDITOR_COMMANDS.labels(verb, "overloaded").inc()  # not answered: sent again
+
+    async def _answer(self, verb: str, data: bytes) -> CommandAnswered:
+        try:
+            allowed = await self._allowed(verb, data)
+            if allowed.outcome != "done":
+                return allowed
+            async with asyncio.timeout(_READ_WITHIN_S):
+                result = await self._verbs[verb](_arguments(verb, data))
+                if verb == "audit-purge-propose":
+                    result |= {"id": allowed.command_id}
+        except RequestRejected as exc:
+            return CommandAnswered(
+                outcome="refused", kind=type(exc).__name__, code=exc.code, reason=exc.reason
+            )
+        except Unavailable as exc:
+            log.warning("command not answered", extra=fields(code=exc.code, reason=exc.reason))
+            return CommandAnswered(outcome="unavailable", code=exc.code, reason=exc.reason)
+        except (TimeoutError, asyncpg.PostgresError) as exc:
+            log.warning("command not answered", extra=fields(error=type(exc).__name__))
+            return CommandAnswered(
+                outcome="unavailable", code="ledger.unavailable", reason="the log was not read"
+            )
+        except Exception as exc:  # Bulkhead: no command of an auditor may end the writer.
+            log.error("command failed", exc_info=exc)
+            return CommandAnswered(outcome="unavailable", code="internal", reason="see the log")
+        return allowed.model_copy(update={"result": result})
+
+    async def _allowed(self, verb: str, data: bytes) -> CommandAnswered:
+        """Have ca-signer verify and record a command; what it refuses is its answer.
+
+        Raises:
+            BusUnavailable: ca-signer does not answer.
+        """
+        answer = await self._bus.request(
+            command_topic(SIGNER, verb), data, answered_by=(SIGNER,), timeout_s=_VERIFIED_WITHIN_S
+        )
+        return decode(CommandAnswered, answer)
+
+    async def _search(self, arguments: AuditSearch) -> Result:
+        async with self._database.connection() as connection:
+            page = await search.search(connection, arguments)
+        return {"records": page.rows, "next": page.next}  # type: ignore[dict-item]
+
+    async def _tail(self, arguments: AuditTail) -> Result:
+        async with self._database.connection() as connection:
+            rows, following = await search.follow(connection, arguments)
+        return {"records": rows, "next": following}  # type: ignore[dict-item]
+
+    async def _propose(self, arguments: PurgeProposal) -> Result:
+        month = Month.parse(arguments.month)
+        async with self._database.connection() as connection:
+            first, end = await retention.check_purge(
+                connection, month, self._settings, self._clock.now()
+            )
+        return {"month": str(month), "records": end - first}
+
+    async def _confirm(self, arguments: PurgeConfirmation) -> Result:
+        now = self._clock.now()
+        month = Month.parse(arguments.month)
+        async with self._database.connection() as connection:
+            await purge_orders.proposal(connection, arguments.id, str(month), now)
+            first, end = await retention.check_purge(connection, month, self._settings, now)
+        if end - first != arguments.records:
+            raise Conflict(f"{month} has {end - first} records", code="retention.count")
+        return {"month": str(month), "records": end - first, "id": arguments.id}
+
+    async def _prove(self, arguments: AuditProve) -> Result:
+        async with self._database.connection() as connection:
+            if arguments.index is not None:
+                octets = (await proofs.inclusion(connection, arguments.index)).encode()
+            else:
+                octets = (await proofs.consistency(connection, arguments.old_size or 0)).encode()
+        if len(octets) > _LARGEST_PROOF:
+            raise Conflict(
+                "the record is too large for a message; use est-audit prove",
+                code="proof.too_large",
+            )
+        return {"proof": octets.decode()}
+
+
+def _arguments(verb: str, data: bytes) -> StrictModel:
+    """Return the arguments of a command, which ca-signer accepted by the same model."""
+    try:
+        return ARGUMENTS[verb].model_validate(read_command(data).command.arguments)
+    except ValueError as exc:
+        raise MalformedRequest("the arguments are wrong", code="command.arguments") from exc

@@ -1,0 +1,32 @@
+"""Commands that est-audit answers: whether their operator is an auditor, and a record of each.
+
+est-audit passes a command on as it came. The answer says who gave it; est-audit reads the log only
+after it, so what an auditor read is in the ledger before it is sent.
+"""
+
+from __future__ import annotations
+
+from ca_signer.operators.verb import Caller, CommandResult, Verb, Verbs, table
+from estcore.messages.audit_queries import ARGUMENTS
+from estcore.pki.profile import StrictModel
+from estcore.policy.operators import Role
+from estcore.runtime.database import Connection
+
+SERVICE = "audit"
+_AUDITORS: frozenset[Role] = frozenset({"auditor"})
+_RETENTION: frozenset[Role] = frozenset({"retention"})
+_PURGES = {"audit-purge-propose", "audit-purge-confirm"}
+
+
+def verbs() -> Verbs:
+    """Return the verbs by name."""
+    return table(
+        *(
+            Verb(name, _RETENTION if name in _PURGES else _AUDITORS, model, _allow, reads=True)
+            for name, model in ARGUMENTS.items()
+        )
+    )
+
+
+async def _allow(_: Connection, __: StrictModel, caller: Caller) -> CommandResult:
+    return CommandResult({"operator": caller.name, "principal": caller.principal})
