@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
+import ssl
 import sys
 from base64 import b64encode
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import aiohttp
@@ -93,19 +95,43 @@ async def stack(
 async def test_one_trace_crosses_front_end_signer_and_audit(
     stack: Stack, collector: Collector
 ) -> None:
+    """Each hop has its spans, down to the delivery to the SIEM."""
     await StubbornClient(stack, stack.ports).enroll("dev-trace")
-    wanted = {"est-frontend", "ca-signer", "audit"}
-    found: list[set[str]] = []
-    for _ in range(100):
-        services = [
-            {name.removeprefix("est-audit").strip() or "audit" for name in t}
-            for t in collector.traces.values()
-        ]
-        found = [s for s in services if wanted <= s]
-        if found:
-            break
-        await asyncio.sleep(0.2)
-    assert found, {k: dict(v) for k, v in collector.traces.items()}
+    wanted = {
+        "est-frontend": {"est request", "authenticate", "await the signer"},
+        "ca-signer": {
+            *("issue certificates", "decide", "record intents", "sign certificates"),
+            *("audit intents", "sign", "store certificates", "answer"),
+        },
+        "renewal": {"renewal.project"},
+        "audit": {"audit append", "siem deliver"},
+    }
+    async with asyncio.timeout(30):
+        while not any(_has(services, wanted) for services in collector.traces.values()):
+            await asyncio.sleep(0.2)
+
+
+def _has(services: Mapping[str, set[str]], wanted: Mapping[str, set[str]]) -> bool:
+    own = {name.removeprefix("est-"): spans for name, spans in services.items()}
+    return all(spans <= own.get(name.removeprefix("est-"), set()) for name, spans in wanted.items())
+
+
+async def test_a_log_line_in_a_span_has_the_ids_of_its_trace(
+    stack: Stack, collector: Collector
+) -> None:
+    context = ssl.create_default_context(cafile=str(stack.layout.root_file))
+    async with aiohttp.ClientSession() as session:
+        url = f"{stack.suite.url}/simpleenroll"
+        async with session.post(url, data=b"x", ssl=context) as answer:
+            assert answer.status == 401
+    log = stack.layout.logs / "est-frontend.log"
+    async with asyncio.timeout(30):
+        while True:
+            lines = [json.loads(x) for x in log.read_text(encoding="utf-8").splitlines() if x]
+            traced = [line["trace_id"] for line in lines if "trace_id" in line]
+            if any(trace_id in collector.traces for trace_id in traced):
+                break
+            await asyncio.sleep(0.2)
 
 
 async def test_sigterm_under_load_loses_nothing(stack: Stack) -> None:

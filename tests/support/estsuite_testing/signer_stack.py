@@ -322,7 +322,7 @@ async def signer_stack(
         decision_context=decision_context,
         max_attempts=settings.max_attempts,
     )
-    batch = BatchHandler(handler, ledger, cycle)
+    batch = BatchHandler(handler, ledger, cycle, tracing)
     stack = SignerStack(
         settings=settings,
         decision_context=decision_context,

@@ -16,7 +16,8 @@ import datetime as dt
 import json
 import logging
 import random
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -31,10 +32,13 @@ from estcore.errors import LedgerUnavailable
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop
+from estcore.runtime.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.5
+_SPANS = 32
+_TRACE_ID = re.compile(r'"trace_id":"([0-9a-f]{32})"')
 _CURSOR_S = 2.0
 """How soon an idle sink notices that an operator moved its cursor."""
 _CHECKPOINTS = 50
@@ -64,7 +68,7 @@ class Log(Protocol):
 class Forwarder:
     """The job of one sink; works only beside the writer, so two replicas do not both send."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of the service, joined in main
         self,
         sink: SinkSettings,
         *,
@@ -74,8 +78,10 @@ class Forwarder:
         clock: Clock,
         writer: Log,
         connect: Callable[[SinkSettings], Transport],
+        tracing: Tracing | None = None,
     ) -> None:
         """``connect`` returns a transport that is not open yet."""
+        self._tracing = tracing
         self.sink, self._instance, self._database = sink, instance, database
         self._connect = connect
         self._resend = sink.resend if isinstance(sink, SyslogSink) else 0
@@ -166,13 +172,26 @@ class Forwarder:
         prepared = [p for p in [await self._record(connection, *row) for row in rows] if p]
         prepared += [self._checkpoint(connection, *point) for point in points]
         if prepared:
-            outcome = await _deliver(connection, prepared)
+            with self._spans([leaf for _, leaf in rows]):
+                outcome = await _deliver(connection, prepared)
             await self._bury(prepared, outcome)
             metrics.SINK_SENT.labels(self.sink.name).inc(len(prepared) - len(outcome.refused))
         self._position = end
         self._sealed = points[-1][0] if points else self._sealed
         self._backlog(rows[-1][1] if rows else None)
         return await self._keep(cursor)
+
+    @contextlib.contextmanager
+    def _spans(self, leaves: Sequence[str]) -> Iterator[None]:
+        """Record the delivery in the traces of the records, at most so many at once."""
+        with contextlib.ExitStack() as spans:
+            if self._tracing is not None and self._tracing.recording:
+                found = [m.group(1) for leaf in leaves for m in _TRACE_ID.finditer(leaf)]
+                for trace_id in list(dict.fromkeys(found))[:_SPANS]:
+                    spans.enter_context(
+                        self._tracing.in_trace("siem deliver", trace_id, sink=self.sink.name)
+                    )
+            yield
 
     async def _keep(self, cursor: store.Cursor) -> store.Cursor:
         advanced = replace(

@@ -95,6 +95,7 @@ async def run(
                 clock=clock,
                 writer=writer,
                 connect=lambda chosen: transport_for(chosen, clock),
+                tracing=tracing,
             )
             for sink in settings.sinks
         ]

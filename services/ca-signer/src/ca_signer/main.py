@@ -226,7 +226,7 @@ def _issuing_parts(shared: SharedParts) -> IssuingParts:
     worker = RequestConsumer(
         shared.bus,
         shared.database,
-        BatchHandler(handler, ledger, cycle),
+        BatchHandler(handler, ledger, cycle, shared.tracing),
         issuers=decision_context.families,
         batch_size=settings.batch_size,
         in_flight=settings.batches_in_flight,

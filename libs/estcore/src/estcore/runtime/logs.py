@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pydantic_core import to_json
@@ -18,6 +19,19 @@ def _of_a_server(error: BaseException) -> bool:
     """Whether PostgreSQL, NATS or the system refused something: no trace says more."""
     library = type(error).__module__.partition(".")[0]
     return isinstance(error, OSError) or library in {"asyncpg", "nats"}
+
+
+def _no_trace() -> dict[str, str]:
+    return {}
+
+
+_trace: Callable[[], dict[str, str]] = _no_trace
+
+
+def use_trace(ids: Callable[[], dict[str, str]]) -> None:
+    """Add the ids of the trace in progress, which ``ids`` returns, to lines from now on."""
+    global _trace
+    _trace = ids
 
 
 class JSONFormatter(logging.Formatter):
@@ -42,6 +56,7 @@ class JSONFormatter(logging.Formatter):
             **self._fixed,
             "logger": record.name,
         }
+        line.update(_trace())
         line.update(getattr(record, "fields", {}))
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]

@@ -1,14 +1,15 @@
 """OpenTelemetry traces that cross NATS: W3C ``traceparent`` in every message.
 
 The decision to sample is taken once, where a trace starts; an unsampled request makes no span
-at all (one span costs about 50 µs). At most two spans per service and enrollment.
+at all (one span costs about 50 µs). Parts of a span (``step``) say where its time went. Log lines
+that are written in a span have its ids.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -19,10 +20,14 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceFlags
 
 from estcore.errors import ConfigurationError
+from estcore.runtime import logs
 from estcore.runtime.settings import TelemetrySettings
 
 _TRACER = "estsuite"
 _PARTS = 4
+_NOTHING = nullcontext()
+_tracer: trace.Tracer | None = None
+"""That of the process, once it records."""
 
 
 class Tracing:
@@ -34,6 +39,7 @@ class Tracing:
         if settings.otlp_endpoint:
             self._provider = _provider(settings.otlp_endpoint, service, instance)
             self._tracer = self._provider.get_tracer(_TRACER)
+            _record_steps(self._tracer)
 
     @contextmanager
     def root(self, name: str, **attributes: str | int) -> Iterator[str | None]:
@@ -73,10 +79,53 @@ class Tracing:
             own = span.get_span_context()
             yield f"00-{own.trace_id:032x}-{own.span_id:016x}-01"
 
+    @contextmanager
+    def in_trace(self, name: str, trace_id: str, **attributes: str | int) -> Iterator[None]:
+        """Record a span in a sampled trace of which only the id is known.
+
+        It appears beside the other spans of its trace: the one it follows from is not known.
+        """
+        own_id = random.getrandbits(64) or 1
+        context = parse_traceparent(f"00-{trace_id}-{own_id:016x}-01")
+        if self._provider is None or context is None:
+            yield
+            return
+        parent = trace.set_span_in_context(NonRecordingSpan(context))
+        with self._tracer.start_as_current_span(
+            name, context=parent, kind=SpanKind.PRODUCER, attributes=attributes
+        ):
+            yield
+
+    @property
+    def recording(self) -> bool:
+        """Spans are recorded for requests that are sampled."""
+        return self._provider is not None
+
     def close(self) -> None:
         """Send what is waiting and stop. Blocks; call it in a thread."""
         if self._provider is not None:
             self._provider.shutdown()
+
+
+def step(name: str, **attributes: str | int) -> AbstractContextManager[object]:
+    """Record a part of the span in progress; nothing where none is recorded."""
+    if _tracer is None or not trace.get_current_span().is_recording():
+        return _NOTHING
+    return _tracer.start_as_current_span(name, attributes=attributes)
+
+
+def _record_steps(tracer: trace.Tracer) -> None:
+    global _tracer
+    _tracer = tracer
+    logs.use_trace(_ids)
+
+
+def _ids() -> dict[str, str]:
+    """Return the ids of the span in progress, for a log line."""
+    own = trace.get_current_span().get_span_context()
+    if not own.is_valid:
+        return {}
+    return {"trace_id": f"{own.trace_id:032x}", "span_id": f"{own.span_id:016x}"}
 
 
 def parse_traceparent(text: str | None) -> SpanContext | None:

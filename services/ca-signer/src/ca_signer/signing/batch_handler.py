@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+from opentelemetry.trace import SpanKind
 
 from ca_signer import metrics
 from ca_signer.issuance.decision_context import Candidate, DecisionContext
@@ -11,11 +14,15 @@ from ca_signer.issuance.request_handler import ReceivedRequest, RequestHandler
 from ca_signer.ledger.issuances import IssuanceStore
 from ca_signer.model import IssuanceIntent
 from ca_signer.signing.cycle import IssuanceCycle
+from estcore.clock import unix_ms
 from estcore.errors import Unavailable
 from estcore.runtime import faults
 from estcore.runtime.delivery import Delivery
+from estcore.runtime.tracing import Tracing, step
 
 log = logging.getLogger(__name__)
+
+_LINKS = 32
 
 
 class BatchHandler:
@@ -26,8 +33,10 @@ class BatchHandler:
         handler: RequestHandler[IssuanceIntent],
         ledger: IssuanceStore,
         cycle: IssuanceCycle,
+        tracing: Tracing,
     ) -> None:
         self._handler = handler
+        self._tracing = tracing
         self._ledger = ledger
         self._cycle = cycle
 
@@ -52,7 +61,8 @@ class BatchHandler:
             return
         metrics.BATCH.observe(len(new))
         try:
-            await self._together(new)
+            with self._span(new):
+                await self._together(new)
         except Unavailable as exc:
             await self._handler.nak_all([i.delivery for i in new], exc.code)
         except Exception as exc:  # Bulkhead: a poisoned request harms no other of its batch.
@@ -60,8 +70,28 @@ class BatchHandler:
             for item in new:
                 await self._handler.handle(item)
 
+    def _span(self, items: Sequence[ReceivedRequest]) -> AbstractContextManager[str | None]:
+        """Return the span of a batch, in the trace of its first sampled request.
+
+        Those of the others are linked.
+        """
+        traced = [item for item in items if item.message.traceparent]
+        if not traced:
+            return nullcontext()
+        first = traced[0]
+        waited_ms = max(unix_ms() - int(first.delivery.stored_s() * 1000), 0)
+        return self._tracing.span(
+            "issue certificates",
+            first.message.traceparent,
+            kind=SpanKind.CONSUMER,
+            links=[item.message.traceparent or "" for item in traced[1:_LINKS]],
+            batch=len(items),
+            waited_in_stream_ms=waited_ms,
+        )
+
     async def _together(self, items: Sequence[ReceivedRequest]) -> None:
-        candidates, requests = await self._handler.decide_all(items)
+        with step("decide"):
+            candidates, requests = await self._handler.decide_all(items)
         first: dict[bytes, Candidate] = {}
         alone = []
         for candidate in candidates:
@@ -70,7 +100,9 @@ class BatchHandler:
                 alone.append(candidate)
         faults.hit("signer.4.decided")
         # 5. Record all that are new in one statement; the others are resolved alone.
-        recorded = await self._ledger.insert([c.intent for c in first.values()]) if first else set()
+        with step("record intents"):
+            new = [c.intent for c in first.values()]
+            recorded = await self._ledger.insert(new) if new else set()
         intents = [c.intent for c in first.values() if c.intent.issuance_id in recorded]
         open_requests = {c.message.id: requests[c.message.id] for c in candidates}
         stored = await self._cycle.sign_and_store(intents)

@@ -46,7 +46,7 @@ from estcore.pki.certificate import assemble, tbs_signature_algorithm
 from estcore.runtime import faults
 from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop
-from estcore.runtime.tracing import Tracing
+from estcore.runtime.tracing import Tracing, step
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class IssuanceCycle:
         if self._tracing is None:
             return await self._sign_and_store(intents)
         traced = next((i.context.traceparent for i in intents if i.context.traceparent), None)
-        with self._tracing.span("issue certificates", traced, batch=len(intents)):
+        with self._tracing.span("sign certificates", traced, batch=len(intents)):
             return await self._sign_and_store(intents)
 
     async def _sign_and_store(self, intents: Sequence[IssuanceIntent]) -> list[IssuedCertificate]:
@@ -111,9 +111,11 @@ class IssuanceCycle:
         self._fences.update((i.issuance_id, i.fence) for i in intents)
         try:
             # 6. Without a PubAck there is no signature.
-            await self._publisher.intents(intents)
+            with step("audit intents"):
+                await self._publisher.intents(intents)
             faults.hit("signer.6.audited")
-            signed = await self._sign(intents)
+            with step("sign"):
+                signed = await self._sign(intents)
         except (BusUnavailable, ClockWrong, KeyStoreUnavailable):
             await self._release(intents)
             raise
@@ -122,9 +124,11 @@ class IssuanceCycle:
                 self._fences.pop(intent.issuance_id, None)
         faults.hit("signer.8.signed")
         # 9. The fence decides whose signature counts.
-        stored = await self._ledger.store(signed)
+        with step("store certificates"):
+            stored = await self._ledger.store(signed)
         faults.hit("signer.9.stored")
-        await completion.answer(self._publisher, stored)
+        with step("answer"):
+            await completion.answer(self._publisher, stored)
         return stored
 
     async def _sign(

@@ -40,6 +40,7 @@ from estcore.policy.decide import Grant, check_names, check_same_identity, find_
 from estcore.policy.document import Rule
 from estcore.policy.identity import enrollment_id
 from estcore.policy.labels import Label, Operation
+from estcore.runtime.tracing import step
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Enroller:
     async def enroll(self, exchange: Exchange, label: Label) -> web.Response | None:
         """Answer simpleenroll or simplereenroll; None when the client must retry (202 Accepted)."""
         reenroll = exchange.operation == "simplereenroll"
-        who = await self._authenticate(exchange, label, own=reenroll)
+        with step("authenticate"):
+            who = await self._authenticate(exchange, label, own=reenroll)
         der = await self._der(exchange, label)
         exchange.csr = csr = parse_csr(der)
         self._link(exchange, label, csr.attributes)
@@ -285,7 +287,8 @@ class Enroller:
             origin=exchange.source(),
             expires_at=self._expiry(label, generated=generated),
         )
-        return await self.gateway.submit(key, message)
+        with step("await the signer"):
+            return await self.gateway.submit(key, message)
 
     def _open_ticket(
         self, exchange: Exchange, who: Authenticated, csr: CertificationRequest, route: Route
