@@ -470,6 +470,16 @@ AUDIT = Board(
                     ),
                 ),
                 panel(
+                    "Not indexed for searches yet",
+                    "short",
+                    ("max(est_audit_log_size) - max(est_audit_indexed_size)", "records"),
+                ),
+                panel(
+                    "Commands of auditors",
+                    "ops",
+                    (rate("est_audit_auditor_commands_total", "verb", "code"), "{{verb}} {{code}}"),
+                ),
+                panel(
                     "Requests at witnesses",
                     "ops",
                     (rate("est_witness_requests_total", "code"), "{{code}}"),

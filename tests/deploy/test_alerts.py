@@ -224,6 +224,7 @@ CASES = [
     Case("ESTSIEMFarBehind", {BACKLOG: "4000x40"}, {BACKLOG: "3000x40"}),
     Case("ESTSIEMRefuses", *_first('est_audit_sink_dead_letters_total{sink="s"}'), at="90m"),
     Case("ESTWitnessMissing", {FAULTS: "0+1x200", COSIGNED: "5x200"}, {FAULTS: "0+1x200", COSIGNED: "0+1x200"}, "150m"),
+    Case("ESTAuditIndexBehind", {SIZE: "9000x60", "est_audit_indexed_size": "5x60"}, {SIZE: "0+900x60", "est_audit_indexed_size": "0+899x60"}, at="50m"),
     Case("ESTLogForked", {"est_witness_forks_total": "0x80 1x30"}, {"est_witness_forks_total": "1x120"}, at="90m"),
     Case(
         "ESTStreamsNotWritable",

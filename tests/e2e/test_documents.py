@@ -28,6 +28,9 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 COMMANDS = ("ca-signer", "est-renewal", "est-audit", "est-frontend", "estctl", "umask")
 PASSPHRASE = "a passphrase of a test"
+RUNBOOKS = sorted(
+    str(path.relative_to(ROOT)) for path in (ROOT / "docs/operations/runbooks").glob("*.md")
+)
 NOT_RUN = {
     "--module /usr/lib/softhsm": "a token: tests/integration/ca_signer/test_token_command.py",
     "keycloak.example": "a Keycloak: tests/integration/est_frontend/test_keycloak.py",
@@ -246,7 +249,7 @@ async def test_the_runbooks_commands_run_as_written(home: Home) -> None:
     await home.shell("estctl secret revoke --id orders-bootstrap || true; rm -f orders.secret")
     values = {"HEX": serial, "sink siem --from 120000": "sink local-siem --from 1"}
     ran, failed = 0, list[str]()
-    for language, block in blocks("docs/operations/runbooks.md"):
+    for language, block in [block for page in RUNBOOKS for block in blocks(page)]:
         if language not in {"", "sh"} or not block.lstrip().startswith(COMMANDS):
             continue
         if any(mark in block for mark in NOT_RUN):
@@ -267,7 +270,7 @@ async def test_the_runbooks_commands_run_as_written(home: Home) -> None:
 
 async def test_every_block_is_run_or_says_why_not() -> None:
     for mark, reason in NOT_RUN.items():
-        pages = ("README.md", "docs/onboarding.md", "docs/operations/runbooks.md")
+        pages = ("README.md", "docs/onboarding.md", *RUNBOOKS)
         assert any(mark in body for page in pages for _, body in blocks(page)), mark
         for path in re.findall(r"tests/\S+\.py", reason):
             assert (ROOT / path).exists(), path

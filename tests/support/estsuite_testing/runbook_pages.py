@@ -17,7 +17,7 @@ from estdev.local import admin_get
 from estsuite_testing.e2e_stack import Stack, make_csr
 from estsuite_testing.raw_client import Client, b64
 
-PAGE = Path(__file__).parents[3] / "docs" / "operations" / "runbooks.md"
+FOLDER = Path(__file__).parents[3] / "docs" / "operations" / "runbooks"
 NAMES_NO_SYMPTOM = {
     "/readyz": "what is asked",
     "answer_timeout_s": "a setting",
@@ -31,7 +31,11 @@ STREAMS = (topics.EST_REQUESTS, topics.AUDIT_ISSUE, topics.AUDIT_REFUSAL, topics
 
 
 def section(heading: str) -> str:
-    return PAGE.read_text(encoding="utf-8").split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    """Return a page by its heading, without it."""
+    name = re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-")
+    first, _, rest = (FOLDER / f"{name}.md").read_text(encoding="utf-8").partition("\n")
+    assert first == f"# {heading}"
+    return rest
 
 
 def symptoms(heading: str) -> list[str]:
