@@ -26,6 +26,7 @@ pytestmark = [
 ]
 ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "deploy" / "monitoring"
+PAGE = ROOT / "docs/operations/runbooks/a-process-is-down-or-not-ready.md"
 
 
 class Prometheus:
@@ -147,6 +148,17 @@ async def test_the_pages_have_the_values_of_the_suite(prometheus: Prometheus) ->
         # Streams are asked every fifteen seconds.
         while "EST_REQUESTS" not in await prometheus.page("/consoles/bus.html"):
             await asyncio.sleep(0.5)
+
+
+async def test_the_runbook_names_every_check_of_readiness(prometheus: Prometheus) -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    async with asyncio.timeout(60):
+        found: set[str] = set()
+        while not {"bus", "keystores", "cacerts", "writer", "database"} <= found:
+            series = (await prometheus.api("query", query="estsuite_ready"))["result"]
+            found = {sample["metric"]["check"] for sample in series}
+            await asyncio.sleep(0.5)
+    assert [check for check in sorted(found) if f"`{check}`" not in text] == []
 
 
 async def test_a_check_that_fails_is_shown_by_its_name(

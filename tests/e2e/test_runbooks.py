@@ -37,7 +37,7 @@ from estdev.nats import EmbeddedNATS
 from estsuite_testing.debian import debian_packages
 from estsuite_testing.e2e_stack import POLICY, start_stack, stop_stack
 from estsuite_testing.raw_client import BASE
-from estsuite_testing.runbook_pages import PAGE, STREAMS, Watched, section
+from estsuite_testing.runbook_pages import FOLDER, STREAMS, Watched, section
 
 pytestmark = [
     pytest.mark.e2e,
@@ -47,7 +47,20 @@ pytestmark = [
 ]
 LATER = dt.timedelta(minutes=10)
 """Verified as if so much time had passed: nothing is on its way any more."""
+ROOT = Path(__file__).parents[2]
 EXECUTED = {
+    "A process is down or not ready": "tests/e2e/test_monitoring.py",
+    "Clients get errors": "tests/e2e/test_faults.py",
+    "Requests wait": "tests/integration/ca_signer/test_token.py",
+    "A stream is nearly full": "tests/integration/estcore/test_stream_limits.py",
+    "Wrong secrets": "tests/e2e/test_documents.py",
+    "Connections end at a limit": "tests/e2e/test_edge.py",
+    "Token keys cannot be fetched": "tests/integration/est_frontend/test_token_keys.py",
+    "A certificate of the suite ends": "tests/unit/estcore/test_certificate_expiry.py",
+    "Certificates come near their end": "tests/e2e/test_documents.py",
+    "An agent needs attention": "tests/integration/estclient/test_agent_host.py",
+    "The probe fails": "tests/e2e/test_probe.py",
+    "Renewals are not announced": "tests/integration/renewal/test_claims.py",
     "A token fails": "tests/integration/ca_signer/test_token.py",
     "Make an issuing CA under a root of yours": "tests/e2e/test_documents.py",
     "Make an issuing CA whose key is in a token": "tests/integration/ca_signer/test_token_command.py",
@@ -107,12 +120,13 @@ async def watched(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Wat
 
 
 async def test_every_page_is_executed_here_or_by_a_test_that_exists() -> None:
-    pages = re.findall(r"^## (.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    texts = [p.read_text(encoding="utf-8") for p in FOLDER.glob("*.md") if p.stem != "README"]
+    pages = [text.partition("\n")[0].removeprefix("# ") for text in texts]
     here = Path(__file__).read_text(encoding="utf-8").split("async def watched", 1)[1]
     for heading in pages:
         other = EXECUTED.get(heading)
         assert (f'"{heading}"' in here) != (other is not None), heading
-        assert other is None or (PAGE.parents[2] / other).exists(), other
+        assert other is None or (ROOT / other).exists(), other
     assert set(EXECUTED) <= set(pages)
 
 
@@ -260,7 +274,7 @@ def refused_messages(values: dict[str, float]) -> dict[str, float]:
 
 async def run_commands(folder: Path, script: str, agents: list[str]) -> None:
     """Run commands of the page in a folder; its users of NATS are those of the suite."""
-    render = f"{sys.executable} {PAGE.parents[2] / 'deploy/nats/render.py'} {' '.join(agents)}"
+    render = f"{sys.executable} {ROOT / 'deploy/nats/render.py'} {' '.join(agents)}"
     script = script.replace("deploy/nats/render.py", render)
     process = await asyncio.create_subprocess_exec("bash", "-euc", script, cwd=folder)
     assert await process.wait() == 0, script
