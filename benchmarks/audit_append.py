@@ -176,7 +176,7 @@ def enrollment(number: int) -> list[AuditRecord]:
                 producer=Producer(service="ca-signer", instance="s-0", boot_id="b"),
                 occurred_at=now,
                 correlation_id=issuance,
-                action="certificate.issue" if len(made) < 2 else "est.simpleenroll",
+                action="certificate.issue" if len(made) < 2 else "certificate.returned",
                 phase=phase,
                 outcome=outcome,
                 actor=Actor(type="service", subject="secret:web", auth_method="secret"),

@@ -18,12 +18,12 @@ import asyncpg
 from audit import metrics, term_store, tiles
 from audit.term_store import CHUNK_RECORDS, CHUNK_SPAN, Row
 from estcore.clock import monotonic_s
-from estcore.errors import AuditChainBroken, ESTSuiteError, Unavailable
+from estcore.errors import AuditChainBroken, MalformedRequest, Unavailable
 from estcore.runtime.database import Connection, Database
 from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop
-from estcore.tlog.leaf import read_leaf
-from estcore.tlog.terms import record_terms
+from estcore.tlog import canonical
+from estcore.tlog.terms import record_keys
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def chunks(rows: Sequence[Row]) -> list[Sequence[Row]]:
 
 def _keys(leaf: str) -> set[int]:
     try:
-        return {found.key for found in record_terms(read_leaf(leaf.encode())["record"])}
-    except ESTSuiteError:
+        return record_keys(canonical.parse(leaf)["record"])
+    except (MalformedRequest, KeyError, TypeError, AttributeError):
         # What a superuser wrote may be no record. Verification reports it.
         return set()

@@ -28,7 +28,7 @@ _UNINDEXED = 500
 _POSTINGS = (8, 32, 128)
 """How many chunks are read at first, and if they have too few records."""
 _RECORDS = 400
-_FETCHED = 100
+_LEAST, _FETCHED = 20, 100
 _FIRST = dt.datetime(1970, 1, 2, tzinfo=dt.UTC)
 _LAST = dt.datetime(9999, 1, 1, tzinfo=dt.UTC)
 
@@ -39,6 +39,23 @@ class Page:
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     next: int | None = None
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A chunk of the rarest term; ``others`` has its records of each other term, if it has all."""
+
+    posting: Posting
+    others: tuple[set[int], ...] | None
+
+    def together(self) -> list[int]:
+        """Return the records that have every term, newest first."""
+        if self.others is None:
+            return []
+        indexes = self.posting.indexes
+        for other in self.others:
+            indexes &= other
+        return sorted(indexes, reverse=True)
 
 
 def terms_of(query: Conditions) -> list[Term]:
@@ -117,13 +134,8 @@ class _Search:
         examined = 0
         for limit in _POSTINGS:
             found, exhausted = await self._candidates(before, limit)
-            indexes = [index for _, part in found for index in part if index < before]
-            for start in range(0, len(indexes), _FETCHED):
-                part = indexes[start : start + _FETCHED]
-                moments = [p.recorded_at for p, own in found if own and own[-1] <= part[0]]
-                rows = await term_store.records_at(
-                    self.connection, part, found[-1][0].recorded_at, max(moments) + CHUNK_SPAN
-                )
+            for part, since, until in self._parts(found, before):
+                rows = await term_store.records_at(self.connection, part, since, until)
                 if self._take(rows):
                     return
                 examined += len(part)
@@ -132,13 +144,11 @@ class _Search:
                     return
             if exhausted:
                 return
-            before = found[-1][0].chunk
+            before = found[-1].posting.chunk
         self.page.next = before or None
 
-    async def _candidates(
-        self, before: int, limit: int
-    ) -> tuple[list[tuple[Posting, list[int]]], bool]:
-        """Return the next chunks with the records that have every term.
+    async def _candidates(self, before: int, limit: int) -> tuple[list[_Chunk], bool]:
+        """Return the next chunks, with what they have of the other terms.
 
         The second value says that no further chunk has any.
         """
@@ -164,9 +174,31 @@ class _Search:
                 at = await term_store.postings_at(self.connection, other.key, wanted_chunks)
                 common = {chunk: places for chunk, places in common.items() if chunk in at}
                 others.append(at)
-        return [(p, _together(p, others) if p.chunk in common else []) for p in chunks], bool(
-            exhausted
-        )
+        here = [_Chunk(p, tuple(o[p.chunk] for o in others) if p.chunk in common else None)
+                for p in chunks]  # fmt: skip
+        return here, bool(exhausted)
+
+    def _parts(
+        self, found: list[_Chunk], before: int
+    ) -> Iterator[tuple[list[int], dt.datetime, dt.datetime]]:
+        """Yield records that have every term, newest first, as many at once as the page lacks.
+
+        With them comes a time that all were recorded at or after, and one at or before.
+        """
+        size = max(_LEAST, min(self.query.limit, _FETCHED))
+        waiting: list[int] = []
+        newest = found[0].posting.recorded_at if found else self.since
+        for chunk in found:
+            indexes = chunk.together()
+            if indexes and not waiting:
+                newest = chunk.posting.recorded_at
+            waiting += [index for index in indexes if index < before]
+            while len(waiting) >= size:
+                yield waiting[:size], chunk.posting.recorded_at, newest + CHUNK_SPAN
+                waiting = waiting[size:]
+                newest = chunk.posting.recorded_at
+        if waiting:
+            yield waiting, found[-1].posting.recorded_at, newest + CHUNK_SPAN
 
     def _take(self, rows: list[Row]) -> bool:
         """Add the facts that match; returns whether the page is full."""
@@ -185,14 +217,6 @@ class _Search:
             return False
         self.page.next = rows[-1][0] or None
         return True
-
-
-def _together(posting: Posting, others: list[dict[int, set[int]]]) -> list[int]:
-    """Return the records of a chunk that have every term, newest first."""
-    indexes = posting.indexes
-    for other in others:
-        indexes &= other[posting.chunk]
-    return sorted(indexes, reverse=True)
 
 
 def _summaries(text: str, terms: list[Term], *, full: bool) -> Iterator[dict[str, Any]]:

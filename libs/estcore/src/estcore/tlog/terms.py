@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from estcore.pki.names import common_names, parse_name
@@ -58,46 +58,59 @@ def term(kind: Kind, value: str) -> Term:
 
 def record_terms(record: Mapping[str, Any]) -> set[Term]:
     """Return the terms of all facts of a record."""
-    return {found for fact in expanded(record) for found in fact_terms(fact)}
+    return {Term(*pair) for fact in expanded(record) for pair in _pairs(fact)}
+
+
+def record_keys(record: Mapping[str, Any]) -> set[int]:
+    """Return the keys of the terms of all facts of a record, for an index."""
+    return {_key(kind, value) for fact in expanded(record) for kind, value in _pairs(fact)}
 
 
 def matching_facts(record: Mapping[str, Any], wanted: Iterable[Term]) -> list[Mapping[str, Any]]:
     """Return the facts of a record that have all the wanted terms."""
     terms = set(wanted)
-    return [fact for fact in expanded(record) if terms <= set(fact_terms(fact))]
+    return [fact for fact in expanded(record) if terms <= fact_terms(fact)]
 
 
-def fact_terms(fact: Mapping[str, Any]) -> Iterator[Term]:
-    """Yield the terms of one fact; members of the wrong kind have none."""
+def fact_terms(fact: Mapping[str, Any]) -> set[Term]:
+    """Return the terms of one fact; members of the wrong kind have none."""
+    return {Term(*pair) for pair in _pairs(fact)}
+
+
+def _pairs(fact: Mapping[str, Any]) -> list[tuple[Kind, str]]:
+    """Return kinds and normalized values. This runs for every record that is logged."""
     target, actor = _mapping(fact, "target"), _mapping(fact, "actor")
-    for name in ("action", "outcome", "phase"):
-        yield from _terms(name, fact.get(name))
-    yield from _terms("correlation", fact.get("correlation_id"))
-    yield from _terms("producer", _mapping(fact, "producer").get("service"))
-    yield from _terms("serial", target.get("serial"))
-    yield from _terms("serial", target.get("predecessor_serial"))
-    yield from _terms("serial", actor.get("certificate_serial"))
-    yield from _terms("principal", actor.get("subject"))
-    if actor.get("type") == _HUMAN:
-        yield from _terms("principal", actor.get("rule"))
     tenant, service = target.get("tenant"), target.get("service")
-    yield from _terms("tenant", tenant)
+    values: list[tuple[Kind, object]] = [
+        ("action", fact.get("action")),
+        ("outcome", fact.get("outcome")),
+        ("phase", fact.get("phase")),
+        ("correlation", fact.get("correlation_id")),
+        ("producer", _mapping(fact, "producer").get("service")),
+        ("principal", actor.get("subject")),
+        ("tenant", tenant),
+    ]
+    if actor.get("type") == _HUMAN:
+        values.append(("principal", actor.get("rule")))
+    pairs = [(kind, value) for kind, value in values if isinstance(value, str) and value]
+    for serial in (
+        target.get("serial"),
+        target.get("predecessor_serial"),
+        actor.get("certificate_serial"),
+    ):
+        if isinstance(serial, str) and serial:
+            pairs.append(term("serial", serial))
     if isinstance(tenant, str) and isinstance(service, str):
-        yield Term("owner", f"{tenant}/{service}")
-    yield from _names(target)
-
-
-def _names(target: Mapping[str, Any]) -> Iterator[Term]:
+        pairs.append(("owner", f"{tenant}/{service}"))
     subject, san = target.get("subject"), target.get("san")
     for entry in san if isinstance(san, list | tuple) else ():
-        if isinstance(entry, str):
-            yield from _terms("name", entry)
-            yield from _terms("name", entry.partition(":")[2])
-    if not isinstance(subject, str) or not subject:
-        return
-    yield term("name", subject)
-    for common_name in _common_names(subject):
-        yield term("name", common_name)
+        if isinstance(entry, str) and entry:
+            pairs.append(term("name", entry))
+            pairs.append(term("name", entry.partition(":")[2]))
+    if isinstance(subject, str) and subject:
+        pairs.append(term("name", subject))
+        pairs += [term("name", common_name) for common_name in _common_names(subject)]
+    return [(kind, value) for kind, value in pairs if value != ""]
 
 
 # Most values repeat from record to record: a call leaves four of them or more.
@@ -113,11 +126,6 @@ def _common_names(subject: str) -> tuple[str, ...]:
 def _key(kind: Kind, value: str) -> int:
     digest = hashlib.sha256(f"{kind}\x00{value}".encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
-
-
-def _terms(kind: Kind, value: object) -> Iterator[Term]:
-    if isinstance(value, str) and value:
-        yield term(kind, value)
 
 
 def _mapping(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
