@@ -154,15 +154,15 @@ class Installation:
         files: dict[str, list[str]] = {"est-frontend": [], "ca-signer": []}
         if self.policy is not None:
             (folder / "policy.yaml").write_text(self.policy)
-            for names in files.values():
-                names.append("policy.yaml")
+            for listed in files.values():
+                listed.append("policy.yaml")
         if self.front_end is not None:
             (folder / "est-frontend.yaml").write_text(self.front_end)
             files["est-frontend"].append("est-frontend.yaml")
         overlay["configMapGenerator"] = [
-            {"name": f"{service}-config", "behavior": "merge", "files": names}
-            for service, names in files.items()
-            if names
+            {"name": f"{service}-config", "behavior": "merge", "files": listed}
+            for service, listed in files.items()
+            if listed
         ]
         (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
         await self.kubectl("apply", "-k", str(folder))
