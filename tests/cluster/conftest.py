@@ -4,7 +4,8 @@
     CLUSTER_OVERLAY     Kustomize folder to install, default deploy/k8s/overlays/all-in-one
     CLUSTER_REGISTRY    what goes before estsuite/<name>, with its slash
     CLUSTER_EST         host:port of the Service, default a NodePort on the first node
-    CLUSTER_KEEP        set: the namespace stays afterwards
+    CLUSTER_KEEP        a folder: keys are there, the namespace stays, and a second run goes on with both,
+                        for single tests
 
 The tests of a module need those before them, and run in the order of the file.
 """
@@ -32,10 +33,13 @@ async def cluster(
 ) -> AsyncIterator[Installation]:
     if reason := missing():
         pytest.exit(f"make cluster-test: {reason}", returncode=2)
-    installation = Installation(root, tmp_path_factory.mktemp("cluster"))
-    await installation.remove()
+    kept = os.environ.get("CLUSTER_KEEP")
+    folder = Path(kept) if kept else tmp_path_factory.mktemp("cluster")
+    installation = Installation(root, folder)
+    if not installation.keys.exists():
+        await installation.remove()
     try:
         yield installation
     finally:
-        if not os.environ.get("CLUSTER_KEEP"):
+        if not kept:
             await installation.remove()

@@ -28,6 +28,8 @@ from estsuite_testing.e2e_stack import certificate_in, make_csr, same_key
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "estsuite-test"
+_CLOSING_S = 0.3
+"""aiohttp closes connections with TLS a moment after their session."""
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -69,6 +71,8 @@ class Compose:
             return await self.client().cacerts()
         except (aiohttp.ClientError, OSError):
             return 0
+        finally:
+            await asyncio.sleep(_CLOSING_S)
 
     def client(self, secret: str = "") -> Client:
         root = self.local / "config" / "root.pem"
@@ -111,6 +115,7 @@ def enrolled(client: Client, name: str = "web.clinic.example") -> int:
             if status not in {202, 401, 503}:
                 break
             await asyncio.sleep(1)
+        await asyncio.sleep(_CLOSING_S)
         return status
 
     return asyncio.run(enroll())

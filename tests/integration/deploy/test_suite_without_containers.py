@@ -95,7 +95,7 @@ async def _postgres(folder: Path, at: Addresses) -> AsyncIterator[None]:
 
 async def _roles(root: Path, prepared: Path, folder: Path, at: Addresses) -> None:
     url = f"postgresql://postgres@127.0.0.1:{at.postgres}/{DATABASE}"
-    secrets = f"secrets={prepared / 'secrets'}"
+    secrets = f"secrets={prepared / 'secrets' / 'postgres'}"
     password = (folder / "secrets" / "superuser.password").read_text()
     sql = root / "deploy" / "postgres" / "roles.sql"
     await _run(
@@ -127,13 +127,13 @@ async def _migrate(
 ) -> None:
     """Run a migration where only the secrets that compose gives it can be read."""
     own = folder / f"migrate-{name}"
-    (own / "secrets").mkdir(parents=True)
+    (own / "keys").mkdir(parents=True)
     assert f"./deploy/compose/local/secrets/migrate-{name}:/run/secrets:ro" in service["volumes"]
     for secret in HELD[f"migrate-{name}"]:
-        shutil.copy2(prepared / "secrets" / f"migrate-{name}" / secret, own / "secrets")
+        shutil.copy2(prepared / "secrets" / f"migrate-{name}" / secret, own / "keys")
     config = own / f"{name}.yaml"
     text = (prepared / "config" / f"{name}.yaml").read_text()
-    config.write_text(text.replace(str(prepared / "keys"), str(own / "secrets")))
+    config.write_text(text.replace(str(prepared / "keys"), str(own / "keys")))
     given = {k: at.here(v, own) for k, v in service["environment"].items()}
     verb = service["command"][0]
     await _run(

@@ -11,6 +11,7 @@ import socket
 import pytest
 
 from estcore.errors import BusUnavailable, ConfigurationError
+from estcore.runtime import logs
 from estcore.runtime.service import done_or_stop, not_retrieved, run_jobs, stop_on_signals
 
 
@@ -78,3 +79,19 @@ async def test_a_stop_names_its_signal_and_what_was_finished(
     assert said[0] == ("service stops", {"signal": "SIGTERM"})
     assert said[1][0] == "jobs finished what they held"
     assert said[1][1]["cut_off"] == 0
+
+
+def test_what_asyncio_says_of_each_end_of_tls_is_dropped(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    try:
+        logs.configure("ca-signer", "one", "INFO")
+        asyncio_log = logging.getLogger("asyncio")
+        asyncio_log.warning("returning true from eof_received() has no effect when using ssl")
+        asyncio_log.warning("socket.send() raised exception.")
+    finally:
+        root.handlers[:], root.level = before
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "socket.send" in line

@@ -36,13 +36,29 @@ class Installation:
 
     def __init__(self, root: Path, folder: Path) -> None:
         self.root, self.folder = root, folder
+        folder.mkdir(parents=True, exist_ok=True)
         self.keys = folder / "keys"
         default = root / "deploy" / "k8s" / "overlays" / "all-in-one"
         self._overlay = Path(os.environ.get("CLUSTER_OVERLAY") or default)
         self._registry = os.environ.get("CLUSTER_REGISTRY", "")
         self._address: tuple[str, int] | None = None
+        self._serials = folder / "serials"
         self.policy: str | None = None
         """A policy in place of that of the overlay."""
+        self.front_end: str | None = None
+        """Settings of est-frontend in place of those of the overlay."""
+        self.components: list[Path] = []
+
+    @property
+    def serials(self) -> set[int]:
+        """Every certificate that a client of the tests got."""
+        text = self._serials.read_text() if self._serials.exists() else ""
+        return {int(line, 16) for line in text.split()}
+
+    def received(self, serials: Sequence[int]) -> None:
+        """Note certificates that clients got."""
+        with self._serials.open("a") as file:
+            file.writelines(f"{serial:x}\n" for serial in serials)
 
     # kubectl
 
@@ -133,12 +149,21 @@ class Installation:
             overlay["images"] = [
                 {"name": f"estsuite/{n}", "newName": f"{self._registry}estsuite/{n}"} for n in names
             ]
+        if self.components:
+            overlay["components"] = [os.path.relpath(path, folder) for path in self.components]
+        files: dict[str, list[str]] = {"est-frontend": [], "ca-signer": []}
         if self.policy is not None:
             (folder / "policy.yaml").write_text(self.policy)
-            overlay["configMapGenerator"] = [
-                {"name": f"{n}-config", "behavior": "merge", "files": ["policy.yaml"]}
-                for n in ("est-frontend", "ca-signer")
-            ]
+            for listed in files.values():
+                listed.append("policy.yaml")
+        if self.front_end is not None:
+            (folder / "est-frontend.yaml").write_text(self.front_end)
+            files["est-frontend"].append("est-frontend.yaml")
+        overlay["configMapGenerator"] = [
+            {"name": f"{service}-config", "behavior": "merge", "files": listed}
+            for service, listed in files.items()
+            if listed
+        ]
         (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
         await self.kubectl("apply", "-k", str(folder))
 
@@ -181,7 +206,8 @@ class Installation:
         for name, count in replicas.items():
             kind = "statefulset" if name in SERVERS else "deployment"
             await self.kubectl("scale", f"{kind}/{name.replace('_', '-')}", f"--replicas={count}")
-        await self.ready(*(name.replace("_", "-") for name, n in replicas.items() if n))
+        if started := [name.replace("_", "-") for name, count in replicas.items() if count]:
+            await self.ready(*started)
 
     async def address(self) -> tuple[str, int]:
         """Return where EST is reached from outside."""

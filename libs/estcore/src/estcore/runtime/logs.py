@@ -101,6 +101,11 @@ def fields(**values: Any) -> dict[str, dict[str, Any]]:
     return {"fields": values}
 
 
+def _says_something(record: logging.LogRecord) -> bool:
+    """Drop what asyncio says of itself whenever NATS ends a connection with TLS."""
+    return not record.getMessage().startswith("returning true from eof_received()")
+
+
 def configure(service: str, instance: str, level: str, *, text_on_terminal: bool = False) -> None:
     """Send every log line of the process through the JSON formatter.
 
@@ -115,6 +120,7 @@ def configure(service: str, instance: str, level: str, *, text_on_terminal: bool
     logging.captureWarnings(capture=True)
     for noisy in ("nats", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("asyncio").addFilter(_says_something)
     # What aiohttp says of a request by itself repeats octets of it, credentials among them.
     for name in ("aiohttp.access", "aiohttp.server", "aiohttp.web"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
