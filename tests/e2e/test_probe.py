@@ -104,7 +104,7 @@ async def probing(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pro
     # The first rule of a principal decides: that of the other tests would refuse the label.
     policy["rules"] = [r for r in policy["rules"] if r["name"] != "load"]
     subject = {"certificate_issuer": "issuing", "certificate_subject": "CN=boss"}
-    policy["operators"] = [{"name": "boss", **subject, "roles": ["auditor"]}]
+    policy["operators"] = [{"name": "boss", **subject, "roles": ["reader"]}]
     policy_file, profiles_file = folder / "policy.yaml", folder / "profiles.yaml"
     policy_file.write_text(yaml.safe_dump(policy))
     examples = Path(__file__).parents[2] / "libs/estsetup/src/estsetup/examples/profiles.yaml"

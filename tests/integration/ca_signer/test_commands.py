@@ -185,6 +185,17 @@ async def test_a_verb_needs_its_role(signer: SignerStack) -> None:
     assert (answer.kind, answer.code) == ("NotAuthorized", "command.role")
 
 
+async def test_a_reader_looks_up_certificates_and_nothing_else(signer: SignerStack) -> None:
+    reader = await operator(signer, "CN=reader")
+    verbs = signer.operations.executor.verbs
+    allowed = {name for name, verb in verbs.items() if "reader" in verb.roles}
+    assert allowed == {"certificate-list", "certificate-show"}
+    answer = await reader.give(signer, "certificate-list", {})
+    assert answer.outcome == "done"
+    refused = await reader.give(signer, "secret-list", {})
+    assert refused.code == "command.role"
+
+
 @pytest.mark.parametrize("change", [{"service": "renewal"}, {"verb": "certificate-list"}])
 async def test_a_command_for_another_topic_is_refused(
     signer: SignerStack, boss: TestOperator, change: dict[str, str]

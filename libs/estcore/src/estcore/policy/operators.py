@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from estcore.pki.names import canonical_name, parse_name
 from estcore.pki.profile import StrictModel, Token
 
-Role = Literal["approver", "revoker", "renewer", "auditor", "ca", "secrets", "retention"]
+Role = Literal["approver", "revoker", "renewer", "auditor", "reader", "ca", "secrets", "retention"]
 
 
 class Operator(StrictModel):
@@ -21,7 +21,7 @@ class Operator(StrictModel):
     roles: tuple[Role, ...] = Field(
         min_length=1,
         description="approver: requests that wait; revoker: revoke and hold; renewer: campaigns; "
-        "auditor: look; ca: roll over issuers; secrets: make and revoke enrollment secrets; "
+        "auditor: look at everything, the audit log too; reader: look up certificates; ca: roll over issuers; secrets: make and revoke enrollment secrets; "
         "retention: propose and confirm purges of the audit log",
     )
 

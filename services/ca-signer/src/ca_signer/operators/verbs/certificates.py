@@ -16,7 +16,7 @@ from estcore.pki.profile import StrictModel, Token
 from estcore.policy.operators import Role
 from estcore.runtime.database import Connection
 
-LOOKING: frozenset[Role] = frozenset({"auditor", "revoker", "approver"})
+LOOKING: frozenset[Role] = frozenset({"auditor", "reader", "revoker", "approver"})
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{2,64}$")]
 
 
