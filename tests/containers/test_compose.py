@@ -39,6 +39,7 @@ class Compose:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.local = folder / "deploy" / "compose" / "local"
+        self.secret = ""
         tool = compose_rules.tool(install=False)
         if tool is None:
             pytest.exit("make compose-test: Compose is not installed", returncode=2)
@@ -123,8 +124,8 @@ def enrolled(client: Client, name: str = "web.clinic.example") -> int:
 
 def test_one_command_gives_a_suite_and_an_operator(compose: Compose) -> None:
     compose.up()
-    secret = str(compose.operator("secret", "create", "--id", "web-bootstrap")["secret"])
-    assert enrolled(compose.client(secret)) == 200
+    compose.secret = str(compose.operator("secret", "create", "--id", "web-bootstrap")["secret"])
+    assert enrolled(compose.client(compose.secret)) == 200
     listed = compose.operator("cert", "list")
     assert "CN=web.clinic.example" in json.dumps(listed)
     exported = compose(
@@ -154,8 +155,7 @@ def test_a_second_up_keeps_keys_data_and_what_a_person_changed(compose: Compose)
     assert settings.read_text() == changed
     assert "audit.yaml: kept as it was changed" in compose("logs", "setup").stdout
     assert (compose.local / "config" / "root.pem").read_text() == root
-    secret = str(compose.operator("secret", "create", "--id", "web-bootstrap")["secret"])
-    assert enrolled(compose.client(secret)) == 200
+    assert enrolled(compose.client(compose.secret)) == 200
     assert (compose.local / "operator" / "operator.pem").read_text() == certificate
 
 
@@ -169,9 +169,8 @@ def test_a_policy_is_reloaded_while_the_containers_run(compose: Compose) -> None
         )
     )
     new.replace(policy)  # as an editor does: a mount of the file alone would keep the old one
-    secret = str(compose.operator("secret", "create", "--id", "web-bootstrap")["secret"])
     end = time.monotonic() + 60
-    while (status := enrolled(compose.client(secret), "hot.clinic.example")) != 200:
+    while (status := enrolled(compose.client(compose.secret), "hot.clinic.example")) != 200:
         assert time.monotonic() < end, status
         time.sleep(2)
 
