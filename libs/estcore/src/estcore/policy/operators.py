@@ -21,7 +21,8 @@ class Operator(StrictModel):
     roles: tuple[Role, ...] = Field(
         min_length=1,
         description="approver: requests that wait; revoker: revoke and hold; renewer: campaigns; "
-        "auditor: look at everything, the audit log too; reader: look up certificates; ca: roll over issuers; secrets: make and revoke enrollment secrets; "
+        "auditor: look at everything, the audit log too; reader: look up certificates; "
+        "ca: roll over issuers; secrets: make and revoke enrollment secrets; "
         "retention: propose and confirm purges of the audit log",
     )
 
