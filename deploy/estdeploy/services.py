@@ -63,9 +63,12 @@ class Image:
 
 
 IMAGES = {
-    **{s.name: Image(s.distribution, s.command) for s in SERVICES.values()},
+    **{
+        s.name: Image(s.distribution, s.command, "otlp pkcs11" if s.name == "ca-signer" else "otlp")
+        for s in SERVICES.values()
+    },
     "ca-signer-check-store": Image("estsuite-signer", "ca-signer", "lint", "job"),
-    "ca-signer-upstream": Image("estsuite-signer", "ca-signer-upstream", "upstream"),
+    "ca-signer-upstream": Image("estsuite-signer", "ca-signer-upstream", "otlp upstream"),
     "est-frontend-srp": Image(
         "estsuite-frontend-srp",
         "est-frontend-srp",
