@@ -19,7 +19,7 @@ from estsuite_testing.installing import Installation, run_installing
 
 UV = Path(sys.executable).parent / "uv"
 FORBIDDEN = {
-    "ca-signer": {"aiohttp", "pyopenssl", "requests", "python-pkcs11", "pkilint"},
+    "ca-signer": {"aiohttp", "pyopenssl", "pkilint"},
     "ca-signer-check-store": {"aiohttp"},
     "ca-signer-upstream": {"pkilint", "python-pkcs11"},
     "renewal": {"aiohttp", "pyopenssl"},
