@@ -35,9 +35,14 @@ BESIDE = {
     "setup": {"estsuite-audit", "estsuite-signer"},
 }
 """Distributions of ours that a package builds upon."""
+_TRACES = "import opentelemetry.exporter.otlp.proto.http.trace_exporter"
 WORKS = {
+    "ca-signer": f"{_TRACES}; import pkcs11",
+    "renewal": _TRACES,
+    "audit": f"{_TRACES}; import grpc",
+    "est-frontend": _TRACES,
     "ca-signer-check-store": "import ca_signer.store_lint.pkilint as p; p.linters('warning')",
-    "ca-signer-upstream": "import ca_signer.upstream.plugins.vault, ca_signer.upstream.plugins.est",
+    "ca-signer-upstream": f"{_TRACES}; import ca_signer.upstream.plugins.vault, ca_signer.upstream.plugins.est",
 }
 """What an image with an extra must be able to import."""
 
