@@ -33,7 +33,7 @@ from estcore.messages.signatures import (
     topic_pattern,
 )
 from estcore.runtime.confirmations import Confirmations
-from estcore.runtime.logs import fields
+from estcore.runtime.logs import Repetition, fields
 from estcore.runtime.nats_client import BUS_ERRORS, Client, Msg, Subscription, nats
 from estcore.runtime.settings import BusSettings, read_secret
 
@@ -164,6 +164,7 @@ class Bus:
         if signs and seed is None:
             self._senders = senders_of(settings)
             self._key = MessageKey(secret, instance)
+        unreachable = Repetition(log, "bus unreachable, retrying")
         while True:
             try:
                 await self.client.connect(
@@ -183,7 +184,7 @@ class Bus:
                 )
             except (TimeoutError, *BUS_ERRORS) as exc:
                 self._failed(exc)
-                log.warning("bus unreachable, retrying", extra=fields(error=self.failure))
+                unreachable.warn(error=self.failure)
                 await asyncio.sleep(0.5)
                 continue
             await self.try_rights(self._rights)

@@ -11,8 +11,11 @@ from typing import Any
 from pydantic_core import to_json
 from typing_extensions import override
 
+from estcore.clock import monotonic_s
 from estcore.messages.text import without_surrogates
 from estcore.runtime.terminal import visible
+
+_AGAIN_S = 60.0
 
 
 def _of_a_server(error: BaseException) -> bool:
@@ -99,6 +102,26 @@ def _str(value: object) -> str:
 def fields(**values: Any) -> dict[str, dict[str, Any]]:
     """Return ``extra`` for a log call: ``log.info("issued", extra=fields(serial=…))``."""
     return {"fields": values}
+
+
+class Repetition:
+    """A warning that repeats while something is unavailable: once a minute, and when it changes."""
+
+    def __init__(self, log: logging.Logger, message: str) -> None:
+        self._log, self._message = log, message
+        self._last: tuple[dict[str, Any], float] = ({}, -_AGAIN_S)
+
+    def warn(self, **values: Any) -> None:
+        """Write the line with these fields, unless it was written with them a moment ago."""
+        now = monotonic_s()
+        if values == self._last[0] and now - self._last[1] < _AGAIN_S:
+            return
+        self._last = (values, now)
+        self._log.warning(self._message, extra=fields(**values))
+
+    def over(self) -> None:
+        """Write the next line at once: what was unavailable is back."""
+        self._last = ({}, -_AGAIN_S)
 
 
 def _says_something(record: logging.LogRecord) -> bool:

@@ -39,11 +39,13 @@ from estcore.messages.topics import PKI_EVENTS
 from estcore.pki.parsers import PARSER_ERRORS
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
-from estcore.runtime.logs import fields
+from estcore.runtime.logs import Repetition, fields
 from estcore.runtime.service import sleep_or_stop
 from estcore.runtime.stored_messages import Stored, last_sequence, stored_from
 
 log = logging.getLogger(__name__)
+
+_NOT_COMPARED = "ledger not compared with the bus"
 
 ISSUED, REVOKED = "pki.certificate.issued.>", "pki.certificate.revoked.>"
 BEHIND = "ledger.stale"
@@ -215,14 +217,12 @@ class StaleLedgerCheck:
     async def hold(self, publisher: EventPublisher, stop: asyncio.Event) -> bool:
         """Wait until the ledger is complete; False when the process stops before."""
         said_at: float | None = None
+        not_compared = Repetition(log, _NOT_COMPARED)
         while not stop.is_set():
             try:
                 missing = await self.missing()
             except Unavailable as exc:
-                log.warning(
-                    "ledger not compared with the bus",
-                    extra=fields(code=exc.code, reason=exc.reason),
-                )
+                not_compared.warn(code=exc.code, reason=exc.reason)
                 await sleep_or_stop(stop, 1)
                 continue
             if not missing:
@@ -244,15 +244,14 @@ class StaleLedgerCheck:
         Raises:
             InvariantBroken: the ledger is behind; the process ends, and its next start waits.
         """
+        not_compared = Repetition(log, _NOT_COMPARED)
         while not await sleep_or_stop(stop, _EVERY_S):
             try:
                 missing = await self.missing()
             except Unavailable as exc:
-                log.warning(
-                    "ledger not compared with the bus",
-                    extra=fields(code=exc.code, reason=exc.reason),
-                )
+                not_compared.warn(code=exc.code, reason=exc.reason)
                 continue
+            not_compared.over()
             if missing:
                 raise InvariantBroken(_sentence(missing), code=BEHIND)
 

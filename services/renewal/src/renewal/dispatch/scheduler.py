@@ -18,7 +18,7 @@ from estcore.pki.profile import PRIORITIES
 from estcore.runtime import faults
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Connection, Database
-from estcore.runtime.logs import fields
+from estcore.runtime.logs import Repetition, fields
 from estcore.runtime.service import sleep_or_stop
 from estcore.runtime.tracing import Tracing
 from renewal.dispatch import claims
@@ -145,12 +145,15 @@ class Scheduler:
         return lapsed, updated
 
     async def _repeat(self, stop: asyncio.Event, look: Callable[[], Awaitable[int]]) -> None:
+        deferred = Repetition(log, "scheduler deferred")
         while not stop.is_set():
             try:
                 done = await look()
             except Unavailable as exc:
-                log.warning("scheduler deferred", extra=fields(error=exc.reason, code=exc.code))
+                deferred.warn(error=exc.reason, code=exc.code)
                 done = 0
+            else:
+                deferred.over()
             # Work waiting: look again at once; a full look means there is more.
             pause = 0.0 if done >= self._scheduler.claim_size else self._scheduler.poll_s
             jitter = 0.75 + random.random() / 2  # noqa: S311 - spreading, not secrecy
