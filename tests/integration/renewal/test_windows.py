@@ -54,13 +54,20 @@ def window(issued: list[Any]) -> WindowClosed:
 
 @asynccontextmanager
 async def ledger(bench: Bench, issued: list[Any], asked: list[Any]) -> AsyncIterator[None]:
-    """Answers requests to publish again as ca-signer does."""
+    """Answers requests to publish again as ca-signer does: what is in the windows asked for."""
 
     async def answer(message: Incoming) -> None:
         request = decode(ReannounceRequested, message.payload)
         asked.append(request)
-        await bench.announce(*issued, times=1)
-        await bench.signer.answer(message, encode(ReannounceAnswered(announced=len(issued))))
+        length = dt.timedelta(seconds=request.length_s)
+        found = [
+            one
+            for one in issued
+            if any(start <= one.event.issued_at <= start + length for start in request.windows)
+        ]
+        if found:
+            await bench.announce(*found, times=1)
+        await bench.signer.answer(message, encode(ReannounceAnswered(announced=len(found))))
 
     subscription = await bench.signer.subscribe(REANNOUNCE_TOPIC, answer)
     yield

@@ -25,6 +25,7 @@ NAMES_NO_SYMPTOM = {
     "consumers": "beside `streams`: whichever a process notices first",
     "dead.<service>.<reason>": "a topic, in the stream that is looked at",
     "CANARY": "the stream that is lost",
+    "Retry-After": "a header of the answers",
 }
 _ACTIONS = "select action, count(*) from audit.record group by action"
 STREAMS = (topics.EST_REQUESTS, topics.AUDIT_ISSUE, topics.AUDIT_REFUSAL, topics.DEAD_LETTERS)
