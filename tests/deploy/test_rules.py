@@ -417,7 +417,10 @@ def test_the_readme_builds_every_image(root: Path) -> None:
     for name, image in IMAGES.items():
         line = next(li for li in readme.splitlines() if f"-t estsuite/{name}:" in li)
         target = "--target job " if image.target == "job" else ""
-        arguments = " ".join(f"--build-arg {key}={value}" for key, value in image.arguments.items())
+        arguments = " ".join(
+            f'--build-arg {key}="{value}"' if " " in value else f"--build-arg {key}={value}"
+            for key, value in image.arguments.items()
+        )
         assert line == f"docker build -t estsuite/{name}:0.1.0 {target}{arguments} ."
 
 
