@@ -39,6 +39,12 @@ FLOODED = {"ca-signer": "ca_signer_ocsp_total", "renewal": "est_renewal_proofs_t
 """Who counts what arrived."""
 
 
+async def counted(stack: Stack, service: str, metric: str) -> float:
+    """Return the sum of a counter over its labels."""
+    text = await admin_get(stack.suite.services[service].admin_port, "/metrics")
+    return sum(float(n) for n in re.findall(rf"^{metric}{{.*}} (\S+)$", text, re.MULTILINE))
+
+
 async def answers(client: Client, topic: str) -> bool:
     try:
         return bool((await client.request(topic, b"0", timeout=1)).data)
@@ -66,9 +72,9 @@ async def test_a_front_end_that_floods_its_core_topics_stops_no_enrollment(stack
             assert await enrolled(stack, f"dev-beside-{number}") == 200
         assert not [v for v in found.violations if "no responders" not in v.lower()]
     for service, metric in FLOODED.items():
-        text = await admin_get(stack.suite.services[service].admin_port, "/metrics")
-        arrived = sum(float(n) for n in re.findall(rf"^{metric}{{.*}} (\S+)$", text, re.MULTILINE))
-        assert arrived > 1000, (service, arrived)
+        async with asyncio.timeout(30):
+            while await counted(stack, service, metric) <= 1000:  # on a busy machine, in a while
+                await asyncio.sleep(0.2)
 
 
 @pytest.mark.parametrize("role", ["ca_signer", "renewal", "audit"])
