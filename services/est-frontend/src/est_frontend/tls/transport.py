@@ -76,6 +76,7 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
         self._at_record_start = True
         self._writing_paused = False
         self._app_paused = False
+        self._kept = False
 
     # The protocol of the TCP connection.
 
@@ -155,8 +156,13 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
         self._app.connection_made(self)
         if self._writing_paused:
             self._app.pause_writing()
-        if self._state is _OPEN:
-            # A request may have come in the same segment as the client's Finished.
+        # A request may have come in the same segment as the client's Finished.
+        self._read_kept()
+
+    def _read_kept(self) -> None:
+        """Pass on what came with the handshake, unless the HTTP protocol has paused."""
+        self._kept = self._app_paused
+        if self._state is _OPEN and not self._kept:
             self._read(b"", single=False)
 
     def _read(self, data: bytes, *, single: bool) -> None:
@@ -298,6 +304,9 @@ class TLSTransport(asyncio.Protocol, asyncio.Transport):
         """Read again."""
         self._app_paused = False
         self._control_reading()
+        if self._kept:
+            self._at_record_start = False
+            asyncio.get_running_loop().call_soon(self._read_kept)
 
     def _control_reading(self) -> None:
         if self._tcp is None or self._tcp.is_closing() or self._state in {_CLOSING, _CLOSED}:
