@@ -25,6 +25,7 @@ from estclient import cli
 from estcore.clock import SystemClock
 from estcore.errors import AuditChainBroken, ConfigurationError, Conflict
 from estcore.messages.audit import Actor, AuditRecord
+from estcore.messages.audit_queries import PurgeProposal
 from estcore.messages.commands import CommandAnswered
 from estcore.testing.clock import FakeClock
 from estcore.tlog import export
@@ -367,6 +368,12 @@ async def test_a_purge_needs_two_operators_of_the_last_week(
     assert await old.value("select count(*) from purge") == 0
 
 
+async def sealed(world: AuditWorld) -> None:
+    """Wait until a checkpoint covers every record that orders a purge."""
+    last = "(select max(log_index) from record where action like 'operator.audit-purge%')"
+    await world.wait(f"select count(*) > 0 from checkpoint where size > {last}", True)
+
+
 async def ordered(world: AuditWorld) -> None:
     await retention_commands.purge(
         world.settings(), month=JANUARY, file=None, without_archive=True, order=ORDER
@@ -381,12 +388,41 @@ async def test_what_two_operators_ordered_is_purged_and_names_both(
             await ordered(old)
         await publisher.send(*order_records(record))
         await old.wait("select count(*) from record where action like 'operator.audit-purge%'", 2)
+        await sealed(old)
         await ordered(old)
         await old.wait("select count(*) from record where action = 'audit.purge'", 1)
         (row,) = await found(old, action="audit.purge", full=True)
     details = row["record"]["details"]
     assert details["proposed_by"] == "certificate:issuing/CN=ada"
     assert details["confirmed_by"] == "certificate:issuing/CN=bob"
+
+
+async def test_a_record_that_was_changed_in_the_database_orders_nothing(
+    old: AuditWorld, record: Build
+) -> None:
+    """Bob confirmed another month; the database says it was this one."""
+    async with old.service(), old.publisher() as publisher:
+        await publisher.send(*order_records(record, month="2019-02"))
+        await old.wait("select count(*) from record where action like 'operator.audit-purge%'", 2)
+        await sealed(old)
+        connection: Any = await old.superuser()
+        try:
+            await connection.execute("set session_replication_role = replica")
+            await connection.execute(
+                """update record set leaf = replace(leaf, '"2019-02"', '"2019-01"')
+                where action = 'operator.audit-purge-confirm'"""
+            )
+        finally:
+            await connection.close()
+        with pytest.raises(AuditChainBroken):
+            await ordered(old)
+    assert await old.value("select count(*) from purge") == 0
+
+
+@pytest.mark.parametrize("month", ["0000-01", "1999-12", "9999-12", "2019-13", "2019-1"])
+def test_a_month_that_no_log_has_is_none(month: str) -> None:
+    with pytest.raises(ValueError, match="month"):
+        PurgeProposal(month=month)
 
 
 async def test_operators_propose_and_confirm_over_the_bus(

@@ -25,6 +25,7 @@ HEADS = [
     b"POST /ocsp/" + SECRET + b" HTTP/1.1\r\nContent-Length: 5\r\n"
     b"Content-Type: application/ocsp-request\r\n\r\n" + SECRET,
     b"GET /ocsp/issuing/" + SECRET + b" HTTP/1.1\r\nAuthorization : Basic " + SECRET + b"\r\n\r\n",
+    b"GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text;version=1.0.0\r\n\r\n",
     b"GET /metrics HTTP/1.1\r\nAuthorization : Basic " + SECRET + b"\r\n\r\n",
 ]
 

@@ -34,6 +34,7 @@ from estcore.tlog.tree import Frontier, leaf_hash
 from estcore.tlog.verify import Options, Verification, verify
 
 _ROWS = 2000
+_FIRST_YEAR, _LAST_YEAR = 2000, 2999
 _COVERED = "select note from checkpoint where size >= $1 order by size limit 1"
 
 
@@ -49,9 +50,11 @@ class Month:
         """Return the month in ``YYYY-MM``.
 
         Raises:
-            ValueError: it is not one.
+            ValueError: it is not one, or of a year that no log has.
         """
         start = dt.datetime.strptime(text, "%Y-%m").replace(tzinfo=dt.UTC)
+        if not _FIRST_YEAR <= start.year <= _LAST_YEAR:
+            raise ValueError(f"{start.year} is not a year of a log")
         return cls(start.year, start.month)
 
     @property

@@ -151,14 +151,16 @@ async def purge(
     """Drop a month's records.
 
     Raises:
-        Conflict: it is too young, under a legal hold, or not ordered by two operators.
+        Conflict: it is too young, under a legal hold, not ordered by two operators, or no
+            checkpoint covers the order yet.
         AuditChainBroken: archive or database have something else than was signed.
     """
     if (file is None) != without_archive:
         raise ConfigurationError("give exactly one of --archive, --without-archive")
     now = SystemClock().now()
+    key = checkpoint_key.verifier_key(settings.checkpoint)
     async with opened_database(settings) as database, database.connection() as connection:
-        given = await purge_orders.confirmed(connection, order, str(month), now)
+        given = await purge_orders.confirmed(connection, order, str(month), now, key)
     await purge_month(settings, month, file, now, given)
     write_line(f"{month} is purged; the hashes of its records are kept")
 

@@ -60,7 +60,7 @@ class AuditProve(StrictModel):
         return self
 
 
-Month = Annotated[str, Field(pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])$")]
+Month = Annotated[str, Field(pattern=r"^2[0-9]{3}-(0[1-9]|1[0-2])$")]
 
 
 class PurgeProposal(StrictModel):

@@ -11,7 +11,7 @@ import platform
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 
-from prometheus_client import REGISTRY, Gauge
+from prometheus_client import REGISTRY, CollectorRegistry, Gauge
 from prometheus_client.exposition import choose_encoder
 
 from estcore.runtime.settings import AdminSettings
@@ -99,10 +99,18 @@ class AdminServer:
         if path == b"/metrics":
             self._note_readiness()
             # Exemplars are in OpenMetrics only; Prometheus asks for it.
-            encode, content_type = choose_encoder(_header(request, b"accept"))
+            encode, content_type = _encoder(_header(request, b"accept"))
             body = encode(REGISTRY).decode()
             return _response("200 OK", body, head=head, content_type=content_type)
         return _response("404 Not Found", "not here\n", head=head)
+
+
+def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
+    """Return how metrics are written for an ``Accept`` header; one that is wrong is none."""
+    try:
+        return choose_encoder(accept)
+    except (TypeError, ValueError):  # compares parts of a version that are not numbers
+        return choose_encoder("")
 
 
 def _header(request: bytes, name: bytes) -> str:

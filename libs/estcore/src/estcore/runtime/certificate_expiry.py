@@ -16,6 +16,7 @@ from cryptography import x509
 from prometheus_client import Gauge
 from pydantic import BaseModel
 
+from estcore.pki.parsers import PARSER_ERRORS
 from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop
 
@@ -90,7 +91,9 @@ class CertificateExpiry:
 def _not_after(setting: str, path: Path) -> float | None:
     try:
         found = x509.load_pem_x509_certificates(path.read_bytes())
-    except (OSError, ValueError):
+        ends = [certificate.not_valid_after_utc.timestamp() for certificate in found]
+    except OSError:
         return None
-    ends = [certificate.not_valid_after_utc.timestamp() for certificate in found]
+    except PARSER_ERRORS:
+        return None
     return max(ends) if setting.endswith(_TRUST) else min(ends)

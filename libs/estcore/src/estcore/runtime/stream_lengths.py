@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import json
 import logging
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import TypeVar
 
 from prometheus_client import Gauge
+from pydantic import BaseModel, Field, ValidationError
 
 from estcore.clock import unix_ms
 from estcore.errors import BusUnavailable
@@ -59,6 +59,35 @@ REDELIVERED = Gauge(
 )
 
 
+class _StreamState(BaseModel):
+    messages: int
+    octets: int = Field(alias="bytes")
+    first_ts: dt.datetime
+
+
+class _StreamConfig(BaseModel):
+    max_bytes: int = -1
+    max_msgs: int = -1
+
+
+class _StreamInfo(BaseModel):
+    """What is read of JetStream's answer about a stream."""
+
+    state: _StreamState
+    config: _StreamConfig
+
+
+class _ConsumerInfo(BaseModel):
+    """What is read of JetStream's answer about a consumer."""
+
+    num_pending: int
+    num_ack_pending: int
+    num_redelivered: int
+
+
+Info = TypeVar("Info", bound=BaseModel)
+
+
 class StreamLengths:
     """Asks NATS for the state of streams and consumers."""
 
@@ -78,43 +107,36 @@ class StreamLengths:
     async def ask(self) -> None:
         """Ask for every stream and consumer once."""
         for stream in self._streams:
-            if (info := await self._info(f"STREAM.INFO.{stream}")) is not None:
+            info = await self._info(_StreamInfo, f"STREAM.INFO.{stream}")
+            if info is not None:
                 _note_stream(stream, info)
         for stream, consumer in self._consumers:
-            if (info := await self._info(f"CONSUMER.INFO.{stream}.{consumer}")) is not None:
-                _note_consumer(stream, consumer, info)
+            about = await self._info(_ConsumerInfo, f"CONSUMER.INFO.{stream}.{consumer}")
+            if about is not None:
+                _note_consumer(stream, consumer, about)
 
-    async def _info(self, subject: str) -> Mapping[str, Any] | None:
+    async def _info(self, model: type[Info], subject: str) -> Info | None:
         try:
             octets = await self._bus.ask_jetstream(subject, timeout_s=_TIMEOUT_S)
-            info = json.loads(octets)
-        except (BusUnavailable, ValueError) as exc:
+            return model.model_validate_json(octets)
+        except (BusUnavailable, ValidationError) as exc:
+            # Also an error of JetStream: it has no such stream or consumer.
             log.debug("state not known", extra=fields(subject=subject, error=str(exc)))
             return None
-        return info if isinstance(info, dict) and "error" not in info else None
 
 
-def _note_stream(stream: str, info: Mapping[str, Any]) -> None:
-    state, config = info.get("state", {}), info.get("config", {})
-    MESSAGES.labels(stream).set(state.get("messages", 0))
-    BYTES.labels(stream).set(state.get("bytes", 0))
-    OLDEST.labels(stream).set(_age_s(state))
-    for gauge, limit in ((LIMIT_BYTES, "max_bytes"), (LIMIT_MESSAGES, "max_msgs")):
-        if config.get(limit, -1) > 0:
-            gauge.labels(stream).set(config[limit])
+def _note_stream(stream: str, info: _StreamInfo) -> None:
+    state, config = info.state, info.config
+    MESSAGES.labels(stream).set(state.messages)
+    BYTES.labels(stream).set(state.octets)
+    age_s = unix_ms() / 1000 - state.first_ts.timestamp() if state.messages else 0
+    OLDEST.labels(stream).set(max(age_s, 0))
+    for gauge, limit in ((LIMIT_BYTES, config.max_bytes), (LIMIT_MESSAGES, config.max_msgs)):
+        if limit > 0:
+            gauge.labels(stream).set(limit)
 
 
-def _note_consumer(stream: str, consumer: str, info: Mapping[str, Any]) -> None:
-    PENDING.labels(stream, consumer).set(info.get("num_pending", 0))
-    UNACKNOWLEDGED.labels(stream, consumer).set(info.get("num_ack_pending", 0))
-    REDELIVERED.labels(stream, consumer).set(info.get("num_redelivered", 0))
-
-
-def _age_s(state: Mapping[str, Any]) -> float:
-    if not state.get("messages"):
-        return 0.0
-    try:
-        first = dt.datetime.fromisoformat(str(state["first_ts"])[:19]).replace(tzinfo=dt.UTC)
-    except (KeyError, ValueError):
-        return 0.0
-    return max(unix_ms() / 1000 - first.timestamp(), 0.0)
+def _note_consumer(stream: str, consumer: str, info: _ConsumerInfo) -> None:
+    PENDING.labels(stream, consumer).set(info.num_pending)
+    UNACKNOWLEDGED.labels(stream, consumer).set(info.num_ack_pending)
+    REDELIVERED.labels(stream, consumer).set(info.num_redelivered)
