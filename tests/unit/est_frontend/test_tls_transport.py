@@ -98,6 +98,54 @@ async def test_a_request_in_the_segment_of_the_finished_is_delivered(files: Path
     assert pipe.application.received == REQUEST
 
 
+class Pausing(Application):
+    """Reads nothing until it is told to."""
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.transport.pause_reading()
+
+
+@pytest.mark.parametrize("cut", [0, 1, 10, 1000])
+async def test_what_comes_with_the_finished_waits_for_an_application_that_paused(
+    files: Path, cut: int
+) -> None:
+    """Whole or in part, and in order with what comes after it."""
+    pausing = Pausing()
+    pipe = Pipe(files, ssl.TLSVersion.TLSv1_3, application=pausing)
+    pipe.to_server(pipe.step())
+    finished = pipe.step()
+    pipe.client.write(b"first")
+    request = pipe.from_client()
+    pipe.to_server(finished + request[:cut])
+    assert not pipe.tcp.reading
+    await asyncio.sleep(0)
+    assert pausing.received == b""
+    pausing.transport.resume_reading()
+    assert pipe.tcp.reading
+    pipe.client.write(b"second")
+    pipe.to_server(request[cut:] + pipe.from_client())
+    await asyncio.sleep(0)
+    assert pausing.received == b"firstsecond"
+
+
+async def test_an_application_that_pauses_again_at_once_receives_nothing(files: Path) -> None:
+    pausing = Pausing()
+    pipe = Pipe(files, ssl.TLSVersion.TLSv1_3, application=pausing)
+    pipe.to_server(pipe.step())
+    finished = pipe.step()
+    pipe.client.write(REQUEST)
+    pipe.to_server(finished + pipe.from_client())
+    pausing.transport.resume_reading()
+    pausing.transport.pause_reading()
+    await asyncio.sleep(0)
+    assert pausing.received == b""
+    pausing.transport.resume_reading()
+    await asyncio.sleep(0)
+    assert pausing.received == REQUEST
+
+
 @both_versions
 async def test_large_data_goes_both_ways(files: Path, version: ssl.TLSVersion) -> None:
     data = bytes(range(256)) * 1000
