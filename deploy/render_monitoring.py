@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 from estmonitoring import consoles, grafana, kubernetes
-from estmonitoring.content import BOARDS
+from estmonitoring.dashboards import BOARDS
 
 ROOT = Path(__file__).resolve().parents[1]
 MONITORING = ROOT / "deploy" / "monitoring"

@@ -10,6 +10,7 @@ Unit = Literal[
 ]
 RATE = "$__rate_interval"
 """Grafana's own window of a rate."""
+FIRING = 'count by (alertname, severity) (ALERTS{alertstate="firing",alertname=~"EST.*"})'
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import render_monitoring
 from estmonitoring import names
-from estmonitoring.content import BOARDS
+from estmonitoring.dashboards import BOARDS
 from page_generators import alerts, metrics
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 import yaml
 from estmonitoring.consoles import expression
-from estmonitoring.content import BOARDS
+from estmonitoring.dashboards import BOARDS
 
 from estdev.local import admin_get
 from estdev.ports import free_port
