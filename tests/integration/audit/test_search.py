@@ -153,8 +153,8 @@ async def test_an_auditor_searches_over_the_bus_and_is_on_record(
         assert (other.outcome, other.code, other.result) == ("refused", "command.role", None)
         wrong = auditor.command("audit-search", {"serial": "x"}, service="audit")
         assert (await asked(auditor.sign(wrong))).code == "command.arguments"
-        elsewhere = auditor.command("audit-search", query)
-        assert (await asked(auditor.sign(elsewhere))).code == "command.malformed"
+        other_service = auditor.command("audit-search", query)
+        assert (await asked(auditor.sign(other_service))).code == "command.malformed"
         flipped = bytearray(auditor.sign(auditor.command("audit-search", query, service="audit")))
         flipped[len(flipped) // 2] ^= 1
         assert (await asked(bytes(flipped))).outcome == "refused"
