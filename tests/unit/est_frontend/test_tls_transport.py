@@ -99,7 +99,7 @@ async def test_a_request_in_the_segment_of_the_finished_is_delivered(files: Path
 
 
 class Pausing(Application):
-    """Reads nothing until it is told to."""
+    """Reads nothing until it resumes."""
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
