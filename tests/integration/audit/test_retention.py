@@ -23,9 +23,9 @@ from audit.retention import Month
 from audit.settings import RetentionSettings
 from estclient import cli
 from estcore.clock import SystemClock
-from estcore.errors import AuditChainBroken, ConfigurationError, Conflict
+from estcore.errors import AuditChainBroken, ConfigurationError, Conflict, MalformedRequest
 from estcore.messages.audit import Actor, AuditRecord
-from estcore.messages.audit_queries import PurgeProposal
+from estcore.messages.audit_queries import AuditProve, AuditSearch, AuditTail, PurgeProposal
 from estcore.messages.commands import CommandAnswered
 from estcore.testing.clock import FakeClock
 from estcore.tlog import export
@@ -421,6 +421,24 @@ async def test_a_record_that_was_changed_in_the_database_orders_nothing(
         with pytest.raises(AuditChainBroken):
             await ordered(old)
     assert await old.value("select count(*) from purge") == 0
+
+
+async def test_an_empty_file_is_no_archive(old: AuditWorld, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.touch()
+    async with old.service():
+        with pytest.raises(MalformedRequest, match="not an archive"):
+            await retention_commands.restore(old.settings(), empty)
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 63, 1 << 80])
+def test_a_number_that_no_log_reaches_is_refused(number: int) -> None:
+    with pytest.raises(ValueError, match="before"):
+        AuditSearch(before=number)
+    with pytest.raises(ValueError, match="after"):
+        AuditTail(after=number)
+    with pytest.raises(ValueError, match="index"):
+        AuditProve(index=number)
 
 
 @pytest.mark.parametrize("month", ["0000-01", "1999-12", "9999-12", "2019-13", "2019-1"])

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typing_extensions import override
 
+from estcore import display
 from estcore.errors import ESTSuiteError
 from estcore.runtime import command_line, terminal
 from estcore.runtime.console import console_script
@@ -48,31 +49,31 @@ def assert_visible(text: str, keep: str = "\n\t") -> None:
 
 @given(hostile)
 def test_no_hidden_character_stays(text: str) -> None:
-    assert_visible(terminal.visible(text), keep="")
-    assert_visible(terminal.visible(text, keep="\n\t"))
-    assert terminal.visible(terminal.visible(text)) == terminal.visible(text)
+    assert_visible(display.visible(text), keep="")
+    assert_visible(display.visible(text, keep="\n\t"))
+    assert display.visible(display.visible(text)) == display.visible(text)
 
 
 def test_every_hidden_character_of_unicode_is_escaped() -> None:
     for number in range(0x110000):
         character = chr(number)
         if unicodedata.category(character) in HIDDEN:
-            assert terminal.visible(character).isascii()
+            assert display.visible(character).isascii()
 
 
 def test_text_that_people_read_stays_as_it_is() -> None:
     for text in ("CN=web.clinic.example", "Zürich, 東京 Ω", r"a\b", ""):
-        assert terminal.visible(text) == text
+        assert display.visible(text) == text
 
 
 def test_fillers_that_are_drawn_as_nothing_are_escaped() -> None:
-    assert terminal.visible("a\u3164b\ufe0f\U000e0101") == r"a\u3164b\ufe0f\udb40\udd01"
+    assert display.visible("a\u3164b\ufe0f\U000e0101") == r"a\u3164b\ufe0f\udb40\udd01"
 
 
 @given(hostile, hostile)
 def test_escaped_json_is_the_same_json(name: str, value: str) -> None:
     wide = json.dumps({name: value}, ensure_ascii=False)
-    assert json.loads(terminal.visible(wide)) == json.loads(wide)
+    assert json.loads(display.visible(wide)) == json.loads(wide)
 
 
 @given(hostile)
@@ -240,3 +241,10 @@ def test_an_error_of_the_system_is_one_line_with_its_path() -> None:
     command = click.Command("missing", callback=missing)
     (line,) = _written(lambda: command_line.run(command, "command", []), sys_err=True)
     assert line == "command: No such file or directory: /nowhere/file [suite.system]\n"
+
+
+@given(hostile)
+def test_no_value_is_a_formula_of_a_spreadsheet(text: str) -> None:
+    shown = display.spreadsheet_value(display.visible(text))
+    assert not shown.startswith(("=", "+", "-", "@"))
+    assert shown.isprintable()

@@ -10,10 +10,11 @@ import click
 from cryptography import x509
 
 from estclient.est.bootstrap import Found, fetch, pin
+from estcore.display import visible
 from estcore.errors import ConfigurationError
 from estcore.pki.names import display_name
 from estcore.runtime.command_line import PATH
-from estcore.runtime.terminal import visible, write_line, write_prompt
+from estcore.runtime.terminal import write_line, write_prompt
 
 _SHOWN = 200
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TextIO
 
 from estcore.clock import monotonic_s
-from estcore.runtime.terminal import erase_line, visible
+from estcore.display import visible
+from estcore.runtime.terminal import erase_line
 
 
 class Story:

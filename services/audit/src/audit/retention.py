@@ -194,7 +194,7 @@ async def restore(connection: Connection, lines: list[bytes], key: VerifierKey) 
         AuditChainBroken: the archive has findings, or other records than were purged.
     """
     values = [export.read_line(line) for line in lines]
-    if values[0]["type"] != "archive":
+    if not values or values[0]["type"] != "archive":
         raise MalformedRequest("this is not an archive", code="archive.malformed")
     try:
         month = Month.parse(values[0]["month"])

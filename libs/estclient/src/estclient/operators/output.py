@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estclient.errors import AnswerInvalid
-from estcore.runtime.terminal import visible
+from estcore.display import visible
 
 _SPACES = re.compile("  +")
 _LISTS = ("requests", "certificates", "bulk_revocations", "campaigns", "submissions", "secrets")

@@ -14,6 +14,7 @@ from pydantic import AwareDatetime, Field, model_validator
 from estcore.pki.profile import StrictModel
 
 Text = Annotated[str, Field(min_length=1, max_length=512)]
+LogIndex = Annotated[int, Field(ge=0, lt=1 << 63)]
 MAX_PAGE = 200
 
 
@@ -36,7 +37,7 @@ class AuditSearch(Conditions):
 
     since: AwareDatetime | None = Field(default=None, description="recorded then or later")
     until: AwareDatetime | None = Field(default=None, description="recorded before")
-    before: int | None = Field(default=None, ge=0, description="next, as the page before said")
+    before: LogIndex | None = Field(default=None, description="next, as the page before said")
     limit: int = Field(default=50, ge=1, le=MAX_PAGE)
     full: bool = Field(default=False, description="whole records, without certificates")
 
@@ -44,14 +45,16 @@ class AuditSearch(Conditions):
 class AuditTail(Conditions):
     """Which records to follow, oldest first, from one on; without ``after`` from the next one."""
 
-    after: int | None = Field(default=None, ge=0, description="log index to begin with")
+    after: LogIndex | None = Field(default=None, description="log index to begin with")
 
 
 class AuditProve(StrictModel):
     """What to prove under the newest checkpoint: one record, or an older checkpoint."""
 
-    index: int | None = Field(default=None, ge=0, description="log index of the record")
-    old_size: int | None = Field(default=None, ge=1, description="records of the older checkpoint")
+    index: LogIndex | None = Field(default=None, description="log index of the record")
+    old_size: LogIndex | None = Field(
+        default=None, ge=1, description="records of the older checkpoint"
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -74,7 +77,9 @@ class PurgeConfirmation(StrictModel):
 
     id: Text = Field(description="id of the proposal")
     month: Month
-    records: int = Field(ge=1, description="records of the month, as the proposal's answer said")
+    records: int = Field(
+        ge=1, lt=1 << 63, description="records of the month, as the proposal's answer said"
+    )
 
 
 ARGUMENTS: dict[str, type[StrictModel]] = {

@@ -17,10 +17,11 @@ from typing import Any, Literal, TypeVar, get_args
 import click
 from pydantic import ValidationError
 
+from estcore.display import spreadsheet_value, visible
 from estcore.errors import ConfigurationError
 from estcore.messages.audit_queries import MAX_PAGE, AuditSearch, AuditTail, Conditions
 from estcore.runtime.command_line import Converted
-from estcore.runtime.terminal import visible, write_document, write_json, write_line
+from estcore.runtime.terminal import write_document, write_json, write_line
 
 Q = TypeVar("Q", bound=Conditions)
 Format = Literal["table", "json", "csv"]
@@ -45,7 +46,6 @@ COLUMNS = (
 _TABLE = ("index", "recorded", "action", "outcome", "principal", "owner", "serial", "subject")
 _CELL = 48
 _SPACES = re.compile("  +")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _OUTCOMES = ("success", "failure", "unknown")
 _PHASES = ("intent", "outcome", "denied", "error")
 
@@ -208,9 +208,7 @@ def _cell(value: object) -> str:
 def _field(value: object) -> object:
     if isinstance(value, list | tuple):
         value = " ".join(map(str, value))
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return "'" + value
-    return visible(value, keep="\n") if isinstance(value, str) else value
+    return spreadsheet_value(visible(value, keep="\n")) if isinstance(value, str) else value
 
 
 def _option(name: str, text: str, **more: Any) -> click.Option:

@@ -12,8 +12,8 @@ from pydantic_core import to_json
 from typing_extensions import override
 
 from estcore.clock import monotonic_s
+from estcore.display import visible
 from estcore.messages.text import without_surrogates
-from estcore.runtime.terminal import visible
 
 _AGAIN_S = 60.0
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,28 +27,11 @@ from typing import Any, BinaryIO, TextIO, cast
 
 from typing_extensions import override
 
+from estcore.display import escaped, visible
 from estcore.errors import ConfigurationError
 
-_INVISIBLE = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
-    "\U000e0100-\U000e01ef]"
-)
-"""Printable to Python and shown as nothing: fillers, variation selectors, the blank of Braille."""
-_SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 _ERASE_LINE = "\r\x1b[K"
-_BMP_END = 0xFFFF
 _LAYOUT = "\n\t"
-
-
-def visible(text: str, *, keep: str = "") -> str:
-    r"""Return ``text`` with an escape for every character that is not seen, as JSON writes it.
-
-    Escaped are control, format, private, unassigned and surrogate characters, every separator
-    but the space, and characters that are drawn as nothing. ``keep`` names exceptions.
-    """
-    if text.isprintable() and (text.isascii() or not _INVISIBLE.search(text)):
-        return text
-    return "".join(c if c in keep or _is_seen(c) else _escape(c) for c in text)
 
 
 def write_line(text: str = "", *, error: bool = False) -> None:
@@ -135,7 +117,7 @@ class VisibleStream(io.TextIOBase):
         shown = visible(text, keep=_LAYOUT)
         encoding = self._stream.encoding
         if not shown.isascii() and encoding and not _encodable(shown, encoding):
-            shown = "".join(c if c.isascii() else _escape(c) for c in shown)
+            shown = "".join(c if c.isascii() else escaped(c) for c in shown)
         self._stream.write(shown)
         return len(text)
 
@@ -188,21 +170,6 @@ def visible_stream(stream: TextIO) -> TextIO:
 
 def _write(text: str, *, error: bool = False) -> None:
     (sys.stderr if error else sys.stdout).write(text)
-
-
-def _is_seen(character: str) -> bool:
-    return character.isprintable() and _INVISIBLE.match(character) is None
-
-
-def _escape(character: str) -> str:
-    short = _SHORT.get(character)
-    if short is not None:
-        return short
-    number = ord(character)
-    if number <= _BMP_END:
-        return f"\\u{number:04x}"
-    high, low = divmod(number - 0x10000, 0x400)
-    return f"\\u{0xD800 + high:04x}\\u{0xDC00 + low:04x}"
 
 
 def _encodable(text: str, encoding: str) -> bool:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from estcore.display import spreadsheet_value, visible
 from estcore.errors import AuditChainBroken, MalformedRequest
 from estcore.tlog.checkpoint import Checkpoint
 from estcore.tlog.cross import is_issued
@@ -33,10 +34,6 @@ _READS = re.compile(r"operator\.(audit-\w+|[a-z-]+-(list|show|status))|audit\.(?
 _REVOKES = re.compile(r"operator\.certificate-(revoke|hold|unhold)|certificate\.revoked")
 _APPROVES = re.compile(r"operator\.request-(approve|reject)")
 _COMMANDS = re.compile(r"operator\.")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_INVISIBLE = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]"
-)
 Fact = Mapping[str, Any]
 
 
@@ -286,8 +283,7 @@ def _csv(section: _Section) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(section.columns)
     for row in section.rows:
-        # No value may be a formula of a spreadsheet.
-        writer.writerow("'" + v if v.startswith(_FORMULA) else v for v in map(_visible, row))
+        writer.writerow(spreadsheet_value(visible(value)) for value in row)
     return text.getvalue().encode()
 
 
@@ -312,12 +308,8 @@ _STYLE = (
 )
 
 
-def _visible(value: str) -> str:
-    return _INVISIBLE.sub(lambda found: f"\\u{ord(found[0]):04x}", value).replace("\n", "\\n")
-
-
 def _escaped(value: str) -> str:
-    return html.escape(_visible(value))
+    return html.escape(visible(value))
 
 
 def _iso(moment: dt.datetime) -> str:
