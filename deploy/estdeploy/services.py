@@ -76,6 +76,7 @@ IMAGES = {
     ),
     "est-witness": Image("estsuite-witness", "est-witness"),
     "estctl": Image("estsuite-client", "estctl", "pkcs11", "job"),
+    "nats-server": Image("estsuite-nats-server", "nats-server", target="job"),
     "setup": Image("estsuite-setup", "est-setup", target="job"),
 }
 """Every image, by the name after ``estsuite/``."""

@@ -160,7 +160,10 @@ async def ready(port: int) -> str:
 
 
 async def empty_world(platform: Platform, folder: Path) -> AuditWorld:
-    """Return a world whose log is empty."""
+    """Return a world whose log is empty and for which nothing waits in the streams."""
+    stored = await platform.stored_messages()
+    for name in {consumer.stream for consumer in topics.AUDIT_CONSUMERS} & stored.keys():
+        await platform.purge_stream(name)
     connection = await platform.postgres.superuser()
     await connection.execute("drop schema if exists audit cascade")
     await connection.execute("create schema audit authorization audit_owner")

@@ -61,6 +61,11 @@ class Platform:
         async with self.administrator() as bus:
             await bus.client.jetstream().delete_stream(name)
 
+    async def purge_stream(self, name: str) -> None:
+        """Remove what a stream holds, also what was delivered and not acknowledged."""
+        async with self.administrator() as bus:
+            await bus.client.jetstream().purge_stream(name)
+
     async def stored_messages(self) -> dict[str, int]:
         """Return how many messages each stream holds."""
         async with self.administrator() as bus:

@@ -28,7 +28,8 @@ from estdev.postgres import EmbeddedPostgres, Role
 from estsuite_testing.quick_postgres import QuickPostgres
 
 POSTGRES_IMAGE = "postgres:18.6-bookworm"
-NATS_IMAGE = "nats:2.15.1-alpine"
+NATS_IMAGE = "estsuite/nats-server:0.1.0"
+"""Of `make images`."""
 
 
 class ExternalPostgres(EmbeddedPostgres):
@@ -125,7 +126,7 @@ class ContainerNATS(EmbeddedNATS):
         name = f"estsuite-nats-{self.port}"
         subprocess.run(
             ["docker", "run", "--rm", "-d", "--name", name, "--network", "host",
-             "-v", f"{self.folder}:{self.folder}", NATS_IMAGE, "-c", str(self.config_file)],
+             "--user", f"{os.geteuid()}:{os.getegid()}", "-v", f"{self.folder}:{self.folder}", NATS_IMAGE, "-c", str(self.config_file)],
             check=True, capture_output=True,
         )  # fmt: skip
         self._container = name
