@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -71,7 +72,8 @@ class SyslogServer:
         """The records as the receiver read them."""
         file = self.folder / "audit.jsonl"
         text = file.read_text(encoding="utf-8") if file.exists() else ""
-        return [json.loads(line) for line in text.splitlines()]
+        complete = text[: text.rfind("\n") + 1].splitlines()
+        return [found for line in complete if (found := _record(line)) is not None]
 
     def unparsed(self) -> str:
         file = self.folder / "unparsed.log"
@@ -112,3 +114,12 @@ class SyslogNG(SyslogServer):
         modules = next((root / "usr/lib").glob("**/libaffile.so")).parent
         command = [binary, "--foreground", "--no-caps", "--cfgfile", str(config), *files, *control]
         return [*command, "--module-path", str(modules)], environment(root)
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """The record on a line; a receiver that was killed may have left half of another before it."""
+    for start in (found.start() for found in re.finditer(r"\{", line)):
+        with contextlib.suppress(json.JSONDecodeError):
+            record: dict[str, Any] = json.loads(line[start:])
+            return record
+    return None
