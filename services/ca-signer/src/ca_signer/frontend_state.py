@@ -26,12 +26,11 @@ from estcore.messages.state import CACertificates, PolicyState, ProfilesState
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
-from estcore.runtime.service import sleep_or_stop
+from estcore.runtime.notices import LOOK_AGAIN_S, Notice
 
 log = logging.getLogger(__name__)
 
 _STATE_EVERY_S = 300
-_LOOK_EVERY_S = 1.0
 
 
 class FrontendStatePublisher:
@@ -43,22 +42,32 @@ class FrontendStatePublisher:
         database: Database,
         decision_context: SigningContext,
         *,
-        look_every_s: float = _LOOK_EVERY_S,
+        look_every_s: float = LOOK_AGAIN_S,
+        notice: Notice | None = None,
     ) -> None:
+        """``notice`` comes when a generation or a rollover changed.
+
+        Without it, or while nobody listens, the ledger is looked at every ``look_every_s``
+        seconds, one at most.
+        """
         self._bus = bus
         self._database = database
         self._decision_context = decision_context
-        self._look_every_s = min(look_every_s, _LOOK_EVERY_S)
+        self._look_every_s = min(look_every_s, LOOK_AGAIN_S)
+        self._notice = notice or Notice()
         self._due = asyncio.Event()
 
     def changed(self) -> None:
         """Say that policy, profiles or the key of messages are others."""
         self._due.set()
+        self._notice.set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Follow the ledger and publish until ``stop``."""
         published_at = monotonic_s()
-        while not await sleep_or_stop(stop, self._look_every_s):
+        while not await self._notice.wait(
+            stop, work_open=self._due.is_set(), again_s=self._look_every_s
+        ):
             late = monotonic_s() - published_at > _STATE_EVERY_S
             try:
                 if await self.follow() or self._due.is_set() or late:

@@ -43,6 +43,7 @@ from estcore.runtime.bus import Bus
 from estcore.runtime.certificate_expiry import CertificateExpiry
 from estcore.runtime.database import Database
 from estcore.runtime.message_keys import message_keys
+from estcore.runtime.notices import Notices
 from estcore.runtime.reload import Reloader, Stamps, Watched, file_stamps
 from estcore.runtime.service import Job, done_or_stop, run_jobs, stop_on_signals
 from estcore.runtime.stream_lengths import StreamLengths
@@ -106,6 +107,7 @@ class SharedParts:
     bus: Bus
     database: Database
     publisher: EventPublisher
+    notices: Notices
     rules_stamps: Stamps = ()
 
 
@@ -139,8 +141,9 @@ async def run(settings: SignerSettings) -> None:
         ):
             publisher = EventPublisher(bus, CLOCK, settings.instance, boot)
             await publisher.own.begin()
+            notices = Notices(settings.database, SERVICE, connections.SCHEMA)
             shared = SharedParts(
-                settings, decision_context, tracing, bus, database, publisher, stamps
+                settings, decision_context, tracing, bus, database, publisher, notices, stamps
             )
             await _serve(shared, admin, checks, stop)
     finally:
@@ -164,12 +167,14 @@ async def _serve(
         shared.decision_context,
         every_s=shared.settings.sweep_every_s,
         crl_lifetime_s=shared.settings.crl_lifetime_s,
+        notices=shared.notices,
     )
     frontend_state = FrontendStatePublisher(
         shared.bus,
         shared.database,
         shared.decision_context,
         look_every_s=shared.settings.reload_every_s,
+        notice=shared.notices.of("generation", "rollover"),
     )
     completeness = StaleLedgerCheck(shared.bus, shared.database, shared.decision_context.issuers)
     checks["ledger_complete"] = lambda: completeness.complete
@@ -194,6 +199,7 @@ async def _serve(
             _stream_lengths(shared).run,
             CertificateExpiry(shared.settings).run,
             shared.database.watch,
+            shared.notices.run,
             frontend_state.run,
             _reloader(shared, frontend_state).run,
             *_issuing_jobs(shared, issuing),

@@ -14,7 +14,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -60,6 +60,24 @@ async def _keep_session(_: asyncpg.Connection[asyncpg.Record]) -> None:
     """
 
 
+def connection_options(
+    settings: DatabaseSettings, application_name: str, **session: str
+) -> dict[str, Any]:
+    """Return asyncpg's arguments for a connection; ``session`` are settings of PostgreSQL.
+
+    Raises:
+        ConfigurationError: a file cannot be read.
+    """
+    return {
+        "dsn": settings.url,
+        "password": _password(settings),
+        "ssl": _tls(settings),
+        "timeout": 5,
+        "command_timeout": settings.statement_timeout_s + 5,
+        "server_settings": {"application_name": application_name, **session},
+    }
+
+
 class Database:
     """A pool of connections to one schema."""
 
@@ -74,23 +92,19 @@ class Database:
         while True:
             try:
                 pool = await asyncpg.create_pool(
-                    settings.url,
-                    password=_password(settings),
-                    ssl=_tls(settings),
+                    **connection_options(
+                        settings,
+                        service,
+                        search_path=schema,
+                        statement_timeout=f"{settings.statement_timeout_s}s",
+                        lock_timeout=f"{settings.lock_timeout_s}s",
+                        idle_in_transaction_session_timeout="30s",
+                        timezone="UTC",
+                    ),
                     min_size=1,
                     max_size=settings.pool_size,
-                    timeout=5,
-                    command_timeout=settings.statement_timeout_s + 5,
                     max_inactive_connection_lifetime=300,
                     reset=_keep_session,
-                    server_settings={
-                        "application_name": service,
-                        "search_path": schema,
-                        "statement_timeout": f"{settings.statement_timeout_s}s",
-                        "lock_timeout": f"{settings.lock_timeout_s}s",
-                        "idle_in_transaction_session_timeout": "30s",
-                        "timezone": "UTC",
-                    },
                 )
             except UNAVAILABLE:
                 await asyncio.sleep(0.5)

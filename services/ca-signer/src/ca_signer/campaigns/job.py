@@ -22,11 +22,10 @@ from estcore.errors import Unavailable
 from estcore.runtime import faults
 from estcore.runtime.database import Connection, Database
 from estcore.runtime.logs import fields
-from estcore.runtime.service import sleep_or_stop
+from estcore.runtime.notices import Notice
 
 log = logging.getLogger(__name__)
 
-_EVERY_S = 1.0
 _SHORTEST = dt.timedelta(seconds=0.5)
 """Between two requests of a campaign, so that a fast one leaves time for the others."""
 _CHECK = dt.timedelta(seconds=5)
@@ -65,33 +64,44 @@ and announced_at is null and campaign_id = $2 limit 1"""
 class CampaignJob:
     """The job of one signer."""
 
-    def __init__(self, database: Database, *, changed: Callable[[], None]) -> None:
-        """``changed`` is called when there is something to publish."""
+    def __init__(
+        self, database: Database, *, changed: Callable[[], None], notice: Notice | None = None
+    ) -> None:
+        """``changed`` is called when there is something to publish.
+
+        ``notice`` comes when there is another campaign, or one is in another state.
+        """
         self._database = database
         self._changed = changed
+        self._notice = notice or Notice()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop``."""
-        while not await sleep_or_stop(stop, _EVERY_S):
+        any_open = True
+        while not await self._notice.wait(stop, work_open=any_open):
             try:
-                await self.step()
+                any_open = await self.step()
             except Unavailable as exc:
+                any_open = True
                 log.warning("campaign deferred", extra=fields(code=exc.code))
 
-    async def step(self) -> None:
+    async def step(self) -> bool:
         """Do what is due now for every campaign that no other signer works on.
+
+        Returns whether any is open, so that there will be more to do without a notice.
 
         Raises:
             Unavailable: the database is unavailable; what was begun is undone.
         """
         async with self._database.connection() as connection:
             if not await progress.any_open(connection):
-                return
+                return False
         for _ in range(_CAMPAIGNS):
             if not await self._database.run(self._next):
-                return
+                break
             faults.hit("signer.campaign")
             self._changed()
+        return True
 
     async def _next(self, connection: Connection) -> bool:
         row = await connection.fetchrow(_NEXT, store.LIFETIME, _CHECK, _SHORTEST)

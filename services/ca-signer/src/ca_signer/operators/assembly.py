@@ -30,6 +30,7 @@ from ca_signer.revocation.publisher import RevocationPublisher
 from ca_signer.signing.issuers import SigningContext
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
+from estcore.runtime.notices import Notices
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,12 @@ def assemble(
     *,
     every_s: float,
     crl_lifetime_s: int,
+    notices: Notices | None = None,
 ) -> Operations:
-    """Join the parts; the result's ``listener``, ``outbox`` and ``lists`` have jobs."""
+    """Join the parts; the result's ``listener``, ``outbox`` and ``lists`` have jobs.
+
+    Without ``notices``, campaigns and bulk revocations are looked for every second.
+    """
     lists = CRLPublisher(
         database,
         bus,
@@ -112,6 +117,12 @@ def assemble(
         revocations=revocations,
         lists=lists,
         fetches=fetches,
-        bulk_revocations=BulkRevocationJob(database, changed=outbox.changed),
-        campaigns=CampaignJob(database, changed=outbox.changed),
+        bulk_revocations=BulkRevocationJob(
+            database,
+            changed=outbox.changed,
+            notice=notices.of("bulk_revocation") if notices else None,
+        ),
+        campaigns=CampaignJob(
+            database, changed=outbox.changed, notice=notices.of("campaign") if notices else None
+        ),
     )

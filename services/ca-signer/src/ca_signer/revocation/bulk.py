@@ -34,12 +34,11 @@ from estcore.errors import Unavailable
 from estcore.messages.audit import Actor, AuditRecord, AuditRecordBuilder
 from estcore.runtime.database import Connection, Database
 from estcore.runtime.logs import fields
-from estcore.runtime.service import sleep_or_stop
+from estcore.runtime.notices import Notice
 
 log = logging.getLogger(__name__)
 
 LIFETIME = dt.timedelta(days=1)
-_EVERY_S = 1.0
 _ANY_OPEN = (
     "select true from bulk_revocation where state in ('selecting', 'proposed', 'running') limit 1"
 )
@@ -49,30 +48,41 @@ _BATCH = 200
 class BulkRevocationJob:
     """The job: selects, revokes at the pace, lets proposals expire."""
 
-    def __init__(self, database: Database, *, changed: Callable[[], None]) -> None:
-        """``changed`` is called when certificates were revoked and have to be published."""
+    def __init__(
+        self, database: Database, *, changed: Callable[[], None], notice: Notice | None = None
+    ) -> None:
+        """``changed`` is called when certificates were revoked and have to be published.
+
+        ``notice`` comes when there is another bulk revocation, or one is in another state.
+        """
         self._database = database
         self._changed = changed
+        self._notice = notice or Notice()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop``."""
-        while not await sleep_or_stop(stop, _EVERY_S):
+        any_open = True
+        while not await self._notice.wait(stop, work_open=any_open):
             try:
-                await self.step()
+                any_open = await self.step()
             except Unavailable as exc:
+                any_open = True
                 log.warning("bulk revocation deferred", extra=fields(code=exc.code))
 
-    async def step(self) -> None:
+    async def step(self) -> bool:
         """Do what is due now for one bulk revocation, if another signer does not.
+
+        Returns whether any is open, so that there will be more to do without a notice.
 
         Raises:
             Unavailable: the database is unavailable; what was begun is undone.
         """
         async with self._database.connection() as connection:
             if not await connection.fetchval(_ANY_OPEN):
-                return
+                return False
         if await self._database.run(self._next):
             self._changed()
+        return True
 
     async def _next(self, connection: Connection) -> bool:
         row = await connection.fetchrow(
