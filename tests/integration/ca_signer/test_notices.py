@@ -20,8 +20,8 @@ from estsuite_testing.signer_stack import SignerStack, signer_stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 TABLES = ("bulk_revocation", "campaign", "generation", "rollover")
-# A job that was not told would look later than this.
-TOLD_S = LOOK_EVERY_S - 5
+# A job that was not notified would look later than this.
+NOTICED_S = LOOK_EVERY_S - 5
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -43,42 +43,42 @@ async def listening(platform: Platform, *tables: str) -> AsyncIterator[dict[str,
     stop = asyncio.Event()
     task = asyncio.ensure_future(notices.run(stop))
     try:
-        await heard(found)
+        await until_listening(found)
         yield found
     finally:
         stop.set()
         await task
-    assert not any(notice.heard for notice in found.values())
+    assert not any(notice.listening for notice in found.values())
 
 
-async def heard(notices: dict[str, Notice]) -> None:
+async def until_listening(notices: dict[str, Notice]) -> None:
     """Wait until a connection listens; the notice about that is taken."""
     async with asyncio.timeout(30):
         for notice in notices.values():
-            while not notice.heard:
+            while not notice.listening:
                 await notice.wait(asyncio.Event(), again_s=0.05)
             await taken(notice)
 
 
 async def taken(notice: Notice) -> None:
-    """Forget what was told so far."""
+    """Forget what was noticed so far."""
     stopped = asyncio.Event()
     stopped.set()
     assert await notice.wait(stopped) is True
 
 
-async def told(notice: Notice) -> None:
-    async with asyncio.timeout(TOLD_S):
+async def noticed(notice: Notice) -> None:
+    async with asyncio.timeout(NOTICED_S):
         assert await notice.wait(asyncio.Event()) is False
 
 
 @pytest.mark.parametrize("table", TABLES)
-async def test_a_change_of_a_table_is_told(
+async def test_a_change_of_a_table_is_noticed(
     signer: SignerStack, platform: Platform, table: str
 ) -> None:
     async with listening(platform, table) as notices:
         await signer.value(f"update {table} set state = state")
-        await told(notices[table])
+        await noticed(notices[table])
 
 
 async def test_the_pace_of_a_campaign_is_no_news(signer: SignerStack, platform: Platform) -> None:
@@ -86,12 +86,12 @@ async def test_the_pace_of_a_campaign_is_no_news(signer: SignerStack, platform: 
         campaign = asyncio.ensure_future(notices["campaign"].wait(asyncio.Event()))
         await signer.value("update campaign set paced_at = paced_at, checked_at = checked_at")
         await signer.value("update bulk_revocation set state = state")
-        await told(notices["bulk_revocation"])
+        await noticed(notices["bulk_revocation"])
         assert not campaign.done()
         campaign.cancel()
 
 
-async def test_jobs_look_when_the_connection_is_lost_and_are_told_again_after_it(
+async def test_jobs_look_when_the_connection_is_lost_and_notice_again_after_it(
     signer: SignerStack, platform: Platform
 ) -> None:
     async with listening(platform, "campaign") as notices:
@@ -103,10 +103,10 @@ async def test_jobs_look_when_the_connection_is_lost_and_are_told_again_after_it
             )
         finally:
             await connection.close()
-        await told(notices["campaign"])
-        await heard(notices)
+        await noticed(notices["campaign"])
+        await until_listening(notices)
         await signer.value("update campaign set state = state")
-        await told(notices["campaign"])
+        await noticed(notices["campaign"])
 
 
 class Watched(BulkRevocationJob):
@@ -136,7 +136,7 @@ async def test_a_proposal_made_at_one_signer_is_worked_on_by_another_at_once(
         arguments = {"reason": "superseded", "per_minute": 60, "service": "nobody"}
         answer = await boss.give(signer, "bulk-revocation-propose", arguments)
         assert answer.result, answer
-        async with asyncio.timeout(TOLD_S):
+        async with asyncio.timeout(NOTICED_S):
             while await signer.value("select true from bulk_revocation where state = 'selecting'"):
                 await asyncio.sleep(0.05)
         stop.set()
@@ -145,10 +145,10 @@ async def test_a_proposal_made_at_one_signer_is_worked_on_by_another_at_once(
 
 async def test_a_notice_before_the_look_is_not_lost_and_several_are_one() -> None:
     notice, stop = Notice(), asyncio.Event()
-    notice.heard = True
+    notice.listening = True
     notice.set()
     notice.set()
-    await told(notice)
+    await noticed(notice)
     waiting = asyncio.ensure_future(notice.wait(stop))
     await asyncio.sleep(0)
     assert not waiting.done()

@@ -47,7 +47,7 @@ class FrontendStatePublisher:
     ) -> None:
         """``notice`` comes when a generation or a rollover changed.
 
-        Without it, or while nobody listens, the ledger is looked at every ``look_every_s``
+        Without it, or while no connection listens, the ledger is looked at every ``look_every_s``
         seconds, one at most.
         """
         self._bus = bus

@@ -2,8 +2,8 @@
 
 A trigger sends the name of the table on the channel ``<schema>_changed`` when a transaction that
 changed it commits. One connection of each process listens. A notice is a hint, never a promise: it
-is lost while that connection is away, and where a pooler shares sessions. So a job looks once a
-second while nobody listens, and every 15 seconds in any case.
+is lost while that connection is lost, and where a pooler shares sessions. So a job looks once a
+second while no connection listens, and every 15 seconds in any case.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S = 15.0
 """Seconds between two looks where no notice came."""
 LOOK_AGAIN_S = 1.0
-"""Seconds between two looks while work is open, or nobody listens."""
+"""Seconds between two looks while work is open, or no connection listens."""
 _CHECK_EVERY_S = 15.0
 _CHECK_TIMEOUT_S = 5.0
 
@@ -31,7 +31,7 @@ class Notice:
     """Wakes the job of one table; several notices between two looks are one."""
 
     def __init__(self) -> None:
-        self.heard = False
+        self.listening = False
         """Whether a connection listens."""
         self._changed = asyncio.Event()
 
@@ -44,9 +44,9 @@ class Notice:
     ) -> bool:
         """Wait until it is time to look; returns whether to stop.
 
-        ``again_s`` seconds while ``work_open``, or while nobody listens.
+        ``again_s`` seconds while ``work_open``, or while no connection listens.
         """
-        pause = LOOK_EVERY_S if self.heard and not work_open else again_s
+        pause = LOOK_EVERY_S if self.listening and not work_open else again_s
         await _first_of(stop, self._changed, seconds=pause)
         self._changed.clear()
         return stop.is_set()
@@ -77,7 +77,7 @@ class Notices:
             except (*UNAVAILABLE, asyncpg.PostgresError) as exc:
                 log.debug("no notices", extra={"error": type(exc).__name__})
             finally:
-                self._tell(heard=False)
+                self._wake(listening=False)
             await sleep_or_stop(stop, LOOK_AGAIN_S)
 
     async def _listen(self, stop: asyncio.Event) -> None:
@@ -88,8 +88,8 @@ class Notices:
         connection.add_termination_listener(lambda _: lost.set())
         try:
             await connection.add_listener(self._channel, self._received)
-            # What changed before somebody listened.
-            self._tell(heard=True)
+            # What changed before this connection listened.
+            self._wake(listening=True)
             while not (stop.is_set() or lost.is_set()):
                 await _first_of(stop, lost, seconds=_CHECK_EVERY_S)
                 if not stop.is_set() and not lost.is_set():
@@ -102,9 +102,9 @@ class Notices:
         if notice := self._notices.get(str(payload)):
             notice.set()
 
-    def _tell(self, *, heard: bool) -> None:
+    def _wake(self, *, listening: bool) -> None:
         for notice in set(self._notices.values()):
-            notice.heard = heard
+            notice.listening = listening
             notice.set()
 
 
