@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from est_issuer.conditions import rfc3339
 from est_issuer.durations import shown
 from est_issuer.requests import Request, names_text, san_of
 from est_issuer.usages import missing
@@ -24,12 +26,13 @@ from estclient.errors import ESTClientError, ServerAway, ServerRefused, StillPen
 from estcore.errors import ESTSuiteError
 from estcore.pki.parsers import PARSER_ERRORS
 
+_CODE = re.compile(r"\[[a-z_]+\.[a-z0-9_]+\]\s*$")
+"""The code with which a reason of the suite ends; one of a server's text counts more than ours."""
 _TEMPORARY = frozenset({408, 425})
 _LONGEST_WAIT_S = 7 * 86400.0
 _FIRST_PAUSE_S = 2.0
 _DEFAULT_PENDING_S = 60.0
 _NEARLY = dt.timedelta(minutes=5)
-"""Servers date certificates back a little, for clocks that are late."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def outcome_of_error(
     spread: Callable[[float, float], float] = random.uniform,
 ) -> Later | Refused:
     """Return what an error of an enrollment means; ``attempt`` counts the failed ones, from 0."""
-    message = f"{error.reason} [{error.code}]" if "[" not in error.reason else error.reason
+    message = error.reason if _CODE.search(error.reason) else f"{error.reason} [{error.code}]"
     if isinstance(error, StillPending):
         wished = error.retry_after_s
         wait = _DEFAULT_PENDING_S if wished is None else wished
@@ -127,18 +130,19 @@ def issued(
         certificate,
         _pem(sent_chain(links, authorities)),
         _pem(links[-1:]),
-        f"the EST server issued the certificate{_duration_note(request, certificate)}",
+        f"the EST server issued the certificate{_duration_note(request, certificate, now)}",
     )
 
 
-def _duration_note(request: Request, certificate: x509.Certificate) -> str:
+def _duration_note(request: Request, certificate: x509.Certificate, now: dt.datetime) -> str:
     """Return a clause where the server's lifetime is not the one that was asked for."""
     if request.duration is None:
         return ""
-    given = certificate.not_valid_after_utc - certificate.not_valid_before_utc
-    if abs(given - request.duration) <= _NEARLY:
+    end = certificate.not_valid_after_utc
+    if abs(end - now - request.duration) <= _NEARLY:
         return ""
-    return f" for {shown(given)}; its profile decides, not the duration {shown(request.duration)}"
+    wanted = shown(request.duration)
+    return f"; it ends {rfc3339(end)}, which the server decides, and not after {wanted}"
 
 
 def _pem(certificates: Sequence[x509.Certificate]) -> bytes:

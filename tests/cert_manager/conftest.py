@@ -1,0 +1,45 @@
+"""est-issuer on the cluster that KUBECONFIG names: ``make issuer-test``.
+
+The cluster gets the definitions of cert-manager, and the namespaces ``est-issuer`` and ``est-issuer-test``, which
+are removed before and afterwards. Needs Go, and its module proxy for cert-manager.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from estsuite_testing.e2e_stack import start_stack, stop_stack
+from estsuite_testing.issuer_world import IssuerWorld, missing
+
+HERE = Path(__file__).parent
+NAMESPACE = "est-issuer-test"
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[IssuerWorld]:
+    if reason := missing():
+        pytest.exit(f"make issuer-test: {reason}", returncode=2)
+    folder = tmp_path_factory.mktemp("issuer")
+    stack = await start_stack(
+        folder, policy=HERE / "policy.yaml", profiles=HERE / "profiles.yaml"
+    )
+    world = IssuerWorld(HERE.parents[1], folder, stack, NAMESPACE)
+    try:
+        await _remove(world)
+        await world.install()
+        await world.bind("est-issuer-secrets")
+        await world.basic_secret()
+        yield world
+    finally:
+        await world.stop()
+        await _remove(world)
+        await stop_stack(stack)
+
+
+async def _remove(world: IssuerWorld) -> None:
+    for namespace in (NAMESPACE, "est-issuer"):
+        await world.kubectl("delete", "namespace", namespace, "--ignore-not-found")
