@@ -59,7 +59,7 @@ def cert_manager_controllers(root: Path) -> Path:
     folder = root / "tests" / "cert_manager" / "controllers"
 
     def build(place: Path) -> None:
-        command = ["go", "build", "-trimpath", "-o", str(place / "controllers"), "."]
+        command = ["go", "build", "-trimpath", "-ldflags=-s -w", "-o", str(place / "controllers"), "."]
         run_build(command, cwd=folder, env=os.environ)
 
     recipe = [folder / name for name in ("main.go", "go.mod", "go.sum")]
@@ -338,6 +338,17 @@ class IssuerWorld:
     async def issued(self) -> int:
         """How many certificates the suite issued until now."""
         return len(await self.stack.ledger())
+
+    async def authenticated(self, name: str) -> list[tuple[str, str]]:
+        """By what operation and whom each certificate of a common name was issued, oldest first."""
+        await self.stack.until_recorded()
+        return [
+            (record["details"]["operation"], record["actor"]["subject"])
+            for record in await self.stack.records()
+            if record["action"] == "certificate.issue"
+            and record["phase"] == "outcome"
+            and record["target"].get("subject") == f"CN={name}"
+        ]
 
 
 def condition(found: Object, kind: str) -> Object:
