@@ -24,9 +24,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Issue
     if reason := missing():
         pytest.exit(f"make issuer-test: {reason}", returncode=2)
     folder = tmp_path_factory.mktemp("issuer")
-    stack = await start_stack(
-        folder, policy=HERE / "policy.yaml", profiles=HERE / "profiles.yaml"
-    )
+    stack = await start_stack(folder, policy=HERE / "policy.yaml", profiles=HERE / "profiles.yaml")
     world = IssuerWorld(HERE.parents[1], folder, stack, NAMESPACE)
     try:
         await _remove(world)

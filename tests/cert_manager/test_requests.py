@@ -9,6 +9,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -45,7 +46,12 @@ def _running(issuer: Process) -> None:
 
 
 async def requested(
-    world: IssuerWorld, name: str, *, issuer: str = "est", decision: str = "Approved", **spec: object
+    world: IssuerWorld,
+    name: str,
+    *,
+    issuer: str = "est",
+    decision: str = "Approved",
+    **spec: Any,
 ) -> x509.CertificateSigningRequest:
     """Create a request for ``<name>.devices.test`` and decide it."""
     _, csr = make_request(f"{name}.devices.test")
@@ -115,7 +121,10 @@ async def test_without_a_right_the_issuer_names_it_and_is_ready_once_it_is_given
         moved["metadata"]["namespace"] = other
         await world.apply(moved)
         ready = await world.until_ready("estissuer", "est", namespace=other, reason="Forbidden")
-        assert f"bind the ClusterRole est-issuer-secrets to it in namespace {other}" in ready["message"]
+        assert (
+            f"bind the ClusterRole est-issuer-secrets to it in namespace {other}"
+            in ready["message"]
+        )
         await world.bind("est-issuer-secrets", other)
         await world.until_ready("estissuer", "est", namespace=other, status="True")
     finally:

@@ -59,7 +59,15 @@ def cert_manager_controllers(root: Path) -> Path:
     folder = root / "tests" / "cert_manager" / "controllers"
 
     def build(place: Path) -> None:
-        command = ["go", "build", "-trimpath", "-ldflags=-s -w", "-o", str(place / "controllers"), "."]
+        command = [
+            "go",
+            "build",
+            "-trimpath",
+            "-ldflags=-s -w",
+            "-o",
+            str(place / "controllers"),
+            ".",
+        ]
         run_build(command, cwd=folder, env=os.environ)
 
     recipe = [folder / name for name in ("main.go", "go.mod", "go.sum")]
@@ -177,7 +185,9 @@ class IssuerWorld:
         names = [f"crd/{n}.{GROUP}" for n in ("estissuers", "estclusterissuers")]
         await self.kubectl("wait", "--for=condition=Established", *names)
         await self.kubectl("apply", "-f", str(component / "rbac.yaml"))
-        await self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}})
+        await self.apply(
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}}
+        )
 
     async def bind(self, role: str, namespace: str | None = None) -> None:
         """Bind a ClusterRole to the controller in a namespace of tests."""
@@ -186,7 +196,11 @@ class IssuerWorld:
                 "apiVersion": "rbac.authorization.k8s.io/v1",
                 "kind": "RoleBinding",
                 "metadata": {"name": role, "namespace": namespace or self.namespace},
-                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+                "roleRef": {
+                    "apiGroup": "rbac.authorization.k8s.io",
+                    "kind": "ClusterRole",
+                    "name": role,
+                },
                 "subjects": [{"kind": "ServiceAccount", "name": SYSTEM, "namespace": SYSTEM}],
             }
         )
@@ -198,7 +212,11 @@ class IssuerWorld:
                 "apiVersion": "rbac.authorization.k8s.io/v1",
                 "kind": "ClusterRoleBinding",
                 "metadata": {"name": role},
-                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+                "roleRef": {
+                    "apiGroup": "rbac.authorization.k8s.io",
+                    "kind": "ClusterRole",
+                    "name": role,
+                },
                 "subjects": [{"kind": "ServiceAccount", "name": SYSTEM, "namespace": SYSTEM}],
             }
         )
@@ -217,7 +235,7 @@ class IssuerWorld:
             **settings,
         }
         path.write_text(yaml.safe_dump(content))
-        command = [BIN / "est-issuer", "run", "--config", path]
+        command = [str(BIN / "est-issuer"), "run", "--config", str(path)]
         started = await self._start(command, self.folder / f"{instance}.log", port)
         for _ in range(300):
             assert started.process.returncode is None, started.path.read_text()
@@ -229,7 +247,7 @@ class IssuerWorld:
     async def start_cert_manager(self) -> Process:
         """Start cert-manager's own controllers, with its approver."""
         program = await asyncio.to_thread(cert_manager_controllers, self.root)
-        return await self._start([program], self.folder / "cert-manager.log", 0)
+        return await self._start([str(program)], self.folder / "cert-manager.log", 0)
 
     async def stop(self) -> None:
         for process in self.processes.values():
@@ -239,7 +257,7 @@ class IssuerWorld:
         """Stop a replica of est-issuer, or kill it."""
         await self.processes.pop(instance).stop(kill=kill)
 
-    async def _start(self, command: Sequence[Path | str], log: Path, port: int) -> Process:
+    async def _start(self, command: Sequence[str], log: Path, port: int) -> Process:
         file = log.open("ab")
         process = await asyncio.create_subprocess_exec(*command, stdout=file, stderr=file)
         started = Process(process, file, log, port)
@@ -305,7 +323,9 @@ class IssuerWorld:
             "spec": {**good, **spec},
         }
 
-    def request(self, name: str, csr: bytes, *, issuer: str, kind: str = "ESTIssuer", **spec: object) -> Object:
+    def request(
+        self, name: str, csr: bytes, *, issuer: str, kind: str = "ESTIssuer", **spec: Any
+    ) -> Object:
         """Return a CertificateRequest."""
         return {
             "apiVersion": "cert-manager.io/v1",

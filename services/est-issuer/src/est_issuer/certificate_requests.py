@@ -189,7 +189,7 @@ class RequestController:
         except IssuerUnusable as exc:
             self._waiting[issuer].add(key)
             text = "" if exc.condition == UNCHECKED else exc.reason
-            return Later(text, _WITHOUT_ISSUER_S, exc.code)
+            return Later(text, min(_WITHOUT_ISSUER_S, self._settings.longest_pause_s), exc.code)
         except ESTClientError as exc:
             longest_s = self._settings.longest_pause_s
             outcome = outcome_of_error(exc, attempts.failed, longest_s=longest_s)

@@ -5,7 +5,7 @@ requests are sent by one replica at a time.
 
 - Whether a lease is still held is measured with this machine's own clock, from the moment its
   renewal was seen: clocks of replicas need not agree.
-- A leader that could not renew for two thirds of the duration stops its work before the lease ends.
+- A leader that could not renew for half of the duration stops its work, before the lease ends.
 - A replica that stops gives the lease back, so that the next one need not wait.
 """
 
@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
+import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Literal
 
 from est_issuer.api import KubernetesAPI
 from est_issuer.errors import APIRefused, APIUnavailable, ObjectChanged, ObjectMissing
@@ -27,9 +28,10 @@ from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
 _unreachable = Repetition(log, "the lease cannot be read or written")
-_TRIES = 5
+_TRIES = 6
 """Renewals within one duration."""
 
+State = Literal["held", "lost", "unknown"]
 Work = Callable[[asyncio.Event], Awaitable[None]]
 
 
@@ -37,58 +39,71 @@ class Election:
     """One candidate."""
 
     def __init__(
-        self, api: KubernetesAPI, key: Key, identity: str, duration_s: int, clock: Clock
+        self, api: KubernetesAPI, key: Key, name: str, duration_s: int, clock: Clock
     ) -> None:
-        self._api, self._key, self._identity = api, key, identity
+        self._api, self._key = api, key
+        # A process that replaces one of the same name waits for its lease to end.
+        self._identity = f"{name}_{uuid.uuid4()}"
         self._duration_s, self._clock = duration_s, clock
+        self._every_s = duration_s / _TRIES
         self._seen: tuple[object, float] = (None, -1e9)
         """What the lease said last, and when that was first seen."""
 
     async def run(self, stop: asyncio.Event, work: Work) -> None:
         """Work whenever this replica is the leader, until ``stop``.
 
-        ``work`` gets an event that is set when it has to end; it is cancelled a moment later.
+        ``work`` gets an event that is set when it has to end; after a lost lease it is cancelled.
         """
-        every_s = self._duration_s / _TRIES
         while not stop.is_set():
-            if await self._acquired():
-                await self._lead(stop, work, every_s)
-            await sleep_or_stop(stop, every_s)
+            if await self._state() == "held":
+                await self._lead(stop, work)
+            await sleep_or_stop(stop, self._every_s)
 
-    async def _lead(self, stop: asyncio.Event, work: Work, every_s: float) -> None:
+    async def _lead(self, stop: asyncio.Event, work: Work) -> None:
         log.info("this replica is the leader", extra=fields(lease=str(self._key)))
         LEADER.set(1)
         ending = asyncio.Event()
         task = asyncio.ensure_future(work(ending))
+        stopped = asyncio.ensure_future(stop.wait())
         try:
-            renewed = monotonic_s()
-            while not stop.is_set() and not task.done():
-                await asyncio.wait([task], timeout=every_s if not stop.is_set() else 0)
-                if await self._acquired():
-                    renewed = monotonic_s()
-                elif monotonic_s() - renewed > self._duration_s * 2 / 3:
+            renewed, first = monotonic_s(), asyncio.FIRST_COMPLETED
+            while not task.done():
+                await asyncio.wait([task, stopped], timeout=self._every_s, return_when=first)
+                if stop.is_set():
+                    break
+                begun, state = monotonic_s(), await self._state()
+                renewed = begun if state == "held" else renewed
+                if state == "lost" or monotonic_s() - renewed > self._duration_s / 2:
                     log.error("the lease was lost", extra=fields(lease=str(self._key)))
                     task.cancel()
                     break
         finally:
             LEADER.set(0)
+            stopped.cancel()
             ending.set()
-            # In hand is at most one request to the EST server; it is finished within its timeout.
+            # In hand are requests to EST servers, each of which ends within its timeout.
             await asyncio.wait([task], timeout=None if stop.is_set() else 1)
             task.cancel()
             await self._release()
         if not task.cancelled() and task.done():
             task.result()
 
-    async def _acquired(self) -> bool:
-        """Take or renew the lease; returns whether this replica holds it."""
+    async def _state(self) -> State:
+        """Take or renew the lease; a call that hangs ends before the lease does."""
+        try:
+            async with asyncio.timeout(self._every_s):
+                return await self._taken()
+        except TimeoutError:
+            _unreachable.warn(reason="no answer in time", code="kubernetes.unavailable")
+        except (APIRefused, APIUnavailable) as exc:
+            _unreachable.warn(reason=exc.reason, code=exc.code)
+        return "unknown"
+
+    async def _taken(self) -> State:
         try:
             lease = await self._api.get(LEASES, self._key)
         except ObjectMissing:
             return await self._write(None)
-        except (APIRefused, APIUnavailable) as exc:
-            _unreachable.warn(reason=exc.reason, code=exc.code)
-            return False
         spec = lease.get("spec") or {}
         state = (spec.get("holderIdentity"), spec.get("renewTime"))
         if state != self._seen[0]:
@@ -96,10 +111,10 @@ class Election:
         holder = spec.get("holderIdentity") or ""
         held_s = monotonic_s() - self._seen[1]
         if holder not in {"", self._identity} and held_s < self._duration_s:
-            return False
+            return "lost"
         return await self._write(lease)
 
-    async def _write(self, lease: dict[str, Any] | None) -> bool:
+    async def _write(self, lease: dict[str, Any] | None) -> State:
         before = (lease or {}).get("spec") or {}
         now = _micro_time(self._clock.now())
         again = before.get("holderIdentity") == self._identity
@@ -115,14 +130,15 @@ class Election:
     async def _release(self) -> None:
         """Give the lease back, if it is this replica's."""
         try:
-            lease = await self._api.get(LEASES, self._key)
-        except (APIRefused, APIUnavailable):
-            return
-        spec = lease.get("spec") or {}
-        if spec.get("holderIdentity") == self._identity:
-            await self._stored(lease, {**spec, "holderIdentity": ""})
+            async with asyncio.timeout(self._every_s):
+                lease = await self._api.get(LEASES, self._key)
+                spec = lease.get("spec") or {}
+                if spec.get("holderIdentity") == self._identity:
+                    await self._stored(lease, {**spec, "holderIdentity": ""})
+        except (TimeoutError, APIRefused, APIUnavailable):
+            return  # it ends by itself
 
-    async def _stored(self, lease: dict[str, Any] | None, spec: dict[str, Any]) -> bool:
+    async def _stored(self, lease: dict[str, Any] | None, spec: dict[str, Any]) -> State:
         metadata = {"name": self._key.name, "namespace": self._key.namespace}
         body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata}
         try:
@@ -131,11 +147,8 @@ class Election:
             else:
                 await self._api.replace(LEASES, self._key, {**lease, "spec": spec})
         except ObjectChanged:
-            return False  # a different replica was faster
-        except (APIRefused, APIUnavailable) as exc:
-            _unreachable.warn(reason=exc.reason, code=exc.code)
-            return False
-        return True
+            return "unknown"  # a different replica was faster, as the next reading shows
+        return "held"
 
 
 def _micro_time(moment: dt.datetime) -> str:

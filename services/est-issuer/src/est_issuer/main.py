@@ -12,6 +12,7 @@ from est_issuer.api import KubernetesAPI
 from est_issuer.controller import Controller
 from est_issuer.election import Election
 from est_issuer.kinds import Key
+from est_issuer.metrics import ISSUERS_READY, WAITING
 from est_issuer.settings import PREFIX, IssuerSettings
 from estcore.clock import SystemClock
 from estcore.runtime import command_line, logs
@@ -57,7 +58,11 @@ async def _serve(settings: IssuerSettings, api: KubernetesAPI, stop: asyncio.Eve
 
     async def work(ending: asyncio.Event) -> None:
         # A leader begins with nothing known: what happened before is in the objects.
-        await Controller(api, settings, clock).run(ending)
+        try:
+            await Controller(api, settings, clock).run(ending)
+        finally:
+            ISSUERS_READY.clear()
+            WAITING.set(0)
 
     async def candidate(stopping: asyncio.Event) -> None:
         await election.run(stopping, work)
