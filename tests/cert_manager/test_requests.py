@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 from cryptography import x509
 
+from estsuite_testing.chains import make_request
 from estsuite_testing.e2e_stack import same_key, write_key
 from estsuite_testing.issuer_world import (
     GROUP,
@@ -23,7 +24,6 @@ from estsuite_testing.issuer_world import (
     Process,
     certificates_in,
     condition,
-    make_request,
 )
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]

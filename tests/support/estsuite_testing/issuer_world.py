@@ -21,10 +21,6 @@ from typing import IO, Any
 
 import yaml
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
 from estdev.local import admin_get
 from estdev.ports import free_port
@@ -375,19 +371,6 @@ def condition(found: Object, kind: str) -> Object:
     """Return a condition of an object; empty if there is none."""
     conditions = (found.get("status") or {}).get("conditions") or []
     return next((c for c in conditions if c["type"] == kind), {})
-
-
-def make_request(name: str, *, is_ca: bool = False) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
-    """Return a key and a CSR in PEM for a DNS name."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    builder = x509.CertificateSigningRequestBuilder(subject)
-    builder = builder.add_extension(
-        x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False
-    )
-    if is_ca:
-        builder = builder.add_extension(x509.BasicConstraints(True, None), critical=True)
-    return key, builder.sign(key, SHA256()).public_bytes(Encoding.PEM)
 
 
 def certificates_in(text: str) -> list[x509.Certificate]:
