@@ -2,10 +2,15 @@
 
 The cluster gets the definitions of cert-manager, and the namespaces ``est-issuer`` and ``est-issuer-test``, which
 are removed before and afterwards. Needs Go, and its module proxy for cert-manager.
+
+    KUBECONFIG          the cluster
+    CLUSTER_HOST        an address of this machine that pods reach; with it, est-issuer also runs in pods
+                        of its image, which is on the nodes
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,6 +22,7 @@ from estsuite_testing.issuer_world import IssuerWorld, missing
 
 HERE = Path(__file__).parent
 NAMESPACE = "est-issuer-test"
+collect_ignore = [] if os.environ.get("CLUSTER_HOST") else ["test_in_pods.py"]
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -93,9 +93,7 @@ AGENTS = Board(
                     ("est_issuer_issuer_ready == 0", "{{kind}} {{issuer}}"),
                     stat=True,
                 ),
-                panel(
-                    "Leader", "short", ("sum by (instance) (est_issuer_leader)", "{{instance}}")
-                ),
+                panel("Leader", "short", ("sum by (instance) (est_issuer_leader)", "{{instance}}")),
                 panel("Waiting requests", "short", ("max(est_issuer_waiting)", "waiting")),
                 panel(
                     "Requests",
