@@ -7,11 +7,20 @@ import datetime as dt
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
-from est_issuer.credentials import Certificate, Connection, checked_anchors
+from est_issuer.credentials import (
+    Certificate,
+    Connection,
+    checked_anchors,
+    checked_certificate,
+)
 from est_issuer.errors import IssuerUnusable
 from est_issuer.present_certificate import fits
 from est_issuer.requests import Request
@@ -84,3 +93,13 @@ def test_a_key_that_does_not_fit_its_certificate_is_refused() -> None:
     wrong = Certificate(PRESENT.chain, key_pem(ROOT[1]))
     with pytest.raises(IssuerUnusable, match="certificate and key do not fit together"):
         Connection("https://est.example", None, ANCHORS, certificate=wrong).client(1)
+    with pytest.raises(IssuerUnusable, match=r"Secret ra: tls[.]key is not of tls[.]crt"):
+        checked_certificate(wrong, "ra")
+    assert checked_certificate(PRESENT, "ra") == PRESENT
+
+
+def test_an_encrypted_key_is_refused_before_the_tls_library_asks_for_its_password() -> None:
+    encryption = BestAvailableEncryption(b"password")
+    key = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+    with pytest.raises(IssuerUnusable, match="no unencrypted key in"):
+        checked_certificate(Certificate(PRESENT.chain, key), "ra")

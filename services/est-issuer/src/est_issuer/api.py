@@ -22,6 +22,7 @@ from kubernetes_asyncio.config import (
     load_incluster_config,
     load_kube_config,
 )
+from yaml import YAMLError
 
 from est_issuer.errors import APIRefused, APIUnavailable, ObjectChanged, ObjectMissing
 from est_issuer.kinds import FIELD_MANAGER, Key, Resource
@@ -34,6 +35,11 @@ _PAGE = 500
 _LATER = frozenset({408, 429, 500, 502, 503, 504})
 _GONE, _NOT_FOUND, _CONFLICT = 410, 404, 409
 _TEXT_LIMIT = 300
+_KUBECONFIG_ERRORS: tuple[type[Exception], ...] = (
+    *(ConfigException, YAMLError, OSError),
+    *(ValueError, TypeError, LookupError, AttributeError, AssertionError),
+)
+"""What the library raises for a file that is no kubeconfig."""
 MERGE_PATCH = "application/merge-patch+json"
 
 
@@ -72,7 +78,7 @@ class KubernetesAPI:
                     str(kubeconfig), client_configuration=configuration, persist_config=False
                 )
             return cls(ApiClient(configuration))
-        except (ConfigException, OSError, ValueError) as exc:
+        except _KUBECONFIG_ERRORS as exc:
             place = kubeconfig or "the service account of the pod"
             raise ConfigurationError(f"cannot use {place}: {' '.join(str(exc).split())}") from exc
 
@@ -244,7 +250,7 @@ class KubernetesAPI:
                 return response
             text = await response.text()
             response.release()
-        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+        except (aiohttp.ClientError, TimeoutError, OSError, ConfigException) as exc:
             self.answered = False
             reason = " ".join(str(exc).split())[:_TEXT_LIMIT] or in_words(exc)
             raise APIUnavailable(f"the Kubernetes API: {reason}") from exc

@@ -140,7 +140,7 @@ class RequestController:
             request = self._source.read(found)
         except InvalidRequest as exc:
             status = self._source.invalid(found, exc.reason)
-            await self._end(found, status, "invalid", exc.code, message=exc.reason)
+            await self._end(found, status, "invalid", exc.code, reason=exc.reason)
             return None
         return await self._process(key, found, issuer, request)
 
@@ -201,9 +201,7 @@ class RequestController:
             return
         log.info(
             "request is pending",
-            extra=self._fields(
-                found, code=later.code, message=later.message, after_s=later.after_s
-            ),
+            extra=self._fields(found, code=later.code, reason=later.message, after_s=later.after_s),
         )
         status = self._source.pending(found, later.message)
         if status is not None and status["conditions"] != found.get("status", {}).get("conditions"):
@@ -212,10 +210,10 @@ class RequestController:
     async def _answer(self, found: Object, outcome: Issued | Refused) -> None:
         status = self._source.answered(found, outcome)
         if isinstance(outcome, Refused):
-            await self._end(found, status, "refused", outcome.code, message=outcome.message)
+            await self._end(found, status, "refused", outcome.code, reason=outcome.message)
             return
         serial = serial_hex(outcome.certificate.serial_number)
-        await self._end(found, status, "issued", "", message=outcome.message, serial=serial)
+        await self._end(found, status, "issued", "", serial=serial)
 
     async def _end(
         self, found: Object, status: Object | None, outcome: str, code: str, **values: str

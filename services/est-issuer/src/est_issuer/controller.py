@@ -123,8 +123,9 @@ class Controller:
 
     def _adder(self, source: Source, processor: _Processor[Key]) -> Callable[[Event], None]:
         def receive(event: Event) -> None:
-            # Requests to others' issuers are most of them: they are not read one by one.
-            if event.deleted or source.issuer(event.object) is not None:
+            # Most are for others' issuers, or have an outcome: they are not read one by one.
+            wanted = source.issuer(event.object) and source.step(event.object) != "ignore"
+            if event.deleted or wanted:
                 processor.queue.add(event.key)
 
         return receive

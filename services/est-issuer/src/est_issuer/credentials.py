@@ -14,7 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+)
 
 from est_issuer.api import KubernetesAPI
 from est_issuer.errors import APIRefused, IssuerUnusable, ObjectMissing
@@ -136,7 +141,7 @@ class References:
             raise IssuerUnusable("InvalidSpec", "spec.credentials is empty")
         name = wanted.client_certificate.secret_ref.name
         chain, key = await self.secret(name, "tls.crt", "tls.key")
-        certificate = Certificate(chain, key)
+        certificate = checked_certificate(Certificate(chain, key), name)
         return Connection(plain.url, plain.label, plain.trust, certificate=certificate)
 
     async def _read(self, resource: Resource, name: str, keys: tuple[str, ...]) -> list[bytes]:
@@ -179,6 +184,32 @@ def checked_anchors(pem: bytes, place: str = "spec.trust.caBundle") -> bytes:
         return b"".join(c.public_bytes(Encoding.PEM) for c in certificates)
     except PARSER_ERRORS as exc:
         raise IssuerUnusable("InvalidTrust", f"{place}: no certificates in PEM") from exc
+
+
+def checked_certificate(certificate: Certificate, name: str) -> Certificate:
+    """Return a client certificate that can be read, with a key that is not encrypted.
+
+    An encrypted key is refused here: the TLS library would ask a terminal for its password.
+
+    Raises:
+        IssuerUnusable: certificate or key cannot be read, or they do not fit together.
+    """
+    try:
+        first = x509.load_pem_x509_certificates(certificate.chain)[0]
+        key = load_pem_private_key(certificate.key, password=None)
+        same = _spki(first.public_key()) == _spki(key.public_key())
+    except PARSER_ERRORS as exc:
+        raise IssuerUnusable(
+            "InvalidCredentials",
+            f"Secret {name}: no certificate in PEM in tls.crt, or no unencrypted key in tls.key",
+        ) from exc
+    if not same:
+        raise IssuerUnusable("InvalidCredentials", f"Secret {name}: tls.key is not of tls.crt")
+    return certificate
+
+
+def _spki(key: PublicKeyTypes) -> bytes:
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _decoded(text: str, place: str) -> bytes:

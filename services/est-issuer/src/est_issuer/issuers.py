@@ -151,6 +151,7 @@ class IssuerController:
         try:
             spec = read_spec(found)
             connection = await self.references(reference).connection(spec)
+            self._check_certificate(spec, connection)
             client = connection.client(self._settings.request_timeout_s)
             received = await client.cacerts()
             checked.authorities = self._trusted(received, connection)
@@ -169,6 +170,24 @@ class IssuerController:
         checked.next_s = monotonic_s() + pause * random.uniform(0.5, 1)  # noqa: S311 - spread
         await self._report(found, False, reason, message, checked)
         return checked
+
+    def _check_certificate(self, spec: IssuerSpec, connection: Connection) -> None:
+        """Check that a client certificate is valid now.
+
+        Raises:
+            IssuerUnusable: it is not.
+        """
+        wanted, present = spec.credentials.client_certificate, connection.certificate
+        if wanted is None or present is None:
+            return
+        certificate = x509.load_pem_x509_certificates(present.chain)[0]
+        if not is_valid(certificate, self._clock.now()):
+            end = rfc3339(certificate.not_valid_after_utc)
+            name = wanted.secret_ref.name
+            raise IssuerUnusable(
+                "InvalidCredentials",
+                f"Secret {name}: its certificate is not valid now, it ends {end}",
+            )
 
     def _trusted(
         self, received: list[x509.Certificate], connection: Connection
@@ -203,7 +222,7 @@ class IssuerController:
                 issuer=str(key_of(found)),
                 ready=ready,
                 reason=reason,
-                message=new["message"],
+                details=new["message"],
             ),
         )
         status: dict[str, Any] = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -19,10 +21,12 @@ from estcore.runtime import command_line, logs
 from estcore.runtime.admin import AdminServer, note_build
 from estcore.runtime.command_line import PATH, Group
 from estcore.runtime.console import console_script
-from estcore.runtime.service import run_jobs, stop_on_signals
+from estcore.runtime.logs import fields
+from estcore.runtime.service import not_retrieved, run_jobs, stop_on_signals
 from estcore.runtime.settings import load_settings
 from estcore.runtime.terminal import write_line
 
+log = logging.getLogger(__name__)
 NAME, DISTRIBUTION = "est-issuer", "estsuite-issuer"
 issuer = Group(
     NAME,
@@ -72,15 +76,26 @@ async def _serve(settings: IssuerSettings, api: KubernetesAPI, stop: asyncio.Eve
 
 @issuer.command("run", help="Serve until SIGTERM.")
 @_config
-def _run(config: Path | None) -> None:
+def _run(config: Path | None) -> int:
     settings = load_settings(IssuerSettings, PREFIX, config)
     logs.configure(NAME, settings.instance, settings.telemetry.log_level)
     note_build(NAME, DISTRIBUTION)
 
     async def serve() -> None:
+        asyncio.get_running_loop().set_exception_handler(not_retrieved)
         await run(settings, stop_on_signals())
 
-    asyncio.run(serve())
+    log.info("service starts", extra=fields(version=version(DISTRIBUTION)))
+    try:
+        asyncio.run(serve())
+    except ExceptionGroup as group:
+        first: BaseException = group
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        log.error("service stops after a crash", exc_info=first)
+        return command_line.EXIT_FAILED
+    log.info("service stopped")
+    return 0
 
 
 @issuer.command("check-config", help="Read the settings.")

@@ -12,21 +12,14 @@ import datetime as dt
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_pem_private_key,
-)
 
 from est_issuer.api import KubernetesAPI
-from est_issuer.credentials import Certificate, References
+from est_issuer.credentials import Certificate, References, checked_certificate
 from est_issuer.errors import APIRefused, IssuerUnusable, ObjectMissing
 from est_issuer.kinds import CERTIFICATES, Key
 from est_issuer.requests import Request, san_of
 from estclient.est.trust_anchors import is_valid
-from estcore.pki.keys import spki_der
-from estcore.pki.parsers import PARSER_ERRORS
+from estcore.pki.parsers import READING_ERRORS
 
 _FORBIDDEN = 403
 ROLE = "est-issuer-reenroll"
@@ -75,20 +68,15 @@ class PresentCertificates:
 def fits(present: Certificate, request: Request, *, now: dt.datetime) -> bool:
     """Return whether a certificate may renew itself by a request: its names, time and key fit."""
     try:
+        checked_certificate(present, "of the Certificate")
         certificate = x509.load_pem_x509_certificates(present.chain)[0]
-        key = load_pem_private_key(present.key, password=None)
         return (
             is_valid(certificate, now)
             and certificate.subject == request.csr.subject
             and san_of(certificate) == san_of(request.csr)
-            and spki_der(certificate.public_key()) == _spki(key)
         )
-    except PARSER_ERRORS:
+    except READING_ERRORS:
         return False
-
-
-def _spki(key: PrivateKeyTypes) -> bytes:
-    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _forbidden(exc: Exception, namespace: str, what: str) -> Exception:
