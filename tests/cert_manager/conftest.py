@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from estcore.clock import SystemClock
 from estsuite_testing.e2e_stack import start_stack, stop_stack
 from estsuite_testing.issuer_world import IssuerWorld, missing
+from estsuite_testing.token_issuer import TestIssuer, serving
 
 HERE = Path(__file__).parent
 NAMESPACE = "est-issuer-test"
@@ -30,8 +33,23 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Issue
     if reason := missing():
         pytest.exit(f"make issuer-test: {reason}", returncode=2)
     folder = tmp_path_factory.mktemp("issuer")
-    stack = await start_stack(folder, policy=HERE / "policy.yaml", profiles=HERE / "profiles.yaml")
-    world = IssuerWorld(HERE.parents[1], folder, stack, NAMESPACE)
+    async with (
+        serving(folder, clock=SystemClock()) as tokens,
+        suite_and_cluster(folder, tokens) as found,
+    ):
+        yield found
+
+
+@asynccontextmanager
+async def suite_and_cluster(folder: Path, tokens: TestIssuer) -> AsyncIterator[IssuerWorld]:
+    token_issuer = tokens.settings().model_dump(mode="json", exclude_defaults=True)
+    stack = await start_stack(
+        folder,
+        policy=HERE / "policy.yaml",
+        profiles=HERE / "profiles.yaml",
+        overrides={"est-frontend": {"token_issuers": [token_issuer]}},
+    )
+    world = IssuerWorld(HERE.parents[1], folder, stack, NAMESPACE, tokens)
     try:
         await _remove(world)
         await world.install()

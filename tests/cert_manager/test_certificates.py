@@ -25,9 +25,15 @@ async def controllers(world: IssuerWorld) -> AsyncIterator[None]:
     """cert-manager, est-issuer, and two issuers: one that enrolls and one that re-enrolls."""
     await world.bind("est-issuer-reenroll")
     started = [await world.start_cert_manager(), await world.start_issuer("issuer-cm")]
-    await world.apply(world.issuer("enroll"), world.issuer("reenroll", renewal="Reenroll"))
-    for name in ("enroll", "reenroll"):
+    await world.apply(
+        world.issuer("enroll"),
+        world.issuer("reenroll", renewal="Reenroll"),
+        world.issuer("short", label="short", renewal="Reenroll"),
+    )
+    for name in ("enroll", "reenroll", "short"):
         await world.until_ready("estissuer", name, status="True")
+    # It is due after 40 seconds, while the other tests run.
+    await world.apply(certificate(world, "short", issuer="short"))
     yield
     for process in started:
         await process.stop()
@@ -157,3 +163,14 @@ async def test_without_the_right_to_reenroll_the_request_says_so(world: IssuerWo
     finally:
         await world.bind("est-issuer-reenroll")
     await world.until_ready("certificaterequest", "no-right-2", status="True")
+
+
+async def test_it_is_renewed_when_two_thirds_of_its_lifetime_are_over(world: IssuerWorld) -> None:
+    def renewed(found: Object) -> bool:
+        ready = condition(found, "Ready").get("status") == "True"
+        return ready and int(found["status"].get("revision", 0)) > 1
+
+    await world.until("certificate", "short", renewed, within_s=90)
+    first, second, *_ = await world.authenticated("short.devices.test")
+    assert first == ("simpleenroll", "secret:load")
+    assert second == ("simplereenroll", "certificate:issuing/CN=short.devices.test")

@@ -249,6 +249,14 @@ async def test_a_client_certificate_is_a_credential(world: IssuerWorld) -> None:
     await world.until_ready("certificaterequest", "by-certificate", status="True")
 
 
+async def test_a_bearer_token_is_a_credential(world: IssuerWorld) -> None:
+    await world.secret("token", token=world.tokens.token() + "\n")
+    by_token = {"token": {"secretRef": {"name": "token"}}}
+    await world.apply(world.issuer("token", credentials=by_token))
+    await requested(world, "by-token", issuer="token")
+    await world.until_ready("certificaterequest", "by-token", status="True")
+
+
 async def test_while_the_signer_is_down_requests_are_pending_and_then_issued_once(
     world: IssuerWorld,
 ) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 import yaml
 from cryptography import x509
@@ -26,6 +27,7 @@ from estdev.local import admin_get
 from estdev.ports import free_port
 from estsuite_testing.build_cache import built, run_build
 from estsuite_testing.e2e_stack import Stack
+from estsuite_testing.token_issuer import TestIssuer
 
 BIN = Path(sys.executable).parent
 SYSTEM = "est-issuer"
@@ -98,6 +100,7 @@ class IssuerWorld:
     folder: Path
     stack: Stack
     namespace: str
+    tokens: TestIssuer
     processes: dict[str, Process] = field(default_factory=dict)
 
     # kubectl
@@ -223,7 +226,7 @@ class IssuerWorld:
         path = self.folder / f"{instance}.yaml"
         content = {
             "instance": instance,
-            "kubeconfig_file": str(await self._kubeconfig()),
+            "kubeconfig_file": str(await self.kubeconfig()),
             "signing_requests": True,
             "longest_pause_s": 2,
             "lease": {"duration_s": 5},
@@ -260,16 +263,27 @@ class IssuerWorld:
         self.processes[log.stem] = started
         return started
 
-    async def _kubeconfig(self) -> Path:
-        path = self.folder / "kubeconfig"
+    async def kubeconfig(self, through: int | None = None) -> Path:
+        """Return a kubeconfig with the rights of the controller; ``through`` is a port of loopback."""
+        path = self.folder / f"kubeconfig-{through or 'direct'}"
         if not path.exists():
             token = await self.kubectl("create", "token", SYSTEM, "-n", SYSTEM, "--duration=1h")
             text = await self.kubectl("config", "view", "--raw", "--minify", "-o", "json")
             config = json.loads(text)
             config["users"][0]["user"] = {"token": token.strip()}
+            if through is not None:
+                cluster = config["clusters"][0]["cluster"]
+                cluster["tls-server-name"] = urlsplit(cluster["server"]).hostname
+                cluster["server"] = f"https://127.0.0.1:{through}"
             path.touch(mode=0o600)
             path.write_text(json.dumps(config))
         return path
+
+    async def api_server(self) -> tuple[str, int]:
+        """Return host and port of the API server."""
+        text = await self.kubectl("config", "view", "--minify", "-o", "json")
+        parts = urlsplit(json.loads(text)["clusters"][0]["cluster"]["server"])
+        return parts.hostname or "", parts.port or 443
 
     # Objects
 
