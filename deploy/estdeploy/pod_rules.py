@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from estdeploy.manifests import Document, Pod, named, of_kind, pods
+from estdeploy.manifests import WORKLOADS, Document, Pod, named, of_kind, pods
 
 _HOST = ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace")
 _SECRET_NAME = re.compile(r"PASSWORD|PASSPHRASE|SEED|TOKEN|SECRET|PRIVATE", re.IGNORECASE)
@@ -238,6 +238,33 @@ def ca_keys_are_for_signing(documents: list[Document]) -> list[str]:
         if not runs:
             findings += [f"{pod.where}: has the volume {name}" for name in held]
     return findings
+
+
+def secrets_of_the_suite_are_read_by_no_account(documents: list[Document]) -> list[str]:
+    """No role lets a service account read Secrets by the API where pods of the suite have theirs.
+
+    Nor of every namespace. est-issuer reads Secrets, so it has a namespace of its own.
+    """
+    reading = {
+        (role["kind"], role["metadata"]["name"])
+        for role in of_kind(documents, "Role", "ClusterRole")
+        for rule in role.get("rules", [])
+        if {"", "*"} & {*rule.get("apiGroups", [])} and {"secrets", "*"} & {*rule["resources"]}
+    }
+    spaces = {
+        document["metadata"].get("namespace")
+        for document in of_kind(documents, *WORKLOADS)
+        if any(_secret_names(pod) for pod in pods([document]))
+    }
+    return [
+        f"{named(binding)}: lets Secrets of {binding['metadata'].get('namespace', 'all')} be read"
+        for binding in of_kind(documents, "RoleBinding", "ClusterRoleBinding")
+        if (binding["roleRef"]["kind"], binding["roleRef"]["name"]) in reading
+        and (
+            binding["kind"] == "ClusterRoleBinding"
+            or binding["metadata"].get("namespace") in spaces
+        )
+    ]
 
 
 def _repository(container: Document) -> str:

@@ -5,16 +5,21 @@ Runs where ``CLUSTER_HOST`` is an address of this machine that pods reach; the i
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
+import yaml
 
 from estsuite_testing.chains import make_request
-from estsuite_testing.issuer_world import SYSTEM, IssuerWorld
+from estsuite_testing.issuer_world import BIN, SYSTEM, IssuerWorld
+from estsuite_testing.reload.pages import Page
 
 HOST = os.environ.get("CLUSTER_HOST", "")
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
@@ -25,9 +30,8 @@ async def installed(world: IssuerWorld) -> AsyncIterator[None]:
     """The EST server at an address that pods reach, and the overlay."""
     await reachable(world)
     await world.stop()
-    overlay = world.root / "deploy" / "k8s" / "overlays" / "est-issuer"
-    await world.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(overlay))
-    await rolled_out(world)
+    (install,) = page(world).commands("Install")
+    assert "successfully rolled out" in await run(world, install)
     await world.apply(world.issuer("pods", url=f"https://{HOST}:{world.stack.ports[0]}"))
     yield
     await world.kubectl("delete", "deployment", "est-issuer", "-n", SYSTEM)
@@ -46,6 +50,32 @@ async def reachable(world: IssuerWorld) -> None:
         shutil.copy(file, layout.ca / "server" / file.name)
     layout.overrides["est-frontend"] = {"listen": {"host": "0.0.0.0"}}  # noqa: S104 - pods
     await suite.start_service("est-frontend", "est-frontend", wait=True)
+
+
+def page(world: IssuerWorld) -> Page:
+    """The page of cert-manager, for this server."""
+    secret = world.folder / "load.secret"
+    secret.write_text(world.stack.secret)
+    values = {
+        "https://est.example:8443": f"https://{HOST}:{world.stack.ports[0]}",
+        ".estsuite/secrets/web-bootstrap.txt": str(secret),
+        ".estsuite/ca/root.pem": str(world.stack.layout.root_file),
+        "username=web-bootstrap": "username=load",
+        "label: services": "label: web",
+        "web.clinic.example": "paged.devices.test",
+    }
+    return Page.read("cert-manager.md", values)
+
+
+async def run(world: IssuerWorld, commands: str) -> str:
+    """Run commands of the page in the root of the repository."""
+    path = {"PATH": f"{BIN}:{os.environ['PATH']}"}
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-ec", commands), cwd=world.root, env={**os.environ, **path}, stdout=PIPE
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0, commands
+    return out.decode()
 
 
 async def rolled_out(world: IssuerWorld) -> None:
@@ -103,3 +133,42 @@ async def test_a_rollout_loses_no_request(world: IssuerWorld) -> None:
         for pod in (await pods(world)).values()
         for status in pod["status"]["containerStatuses"]  # type: ignore[index]  # JSON
     )
+
+
+async def test_the_page_of_cert_manager_works_as_it_is(world: IssuerWorld) -> None:
+    """Every command of it but that of ``cmctl``, in a namespace ``shop``."""
+    shop = replace(world, namespace="shop")
+    await world.kubectl("delete", "namespace", "shop", "--ignore-not-found")
+    await world.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}})
+    controllers = await world.start_cert_manager()
+    try:
+        issuer, certificate, renewal = page(world).yaml()
+        make, look = page(world).commands("An issuer")
+        await run(world, make)
+        await shop.apply(yaml.safe_load(issuer))
+        await shop.until_ready("estissuer", "est", status="True")
+        assert "True" in await run(world, look)
+
+        await shop.apply(yaml.safe_load(certificate))
+        await shop.until_ready("certificate", "web", status="True")
+        (shown,) = page(world).commands("A certificate")
+        printed = await run(world, shown)
+        assert "the EST server issued the certificate" in printed
+        assert "subject=CN = paged.devices.test" in printed
+
+        (bind,) = page(world).commands("Renewal with the present certificate")
+        bind, renew = bind.splitlines()
+        assert renew == "cmctl renew -n shop web"
+        await run(world, bind)
+        changed = yaml.safe_load(issuer)
+        changed["spec"] |= yaml.safe_load(renewal)["spec"]
+        await shop.apply(changed)
+        assert (await shop.get("estissuer", "est"))["spec"]["renewal"] == "Reenroll"
+        rights = ("auth", "can-i", "get", "secrets", "-n", "shop")
+        account = "--as=system:serviceaccount:est-issuer:est-issuer"
+        assert await world.kubectl(*rights, account) == "yes\n"
+        refused = await world.tried("auth", "can-i", "get", "secrets", "-n", "default", account)
+        assert refused.stdout == b"no\n"
+    finally:
+        await controllers.stop()
+        await world.kubectl("delete", "namespace", "shop")

@@ -203,7 +203,7 @@ class IssuerController:
             raise AnswerInvalid("no CA certificate in it is valid now")
         # A server may leave the root out: the anchors have it then.
         anchors = x509.load_pem_x509_certificates(connection.trust)
-        return tuple(dict.fromkeys([*valid, *anchors]))
+        return tuple(dict.fromkeys([*valid, *(c for c in anchors if is_valid(c, now))]))
 
     async def _report(
         self, found: Object, ready: bool, reason: str, message: str, checked: _Checked
