@@ -48,7 +48,7 @@ async def reachable(world: IssuerWorld) -> None:
     await suite.run("ca-signer", *command, *names, *passphrase)
     for file in made.iterdir():
         shutil.copy(file, layout.ca / "server" / file.name)
-    layout.overrides["est-frontend"] = {"listen": {"host": "0.0.0.0"}}  # noqa: S104 - pods
+    layout.overrides["est-frontend"]["listen"] = {"host": "0.0.0.0"}  # noqa: S104 - pods
     await suite.start_service("est-frontend", "est-frontend", wait=True)
 
 

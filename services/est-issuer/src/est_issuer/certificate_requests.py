@@ -21,6 +21,7 @@ from typing import Protocol
 
 from est_issuer.answers import Issued, Later, Outcome, Refused, outcome_of_error
 from est_issuer.api import KubernetesAPI, Object
+from est_issuer.conditions import conditions_of
 from est_issuer.credentials import Certificate
 from est_issuer.enrollment import enroll
 from est_issuer.errors import InvalidRequest, IssuerUnusable, ObjectMissing
@@ -204,7 +205,7 @@ class RequestController:
             extra=self._fields(found, code=later.code, reason=later.message, after_s=later.after_s),
         )
         status = self._source.pending(found, later.message)
-        if status is not None and status["conditions"] != found.get("status", {}).get("conditions"):
+        if status is not None and status["conditions"] != conditions_of(found):
             await self._api.patch_status(self._source.resource, found, status)
 
     async def _answer(self, found: Object, outcome: Issued | Refused) -> None:
@@ -236,8 +237,10 @@ class RequestController:
 
     def _forget(self, key: Key) -> None:
         self._attempts.pop(key, None)
-        for keys in self._waiting.values():
+        for issuer, keys in list(self._waiting.items()):
             keys.discard(key)
+            if not keys:
+                del self._waiting[issuer]
         WAITING.set(len(self._attempts))
 
 
