@@ -181,7 +181,8 @@ def test_durations_are_those_of_go(seconds: int) -> None:
     hours, rest = divmod(seconds, 3600)
     text = f"{hours}h{rest // 60}m{rest % 60}s"
     assert parse_duration(text) == dt.timedelta(seconds=seconds)
-    assert parse_duration(shown(dt.timedelta(seconds=seconds)).replace("d", "")) is not None
+    if seconds % 86400:
+        assert parse_duration(shown(dt.timedelta(seconds=seconds))) == dt.timedelta(seconds=seconds)
 
 
 @given(anything)
