@@ -14,9 +14,9 @@ DIST ?= dist
 # Twice the cores of the smallest machine: tests wait for servers half of the time.
 WORKERS ?= 4
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml tests/*/pyproject.toml deploy/*/pyproject.toml)
-PACKAGES := estsupply estmonitoring estcore estclient estdev estsetup est_frontend est_frontend_srp ca_signer renewal audit est_witness estsuite_faults estsuite_testing estbench loadmodel
+PACKAGES := estsupply estmonitoring estcore estclient estdev estsetup est_frontend est_frontend_srp ca_signer renewal audit est_witness est_issuer estsuite_faults estsuite_testing estbench loadmodel
 
-.PHONY: help demo up unit test interop compose-test cluster-test conformance check fmt lint type imports deploy-check dist sbom audit-deps images images-lock uv-lock bench scaling chaos fuzz clean
+.PHONY: help demo up unit test interop compose-test cluster-test issuer-test conformance check fmt lint type imports deploy-check dist sbom audit-deps images images-lock uv-lock bench scaling chaos fuzz clean
 
 help:           ## show the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -48,6 +48,9 @@ compose-test: $(READY) ## docker compose up after a fresh clone, an operator, a 
 cluster-test: $(READY) ## the suite on the Kubernetes that KUBECONFIG names; its namespace estsuite is made anew
 	@$(BIN)/pytest -q -s -p no:randomly -p no:xdist --durations=0 -x tests/cluster
 
+issuer-test: $(READY) ## est-issuer with cert-manager's controllers on the Kubernetes that KUBECONFIG names; needs Go
+	@$(BIN)/pytest -q -s -p no:randomly -p no:xdist --durations=5 tests/cert_manager
+
 conformance: $(READY) ## EST conformance from outside; any server with TARGET="--target https://... --ca ..."
 	@$(BIN)/python tests/conformance/run.py $(TARGET)
 
@@ -60,7 +63,7 @@ fmt: $(READY)   ## format and fix
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 type:
-	@$(BIN)/mypy $(addprefix -p ,$(PACKAGES)) $(addprefix -p tests.,unit integration e2e conformance interop containers cluster chaos fuzz) -m tests.conftest
+	@$(BIN)/mypy $(addprefix -p ,$(PACKAGES)) $(addprefix -p tests.,unit integration e2e conformance interop containers cluster cert_manager chaos fuzz) -m tests.conftest
 
 imports:
 	@$(BIN)/lint-imports --no-cache > $(VENV)/imports.log 2>&1 && tail -n 1 $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }

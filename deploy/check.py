@@ -31,7 +31,7 @@ KUSTOMIZE = ROOT / "deploy" / "k8s"
 IMAGES_LOCK = ROOT / "deploy" / "images.lock"
 PRODUCTION = "overlays/prod"
 TRYING = "overlays/all-in-one"
-FOLDERS = ("base", "overlays/dev", PRODUCTION, TRYING)
+FOLDERS = ("base", "overlays/dev", PRODUCTION, TRYING, "overlays/est-issuer")
 RULES: tuple[Callable[[list[manifests.Document]], list[str]], ...] = (
     pod_rules.namespace_is_restricted,
     pod_rules.pods_are_restricted,
@@ -43,6 +43,7 @@ RULES: tuple[Callable[[list[manifests.Document]], list[str]], ...] = (
     pod_rules.migration_secrets_stay_with_migrations,
     pod_rules.nothing_is_a_job,
     pod_rules.ca_keys_are_for_signing,
+    pod_rules.secrets_of_the_suite_are_read_by_no_account,
     service_rules.probes_ask_the_admin_port,
     service_rules.replicas_survive_disruption,
     service_rules.replicas_are_spread,

@@ -39,6 +39,7 @@ _FOLDERS = (
     "interop",
     "containers",
     "cluster",
+    "cert_manager",
     "conformance",
     "integration",
     "fuzz",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from estdeploy.manifests import Document, Pod, named, of_kind, pods
+from estdeploy.manifests import WORKLOADS, Document, Pod, named, of_kind, pods
 
 _HOST = ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace")
 _SECRET_NAME = re.compile(r"PASSWORD|PASSPHRASE|SEED|TOKEN|SECRET|PRIVATE", re.IGNORECASE)
@@ -19,7 +19,9 @@ CA_KEYS = frozenset({"ca-signer-key", "ca-signer-passphrase"})
 """Secrets with a CA key, and with its passphrase."""
 _IDLE = ["sleep", "infinity"]
 """What the operator's pod does; other containers start what their image starts."""
-_VOLUMES = {"configMap", "secret", "emptyDir"}
+_VOLUMES = {"configMap", "secret", "emptyDir", "projected"}
+_OF_THE_CLUSTER = {"Namespace", "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
+_LONGEST_TOKEN_S = 3600
 
 
 def namespace_is_restricted(documents: list[Document]) -> list[str]:
@@ -37,7 +39,7 @@ def namespace_is_restricted(documents: list[Document]) -> list[str]:
     return findings + [
         f"{document['kind']} {document['metadata']['name']} is not in namespace {name}"
         for document in documents
-        if document["kind"] != "Namespace" and document["metadata"].get("namespace") != name
+        if document["kind"] not in _OF_THE_CLUSTER and document["metadata"].get("namespace") != name
     ]
 
 
@@ -138,7 +140,7 @@ def _variable(variable: Document) -> list[str]:
 
 
 def volumes_are_bounded(documents: list[Document]) -> list[str]:
-    """Volumes are of three kinds; /tmp is memory, bounded; secrets are closed to others."""
+    """Volumes are of four kinds; /tmp is memory, bounded; secrets are closed to others."""
     findings = []
     for pod in pods(documents):
         for volume in pod.spec.get("volumes", []):
@@ -166,7 +168,21 @@ def _volume(volume: Document) -> list[str]:
     # The API's default is 0644, which the services refuse to read.
     if "secret" in volume and volume["secret"].get("defaultMode", 0o644) & _WORLD:
         return ["a Secret that everybody may read"]
-    return []
+    return _projected(volume["projected"]) if "projected" in volume else []
+
+
+def _projected(volume: Document) -> list[str]:
+    """A token of the service account lives an hour; beside it there is no secret."""
+    if volume.get("defaultMode", 0o644) & _WORLD:
+        return ["a token that everybody may read"]
+    findings = []
+    for source in volume["sources"]:
+        token = source.get("serviceAccountToken")
+        if token is None and source.keys() != {"configMap"}:
+            findings.append(f"projects {', '.join(source)}")
+        elif token is not None and token.get("expirationSeconds", 1 << 30) > _LONGEST_TOKEN_S:
+            findings.append("a token that lives longer than an hour")
+    return findings
 
 
 def migration_secrets_stay_with_migrations(documents: list[Document]) -> list[str]:
@@ -222,6 +238,33 @@ def ca_keys_are_for_signing(documents: list[Document]) -> list[str]:
         if not runs:
             findings += [f"{pod.where}: has the volume {name}" for name in held]
     return findings
+
+
+def secrets_of_the_suite_are_read_by_no_account(documents: list[Document]) -> list[str]:
+    """No role lets a service account read Secrets by the API where pods of the suite have theirs.
+
+    Nor of every namespace. est-issuer reads Secrets, so it has a namespace of its own.
+    """
+    reading = {
+        (role["kind"], role["metadata"]["name"])
+        for role in of_kind(documents, "Role", "ClusterRole")
+        for rule in role.get("rules", [])
+        if {"", "*"} & {*rule.get("apiGroups", [])} and {"secrets", "*"} & {*rule["resources"]}
+    }
+    spaces = {
+        document["metadata"].get("namespace")
+        for document in of_kind(documents, *WORKLOADS)
+        if any(_secret_names(pod) for pod in pods([document]))
+    }
+    return [
+        f"{named(binding)}: lets Secrets of {binding['metadata'].get('namespace', 'all')} be read"
+        for binding in of_kind(documents, "RoleBinding", "ClusterRoleBinding")
+        if (binding["roleRef"]["kind"], binding["roleRef"]["name"]) in reading
+        and (
+            binding["kind"] == "ClusterRoleBinding"
+            or binding["metadata"].get("namespace") in spaces
+        )
+    ]
 
 
 def _repository(container: Document) -> str:

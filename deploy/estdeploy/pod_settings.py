@@ -16,7 +16,7 @@ from estcore.pki.profile import load_profiles
 from estcore.policy.document import load_policy
 from estcore.runtime.settings import ServiceSettings, load_settings
 from estdeploy.manifests import Document, Pod, of_kind, pods
-from estdeploy.services import ADMIN_PORT, SERVICES, Service, flat
+from estdeploy.services import ADMIN_PORT, ISSUER, SERVICES, Service, flat
 from estsetup.kubernetes import HELD
 
 EXTERNAL_CONFIG = "estsuite-trust"
@@ -70,7 +70,8 @@ def _container(pod: Pod, container: Document, documents: list[Document]) -> Iter
     image = re.split("[:@]", container["image"].rpartition("/")[2])[0]
     if image in OTHERS:
         return
-    service = SERVICES.get("ca-signer" if image == _CHECK_STORE_IMAGE else image)
+    known_services = {**SERVICES, ISSUER.name: ISSUER}
+    service = known_services.get("ca-signer" if image == _CHECK_STORE_IMAGE else image)
     if service is None:
         yield f"image {container['image']} is none of the suite's"
         return

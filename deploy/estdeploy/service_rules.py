@@ -165,7 +165,13 @@ def _flows(pod: Pod) -> dict[str, set[object]]:
     return {"ingress": ingress, "egress": egress}
 
 
+_HTTPS = {443, 6443, 8443}
+"""API servers of Kubernetes, and EST servers."""
+
+
 def _needed(pod: Pod) -> set[int]:
+    if pod.name == "est-issuer":
+        return {_DNS_PORT, *_HTTPS}
     if pod.name in _SERVERS:
         return {_DNS_PORT}
     if pod.name in {"est-frontend", "estctl"}:

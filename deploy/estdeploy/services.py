@@ -9,6 +9,7 @@ from typing import Any
 from audit.settings import Settings as AuditSettings
 from ca_signer.settings import SignerSettings
 from est_frontend.settings import FrontendSettings
+from est_issuer.settings import IssuerSettings
 from estcore.runtime.settings import ServiceSettings
 from estsetup.service_settings import ADMIN_PORT, DATABASE, EST_PORT, USER_ID, Places
 from renewal.settings import RenewalSettings
@@ -24,7 +25,7 @@ class Service:
     distribution: str
     command: str
     prefix: str
-    settings: type[ServiceSettings]
+    settings: type[ServiceSettings] | type[IssuerSettings]
     schema: str | None = None
 
 
@@ -43,6 +44,9 @@ SERVICES = {
         ),
     )
 }
+
+ISSUER = Service("est-issuer", "estsuite-issuer", "est-issuer", "EST_ISSUER", IssuerSettings)
+"""The controller for cert-manager, which is no part of a running suite."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ IMAGES = {
         licences="Apache-2.0 AND LGPL-2.1-only",
     ),
     "est-witness": Image("estsuite-witness", "est-witness"),
+    "est-issuer": Image("estsuite-issuer", "est-issuer"),
     "estctl": Image("estsuite-client", "estctl", "pkcs11", "job"),
     "nats-server": Image("estsuite-nats-server", "nats-server", target="job"),
     "setup": Image("estsuite-setup", "est-setup", target="job"),

@@ -22,6 +22,7 @@ METRICS = {
     "est-renewal": "renewal.metrics",
     "est-audit": "audit.metrics",
     "est-witness": "est_witness.metrics",
+    "est-issuer": "est_issuer.metrics",
     "estctl agent": "estclient.agent.metrics",
     "estctl probe": "estclient.probe.metrics",
 }

@@ -19,6 +19,7 @@ from ca_signer.upstream.plugins.vault import VaultOptions
 from ca_signer.upstream.settings import UpstreamSettings
 from est_frontend.settings import FrontendSettings
 from est_frontend_srp.settings import SRPSettings
+from est_issuer.settings import IssuerSettings
 from est_witness.settings import WitnessSettings
 from estclient.agent.host_settings import HostSettings
 from estclient.agent.settings import AgentSettings
@@ -127,6 +128,7 @@ def page() -> str:
             for kind, model in SINKS.items()
         ),
         _settings_table("est-witness", WitnessSettings, "EST_WITNESS"),
+        _settings_table("est-issuer", IssuerSettings, "EST_ISSUER"),
         _settings_table("Agent of a host (`estctl agent`)", HostSettings, "EST_AGENT"),
         _settings_table("Renewal agent (`estctl agent`)", AgentSettings, "EST_AGENT"),
         _settings_table("Probe (`estctl probe`)", ProbeSettings, "EST_PROBE"),

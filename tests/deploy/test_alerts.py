@@ -63,6 +63,9 @@ def _ends(setting: str, at: int) -> Series:
     return {f'estsuite_certificate_not_after_seconds{{setting="{setting}"}}': f"{at}x200"}
 
 
+ISSUER = 'est_issuer_issuer_ready{kind="ESTIssuer",issuer="shop/est"}'
+REFUSED_REQUESTS = 'est_issuer_requests_total{outcome="refused",code="client.refused"}'
+LEADERS = [f'est_issuer_leader{{job="est-issuer",instance="{i}"}}' for i in "ab"]
 UP = 'up{job="estsuite",instance="a"}'
 READY = 'estsuite_ready{check="bus",instance="a"}'
 OFFSET = 'estsuite_clock_offset_seconds{instance="a"}'
@@ -247,6 +250,14 @@ CASES = [
         "ESTProbeFails",
         {"estctl_probe_last_complete_age_seconds": "0+60x60"},
         {"estctl_probe_last_complete_age_seconds": "70x60"},
+    ),
+    Case("ESTIssuerNotReady", {ISSUER: "0x40"}, {ISSUER: "1x40"}),
+    Case("ESTIssuerRequestsWait", {"est_issuer_waiting": "2x200"}, {"est_issuer_waiting": "2x80 0 2x119"}, at="120m"),
+    Case("ESTIssuerRequestsRefused", *_first(REFUSED_REQUESTS), at="90m"),
+    Case(
+        "ESTIssuerHasNoLeader",
+        dict.fromkeys(LEADERS, "0x40"),
+        {LEADERS[0]: "1x40", LEADERS[1]: "0x40"},
     ),
 ]  # fmt: skip
 

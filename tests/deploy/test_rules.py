@@ -343,6 +343,48 @@ BREAKS: list[tuple[str, Rule, Callable[[Documents], object], str]] = [
 ]
 
 
+def issuer(root: Path) -> Documents:
+    return manifests.render(root / "deploy" / "k8s" / "overlays" / "est-issuer")
+
+
+def test_the_issuer_is_refused_where_the_secrets_of_the_suite_are(
+    root: Path, base: Documents
+) -> None:
+    """Kustomize moves a component into the namespace of the overlay that names it."""
+    rule = pod_rules.secrets_of_the_suite_are_read_by_no_account
+    alone = issuer(root)
+    assert rule(alone) == rule([*base, *alone]) == []
+    moved = [{**d, "metadata": {**d["metadata"], "namespace": "estsuite"}} for d in alone]
+    findings = rule([*base, *moved])
+    assert findings == ["RoleBinding est-issuer-secrets: lets Secrets of estsuite be read"]
+    everywhere = find(alone, "RoleBinding", "est-issuer-secrets") | {"kind": "ClusterRoleBinding"}
+    everywhere["metadata"].pop("namespace")
+    assert rule([*alone, everywhere])
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        ({"defaultMode": 0o444}, "a token that everybody may read"),
+        (
+            {"sources": [{"serviceAccountToken": {"expirationSeconds": 7200}}]},
+            "longer than an hour",
+        ),
+        ({"sources": [{"serviceAccountToken": {}}]}, "longer than an hour"),
+        ({"sources": [{"secret": {"name": "a"}}]}, "projects secret"),
+    ],
+)
+def test_a_token_in_a_pod_is_short_and_its_own(
+    root: Path, change: dict[str, Any], finding: str
+) -> None:
+    documents = issuer(root)
+    assert pod_rules.volumes_are_bounded(documents) == []
+    (volume,) = [v for v in pod(documents, "est-issuer")["volumes"] if "projected" in v]
+    volume["projected"] |= change
+    (found,) = pod_rules.volumes_are_bounded(documents)
+    assert finding in found
+
+
 @pytest.mark.parametrize(
     ("rule", "break_it", "finding"), [case[1:] for case in BREAKS], ids=[case[0] for case in BREAKS]
 )

@@ -19,6 +19,9 @@ from ca_signer.settings import SignerSettings
 from ca_signer.upstream.settings import UpstreamSettings
 from est_frontend.settings import FrontendSettings
 from est_frontend.web.responses import SPECIAL, status_of
+from est_issuer.issuer_spec import read_spec
+from est_issuer.kinds import GROUP, ISSUERS, VERSION
+from est_issuer.settings import IssuerSettings
 from estclient.agent.definition_folder import merged
 from estclient.agent.host_settings import HostSettings
 from estclient.agent.settings import AgentSettings
@@ -47,7 +50,8 @@ CODE = re.compile(r"[a-z_]+\.[a-z0-9_]+")
 # Constants that look like codes and are none: fault points, actions, files, attributes of OTLP.
 NOT_CODES = re.compile(
     r"audit\.(?!unavailable|spool_full|chain_broken).*|service\.(start|stop|previous_boot)|.*\.(pem|yaml|json|der)|"
-    r"rotation\.(activated|deprecated|retired)|client\.(address|port)|event\.outcome"
+    r"rotation\.(activated|deprecated|retired)|client\.(address|port)|event\.outcome|"
+    r".*\.(crt|key)"
 )
 OTHERS = {
     *("auth.token_", "frontend.publish", "ca.passphrase", "service.name", "rotation.proof"),
@@ -320,7 +324,12 @@ def test_a_decision_has_its_four_parts_and_is_listed(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("service", "model"), [("est-frontend", FrontendSettings), ("ca-signer", SignerSettings)]
+    ("service", "model"),
+    [
+        ("est-frontend", FrontendSettings),
+        ("ca-signer", SignerSettings),
+        ("est-issuer", IssuerSettings),
+    ],
 )
 def test_example_settings_are_settings(service: str, model: type) -> None:
     path = ROOT / "services" / service / "config.example.yaml"
@@ -368,6 +377,15 @@ def test_the_agents_settings_in_the_onboarding_page_are_settings() -> None:
     assert with_bus.presence is not None
 
 
+def test_the_issuer_in_the_page_of_cert_manager_is_one() -> None:
+    issuer, certificate, renewal = map(yaml.safe_load, Page.read("cert-manager.md", {}).yaml())
+    assert read_spec(issuer).renewal == "Enroll"
+    assert read_spec({"spec": issuer["spec"] | renewal["spec"]}).renewal == "Reenroll"
+    assert (issuer["kind"], issuer["apiVersion"]) == (ISSUERS.kind, f"{GROUP}/{VERSION}")
+    asked = certificate["spec"]["issuerRef"]
+    assert asked == {"group": GROUP, "kind": ISSUERS.kind, "name": issuer["metadata"]["name"]}
+
+
 def test_the_definitions_in_the_pages_of_servers_are_settings() -> None:
     pages = ROOT / "docs" / "onboarding"
     _, host = Page.read("README.md", {}).yaml()
@@ -376,7 +394,7 @@ def test_the_definitions_in_the_pages_of_servers_are_settings() -> None:
         re.findall(r"\(onboarding/([a-z-]+\.md)\)", (ROOT / "docs/onboarding.md").read_text())
     )
     assert listed == {page.name for page in pages.glob("*.md")} - {"README.md"}
-    for name in listed:
+    for name in listed - {"cert-manager.md"}:
         definition = yaml.safe_load(Page.read(name, {}).yaml()[0])
         whole = merged({"store": "store"} | settings.defaults, definition)
         agent = AgentSettings.model_validate(whole)

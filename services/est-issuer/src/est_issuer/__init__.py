@@ -1,0 +1,1 @@
+"""cert-manager issuer and Kubernetes signer for any EST server."""

@@ -1,0 +1,127 @@
+"""The two kinds of certificate requests: of cert-manager, and of Kubernetes itself.
+
+A CertificateSigningRequest has no condition for a request that waits, and a denied one needs no
+answer. One that was refused gets the condition Failed (certificates.k8s.io/v1).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typing_extensions import override
+
+from est_issuer import conditions
+from est_issuer.answers import Issued, Refused
+from est_issuer.api import Object
+from est_issuer.certificate_requests import Source
+from est_issuer.conditions import conditions_of
+from est_issuer.credentials import Certificate
+from est_issuer.kinds import CERTIFICATE_REQUESTS, SIGNING_REQUESTS
+from est_issuer.present_certificate import PresentCertificates
+from est_issuer.requests import (
+    IssuerReference,
+    Request,
+    Step,
+    issuer_of_request,
+    issuer_of_signer,
+    next_signing_step,
+    next_step,
+    read_request,
+    read_signing_request,
+)
+from estcore.clock import Clock
+
+
+class CertManagerRequests(Source):
+    """CertificateRequests (cert-manager.io/v1)."""
+
+    resource = CERTIFICATE_REQUESTS
+
+    def __init__(self, present: PresentCertificates, clock: Clock) -> None:
+        self._present, self._clock = present, clock
+
+    @override
+    def issuer(self, found: Object) -> IssuerReference | None:
+        return issuer_of_request(found)
+
+    @override
+    def step(self, found: Object) -> Step:
+        return next_step(found)
+
+    @override
+    def read(self, found: Object) -> Request:
+        return read_request(found)
+
+    @override
+    def denied(self, found: Object) -> Object | None:
+        return conditions.denied(conditions_of(found), now=self._clock.now())
+
+    @override
+    def invalid(self, found: Object, message: str) -> Object:
+        return conditions.invalid(conditions_of(found), message, now=self._clock.now())
+
+    @override
+    def pending(self, found: Object, message: str) -> Object | None:
+        return conditions.pending(conditions_of(found), message, now=self._clock.now())
+
+    @override
+    def answered(self, found: Object, outcome: Issued | Refused) -> Object:
+        before, now = conditions_of(found), self._clock.now()
+        if isinstance(outcome, Refused):
+            return conditions.failed(before, outcome.message, now=now)
+        return conditions.issued(
+            before, outcome.message, chain=outcome.chain, authority=outcome.authority, now=now
+        )
+
+    @override
+    async def present(self, found: Object, request: Request) -> Certificate | None:
+        return await self._present.of(found, request, now=self._clock.now())
+
+
+class SigningRequests(Source):
+    """CertificateSigningRequests (certificates.k8s.io/v1) with a signer name of ours."""
+
+    resource = SIGNING_REQUESTS
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    @override
+    def issuer(self, found: Object) -> IssuerReference | None:
+        return issuer_of_signer(found["spec"].get("signerName", ""))
+
+    @override
+    def step(self, found: Object) -> Step:
+        return next_signing_step(found)
+
+    @override
+    def read(self, found: Object) -> Request:
+        return read_signing_request(found)
+
+    @override
+    def denied(self, found: Object) -> Object | None:
+        return None
+
+    @override
+    def invalid(self, found: Object, message: str) -> Object:
+        return self._failed(found, conditions.INVALID, message)
+
+    @override
+    def pending(self, found: Object, message: str) -> Object | None:
+        return None
+
+    @override
+    def answered(self, found: Object, outcome: Issued | Refused) -> Object:
+        if isinstance(outcome, Refused):
+            return self._failed(found, conditions.FAILED, outcome.message)
+        return {"certificate": conditions.base64_text(outcome.chain)}
+
+    @override
+    async def present(self, found: Object, request: Request) -> Certificate | None:
+        return None
+
+    def _failed(self, found: Object, reason: str, message: str) -> dict[str, Any]:
+        now = self._clock.now()
+        new = conditions.condition(conditions.FAILED, True, reason, message)
+        new["lastUpdateTime"] = conditions.rfc3339(now)
+        return {"conditions": conditions.with_condition(conditions_of(found), new, now=now)}
