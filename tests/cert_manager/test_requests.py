@@ -303,10 +303,9 @@ async def test_a_second_replica_stands_by_until_the_leader_is_killed(
     assert await world.issued() == before + 2
 
 
-async def test_a_signing_request_of_kubernetes_gets_its_certificate(world: IssuerWorld) -> None:
+def signing_request(world: IssuerWorld, name: str) -> Object:
     _, csr = make_request("native.devices.test")
-    name = "est-issuer-test-native"
-    body = {
+    return {
         "apiVersion": "certificates.k8s.io/v1",
         "kind": "CertificateSigningRequest",
         "metadata": {"name": name},
@@ -316,8 +315,63 @@ async def test_a_signing_request_of_kubernetes_gets_its_certificate(world: Issue
             "usages": ["digital signature", "client auth"],
         },
     }
+
+
+def right(kind: str, name: str, user: str, rule: Object, **metadata: str) -> list[Object]:
+    """A Role or ClusterRole with one rule, bound to a user."""
+    group = "rbac.authorization.k8s.io"
+    common = {"apiVersion": f"{group}/v1", "metadata": {"name": name, **metadata}}
+    subjects = [{"kind": "User", "name": user, "apiGroup": group}]
+    reference = {"apiGroup": group, "kind": kind, "name": name}
+    bound = {"kind": f"{kind}Binding", "roleRef": reference, "subjects": subjects}
+    return [{**common, "kind": kind, "rules": [rule]}, {**common, **bound}]
+
+
+def has_outcome(found: Object) -> bool:
+    status = found["status"]
+    failed = any(c["type"] == "Failed" for c in status.get("conditions", ()))
+    return bool(failed or status.get("certificate"))
+
+
+async def test_a_signing_request_needs_the_right_to_use_an_issuer_of_a_namespace(
+    world: IssuerWorld,
+) -> None:
+    """A user whose requests an approver approves, but who may not use the issuer."""
+    name, user = "est-issuer-test-stranger", "stranger"
+    csrs = {"apiGroups": ["certificates.k8s.io"], "resources": ["certificatesigningrequests"]}
+    signers = {"apiGroups": [GROUP], "resources": ["signers"], "resourceNames": ["est"]}
+    making = right("ClusterRole", name, user, {**csrs, "verbs": ["create"]})
+    using = right(
+        "Role", name, user, {**signers, "verbs": ["reference"]}, namespace=world.namespace
+    )
+    await world.apply(*making)
+    before = await world.issued()
+
+    async def outcome() -> Object:
+        body = signing_request(world, name)
+        await world.kubectl("create", "-f", "-", "--as", user, given=body)
+        try:
+            await world.kubectl("certificate", "approve", name)
+            found = await world.until("csr", name, has_outcome)
+            return dict(found["status"])
+        finally:
+            await world.kubectl("delete", "csr", name)
+
+    try:
+        refused = await outcome()
+        (failed,) = [c for c in refused["conditions"] if c["type"] == "Failed"]
+        assert f"{user} may not use the issuer {world.namespace}/est" in failed["message"]
+        assert (await world.issued(), refused.get("certificate")) == (before, None)
+        await world.apply(*using)
+        assert (await outcome()).get("certificate")
+    finally:
+        await world.kubectl("delete", f"clusterrole/{name}", f"clusterrolebinding/{name}")
+
+
+async def test_a_signing_request_of_kubernetes_gets_its_certificate(world: IssuerWorld) -> None:
+    name = "est-issuer-test-native"
     await world.kubectl("delete", "csr", name, "--ignore-not-found")
-    await world.apply(body)
+    await world.apply(signing_request(world, name))
     try:
         await asyncio.sleep(0.5)
         assert "certificate" not in (await world.get("csr", name))["status"]

@@ -16,6 +16,7 @@ from est_issuer import requests
 from est_issuer.durations import parse_duration, shown
 from est_issuer.errors import InvalidRequest
 from est_issuer.kinds import CLUSTER_ISSUERS, GROUP, ISSUERS, Key
+from est_issuer.sources import access_review
 from estsuite_testing.chains import make_request
 
 _, CSR = make_request("web.devices.test")
@@ -198,3 +199,25 @@ def test_durations_of_all_units() -> None:
     assert [parse_duration(t) for t in ("", "-1h", "1", "1d", "h", "9" * 60 + "h")] == [None] * 6
     assert shown(dt.timedelta(days=90)) == "90d"
     assert shown(dt.timedelta(hours=1, seconds=5)) == "1h5s"
+
+
+def test_a_review_asks_about_the_maker_that_the_api_server_wrote() -> None:
+    spec = {
+        "username": "ann",
+        "uid": "1",
+        "groups": ["staff", "system:authenticated"],
+        "extra": {"scope": ["x"]},
+        "signerName": "estissuers.estsuite.internal/shop.est",
+    }
+    review = access_review(spec, "shop", "est")["spec"]
+    assert review.pop("resourceAttributes") == {
+        "group": "estsuite.internal",
+        "version": "*",
+        "resource": "signers",
+        "verb": "reference",
+        "namespace": "shop",
+        "name": "est",
+    }
+    maker = {"user": "ann", "uid": "1", "groups": spec["groups"], "extra": spec["extra"]}
+    assert review == maker
+    assert access_review({"username": "ann"}, "shop", "*")["spec"]["user"] == "ann"

@@ -61,6 +61,15 @@ class Source(Protocol):
         """
         ...
 
+    async def require_right(self, found: Object, issuer: IssuerReference) -> None:
+        """Check that the requester may use the issuer, where its namespace does not say so.
+
+        Raises:
+            InvalidRequest: the requester may not.
+            APIRefused, APIUnavailable: the Kubernetes API did not say.
+        """
+        ...
+
     def denied(self, found: Object) -> Object | None:
         """Return the status of a request that an approver denied."""
         ...
@@ -139,6 +148,7 @@ class RequestController:
             return None
         try:
             request = self._source.read(found)
+            await self._source.require_right(found, issuer)
         except InvalidRequest as exc:
             status = self._source.invalid(found, exc.reason)
             await self._end(found, status, "invalid", exc.code, reason=exc.reason)

@@ -89,7 +89,7 @@ class Controller:
         self._api, self._settings = api, settings
         self._issuers = IssuerController(api, settings, clock, self._issuer_is_ready)
         sources: list[Source] = [CertManagerRequests(PresentCertificates(api), clock)]
-        sources += [SigningRequests(clock)] if settings.signing_requests else []
+        sources += [SigningRequests(api, clock)] if settings.signing_requests else []
         self._requests: list[tuple[RequestController, _Processor[Key]]] = []
         self._checks = _Processor("issuer", self._issuers.reconcile)
         self._followed: list[tuple[Resource, Callable[[Event], None]]] = [

@@ -57,4 +57,7 @@ SIGNING_REQUESTS = Resource(
 SECRETS = Resource("", "v1", "secrets", "Secret")
 CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
+ACCESS_REVIEWS = Resource(
+    "authorization.k8s.io", "v1", "subjectaccessreviews", "SubjectAccessReview", namespaced=False
+)
 ISSUER_KINDS = {ISSUERS.kind: ISSUERS, CLUSTER_ISSUERS.kind: CLUSTER_ISSUERS}

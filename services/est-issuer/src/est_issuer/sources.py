@@ -12,11 +12,12 @@ from typing_extensions import override
 
 from est_issuer import conditions
 from est_issuer.answers import Issued, Refused
-from est_issuer.api import Object
+from est_issuer.api import KubernetesAPI, Object
 from est_issuer.certificate_requests import Source
 from est_issuer.conditions import conditions_of
 from est_issuer.credentials import Certificate
-from est_issuer.kinds import CERTIFICATE_REQUESTS, SIGNING_REQUESTS
+from est_issuer.errors import InvalidRequest
+from est_issuer.kinds import ACCESS_REVIEWS, CERTIFICATE_REQUESTS, GROUP, SIGNING_REQUESTS
 from est_issuer.present_certificate import PresentCertificates
 from est_issuer.requests import (
     IssuerReference,
@@ -30,6 +31,7 @@ from est_issuer.requests import (
     read_signing_request,
 )
 from estcore.clock import Clock
+from estcore.display import visible
 
 
 class CertManagerRequests(Source):
@@ -51,6 +53,10 @@ class CertManagerRequests(Source):
     @override
     def read(self, found: Object) -> Request:
         return read_request(found)
+
+    @override
+    async def require_right(self, found: Object, issuer: IssuerReference) -> None:
+        """Nothing to check: the request is in the namespace of its issuer, or asks one for all."""
 
     @override
     def denied(self, found: Object) -> Object | None:
@@ -83,8 +89,8 @@ class SigningRequests(Source):
 
     resource = SIGNING_REQUESTS
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, api: KubernetesAPI, clock: Clock) -> None:
+        self._api, self._clock = api, clock
 
     @override
     def issuer(self, found: Object) -> IssuerReference | None:
@@ -97,6 +103,28 @@ class SigningRequests(Source):
     @override
     def read(self, found: Object) -> Request:
         return read_signing_request(found)
+
+    @override
+    async def require_right(self, found: Object, issuer: IssuerReference) -> None:
+        """Ask for the verb ``reference`` on the signer in the namespace of an ESTIssuer.
+
+        The request belongs to no namespace, so its approver alone would decide which issuers the
+        requester may use. cert-manager asks for the same right on its own issuers.
+        """
+        namespace, name = issuer.key.namespace, issuer.key.name
+        if not namespace:
+            return
+        for signer in (name, "*"):
+            body = access_review(found["spec"], namespace, signer)
+            answer = await self._api.create(ACCESS_REVIEWS, "", body)
+            if (answer.get("status") or {}).get("allowed") is True:
+                return
+        user = visible(str(found["spec"].get("username")))
+        raise InvalidRequest(
+            f"{user} may not use the issuer {issuer.key}: it has no right to the verb reference on "
+            f"signers of {GROUP} in the namespace {namespace}",
+            code="issuer.reference",
+        )
 
     @override
     def denied(self, found: Object) -> Object | None:
@@ -125,3 +153,26 @@ class SigningRequests(Source):
         new = conditions.condition(conditions.FAILED, True, reason, message)
         new["lastUpdateTime"] = conditions.rfc3339(now)
         return {"conditions": conditions.with_condition(conditions_of(found), new, now=now)}
+
+
+def access_review(spec: Object, namespace: str, signer: str) -> Object:
+    """Return the question whether a requester may reference a signer (SubjectAccessReview).
+
+    ``spec`` is that of the request; the API server wrote who made it.
+    """
+    who = {"user": "username", "uid": "uid", "groups": "groups", "extra": "extra"}
+    return {
+        "apiVersion": f"{ACCESS_REVIEWS.group}/{ACCESS_REVIEWS.version}",
+        "kind": ACCESS_REVIEWS.kind,
+        "spec": {
+            **{key: spec[field] for key, field in who.items() if spec.get(field)},
+            "resourceAttributes": {
+                "group": GROUP,
+                "version": "*",
+                "resource": "signers",
+                "verb": "reference",
+                "namespace": namespace,
+                "name": signer,
+            },
+        },
+    }
