@@ -14,7 +14,7 @@ import logging
 import asyncpg
 
 from estcore.runtime.database import UNAVAILABLE, connection_options
-from estcore.runtime.service import sleep_or_stop
+from estcore.runtime.service import event_or_stop, sleep_or_stop
 from estcore.runtime.settings import DatabaseSettings
 
 log = logging.getLogger(__name__)
@@ -47,9 +47,9 @@ class Notice:
         ``again_s`` seconds while ``work_open``, or while no connection listens.
         """
         pause = LOOK_EVERY_S if self.listening and not work_open else again_s
-        await _first_of(stop, self._changed, seconds=pause)
+        stopping = await event_or_stop(stop, self._changed, pause)
         self._changed.clear()
-        return stop.is_set()
+        return stopping
 
 
 class Notices:
@@ -91,7 +91,7 @@ class Notices:
             # What changed before this connection listened.
             self._wake(listening=True)
             while not (stop.is_set() or lost.is_set()):
-                await _first_of(stop, lost, seconds=_CHECK_EVERY_S)
+                await event_or_stop(stop, lost, _CHECK_EVERY_S)
                 if not stop.is_set() and not lost.is_set():
                     # A connection that ended unseen would leave every job with long pauses.
                     await connection.fetchval("select 1", timeout=_CHECK_TIMEOUT_S)
@@ -106,12 +106,3 @@ class Notices:
         for notice in set(self._notices.values()):
             notice.listening = listening
             notice.set()
-
-
-async def _first_of(*events: asyncio.Event, seconds: float) -> None:
-    waits = [asyncio.ensure_future(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()

@@ -77,6 +77,17 @@ async def sleep_or_stop(stop: asyncio.Event, seconds: float) -> bool:
     return True
 
 
+async def event_or_stop(stop: asyncio.Event, event: asyncio.Event, seconds: float) -> bool:
+    """Wait for ``event``, ``seconds`` at most, or until ``stop``; returns whether to stop."""
+    waits = [asyncio.ensure_future(one.wait()) for one in (stop, event)]
+    try:
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+    return stop.is_set()
+
+
 async def done_or_stop(stop: asyncio.Event, step: Callable[[], Awaitable[None]], name: str) -> bool:
     """Do a step of the start until bus and database allow it; False when the process stops before.
 

@@ -38,11 +38,11 @@ from estcore.pki.crl_shards import Partition, all_of
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.database import Connection, Database
 from estcore.runtime.logs import fields
-from estcore.runtime.service import sleep_or_stop
+from estcore.runtime.service import event_or_stop, sleep_or_stop
 
 log = logging.getLogger(__name__)
 
-_TICK_S = 0.2
+_FIRST_S = 0.2
 _DEBOUNCE_S = 0.5
 _LEAST_BETWEEN_S = 2.0
 _LOOK_EVERY_S = 10.0
@@ -102,17 +102,16 @@ class CRLPublisher:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Keep the lists fresh until ``stop``."""
-        next_look = made_at = 0.0
-        while not await sleep_or_stop(stop, _TICK_S):
-            due = self._due.is_set() and monotonic_s() > made_at + _LEAST_BETWEEN_S
-            if not due and monotonic_s() < next_look:
-                continue
-            self._due.clear()
-            if due and await sleep_or_stop(stop, _DEBOUNCE_S):  # several in a row make one list
+        pause = _FIRST_S
+        while not await event_or_stop(stop, self._due, pause):
+            # Several in a row make one list.
+            if self._due.is_set() and await sleep_or_stop(stop, _DEBOUNCE_S):
                 return
+            self._due.clear()
             await self.refresh()
-            made_at = monotonic_s()
-            next_look = made_at + _LOOK_EVERY_S
+            if await sleep_or_stop(stop, _LEAST_BETWEEN_S):
+                return
+            pause = _LOOK_EVERY_S - _LEAST_BETWEEN_S
 
     async def refresh(self) -> None:
         """Make and publish every list that is due; an issuer whose key is unavailable waits."""

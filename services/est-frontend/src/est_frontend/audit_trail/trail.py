@@ -31,7 +31,7 @@ from estcore.runtime.boot import Boot
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.logs import fields
 from estcore.runtime.sent_batches import SentBatches
-from estcore.runtime.service import sleep_or_stop
+from estcore.runtime.service import event_or_stop, sleep_or_stop
 from estcore.tlog.sequences import PREVIOUS_BOOT
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ _MEMORY_BYTES = 64 * 1024 * 1024
 _REFUSALS = 4
 """Refusals may take a quarter of the memory, and half of the spool."""
 _TRACES = 1000
+_IDLE_S = 1.0
+"""Seconds between two looks at windows that end, while no record comes."""
 
 
 class AuditTrail:
@@ -71,6 +73,8 @@ class AuditTrail:
         self._refusals = RefusalCounts(settings.refusals_per_source)
         self._window_until = 0.0
         self._broken = False
+        self._collected = asyncio.Event()
+        """Something is to be sent, or could not be sent."""
         self._sent = SentBatches(bus)
 
     @property
@@ -126,6 +130,7 @@ class AuditTrail:
                 actor={"type": "system", "subject": SERVICE},
             )
         self._pending.append(record)
+        self._collected.set()
         self._pending_bytes += len(record)
         if traceparent is not None and len(self._traced) < _TRACES:
             self._traced.append(traceparent)
@@ -177,10 +182,18 @@ class AuditTrail:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Send what is collected until ``stop``; the last of it is sent by ``close``."""
-        while not await sleep_or_stop(stop, self._settings.flush_every_s):
+        every_s = self._settings.flush_every_s
+        while not await event_or_stop(stop, self._collected, _IDLE_S):
+            # What comes within a moment travels together.
+            if await sleep_or_stop(stop, every_s):
+                return
             if monotonic_s() >= self._window_until and self._refusals:
                 self._summarize()
             await self.flush()
+            if self._pending or self._spool.count or self._broken:
+                self._collected.set()
+            else:
+                self._collected.clear()
 
     async def flush(self) -> None:
         """Make everything collected durable: on the stream, else in the spool.
