@@ -7,6 +7,7 @@ import datetime as dt
 import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 
 from ca_signer.issuance.decision import decide
 from estcore import ids
-from estcore.errors import BusUnavailable, SerialNumberReused
+from estcore.errors import BusUnavailable, ClockWrong, SerialNumberReused
 from estcore.messages.audit import AuditRecord
 from estcore.messages.enrollment import Principal
 from estcore.messages.envelope import encode
@@ -32,6 +33,12 @@ from estsuite_testing.signer_stack import (
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
 LEASE_OVER_S = 2.2
+STALE = [("sign_before", -1), ("not_before", 3600)]
+"""Too old, or decided by a clock that was an hour ahead."""
+
+
+def changed(name: str, seconds: int) -> dict[str, Any]:
+    return {name: dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -126,10 +133,11 @@ async def test_no_group_of_front_ends_may_ask_for_operators(
         signer_settings(platform, tmp_path, groups=groups)
 
 
-async def test_a_stale_intent_is_abandoned_and_its_serial_never_used(signer: SignerStack) -> None:
-    message, intent = await signer.leave_intent(
-        sign_before=dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
-    )
+@pytest.mark.parametrize(("name", "seconds"), STALE)
+async def test_a_stale_intent_is_abandoned_and_its_serial_never_used(
+    signer: SignerStack, name: str, seconds: int
+) -> None:
+    message, intent = await signer.leave_intent(**changed(name, seconds))
     await signer.expire_lease(intent)
     await signer.sweeper.sweep()
     assert (await signer.row_of(intent))["state"] == "abandoned"
@@ -138,6 +146,18 @@ async def test_a_stale_intent_is_abandoned_and_its_serial_never_used(signer: Sig
     assert answer.certificate is not None
     fresh = x509.load_der_x509_certificate(answer.certificate)
     assert fresh.serial_number != intent.serial_number
+
+
+@pytest.mark.parametrize(("name", "seconds"), STALE)
+async def test_a_clock_that_was_set_after_the_decision_signs_nothing(
+    signer: SignerStack, name: str, seconds: int
+) -> None:
+    """Decided while the clock was wrong, and signed when it was right again."""
+    _, intent = await signer.leave_intent(**changed(name, seconds))
+    with pytest.raises(ClockWrong):
+        await signer.cycle.sign_and_store([intent])
+    row = await signer.row_of(intent)
+    assert (row["state"], row["certificate"]) == ("intended", None)
 
 
 async def test_serial_numbers_are_refused_a_second_time(signer: SignerStack) -> None:
@@ -225,10 +245,11 @@ async def test_a_repeat_with_a_revoked_secret_gets_nothing(signer: SignerStack) 
         await signer.secrets.create("other", lifetime=dt.timedelta(days=1), one_time=False)
 
 
-async def test_a_repeat_of_a_stale_intent_abandons_it_on_record(signer: SignerStack) -> None:
-    message, intent = await signer.leave_intent(
-        sign_before=dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
-    )
+@pytest.mark.parametrize(("name", "seconds"), STALE)
+async def test_a_repeat_of_a_stale_intent_abandons_it_on_record(
+    signer: SignerStack, name: str, seconds: int
+) -> None:
+    message, intent = await signer.leave_intent(**changed(name, seconds))
     await signer.expire_lease(intent)
     answer = await signer.ask(signer.message(message.csr))
     assert answer.outcome == "issued"
@@ -272,6 +293,7 @@ async def test_a_poisoned_intent_does_not_stop_the_sweeper(signer: SignerStack) 
     ("change", "outcome", "code"),
     [
         ("sign_before = now() - interval '1 s'", "pending", None),
+        ("not_before = now() + interval '1 hour'", "pending", None),
         (
             'context = (context::jsonb || \'{"principal": "secret:gone"}\')::text',
             "rejected",

@@ -15,7 +15,7 @@ from ca_signer.issuance import ledger_checks
 from ca_signer.issuance.approvals import ApprovalStore, PendingApproval
 from ca_signer.issuance.certificate_source import RetryLater
 from ca_signer.issuance.decision_context import Candidate
-from ca_signer.ledger.issuance_rows import INTENT_COLUMNS, intent_of
+from ca_signer.ledger.issuance_rows import INTENT_COLUMNS, STALE, intent_of
 from ca_signer.ledger.issuances import IssuanceStore, give_back, insert_intents
 from ca_signer.model import IssuanceIntent, IssuedCertificate, Refusal
 from estcore.errors import Conflict, RequestRejected, rejection
@@ -193,7 +193,7 @@ class RequestResolver(Generic[IntentT]):
     ) -> asyncpg.Record | None:
         return await connection.fetchrow(
             f"select {INTENT_COLUMNS}, certificate, issued_at, state, revoked_at, "  # noqa: S608
-            "lease_until < now() as lease_over, sign_before < now() as stale, "
+            f"lease_until < now() as lease_over, {STALE} as stale, "
             "issued_at + $2::interval > now() as in_window "
             "from issuance where issuance_id = $1 for update",
             issuance_id,

@@ -12,6 +12,11 @@ SERIAL_OCTETS = 18
 INTENT_COLUMNS = """issuance_id, enrollment_id, request_id, issuer_id, serial_number, fence, tbs,
  tenant, service, profile, slot_id, subject, san, spki_sha256, not_before, not_after,
  predecessor_sha256, sign_before, context"""
+STALE = "(sign_before < now() or not_before > now() + interval '30 seconds')"
+"""The intent is too old, or was decided by a clock that was ahead, and is not signed any more.
+
+30 seconds are what a clock may be off (``estcore.runtime.clock_check.LIMIT_S``).
+"""
 
 KNOWN_COLUMNS = """issuance_id, certificate_sha256, issuer_id, serial_number, tenant, service,
   profile, slot_id, spki_sha256, not_after, certificate, context::json->>'team' as team,

@@ -17,6 +17,7 @@ from ca_signer.ledger import certificate_index, revocations
 from ca_signer.ledger.issuance_rows import (
     INTENT_COLUMNS,
     KNOWN_COLUMNS,
+    STALE,
     intent_of,
     intent_row,
     known_certificate_of,
@@ -112,7 +113,7 @@ where issuance_id in (
   where i.state = 'intended' and i.lease_until < now()
   order by i.lease_until limit $2 for update of i skip locked)
 returning {INTENT_COLUMNS}, case
-  when sign_before < now() or issuance.context::json->>'operation' in ('serverkeygen', 'ocsp')
+  when {STALE} or issuance.context::json->>'operation' in ('serverkeygen', 'ocsp')
     then 'request.expired'
   when exists (select 1 from fingerprint f join issuance p using (issuance_id)
       where f.certificate_sha256 = decode(issuance.context::json->>'presented_sha256', 'hex')

@@ -20,6 +20,7 @@ that acquires it signs the stored TBS again, so there is one serial number and o
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ from ca_signer.ledger.issuances import IssuanceStore
 from ca_signer.model import IssuanceIntent, IssuedCertificate
 from ca_signer.publishing.publisher import EventPublisher
 from ca_signer.signing.issuers import SigningIssuer
+from estcore.clock import SystemClock
 from estcore.errors import (
     BusUnavailable,
     ClockWrong,
@@ -44,11 +46,14 @@ from estcore.errors import (
 from estcore.ids import record_id
 from estcore.pki.certificate import assemble, tbs_signature_algorithm
 from estcore.runtime import faults
+from estcore.runtime.clock_check import LIMIT_S
 from estcore.runtime.logs import fields
 from estcore.runtime.service import sleep_or_stop
 from estcore.runtime.tracing import Tracing, step
 
 log = logging.getLogger(__name__)
+
+_CLOCK = SystemClock()
 
 _GATHER_S = 0.05
 _TOGETHER = 256
@@ -134,8 +139,7 @@ class IssuanceCycle:
     async def _sign(
         self, intents: Sequence[IssuanceIntent]
     ) -> list[tuple[IssuanceIntent, bytes, bytes]]:
-        shortest = min(i.not_after - i.not_before for i in intents)
-        self._ledger.database.clock.require(max(shortest.total_seconds() / 20, _CLOCK_S))
+        self._require_right_time(intents)
         signed = []
         for issuer_id in dict.fromkeys(i.issuer_id for i in intents):
             issuer = self._issuers.get(issuer_id)
@@ -149,6 +153,22 @@ class IssuanceCycle:
                 certificate = assemble(intent.tbs, tbs_signature_algorithm(intent.tbs), signature)
                 signed.append((intent, certificate, sha256(certificate).digest()))
         return signed
+
+    def _require_right_time(self, intents: Sequence[IssuanceIntent]) -> None:
+        """Check this machine's clock, and that the intents were decided by a right one.
+
+        A clock may have been set between the decision and now. What is refused here is stale for
+        the ledger as well, so the request is decided anew when it comes again.
+
+        Raises:
+            ClockWrong: nothing is signed.
+        """
+        shortest = min(i.not_after - i.not_before for i in intents)
+        self._ledger.database.clock.require(max(shortest.total_seconds() / 20, _CLOCK_S))
+        now = _CLOCK.now()
+        ahead = max(i.not_before for i in intents) > now + dt.timedelta(seconds=LIMIT_S)
+        if ahead or min(i.sign_before for i in intents) < now:
+            raise ClockWrong("the clock was set after the decision, or the request expired")
 
     async def abandon(self, intent: IssuanceIntent, why: RequestRejected) -> None:
         """Abandon an intent that is ours and answer its request.
