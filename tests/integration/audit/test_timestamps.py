@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -15,7 +16,9 @@ from estcore.messages.audit import AuditRecord
 from estcore.runtime.database import Database
 from estcore.runtime.log_verification import Choices, render, verify_log
 from estcore.tlog.checkpoint import parse_signed
-from estsuite_testing.audit_stack import ORIGIN, AuditWorld
+from estcore.tlog.timestamp import Authority
+from estcore.tlog.verify import Options, verify
+from estsuite_testing.audit_stack import ORIGIN, START, AuditWorld
 from estsuite_testing.timestamp_authority import NAME, TimestampAuthority, openssl
 
 pytestmark = pytest.mark.integration
@@ -94,6 +97,16 @@ async def test_checkpoints_are_stamped_and_openssl_verifies_them(
     assert report.ok, report.findings
     assert report.archive
     assert [one.authority for one in report.timestamps] == [NAME]
+
+    # A time stamp that is a day older than a record under it: here by a clock that is a day ahead.
+    trusted = Authority.parse(NAME, server.anchors.read_bytes())
+    options = Options(
+        now=START, key=world.vkey, authorities=(trusted,), clock_skew=dt.timedelta(days=-1)
+    )
+    findings = verify(lines, options).report.findings
+    late = [one for one in findings if one.code == "timestamp.time"]
+    assert len(late) == len(stamped_notes)
+    assert "before its last record" in late[0].sentence
 
     # What does not hold is one finding, with its place.
     stranger = TimestampAuthority(tmp_path / "stranger")

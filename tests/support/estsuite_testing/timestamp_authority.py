@@ -72,8 +72,9 @@ class TimestampAuthority:
         """Return the answer to a request, both DER."""
         file, answer = self.folder / "query.tsq", self.folder / "answer.tsr"
         file.write_bytes(query)
-        configuration = ["-config", self.folder / "tsa.cnf", "-section", "one"]
-        openssl("ts", "-reply", *configuration, "-queryfile", file, "-out", answer)
+        configuration = self.folder / "tsa.cnf"
+        openssl("ts", "-reply", "-config", configuration, "-section", "one",
+                "-queryfile", file, "-out", answer)  # fmt: skip
         return answer.read_bytes()
 
     def settings(self, url: str, **changes: object) -> TimestampSettings:
