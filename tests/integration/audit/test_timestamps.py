@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from audit import commands, retention
-from audit.settings import Settings
+from audit.settings import Settings, TimestampSettings
+from audit.timestamps import authority_of
 from estcore.errors import ConfigurationError
 from estcore.messages.audit import AuditRecord
 from estcore.runtime.database import Database
@@ -191,10 +192,15 @@ async def test_an_authority_that_does_not_chain_to_the_anchors_stamps_nothing(
     await server.stop()
 
 
-def test_options_and_settings_that_cannot_be_used_are_named(
-    world: AuditWorld, tmp_path: Path
-) -> None:
-    (tmp_path / "none.pem").write_text("no certificate")
-    for text in ("name", "=file", "name=", "a b=file", f"n={tmp_path}/none.pem", "n=/absent"):
+def test_options_and_settings_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    bad = tmp_path / "none.pem"
+    bad.write_text("no certificate")
+    for text in ("name", "=file", "name=", f"a b={bad}", f"n={bad}", "n=/absent"):
         with pytest.raises(ConfigurationError):
             verify_log([], Choices(tsa=(text,)))
+    for anchors in (bad, tmp_path / "absent.pem"):
+        settings = TimestampSettings(name="n", url="http://tsa.test/", anchors_file=anchors)
+        with pytest.raises(ConfigurationError, match="n"):
+            authority_of(settings)
+    with pytest.raises(ValueError, match="pattern"):
+        TimestampSettings(name="n", url="ftp://tsa.test/", anchors_file=bad)

@@ -35,9 +35,9 @@ authorityKeyIdentifier = keyid
 """
 
 
-def openssl(*arguments: str | Path, data: bytes = b"") -> bytes:
+def openssl(*arguments: str | Path) -> bytes:
     """Run openssl and return what it prints."""
-    done = subprocess.run(["openssl", *map(str, arguments)], input=data, capture_output=True)
+    done = subprocess.run(["openssl", *map(str, arguments)], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
 
