@@ -41,6 +41,10 @@ EXCEPTIONS = {
     # ADR 0054: permissive, but of the group bench alone
     "numpy": "BSD-3-Clause AND 0BSD AND MIT AND Zlib AND CC0-1.0",
     "pillow": "MIT-CMU",
+    # ADR 0066: of the group interop alone, which checks Sigma rules
+    "pysigma": "LGPL-2.1-only",
+    "pysigma-backend-elasticsearch": "LGPL-3.0-only",
+    "pysigma-backend-opensearch": "LGPL-3.0-only",
 }
 """A dependency with a licence that only it may have."""
 Package = dict[str, Any]

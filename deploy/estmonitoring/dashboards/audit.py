@@ -69,6 +69,21 @@ AUDIT = Board(
                     ),
                 ),
                 panel(
+                    "Records after the newest time stamp",
+                    "short",
+                    (
+                        "max(est_audit_checkpoint_size)"
+                        " - on () group_right () max by (authority) (est_audit_timestamp_size)",
+                        "{{authority}}",
+                    ),
+                ),
+                panel(
+                    "Time stamps",
+                    "ops",
+                    (rate("est_audit_timestamps_total", "authority"), "{{authority}}"),
+                    (rate("est_audit_timestamp_faults_total", "authority"), "none: {{authority}}"),
+                ),
+                panel(
                     "Not indexed for searches yet",
                     "short",
                     ("max(est_audit_log_size) - max(est_audit_indexed_size)", "records"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,7 +99,7 @@ def test_every_format_has_what_a_SIEM_searches_by() -> None:
     assert document["event"]["outcome"] == "failure"
     assert document["x509"]["serial_number"] == "01A2"
     assert document["trace"]["id"] == WHOLE["trace_id"]
-    assert document["source"] == {"ip": "2001:db8::7", "port": 4711}
+    assert document["source"] == {"address": "2001:db8::7", "ip": "2001:db8::7", "port": 4711}
     assert json.loads(document["event"]["original"])["record"] == WHOLE
 
     event = ocsf.render(one)
@@ -167,3 +169,50 @@ def test_a_member_of_an_unexpected_kind_is_shown_or_refused_by_an_exception(valu
                 render(one)
         except (AttributeError, TypeError, ValueError, KeyError):
             pass  # the bulkhead of the forwarder makes it a dead letter
+
+
+def paths(value: Any, below: str = "") -> Iterator[str]:
+    if not isinstance(value, dict):
+        yield below
+        return
+    for name, inner in value.items():
+        yield from paths(inner, f"{below}.{name}" if below else name)
+
+
+def mapped(properties: dict[str, Any], below: str = "") -> Iterator[str]:
+    for name, field in properties.items():
+        yield from (
+            mapped(field["properties"], f"{below}{name}.")
+            if "properties" in field
+            else [below + name]
+        )
+
+
+def test_the_index_template_maps_every_field_of_a_document() -> None:
+    file = Path(__file__).parents[3] / "deploy/siem/elasticsearch/index-template.json"
+    template = json.loads(file.read_text(encoding="utf-8"))
+    target = WHOLE["target"] | {"label": "dev", "not_before": "2026-11-29T12:00:00Z"}
+    actor = WHOLE["actor"] | {"certificate_serial": "0b"}
+    whole = entry(target=target, actor=actor, items=[{"correlation_id": "a"}] * 2)
+    fields = {*paths(ecs.render(whole)), *paths(ecs.render(CHECKPOINT))}
+    known = set(mapped(template["template"]["mappings"]["properties"]))
+    assert known - {"event.ingested"} == fields
+
+
+@pytest.mark.parametrize(
+    ("peer", "ip"),
+    [
+        ("192.0.2.7:443", "192.0.2.7"),
+        ("[2001:DB8::7]:443", "2001:db8::7"),
+        ("[fe80::1%eth0]:443", "fe80::1"),
+        ("unix:", None),
+        ("pump-7.example:443", None),
+    ],
+)
+def test_source_ip_is_an_address_and_source_address_what_the_record_says(
+    peer: str, ip: str | None
+) -> None:
+    """ECS: "If it is an IP address, also in ``.ip``"; a field of type ip refuses others."""
+    source = ecs.render(entry(origin={"peer": peer}))["source"]
+    assert source.get("ip") == ip
+    assert source["address"]

@@ -41,7 +41,7 @@ MODELS: tuple[type[BaseModel], ...] = (
 
 NOT_SECRET = {
     # certificates and trust anchors
-    *("ca_file", "certificate_file", "chain_file", "cross_file", "trust_file"),
+    *("ca_file", "certificate_file", "chain_file", "cross_file", "trust_file", "anchors_file"),
     # public keys of those who sign messages; rules; a shared library
     *("senders_file", "policy_file", "profiles_file", "module"),
     # made by the service itself, for its owner alone

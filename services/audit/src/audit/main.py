@@ -20,7 +20,7 @@ from audit.self_records import SelfRecords
 from audit.settings import SCHEMA, SERVICE, Settings
 from audit.transports.assembly import check_sink, transport_for
 from audit.writer import Writer
-from estcore.clock import SystemClock
+from estcore.clock import Clock, SystemClock
 from estcore.messages.topics import AUDIT_CONSUMERS, audit_issue_topic, owned_by
 from estcore.runtime.admin import AdminServer
 from estcore.runtime.boot import Boot
@@ -114,6 +114,7 @@ async def run(
             ),
             *(forwarder.run for forwarder in forwarders),
             *_witnessing(settings, database, own, writer),
+            *_timestamping(settings, database, own, writer, clock),
         ]
         try:
             await run_jobs(jobs, stop=stop, stop_timeout_s=settings.stop_timeout_s)
@@ -186,6 +187,10 @@ def check(settings: Settings) -> None:
 
     for witness in settings.witnesses:
         check_witness(witness)
+    from audit.timestamps import authority_of  # aiohttp, when needed
+
+    for authority in settings.timestamps:
+        authority_of(authority)
 
 
 def _witnessing(
@@ -196,6 +201,19 @@ def _witnessing(
     return [
         Witnessing(one, database=database, own=own, leading=lambda: writer.leading).run
         for one in settings.witnesses
+    ]
+
+
+def _timestamping(
+    settings: Settings, database: Database, own: SelfRecords, writer: Writer, clock: Clock
+) -> list[Callable[[asyncio.Event], Coroutine[Any, Any, None]]]:
+    from audit.timestamps import Timestamping  # aiohttp, when needed
+
+    return [
+        Timestamping(
+            one, database=database, own=own, leading=lambda: writer.leading, clock=clock
+        ).run
+        for one in settings.timestamps
     ]
 
 

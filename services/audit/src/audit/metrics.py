@@ -35,6 +35,13 @@ WITNESS_SIZE = Gauge(
 )
 COSIGNATURES = Counter("est_audit_cosignatures", "Cosignatures received", ["witness"])
 WITNESS_FAULTS = Counter("est_audit_witness_faults", "Attempts without a cosignature", ["witness"])
+TIMESTAMPS = Counter("est_audit_timestamps", "Time stamps of checkpoints received", ["authority"])
+TIMESTAMP_SIZE = Gauge(
+    "est_audit_timestamp_size", "Size of the newest checkpoint with a time stamp", ["authority"]
+)
+TIMESTAMP_FAULTS = Counter(
+    "est_audit_timestamp_faults", "Attempts without a time stamp", ["authority"]
+)
 SINK_CONNECTED = Gauge("est_audit_sink_connected", "1 while the sink takes messages", ["sink"])
 SINK_LAG = Gauge("est_audit_sink_lag_records", "Records not yet sent", ["sink"])
 SINK_AGE = Gauge("est_audit_sink_backlog_seconds", "Age of the oldest record not sent", ["sink"])

@@ -35,7 +35,13 @@ from estcore.tlog.verify import Options, Verification, verify
 
 _ROWS = 2000
 _FIRST_YEAR, _LAST_YEAR = 2000, 2999
-_COVERED = "select note from checkpoint where size >= $1 order by size limit 1"
+_COVERED = """select coalesce(
+  (select note || (select string_agg(line, '' order by witness) from cosignature c
+     where c.size = p.size)
+   from checkpoint p where size between $1 and $1 + 65536
+     and exists (select from cosignature c where c.size = p.size) order by size limit 1),
+  (select note from checkpoint where size >= $1 order by size limit 1))"""
+"""The next checkpoint with lines of witnesses or time stamps; the next one where none is near."""
 
 
 @dataclass(frozen=True)

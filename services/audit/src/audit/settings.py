@@ -119,6 +119,29 @@ class WitnessSettings(StrictModel):
         return self
 
 
+class TimestampSettings(StrictModel):
+    """An authority that stamps checkpoints with the time (RFC 3161)."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9._/-]{1,200}$",
+        description="name of the authority in the signature lines of checkpoints",
+    )
+    url: str = Field(
+        pattern=r"^https?://[^\s#@]+$",
+        description="where requests are posted to; plain http will do, the answer is signed",
+    )
+    anchors_file: Path = Field(
+        description="PEM: trust anchors of its time stamps, and intermediates it does not send"
+    )
+    ca_file: Path | None = Field(
+        default=None, description="trust anchors of its TLS certificate, if not the system's"
+    )
+    every_s: float = Field(
+        default=3600, gt=0, le=86_400, description="shortest distance of two time stamps"
+    )
+    timeout_s: float = Field(default=10, gt=0, le=300, description="to connect, and for an answer")
+
+
 class Settings(ServiceSettings):
     """The whole configuration of ``est-audit``."""
 
@@ -129,6 +152,7 @@ class Settings(ServiceSettings):
     retention: RetentionSettings = RetentionSettings()
     sinks: tuple[SinkSettings, ...] = ()
     witnesses: tuple[WitnessSettings, ...] = ()
+    timestamps: tuple[TimestampSettings, ...] = ()
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -138,4 +162,8 @@ class Settings(ServiceSettings):
         keys = [witness.vkey for witness in self.witnesses]
         if len(keys) != len(set(keys)):
             raise ValueError("two witnesses have the same key")
+        signers = [one.name for one in self.timestamps]
+        signers += [CosignerKey.parse(one).name for one in keys]
+        if len(signers) != len(set(signers)):
+            raise ValueError("two witnesses or time-stamping authorities have the same name")
         return self

@@ -198,6 +198,25 @@ async def newest_cosigned_note(connection: Connection) -> str | None:
     return None if note is None else str(note)
 
 
+async def has_line(connection: Connection, size: int, name: str) -> bool:
+    """Return whether a witness or a time-stamping authority signed the checkpoint of a size."""
+    return bool(
+        await connection.fetchval(
+            "select exists (select from cosignature where size = $1 and witness = $2)", size, name
+        )
+    )
+
+
+async def add_line(connection: Connection, size: int, name: str, line: str) -> None:
+    """Store a signature line behind the checkpoint of a size."""
+    await connection.execute(
+        "insert into cosignature (size, witness, line) values ($1, $2, $3) on conflict do nothing",
+        size,
+        name,
+        line,
+    )
+
+
 async def leaf_hashes(connection: Connection, start: int, end: int) -> list[bytes]:
     """Return the hashes of the leaves [start, end), in order."""
     rows = await connection.fetch(
@@ -218,12 +237,7 @@ async def add_cosignature(
     connection: Connection, size: int, name: str, line: str, edge: Frontier
 ) -> None:
     """Store a cosignature and the tree it is for."""
-    await connection.execute(
-        "insert into cosignature (size, witness, line) values ($1, $2, $3) on conflict do nothing",
-        size,
-        name,
-        line,
-    )
+    await add_line(connection, size, name, line)
     await connection.execute(
         "insert into witness (name, size, frontier) values ($1, $2, $3) on conflict (name) "
         "do update set size = excluded.size, frontier = excluded.frontier, at = now()",

@@ -25,6 +25,7 @@ from estcore.tlog.checkpoint import VerifierKey, kept_note
 from estcore.tlog.cosignature import CosignerKey
 from estcore.tlog.cross import cross
 from estcore.tlog.findings import Report, Sealed
+from estcore.tlog.timestamp import Authority
 from estcore.tlog.verify import Options, Verification, verify
 
 _PRINTED_FINDINGS = 20
@@ -40,6 +41,7 @@ class Choices:
     checkpoint: tuple[Path, ...] = ()
     save_checkpoint: Path | None = None
     witness: tuple[str, ...] = ()
+    tsa: tuple[str, ...] = ()
     cross: Path | None = None
     renewal: Path | None = None
     json: bool = False
@@ -65,6 +67,13 @@ _OPTIONS = options(
         multiple=True,
         metavar="VKEY",
         help="Verifier key of a witness, or a file with it; the log must be cosigned by it.",
+    ),
+    click.option(
+        "--tsa",
+        multiple=True,
+        metavar="NAME=FILE",
+        help="Time-stamping authority and a PEM file with its trust anchors; the log must be "
+        "stamped by it (RFC 3161).",
     ),
     click.option(
         "--cross", type=PATH, metavar="LEDGER", help="Compare with an export of ca-signer."
@@ -107,6 +116,7 @@ def verify_log(
         live=live,
         kept=tuple(read_note(path) for path in choices.checkpoint),
         witnesses=tuple(choose_witness(text) for text in choices.witness),
+        authorities=tuple(choose_authority(text) for text in choices.tsa),
     )
     verification = verify(lines, verify_options)
     report = verification.report
@@ -190,6 +200,8 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     for cosigned in report.witnesses:
         moment = dt.datetime.fromtimestamp(cosigned.seconds, dt.UTC).isoformat()
         yield "witness", f"{cosigned.witness}: {_count(cosigned.size, 'record')} at {moment}"
+    for stamped in report.timestamps:
+        yield "time stamp", f"{stamped.authority}: {_count(stamped.size, 'record')} at {stamped.at}"
     coverage = "none given: records removed at the end would not show; give --checkpoint"
     if report.kept is not None:
         coverage = f"the log contains what it covers: {_count(report.kept, 'record')}"
@@ -220,6 +232,21 @@ def choose_witness(text: str) -> CosignerKey:
         raise ConfigurationError(f"cannot read the verifier key {text}") from exc
     except MalformedRequest as exc:
         raise ConfigurationError(exc.reason) from exc
+
+
+def choose_authority(text: str) -> Authority:
+    """Return the time-stamping authority of NAME=FILE.
+
+    Raises:
+        ConfigurationError: the file cannot be read or has no certificates.
+    """
+    name, separator, file = text.partition("=")
+    if not separator or not file:
+        raise ConfigurationError("a time-stamping authority is given as NAME=FILE")
+    try:
+        return Authority.parse(name, Path(file).read_bytes())
+    except OSError as exc:
+        raise ConfigurationError(f"cannot read the trust anchors {file}") from exc
 
 
 def choose_key(text: str) -> VerifierKey:

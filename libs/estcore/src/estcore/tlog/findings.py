@@ -56,6 +56,15 @@ class Cosigned:
     seconds: int
 
 
+@dataclass(frozen=True)
+class Stamped:
+    """The newest checkpoint that an authority stamped, and when (RFC 3161), ISO 8601."""
+
+    authority: str
+    size: int
+    at: str
+
+
 @dataclass
 class Report:
     """The outcome of a verification. No findings is a pass.
@@ -86,6 +95,7 @@ class Report:
     archive: str | None = None
     """The month, if it is an archive of one."""
     witnesses: list[Cosigned] = field(default_factory=list)
+    timestamps: list[Stamped] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:

@@ -10,6 +10,8 @@
 8. records of which only the hashes are here were purged by a record of the log; an archive begins
    at the edge of the tree that its checkpoint signs
 
+Optional, with keys or anchors from outside the export: cosignatures of witnesses, and time stamps.
+
 Not checked: who held the signing key, and records after the newest checkpoint beyond their own
 hashes. A log cut at an older checkpoint is a valid older log: only a checkpoint kept outside the
 export shows that records are missing. A finding is data, not an exception, so that one report
@@ -28,9 +30,10 @@ from estcore.tlog import canonical, export, sequences
 from estcore.tlog.checkpoint import SignedCheckpoint, VerifierKey, parse_signed
 from estcore.tlog.cosignature import CosignerKey, verify_cosignature
 from estcore.tlog.cross import cross
-from estcore.tlog.findings import Cosigned, Finding, Report, Sealed, Signer
+from estcore.tlog.findings import Cosigned, Finding, Report, Sealed, Signer, Stamped
 from estcore.tlog.leaf import read_leaf
 from estcore.tlog.purged import Absent, merged, unrecorded
+from estcore.tlog.timestamp import Authority, stamped_at
 from estcore.tlog.tree import Frontier, Tree, leaf_hash, verify_consistency, verify_inclusion
 
 __all__ = ["Finding", "Options", "Report", "Verification", "cross", "verify"]
@@ -65,6 +68,8 @@ class Options:
     """Signed notes kept outside the export; it must contain at least what they cover."""
     witnesses: tuple[CosignerKey, ...] = ()
     """Witnesses whose cosignatures the log must have."""
+    authorities: tuple[Authority, ...] = ()
+    """Time-stamping authorities whose time stamps the log must have."""
 
 
 @dataclass
@@ -135,6 +140,7 @@ class _Verifier:
         self._counts()
         self._checkpoints()
         self._witnesses()
+        self._timestamps()
         self._period()
         self._times()
         absent = self._absent()
@@ -382,6 +388,35 @@ class _Verifier:
                 self.report.add("witness.missing", "the log", sentence)
             else:
                 self.report.witnesses.append(newest)
+
+    def _timestamps(self) -> None:
+        """Find the newest checkpoint that each authority stamped; a wrong one is a finding."""
+        for authority in self.options.authorities:
+            newest: Stamped | None = None
+            for note in sorted(self.notes, key=lambda n: n.size):
+                try:
+                    at = stamped_at(note.signed, authority)
+                except AuditChainBroken as exc:
+                    if exc.code != "timestamp.missing":
+                        self.report.add(exc.code, note.place, exc.reason)
+                    continue
+                self._existed(note, at)
+                newest = Stamped(authority.name, note.size, at.isoformat())
+            if newest is None:
+                sentence = f"no checkpoint is stamped by {authority.name}"
+                self.report.add("timestamp.missing", "the log", sentence)
+            else:
+                self.report.timestamps.append(newest)
+
+    def _existed(self, note: _Note, at: dt.datetime) -> None:
+        """What is under a checkpoint was recorded before it was stamped."""
+        place = note.size - 1 - self.first
+        recorded = self.recorded[place] if 0 <= place < len(self.recorded) else None
+        if self.report.partial or recorded is None:
+            return
+        if dt.datetime.fromisoformat(recorded) > at + self.options.clock_skew:
+            sentence = f"stamped at {at.isoformat()}, before its last record of {recorded}"
+            self.report.add("timestamp.time", note.place, sentence)
 
     def _of_part(self, note: _Note) -> None:
         """A part proves a kept checkpoint only if it contains that very checkpoint."""

@@ -13,7 +13,11 @@ _IDENTITY = ("certificate.", "est.", "rotation.", "renewal.", "operator.")
 
 
 def render(entry: Entry) -> dict[str, Any]:
-    """Return an entry as an ECS document; the whole of it is in ``event.original``."""
+    """Return an entry as an ECS document; the whole of it is in ``event.original``.
+
+    ``source.address`` is as the record has it, ``source.ip`` only an address without a zone: a
+    field of type ip refuses the document for anything else.
+    """
     facts = entry.facts
     return without_empty(
         {
@@ -25,7 +29,11 @@ def render(entry: Entry) -> dict[str, Any]:
             "service": {"name": facts.service, "node": {"name": facts.instance}},
             "organization": {"id": facts.tenant},
             "user": {"name": facts.actor},
-            "source": {"ip": facts.peer_address, "port": facts.peer_port},
+            "source": {
+                "address": facts.peer_address,
+                "ip": facts.peer_ip,
+                "port": facts.peer_port,
+            },
             "user_agent": {"original": facts.user_agent},
             "tls": {"version": facts.tls_version.removeprefix("TLSv")},
             "trace": {"id": facts.trace_id},

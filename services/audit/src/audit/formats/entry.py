@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+import ipaddress
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -69,6 +70,14 @@ class Facts:
         """The client's address without its port."""
         host, _, port = self.peer.rpartition(":")
         return host.strip("[]") if port.isdigit() and host else self.peer
+
+    @property
+    def peer_ip(self) -> str:
+        """The client's IP address without zone (RFC 4007 section 11); empty where it is none."""
+        try:
+            return str(ipaddress.ip_address(self.peer_address.partition("%")[0]))
+        except ValueError:
+            return ""
 
     @property
     def peer_port(self) -> int | None:

@@ -1,13 +1,16 @@
 """Elasticsearch and OpenSearch: ``_bulk`` with ``create`` and the record id as document id.
 
-409 says that the document is there: it was delivered before. 429 and 5xx of an item send the batch
-again, which then finds the others there. Other statuses of an item refuse it for good.
+409 says that the document is there: it was delivered before. 400, 413 and 422 of an item refuse the
+document for good, unless the error is about the index or its pipeline. That and every other status
+(429, 5xx, 403 of an index blocked for writing) sends the batch again later, which then finds the
+others there.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +22,20 @@ from audit.transports.transport import Outcome, Prepared, SinkBusy
 from estcore.clock import Clock
 
 _NDJSON = {"Content-Type": "application/x-ndjson"}
-_THERE, _BUSY, _FAULT = 409, 429, 500
+_THERE, _FAULT = 409, 500
+_REFUSED = frozenset({400, 413, 422})
+_OF_THE_INDEX = frozenset(
+    {
+        "cluster_block_exception",
+        "index_closed_exception",
+        "index_not_found_exception",
+        "invalid_index_name_exception",
+        "process_cluster_event_timeout_exception",
+        "validation_exception",
+    }
+)
+"""Errors of an item that an operator corrects: a dead letter for each record would not help."""
+_NO_PIPELINE = re.compile(r"pipeline with id \[[^]]*\] does not exist")
 
 
 class ElasticsearchTransport:
@@ -84,9 +100,20 @@ def _outcome(prepared: Sequence[Prepared], results: Sequence[dict[str, Any]]) ->
         status = int(result.get("status", _FAULT))
         if status < 300 or status == _THERE:  # noqa: PLR2004 - RFC 9110 section 15.3
             continue
-        error = result.get("error") or {}
-        reason = f"HTTP {status}: {error.get('type', '')} {error.get('reason', '')}".strip()
-        if status == _BUSY or status >= _FAULT:
-            raise SinkBusy(reason)
-        refused[one.key] = reason
+        kind, reason = _error(result)
+        text = f"HTTP {status}: {kind} {reason}".strip()
+        if status not in _REFUSED or kind in _OF_THE_INDEX or _NO_PIPELINE.search(reason):
+            raise SinkBusy(text)
+        refused[one.key] = text
     return Outcome(refused)
+
+
+def _error(result: dict[str, Any]) -> tuple[str, str]:
+    """Return type and reason of an item's error, with the cause where the reason is general."""
+    error = result.get("error") or {}
+    if not isinstance(error, dict):
+        return "", str(error)
+    reason, cause = str(error.get("reason") or ""), error.get("caused_by") or {}
+    if isinstance(cause, dict) and cause.get("reason"):
+        reason = f"{reason}: {cause['reason']}"
+    return str(error.get("type") or ""), reason
