@@ -87,7 +87,8 @@ def test_every_format_has_what_a_SIEM_searches_by() -> None:
     one = entry()
     _, fields = parse_cef(cef.render(one))
     assert fields["externalId"] == WHOLE["record_id"]
-    assert (fields["src"], fields["spt"]) == ("2001:db8::7", "4711")
+    assert (fields["c6a2Label"], fields["c6a2"]) == ("Source IPv6 Address", "2001:db8::7")
+    assert (fields.get("src"), fields["spt"]) == (None, "4711")
     assert (fields["cs1Label"], fields["cs1"]) == ("correlationId", "c-42")
     assert (fields["cs2Label"], fields["cs2"]) == ("serialNumber", "01a2")
     header, attributes = parse_leef(leef.render(one))
@@ -213,6 +214,12 @@ def test_source_ip_is_an_address_and_source_address_what_the_record_says(
     peer: str, ip: str | None
 ) -> None:
     """ECS: "If it is an IP address, also in ``.ip``"; a field of type ip refuses others."""
-    source = ecs.render(entry(origin={"peer": peer}))["source"]
+    one = entry(origin={"peer": peer})
+    source = ecs.render(one)["source"]
     assert source.get("ip") == ip
     assert source["address"]
+    assert ocsf.render(one).get("src_endpoint", {}).get("ip") == ip
+    assert parse_leef(leef.render(one))[1].get("src") == ip
+    fields = parse_cef(cef.render(one))[1]
+    assert (fields.get("src") or fields.get("c6a2")) == ip
+    assert ":" not in fields.get("src", "")

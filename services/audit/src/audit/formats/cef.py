@@ -28,7 +28,9 @@ def render(entry: Entry) -> str:
 
 
 def _extension(facts: Facts) -> dict[str, str]:
+    # In CEF:0 ``src`` is an IPv4 address; an IPv6 address has a field with a label of its own.
     labelled = {
+        "c6a2": ("Source IPv6 Address", facts.peer_ip if ":" in facts.peer_ip else ""),
         "cs1": ("correlationId", facts.correlation_id),
         "cs2": ("serialNumber", facts.serial),
         "cs3": ("profile", facts.profile),
@@ -47,7 +49,7 @@ def _extension(facts: Facts) -> dict[str, str]:
         "suser": facts.actor,
         "duser": facts.subject,
         "dproc": facts.owner,
-        "src": facts.peer_address,
+        "src": "" if ":" in facts.peer_ip else facts.peer_ip,
         "spt": str(facts.peer_port or ""),
         "requestClientApplication": facts.user_agent,
         "dvchost": facts.instance,

@@ -33,7 +33,7 @@ def _attributes(facts: Facts) -> dict[str, str]:
         "sev": str(_SEVERITY.get(facts.severity, _SEVERITY["info"])),
         "cat": facts.phase,
         "usrName": facts.actor,
-        "src": facts.peer_address,
+        "src": facts.peer_ip,
         "srcPort": str(facts.peer_port or ""),
         "identHostName": facts.instance,
         "recordId": facts.record_id,

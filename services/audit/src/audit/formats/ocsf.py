@@ -65,7 +65,7 @@ def render(entry: Entry) -> dict[str, Any]:
             "product": {"name": "est-audit", "vendor_name": "estsuite"},
         },
         "actor": {"user": {"name": facts.actor}, "app_name": facts.user_agent},
-        "src_endpoint": {"ip": facts.peer_address, "port": facts.peer_port},
+        "src_endpoint": {"ip": facts.peer_ip, "port": facts.peer_port},
         "raw_data": entry.leaf,
         "unmapped": own,
     }
