@@ -9,7 +9,7 @@ Called by: deploy/check.py
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
@@ -104,12 +104,12 @@ def _agent(pod: Pod, container: Document, documents: list[Document]) -> Iterator
     if {"name": "admin", "containerPort": _PORT} not in container.get("ports", []):
         yield f"no port {_PORT} is named admin"
     yield from _probes(pod, container)
-    definitions = [f for f in files if PurePosixPath(f).parent == host.definitions]
+    definitions = [f for f in files if Path(f).parent == host.definitions]
     if not definitions:
         yield f"{host.definitions} has no definition"
     for file in definitions:
         own = yaml.safe_load(files[file])
-        store = str(host.state_folder / PurePosixPath(file).stem)
+        store = str(host.state_folder / Path(file).stem)
         settings = AgentSettings.model_validate(merged({"store": store} | host.defaults, own))
         bootstrap = settings.bootstrap
         token = bootstrap.token.service_account_file if bootstrap and bootstrap.token else None
@@ -143,7 +143,7 @@ def _files(pod: Pod, container: Document, documents: list[Document]) -> Iterator
         source = pod.volume(mount["name"]).get("configMap")
         if source is None:
             continue
-        folder = PurePosixPath(mount["mountPath"])
+        folder = Path(mount["mountPath"])
         if source["name"] == _EXTERNAL:
             yield str(folder / "root.pem"), ""
             continue
@@ -158,7 +158,7 @@ def _tokens(pod: Pod, container: Document) -> Iterator[str]:
         for source in pod.volume(mount["name"]).get("projected", {}).get("sources", []):
             if "serviceAccountToken" in source:
                 path = source["serviceAccountToken"]["path"]
-                yield str(PurePosixPath(mount["mountPath"]) / path)
+                yield str(Path(mount["mountPath"]) / path)
 
 
 def keys_are_in_memory(documents: list[Document]) -> list[str]:
