@@ -15,6 +15,7 @@ from pathlib import Path
 
 from estdeploy import (
     compose_rules,
+    example_rules,
     image_rules,
     manifests,
     pod_rules,
@@ -122,6 +123,17 @@ def _kubernetes() -> Iterator[Result]:
         if not findings:
             broken = [finding for rule in RULES for finding in rule(documents)]
             yield f"k8s {folder}: {len(RULES)} rules of our own", broken
+    for folder in example_rules.EXCEPTIONS:
+        try:
+            documents = manifests.render(KUSTOMIZE / folder)
+        except ConfigurationError as exc:
+            yield f"k8s {folder}", [exc.reason]
+            continue
+        strict = manifests.schema_findings(documents)
+        yield f"k8s {folder}: {len(documents)} documents, strict schema", strict
+        if not strict:
+            broken = example_rules.findings(folder, documents)
+            yield f"k8s {folder}: {len(example_rules.RULES)} rules for agents in pods", broken
 
 
 if __name__ == "__main__":

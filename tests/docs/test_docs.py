@@ -17,7 +17,7 @@ import yaml
 
 from ca_signer.settings import SignerSettings
 from ca_signer.upstream.settings import UpstreamSettings
-from est_frontend.settings import FrontendSettings
+from est_frontend.settings import FrontendSettings, TokenIssuerSettings
 from est_frontend.web.responses import SPECIAL, status_of
 from est_issuer.issuer_spec import read_spec
 from est_issuer.kinds import GROUP, ISSUERS, VERSION
@@ -29,6 +29,7 @@ from estcore import errors
 from estcore.errors import ESTSuiteError
 from estcore.messages import topics
 from estcore.pki.profile import Priority, parse_model
+from estcore.policy.document import PolicyDocument
 from estsuite_testing.reload.pages import Page
 
 ROOT = Path(__file__).parents[2]
@@ -386,6 +387,17 @@ def test_the_issuer_in_the_page_of_cert_manager_is_one() -> None:
     assert asked == {"group": GROUP, "kind": ISSUERS.kind, "name": issuer["metadata"]["name"]}
 
 
+def test_the_settings_and_rules_in_the_page_of_kubernetes_can_be_read() -> None:
+    issuers, rules = map(yaml.safe_load, Page.read("kubernetes.md", {}).yaml())
+    (issuer,) = (TokenIssuerSettings.model_validate(i) for i in issuers["token_issuers"])
+    policy = yaml.safe_load((ROOT / "deploy/k8s/base/config/policy.yaml").read_text())
+    policy["labels"]["services"]["authentication"].append("token")
+    document = PolicyDocument.model_validate(policy | {"rules": rules["rules"]})
+    assert {rule.principal.token.issuer for rule in document.rules if rule.principal.token} == {
+        issuer.id
+    }
+
+
 def test_the_definitions_in_the_pages_of_servers_are_settings() -> None:
     pages = ROOT / "docs" / "onboarding"
     _, host = Page.read("README.md", {}).yaml()
@@ -394,7 +406,7 @@ def test_the_definitions_in_the_pages_of_servers_are_settings() -> None:
         re.findall(r"\(onboarding/([a-z-]+\.md)\)", (ROOT / "docs/onboarding.md").read_text())
     )
     assert listed == {page.name for page in pages.glob("*.md")} - {"README.md"}
-    for name in listed - {"cert-manager.md"}:
+    for name in listed - {"cert-manager.md", "kubernetes.md"}:
         definition = yaml.safe_load(Page.read(name, {}).yaml()[0])
         whole = merged({"store": "store"} | settings.defaults, definition)
         agent = AgentSettings.model_validate(whole)

@@ -45,6 +45,8 @@ class Installation:
         self._serials = folder / "serials"
         self.policy: str | None = None
         """A policy in place of that of the overlay."""
+        self.profiles: str | None = None
+        """Profiles in place of those of the overlay."""
         self.front_end: str | None = None
         """Settings of est-frontend in place of those of the overlay."""
         self.components: list[Path] = []
@@ -145,7 +147,7 @@ class Installation:
             "resources": [os.path.relpath(self._overlay, folder)],
         }
         if self._registry:
-            names = (*SERVICES, "ca-signer-check-store", "estctl")
+            names = (*SERVICES, "ca-signer-check-store", "estctl", "nats-server")
             overlay["images"] = [
                 {"name": f"estsuite/{n}", "newName": f"{self._registry}estsuite/{n}"} for n in names
             ]
@@ -156,6 +158,9 @@ class Installation:
             (folder / "policy.yaml").write_text(self.policy)
             for listed in files.values():
                 listed.append("policy.yaml")
+        if self.profiles is not None:
+            (folder / "profiles.yaml").write_text(self.profiles)
+            files["ca-signer"].append("profiles.yaml")
         if self.front_end is not None:
             (folder / "est-frontend.yaml").write_text(self.front_end)
             files["est-frontend"].append("est-frontend.yaml")
@@ -166,6 +171,11 @@ class Installation:
         ]
         (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
         await self.kubectl("apply", "-k", str(folder))
+
+    async def kustomized(self, kustomization: Path) -> bytes:
+        """Return what a Kustomize folder renders, with the images of the environment."""
+        rendered = (await self.kubectl("kustomize", str(kustomization))).stdout
+        return rendered.replace(b"image: estsuite/", f"image: {self._registry}estsuite/".encode())
 
     async def migrate(self, name: str) -> None:
         """Start a migration and wait for its end."""
