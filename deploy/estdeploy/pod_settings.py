@@ -14,9 +14,9 @@ from typing import Any
 from estcore.errors import ConfigurationError
 from estcore.pki.profile import load_profiles
 from estcore.policy.document import load_policy
-from estcore.runtime.settings import ServiceSettings, load_settings
+from estcore.runtime.settings import load_settings
 from estdeploy.manifests import Document, Pod, of_kind, pods
-from estdeploy.services import ADMIN_PORT, ISSUER, SERVICES, Service, flat
+from estdeploy.services import ADMIN_PORT, ISSUER, SERVICES, AnySettings, Service, flat
 from estsetup.kubernetes import HELD
 
 EXTERNAL_CONFIG = "estsuite-trust"
@@ -99,7 +99,7 @@ def _container(pod: Pod, container: Document, documents: list[Document]) -> Iter
     yield from _agreement(service, settings, files)
 
 
-def _keys_apart(settings: ServiceSettings) -> Iterator[str]:
+def _keys_apart(settings: AnySettings) -> Iterator[str]:
     """Say of an encrypted key that its passphrase lies beside it, in the same Secret."""
     for issuer in getattr(settings, "issuers", ()):
         key, passphrase = (getattr(issuer, f"{n}_file", None) for n in ("key", "passphrase"))
@@ -112,7 +112,7 @@ def load(
     container: Document,
     files: Mapping[str, str],
     variables: Mapping[str, str],
-) -> ServiceSettings:
+) -> AnySettings:
     """Return the settings, as the command reads them.
 
     Raises:
@@ -188,16 +188,14 @@ def _secret_paths(pod: Pod, container: Document) -> Iterator[str]:
             yield f"{mount['mountPath']}/{key}"
 
 
-def _paths(settings: ServiceSettings) -> Iterator[tuple[str, str]]:
+def _paths(settings: AnySettings) -> Iterator[tuple[str, str]]:
     raw: dict[str, Any] = settings.model_dump(mode="json")
     for key, value in flat(raw).items():
         if key.endswith(("_file", "_folder")) and value is not None:
             yield key, value
 
 
-def _agreement(
-    service: Service, settings: ServiceSettings, files: Mapping[str, str]
-) -> Iterator[str]:
+def _agreement(service: Service, settings: AnySettings, files: Mapping[str, str]) -> Iterator[str]:
     """Policy and profiles can be read, and name the same labels, profiles and issuers."""
     policy_file = getattr(settings, "policy_file", None)
     if policy_file is None or str(policy_file) not in files:

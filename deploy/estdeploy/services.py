@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from audit.settings import Settings as AuditSettings
 from ca_signer.settings import SignerSettings
@@ -14,7 +14,20 @@ from estcore.runtime.settings import ServiceSettings
 from estsetup.service_settings import ADMIN_PORT, DATABASE, EST_PORT, USER_ID, Places
 from renewal.settings import RenewalSettings
 
-__all__ = ["ADMIN_PORT", "DATABASE", "EST_PORT", "IMAGES", "SERVICES", "USER_ID", "Places", "flat"]
+__all__ = [
+    "ADMIN_PORT",
+    "DATABASE",
+    "EST_PORT",
+    "IMAGES",
+    "SERVICES",
+    "USER_ID",
+    "AnySettings",
+    "Places",
+    "flat",
+]
+
+
+AnySettings: TypeAlias = ServiceSettings | IssuerSettings
 
 
 @dataclass(frozen=True)
@@ -25,7 +38,7 @@ class Service:
     distribution: str
     command: str
     prefix: str
-    settings: type[ServiceSettings] | type[IssuerSettings]
+    settings: type[AnySettings]
     schema: str | None = None
 
 
