@@ -52,6 +52,7 @@ EXECUTED = {
     "A process is down or not ready": "tests/e2e/test_monitoring.py",
     "Clients get errors": "tests/e2e/test_faults.py",
     "Requests wait": "tests/integration/ca_signer/test_token.py",
+    "An issuer of cert-manager is not Ready, or its requests wait or fail": "tests/cert_manager/test_requests.py",
     "A stream is nearly full": "tests/integration/estcore/test_stream_limits.py",
     "Wrong secrets": "tests/e2e/test_documents.py",
     "Connections end at a limit": "tests/e2e/test_edge.py",
