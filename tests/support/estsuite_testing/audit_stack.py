@@ -97,8 +97,12 @@ class AuditWorld:
             server_settings={"search_path": "audit"},
         )
 
-    async def wait(self, query: str, expected: Any, *, timeout_s: float = 30) -> None:
-        """Wait until the query has the expected answer."""
+    async def wait(self, query: str, expected: Any, *, timeout_s: float = 90) -> None:
+        """Wait until the query has the expected answer.
+
+        By default for longer than the consumer's ``ack_wait_s``: what was delivered to a service
+        that had just stopped is delivered again after it.
+        """
         found = None
         try:
             async with asyncio.timeout(timeout_s):
