@@ -133,7 +133,7 @@ async def test_a_proposal_made_at_one_signer_is_worked_on_by_another_at_once(
         async with asyncio.timeout(30):
             while job.looks == 0:
                 await asyncio.sleep(0.05)
-        arguments = {"reason": "superseded", "per_minute": 60, "service": "nobody"}
+        arguments = {"reason": "superseded", "per_minute": 60, "service": "unknown"}
         answer = await boss.give(signer, "bulk-revocation-propose", arguments)
         assert answer.result, answer
         async with asyncio.timeout(NOTICED_S):

@@ -208,7 +208,7 @@ class IssuerController:
     async def _report(
         self, found: Object, ready: bool, reason: str, message: str, checked: _Checked
     ) -> None:
-        """Write the condition Ready, where it differs from what is there."""
+        """Write the condition Ready, where it differs from that of the object."""
         conditions = conditions_of(found)
         before = find(conditions, READY)
         new = condition(READY, ready, reason, message)

@@ -112,8 +112,8 @@ def verify_response(
         answer = decode_timestamp_response(response)
         builder.build().verify_message(answer, checkpoint.text().encode())
         at = answer.tst_info.gen_time
-    except Exception as exc:
-        # Of changed octets the library raises errors of pyca/cryptography too, and assertions.
+    except Exception as exc:  # Bulkhead: whatever the library raises, the time stamp is refused.
+        # Of changed octets it raises errors of pyca/cryptography too, and assertions.
         reason = " ".join(str(exc).split())[:200]
         raise AuditChainBroken(
             f"checkpoint {checkpoint.size} has no valid time stamp of {authority.name}: {reason}",
