@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
+import random
 import socket
 
 from estcore.errors import ConfigurationError
 
+RANGE = range(20000, 32000)
+"""Below the ports that systems give to outgoing connections (Linux: from 32768), so none of those
+can take a port between its choice and its use."""
+_reservations: list[socket.socket] = []
+
 
 def free_port() -> int:
-    """Return a port that the system gives to no other process for a minute.
+    """Return a free port that no other caller, in this process or another, gets until this ends.
 
-    A closed connection leaves the port in TIME_WAIT (RFC 9293 section 3.6.1): no other process is
-    given it, but a server that names it may listen there. Without that two suites starting at the
-    same time may be given one port, which both can use since front ends share ports.
+    The reservation is a UDP socket of the same number: the system gives it to one process, and
+    takes it back when that ends, however it ends. A server of the suite that is stopped and started
+    again finds its port free.
+
+    Raises:
+        ConfigurationError: every port of the range is taken.
     """
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port)):
-            accepted, _ = server.accept()
-            accepted.close()
-    return port
+    for port in random.sample(RANGE, len(RANGE)):
+        reservation = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            reservation.bind(("127.0.0.1", port))
+            _listen_once(port)
+        except OSError:
+            reservation.close()
+            continue
+        _reservations.append(reservation)
+        return port
+    raise ConfigurationError(
+        f"every port from {RANGE.start} to {RANGE.stop - 1} is taken", code="port.taken"
+    )
+
+
+def _listen_once(port: int) -> None:
+    """Listen on every address of the host for a moment.
+
+    Raises:
+        OSError: some process listens on the port, on one address or all.
+    """
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    socket.create_server(("", port), family=family, dualstack_ipv6=dual).close()
 
 
 def check_free(port: int, what: str, setting: str) -> None:
