@@ -14,8 +14,10 @@ from estcore.ids import uuid7
 from estcore.messages import topics
 from estcore.messages.audit import Actor, AuditBatch, AuditRecordBuilder
 from estcore.messages.envelope import decode, encode
+from estcore.runtime.boot import Boot
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.consume import PullConsumer
+from estcore.runtime.own_records import OwnRecords
 from estcore.runtime.topology import declare
 from estsuite_testing.platform import Platform
 
@@ -34,14 +36,19 @@ def add(trail: AuditTrail) -> None:
 
 async def numbers(platform: Platform) -> list[int | None]:
     """The numbers of the records in the stream, as audit reads them."""
+    return [number for _, number in await records(platform)]
+
+
+async def records(platform: Platform) -> list[tuple[str, int | None]]:
+    """Service and number of each record in the stream, as audit reads them."""
     bus = await Bus.connect(platform.bus("audit"), "audit", "test")
     consumer = PullConsumer(bus, topics.AUDIT_REFUSAL, topics.AUDIT_CONSUMER, credit=100)
     await consumer.start()
-    found: list[int | None] = []
+    found: list[tuple[str, int | None]] = []
     while await consumer.wait(1):
         for delivery in consumer.take(100):
             batch = decode(AuditBatch, delivery.payload())
-            found += [record.producer_seq for record in batch.records]
+            found += [(r.producer.service, r.producer_seq) for r in batch.records]
             await delivery.ack()
         await consumer.maintain()
     await consumer.pause()
@@ -102,6 +109,39 @@ async def test_it_is_sent_again_also_where_others_were_faster(
         await signer.close()
     found = await numbers(platform)
     assert [n for n in sorted(n for n in found if n) if n <= 3] == [1, 2, 3]
+
+
+async def test_it_is_sent_again_also_where_nothing_new_is_to_be_sent(
+    platform: Platform, tmp_path: Path
+) -> None:
+    """By a front end without clients, and by services for the records about themselves."""
+    await declared(platform)
+    bus = await Bus.connect(platform.bus("est-frontend"), "est-frontend", "test")
+    signer = await Bus.connect(platform.bus("ca-signer"), "ca-signer", "test")
+    settings = TrailSettings(spool_file=tmp_path / "spool.db")
+    trail = AuditTrail(bus, settings, SystemClock(), group="default", instance="test")
+    await trail.open()
+    topic = topics.audit_refusal_topic("ca-signer", "test")
+    own = OwnRecords(signer, topic, "test", SystemClock(), Boot())
+    try:
+        add(trail)
+        await trail.flush()
+        await own.begin()
+        await platform.delete_stream(topics.AUDIT_REFUSAL)
+        await platform.nats.stop(kill=True)
+        await platform.nats.start()
+        await asyncio.sleep(1)  # without the stream nothing can be stored
+        await declared(platform)
+        found: list[tuple[str, int | None]] = []
+        async with asyncio.timeout(20):
+            while len(found) < 2:
+                found += await records(platform)
+        assert sorted(found) == [("ca-signer", 1), ("est-frontend", 1)]
+        assert not await records(platform)
+    finally:
+        await trail.close()
+        await bus.close()
+        await signer.close()
 
 
 async def record_of(signer: Bus, number: int) -> int:

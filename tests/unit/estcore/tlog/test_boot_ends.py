@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -106,6 +107,33 @@ def test_a_lost_state_folder_after_an_orderly_stop_is_none(log: Log) -> None:
 
 def test_a_first_start_and_another_instance_are_none(log: Log) -> None:
     log.begin(SECOND, "f-1", known=False)
+    assert not log.findings()
+
+
+def test_records_of_an_earlier_boot_that_come_after_a_later_ones_are_none(log: Log) -> None:
+    """Boot 2 was killed, and what it had sent was delivered again when boot 3 had begun."""
+    log.begin(THIRD, known=True, boot_id=SECOND, last_number=2)
+    log.begin(SECOND, known=True, boot_id=FIRST, last_number=3)
+    assert not log.findings()
+
+
+def test_they_do_not_hide_that_a_state_folder_was_lost_later(log: Log) -> None:
+    log.begin(THIRD, known=True, boot_id=SECOND, last_number=2)
+    log.begin(SECOND, known=True, boot_id=FIRST, last_number=3)
+    log.begin("boot-4", known=False)
+    (found,) = log.findings()
+    assert found[0] == "sequence.end_unknown"
+    assert "boot-3" in found[2]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_what_every_boot_says_rightly_is_no_finding_in_any_order(
+    order: tuple[int, ...], make_log: Callable[..., Any], make_record: Callable[..., Any]
+) -> None:
+    log = Log(make_log(), make_record)
+    for place in order:
+        earlier = {"known": True, "boot_id": f"boot-{place - 1}", "last_number": 2}
+        log.begin(f"boot-{place}", **(earlier if place else {"known": False}))
     assert not log.findings()
 
 

@@ -240,6 +240,11 @@ class Bus:
         """Connected at this moment."""
         return self.client.is_connected
 
+    @property
+    def closing(self) -> bool:
+        """It is closed, or about to be: nothing is published any more."""
+        return self._closing
+
     async def publish_confirmed(
         self, messages: Sequence[Outgoing], *, timeout_s: float = 5
     ) -> list[int]:

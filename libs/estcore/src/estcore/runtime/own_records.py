@@ -21,6 +21,7 @@ from estcore.messages.envelope import encode
 from estcore.runtime.boot import Boot
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.logs import fields
+from estcore.runtime.sent_batches import SentBatches
 from estcore.runtime.service import sleep_or_stop
 from estcore.tlog.sequences import PREVIOUS_BOOT
 
@@ -35,7 +36,8 @@ class OwnRecords:
     """The queue of one process; ``topic`` is where its records go."""
 
     def __init__(self, bus: Bus, topic: str, instance: str, clock: Clock, boot: Boot) -> None:
-        self._bus, self._topic, self._clock, self._boot = bus, topic, clock, boot
+        self._sent = SentBatches(bus)
+        self._topic, self._clock, self._boot = topic, clock, boot
         self._service = topic.split(".")[2]
         self._build = AuditRecordBuilder(self._service, instance, boot.id)
         self._waiting: list[AuditRecord] = []
@@ -66,7 +68,7 @@ class OwnRecords:
                 count = fitting(encoded)
                 message = Outgoing(self._topic, encode_records(encoded[:count]))
                 try:
-                    await self._bus.publish_confirmed([message], timeout_s=_TIMEOUT_S)
+                    await self._sent.publish(message, timeout_s=_TIMEOUT_S)
                 except BusUnavailable as exc:
                     log.warning(
                         "audit record not published",

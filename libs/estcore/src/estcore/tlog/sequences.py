@@ -134,25 +134,57 @@ def _statements(
     asked: dict[Boot, dict[str, Any]] = {}
     newest: dict[tuple[str, str], Boot] = {}
     stopped: set[Boot] = set()
+    successor = _successors(leaves)
     for leaf in leaves:
         record = leaf["record"]
         boot, action = _boot(record), record.get("action")
         if boot is None:
             continue
         process = boot[:2]
+        # Records of an earlier boot may come late, after those of the later one.
+        late = _follows(newest.get(process), boot, successor)
         if action in _STOPS:
             stopped.add(boot)
-        elif action in _STARTS:
+        elif action in _STARTS and not late:
             newest[process] = boot
         elif action == PREVIOUS_BOOT and _before(leaf, closed_before):
-            details = record.get("details")
-            details = details if isinstance(details, dict) else {}
-            number = details.get("last_number")
-            if isinstance(number, int):
-                said.setdefault((*process, str(details.get("boot_id"))), (number, leaf))
-            if newest.get(process, boot) != boot:
+            earlier, number = _statement(record)
+            if earlier is not None and number is not None:
+                said.setdefault(earlier, (number, leaf))
+            if not late and newest.get(process, boot) != boot:
                 asked.setdefault(newest[process], leaf)
     return said, asked, stopped
+
+
+def _statement(record: Mapping[str, Any]) -> tuple[Boot | None, int | None]:
+    """Return the earlier boot that a record is about, and its last number."""
+    boot, details = _boot(record), record.get("details")
+    if boot is None or not isinstance(details, dict) or "boot_id" not in details:
+        return None, None
+    number = details.get("last_number")
+    return (*boot[:2], str(details["boot_id"])), number if isinstance(number, int) else None
+
+
+def _successors(leaves: list[dict[str, Any]]) -> dict[Boot, Boot]:
+    """Return the boot that came after each, as the later one says."""
+    found: dict[Boot, Boot] = {}
+    for leaf in leaves:
+        record = leaf["record"]
+        if record.get("action") == PREVIOUS_BOOT:
+            boot, earlier = _boot(record), _statement(record)[0]
+            if boot is not None and earlier is not None:
+                found.setdefault(earlier, boot)
+    return found
+
+
+def _follows(boot: Boot | None, other: Boot, successor: Mapping[Boot, Boot]) -> bool:
+    """Return whether ``boot`` began after ``other``."""
+    seen = {other}
+    place: Boot | None = successor.get(other)
+    while place is not None and place != boot and place not in seen:
+        seen.add(place)
+        place = successor.get(place)
+    return boot is not None and place == boot and boot != other
 
 
 def _before(leaf: dict[str, Any], moment: dt.datetime) -> bool:
@@ -220,7 +252,7 @@ def _subjects(record: Mapping[str, Any]) -> set[tuple[str, str]]:
     return {("correlation_id", str(record.get("correlation_id")))}
 
 
-def _boot(record: dict[str, Any]) -> Boot | None:
+def _boot(record: Mapping[str, Any]) -> Boot | None:
     producer = record.get("producer")
     if not isinstance(producer, dict):
         return None
