@@ -9,6 +9,7 @@ import pytest
 from estsuite_testing.chaos.checker import (
     check_ledger,
     check_operations,
+    check_receiver,
     check_siem,
     check_slots,
 )
@@ -90,3 +91,22 @@ def test_a_certificate_without_slot_and_a_record_that_was_not_delivered_are_foun
     assert check_siem(records, [f'<1> {{"record_id":"{delivered}"}}']) == [
         f"record {missing} (certificate.issue) is not at the SIEM"
     ]
+
+
+LEAVES = [{"log_index": n, "record": {"record_id": f"r-{n}"}} for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("taken", "turned_away", "expected"),
+    [
+        ([0, 1, 2, 3], [], []),
+        ([0, 2, 3, 1], [1], []),
+        ([0, 1, 3], [], ["record r-2 is not at otlp"]),
+        ([0, 2, 1, 3], [], ["record r-1 (1) came to otlp after 2"]),
+    ],
+)
+def test_a_receiver_has_every_record_in_the_order_of_the_log(
+    taken: list[int], turned_away: list[int], expected: list[str]
+) -> None:
+    names = ["checkpoint-1", *(f"r-{n}" for n in taken)]
+    assert check_receiver("otlp", LEAVES, names, {f"r-{n}" for n in turned_away}) == expected

@@ -69,17 +69,35 @@ class HTTPReceiver:
     def _with_faults(self, handler: Handler) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def handle(request: web.Request) -> web.Response:
             body = await request.read()
-            self.requests.append((dict(request.headers), body))
-            if self.faults:
-                status = self.faults.pop(0)
-                if status == 0:
-                    assert request.transport is not None
-                    request.transport.abort()
-                    return web.Response()
-                return web.Response(status=status, headers={"Retry-After": "0"}, text="a fault")
-            return await handler(request, body)
+            self.note_request(request, body)
+            status = await self.next_fault()
+            if status is None:
+                return await handler(request, body)
+            if status == 0:
+                assert request.transport is not None
+                request.transport.abort()
+                return web.Response()
+            return web.Response(status=status, headers={"Retry-After": "0"}, text="a fault")
 
         return handle
+
+    def note_request(self, request: web.Request, body: bytes) -> None:
+        """Keep a request for the test."""
+        self.requests.append((dict(request.headers), body))
+
+    async def next_fault(self) -> int | None:
+        """Return the status of the next answer, 0 to close the connection, None to be well."""
+        return self.faults.pop(0) if self.faults else None
+
+    def refuses(self, key: str) -> bool:
+        """Whether an entry is refused for good."""
+        return key in self.refused
+
+    def is_busy(self, key: str) -> bool:
+        """Whether an entry of a bulk request is refused for now."""
+        busy = key in self.busy
+        self.busy.discard(key)
+        return busy
 
     def _take(self, key: str, document: dict[str, Any]) -> None:
         self.order.append(key)
@@ -94,8 +112,8 @@ class HTTPReceiver:
             events.append(event)
             text = text[end:]
         keys = [event["fields"]["record_id"] for event in events]
-        if self.refused & set(keys):
-            at = next(n for n, key in enumerate(keys) if key in self.refused)
+        at = next((n for n, key in enumerate(keys) if self.refuses(key)), None)
+        if at is not None:
             answer = {"text": "Invalid data format", "code": 6, "invalid-event-number": at}
             return web.json_response(answer, status=400)
         number = len(self._pending)
@@ -120,11 +138,10 @@ class HTTPReceiver:
         items = []
         for action, document in zip(lines[::2], lines[1::2], strict=True):
             key = action["create"]["_id"]
-            if key in self.busy:
-                self.busy.discard(key)
+            if self.is_busy(key):
                 error = {"type": "es_rejected_execution_exception", "reason": "queue is full"}
                 items.append({"create": {"_id": key, "status": 429, "error": error}})
-            elif key in self.refused:
+            elif self.refuses(key):
                 error = {"type": "document_parsing_exception", "reason": "failed to parse"}
                 items.append({"create": {"_id": key, "status": 400, "error": error}})
             elif key in self.documents:
@@ -152,20 +169,20 @@ class HTTPReceiver:
             for record in records
         ]
         answer = ExportLogsServiceResponse()
-        rejected = [key for key in keys if key in self.refused]
+        rejected = [key for key in keys if self.refuses(key)]
         if rejected:
             answer.partial_success.CopyFrom(
                 ExportLogsPartialSuccess(rejected_log_records=len(rejected), error_message="no")
             )
         for key, record in zip(keys, records, strict=True):
-            if key not in self.refused:
+            if key not in rejected:
                 self._take(key, json.loads(record.body.string_value))
         return answer
 
     async def _hook(self, request: web.Request, body: bytes) -> web.Response:
         events = json.loads(body)
         keys = [event["id"] for event in events]
-        if self.refused & set(keys):
+        if [key for key in keys if self.refuses(key)]:
             return web.Response(status=422, text="a field is wrong")
         for key, event in zip(keys, events, strict=True):
             self._take(key, event)

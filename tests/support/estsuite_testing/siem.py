@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 PEM = Encoding.PEM
+_CA = x509.Name.from_rfc4514_string("CN=test siem ca")
 
 
 class SIEM:
@@ -24,7 +25,8 @@ class SIEM:
     def __init__(self, folder: Path) -> None:
         self.ca_file = folder / "siem-ca.pem"
         self.certificate_file, self.key_file = folder / "siem.pem", folder / "siem.key"
-        self._issue()
+        self._ca_key = self._make_ca()
+        self.issue_server_certificate()
         self.frames: list[bytes] = []
         self.connections = 0
         self.break_after: int | None = None
@@ -75,33 +77,37 @@ class SIEM:
         bodies = [f.partition(b"] ")[2] for f in self.frames if b"audit.checkpoint" in f]
         return [json.loads(body)["checkpoint"] for body in bodies]
 
-    def _issue(self) -> None:
-        now = dt.datetime.now(dt.UTC)
-        ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-        ca_name = x509.Name.from_rfc4514_string("CN=test siem ca")
-        common = {"not_valid_before": now - dt.timedelta(hours=1)}
+    def _make_ca(self) -> ec.EllipticCurvePrivateKey:
+        key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.UTC)
         ca = (
             x509.CertificateBuilder()
-            .subject_name(ca_name)
-            .issuer_name(ca_name)
-            .public_key(ca_key.public_key())
+            .subject_name(_CA)
+            .issuer_name(_CA)
+            .public_key(key.public_key())
             .serial_number(1)
-            .not_valid_before(common["not_valid_before"])
+            .not_valid_before(now - dt.timedelta(days=2))
             .not_valid_after(now + dt.timedelta(days=1))
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(
-                x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), critical=False
+                x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
             )
-            .sign(ca_key, hashes.SHA256())
+            .sign(key, hashes.SHA256())
         )
+        self.ca_file.write_bytes(ca.public_bytes(PEM))
+        return key
+
+    def issue_server_certificate(self, *, expired: bool = False) -> None:
+        """Write another server certificate; the next start of a server uses it."""
+        key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.UTC)
+        hour = dt.timedelta(hours=1)
         leaf = (
             x509.CertificateBuilder()
             .subject_name(x509.Name.from_rfc4514_string("CN=siem"))
-            .issuer_name(ca_name)
+            .issuer_name(_CA)
             .public_key(key.public_key())
-            .serial_number(2)
-            .not_valid_before(common["not_valid_before"])
-            .not_valid_after(now + dt.timedelta(days=1))
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - 2 * hour)
+            .not_valid_after(now - hour if expired else now + 24 * hour)
             .add_extension(
                 x509.SubjectAlternativeName(
                     [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("siem.test")]
@@ -109,12 +115,11 @@ class SIEM:
                 critical=False,
             )
             .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()),
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._ca_key.public_key()),
                 critical=False,
             )
-            .sign(ca_key, hashes.SHA256())
+            .sign(self._ca_key, hashes.SHA256())
         )
-        self.ca_file.write_bytes(ca.public_bytes(PEM))
         self.certificate_file.write_bytes(leaf.public_bytes(PEM))
         self.key_file.touch(mode=0o600)
         self.key_file.write_bytes(key.private_bytes(PEM, PrivateFormat.PKCS8, NoEncryption()))

@@ -78,6 +78,8 @@ class Layout:
     nats: EmbeddedNATS = field(init=False)
     roles: dict[str, Role] = field(default_factory=dict)
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    more_sinks: list[dict[str, Any]] = field(default_factory=list)
+    """Settings of sinks of audit beside the local SIEM."""
 
     def __post_init__(self) -> None:
         self.folder = self.folder.resolve()
@@ -231,5 +233,7 @@ def _own(layout: Layout, service: str, instance: str) -> dict[str, Any]:
             "ca_file": str(layout.root_file),
             "server_name": "localhost",
         }
-        return audit_settings(key=layout.secrets / "audit-checkpoint.pem", sinks=[local_siem])
+        return audit_settings(
+            key=layout.secrets / "audit-checkpoint.pem", sinks=[local_siem, *layout.more_sinks]
+        )
     return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from estsuite_testing.chaos.history import Operation
@@ -83,3 +83,25 @@ def check_siem(records: Iterable[Row], messages: Sequence[str]) -> list[str]:
         for record in records
         if str(record["record_id"]) not in received
     ]
+
+
+def check_receiver(
+    kind: str, leaves: Sequence[Row], taken: Sequence[str], turned_away: Set[str]
+) -> list[str]:
+    """Return records that a receiver did not get, and those it got before an earlier one.
+
+    ``taken`` are the ids in the order of their first arrival. A record that the receiver refused
+    while it took others comes later than they.
+    """
+    places = {str(leaf["record"]["record_id"]): int(leaf["log_index"]) for leaf in leaves}
+    got = set(taken)
+    found = [f"record {name} is not at {kind}" for name in places if name not in got][:20]
+    newest = -1
+    for name in taken:
+        place = places.get(name)
+        if place is None or name in turned_away:
+            continue
+        if place < newest:
+            found.append(f"record {name} ({place}) came to {kind} after {newest}")
+        newest = max(newest, place)
+    return found

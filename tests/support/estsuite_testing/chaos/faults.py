@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import asyncpg
 from estcore.errors import ConfigurationError
 from estsuite_testing.chaos.history import History
 from estsuite_testing.chaos.nats_cluster import Member
+from estsuite_testing.chaos.receivers import REFUSING, UNREACHABLE
 from estsuite_testing.chaos.world import (
     ROLES,
     World,
@@ -314,6 +315,32 @@ async def siem_down(world: World, chosen: random.Random) -> AsyncIterator[str]:
         await siem.start()
 
 
+async def _receivers_broken(
+    world: World, chosen: random.Random, modes: Sequence[str]
+) -> AsyncIterator[str]:
+    """Two receivers broken in different ways; the other sinks have to be untouched."""
+    receivers, ways = chosen.sample(world.receivers, 2), chosen.sample(modes, 2)
+    async with contextlib.AsyncExitStack() as stack:
+        for receiver, mode in zip(receivers, ways, strict=True):
+            await stack.enter_async_context(receiver.broken(mode))
+        yield ", ".join(f"{r.kind} {m}" for r, m in zip(receivers, ways, strict=True))
+        await _last(chosen, _LONG_S)
+
+
+@asynccontextmanager
+async def receiver_unreachable(world: World, chosen: random.Random) -> AsyncIterator[str]:
+    """Receivers that are down, slow, reset connections, or whose certificate has expired."""
+    async for text in _receivers_broken(world, chosen, UNREACHABLE):
+        yield text
+
+
+@asynccontextmanager
+async def receiver_refusing(world: World, chosen: random.Random) -> AsyncIterator[str]:
+    """Receivers that refuse all for now, all for good, or a part."""
+    async for text in _receivers_broken(world, chosen, REFUSING):
+        yield text
+
+
 @asynccontextmanager
 async def clock_wrong(world: World, chosen: random.Random) -> AsyncIterator[str]:
     """One process is started with a clock that is ten minutes or two hours off."""
@@ -373,6 +400,8 @@ COMMON: tuple[Fault, ...] = (
     inserts_refused,
     sessions_ended,
     siem_down,
+    receiver_unreachable,
+    receiver_refusing,
     clock_wrong,
     streams_lost,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 import time
@@ -16,13 +17,16 @@ from estcore.errors import ESTSuiteError
 from estsuite_testing.chaos.checker import (
     check_ledger,
     check_operations,
+    check_receiver,
     check_siem,
     check_slots,
 )
 from estsuite_testing.chaos.clients import CACertsWatcher, Fleet
 from estsuite_testing.chaos.faults import Nemesis
 from estsuite_testing.chaos.history import History
+from estsuite_testing.chaos.receivers import Receiver
 from estsuite_testing.chaos.world import World, lines, remove, start_world, stop_world
+from estsuite_testing.e2e_stack import Stack
 
 CLIENTS = 4
 _HEAL_S = 90.0
@@ -73,7 +77,7 @@ async def run_chaos(
     folder.mkdir(parents=True, exist_ok=True)
     history = History(folder)
     outcome = Outcome(seed, folder)
-    world = await start_world(folder)
+    world = await start_world(folder, seed)
     try:
         fleet = Fleet(
             history=history,
@@ -176,6 +180,22 @@ async def _check(world: World, history: History, outcome: Outcome) -> None:
             outcome.violations += missing[:20]
             break
         await asyncio.sleep(1)
+    for receiver in world.receivers:
+        outcome.violations += await _check_receiver(world, stack, receiver)
+
+
+async def _check_receiver(world: World, stack: Stack, receiver: Receiver) -> list[str]:
+    """Deliver the dead letters of a sink, then look for every record at its receiver."""
+    config = str(world.layout.config_file("audit"))
+    deliver = ("sinks", "dead-letters", "--sink", receiver.kind, "--deliver", "--config", config)
+    deadline = time.monotonic() + _SIEM_S
+    while True:
+        await world.suite.command("audit", *deliver)
+        leaves = [json.loads(leaf) for leaf in await stack.leaves()]
+        found = check_receiver(receiver.kind, leaves, list(receiver.taken), receiver.turned_away)
+        if not found or time.monotonic() > deadline:
+            return [*found, *receiver.faulty]
+        await asyncio.sleep(2)
 
 
 def _ended(events: Sequence[Mapping[str, Any]]) -> list[str]:

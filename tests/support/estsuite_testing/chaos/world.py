@@ -24,6 +24,7 @@ from estdev.local import LocalSuite, Running, admin_get
 from estdev.ports import free_port
 from estsuite_testing.chaos.fault_proxy import FaultProxy
 from estsuite_testing.chaos.nats_cluster import NATSCluster
+from estsuite_testing.chaos.receivers import Receiver, make_receivers
 from estsuite_testing.e2e_stack import Stack
 from estsuite_testing.quick_postgres import QuickPostgres
 from estsuite_testing.suite_template import ForkedSuite
@@ -92,6 +93,8 @@ class World:
     folder: Path
     ports: dict[str, int]
     """EST port of each front end."""
+    receivers: list[Receiver] = field(default_factory=list)
+    """Receivers of audit records, beside the local SIEM."""
     secret: str = ""
     died: list[str] = field(default_factory=list)
     """Processes that ended by themselves."""
@@ -206,7 +209,7 @@ class World:
         return time.monotonic() - started
 
 
-async def start_world(folder: Path) -> World:
+async def start_world(folder: Path, seed: int) -> World:
     """Start everything from nothing: three nats-servers, streams of three replicas, two of each."""
     ports = Ports.free()
     ports.choose()
@@ -215,13 +218,17 @@ async def start_world(folder: Path) -> World:
     cluster = NATSCluster(layout.folder, nats_users())
     layout.nats = cluster
     database = FaultProxy(free_port(), ports.postgres)
+    receivers, token = make_receivers(folder, seed)
     layout.overrides = _overrides(database.port)
+    layout.more_sinks = [receiver.sink(token) for receiver in receivers]
     layout.config.mkdir(parents=True, mode=0o700)
     (layout.config / "policy.yaml").write_text(yaml.safe_dump(_POLICY))
     suite = _Suite(layout)
     est_ports = {FRONT_ENDS[0]: ports.est, FRONT_ENDS[1]: free_port()}
-    world = World(suite, cluster, database, folder, est_ports)
+    world = World(suite, cluster, database, folder, est_ports, receivers)
     await database.start()
+    for receiver in receivers:
+        await receiver.start()
     if is_root():
         for path in world.mounted():
             mount(path, _DISK_MB)
@@ -233,6 +240,8 @@ async def start_world(folder: Path) -> World:
         config = str(layout.config_file("ca-signer"))
         create = ("secret", "create", "--id", "load", "--config", config)
         world.secret = (await suite.command("ca-signer", *create)).strip()
+        for receiver in receivers:
+            receiver.secret = world.secret
         await world.until_ready(60)
     except BaseException:  # Cleanup, then raised again: what has started must not outlive the run.
         await stop_world(world)
@@ -248,6 +257,8 @@ async def stop_world(world: World) -> None:
     with contextlib.suppress(ConfigurationError):
         await world.suite.stop()
     await world.database.stop()
+    for receiver in world.receivers:
+        await receiver.stop()
     if is_root():
         for path in world.mounted():
             unmount(path)
