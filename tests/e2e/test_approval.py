@@ -48,7 +48,7 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
             "name": "boss",
             "certificate_issuer": "issuing",
             "certificate_subject": "CN=boss",
-            "roles": ["approver", "revoker", "auditor"],
+            "roles": ["approver", "revoker", "auditor", "siem"],
         }
     ]
     path = folder / "policy.yaml"
@@ -284,3 +284,26 @@ async def test_an_auditor_finds_who_asked_who_approved_and_who_looked(
     )
     assert "CN=dev-audited" in shown
     assert shown.endswith("verified\n")
+
+
+async def test_an_operator_looks_after_the_siem_with_lines_that_say_what_was_done(
+    stack: Stack, settings: Path
+) -> None:
+    async def sinks(*arguments: str) -> str:
+        return await stack.suite.run("estctl", "sinks", *arguments, "--config", str(settings))
+
+    async with asyncio.timeout(60):
+        while (row := json.loads(await sinks("status", "--json"))[0])["next"] < 1:
+            await asyncio.sleep(0.5)
+    assert (row["sink"], row["kind"], row["dead_letters"]) == ("local-siem", "syslog", 0)
+    assert "local-siem" in await sinks("status")
+    assert await sinks("test", "--sink", "local-siem") == "local-siem: reached\n"
+    sent = await sinks("test", "--sink", "local-siem", "--send")
+    assert sent == "local-siem: was sent the entry\n"
+    assert await sinks("dead-letters", "--sink", "local-siem") == "0 records\n"
+    delivered = await sinks("dead-letters", "--sink", "local-siem", "--deliver")
+    assert delivered == "0 of 0 delivered\n"
+    moved = await sinks("replay", "--sink", "local-siem", "--from", "0")
+    assert re.fullmatch(r"local-siem: cursor moved from \d+ to 0\n", moved)
+    with pytest.raises(ConfigurationError, match="no sink has the name none"):
+        await sinks("test", "--sink", "none")

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -15,21 +15,25 @@ from audit.sink_settings import (
     ElasticsearchSink,
     NATSSink,
     OTLPSink,
-    SinkBase,
+    SinkSettings,
     SplunkSink,
     WebhookSink,
 )
 from audit.transports.webhook import signature
-from estcore.errors import ConfigurationError, Unavailable
+from estcore.errors import Conflict, Unavailable
 from estcore.messages.audit import AuditRecord
+from estcore.messages.commands import CommandAnswered
 from estcore.messages.permissions import Permissions
 from estcore.runtime.settings import BusSettings
 from estdev.nats import EmbeddedNATS
 from estdev.ports import free_port
-from estsuite_testing.audit_stack import AuditWorld
+from estsuite_testing.audit_stack import AuditWorld, answering
 from estsuite_testing.grpc_collector import GRPCCollector
 from estsuite_testing.http_receiver import TOKEN, HTTPReceiver
+from estsuite_testing.operators import TestOperator, operator, policy_with_operators
+from estsuite_testing.platform import Platform
 from estsuite_testing.siem import SIEM
+from estsuite_testing.signer_stack import signer_stack
 
 pytestmark = pytest.mark.integration
 Build = Callable[..., AuditRecord]
@@ -52,7 +56,7 @@ def token(tmp_path: Path) -> Path:
     return file
 
 
-def sink_of(kind: str, receiver: HTTPReceiver, token: Path, **changes: Any) -> SinkBase:
+def sink_of(kind: str, receiver: HTTPReceiver, token: Path, **changes: Any) -> SinkSettings:
     common: dict[str, Any] = {
         "name": kind,
         "ca_file": receiver.certificates.ca_file,
@@ -180,8 +184,84 @@ async def test_operators_see_test_and_repair_a_sink(
         await receiver.stop()
         with pytest.raises(Unavailable, match="elasticsearch: "):
             await sink_commands.test(settings, name="elasticsearch", send=True)
-        with pytest.raises(ConfigurationError, match="no sink"):
+        with pytest.raises(Conflict, match="no sink"):
             await sink_commands.test(settings, name="none", send=False)
+
+
+@pytest.mark.logs_errors("record not delivered whole")
+async def test_operators_look_after_sinks_over_the_bus(
+    platform: Platform,
+    world: AuditWorld,
+    record: Build,
+    receiver: HTTPReceiver,
+    token: Path,
+    tmp_path: Path,
+) -> None:
+    sent = [record(n) for n in range(20)]
+    receiver.refused = {sent[3].record_id, sent[4].record_id}
+    sinks = (sink_of("elasticsearch", receiver, token),)
+    policy = policy_with_operators(tmp_path)
+    async with (
+        world.service(sinks=sinks),
+        world.publisher() as publisher,
+        signer_stack(platform, tmp_path, policy_file=policy) as signer,
+        answering(world, signer.operations.audit_listener.run, sinks=sinks) as asked,
+    ):
+        auditor = await operator(signer, "CN=auditor")
+        siem = await operator(signer, "CN=siem")
+        await publisher.send(*sent)
+        await world.wait("select count(*) from sink_dead_letter", 2)
+        await world.wait("select next_index >= 21 from sink_cursor", True)
+
+        async def ask(who: TestOperator, verb: str, **arguments: Any) -> CommandAnswered:
+            command = who.command(verb, arguments, service="audit")
+            answer: CommandAnswered = await asked(who.sign(command), verb)
+            return answer
+
+        async def result(verb: str, **arguments: Any) -> dict[str, Any]:
+            answer = await ask(siem, verb, sink="elasticsearch", **arguments)
+            assert answer.outcome == "done", answer
+            assert answer.result is not None
+            return answer.result
+
+        for who in (auditor, siem):
+            answer = await ask(who, "sink-status")
+            assert answer.result is not None
+            (row,) = cast("list[dict[str, Any]]", answer.result["sinks"])
+            assert (row["sink"], row["dead_letters"]) == ("elasticsearch", 2)
+        assert (await result("sink-test"))["answer"] == "reached"
+        assert (await result("sink-test", send=True))["answer"] == "took the entry"
+        listed = await result("sink-dead-letters")
+        assert [("failed to parse" in r["reason"]) for r in listed["records"]] == [True, True]
+        assert (await result("sink-dead-letters", after=listed["after"]))["records"] == []
+
+        receiver.refused.discard(sent[3].record_id)
+        delivered = await result("sink-deliver")
+        assert (delivered["delivered"], len(delivered["refused"])) == (1, 1)
+        assert sent[3].record_id in receiver.documents
+        again = await result("sink-deliver", after=delivered["after"])
+        assert (again["delivered"], again["after"]) == (0, None)
+
+        receiver.documents.clear()
+        for _ in range(2):  # a command is sent again when its answer is lost
+            assert (await result("sink-replay", start=1))["next"] == 1
+        await until(lambda: sent[0].record_id in receiver.documents)
+
+        for verb in ("sink-test", "sink-replay", "sink-deliver"):
+            more = {"start": 0} if verb == "sink-replay" else {}
+            refused = await ask(auditor, verb, sink="elasticsearch", **more)
+            assert (refused.outcome, refused.code) == ("refused", "command.role")
+        unknown = await ask(siem, "sink-test", sink="none")
+        assert (unknown.outcome, unknown.code) == ("refused", "command.unknown")
+        far = await ask(siem, "sink-replay", sink="elasticsearch", start=10**9)
+        assert (far.outcome, far.code) == ("refused", "sink.cursor")
+        await receiver.stop()
+        down = await ask(siem, "sink-deliver", sink="elasticsearch")
+        assert (down.outcome, down.code) == ("unavailable", "sink.unavailable")
+        rows = await signer.rows("select announcement from command where verb = 'sink-replay'")
+        on_record = [json.loads(row["announcement"]) for row in rows]
+        assert {r["actor"]["rule"] for r in on_record if r["outcome"] == "success"} == {"siem"}
+        assert on_record[0]["details"]["sink"] == "elasticsearch"
 
 
 async def test_a_dead_receiver_stalls_no_other_sink(

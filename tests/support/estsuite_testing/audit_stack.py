@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import asyncpg
 from audit import checkpoint_key, main
 from audit.auditor_commands import AuditorCommands
 from audit.settings import AppendSettings, CheckpointSettings, Settings
+from audit.sink_settings import SinkSettings
 from estcore import ids
 from estcore.clock import SystemClock
 from estcore.errors import BusUnavailable
@@ -179,14 +180,17 @@ async def empty_world(platform: Platform, folder: Path) -> AuditWorld:
 
 
 @asynccontextmanager
-async def answering(world: AuditWorld, *more: Job) -> AsyncIterator[Any]:
+async def answering(
+    world: AuditWorld, *more: Job, sinks: Sequence[SinkSettings] = ()
+) -> AsyncIterator[Any]:
     """AuditorCommands on the bus; gives a function that sends a command as an operator does."""
     settings = world.settings()
     bus = await Bus.connect(settings.bus, "audit", "audit-1")
     database = await Database.connect(settings.database, "audit", "audit")
     client = await Bus.connect(world.platform.bus("operator"), "operator", "estctl", signs=False)
     stop = asyncio.Event()
-    jobs = [AuditorCommands(bus, database, settings.retention, SystemClock()).run, *more]
+    commands = AuditorCommands(bus, database, settings.retention, SystemClock(), sinks)
+    jobs = [commands.run, *more]
     task = asyncio.ensure_future(run_jobs(jobs, stop=stop, stop_timeout_s=5))
 
     async def ask(data: bytes, verb: str = "audit-search") -> CommandAnswered:

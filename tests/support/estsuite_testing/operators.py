@@ -25,6 +25,7 @@ OPERATORS = (
     ("second", "CN=second", ("renewer", "revoker")),
     ("auditor", "CN=auditor", ("auditor",)),
     ("keeper", "CN=keeper", ("retention",)),
+    ("siem", "CN=siem", ("siem",)),
     ("reader", "CN=reader", ("reader",)),
 )
 

@@ -4,8 +4,8 @@
 checks an export of the audit log offline; ``policy explain`` shows which rule decides;
 ``trust`` pins a root; ``enroll``, ``renew``, ``prove``, ``csr`` and ``inspect`` work on files;
 ``password`` makes verifiers; ``cert``, ``requests``, ``bulk-revocation``, ``campaign``, ``secret``,
-``submissions`` and ``ca`` send commands to ca-signer, signed by an operator's certificate. Each is
-imported when it is used.
+``submissions`` and ``ca`` send commands to ca-signer, ``sinks`` and parts of ``audit`` to
+est-audit, signed by an operator's certificate. Each is imported when it is used.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ _VERBS = (
     ("cert", _OPERATORS, "Look up, export, revoke or hold certificates."),
     ("ca", _OPERATORS, "Roll an issuer over to its next generation."),
     ("probe", "estclient.probe.cli", "Check an installation: enroll, repeat, renew, verify."),
+    ("sinks", "estclient.operators.sinks", "Look after the receivers of the audit log."),
     ("submissions", _OPERATORS, "Resolve upstream submissions with an unknown outcome."),
 )
 """Verb, the module that has it under the same name, and its help."""

@@ -1,9 +1,9 @@
-"""Answer the signed commands of auditors: searches and what else reads the log.
+"""Answer the signed commands of operators about the log: searches, proofs, purges, its sinks.
 
 1. A command arrives as its operator signed it.
 2. ca-signer verifies it and puts it on record: signature, certificate, role, time. Its answer is
-   signed. Without it nothing is read.
-3. The log is read, and the operator answered.
+   signed. Without it nothing is done.
+3. It is carried out, and the operator answered.
 
 Any replica answers; the database limits what one command may take.
 """
@@ -11,16 +11,18 @@ Any replica answers; the database limits what one command may take.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import asyncpg
 from pydantic import JsonValue
 
-from audit import metrics, proofs, purge_orders, retention, search
+from audit import metrics, proofs, purge_orders, retention, search, sinks, store
 from audit.retention import Month
 from audit.settings import SERVICE, RetentionSettings
+from audit.sink_settings import SinkSettings
 from estcore.clock import Clock
 from estcore.errors import Conflict, MalformedRequest, RequestRejected, Unavailable
 from estcore.messages.audit_queries import (
@@ -30,6 +32,10 @@ from estcore.messages.audit_queries import (
     AuditTail,
     PurgeConfirmation,
     PurgeProposal,
+    SinkDeadLetters,
+    SinkReplay,
+    SinkStatus,
+    SinkTest,
 )
 from estcore.messages.commands import CommandAnswered, read_command
 from estcore.messages.envelope import decode, encode
@@ -46,6 +52,8 @@ _WAITING = 100
 _WORKERS = 4
 _VERIFIED_WITHIN_S = 5
 _READ_WITHIN_S = 10
+_SINK_S = 5
+_DELIVER_S = 3
 _LARGEST_PROOF = 500_000
 """Octets: the answer has it as JSON, in one message."""
 Result = dict[str, JsonValue]
@@ -56,10 +64,15 @@ class AuditorCommands:
     """The job that answers auditors."""
 
     def __init__(
-        self, bus: Bus, database: Database, settings: RetentionSettings, clock: Clock
+        self,
+        bus: Bus,
+        database: Database,
+        settings: RetentionSettings,
+        clock: Clock,
+        sinks: Sequence[SinkSettings] = (),
     ) -> None:
         self._bus, self._database = bus, database
-        self._settings, self._clock = settings, clock
+        self._settings, self._clock, self._sinks = settings, clock, sinks
         self._queue: asyncio.Queue[tuple[str, Incoming]] = asyncio.Queue(_WAITING)
         self._verbs: Mapping[str, Read] = {
             "audit-search": self._search,
@@ -67,6 +80,11 @@ class AuditorCommands:
             "audit-tail": self._tail,
             "audit-purge-propose": self._propose,
             "audit-purge-confirm": self._confirm,
+            "sink-status": self._sink_status,
+            "sink-test": self._sink_test,
+            "sink-replay": self._sink_replay,
+            "sink-dead-letters": self._sink_dead_letters,
+            "sink-deliver": self._sink_deliver,
         }
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -165,6 +183,43 @@ class AuditorCommands:
             raise Conflict(f"{month} has {end - first} records", code="retention.count")
         return {"month": str(month), "records": end - first, "id": arguments.id}
 
+    async def _sink_status(self, _: SinkStatus) -> Result:
+        async with self._database.connection() as connection:
+            rows = await sinks.status(connection, self._sinks, self._clock)
+        return {"sinks": rows}  # type: ignore[dict-item]
+
+    async def _sink_test(self, arguments: SinkTest) -> Result:
+        sink = sinks.named(self._sinks, arguments.sink)
+        async with _within(_SINK_S, sink.name):
+            reached = await sinks.test(sink, self._clock, send=arguments.send, by="operator")
+        return {"sink": sink.name, "answer": reached}
+
+    async def _sink_replay(self, arguments: SinkReplay) -> Result:
+        sink = sinks.named(self._sinks, arguments.sink)
+        async with self._database.connection() as connection:
+            before = await sinks.replay(connection, sink, arguments.start)
+        return {"sink": sink.name, "before": before, "next": arguments.start}
+
+    async def _sink_dead_letters(self, arguments: SinkDeadLetters) -> Result:
+        sink = sinks.named(self._sinks, arguments.sink)
+        async with self._database.connection() as connection:
+            found = await store.dead_letters(connection, sink.name, sinks.PAGE, _after(arguments))
+            count = await store.count_dead_letters(connection, sink.name)
+        following = found[-1][0] if found else None
+        return {"records": _listed(found), "count": count, "after": following}
+
+    async def _sink_deliver(self, arguments: SinkDeadLetters) -> Result:
+        sink = sinks.named(self._sinks, arguments.sink)
+        async with _within(_SINK_S + _DELIVER_S, sink.name):
+            taken, refused, following = await sinks.deliver_dead_letters(
+                self._database,
+                sink,
+                self._clock,
+                after=_after(arguments),
+                within_s=_DELIVER_S,
+            )
+        return {"delivered": taken, "refused": _listed(refused), "after": following}
+
     async def _prove(self, arguments: AuditProve) -> Result:
         async with self._database.connection() as connection:
             if arguments.index is not None:
@@ -177,6 +232,28 @@ class AuditorCommands:
                 code="proof.too_large",
             )
         return {"proof": octets.decode()}
+
+
+@contextlib.asynccontextmanager
+async def _within(seconds: float, name: str) -> AsyncIterator[None]:
+    """Give a receiver so long, so that the operator gets an answer.
+
+    Raises:
+        Unavailable: it took longer.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as exc:
+        raise Unavailable(f"{name}: no answer in {seconds:g} s", code="sink.unavailable") from exc
+
+
+def _after(arguments: SinkDeadLetters) -> int:
+    return -1 if arguments.after is None else arguments.after
+
+
+def _listed(found: Sequence[tuple[int, str]]) -> list[JsonValue]:
+    return [{"log_index": log_index, "reason": reason} for log_index, reason in found]
 
 
 def _arguments(verb: str, data: bytes) -> StrictModel:

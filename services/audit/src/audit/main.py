@@ -110,7 +110,7 @@ async def run(
             *(writer.run, windows.run, windows.run_ledger, reloader.run),
             *(
                 Indexer(database, writer).run,
-                AuditorCommands(bus, database, settings.retention, clock).run,
+                AuditorCommands(bus, database, settings.retention, clock, settings.sinks).run,
             ),
             *(forwarder.run for forwarder in forwarders),
             *_witnessing(settings, database, own, writer),

@@ -318,11 +318,11 @@ async def move_cursor(connection: Connection, sink: str, to: Cursor) -> bool:
 
 
 async def replay_from(connection: Connection, sink: str, start: int) -> int | None:
-    """Move the sink's cursor back to ``start``; returns where it was, None if it was not later."""
+    """Move the sink's cursor back to ``start``; returns where it was, None if before."""
     value = await connection.fetchval(
         "update sink_cursor c set next_index = $2, checkpoint_size = least(c.checkpoint_size, $2),"
         " epoch = c.epoch + 1, moved_at = now() from sink_cursor old"
-        " where c.sink = $1 and old.sink = $1 and c.next_index > $2 returning old.next_index",
+        " where c.sink = $1 and old.sink = $1 and c.next_index >= $2 returning old.next_index",
         sink,
         start,
     )
@@ -340,13 +340,16 @@ async def add_dead_letter(connection: Connection, sink: str, log_index: int, rea
     )
 
 
-async def dead_letters(connection: Connection, sink: str, limit: int) -> list[tuple[int, str]]:
-    """Return (log_index, reason) of what a sink refused, oldest first."""
+async def dead_letters(
+    connection: Connection, sink: str, limit: int, after: int = -1
+) -> list[tuple[int, str]]:
+    """Return (log_index, reason) of what a sink refused after a record, oldest first."""
     rows = await connection.fetch(
-        "select log_index, reason from sink_dead_letter where sink = $1 "
+        "select log_index, reason from sink_dead_letter where sink = $1 and log_index > $3 "
         "order by log_index limit $2",
         sink,
         limit,
+        after,
     )
     return [(row[0], row[1]) for row in rows]
 

@@ -47,12 +47,12 @@ _POLL_S = 2.0
 
 
 def _search(**values: Any) -> None:
-    connection = _taken(values)
+    connection = taken_connection(values)
     asyncio.run(_print_search(connection, read_search(values)))
 
 
 async def _print_search(connection: Connection, wanted: Search) -> None:
-    async with _operator(connection) as operator:
+    async with operator_of(connection) as operator:
 
         async def page(query: AuditSearch) -> Page:
             answer = await operator.send(SERVICE, "audit-search", _arguments(query))
@@ -70,7 +70,7 @@ search = Command(
 
 
 def _prove(**values: Any) -> None:
-    connection = _taken(values)
+    connection = taken_connection(values)
     index, checkpoint, out, export = (
         values[name] for name in ("index", "checkpoint", "out", "export")
     )
@@ -85,7 +85,7 @@ def _prove(**values: Any) -> None:
 
 
 async def _asked_proof(connection: Connection, arguments: dict[str, Any]) -> bytes:
-    async with _operator(connection) as operator:
+    async with operator_of(connection) as operator:
         answer = await operator.send(SERVICE, "audit-prove", arguments)
     return str(answer["proof"]).encode()
 
@@ -103,14 +103,14 @@ prove = Command(
 
 
 def _tail(**values: Any) -> None:
-    connection, form = _taken(values), values.pop("format")
+    connection, form = taken_connection(values), values.pop("format")
     asyncio.run(_follow(connection, read_tail(values), form))
 
 
 async def _follow(connection: Connection, wanted: AuditTail, form: Format) -> None:
     """Print new records. A command is sent again until its page is full: one record each."""
     arguments = wanted.model_dump(mode="json", exclude_none=True)
-    async with _operator(connection) as operator:
+    async with operator_of(connection) as operator:
         seen = (await operator.send(SERVICE, "audit-tail", arguments))["next"]
         while True:
             start, asked = seen, {**arguments, "after": seen}
@@ -132,19 +132,19 @@ tail = Command(
 
 
 def _propose(**values: Any) -> None:
-    connection = _taken(values)
+    connection = taken_connection(values)
     _print_order(connection, "audit-purge-propose", {"month": values["month"]})
 
 
 def _confirm(**values: Any) -> None:
-    connection = _taken(values)
+    connection = taken_connection(values)
     arguments = {name: values[name] for name in ("id", "month", "records")}
     _print_order(connection, "audit-purge-confirm", arguments)
 
 
 def _print_order(connection: Connection, verb: str, arguments: dict[str, Any]) -> None:
     async def ask() -> dict[str, Any]:
-        async with _operator(connection) as operator:
+        async with operator_of(connection) as operator:
             return await operator.send(SERVICE, verb, arguments)
 
     answer = asyncio.run(ask())
@@ -176,12 +176,14 @@ def _arguments(query: AuditSearch) -> dict[str, Any]:
     return query.model_dump(mode="json", exclude_none=True)
 
 
-def _taken(values: dict[str, Any]) -> Connection:
+def taken_connection(values: dict[str, Any]) -> Connection:
+    """Take the options of the connection out of all options."""
     return Connection(**{field.name: values.pop(field.name) for field in fields(Connection)})
 
 
 @asynccontextmanager
-async def _operator(connection: Connection) -> AsyncIterator[Operator]:
+async def operator_of(connection: Connection) -> AsyncIterator[Operator]:
+    """Connect as an operator for the length of a verb."""
     home = Path(os.environ.get("ESTSUITE_HOME", ".estsuite"))
     settings = operator_settings(connection, home, os.environ)
     operator, bus = await connect(settings, SystemClock())

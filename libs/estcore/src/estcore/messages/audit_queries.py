@@ -1,6 +1,6 @@
-"""Commands of auditors, which est-audit answers: ``pki.command.audit.<verb>``.
+"""Commands about the audit log and its sinks: ``pki.command.audit.<verb>``, to est-audit.
 
-est-audit has ca-signer verify and record each of them before it reads the log: ca-signer has the
+est-audit has ca-signer verify and record each of them before it does anything: ca-signer has the
 ledger and the policy that say who is an auditor. It receives the same octets, on
 ``pki.command.ca-signer.<verb>``, from est-audit only.
 """
@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AwareDatetime, Field, model_validator
 
-from estcore.pki.profile import StrictModel
+from estcore.pki.profile import StrictModel, Token
 
 Text = Annotated[str, Field(min_length=1, max_length=512)]
 LogIndex = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -82,11 +82,41 @@ class PurgeConfirmation(StrictModel):
     )
 
 
+class SinkStatus(StrictModel):
+    """How far each sink is."""
+
+
+class SinkTest(StrictModel):
+    """Which sink to connect to, as the service does."""
+
+    sink: Token
+    send: bool = Field(default=False, description="deliver one entry that says it is a test")
+
+
+class SinkReplay(StrictModel):
+    """From which record on a sink gets everything again."""
+
+    sink: Token
+    start: LogIndex
+
+
+class SinkDeadLetters(StrictModel):
+    """Which sink's dead letters to list or deliver, oldest first, from one on."""
+
+    sink: Token
+    after: LogIndex | None = Field(default=None, description="as the page before said")
+
+
 ARGUMENTS: dict[str, type[StrictModel]] = {
     "audit-search": AuditSearch,
     "audit-prove": AuditProve,
     "audit-tail": AuditTail,
     "audit-purge-propose": PurgeProposal,
     "audit-purge-confirm": PurgeConfirmation,
+    "sink-status": SinkStatus,
+    "sink-test": SinkTest,
+    "sink-replay": SinkReplay,
+    "sink-dead-letters": SinkDeadLetters,
+    "sink-deliver": SinkDeadLetters,
 }
 """The model of the arguments, by verb (``topics.AUDIT_VERBS``)."""

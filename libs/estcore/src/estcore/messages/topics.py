@@ -292,8 +292,9 @@ SUBMISSION_VERBS = (
 AUDIT_VERBS = (
     *("audit-search", "audit-prove", "audit-tail"),
     *("audit-purge-propose", "audit-purge-confirm"),
+    *("sink-status", "sink-test", "sink-replay", "sink-dead-letters", "sink-deliver"),
 )
-"""Commands that est-audit takes from auditors, and passes on to ca-signer, which verifies them."""
+"""Commands that est-audit takes from operators, and passes on to ca-signer, which verifies them."""
 
 
 def command_topic(service: str, verb: str) -> str:

@@ -9,7 +9,9 @@ from pydantic import Field, model_validator
 from estcore.pki.names import canonical_name, parse_name
 from estcore.pki.profile import StrictModel, Token
 
-Role = Literal["approver", "revoker", "renewer", "auditor", "reader", "ca", "secrets", "retention"]
+Role = Literal[
+    "approver", "revoker", "renewer", "auditor", "reader", "ca", "secrets", "retention", "siem"
+]
 
 
 class Operator(StrictModel):
@@ -23,7 +25,8 @@ class Operator(StrictModel):
         description="approver: requests that wait; revoker: revoke and hold; renewer: campaigns; "
         "auditor: look at everything, the audit log too; reader: look up certificates; "
         "ca: roll over issuers; secrets: make and revoke enrollment secrets; "
-        "retention: propose and confirm purges of the audit log",
+        "retention: propose and confirm purges of the audit log; "
+        "siem: test sinks of the audit log, deliver records again",
     )
 
     @model_validator(mode="after")

@@ -1,6 +1,6 @@
-"""Commands that est-audit answers: whether their operator is an auditor, and a record of each.
+"""Commands that est-audit answers: whether their operator may give them, and a record of each.
 
-est-audit passes a command on as it came. The answer says who gave it; est-audit reads the log only
+est-audit passes a command on as it came. The answer says who gave it; est-audit carries it out only
 after it, so what an auditor read is in the ledger before it is sent.
 """
 
@@ -15,16 +15,25 @@ from estcore.runtime.database import Connection
 SERVICE = "audit"
 _AUDITORS: frozenset[Role] = frozenset({"auditor"})
 _RETENTION: frozenset[Role] = frozenset({"retention"})
-_PURGES = {"audit-purge-propose", "audit-purge-confirm"}
+_SIEM: frozenset[Role] = frozenset({"siem"})
+_ROLES: dict[str, frozenset[Role]] = {
+    "audit-search": _AUDITORS,
+    "audit-prove": _AUDITORS,
+    "audit-tail": _AUDITORS,
+    "audit-purge-propose": _RETENTION,
+    "audit-purge-confirm": _RETENTION,
+    "sink-status": _SIEM | _AUDITORS,
+    "sink-dead-letters": _SIEM | _AUDITORS,
+    "sink-test": _SIEM,
+    "sink-replay": _SIEM,
+    "sink-deliver": _SIEM,
+}
 
 
 def verbs() -> Verbs:
     """Return the verbs by name."""
     return table(
-        *(
-            Verb(name, _RETENTION if name in _PURGES else _AUDITORS, model, _allow, reads=True)
-            for name, model in ARGUMENTS.items()
-        )
+        *(Verb(name, _ROLES[name], model, _allow, reads=True) for name, model in ARGUMENTS.items())
     )
 
 
