@@ -18,7 +18,7 @@ class SinkBase(StrictModel):
     """What every sink has."""
 
     name: Token = Field(description="name, also of its cursor")
-    batch: int = Field(default=200, ge=1, le=2000, description="records per write or request")
+    batch: int = Field(default=500, ge=1, le=2000, description="records per write or request")
     timeout_s: float = Field(default=10, gt=0, le=300, description="to connect, and for an answer")
     backoff_max_s: float = Field(
         default=30, gt=0, le=3600, description="longest pause between attempts"

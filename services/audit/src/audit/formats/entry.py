@@ -107,7 +107,10 @@ class Entry:
         Raises:
             ValueError, KeyError, TypeError: the leaf is none.
         """
-        return cls(str(json.loads(leaf)["record"]["record_id"]), leaf, log_index)
+        value = dict(json.loads(leaf))
+        entry = cls(str(value["record"]["record_id"]), leaf, log_index)
+        entry.__dict__["value"] = value  # what the cached property would parse again
+        return entry
 
     @classmethod
     def of_checkpoint(cls, size: int, note: str, signed_at: str, instance: str) -> Entry:

@@ -93,7 +93,7 @@ def framed(message: bytes) -> bytes:
 
 def escape(value: str) -> str:
     """Return a PARAM-VALUE (RFC 5424 section 6.3.3): quote, backslash and ] are escaped."""
-    return _ESCAPED.sub(r"\\\1", value)
+    return _ESCAPED.sub(r"\\\1", value) if _ESCAPED.search(value) else value
 
 
 def _message(entry: Entry, options: Options, omitted: tuple[str, ...]) -> bytes:
@@ -134,7 +134,9 @@ def _data(enterprise_number: int, facts: Facts, entry: Entry, omitted: tuple[str
 
 def _name(text: str, limit: int) -> str:
     """A header field: printable ASCII without blanks, - when there is none."""
-    return _NOT_PRINTABLE.sub("_", text)[:limit] or "-"
+    if _NOT_PRINTABLE.search(text):
+        text = _NOT_PRINTABLE.sub("_", text)
+    return text[:limit] or "-"
 
 
 def _compact(value: object) -> str:
