@@ -285,6 +285,19 @@ async def test_an_auditor_finds_who_asked_who_approved_and_who_looked(
     assert "CN=dev-audited" in shown
     assert shown.endswith("verified\n")
 
+    # A period that is over and under a checkpoint, and the log it is compared with.
+    times = ("--from", "2026-01-01", "--to", issued["recorded_at"])
+    report, log = tmp_path / "report", tmp_path / "log.jsonl"
+    config = ("--config", str(settings))
+    await stack.suite.run("estctl", "audit", "report", *times, "--out", str(report), *config)
+    written = await stack.suite.run("estctl", "audit", "export", "--out", str(log), *config)
+    assert re.fullmatch(r"\d+ lines, \d+ records\n", written)
+    check = ("audit", "verify-report", "--report", str(report), "--vkey", str(vkey))
+    compared = await stack.suite.run("estctl", *check, "--export", str(log))
+    assert "the export gives the same report" in compared
+    verify = ("audit", "verify", "--export", str(log), "--vkey", str(vkey))
+    assert "verified:" in await stack.suite.run("estctl", *verify)
+
 
 async def test_an_operator_looks_after_the_siem_with_lines_that_say_what_was_done(
     stack: Stack, settings: Path

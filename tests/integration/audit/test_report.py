@@ -11,14 +11,19 @@ from typing import Any
 
 import pytest
 
-from audit import commands, read_commands
+from audit import auditor_commands, commands, read_commands
 from estclient import cli
+from estclient.operators.audit_log import unpacked
 from estcore.errors import Conflict
 from estcore.messages.audit import Actor, AuditRecord, Target
 from estcore.messages.audit_queries import AuditTail
+from estcore.messages.commands import CommandAnswered
 from estcore.runtime.log_search import read_search
 from estcore.tlog.activity import Period
-from estsuite_testing.audit_stack import AuditWorld
+from estsuite_testing.audit_stack import AuditWorld, answering
+from estsuite_testing.operators import TestOperator, operator, policy_with_operators
+from estsuite_testing.platform import Platform
+from estsuite_testing.signer_stack import signer_stack
 
 pytestmark = pytest.mark.integration
 Build = Callable[..., AuditRecord]
@@ -140,3 +145,90 @@ async def test_tail_prints_what_comes_and_nothing_from_before(
     assert "new" in shown
     assert "before" not in shown
     assert "\x1b" not in shown
+
+
+async def test_an_auditor_gets_a_signed_report_and_an_export_over_the_bus(
+    platform: Platform,
+    world: AuditWorld,
+    record: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The parts together are what the verbs on the host write, octet for octet."""
+    monkeypatch.setattr(auditor_commands, "_PART", 3000)  # several parts
+    settings, signed = world.settings(), tmp_path / "signed"
+    policy = policy_with_operators(tmp_path)
+    async with world.service(), world.publisher() as publisher:
+        await publisher.send(*story(record), *(record(n) for n in range(10, 40)))
+        await world.wait("select count(*) from record where service = 'ca-signer'", 35)
+        until = await world.value("select max(recorded_at) + interval '1 ms' from record")
+        period = Period(until - dt.timedelta(days=1), until)
+        await world.wait(
+            "select max(c.size) >= (select count(*) from record) from checkpoint c", True
+        )
+        await read_commands.report_on(settings, period, signed)
+    log = tmp_path / "log.jsonl"
+    async with (
+        signer_stack(platform, tmp_path, policy_file=policy) as signer,
+        answering(world, signer.operations.audit_listener.run) as asked,
+    ):
+        auditor = await operator(signer, "CN=auditor")
+        reader = await operator(signer, "CN=reader")
+
+        async def ask(verb: str, who: TestOperator, **arguments: Any) -> CommandAnswered:
+            command = who.command(verb, arguments, service="audit")
+            answer: CommandAnswered = await asked(who.sign(command), verb)
+            return answer
+
+        async def result(verb: str, **arguments: Any) -> dict[str, Any]:
+            answer = await ask(verb, auditor, **arguments)
+            assert answer.outcome == "done", answer
+            assert answer.result is not None
+            return answer.result
+
+        times = {"since": period.since.isoformat(), "until": period.until.isoformat()}
+        async with asyncio.timeout(20):
+            while not (made := await result("audit-report", **times))["ready"]:
+                await asyncio.sleep(0.1)
+        assert made["manifest"] == (signed / "manifest.txt").read_text()
+        for name, size in made["files"].items():
+            octets, parts = b"", 0
+            while len(octets) < size:
+                part = await result("audit-report", file=name, offset=len(octets), **times)
+                octets, parts = octets + unpacked(part["part"]), parts + 1
+            assert octets == (signed / name).read_bytes()
+            assert parts == -(-size // 3000)
+        assert len((signed / "activity.html").read_bytes()) > 3000
+
+        text, parts, arguments = b"", 0, dict[str, Any]()
+        while True:
+            part = await result("audit-export", **arguments)
+            text, parts = text + unpacked(part["part"]), parts + 1
+            if part["next_record"] is None:
+                break
+            arguments = {
+                "size": part["size"],
+                "record": part["next_record"],
+                "checkpoint": part["next_checkpoint"],
+            }
+        assert parts > 5
+        assert text.count(b"\n") >= part["size"]
+
+        for verb, more in (("audit-report", times), ("audit-export", {})):
+            refused = await ask(verb, reader, **more)
+            assert (refused.outcome, refused.code) == ("refused", "command.role")
+        missing = await ask("audit-report", auditor, file="passwd", **times)
+        assert (missing.outcome, missing.code) == ("refused", "command.unknown")
+        ahead = await ask("audit-export", auditor, size=10**9)
+        assert (ahead.outcome, ahead.code) == ("refused", "proof.unsealed")
+        later = {**times, "until": (until + dt.timedelta(days=9)).isoformat()}
+        assert (await ask("audit-report", auditor, **later)).code == "report.unsealed"
+        turned = {"since": times["until"], "until": times["since"]}
+        assert (await ask("audit-report", auditor, **turned)).code == "command.arguments"
+        await commands.export_log(settings, log, None, sealed=False)
+    whole = log.read_bytes().splitlines(keepends=True)
+    by_bus = text.splitlines(keepends=True)
+    assert by_bus[1:] == whole[1 : len(by_bus)]
+    log.write_bytes(text)
+    verify = ["audit", "verify", "--vkey", str(world.vkey), "--export", str(log)]
+    assert cli.main(verify) == 0

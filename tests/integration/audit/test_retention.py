@@ -18,6 +18,7 @@ from audit import commands, indexer, proofs, record_decoder, retention_commands,
 from audit.chain import Chain
 from audit.checkpoint_key import load_key
 from audit.checkpoints import Sealer
+from audit.export import part as export_part
 from audit.purge_orders import Order
 from audit.retention import Month
 from audit.settings import RetentionSettings
@@ -33,7 +34,7 @@ from estcore.tlog.checkpoint import parse_signed
 from estcore.tlog.cosignature import WitnessRequest
 from estcore.tlog.proof import verify_consistent
 from estcore.tlog.verify import Options, verify
-from estsuite_testing.audit_stack import AuditWorld, answering
+from estsuite_testing.audit_stack import ORIGIN, AuditWorld, answering
 from estsuite_testing.many_records import found, index_records
 from estsuite_testing.operators import TestOperator, operator, policy_with_operators
 from estsuite_testing.platform import Platform
@@ -82,6 +83,27 @@ async def verified(world: AuditWorld, folder: Path) -> dict[str, Any]:
     await commands.export_log(world.settings(), out, None, sealed=True)
     found = verify(out.read_bytes().splitlines(), Options(now=NOW, key=world.vkey))
     return found.report.to_json()
+
+
+async def in_parts(connection: Any, vkey: str, octets: int) -> list[bytes]:
+    """The lines of a whole export, read in parts."""
+    lines: list[bytes] = []
+    size, start, checkpoint = None, 0, 0
+    while True:
+        part = await export_part(
+            connection,
+            ORIGIN,
+            vkey,
+            size=size,
+            start=start,
+            checkpoint_from=checkpoint,
+            octets=octets,
+        )
+        lines += part.lines
+        if part.next_record is None:
+            return lines
+        assert part.lines
+        size, start, checkpoint = part.size, part.next_record, part.next_checkpoint or 0
 
 
 async def archived(world: AuditWorld, folder: Path, month: Month) -> Path:
@@ -163,6 +185,8 @@ async def test_a_purged_month_still_verifies_and_is_restored_from_its_archive(
         assert "purged            records 300 to 599" in capsys.readouterr().out
         connection: Any = await old.superuser()
         try:
+            for octets in (1, 2000, 20_000, 10**9):
+                assert await in_parts(connection, vkey, octets) == out.read_bytes().splitlines()
             with pytest.raises(Conflict, match="was purged"):
                 await proofs.inclusion(connection, 450)
             (await proofs.inclusion(connection, 850)).verify(old.vkey)

@@ -184,12 +184,13 @@ async def answering(
     world: AuditWorld, *more: Job, sinks: Sequence[SinkSettings] = ()
 ) -> AsyncIterator[Any]:
     """AuditorCommands on the bus; gives a function that sends a command as an operator does."""
-    settings = world.settings()
+    settings = world.settings(sinks=sinks)
     bus = await Bus.connect(settings.bus, "audit", "audit-1")
     database = await Database.connect(settings.database, "audit", "audit")
     client = await Bus.connect(world.platform.bus("operator"), "operator", "estctl", signs=False)
     stop = asyncio.Event()
-    commands = AuditorCommands(bus, database, settings.retention, SystemClock(), sinks)
+    key = checkpoint_key.load_key(settings.checkpoint)
+    commands = AuditorCommands(bus, database, settings, SystemClock(), key)
     jobs = [commands.run, *more]
     task = asyncio.ensure_future(run_jobs(jobs, stop=stop, stop_timeout_s=5))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import getpass
 import os
 import sys
@@ -12,13 +11,9 @@ from typing import Any
 import click
 
 from estcore.errors import ConfigurationError
-from estcore.runtime.command_line import PATH, Command, Group
+from estcore.runtime.command_line import PATH, Group
 from estcore.runtime.log_report import (
-    period_of,
-    report_of_export,
-    report_options,
     verify_report,
-    write_report,
 )
 from estcore.runtime.log_verification import (
     Choices,
@@ -42,24 +37,8 @@ audit.lazy("purge-confirm", "estclient.operators.audit_log", "Confirm a proposed
 audit.lazy("tail", "estclient.operators.audit_log", "Print new records as they come.")
 
 
-def _report(since: dt.datetime, until: dt.datetime, out: Path, export: Path) -> None:
-    period = period_of(since, until)
-    with open_lines(export) as lines:
-        files, manifest = report_of_export(lines, period)
-    write_report(out, files, manifest)
-
-
-audit.add_command(
-    Command(
-        "report",
-        help="Write the report of a period from an export; est-audit report signs it too.",
-        callback=_report,
-        params=[
-            *report_options(),
-            click.Option(["--export"], type=PATH, required=True, help="Export of the whole log."),
-        ],
-    )
-)
+audit.lazy("report", "estclient.operators.audit_log", "Write the report of a period.")
+audit.lazy("export", "estclient.operators.audit_log", "Write the audit log to a file.")
 
 
 @audit.command("verify-report", help="Verify a signed report, and compare it with an export.")

@@ -11,23 +11,29 @@ Any replica answers; the database limits what one command may take.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import logging
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import asyncpg
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import JsonValue
 
 from audit import metrics, proofs, purge_orders, retention, search, sinks, store
+from audit.checkpoint_key import verifier_key
+from audit.requested_reports import RequestedReports
 from audit.retention import Month
-from audit.settings import SERVICE, RetentionSettings
-from audit.sink_settings import SinkSettings
+from audit.settings import SERVICE, Settings
 from estcore.clock import Clock
 from estcore.errors import Conflict, MalformedRequest, RequestRejected, Unavailable
 from estcore.messages.audit_queries import (
     ARGUMENTS,
+    AuditExport,
     AuditProve,
+    AuditReport,
     AuditSearch,
     AuditTail,
     PurgeConfirmation,
@@ -44,6 +50,7 @@ from estcore.pki.profile import StrictModel
 from estcore.runtime.bus import Bus, Incoming
 from estcore.runtime.database import Database
 from estcore.runtime.logs import fields
+from estcore.tlog.activity import Period
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +61,10 @@ _VERIFIED_WITHIN_S = 5
 _READ_WITHIN_S = 10
 _SINK_S = 5
 _DELIVER_S = 3
-_LARGEST_PROOF = 500_000
-"""Octets: the answer has it as JSON, in one message."""
+_LARGEST = 500_000
+"""Octets of a part that is not compressed well, or of a proof: an answer is one message."""
+_PART = 600_000
+"""Octets of an export or of a file, before compression."""
 Result = dict[str, JsonValue]
 Read = Callable[[Any], Awaitable[Result]]
 
@@ -67,17 +76,23 @@ class AuditorCommands:
         self,
         bus: Bus,
         database: Database,
-        settings: RetentionSettings,
+        settings: Settings,
         clock: Clock,
-        sinks: Sequence[SinkSettings] = (),
+        key: Ed25519PrivateKey,
     ) -> None:
-        self._bus, self._database = bus, database
-        self._settings, self._clock, self._sinks = settings, clock, sinks
+        """``key`` signs checkpoints, and the manifests of reports."""
+        self._bus, self._database, self._clock = bus, database, clock
+        self._retention, self._sinks = settings.retention, settings.sinks
+        self._origin = settings.checkpoint.origin
+        self._vkey = str(verifier_key(settings.checkpoint))
+        self._reports = RequestedReports(database, self._origin, key, clock)
         self._queue: asyncio.Queue[tuple[str, Incoming]] = asyncio.Queue(_WAITING)
         self._verbs: Mapping[str, Read] = {
             "audit-search": self._search,
             "audit-prove": self._prove,
             "audit-tail": self._tail,
+            "audit-export": self._export,
+            "audit-report": self._report,
             "audit-purge-propose": self._propose,
             "audit-purge-confirm": self._confirm,
             "sink-status": self._sink_status,
@@ -93,9 +108,12 @@ class AuditorCommands:
             # ca-signer verifies the operator's signature.
             topic = command_topic(SERVICE, verb)
             await self._bus.subscribe(topic, self._arrived, queue=SERVICE, of_anyone=True)
-        async with asyncio.TaskGroup() as group:
-            for _ in range(_WORKERS):
-                group.create_task(self._work(stop))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(_WORKERS):
+                    group.create_task(self._work(stop))
+        finally:
+            self._reports.close()
 
     async def _work(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
@@ -165,11 +183,45 @@ class AuditorCommands:
             rows, following = await search.follow(connection, arguments)
         return {"records": rows, "next": following}  # type: ignore[dict-item]
 
+    async def _export(self, arguments: AuditExport) -> Result:
+        from audit import export  # SQLAlchemy, where an export is asked for
+
+        async with self._database.connection() as connection:
+            part = await export.part(
+                connection,
+                self._origin,
+                self._vkey,
+                size=arguments.size,
+                start=arguments.record,
+                checkpoint_from=arguments.checkpoint,
+                octets=_PART,
+            )
+        return {
+            "size": part.size,
+            "lines": len(part.lines),
+            "part": _packed(b"".join(line + b"\n" for line in part.lines)),
+            "next_record": part.next_record,
+            "next_checkpoint": part.next_checkpoint,
+        }
+
+    async def _report(self, arguments: AuditReport) -> Result:
+        made = await self._reports.get(Period(arguments.since, arguments.until))
+        if made is None:
+            return {"ready": False}
+        if arguments.file is None:
+            sizes: dict[str, JsonValue] = {name: len(octets) for name, octets in made.files.items()}
+            return {"ready": True, "manifest": made.manifest, "files": sizes}
+        octets = made.files.get(arguments.file)
+        if octets is None:
+            raise Conflict("the report has no such file", code="command.unknown")
+        part = octets[arguments.offset : arguments.offset + _PART]
+        return {"ready": True, "octets": len(part), "part": _packed(part)}
+
     async def _propose(self, arguments: PurgeProposal) -> Result:
         month = Month.parse(arguments.month)
         async with self._database.connection() as connection:
             first, end = await retention.check_purge(
-                connection, month, self._settings, self._clock.now()
+                connection, month, self._retention, self._clock.now()
             )
         return {"month": str(month), "records": end - first}
 
@@ -178,7 +230,7 @@ class AuditorCommands:
         month = Month.parse(arguments.month)
         async with self._database.connection() as connection:
             await purge_orders.proposal(connection, arguments.id, str(month), now)
-            first, end = await retention.check_purge(connection, month, self._settings, now)
+            first, end = await retention.check_purge(connection, month, self._retention, now)
         if end - first != arguments.records:
             raise Conflict(f"{month} has {end - first} records", code="retention.count")
         return {"month": str(month), "records": end - first, "id": arguments.id}
@@ -226,7 +278,7 @@ class AuditorCommands:
                 octets = (await proofs.inclusion(connection, arguments.index)).encode()
             else:
                 octets = (await proofs.consistency(connection, arguments.old_size or 0)).encode()
-        if len(octets) > _LARGEST_PROOF:
+        if len(octets) > _LARGEST:
             raise Conflict(
                 "the record is too large for a message; use est-audit prove",
                 code="proof.too_large",
@@ -246,6 +298,21 @@ async def _within(seconds: float, name: str) -> AsyncIterator[None]:
             yield
     except TimeoutError as exc:
         raise Unavailable(f"{name}: no answer in {seconds:g} s", code="sink.unavailable") from exc
+
+
+def _packed(octets: bytes) -> str:
+    """Return octets compressed (RFC 1950), in base64.
+
+    Raises:
+        Conflict: they are too many for a message all the same.
+    """
+    packed = zlib.compress(octets)
+    if len(packed) > _LARGEST:
+        raise Conflict(
+            "a record is too large for a message; use est-audit on its host",
+            code="proof.too_large",
+        )
+    return base64.b64encode(packed).decode()
 
 
 def _after(arguments: SinkDeadLetters) -> int:

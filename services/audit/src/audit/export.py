@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 from asyncpg import Record
 from sqlalchemy import JSON, ColumnElement, and_, cast, func, or_, select
@@ -10,6 +11,7 @@ from sqlalchemy import JSON, ColumnElement, and_, cast, func, or_, select
 from audit import retention_store, term_store, tiles
 from audit.tables import checkpoint, cosignature, head, record
 from audit.tiles import TreeReader
+from estcore.errors import Conflict
 from estcore.runtime import statements
 from estcore.runtime.database import Connection, Database
 from estcore.tlog import export
@@ -59,6 +61,89 @@ async def lines(
             yield line
 
 
+@dataclass(frozen=True)
+class Part:
+    """Lines of an export, and where the next part begins; None at the end."""
+
+    size: int
+    lines: list[bytes]
+    next_record: int | None
+    next_checkpoint: int | None
+
+
+async def part(
+    connection: Connection,
+    origin: str,
+    vkey: str,
+    *,
+    size: int | None,
+    start: int,
+    checkpoint_from: int,
+    octets: int,
+) -> Part:
+    """Return a part of a sealed export of the whole log, of about so many octets.
+
+    The parts together are what ``lines`` yields, if nothing is purged meanwhile. ``size`` is that
+    of the checkpoint that ends it; None begins a new export with the newest.
+
+    Raises:
+        Conflict: the log has no checkpoint of that size.
+    """
+    newest = await statements.fetch_value(connection, select(func.max(checkpoint.c.size)))
+    if newest is None or (size is not None and size > newest):
+        raise Conflict("no checkpoint covers that; ask again in a minute", code="proof.unsealed")
+    size = newest if size is None else size
+    found: list[bytes] = []
+    if start == 0 and checkpoint_from == 0:
+        found.append((await _header(connection, origin, vkey, size)).line())
+    taken, place = 0, start
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        async for index, line in _records(connection, start, size):
+            if taken >= octets:
+                return Part(size, found, index, 0)
+            found.append(line)
+            taken, place = taken + len(line), index + 1
+    points = _CHECKPOINTS.where(
+        and_(checkpoint.c.size > checkpoint_from, checkpoint.c.size <= size)
+    ).order_by(checkpoint.c.size)
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        async for row in statements.stream(connection, points):
+            if taken >= octets:
+                return Part(size, found, max(place, size), row["size"] - 1)
+            found.append(export.checkpoint_line(*row))
+            taken += len(found[-1])
+    return Part(size, found, None, None)
+
+
+async def _header(connection: Connection, origin: str, vkey: str, size: int) -> export.Header:
+    absent = [part for part in await retention_store.purged(connection) if part.end_index <= size]
+    records = size - sum(part.end_index - part.first_index for part in absent)
+    checkpoints = await statements.fetch_value(
+        connection, select(func.count()).select_from(checkpoint).where(checkpoint.c.size <= size)
+    )
+    return export.Header(origin, vkey, records, checkpoints)
+
+
+async def _records(
+    connection: Connection, start: int, size: int
+) -> AsyncIterator[tuple[int, bytes]]:
+    """Yield lines of records and purged ones from an index on, each with its first index."""
+    for absent in await retention_store.purged(connection):
+        if absent.end_index > size:
+            break
+        async for row in _between(connection, start, absent.first_index):
+            yield row["log_index"], export.record_line(*row)
+        for index in range(max(start, absent.first_index), absent.end_index, _HASHES):
+            hashes = await tiles.leaf_hashes(
+                connection, index, min(index + _HASHES, absent.end_index)
+            )
+            for number, line in enumerate(export.purged_lines(index, hashes)):
+                yield index + number * export.PURGED_HASHES, line
+        start = max(start, absent.end_index)
+    async for row in _between(connection, start, size):
+        yield row["log_index"], export.record_line(*row)
+
+
 async def _full(
     connection: Connection, origin: str, vkey: str, *, sealed: bool
 ) -> AsyncIterator[bytes]:
@@ -66,23 +151,9 @@ async def _full(
         connection,
         select(func.coalesce(func.max(checkpoint.c.size), 0)) if sealed else select(head.c.size),
     )
-    absent = [part for part in await retention_store.purged(connection) if part.end_index <= size]
-    records = size - sum(part.end_index - part.first_index for part in absent)
-    checkpoints = await statements.fetch_value(
-        connection, select(func.count()).select_from(checkpoint)
-    )
-    yield export.Header(origin, vkey, records, checkpoints).line()
-    start = 0
-    for part in absent:
-        async for row in _between(connection, start, part.first_index):
-            yield export.record_line(*row)
-        start = part.end_index
-        for index in range(part.first_index, start, _HASHES):
-            hashes = await tiles.leaf_hashes(connection, index, min(index + _HASHES, start))
-            for line in export.purged_lines(index, hashes):
-                yield line
-    async for row in _between(connection, start, size):
-        yield export.record_line(*row)
+    yield (await _header(connection, origin, vkey, size)).line()
+    async for _, line in _records(connection, 0, size):
+        yield line
     async for row in statements.stream(connection, _CHECKPOINTS.order_by(checkpoint.c.size)):
         yield export.checkpoint_line(*row)
 

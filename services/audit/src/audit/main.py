@@ -51,7 +51,8 @@ async def run(
     """Run the service until ``stop`` (SIGTERM); ``started`` receives the admin port."""
     stop = stop or stop_on_signals()
     clock = SystemClock()
-    sealer = Sealer(settings.checkpoint, load_key(settings.checkpoint), clock)
+    key = load_key(settings.checkpoint)
+    sealer = Sealer(settings.checkpoint, key, clock)
     boot = Boot.begin(settings.state_folder)
     own = SelfRecords(settings.instance, clock, boot)
     own.note("audit.start", config_sha256=config_digest(settings))
@@ -110,7 +111,7 @@ async def run(
             *(writer.run, windows.run, windows.run_ledger, reloader.run),
             *(
                 Indexer(database, writer).run,
-                AuditorCommands(bus, database, settings.retention, clock, settings.sinks).run,
+                AuditorCommands(bus, database, settings, clock, key).run,
             ),
             *(forwarder.run for forwarder in forwarders),
             *_witnessing(settings, database, own, writer),

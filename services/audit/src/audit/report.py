@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 
 from audit import term_store
@@ -16,6 +17,7 @@ _LEAVES = """
 select leaf from record where log_index >= $1 and recorded_at >= $2 and recorded_at < $3
 order by log_index
 """
+_AT_ONCE = 100
 _COVERED = "select note from checkpoint where size >= $1 order by size limit 1"
 
 
@@ -32,10 +34,13 @@ async def build(
     report = ActivityReport(origin, period)
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         await connection.execute("set local statement_timeout = 0")
-        first = await term_store.index_until(connection, period.since - CHUNK_SPAN)
+        first, count = await term_store.index_until(connection, period.since - CHUNK_SPAN), 0
         async for row in connection.cursor(
             _LEAVES, first, period.since, period.until, prefetch=1000
         ):
+            count += 1
+            if count % _AT_ONCE == 0:
+                await asyncio.sleep(0)  # the writer has its turn
             try:
                 report.add(read_leaf(row[0].encode()))
             except ESTSuiteError:
@@ -45,5 +50,5 @@ async def build(
         raise Conflict(
             "no checkpoint covers the period yet; ask again in a minute", code="report.unsealed"
         )
-    files = report.files()
+    files = await asyncio.to_thread(report.files)
     return files, report.manifest(files, parse_signed(str(note)).checkpoint)

@@ -6,7 +6,9 @@ Each is a signed command: est-audit answers it after ca-signer verified and reco
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import fields
@@ -28,6 +30,12 @@ from estcore.runtime.log_proof import (
     prove_from_export,
     write_proof,
 )
+from estcore.runtime.log_report import (
+    period_of,
+    report_of_export,
+    report_options,
+    write_report,
+)
 from estcore.runtime.log_search import (
     Format,
     Page,
@@ -40,7 +48,9 @@ from estcore.runtime.log_search import (
     read_tail,
     search_options,
 )
-from estcore.runtime.terminal import write_line
+from estcore.runtime.log_verification import open_lines
+from estcore.runtime.terminal import STANDARD_OUTPUT, export_file, write_line
+from estcore.tlog.activity import Period, check_files
 
 SERVICE = "audit"
 _POLL_S = 2.0
@@ -150,6 +160,113 @@ def _print_order(connection: Connection, verb: str, arguments: dict[str, Any]) -
     answer = asyncio.run(ask())
     for name in ("id", "month", "records"):
         write_line(f"{name:<8} {answer[name]}")
+
+
+def _report(**values: Any) -> None:
+    connection = taken_connection(values)
+    period = period_of(values["since"], values["until"])
+    if values["export"] is not None:
+        with open_lines(values["export"]) as lines:
+            files, manifest = report_of_export(lines, period)
+    else:
+        files, manifest = asyncio.run(_asked_report(connection, period))
+    write_report(values["out"], files, manifest)
+
+
+async def _asked_report(connection: Connection, period: Period) -> tuple[dict[str, bytes], str]:
+    """Have est-audit make and sign a report, and fetch its files.
+
+    Raises:
+        AuditChainBroken: a file is not what the manifest says.
+    """
+    arguments = {"since": period.since.isoformat(), "until": period.until.isoformat()}
+    async with operator_of(connection) as operator:
+        made: dict[str, Any] = {}
+        answers = operator.watch(SERVICE, "audit-report", arguments, every_s=_POLL_S)
+        async with aclosing(answers):
+            async for made in answers:
+                if made["ready"]:
+                    break
+        files: dict[str, bytes] = {}
+        for name, size in made["files"].items():
+            octets = b""
+            while len(octets) < size:
+                asked = {**arguments, "file": name, "offset": len(octets)}
+                part = await _until_ready(operator, asked)
+                octets += unpacked(part["part"])
+            files[name] = octets
+    check_files(made["manifest"], files.__getitem__)
+    return files, made["manifest"]
+
+
+async def _until_ready(operator: Operator, asked: dict[str, Any]) -> dict[str, Any]:
+    """Ask for a part; a replica that has not made the report yet says so."""
+    answers = operator.watch(SERVICE, "audit-report", asked, every_s=_POLL_S)
+    async with aclosing(answers):
+        async for part in answers:
+            if part["ready"]:
+                return part
+    raise AssertionError("it is watched until it is ready")
+
+
+report = Command(
+    "report",
+    help="Write the signed report of a period; from an export, without signature.",
+    callback=_report,
+    params=[
+        *report_options(),
+        click.Option(["--export"], type=PATH, help="Export of the whole log, without a service."),
+        *connection_options(),
+    ],
+)
+
+
+def _export(**values: Any) -> None:
+    connection = taken_connection(values)
+    count, records = asyncio.run(_write_export(connection, values["out"]))
+    write_line(f"{count} lines, {records} records", error=values["out"] == STANDARD_OUTPUT)
+
+
+async def _write_export(connection: Connection, out: Path) -> tuple[int, int]:
+    """Write part after part; an incomplete file is removed."""
+    arguments: dict[str, Any] = {}
+    count = 0
+    with export_file(out, new=True) as file:
+        try:
+            async with operator_of(connection) as operator:
+                while True:
+                    part = await operator.send(SERVICE, "audit-export", arguments)
+                    file.write(unpacked(part["part"]))
+                    count += part["lines"]
+                    if part["next_record"] is None:
+                        return count, part["size"]
+                    arguments = {
+                        "size": part["size"],
+                        "record": part["next_record"],
+                        "checkpoint": part["next_checkpoint"],
+                    }
+        except BaseException:
+            if out != STANDARD_OUTPUT:
+                out.unlink(missing_ok=True)
+            raise
+
+
+def unpacked(text: str) -> bytes:
+    """Return the octets of a part: compressed (RFC 1950), in base64."""
+    return zlib.decompress(base64.b64decode(text))
+
+
+export = Command(
+    "export",
+    help="Write the audit log to a file, up to the newest checkpoint.",
+    callback=_export,
+    params=[
+        click.Option(
+            ["--out"], type=PATH, required=True, help="File to create; - is standard output."
+        ),
+        *connection_options(),
+    ],
+)
 
 
 _MONTH = click.Option(["--month"], required=True, help="Month of the log, YYYY-MM, by UTC.")

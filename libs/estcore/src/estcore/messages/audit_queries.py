@@ -63,6 +63,31 @@ class AuditProve(StrictModel):
         return self
 
 
+class AuditExport(StrictModel):
+    """Which part of an export to read: lines from a record on, then from a checkpoint on."""
+
+    size: LogIndex | None = Field(
+        default=None, description="records of the export, as the first part said"
+    )
+    record: LogIndex = Field(default=0, description="next_record, as the part before said")
+    checkpoint: LogIndex = Field(default=0, description="next_checkpoint, as the part before said")
+
+
+class AuditReport(StrictModel):
+    """Which period to report on, and which part of a file of the report to read."""
+
+    since: AwareDatetime = Field(description="recorded then or later")
+    until: AwareDatetime = Field(description="recorded before")
+    file: Text | None = Field(default=None, description="without it, the manifest and the names")
+    offset: LogIndex = Field(default=0, description="octet to begin with")
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        if self.since >= self.until:
+            raise ValueError("since is not before until")
+        return self
+
+
 Month = Annotated[str, Field(pattern=r"^2[0-9]{3}-(0[1-9]|1[0-2])$")]
 
 
@@ -111,6 +136,8 @@ ARGUMENTS: dict[str, type[StrictModel]] = {
     "audit-search": AuditSearch,
     "audit-prove": AuditProve,
     "audit-tail": AuditTail,
+    "audit-export": AuditExport,
+    "audit-report": AuditReport,
     "audit-purge-propose": PurgeProposal,
     "audit-purge-confirm": PurgeConfirmation,
     "sink-status": SinkStatus,

@@ -290,7 +290,7 @@ SUBMISSION_VERBS = (
 
 
 AUDIT_VERBS = (
-    *("audit-search", "audit-prove", "audit-tail"),
+    *("audit-search", "audit-prove", "audit-tail", "audit-export", "audit-report"),
     *("audit-purge-propose", "audit-purge-confirm"),
     *("sink-status", "sink-test", "sink-replay", "sink-dead-letters", "sink-deliver"),
 )

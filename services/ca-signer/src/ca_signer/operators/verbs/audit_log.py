@@ -20,6 +20,8 @@ _ROLES: dict[str, frozenset[Role]] = {
     "audit-search": _AUDITORS,
     "audit-prove": _AUDITORS,
     "audit-tail": _AUDITORS,
+    "audit-export": _AUDITORS,
+    "audit-report": _AUDITORS,
     "audit-purge-propose": _RETENTION,
     "audit-purge-confirm": _RETENTION,
     "sink-status": _SIEM | _AUDITORS,
