@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from audit import store, term_store
-from audit.term_store import CHUNK_SPAN, Posting, Row
+from audit.term_store import CHUNK_SPAN, Posting, Row, places_of
 from estcore.errors import ESTSuiteError
 from estcore.messages.audit_queries import MAX_PAGE, AuditSearch, AuditTail, Conditions
 from estcore.runtime.database import Connection
@@ -43,19 +43,19 @@ class Page:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A chunk of the rarest term; ``others`` has its records of each other term, if it has all."""
+    """A chunk of the rarest term; ``others`` has the places of each other term, if it has all."""
 
     posting: Posting
-    others: tuple[set[int], ...] | None
+    others: tuple[bytes, ...] | None
 
     def together(self) -> list[int]:
         """Return the records that have every term, newest first."""
         if self.others is None:
             return []
-        indexes = self.posting.indexes
+        places = places_of(self.posting.places)
         for other in self.others:
-            indexes &= other
-        return sorted(indexes, reverse=True)
+            places &= places_of(other)
+        return [self.posting.chunk + place for place in sorted(places, reverse=True)]
 
 
 def terms_of(query: Conditions) -> list[Term]:
@@ -167,7 +167,7 @@ class _Search:
             rarest = min(self.terms, key=lambda wanted: found[wanted][-1].chunk)
         chunks = found[rarest]
         common = {posting.chunk: posting.places for posting in chunks}
-        others: list[dict[int, set[int]]] = []
+        others: list[dict[int, bytes]] = []
         for other in self.terms:
             if other is not rarest and common:
                 wanted_chunks = [posting for posting in chunks if posting.chunk in common]

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import datetime as dt
 import struct
+import sys
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -82,11 +84,6 @@ class Posting:
     chunk: int
     places: bytes
 
-    @property
-    def indexes(self) -> set[int]:
-        """The log indexes of the records."""
-        return indexes(self.chunk, self.places)
-
 
 async def indexed(connection: Connection) -> tuple[int, dt.datetime | None]:
     """Return up to where the terms are indexed, and the time of the newest chunk."""
@@ -154,19 +151,19 @@ async def postings(
 
 async def postings_at(
     connection: Connection, key: int, chunks: Iterable[Posting]
-) -> dict[int, set[int]]:
-    """Return the records that have a term, for those of the chunks that have one."""
+) -> dict[int, bytes]:
+    """Return the places of records that have a term, for those of the chunks that have one."""
     wanted = list(chunks)
     rows = await connection.fetch(
         POSTINGS_AT, key, [c.recorded_at for c in wanted], [c.chunk for c in wanted]
     )
-    return {row[0]: indexes(row[0], row[1]) for row in rows}
+    return {row[0]: row[1] for row in rows}
 
 
 async def indexes_of(connection: Connection, key: int) -> list[int]:
     """Return the records that have a term by the index, in order."""
     rows = await connection.fetch("select chunk, places from record_term where term = $1", key)
-    return sorted(index for row in rows for index in indexes(row[0], row[1]))
+    return sorted(row[0] + place for row in rows for place in places_of(row[1]))
 
 
 async def time_before(connection: Connection, index: int) -> dt.datetime | None:
@@ -186,9 +183,12 @@ async def index_from(connection: Connection, moment: dt.datetime) -> int | None:
     return index
 
 
-def indexes(chunk: int, places: bytes) -> set[int]:
-    """Return the log indexes of the records at these places of a chunk."""
-    return {chunk + place for place in struct.unpack(f">{len(places) // 2}H", places)}
+def places_of(octets: bytes) -> set[int]:
+    """Return the places of records in a chunk: numbers of 16 bits, most significant octet first."""
+    found = array("H", octets)
+    if sys.byteorder == "little":
+        found.byteswap()
+    return set(found)
 
 
 def _rows(rows: Sequence[asyncpg.Record]) -> list[Row]:
