@@ -120,6 +120,18 @@ def purged_lines(log_index: int, hashes: Sequence[bytes]) -> Iterator[bytes]:
         )
 
 
+def unhex(text: str) -> bytes:
+    """Return octets from hexadecimal text, in the one spelling that an export has: lower case.
+
+    Raises:
+        ValueError: another spelling, or not hexadecimal.
+    """
+    octets = bytes.fromhex(text)
+    if octets.hex() != text:
+        raise ValueError("not in lower case")
+    return octets
+
+
 def read_hashes(text: str) -> list[bytes]:
     """Return the hashes in hexadecimal text.
 
@@ -127,7 +139,7 @@ def read_hashes(text: str) -> list[bytes]:
         MalformedRequest: it is not that, or none or too many.
     """
     try:
-        octets = bytes.fromhex(text)
+        octets = unhex(text)
     except ValueError as exc:
         raise _malformed("hashes are hexadecimal") from exc
     count, rest = divmod(len(octets), HASH_BYTES)

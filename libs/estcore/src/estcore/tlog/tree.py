@@ -120,6 +120,16 @@ class Tree:
                 self._first.append(0)
             self._levels[level].append(node_hash(nodes[-2], nodes[-1]))
 
+    def pop(self) -> None:
+        """Remove the last leaf, which was appended here."""
+        level = 0
+        while True:
+            completed = (self._first[level] + len(self._levels[level])) % 2 == 0
+            self._levels[level].pop()
+            if not completed:
+                return
+            level += 1
+
     def root(self, size: int | None = None) -> bytes:
         """Return the root over the first ``size`` leaves (all of them by default)."""
         size = self.size if size is None else size

@@ -15,12 +15,13 @@ Optional, with keys or anchors from outside the export: cosignatures of witnesse
 Not checked: who held the signing key, and records after the newest checkpoint beyond their own
 hashes. A log cut at an older checkpoint is a valid older log: only a checkpoint kept outside the
 export shows that records are missing. A finding is data, not an exception, so that one report
-names every place.
+names every place. One change is one finding (``record_chain``): what follows from it is none.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,8 +34,9 @@ from estcore.tlog.cross import cross
 from estcore.tlog.findings import Cosigned, Finding, Report, Sealed, Signer, Stamped
 from estcore.tlog.leaf import read_leaf
 from estcore.tlog.purged import Absent, merged, unrecorded
+from estcore.tlog.record_chain import LINES_IN_ONE, Line, RecordChain
 from estcore.tlog.timestamp import Authority, stamped_at
-from estcore.tlog.tree import Frontier, Tree, leaf_hash, verify_consistency, verify_inclusion
+from estcore.tlog.tree import HASH_BYTES, Frontier, leaf_hash, verify_consistency, verify_inclusion
 
 __all__ = ["Finding", "Options", "Report", "Verification", "cross", "verify"]
 
@@ -85,11 +87,13 @@ class Verification:
 
 
 _EDGE_LINE = 2
+_SIGNATURE = "audit.chain_broken"
 
 
 def _hash(text: str) -> bytes:
+    """Return a hash; nothing for what is none."""
     try:
-        return bytes.fromhex(text)
+        return export.unhex(text)
     except ValueError:
         return b""
 
@@ -115,8 +119,7 @@ class _Verifier:
         self.options = options
         self.report = Report()
         self.records: list[dict[str, Any]] = []
-        self.tree = Tree()
-        self.chain: bytes | None = export.GENESIS
+        self.chain = RecordChain(self.report, self._keep)
         self.key = options.key
         if self.key is not None:
             self.report.signer = Signer(self.key.name, self.key.key_hash.hex(), given=True)
@@ -125,7 +128,14 @@ class _Verifier:
         self.absent: list[tuple[int, int]] = []
         self.notes: list[_Note] = []
         self.proofs: list[tuple[int, bytes, list[str]]] = []
-        self.recorded: list[str | None] = []
+        self.recorded: dict[int, str] = {}
+        self.latest = ""
+        self.disorder = False
+        """Lines are out of order, and a finding says so."""
+        self.cut_short = False
+        """Checkpoints that the header announces are not here."""
+        self.unreadable = self.again = 0
+        """Lines that cannot be read, and checkpoints that are here twice."""
         self.ahead: list[tuple[str, str]] = []
         self.newest: SignedCheckpoint | None = None
 
@@ -137,6 +147,10 @@ class _Verifier:
             self.report.add("export.empty", "line 1", "the export is empty")
         for position, note in enumerate(self.options.kept, 1):
             self._note(f"kept checkpoint {position}", note, None)
+        points = [note.signed.checkpoint for note in self.notes]
+        self.chain.finish({point.size: point.root for point in points})
+        if self.chain.out_of_order is not None:
+            self._disorder("record.index", *self.chain.out_of_order)
         self._counts()
         self._checkpoints()
         self._witnesses()
@@ -160,11 +174,11 @@ class _Verifier:
             self.report.extend(unrecorded(ranges, self.records))
         elif self.first:
             ranges = [(0, self.first), *ranges]
-        return [Absent(*part, self._near(part[0], -1), self._near(part[1], 0)) for part in ranges]
-
-    def _near(self, index: int, step: int) -> str | None:
-        place = index - self.first + step
-        return self.recorded[place] if 0 <= place < len(self.recorded) else None
+        ranges = merged([*ranges, *self.chain.lost])
+        return [
+            Absent(*part, self.recorded.get(part[0] - 1), self.recorded.get(part[1]))
+            for part in ranges
+        ]
 
     def _line(self, number: int, line: bytes) -> None:
         place = f"line {number}"
@@ -172,11 +186,15 @@ class _Verifier:
             value = export.read_line(line)
         except ESTSuiteError as exc:
             self.report.add("export.malformed", place, exc.reason)
+            self.unreadable += 1
+            self.chain.add_unreadable()
             return
-        if (value["type"] in export.HEADERS) != (number == 1):
-            self.report.add("export.header", place, "the header is the first line and no other")
-        elif value["type"] in export.HEADERS:
-            self._header(place, value)
+        is_header = value["type"] in export.HEADERS
+        if is_header != (number == 1):
+            self._disorder("export.header", place, "the header is the first line and no other")
+        if is_header:
+            if self.header is None:
+                self._header(place, value)
         elif value["type"] == "edge":
             self._edge(place, number, value)
         elif value["type"] == "purged":
@@ -186,46 +204,48 @@ class _Verifier:
             self._note(f"{place}, checkpoint {value['size']}", value["note"], value["size"])
         else:
             if self.report.checkpoints:
-                self.report.add("export.order", place, "a record after a checkpoint")
+                self._disorder("export.order", place, "a record after a checkpoint")
             self._record(f"{place}, record {value['log_index']}", value)
+
+    def _disorder(self, code: str, place: str, sentence: str) -> None:
+        """Report the first line that is not in its place."""
+        if not self.disorder:
+            self.report.add(code, place, sentence)
+        self.disorder = True
 
     def _edge(self, place: str, number: int, value: dict[str, Any]) -> None:
         """Take the edge of the tree before an archive."""
         try:
-            octets = b"".join(bytes.fromhex(node) for node in value["hashes"])
+            octets = b"".join(export.unhex(node) for node in value["hashes"])
             edge = Frontier.from_bytes(self.first, octets)
         except (ESTSuiteError, ValueError, TypeError):
             self.report.add("export.malformed", place, "not the edge of the tree before it")
             return
         if self.report.archive is None or number != _EDGE_LINE:
-            self.report.add("export.order", place, "an edge is the second line of an archive")
-        self.tree = Tree(edge=edge)
+            self._disorder("export.order", place, "an edge is the second line of an archive")
+        self.chain.begin_at_edge(edge)
 
     def _purged(self, place: str, value: dict[str, Any]) -> None:
         """Take the hashes of records whose content is not here."""
         index = value["log_index"]
         place = f"{place}, records from {index} on"
         if self.report.partial or self.report.checkpoints:
-            self.report.add("export.order", place, "hashes of records are in no place of theirs")
-        if index != self.tree.size:
-            self.report.add("record.index", place, f"log_index {self.tree.size} is expected here")
+            self._disorder("export.order", place, "hashes of records are in no place of theirs")
         try:
             hashes = export.read_hashes(value["leaf_hashes"])
         except ESTSuiteError as exc:
             self.report.add("export.malformed", place, exc.reason)
+            end = index + min(len(value["leaf_hashes"]) // (2 * HASH_BYTES), export.PURGED_HASHES)
+            self.absent.append((index, end))
+            self.chain.pass_over(end)
             return
         self.absent.append((index, index + len(hashes)))
-        for hashed in hashes:
-            self.recorded.append(None)
-            if self.chain is not None:
-                self.chain = export.chain_hash(self.chain, hashed)
-            self.tree.append(hashed)
+        self.chain.add_purged(place, index, hashes)
 
     def _header(self, place: str, value: dict[str, Any]) -> None:
         if value["type"] == "archive":
             self.report.archive, self.first = value["month"], max(0, value["first"])
-            # Of the chain before it only its first record knows.
-            self.chain = None
+            self.chain.begin_archive(self.first)
             value = {**value, "correlation_id": None}
         self.header = value
         self.report.origin = value["origin"]
@@ -245,62 +265,64 @@ class _Verifier:
 
     def _record(self, place: str, value: dict[str, Any]) -> None:
         self.report.records += 1
-        self.recorded.append(None)
         octets = value["leaf"].encode()
-        hashed = leaf_hash(octets)
-        if value["leaf_hash"] != hashed.hex():
+        hashed, claimed = leaf_hash(octets), _hash(value["leaf_hash"])
+        leaf, index = None, value["log_index"]
+        if claimed == hashed:
+            leaf = self._content(place, octets)
+        else:
             self.report.add("record.leaf_hash", place, "the leaf does not have this hash")
-        self._content(place, value, octets)
+        if leaf is not None and leaf["log_index"] != index:
+            index = leaf["log_index"]
+            self.report.add("record.index", place, f"the leaf says it is record {index}")
+        line = Line(place, index, hashed, claimed, _hash(value["prev_hash"]), leaf)
         if self.report.partial:
-            self._in_part(place, value, hashed)
+            self._in_part(line, value)
             return
         if self.report.archive is not None and self.absent:
-            self.report.add("export.order", place, "a record behind hashes of an archive")
+            self._disorder("export.order", place, "a record behind hashes of an archive")
         if "proof" in value:
             self.report.add("record.proof", place, "a whole log has no inclusion proofs")
-        if value["log_index"] != self.tree.size:
-            self.report.add(
-                "record.index", place, f"log_index {self.tree.size} is expected in this place"
-            )
-        chain = self.chain or _hash(value["prev_hash"])
-        if value["prev_hash"] != chain.hex():
-            self.report.add("record.prev_hash", place, "prev_hash does not chain")
-        self.chain = export.chain_hash(chain, hashed)
-        self.tree.append(hashed)
+        self.chain.add(line)
 
-    def _in_part(self, place: str, value: dict[str, Any], hashed: bytes) -> None:
-        if "proof" in value:
-            self.proofs.append((value["log_index"], hashed, value["proof"]))
-        else:
-            self.report.add("record.unsealed", place, "no checkpoint covers this record yet")
+    def _in_part(self, line: Line, value: dict[str, Any]) -> None:
+        if "proof" not in value:
+            self.report.add("record.unsealed", line.place, "no checkpoint covers this record yet")
+        elif line.hashed == line.claimed:
+            self.proofs.append((value["log_index"], line.hashed, value["proof"]))
+        self._keep(line)
 
-    def _content(self, place: str, value: dict[str, Any], octets: bytes) -> None:
+    def _content(self, place: str, octets: bytes) -> dict[str, Any] | None:
+        """Return the leaf; None if it is none."""
         try:
             leaf = read_leaf(octets)
             canonical_octets = canonical.encode(leaf)
         except ESTSuiteError as exc:
             self.report.add("record.malformed", place, f"not an audit record: {exc.reason}")
-            return
+            return None
         if canonical_octets != octets:
             self.report.add("record.canonical", place, "the leaf is not canonical JSON")
-        index, recorded, record = leaf["log_index"], leaf["recorded_at"], leaf["record"]
-        occurred_at = dt.datetime.fromisoformat(record["occurred_at"])
-        ahead = occurred_at - dt.datetime.fromisoformat(recorded) > self.options.clock_skew
+        record = leaf["record"]
         correlation_id = self.header and self.header["correlation_id"]
         if correlation_id is not None and record["correlation_id"] != correlation_id:
             self.report.add("record.correlation", place, "the correlation id is another one")
-        if index != value["log_index"]:
-            self.report.add("record.index", place, f"the leaf says it is record {index}")
         topic, service = leaf["topic"], record["producer"]["service"]
         if topic_service(topic) != service:
             self.report.add("record.topic", place, f"a record of {service} that came on {topic}")
-        before = next((moment for moment in reversed(self.recorded) if moment), recorded)
-        if recorded < before:
-            self.report.add("record.time", place, "recorded before the record preceding it")
-        if ahead:
-            self.ahead.append((place, record["record_id"]))
-        self.recorded[-1] = recorded
-        self.records.append(leaf)
+        return leaf
+
+    def _keep(self, line: Line) -> None:
+        """Keep a record for the checks across records; they come in the order of the log."""
+        if line.leaf is None:
+            return
+        recorded, record = line.leaf["recorded_at"], line.leaf["record"]
+        if recorded < self.latest:
+            self.report.add("record.time", line.place, "recorded before the record preceding it")
+        self.latest = self.recorded[line.index] = recorded
+        occurred_at = dt.datetime.fromisoformat(record["occurred_at"])
+        if occurred_at - dt.datetime.fromisoformat(recorded) > self.options.clock_skew:
+            self.ahead.append((line.place, record["record_id"]))
+        self.records.append(line.leaf)
 
     def _times(self) -> None:
         """Report records of the future, except those that audit noted when it took them."""
@@ -322,32 +344,63 @@ class _Verifier:
             return
         if size is not None and signed.checkpoint.size != size:
             self.report.add("checkpoint.size", place, "the note is of another size")
+            return
+        if size is not None and any(n.size == size and not n.kept for n in self.notes[-1:]):
+            self.again += 1
+            self._disorder("checkpoint.order", place, "this checkpoint is here again")
+            return
         if size is not None and self.notes and size <= self.notes[-1].size:
-            self.report.add("checkpoint.order", place, "checkpoints are not in order of size")
+            self._disorder("checkpoint.order", place, "checkpoints are not in order of size")
         self.notes.append(_Note(place, signed, kept=size is None))
 
     def _counts(self) -> None:
-        for name in ("records", "checkpoints"):
-            count = getattr(self.report, name)
-            if self.header and self.header[name] != count:
-                self.report.add(
-                    "export.count", "line 1", f"{self.header[name]} {name} announced, {count} here"
-                )
+        """Compare the header with what is here, unless a finding says already what is missing."""
+        if self.header is None:
+            return
+        here = {
+            "records": self.report.records + self.chain.missing - self.chain.again,
+            "checkpoints": self.report.checkpoints - self.again,
+        }
+        less = {name: self.header[name] - count for name, count in here.items()}
+        covered = max((note.size for note in self.notes if not note.kept), default=0)
+        if less["records"] and less["records"] == covered - self.chain.size:
+            less["records"] = 0  # the checkpoint says so
+        if min(less.values()) >= 0 and sum(less.values()) <= LINES_IN_ONE * self.unreadable:
+            return
+        if self.unreadable and -self.chain.missing <= less["records"] <= 0:
+            return  # what is missing may be purged records, which are not announced
+        wrong = [
+            f"{self.header[name]} {name} announced, {self.header[name] - count} here"
+            for name, count in less.items()
+            if count
+        ]
+        self.cut_short = less["checkpoints"] > 0
+        self.report.add("export.count", "line 1", "; ".join(wrong))
 
     def _checkpoints(self) -> None:
-        self.report.tree_size, self.report.root = self.tree.size, self.tree.root().hex()
+        tree = self.chain.tree
+        self.report.tree_size, self.report.root = tree.size, tree.root().hex()
+        faults: dict[str, list[tuple[str, str]]] = defaultdict(list)
         for note in sorted(self.notes, key=lambda n: n.size):
             try:
                 self._checkpoint(note)
             except ESTSuiteError as exc:
-                self.report.add(exc.code, note.place, exc.reason)
+                faults[exc.code].append((note.place, exc.reason))
+        keys = {finding.code for finding in self.report.findings} & {"key.differs"}
+        for code, found in faults.items():
+            if code == _SIGNATURE and keys and len(found) == len(self.notes):
+                continue  # all are signed with the other key
+            place, reason = found[-1] if code == "checkpoint.records" else found[0]
+            more = f", nor do {len(found) - 1} other checkpoints" if len(found) > 1 else ""
+            self.report.add(code, place, f"{reason}{more}")
         if self.report.partial:
             self._proofs(self.newest)
 
     def _checkpoint(self, note: _Note) -> None:
-        place, point = note.place, note.signed.checkpoint
-        if self.header and point.origin != self.header["origin"]:
-            self.report.add("checkpoint.origin", place, f"the origin is {point.origin}")
+        point = note.signed.checkpoint
+        named = any(finding.code == "key.name" for finding in self.report.findings)
+        if self.header and point.origin != self.header["origin"] and not named:
+            raise AuditChainBroken(f"the origin is {point.origin}", code="checkpoint.origin")
         if self.key is not None:
             note.signed.verify(self.key)
         if self.report.partial:
@@ -355,19 +408,20 @@ class _Verifier:
             return
         if point.size < self.first:
             raise AuditChainBroken("it is older than the archive", code="checkpoint.part")
-        if point.size > self.tree.size:
-            self.report.add(
-                "checkpoint.records",
-                place,
-                f"it covers {point.size} records, the export has {self.tree.size}:"
-                f" {point.size - self.tree.size} are missing",
+        if point.size > self.chain.size:
+            raise AuditChainBroken(
+                f"it covers {point.size} records, the export has {self.chain.size}:"
+                f" {point.size - self.chain.size} are missing",
+                code="checkpoint.records",
             )
-            return
-        if self.tree.root(point.size) != point.root:
+        if self.chain.cut is not None and point.size > self.chain.cut:
+            return  # records that it covers are missing, which is a finding
+        tree = self.chain.tree
+        if tree.root(point.size) != point.root:
             raise AuditChainBroken("the records do not have this root", code="checkpoint.root")
         if self.newest is not None and self.newest.checkpoint.size:
             old = self.newest.checkpoint
-            proof = self.tree.consistency(old.size, point.size)
+            proof = tree.consistency(old.size, point.size)
             verify_consistency(old.size, point.size, proof, old.root, point.root)
         self._valid(note)
 
@@ -410,8 +464,7 @@ class _Verifier:
 
     def _existed(self, note: _Note, at: dt.datetime) -> None:
         """What is under a checkpoint was recorded before it was stamped."""
-        place = note.size - 1 - self.first
-        recorded = self.recorded[place] if 0 <= place < len(self.recorded) else None
+        recorded = self.recorded.get(note.size - 1)
         if self.report.partial or recorded is None:
             return
         if dt.datetime.fromisoformat(recorded) > at + self.options.clock_skew:
@@ -434,7 +487,7 @@ class _Verifier:
 
     def _valid(self, note: _Note) -> None:
         point = note.signed.checkpoint
-        covered = None if self.report.partial else self._near(point.size, -1)
+        covered = None if self.report.partial else self.recorded.get(point.size - 1)
         sealed = Sealed(point.size, point.root.hex(), covered)
         self.newest = note.signed
         self.report.sealed = point.size
@@ -445,28 +498,30 @@ class _Verifier:
             self.report.kept = point.size
 
     def _period(self) -> None:
-        moments = [moment for moment in self.recorded if moment is not None]
+        moments = list(self.recorded.values())
         if moments:
             self.report.first_recorded_at, self.report.last_recorded_at = moments[0], moments[-1]
         if not self.report.partial:
-            self.report.unsealed = self.tree.size - self.report.sealed
+            self.report.unsealed = self.chain.tree.size - self.report.sealed
 
     def _tail(self) -> None:
         """Find checkpoints that were removed, as far as the records show it."""
-        if self.report.archive is not None:
+        if self.report.archive is not None or self.chain.cut is not None:
             return
         if not self.options.live and self.header and not self.report.sealed:
-            if not any(note.size for note in self.notes):
+            if not any(note.size for note in self.notes) and not self.cut_short:
                 self.report.add("checkpoint.none", "line 1", "no checkpoint: nothing is signed")
             return
-        moments = [moment for moment in self.recorded[self.report.sealed :] if moment is not None]
+        # A checkpoint that does not hold is a finding of its own.
+        sealed = max([self.report.sealed, *(note.size for note in self.notes)])
+        moments = [moment for index, moment in self.recorded.items() if index >= sealed]
         if not moments:
             return
         last = self.options.now if self.options.live else dt.datetime.fromisoformat(moments[-1])
         if last - dt.datetime.fromisoformat(moments[0]) > self.options.sealed_within:
             self.report.add(
                 "checkpoint.overdue",
-                f"record {self.report.sealed}",
+                f"record {sealed}",
                 f"no checkpoint covers the records from {moments[0]} on",
             )
 
@@ -478,7 +533,7 @@ class _Verifier:
                 continue
             point = newest.checkpoint
             try:
-                nodes = [bytes.fromhex(node) for node in proof]
+                nodes = [export.unhex(node) for node in proof]
                 verify_inclusion(hashed, index, point.size, nodes, point.root)
             except (ESTSuiteError, ValueError, TypeError):
                 self.report.add("record.inclusion", place, "the inclusion proof does not hold")
