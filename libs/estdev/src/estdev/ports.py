@@ -10,7 +10,6 @@ from estcore.errors import ConfigurationError
 RANGE = range(20000, 32000)
 """Below the ports that systems give to outgoing connections (Linux: from 32768), so none of those
 can take a port between its choice and its use."""
-_reservations: list[socket.socket] = []
 
 
 def free_port() -> int:
@@ -31,7 +30,7 @@ def free_port() -> int:
         except OSError:
             reservation.close()
             continue
-        _reservations.append(reservation)
+        reservation.detach()  # open until the process ends
         return port
     raise ConfigurationError(
         f"every port from {RANGE.start} to {RANGE.stop - 1} is taken", code="port.taken"
