@@ -26,6 +26,20 @@ def reference(der: bytes) -> CertificateRef:
     )
 
 
+def requested_event(old: bytes, slot_id: str, *, fence: int = 1) -> RotationEvent:
+    """What renewal sends to have a certificate renewed by ca-signer."""
+    rotation = ids.rotation_id(slot_id, 2)
+    return RotationEvent.model_validate(
+        {
+            "id": ids.uuid7(), "source": "renewal", "time": dt.datetime.now(dt.UTC),
+            "correlation_id": rotation, "step": "requested", "tenant": "test",
+            "service": "load", "slot_id": slot_id, "rotation_id": rotation, "generation": 2,
+            "profile": "service-mtls", "priority": Priority.NORMAL, "label": "services",
+            "mode": "managed", "issuer_id": "issuing", "fence": fence, "old": reference(old),
+        }
+    )  # fmt: skip
+
+
 async def publish_rotation(renewal: Bus, old: bytes, new: bytes, step: str = "deprecated") -> str:
     """What renewal publishes, twice and past JetStream's own memory of ids."""
     event = RotationEvent.model_validate(

@@ -20,6 +20,9 @@ from ca_signer.issuers.cacerts import check_cross
 from ca_signer.ledger.inventory_metrics import InventoryMetrics
 from ca_signer.ledger.issuances import IssuanceStore
 from ca_signer.ledger.refusals import RefusalStore
+from ca_signer.managed.fetches import RenewedCertificates
+from ca_signer.managed.handler import ManagedRenewals
+from ca_signer.managed.store import ManagedStore
 from ca_signer.model import IssuanceIntent
 from ca_signer.operators.assembly import Operations, assemble
 from ca_signer.publishing.publisher import EventPublisher
@@ -120,6 +123,8 @@ class IssuingParts:
     cycle: IssuanceCycle
     worker: RequestConsumer
     sweeper: Sweeper
+    managed: ManagedRenewals
+    renewed: RenewedCertificates
 
 
 async def run(settings: SignerSettings) -> None:
@@ -247,7 +252,21 @@ def _issuing_parts(shared: SharedParts) -> IssuingParts:
         decision_context=decision_context,
         every_s=settings.sweep_every_s,
     )
-    return IssuingParts(ledger, resolver, cycle, worker, sweeper)
+    store = ManagedStore(shared.database)
+    managed = ManagedRenewals(
+        bus=shared.bus,
+        ledger=ledger,
+        store=store,
+        resolver=resolver,
+        cycle=cycle,
+        publisher=shared.publisher,
+        decision_context=decision_context,
+        max_attempts=settings.max_attempts,
+    )
+    renewed = RenewedCertificates(
+        bus=shared.bus, ledger=ledger, store=store, decision_context=decision_context
+    )
+    return IssuingParts(ledger, resolver, cycle, worker, sweeper, managed, renewed)
 
 
 def _ready_checks(
@@ -305,6 +324,8 @@ def _issuing_jobs(shared: SharedParts, issuing: IssuingParts) -> list[Job]:
     return [
         issuing.worker.run,
         issuing.sweeper.run,
+        issuing.managed.run,
+        issuing.renewed.run,
         windows.run,
         InventoryMetrics(shared.database, every_s=settings.count_every_s).run,
         issuing.cycle.keep_leases,

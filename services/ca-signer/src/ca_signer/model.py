@@ -6,19 +6,21 @@ import datetime as dt
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from typing import Literal
 
 from estcore.errors import NotAuthorized
 from estcore.messages.audit import AuditRecord, Origin
 from estcore.messages.enrollment import Source
-from estcore.messages.envelope import Part
+from estcore.messages.envelope import DER, Part
 from estcore.messages.events import EnrollmentRejected
 from estcore.pki.der import children
-from estcore.pki.profile import Priority
+from estcore.pki.profile import Priority, RenewalMode
 
 OPEN_SUBMISSION_STATES = ("recorded", "submitted", "pending", "unknown")
 OPEN_SUBMISSIONS = "state in ('recorded', 'submitted', 'pending', 'unknown')"
 """Submissions to an upstream CA that have no final outcome yet, as names and as SQL."""
+
+MANAGED = "managed"
+"""The operation of issuances that ca-signer makes when renewal asks it."""
 
 EXPIRED = NotAuthorized("the request expired before it was signed", code="request.expired")
 
@@ -47,12 +49,14 @@ class RequestFacts(Part):
     predecessor_serial: str | None = None
     predecessor_id: str | None = None
     same_key: bool = False
-    mode: Literal["agent", "poll"] = "agent"
+    mode: RenewalMode = "agent"
     reaction_time_s: int
     overlap_s: int
     spread: float
     team: str | None = None
     cluster: str | None = None
+    csr: DER | None = None
+    """Of profiles with managed renewal only: ca-signer renews by it."""
 
 
 def request_origin(source: Source) -> Origin:

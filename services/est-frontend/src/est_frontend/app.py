@@ -18,6 +18,7 @@ from est_frontend.auth.password_file import PasswordFile
 from est_frontend.dispatch import Dispatcher
 from est_frontend.enrollment.enroller import Enroller
 from est_frontend.enrollment.pending_requests import PendingRequests
+from est_frontend.enrollment.renewed_certificate import RenewedCertificateAnswers
 from est_frontend.enrollment.server_keygen import KeyGenerator, load_secrets
 from est_frontend.enrollment.signer_gateway import SignerGateway
 from est_frontend.listener import Listener, TLSListener
@@ -189,6 +190,9 @@ def build_app(settings: FrontendSettings, listener: Listener) -> App:
             settings.renewal_info,
             CLOCK,
             lambda: state.clock_check.known and state.clock_check.right,
+        ),
+        renewed=RenewedCertificateAnswers(
+            settings=settings, state=state, authenticator=authenticator, bus=bus
         ),
         trail=trail,
         bus=bus,

@@ -14,6 +14,7 @@ from est_frontend.audit_trail.trail import AuditTrail
 from est_frontend.auth.active_policy import ActivePolicy
 from est_frontend.auth.authenticator import Authenticator, Credentials
 from est_frontend.enrollment.enroller import Enroller
+from est_frontend.enrollment.renewed_certificate import RenewedCertificateAnswers
 from est_frontend.headers import request_target
 from est_frontend.rate_limits import Buckets, TooOften
 from est_frontend.renewal_info.answer import RenewalInfoAnswers
@@ -61,6 +62,7 @@ _METHODS = {
     "fullcmc": ("POST",),
     "rotation-ack": ("POST",),
     "renewal-info": ("GET", "HEAD"),
+    "renewed": ("GET",),
 }
 _JWS_LIMIT = 4096
 _ACK_TIMEOUT_S = 4
@@ -79,6 +81,7 @@ class Dispatcher:
     enroller: Enroller
     adoption: TrustAdoptionReporter
     renewal_info: RenewalInfoAnswers
+    renewed: RenewedCertificateAnswers
     trail: AuditTrail
     bus: Bus
     tracing: Tracing
@@ -171,6 +174,8 @@ class Dispatcher:
             case "renewal-info":
                 info = await self.renewal_info.answer(route.certificate_id or "")
                 return responses.renewal_info(info, exchange.correlation_id)
+            case "renewed":
+                return await self._renewed(exchange, label, route.certificate_id or "")
             case _:
                 raise MalformedRequest(
                     f"{route.operation} is not offered here", code="request.not_implemented"
@@ -307,6 +312,15 @@ class Dispatcher:
         self._record(exchange, 204)
         return responses.empty(exchange.correlation_id)
 
+    async def _renewed(self, exchange: Exchange, label: Label, certificate_id: str) -> web.Response:
+        """Give the client what replaces its certificate, where ca-signer renewed it by itself."""
+        self._require_clock()
+        self._require_issuers(label)
+        self._check_trail()
+        response = await self.renewed.answer(exchange, label, certificate_id)
+        self._record(exchange, response.status)
+        return response
+
     def _record(self, exchange: Exchange, status: int) -> None:
         """Put success on record, unless ca-signer's record of the request says it."""
         if log.isEnabledFor(logging.DEBUG):
@@ -326,7 +340,9 @@ class Dispatcher:
             action=f"est.{exchange.operation}",
             phase="outcome",
             outcome="success",
-            details=without_none(status=status, linked=exchange.linked),
+            details=without_none(
+                status=status, linked=exchange.linked, fetched_serial=exchange.fetched_serial
+            ),
             **exchange.parts(),
         )
 

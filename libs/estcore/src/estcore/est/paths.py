@@ -11,10 +11,10 @@ OPERATIONS = frozenset(
     {"cacerts", "simpleenroll", "simplereenroll", "fullcmc", "serverkeygen", "csrattrs"}
 )
 """RFC 7030's own; no label may be called like one of them."""
-EXTENSIONS = frozenset({"rotation-ack", "renewal-info"})
-"""Ours: proof that a service uses its new certificate, and when to renew one."""
-_WITH_CERTIFICATE = "renewal-info"
-"""The only operation whose path goes on: with the id of a certificate."""
+EXTENSIONS = frozenset({"rotation-ack", "renewal-info", "renewed"})
+"""Ours: proof that a service uses its new certificate, when to renew one, and a renewed one."""
+_WITH_CERTIFICATE = frozenset({"renewal-info", "renewed"})
+"""The operations whose path goes on: with the id of a certificate."""
 _MAX_CERT_ID = 128
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -23,7 +23,8 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class Route:
     """What a path asks for. ``label`` None means the default label.
 
-    ``certificate_id`` is the last segment of ``renewal-info/<certificate id>``, not parsed yet.
+    ``certificate_id`` is the last segment of ``renewal-info/<certificate id>`` and
+    ``renewed/<certificate id>``, not parsed yet.
     """
 
     label: str | None
@@ -92,7 +93,7 @@ def parse_path(path: str) -> Route | None:
         return None
     parts = path[len(PREFIX) + 1 :].split("/", 3)
     certificate_id = None
-    if len(parts) > 1 and parts[-2] == _WITH_CERTIFICATE:
+    if len(parts) > 1 and parts[-2] in _WITH_CERTIFICATE:
         certificate_id = parts.pop()
         if not 0 < len(certificate_id) <= _MAX_CERT_ID:
             return None
@@ -104,6 +105,6 @@ def parse_path(path: str) -> Route | None:
         return None
     if operation not in OPERATIONS and operation not in EXTENSIONS:
         return None
-    if (operation == _WITH_CERTIFICATE) != (certificate_id is not None):
+    if (operation in _WITH_CERTIFICATE) != (certificate_id is not None):
         return None
     return Route(label, operation, certificate_id)

@@ -4,9 +4,11 @@
 
     {"suggestedWindow": {"start": "2026-11-29T10:00:00Z", "end": "2026-12-01T10:00:00Z"},
      "explanationURL": "https://ca.example/incidents/17",
-     "rotationID": "6a0f…", "reason": "lifetime"}
+     "rotationID": "6a0f…", "reason": "lifetime", "managed": "available"}
 
-``rotationID`` and ``reason`` are ours, and optional. When to ask again is in the Retry-After field
+``rotationID``, ``reason`` and ``managed`` are ours, and optional. ``managed`` says that the server
+renews the certificate by itself: ``scheduled``, or ``available`` at ``<label>/renewed/<certificate
+id>``. When to ask again is in the Retry-After field
 of the answer. Members that a reader does not know are ignored (RFC 9773 section 4.2).
 """
 
@@ -18,7 +20,7 @@ import datetime as dt
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from cryptography import x509
 from typing_extensions import override
@@ -26,6 +28,7 @@ from typing_extensions import override
 from estcore.errors import MalformedRequest
 from estcore.pki.parsers import PARSER_ERRORS
 
+ManagedState = Literal["scheduled", "available"]
 CONTENT_TYPE = "application/json"
 OPERATION = "renewal-info"
 _MAX_BODY = 16_384
@@ -108,6 +111,7 @@ class RenewalInfo:
     reason: str | None = None
     explanation_url: str | None = None
     retry_after_s: float | None = None
+    managed: ManagedState | None = None
 
     def __post_init__(self) -> None:
         """Refuse a window that ends before it begins.
@@ -132,6 +136,7 @@ class RenewalInfo:
             "explanationURL": self.explanation_url,
             "rotationID": self.rotation_id,
             "reason": self.reason,
+            "managed": self.managed,
         }
         answer |= {name: value for name, value in members.items() if value is not None}
         return json.dumps(answer, separators=(",", ":")).encode("ascii")
@@ -155,7 +160,17 @@ class RenewalInfo:
             reason=_text(answer, "reason"),
             explanation_url=_text(answer, "explanationURL"),
             retry_after_s=retry_after_s,
+            managed=_managed(answer),
         )
+
+
+def _managed(answer: dict[str, Any]) -> ManagedState | None:
+    """Return what is known of it; a state that a later version adds is none."""
+    match _text(answer, "managed"):
+        case "scheduled" | "available" as state:
+            return state
+        case _:
+            return None
 
 
 def _object(body: bytes) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from estcore.messages.envelope import DER, Message, Part, Token
-from estcore.pki.profile import Priority
+from estcore.pki.profile import Priority, RenewalMode
 
 
 class CertificateRef(Part):
@@ -45,7 +45,7 @@ class CertificateIssued(Message):
     predecessor_serial: str | None = None
     predecessor_fingerprint: str | None = None
     same_key: bool = False
-    mode: Literal["agent", "poll"] = "agent"
+    mode: RenewalMode = "agent"
     reaction_time_s: int
     overlap_s: int
     spread: float
@@ -109,14 +109,32 @@ class RenewalRequested(Message):
     )
 
 
+class RenewalRefused(Message):
+    """``pki.certificate.renewal-refused.<tenant>.<service>``: ca-signer does not renew it.
+
+    The answer to ``rotation.requested``, final until the policy or the certificate changes.
+    """
+
+    tenant: Token
+    service: Token
+    slot_id: str
+    rotation_id: str
+    fence: int = Field(description="of the request that is refused")
+    kind: str
+    code: str
+    reason: str
+
+
 RotationStep = Literal[
     "due",
+    "requested",
     "issued",
     "overlap",
     "activated",
     "deprecated",
     "retired",
     "lease_expired",
+    "failed",
     "stalled",
     "expired",
 ]
@@ -134,7 +152,7 @@ class RotationEvent(Message):
     profile: Token
     priority: Priority
     label: str
-    mode: Literal["agent", "poll"]
+    mode: RenewalMode
     issuer_id: Token
     fence: int
     old: CertificateRef | None = None
@@ -155,6 +173,7 @@ class RotationEvent(Message):
     deprecated_at: dt.datetime | None = None
     retire_at: dt.datetime | None = None
     disposition: Literal["expired", "revoked"] | None = None
+    error_code: str | None = Field(default=None, description="failed: why ca-signer refused")
     attempt: int | None = None
     seconds_to_expiry: int | None = None
 

@@ -16,7 +16,7 @@ from uuid import UUID
 from pydantic import Field, model_validator
 
 from estcore.errors import MalformedRequest
-from estcore.est.renewal_info import CertificateId, serial_octets
+from estcore.est.renewal_info import CertificateId, ManagedState, serial_octets
 from estcore.ids import digest
 from estcore.messages.envelope import Part, decode, encode
 
@@ -55,6 +55,9 @@ class RenewalInfoEntry(Part):
     rotation: UUID | None = Field(default=None, description="rotation that replaces it")
     reason: RenewalReason | None = Field(default=None, description="none: its lifetime")
     url: str | None = Field(default=None, max_length=MOST_URL, description="explanationURL")
+    managed: ManagedState | None = Field(
+        default=None, description="ca-signer renews it: scheduled, or available to fetch"
+    )
 
     @model_validator(mode="after")
     def _window(self) -> RenewalInfoEntry:

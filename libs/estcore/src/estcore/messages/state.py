@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from hashlib import sha256
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import Field, field_serializer
@@ -177,6 +177,37 @@ class RotationAckAnswered(Part):
     """renewal's answer: accepted, or why not (code and one line)."""
 
     accepted: bool
+    kind: str | None = None
+    code: str | None = None
+    reason: str | None = None
+
+
+class RenewedCertificateRequested(Part):
+    """Core request ``pki.renewed.<group>``: a client fetches what replaces its certificate.
+
+    ``peer`` is the certificate that authenticated the TLS connection, ``certificate_id`` names the
+    one to replace, of the same identity (``estcore.est.renewal_info.cert_id``).
+    """
+
+    request_id: str
+    correlation_id: str
+    label: str
+    group: Token
+    peer: DER
+    certificate_id: str = Field(max_length=128)
+
+
+class RenewedCertificateAnswered(Part):
+    """ca-signer's answer to ``RenewedCertificateRequested``.
+
+    ``ready`` has the certificate; ``pending`` says when to ask again, ``none`` that
+    nothing replaces the certificate yet, ``rejected`` why there is no answer.
+    """
+
+    outcome: Literal["ready", "pending", "none", "rejected"]
+    certificate: DER | None = None
+    issuer: Token | None = Field(default=None, description="whose certificate it is, as labels say")
+    retry_after_s: int | None = None
     kind: str | None = None
     code: str | None = None
     reason: str | None = None

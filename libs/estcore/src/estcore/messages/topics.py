@@ -25,6 +25,7 @@ CANARY = "CANARY"
 RENEWAL_CONSUMER = "renewal"
 AUDIT_CONSUMER = "audit"
 ROTATIONS_CONSUMER = "ca-signer-rotations"
+MANAGED_CONSUMER = "ca-signer-managed"
 
 _MIB = 1 << 20
 _DAY = 86_400
@@ -144,6 +145,7 @@ SIGNER_CONSUMERS = (
         ("pki.rotation.activated.>", "pki.rotation.deprecated.>"),
         max_ack_pending=1000,
     ),
+    Consumer(PKI_EVENTS, MANAGED_CONSUMER, ("pki.rotation.requested.>",), max_ack_pending=1000),
 )
 RENEWAL_CONSUMERS = (
     Consumer(
@@ -310,6 +312,11 @@ def ocsp_topic(issuer: str) -> str:
 def ack_topic(group: str) -> str:
     """``pki.ack.<group>``."""
     return f"pki.ack.{token(group)}"
+
+
+def fetch_topic(group: str) -> str:
+    """``pki.renewed.<group>``: a client asks for the certificate that replaces its own."""
+    return f"pki.renewed.{token(group)}"
 
 
 def cacerts_topic(issuer: str) -> str:

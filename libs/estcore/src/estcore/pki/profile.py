@@ -72,6 +72,32 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class ManagedRenewal(StrictModel):
+    """How ca-signer renews certificates of this profile by itself, for clients that fetch them."""
+
+    same_key: bool = Field(
+        default=False,
+        description="certify the same key again, from the stored CSR, until max_key_age",
+    )
+    max_key_age: Duration | None = Field(
+        default=None,
+        description="goes with same_key: the age of a key, counted from its first certificate, "
+        "after which it is not certified again",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.same_key:
+            raise ValueError("managed renewal needs same_key")
+        if self.same_key != (self.max_key_age is not None):
+            raise ValueError("max_key_age goes with same_key, and only with it")
+        return self
+
+
+RenewalMode = Literal["agent", "poll", "managed"]
+"""Who acts when a certificate is due: the agent, a client that polls, ca-signer."""
+
+
 class RenewalRules(StrictModel):
     """When a certificate of this profile is due and how long old and new live side by side."""
 
@@ -86,12 +112,25 @@ class RenewalRules(StrictModel):
     spread: float = Field(
         default=0.05, ge=0, le=0.3, description="share of the lifetime over which a fleet spreads"
     )
-    mode: Literal["agent", "poll"] = "agent"
+    mode: RenewalMode = Field(
+        default="agent",
+        description="who acts when a certificate is due: agent (notified by NATS), poll (asks for "
+        "renewal information), managed (ca-signer renews, the client fetches)",
+    )
+    managed: ManagedRenewal | None = Field(
+        default=None, description="goes with mode: managed, and only with it"
+    )
     revoke_replaced: bool = Field(
         default=False,
         description="revoke the old certificate (superseded) when the overlap is over and the "
         "new one was seen in use; else it runs to its end",
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.mode == "managed") != (self.managed is not None):
+            raise ValueError("renewal.managed goes with renewal.mode: managed, and only with it")
+        return self
 
 
 class ExtensionPolicy(StrictModel):
@@ -247,6 +286,7 @@ class Profile(StrictModel):
             raise ValueError("renewal.reaction_time must be shorter than lifetime")
         if self.common_name_to_dns_san and "dns" not in self.san_kinds:
             raise ValueError("common_name_to_dns_san needs dns among san_kinds")
+        self._check_managed()
         self._check_templates()
         for url, allowed in (
             (self.crl_url, {ISSUER_PLACEHOLDER, PARTITION_PLACEHOLDER}),
@@ -261,6 +301,15 @@ class Profile(StrictModel):
         if self.max_active == 1 and self.renewal.overlap:
             raise ValueError("a rotation has two certificates: max_active 1 needs overlap 0s")
         return self
+
+    def _check_managed(self) -> None:
+        managed = self.renewal.managed
+        if managed is None:
+            return
+        if self.approval:
+            raise ValueError("with approval: true an operator decides; nothing renews by itself")
+        if managed.same_key and self.same_key == "deny":
+            raise ValueError("renewal.managed.same_key contradicts same_key: deny")
 
     def _check_templates(self) -> None:
         """Check what can be checked of templates before a request is there.

@@ -131,6 +131,8 @@ class Candidate:
     max_per_day: int | None = None
     max_active: int | None = None
     approval: bool = False
+    sealed_key: bytes | None = None
+    """EnvelopedData with the key that a managed renewal made, recorded with the intent."""
 
     @property
     def needs_own_transaction(self) -> bool:

@@ -17,12 +17,13 @@ from ca_signer.issuance.certificate_source import RetryLater
 from ca_signer.issuance.decision_context import Candidate
 from ca_signer.ledger.issuance_rows import INTENT_COLUMNS, STALE, intent_of
 from ca_signer.ledger.issuances import IssuanceStore, give_back, insert_intents
-from ca_signer.model import IssuanceIntent, IssuedCertificate, Refusal
+from ca_signer.model import MANAGED, IssuanceIntent, IssuedCertificate, Refusal
 from estcore.errors import Conflict, RequestRejected, rejection
 from estcore.messages.envelope import decode
 from estcore.runtime.database import Connection
 
 IntentT = TypeVar("IntentT", bound=IssuanceIntent)
+_MANAGED = "insert into managed_issuance (issuance_id, sealed_key) values ($1, $2)"
 
 
 @dataclass(frozen=True)
@@ -297,6 +298,8 @@ class IntendedIssuances:
         """Step 5: record the intent and return it; None where something is in the way."""
         intent = candidate.intent
         done = await insert_intents(connection, [intent], self._ledger.lease)
+        if done and intent.context.operation == MANAGED:
+            await connection.execute(_MANAGED, intent.issuance_id, candidate.sealed_key)
         return intent if done else None
 
     async def winner(self, connection: Connection, intent: IssuanceIntent) -> str | None:

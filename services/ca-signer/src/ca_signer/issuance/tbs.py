@@ -165,4 +165,5 @@ def _context(
         spread=profile.renewal.spread,
         team=predecessor.team if predecessor else rule.owner.team,
         cluster=predecessor.cluster if predecessor else rule.owner.cluster,
+        csr=request.der if profile.renewal.managed is not None else None,
     )

@@ -59,8 +59,9 @@ named as (
   insert into fingerprint (certificate_sha256, issuance_id)
   select certificate_sha256, issuance_id from stored where certificate_sha256 is not null)
 select true from stored"""
-_BIND = """insert into key_binding (spki_sha256, tenant, service) values ($1, $2, $3)
-on conflict (spki_sha256) do update set tenant = excluded.tenant
+_BIND = """insert into key_binding (spki_sha256, tenant, service, created_at)
+values ($1, $2, $3, $4) on conflict (spki_sha256) do update
+set created_at = least(key_binding.created_at, excluded.created_at)
 where (key_binding.tenant, key_binding.service) = (excluded.tenant, excluded.service)
 returning true"""
 _POINT = """insert into enrollment as known (enrollment_id, issuance_id) values ($1, $2)
@@ -244,7 +245,7 @@ async def _put_issued(connection: Connection, piece: Sequence[IssuedCertificate]
             continue
         count += 1
         owner = (intent.spki_sha256, intent.tenant, intent.service)
-        if not await connection.fetchval(_BIND, *owner):
+        if not await connection.fetchval(_BIND, *owner, issued.issued_at):
             raise Conflict(
                 f"the key of issuance {intent.issuance_id} belongs to another owner here",
                 code="reconcile.owner",

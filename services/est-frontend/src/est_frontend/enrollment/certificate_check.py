@@ -45,11 +45,33 @@ def check_certificate(
     try:
         _check(certificate, csr, _issuers(cacerts))
     except InvariantBroken as exc:
-        log.error(
-            "issued certificate not handed out",
-            extra=fields(correlation_id=correlation_id, code=exc.code, reason=exc.reason),
-        )
+        _log(exc, correlation_id)
         raise
+
+
+def check_issued(certificate: bytes, cacerts: bytes | None, *, correlation_id: str) -> None:
+    """Check that a certificate made before is signed by its issuer.
+
+    ``cacerts`` is the certs-only message of the issuer.
+
+    Raises:
+        IssuerUnavailable: the issuer's certificates were not received yet.
+        InvariantBroken: ``answer.unreadable`` or ``answer.issuer``; logged.
+    """
+    if cacerts is None:
+        raise IssuerUnavailable("the CA certificates are not here yet", code="cacerts.unknown")
+    try:
+        _check(certificate, None, _issuers(cacerts))
+    except InvariantBroken as exc:
+        _log(exc, correlation_id)
+        raise
+
+
+def _log(error: InvariantBroken, correlation_id: str) -> None:
+    log.error(
+        "issued certificate not handed out",
+        extra=fields(correlation_id=correlation_id, code=error.code, reason=error.reason),
+    )
 
 
 @dataclass(frozen=True)
@@ -62,7 +84,7 @@ class _Issuer:
     """Loading it costs a third of verifying with it."""
 
 
-def _check(octets: bytes, csr: CertificationRequest, issuers: Sequence[_Issuer]) -> None:
+def _check(octets: bytes, csr: CertificationRequest | None, issuers: Sequence[_Issuer]) -> None:
     try:
         certificate = x509.load_der_x509_certificate(octets)
         issuer_name, spki = _fields(certificate.tbs_certificate_bytes)
@@ -70,7 +92,7 @@ def _check(octets: bytes, csr: CertificationRequest, issuers: Sequence[_Issuer])
         raise InvariantBroken(
             "the signer's answer is not a certificate", code="answer.unreadable"
         ) from exc
-    if spki != csr.spki:
+    if csr is not None and spki != csr.spki:
         raise InvariantBroken(
             "the issued certificate is for a different key than the CSR's", code="answer.key"
         )

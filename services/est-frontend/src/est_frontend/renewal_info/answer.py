@@ -86,6 +86,7 @@ def renewal_info(entry: StoredEntry, *, now: float, longest_s: int, draw: float)
         rotation_id=str(UUID(bytes=entry.rotation)) if entry.rotation else None,
         reason=entry.reason or "lifetime",
         explanation_url=entry.url,
+        managed=entry.managed,
         retry_after_s=retry_after_s(entry, now=now, longest_s=longest_s, draw=draw),
     )
 

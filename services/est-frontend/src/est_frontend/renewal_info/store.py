@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from estcore.errors import Unavailable
+from estcore.est.renewal_info import ManagedState
 from estcore.messages.renewal_info import RenewalInfoEntry
 
 T = TypeVar("T")
 
-_VERSION = 1
+_VERSION = 2
 _PAGE_CACHE_KIB = 1024
 _WAL_PAGES = 1000
 _WAL_BYTES = 4 * 1024 * 1024
@@ -32,20 +33,20 @@ _SEARCHED = 5000
 _CREATE = """
 create table if not exists entry (
     key blob primary key, version integer not null, start integer not null, "end" integer not null,
-    not_after integer not null, rotation blob, reason text, url text
+    not_after integer not null, rotation blob, reason text, url text, managed text
 ) without rowid;
 create table if not exists progress (
     id integer primary key check (id = 1), position integer not null, epoch text, reading text
 );
 insert into progress (id, position) values (1, 0) on conflict do nothing;
 """
-_FIND = 'select start, "end", not_after, rotation, reason, url from entry where key = ?'
+_FIND = 'select start, "end", not_after, rotation, reason, url, managed from entry where key = ?'
 _PUT = """
-insert into entry (key, version, start, "end", not_after, rotation, reason, url)
-values (?, ?, ?, ?, ?, ?, ?, ?)
+insert into entry (key, version, start, "end", not_after, rotation, reason, url, managed)
+values (?, ?, ?, ?, ?, ?, ?, ?, ?)
 on conflict (key) do update set version = excluded.version, start = excluded.start,
     "end" = excluded."end", not_after = excluded.not_after, rotation = excluded.rotation,
-    reason = excluded.reason, url = excluded.url
+    reason = excluded.reason, url = excluded.url, managed = excluded.managed
 where excluded.version > entry.version
 """
 _MOVE = "update progress set position = ?, epoch = ?, reading = ?"
@@ -81,6 +82,7 @@ class StoredEntry(NamedTuple):
     rotation: bytes | None
     reason: str | None
     url: str | None
+    managed: ManagedState | None = None
 
 
 @dataclass(frozen=True)
@@ -255,4 +257,5 @@ def _row(entry: RenewalInfoEntry) -> tuple[object, ...]:
         entry.rotation.bytes if entry.rotation else None,
         entry.reason,
         entry.url,
+        entry.managed,
     )

@@ -41,6 +41,8 @@ class Exchange:
     traceparent: str | None = None
     linked: Linked | None = None
     retry_after_s: int | None = None
+    fetched_serial: str | None = None
+    """Of the certificate that ca-signer had renewed by itself, lower-case hexadecimal."""
     issued: bool = False
     """ca-signer issued a certificate for this very request, and put that on record."""
 

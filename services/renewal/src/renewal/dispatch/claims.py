@@ -18,7 +18,7 @@ import asyncpg
 from estcore.pki.profile import PRIORITIES
 from estcore.runtime.database import Connection
 from renewal.rotation.requested_renewal import RECHECK
-from renewal.rotation.schedule import backoff, lease, overdue_at
+from renewal.rotation.schedule import MANAGED_LEASE, backoff, lease, overdue_at
 from renewal.rotation.store import update_slots
 from renewal.settings import LeaseSettings, RotationSettings
 
@@ -140,6 +140,8 @@ async def claim(
 def _lease_until(row: asyncpg.Record, longest: dt.timedelta, share: float) -> dt.datetime:
     """A client that polls is not notified, so nothing is repeated while it may yet renew."""
     now, not_after = row["now"], row["not_after"]
+    if row["mode"] == "managed":
+        longest = min(longest, MANAGED_LEASE)
     until: dt.datetime = now + lease(longest, remaining=not_after - now, share=share)
     return max(until, overdue_at(row["due_at"], not_after=not_after)) if _polls(row) else until
 

@@ -3,8 +3,8 @@
 Steps of a batch:
 
 1. Decode. What cannot be read is a dead letter at once.
-2. Store certificates, revocations and requested renewals in one transaction
-   (``renewal.events.projection``, ``renewal.rotation.requested_renewal``).
+2. Store certificates, revocations, requested and refused renewals in one transaction
+   (``renewal.events.projection``, ``renewal.rotation.requested_renewal`` and ``refused_renewal``).
 3. Publish the audit records of what was scheduled and the steps of rotations; await PubAcks.
 4. Acknowledge. A crash before this delivers everything again, which changes nothing.
 
@@ -27,6 +27,7 @@ from estcore.messages.envelope import decode
 from estcore.messages.events import (
     CertificateIssued,
     CertificateRevoked,
+    RenewalRefused,
     RenewalRequested,
     WindowClosed,
 )
@@ -45,6 +46,7 @@ from renewal.events.reconciliation import check_window, window_comparison
 from renewal.metrics import BATCH_S, DEAD_LETTERS, PROJECTED
 from renewal.publishing.messages import MessageBuilder
 from renewal.publishing.publisher import RotationPublisher
+from renewal.rotation.refused_renewal import fail_renewals
 from renewal.rotation.requested_renewal import request_renewals
 from renewal.settings import SERVICE, RenewalSettings
 
@@ -75,11 +77,12 @@ class _Batch:
     issued: list[tuple[Delivery, CertificateIssued]] = field(default_factory=list)
     revoked: list[tuple[Delivery, CertificateRevoked]] = field(default_factory=list)
     requested: list[tuple[Delivery, RenewalRequested]] = field(default_factory=list)
+    refused: list[tuple[Delivery, RenewalRefused]] = field(default_factory=list)
     windows: list[tuple[Delivery, WindowClosed]] = field(default_factory=list)
     other: list[Delivery] = field(default_factory=list)
 
     def deliveries(self) -> list[Delivery]:
-        named = (self.issued, self.revoked, self.requested)
+        named = (self.issued, self.revoked, self.requested, self.refused)
         return [*(d for items in named for d, _ in items), *self.other]
 
 
@@ -166,6 +169,8 @@ class EventConsumer:
                 batch.revoked.append((delivery, event))
         elif kind == "renewal-requested":
             batch.requested.append((delivery, decode(RenewalRequested, delivery.payload())))
+        elif kind == "renewal-refused":
+            batch.refused.append((delivery, decode(RenewalRefused, delivery.payload())))
         else:
             batch.other.append(delivery)
 
@@ -173,24 +178,28 @@ class EventConsumer:
         issued = [event for _, event in batch.issued]
         revoked = [event for _, event in batch.revoked]
         requested = [event for _, event in batch.requested]
-        if issued or revoked or requested:
+        refused = [event for _, event in batch.refused]
+        if issued or revoked or requested or refused:
             links = [e.traceparent for e in issued if e.traceparent]
             first = links[0] if links else None
             with self._tracing.span("renewal.project", first, links=links, events=len(issued)):
 
                 async def work(connection: Connection) -> tuple[Projected, list[str]]:
                     done = await project(connection, issued, revoked, rotation=self._rotation)
-                    return done, await request_renewals(connection, requested)
+                    moved = await request_renewals(connection, requested)
+                    return done, [*moved, *await fail_renewals(connection, refused)]
 
                 projected, moved = await self._database.run(work)
                 faults.hit("renewal.projected")
                 self._failing.clear()
                 await self._publish(projected, moved)
+                await self._publisher.refusals(refused)
         for delivery in batch.deliveries():
             await delivery.ack()
         PROJECTED.labels("issued").inc(len(issued))
         PROJECTED.labels("revoked").inc(len(revoked))
         PROJECTED.labels("renewal_requested").inc(len(requested))
+        PROJECTED.labels("renewal_refused").inc(len(refused))
 
     async def _publish(self, projected: Projected, moved: Sequence[str]) -> None:
         first = self._publisher.info.first(projected.scheduled, projected.repeated)

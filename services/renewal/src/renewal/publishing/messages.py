@@ -40,7 +40,12 @@ from renewal.settings import SERVICE
 
 _RECORDS = audit_issue_topic(SERVICE)
 _ACTOR = Actor(type="system", subject=SERVICE)
-_SEVERITY = {"stalled": "warning", "expired": "error", "lease_expired": "warning"}
+_SEVERITY = {
+    "stalled": "warning",
+    "expired": "error",
+    "lease_expired": "warning",
+    "failed": "error",
+}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,12 @@ from typing import Any
 import asyncpg
 
 from estcore.ids import rotation_id
-from estcore.messages.events import CertificateRef, RotationEvent, RotationStep
+from estcore.messages.events import (
+    CertificateRef,
+    RenewalRefused,
+    RotationEvent,
+    RotationStep,
+)
 from estcore.pki.profile import PRIORITIES
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
@@ -27,6 +32,7 @@ from renewal.rotation.slot_state import Steps
 from renewal.settings import RotationSettings
 
 _LIMIT = 500
+_LONGEST_REASON = 300
 _SLOT = """
     s.slot_id, s.tenant, s.service, s.profile, s.label, s.issuer_id, s.mode, s.priority,
     s.fence, s.lapsed_fence, s.due_at, s.attempts, s.lease_until, s.dispatched_at,
@@ -76,6 +82,7 @@ _LAPSED_LEFT = (
     _DISPATCHES + "s.announced_lapsed_fence < s.lapsed_fence "
     "and s.last_error_at < now() - $1::interval order by s.last_error_at limit 500"
 )
+_FAILED_OF = _DISPATCHES + "s.state = 'failed' and s.slot_id = any($1::uuid[])"
 _MARK_DUE = """
 update renewal_slot s set announced_fence = t.fence
 from unnest($1::uuid[], $2::bigint[]) as t(slot_id, fence)
@@ -141,6 +148,44 @@ class RotationPublisher:
         """
         return await self._dispatches(_LAPSED_OF, "lease_expired", _MARK_LAPSED, list(slot_ids))
 
+    async def refusals(self, refused: Sequence[RenewalRefused]) -> int:
+        """Publish that ca-signer refused these renewals, where their slots ended by that.
+
+        The event of ca-signer is acknowledged after the PubAcks, and this is published again under
+        the same ids when it is delivered again.
+
+        Raises:
+            Unavailable: not everything was confirmed.
+        """
+        if not refused:
+            return 0
+        by_slot = {event.slot_id: event for event in refused}
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(_FAILED_OF, list(by_slot))
+        messages = [
+            self._failed(row, by_slot[str(row["slot_id"])])
+            for row in rows
+            if row["fence"] == by_slot[str(row["slot_id"])].fence
+        ]
+        await self._publish(messages)
+        return len(messages)
+
+    def _failed(self, row: asyncpg.Record, refused: RenewalRefused) -> RotationMessage:
+        key = str(refused.fence)
+        facts = {
+            "old": _ref(row),
+            "due_at": row["due_at"],
+            "attempt": row["attempts"],
+            "error_code": refused.code,
+            "seconds_to_expiry": int((row["not_after"] - row["now"]).total_seconds()),
+        }
+        number = row["slot_generation"] + 1
+        event = self._event(
+            row, "failed", number, key, row["last_error_at"], row["slot_trace"], facts
+        )
+        reasons = (("error_code", refused.code), ("error", refused.reason[:_LONGEST_REASON]))
+        return RotationMessage(event, event.old, row["issuance_id"], key, reasons)
+
     async def sweep(self, older_than: dt.timedelta) -> int:
         """Publish what a crash or an outage left unpublished; returns how many events.
 
@@ -171,7 +216,7 @@ class RotationPublisher:
             rows = await connection.fetch(query, argument)
         if not rows:
             return 0
-        await self._publish([self._tell_dispatch(row, step) for row in rows])
+        await self._publish([self._tell_dispatch(row, _asked(row, step)) for row in rows])
         fences = [row["fence" if step == "due" else "lapsed_fence"] for row in rows]
         async with self._database.connection() as connection:
             await connection.execute(mark, [row["slot_id"] for row in rows], fences)
@@ -183,7 +228,7 @@ class RotationPublisher:
             STEPS.labels(message.event.step).inc()
 
     def _tell_dispatch(self, row: asyncpg.Record, step: RotationStep) -> RotationMessage:
-        due = step == "due"
+        due = step != "lease_expired"
         fence = row["fence" if due else "lapsed_fence"]
         number = row["slot_generation"] + 1
         facts: dict[str, Any] = {
@@ -303,6 +348,11 @@ class RotationPublisher:
             "fence": row["fence"],
         }
         return RotationEvent(**(values | facts))
+
+
+def _asked(row: asyncpg.Record, step: RotationStep) -> RotationStep:
+    """Return the step by the mode of the slot: of a managed one ca-signer is asked to renew."""
+    return "requested" if step == "due" and row["mode"] == "managed" else step
 
 
 def _ref(row: asyncpg.Record) -> CertificateRef:

@@ -24,7 +24,7 @@ from estcore.messages.topics import renewal_info_topic
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.database import Database
 from renewal.metrics import INFO_ENTRIES
-from renewal.rotation.renewal_info import InfoFacts, entry_of, first_entry
+from renewal.rotation.renewal_info import InfoFacts, entry_of, first_entry, managed_state
 from renewal.rotation.schedule import due_at
 from renewal.rotation.slot import Scheduled
 from renewal.settings import RenewalInfoSettings
@@ -38,7 +38,8 @@ _PAGE = 1000
 FACTS = """
 select c.issuance_id, c.slot_id, c.certificate, c.generation, c.state, c.issued_at, c.not_after,
     c.changed_at, c.issuance_id = s.active_id as active, s.due_at, s.reaction_time_s, s.spread,
-    s.due_reason, s.renew_by, s.explanation_url, q.due_at as requested_at,
+    s.due_reason, s.renew_by, s.explanation_url, s.mode, s.state as slot_state,
+    s.next_id is not null as succeeded, q.due_at as requested_at,
     q.reason as requested_reason, q.renew_by as requested_by, q.explanation_url as requested_url
 from certificate c join renewal_slot s using (slot_id)
 left join renewal_request q using (fingerprint_sha256) where
@@ -175,6 +176,12 @@ def _facts(row: asyncpg.Record) -> InfoFacts:
         due_reason=early[1],
         renew_by=early[2],
         explanation_url=early[3],
+        managed=managed_state(
+            row["state"],
+            mode=row["mode"],
+            slot_state=row["slot_state"],
+            succeeded=row["succeeded"],
+        ),
     )
 
 

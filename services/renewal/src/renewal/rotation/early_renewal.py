@@ -1,7 +1,8 @@
 """Early renewals: slots become due before their time, for a reason an operator knows.
 
 The slot's ``due_at`` moves, so its window does at once, and ``rotation.due`` carries the reason.
-A slot that is due already gets the reason and the end of the window. Of several early renewals the
+A slot that is due already gets the reason and the end of the window. One whose managed renewal
+ca-signer refused is tried again. Of several early renewals the
 one that ends first counts. The next certificate of the slot has its own time again.
 """
 
@@ -23,11 +24,12 @@ with locked as (
 update renewal_slot s set
     due_at = least(s.due_at, t.due_at), due_reason = t.reason, renew_by = t.renew_by,
     explanation_url = t.url,
-    next_attempt_at = case when s.state = 'idle' then least(s.next_attempt_at, t.due_at)
-                           else s.next_attempt_at end
+    next_attempt_at = case s.state when 'idle' then least(s.next_attempt_at, t.due_at)
+                                   when 'failed' then t.due_at else s.next_attempt_at end,
+    state = case s.state when 'failed' then 'idle' else s.state end
 from unnest($1::uuid[], $2::timestamptz[], $3::timestamptz[], $4::text[], $5::text[])
     as t(slot_id, due_at, renew_by, reason, url) join locked using (slot_id)
-where s.slot_id = t.slot_id and s.state in ('idle', 'dispatched') and s.not_after > now()
+where s.slot_id = t.slot_id and s.state in ('idle', 'dispatched', 'failed') and s.not_after > now()
     and (t.due_at < s.due_at
         or s.due_reason is null and s.due_at <= now()
         or s.due_reason is not null and t.renew_by < coalesce(s.renew_by, 'infinity'))

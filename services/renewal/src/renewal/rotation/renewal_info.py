@@ -4,6 +4,9 @@
   operator chose for its slot.
 - Replaced by a certificate that is in use, or revoked: a window in the past, so its holder acts at
   once.
+
+Of a slot that ca-signer renews by itself the entry says so too: a renewal is scheduled, or a newer
+certificate is available. Not where it refused to renew: then the client renews by itself.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from estcore.errors import MalformedRequest
-from estcore.est.renewal_info import cert_id, parse_cert_id
+from estcore.est.renewal_info import ManagedState, cert_id, parse_cert_id
 from estcore.ids import rotation_id
 from estcore.messages.renewal_info import RenewalInfoEntry, RenewalReason, entry_key
 from estcore.pki.parsers import load_certificate
@@ -40,6 +43,21 @@ class InfoFacts:
     due_reason: RenewalReason | None = None
     renew_by: dt.datetime | None = None
     explanation_url: str | None = None
+    managed: ManagedState | None = None
+
+
+def managed_state(
+    state: State, *, mode: str, slot_state: str, succeeded: bool
+) -> ManagedState | None:
+    """Return what a client of managed renewal is to know of a certificate in this state.
+
+    ``succeeded`` is whether the active certificate of the slot has a successor.
+    """
+    if mode != "managed" or state == "revoked":
+        return None
+    if state in _ENDED or (state == "active" and succeeded):
+        return "available"
+    return None if slot_state == "failed" else "scheduled"
 
 
 def informs(before: Generation, after: Generation) -> bool:
@@ -69,6 +87,7 @@ def entry_of(facts: InfoFacts) -> RenewalInfoEntry | None:
         rotation=UUID(rotation_id(facts.slot_id, facts.number + 1)) if follows else None,
         reason=reason,
         url=facts.explanation_url if facts.state in _LIVE else None,
+        managed=facts.managed,
     )
 
 
@@ -85,6 +104,7 @@ def first_entry(item: Scheduled) -> RenewalInfoEntry | None:
             not_after=event.not_after,
             version=0,
             due_at=item.due_at,
+            managed="scheduled" if event.mode == "managed" else None,
         )
     )
 

@@ -26,6 +26,8 @@ _SECOND = dt.timedelta(seconds=1)
 _HISTORY = dt.timedelta(hours=1)
 _MINUTE = dt.timedelta(minutes=1)
 _HOUR = dt.timedelta(hours=1)
+MANAGED_LEASE = dt.timedelta(minutes=1)
+"""What ca-signer has at most to renew by itself; then renewal asks it again."""
 SHARES = (50, 30, 15, 5)
 """Weights of the priorities when many slots are due, most urgent first."""
 

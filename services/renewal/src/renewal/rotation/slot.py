@@ -11,7 +11,7 @@ from renewal.rotation.schedule import backoff, due_at
 from renewal.rotation.slot_state import Generation, Rules, SlotState
 from renewal.settings import RotationSettings
 
-QUIET = frozenset({"idle", "due", "dispatched", "paused"})
+QUIET = frozenset({"idle", "due", "dispatched", "failed", "paused"})
 """States in which a slot stays as long as its active certificate stays."""
 
 
@@ -110,7 +110,7 @@ def after(slot: Slot, updated: SlotState, *, now: dt.datetime, chance: float) ->
 
 def _another(slot: Slot, active: Generation) -> bool:
     same = slot.active_id == active.issuance_id and slot.generation == active.number
-    return not same or slot.state in {"expired", "failed"}
+    return not same or slot.state == "expired"
 
 
 def _ended(slot: Slot, state: str, error: str, updated: SlotState) -> Slot:

@@ -54,6 +54,11 @@ from unnest($1::text[], $2::int[], $3::text[], $4::text[], $5::text[], $6::times
          informs)
 where c.issuance_id = t.id
 """
+_INFORM = """
+update certificate set info_pending = true,
+    changed_at = greatest(clock_timestamp(), changed_at + interval '1 microsecond')
+where issuance_id = any($1::text[])
+"""
 _WRITE_SLOTS = """
 update renewal_slot s set
     tenant = t.tenant, service = t.service, profile = t.profile, label = t.label,
@@ -115,6 +120,7 @@ async def update_slots(
             proven(generation) if proven else generation
         )
     done: dict[str, UpdatedSlot] = {}
+    succeeded: list[str] = []
     for row in rows:
         old = _slot(row)
         slot = _with_rules(old, (newest or {}).get(old.slot_id))
@@ -126,7 +132,11 @@ async def update_slots(
         )
         changed = after(slot, updated, now=row["now"], chance=chance())
         done[slot.slot_id] = UpdatedSlot(changed, updated)
+        if changed.mode == "managed" and changed.active_id and changed.next_id != old.next_id:
+            succeeded.append(changed.active_id)
     await _write(connection, before, done)
+    if succeeded:
+        await connection.execute(_INFORM, succeeded)
     return done
 
 

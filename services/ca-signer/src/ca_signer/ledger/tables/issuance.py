@@ -132,7 +132,28 @@ key_binding = sa.Table(
     metadata,
     sa.Column("spki_sha256", sa.LargeBinary, primary_key=True),
     *columns.owner(),
+    sa.Column(
+        "created_at",
+        sa.DateTime(timezone=True),
+        server_default=sa.func.now(),
+        comment="when its first certificate was recorded; null: not known",
+    ),
     comment="a public key belongs to one owner for ever",
+)
+
+managed_issuance = sa.Table(
+    "managed_issuance",
+    metadata,
+    sa.Column("issuance_id", UUID, primary_key=True),
+    sa.Column(
+        "sealed_key",
+        sa.LargeBinary,
+        comment="EnvelopedData with a generated key, until its certificate is proven in use",
+    ),
+    columns.timestamp_now("created_at"),
+    columns.timestamp("fetched_at", comment="when the client first fetched it"),
+    sa.Index("managed_issuance_keys", "created_at", postgresql_where="sealed_key is not null"),
+    comment="issuances by managed renewal, for their clients to fetch",
 )
 
 claim = sa.Table(

@@ -1,0 +1,1 @@
+"""Managed renewal: ca-signer renews what renewal finds due, and clients fetch it."""
