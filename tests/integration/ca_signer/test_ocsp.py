@@ -19,8 +19,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from ca_signer.revocation.ocsp_responder import OWNER, TENANT, OCSPResponder, responder_candidate
+from ca_signer.revocation.ocsp_responder import OCSPResponder, responder_candidate
 from ca_signer.settings import OCSPSettings
+from ca_signer.signing.internal_issuance import TENANT
 from est_frontend.auth.client_certificates import PeerValidator
 from est_frontend.revocation.ocsp_relay import OCSPRelay
 from est_frontend.settings import CRLListenSettings
@@ -210,7 +211,7 @@ async def test_the_responders_certificate_is_recorded_and_audited_like_every_oth
         "select * from issuance where certificate = $1", own.public_bytes(Encoding.DER)
     )
     assert [(r["state"], r["tenant"], r["service"], r["profile"]) for r in rows] == [
-        ("issued", TENANT, OWNER, OCSP_RESPONDER_PROFILE)
+        ("issued", TENANT, OCSP_RESPONDER_PROFILE, OCSP_RESPONDER_PROFILE)
     ]
     records = await signer.audited("certificate.issue")
     mine = [r for r in records if r.target.issuance_id == str(rows[0]["issuance_id"])]

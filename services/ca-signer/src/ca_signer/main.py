@@ -22,6 +22,7 @@ from ca_signer.ledger.issuances import IssuanceStore
 from ca_signer.ledger.refusals import RefusalStore
 from ca_signer.managed.fetches import RenewedCertificates
 from ca_signer.managed.handler import ManagedRenewals
+from ca_signer.managed.key_generator import KeyGenerator
 from ca_signer.managed.store import ManagedStore
 from ca_signer.model import IssuanceIntent
 from ca_signer.operators.assembly import Operations, assemble
@@ -260,6 +261,7 @@ def _issuing_parts(shared: SharedParts) -> IssuingParts:
         resolver=resolver,
         cycle=cycle,
         publisher=shared.publisher,
+        key_generator=KeyGenerator(decision_context, resolver, cycle),
         decision_context=decision_context,
         max_attempts=settings.max_attempts,
     )

@@ -57,6 +57,10 @@ class RequestFacts(Part):
     cluster: str | None = None
     csr: DER | None = None
     """Of profiles with managed renewal only: ca-signer renews by it."""
+    recipient: DER | None = None
+    """The certificate that the keys of managed renewals are sealed for; none: the one renewed."""
+    recipient_capabilities: DER | None = None
+    """SMIMECapabilities of its holder (RFC 8551 section 2.5.2)."""
 
 
 def request_origin(source: Source) -> Origin:

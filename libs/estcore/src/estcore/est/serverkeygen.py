@@ -7,6 +7,7 @@ What goes back is in ``estcore.est.keygen_response`` and ``estcore.est.cms.envel
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -140,10 +141,24 @@ def read_protection(attributes: Attributes) -> KeyProtection | None:
             f"a key identifier has 1 to {MAX_KEY_IDENTIFIER_BYTES} octets",
             code="keygen.key_identifier",
         )
-    return KeyProtection(symmetric is not None, octets, _read_capabilities(capabilities))
+    return KeyProtection(symmetric is not None, octets, read_capabilities(capabilities))
 
 
-def _read_capabilities(element: bytes) -> tuple[Capability, ...]:
+def encode_capabilities(capabilities: Sequence[Capability]) -> bytes:
+    """Return SMIMECapabilities (RFC 8551 section 2.5.2) as DER."""
+    entries = (
+        der_codec.tlv(der_codec.SEQUENCE, der_codec.oid(c.oid), c.parameters) for c in capabilities
+    )
+    return der_codec.tlv(der_codec.SEQUENCE, *entries)
+
+
+def read_capabilities(element: bytes) -> tuple[Capability, ...]:
+    """Return what SMIMECapabilities in DER list.
+
+    Raises:
+        MalformedRequest: not what they should be.
+        InvalidCSR: none, or too many (``keygen.capabilities_missing``).
+    """
     entries = der_codec.inside(element, der_codec.SEQUENCE)
     if not 1 <= len(entries) <= MAX_CAPABILITIES:
         raise InvalidCSR("no SMIMECapabilities, or too many", code="keygen.capabilities_missing")

@@ -92,6 +92,11 @@ class EnrollmentRequested(Message):
     linked: Literal["tls-unique", "tls-exporter"] | None = Field(
         default=None, description="the CSR was bound to the TLS session this way (RFC 7030 3.5)"
     )
+    key_capabilities: DER | None = Field(
+        default=None,
+        description="serverkeygen: the generated key is sealed for the presented certificate, "
+        "whose holder can decrypt these SMIMECapabilities (RFC 7030 4.4.1.2)",
+    )
     origin: Source = Source()
     expires_at: dt.datetime | None = Field(
         default=None, description="the requester waits until then; do not sign later"

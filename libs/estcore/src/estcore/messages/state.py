@@ -206,6 +206,9 @@ class RenewedCertificateAnswered(Part):
 
     outcome: Literal["ready", "pending", "none", "rejected"]
     certificate: DER | None = None
+    sealed_key: DER | None = Field(
+        default=None, description="EnvelopedData with its key, where ca-signer made that"
+    )
     issuer: Token | None = Field(default=None, description="whose certificate it is, as labels say")
     retry_after_s: int | None = None
     kind: str | None = None

@@ -84,11 +84,16 @@ class ManagedRenewal(StrictModel):
         description="goes with same_key: the age of a key, counted from its first certificate, "
         "after which it is not certified again",
     )
+    server_key: bool = Field(
+        default=False,
+        description="make a new key, sealed for the certificate that the enrollment named, or for "
+        "the one that is renewed; with same_key for keys that are too old",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if not self.same_key:
-            raise ValueError("managed renewal needs same_key")
+        if not self.same_key and not self.server_key:
+            raise ValueError("managed renewal needs same_key or server_key")
         if self.same_key != (self.max_key_age is not None):
             raise ValueError("max_key_age goes with same_key, and only with it")
         return self

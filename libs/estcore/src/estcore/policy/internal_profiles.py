@@ -4,5 +4,6 @@ from __future__ import annotations
 
 OPERATOR_PROFILE = "operator"
 OCSP_RESPONDER_PROFILE = "ocsp-responder"
-INTERNAL_PROFILES = (OPERATOR_PROFILE, OCSP_RESPONDER_PROFILE)
+KEY_GENERATOR_PROFILE = "key-generator"
+INTERNAL_PROFILES = (OPERATOR_PROFILE, OCSP_RESPONDER_PROFILE, KEY_GENERATOR_PROFILE)
 """Fleet operations (bulk revocation, counting a rollover) leave these certificates out."""

@@ -165,5 +165,20 @@ def _context(
         spread=profile.renewal.spread,
         team=predecessor.team if predecessor else rule.owner.team,
         cluster=predecessor.cluster if predecessor else rule.owner.cluster,
-        csr=request.der if profile.renewal.managed is not None else None,
+        **_for_managed_renewal(message, request, profile),
     )
+
+
+def _for_managed_renewal(
+    message: EnrollmentRequested, request: CertificationRequest, profile: Profile
+) -> dict[str, bytes | None]:
+    """Return what a managed renewal will need: the CSR, and for whom keys are sealed."""
+    managed = profile.renewal.managed
+    if managed is None:
+        return {}
+    facts: dict[str, bytes | None] = {"csr": request.der}
+    presented, capabilities = message.principal.certificate, message.key_capabilities
+    if managed.server_key and presented is not None and capabilities is not None:
+        # The front end says whose key it sealed for; the certificate is that of the principal.
+        facts |= {"recipient": presented, "recipient_capabilities": capabilities}
+    return facts

@@ -113,7 +113,7 @@ where issuance_id in (
   where i.state = 'intended' and i.lease_until < now()
   order by i.lease_until limit $2 for update of i skip locked)
 returning {INTENT_COLUMNS}, case
-  when {STALE} or issuance.context::json->>'operation' in ('serverkeygen', 'ocsp')
+  when {STALE} or issuance.context::json->>'operation' in ('serverkeygen', 'ocsp', 'key-generator')
     then 'request.expired'
   when exists (select 1 from fingerprint f join issuance p using (issuance_id)
       where f.certificate_sha256 = decode(issuance.context::json->>'presented_sha256', 'hex')

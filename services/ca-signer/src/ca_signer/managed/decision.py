@@ -8,7 +8,8 @@ profiles of now and the ledger's rows, as if the holder had sent the stored CSR 
 2. Its profile has managed renewal, and a label that renews it is still there.
 3. A rule of the policy still gives its owner that profile and these names.
 4. The stored CSR has the names of the certificate and a key that the profile takes.
-5. The key is not older than the profile allows.
+5. The key is not older than the profile allows; otherwise, where the profile says so, a new key is
+   made for the certificate that the enrollment named, or for the one that is renewed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ca_signer.issuance.decision_context import (
     parsed,
 )
 from ca_signer.issuance.tbs import candidate
+from ca_signer.managed.key_generator import Recipient, SealedKey, check_decrypts
 from ca_signer.model import MANAGED, KnownCertificate, RequestFacts
 from ca_signer.settings import SERVICE
 from estcore import ids
@@ -54,7 +56,9 @@ class DueCertificate:
     """What the ledger has on a certificate that is due.
 
     ``key_since`` is when the first certificate of its key was recorded; None where that is not
-    known. ``unfetched`` is true of a managed renewal that no client has fetched.
+    known. ``unfetched`` is true of a managed renewal that no client has fetched, ``succeeded`` of a
+    certificate that was renewed like this before. ``recipient_revoked`` is about the certificate
+    that keys are sealed for, where it is one of ours.
     """
 
     certificate: KnownCertificate
@@ -63,37 +67,95 @@ class DueCertificate:
     newest: bool
     unfetched: bool
     key_since: dt.datetime | None
+    succeeded: bool = False
+    recipient_revoked: bool = False
 
 
-def decide_managed(
+@dataclass(frozen=True)
+class ManagedGrant:
+    """What may be renewed, before a key is made.
+
+    ``recipient`` is for whom a new key is sealed; None where the same key is certified again.
+    """
+
+    due: DueCertificate
+    profile: Profile
+    rule: Rule
+    label: Label
+    recipient: Recipient | None
+
+
+def grant_managed(
     event: RotationEvent, due: DueCertificate | None, decision_context: DecisionContext
+) -> ManagedGrant:
+    """Steps 1 and 2 of the issuance cycle for a certificate that renewal finds due.
+
+    Raises:
+        RequestRejected: it is not renewed; the code says why.
+    """
+    due = _good(event, due, decision_context)
+    profile, managed = _managed_profile(due.certificate.profile, decision_context)
+    label = _label(due, decision_context)
+    request, granted = _named(_stored_csr(due), due, profile)
+    if request.spki_sha256 != due.certificate.spki_sha256:
+        raise Conflict("the stored CSR is of another key", code="managed.no_request")
+    rule = _rule(due, granted, profile, decision_context)
+    check_profile(granted, profile)
+    now = decision_context.clock.now()
+    recipient = None
+    try:
+        _check_same_key(due, managed, now)
+    except ProfileViolation:
+        if not managed.server_key:
+            raise
+        recipient = _recipient(due, label, rule, now)
+    return ManagedGrant(due, profile, rule, label, recipient)
+
+
+def managed_candidate(
+    event: RotationEvent,
+    managed_grant: ManagedGrant,
+    decision_context: DecisionContext,
+    generated: SealedKey | None = None,
 ) -> Candidate:
-    """Steps 1 to 4 of the issuance cycle for a certificate that renewal finds due.
+    """Steps 3 and 4: return the candidate with its TBS built and linted.
+
+    ``generated`` is the new key, where the grant has a recipient.
 
     Raises:
         RequestRejected: it is not renewed; the code says why.
         IssuerUnavailable: its issuer does not sign now.
         LintFailed: our own builder made something that is not what was decided.
     """
-    due = _good(event, due, decision_context)
-    facts = due.certificate
-    profile, managed = _managed_profile(facts.profile, decision_context)
-    label = _label(due, decision_context)
-    request, granted = _stored_request(due, profile)
-    rule = _rule(due, granted, profile, decision_context)
-    check_profile(granted, profile)
-    _check_key(due, request, managed, decision_context.clock.now())
-    issuer = decision_context.signing(decision_context.family(facts.issuer_id))
-    message = _message(event, due, label, decision_context)
-    owner = (facts.tenant, facts.service)
+    due, facts = managed_grant.due, managed_grant.due.certificate
+    csr = generated.csr if generated is not None else _stored_csr(due)
+    request, granted = _named(csr, due, managed_grant.profile)
+    check_profile(granted, managed_grant.profile)
     decided = candidate(
-        message, request, decision_context, issuer, profile, rule, owner, facts, facts, granted
+        _message(event, due, csr, managed_grant.label, decision_context),
+        request,
+        decision_context,
+        decision_context.signing(decision_context.family(facts.issuer_id)),
+        managed_grant.profile,
+        managed_grant.rule,
+        (facts.tenant, facts.service),
+        facts,
+        facts,
+        granted,
     )
     decided.intent.enrollment_id = managed_enrollment_id(facts.fingerprint)
-    changes = {"operation": MANAGED, "principal": RENEWAL, "auth_method": MANAGED}
-    decided.intent.context = decided.intent.context.model_copy(update=changes)
+    decided.intent.context = decided.intent.context.model_copy(
+        update={
+            "operation": MANAGED,
+            "principal": RENEWAL,
+            "auth_method": MANAGED,
+            "recipient": due.context.recipient,
+            "recipient_capabilities": due.context.recipient_capabilities,
+        }
+    )
     # An operator approves what a client asks for; here nothing waits for one.
-    return replace(decided, window=_FOR_EVER, approval=False)
+    sealed = generated.sealed if generated is not None else None
+    return replace(decided, window=_FOR_EVER, approval=False, sealed_key=sealed)
 
 
 def managed_enrollment_id(fingerprint: bytes) -> bytes:
@@ -152,21 +214,24 @@ def _label(due: DueCertificate, decision_context: DecisionContext) -> Label:
     return label
 
 
-def _stored_request(
-    due: DueCertificate, profile: Profile
-) -> tuple[CertificationRequest, CertificationRequest]:
-    """Return the stored CSR, and the same with the names of the certificate.
-
-    A first enrollment got its names by the templates of the profile; those that it would get now
-    must be the same.
-    """
+def _stored_csr(due: DueCertificate) -> bytes:
     if due.context.csr is None:
         raise Conflict(
             "no CSR is stored with this certificate; its client enrolls once more",
             code="managed.no_request",
         )
-    request = parse_csr(due.context.csr)
-    facts = due.certificate
+    return due.context.csr
+
+
+def _named(
+    csr: bytes, due: DueCertificate, profile: Profile
+) -> tuple[CertificationRequest, CertificationRequest]:
+    """Return the CSR as a request, and the same with the names of the certificate.
+
+    A first enrollment got its names by the templates of the profile; those that it would get now
+    must be the same.
+    """
+    request, facts = parse_csr(csr), due.certificate
     current = parsed(facts.certificate)
     try:
         check_same_identity(request, current)
@@ -198,11 +263,12 @@ def _rule(
     return rule
 
 
-def _check_key(
-    due: DueCertificate, request: CertificationRequest, managed: ManagedRenewal, now: dt.datetime
-) -> None:
-    if request.spki_sha256 != due.certificate.spki_sha256:
-        raise Conflict("the stored CSR is of another key", code="managed.no_request")
+def _check_same_key(due: DueCertificate, managed: ManagedRenewal, now: dt.datetime) -> None:
+    """Check that the key may be certified again.
+
+    Raises:
+        ProfileViolation: the profile does not certify a key again, or it is too old.
+    """
     if managed.max_key_age is None:
         raise ProfileViolation("the profile does not certify a key again", code="managed.profile")
     if due.key_since is None:
@@ -214,12 +280,39 @@ def _check_key(
         )
 
 
+def _recipient(due: DueCertificate, label: Label, rule: Rule, now: dt.datetime) -> Recipient:
+    """Return for whom a new key is sealed.
+
+    Raises:
+        NotAuthorized: label or rule have no server-side key generation, or the certificate that
+            the enrollment named has ended.
+        ProfileViolation: no key can be sealed for the certificate.
+    """
+    if "serverkeygen" not in label.operations or "serverkeygen" not in rule.operations:
+        raise NotAuthorized(
+            f"label {due.context.label} or rule {rule.name} does not offer serverkeygen",
+            code="managed.keygen",
+        )
+    if due.context.recipient is None:
+        check_decrypts(parsed(due.certificate.certificate))
+        return Recipient(due.certificate.certificate)
+    if due.recipient_revoked or parsed(due.context.recipient).not_valid_after_utc < now:
+        raise NotAuthorized(
+            "the certificate that keys are sealed for has expired or is revoked",
+            code="managed.recipient_ended",
+        )
+    return Recipient(due.context.recipient, due.context.recipient_capabilities)
+
+
 def _message(
-    event: RotationEvent, due: DueCertificate, label: Label, decision_context: DecisionContext
+    event: RotationEvent,
+    due: DueCertificate,
+    csr: bytes,
+    label: Label,
+    decision_context: DecisionContext,
 ) -> EnrollmentRequested:
     """Return the request that the holder would have sent."""
     facts = due.certificate
-    assert due.context.csr is not None  # noqa: S101 - read before
     family = decision_context.family(facts.issuer_id)
     return EnrollmentRequested(
         id=event.id,
@@ -238,7 +331,7 @@ def _message(
             name=f"{family}/{parsed(facts.certificate).subject.rfc4514_string()}"[:1024],
             certificate=facts.certificate,
         ),
-        csr=due.context.csr,
+        csr=csr,
     )
 
 

@@ -20,6 +20,7 @@ from ca_signer.managed.store import Identity, ManagedStore
 from ca_signer.model import KnownCertificate
 from ca_signer.settings import SERVICE
 from estcore.errors import (
+    Conflict,
     NotAuthenticated,
     NotAuthorized,
     RequestRejected,
@@ -99,11 +100,17 @@ class RenewedCertificates:
             if await self.store.is_open(identity.slot_id):
                 return RenewedCertificateAnswered(outcome="pending", retry_after_s=_PENDING_S)
             return RenewedCertificateAnswered(outcome="none")
+        if newest.generated and newest.sealed_key is None:
+            raise Conflict(
+                "the key of this certificate was deleted, since the certificate is proven in use",
+                code="renewed.key_deleted",
+            )
         if newest.managed:
             await self.store.note_fetched(newest.issuance_id)
         return RenewedCertificateAnswered(
             outcome="ready",
             certificate=newest.certificate,
+            sealed_key=newest.sealed_key,
             issuer=self.decision_context.family(newest.issuer_id),
         )
 

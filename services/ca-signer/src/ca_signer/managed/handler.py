@@ -27,7 +27,15 @@ from ca_signer.issuance.idempotency import (
     Resume,
 )
 from ca_signer.ledger.issuances import IssuanceStore
-from ca_signer.managed.decision import RENEWAL, decide_managed, is_final, managed_enrollment_id
+from ca_signer.managed.decision import (
+    RENEWAL,
+    ManagedGrant,
+    grant_managed,
+    is_final,
+    managed_candidate,
+    managed_enrollment_id,
+)
+from ca_signer.managed.key_generator import KeyGenerator, SealedKey
 from ca_signer.managed.store import ManagedStore
 from ca_signer.model import EXPIRED, MANAGED, IssuanceIntent, IssuedCertificate
 from ca_signer.publishing.publisher import EventPublisher
@@ -69,6 +77,7 @@ class ManagedRenewals:
     resolver: RequestResolver[IssuanceIntent]
     cycle: IssuanceCycle
     publisher: EventPublisher
+    key_generator: KeyGenerator
     decision_context: DecisionContext
     max_attempts: int
 
@@ -119,11 +128,26 @@ class ManagedRenewals:
         try:
             # 1. Read and decide.
             due = await self.store.due(fingerprint, managed_enrollment_id(fingerprint))
-            candidate = decide_managed(event, due, self.decision_context)
+            if due is not None and due.succeeded and due.certificate.slot_id == event.slot_id:
+                return
+            granted = grant_managed(event, due, self.decision_context)
+            generated = await self._generated(granted)
+            candidate = managed_candidate(event, granted, self.decision_context, generated)
             # 2. Resolve. 3. Issue.
             await self._issue(candidate)
         except RequestRejected as exc:
             await self._refuse(event, exc)
+
+    async def _generated(self, granted: ManagedGrant) -> SealedKey | None:
+        """Return a new key, where the grant has a recipient; one that is not used is forgotten."""
+        if granted.recipient is None:
+            return None
+        due = granted.due
+        assert due.context.csr is not None  # noqa: S101 - granted
+        family = self.decision_context.family(due.certificate.issuer_id)
+        return await self.key_generator.make(
+            due.context.csr, granted.profile, granted.recipient, family
+        )
 
     async def _issue(self, candidate: Candidate) -> None:
         match await self.resolver.resolve(candidate):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -10,7 +11,7 @@ from ca_signer.ledger.issuance_rows import known_certificate_of
 from ca_signer.managed.decision import DueCertificate
 from ca_signer.model import MANAGED, RequestFacts
 from estcore.messages.envelope import decode
-from estcore.runtime.database import Database
+from estcore.runtime.database import Connection, Database
 
 _DUE = f"""
 select i.*, i.context::json->>'team' as team, i.context::json->>'cluster' as cluster,
@@ -18,11 +19,17 @@ select i.*, i.context::json->>'team' as team, i.context::json->>'cluster' as clu
     (select k.created_at from key_binding k where k.spki_sha256 = i.spki_sha256) as key_since,
     not exists (select 1 from issuance n where n.slot_id = i.slot_id and n.state = 'issued'
         and n.issued_at > i.issued_at and n.revoked_at is null and n.not_after > now()
-        and n.enrollment_id <> $2) as newest
+        and n.enrollment_id <> $2) as newest,
+    exists (select 1 from enrollment e join issuance n using (issuance_id)
+        where e.enrollment_id = $2 and n.state = 'issued' and n.revoked_at is null) as succeeded
 from fingerprint f join issuance i using (issuance_id, certificate_sha256)
 left join managed_issuance m using (issuance_id)
 where f.certificate_sha256 = $1
 """  # noqa: S608 - our constant
+_REVOKED = """
+select true from fingerprint join issuance using (issuance_id, certificate_sha256)
+where certificate_sha256 = $1 and revoked_at is not null
+"""
 _IDENTITY = """
 select i.slot_id, i.revoked_at is not null as revoked, t.issuance_id as target_id
 from fingerprint f join issuance i using (issuance_id, certificate_sha256)
@@ -30,7 +37,9 @@ left join issuance t on t.slot_id = i.slot_id and t.serial_number = $2 and t.sta
 where f.certificate_sha256 = $1
 """
 _NEWEST = """
-select i.issuance_id, i.issuer_id, i.certificate, m.sealed_key, m.issuance_id is not null as managed
+select i.issuance_id, i.issuer_id, i.certificate, m.sealed_key,
+    m.issuance_id is not null as managed,
+    m.issuance_id is not null and not (i.context::json->>'same_key')::boolean as generated
 from issuance i left join managed_issuance m using (issuance_id)
 where i.slot_id = $1 and i.state = 'issued' and i.revoked_at is null and i.not_after > now()
 order by i.issued_at desc limit 1
@@ -38,6 +47,11 @@ order by i.issued_at desc limit 1
 _OPEN = "select exists (select 1 from issuance where slot_id = $1 and state = 'intended')"
 _FETCHED = """
 update managed_issuance set fetched_at = now() where issuance_id = $1 and fetched_at is null
+"""
+_FORGET_PROVEN = """
+update managed_issuance m set sealed_key = null from fingerprint f
+where m.sealed_key is not null and f.issuance_id = m.issuance_id
+    and f.certificate_sha256 = any($1::bytea[])
 """
 _FORGET = """
 update managed_issuance m set sealed_key = null from issuance i
@@ -61,7 +75,8 @@ class Identity:
 class NewestCertificate:
     """The newest good certificate of a slot.
 
-    ``managed``: ca-signer made it by itself; ``sealed_key`` is then its key, where it made that.
+    ``managed``: ca-signer made it by itself, and where ``generated`` its key as well; that is
+    ``sealed_key``, until the certificate is proven in use.
     """
 
     issuance_id: str
@@ -69,6 +84,7 @@ class NewestCertificate:
     certificate: bytes
     sealed_key: bytes | None
     managed: bool
+    generated: bool
 
 
 class ManagedStore:
@@ -84,12 +100,19 @@ class ManagedStore:
         """
         async with self._database.connection() as connection:
             row = await connection.fetchrow(_DUE, fingerprint, enrollment_id)
-        if row is None:
-            return None
+            if row is None:
+                return None
+            context = decode(RequestFacts, row["context"].encode())
+            recipient_revoked = False
+            if context.recipient is not None:
+                recipient = sha256(context.recipient).digest()
+                recipient_revoked = bool(await connection.fetchval(_REVOKED, recipient))
         key_since: dt.datetime | None = row["key_since"]
         return DueCertificate(
             certificate=known_certificate_of(row),
-            context=decode(RequestFacts, row["context"].encode()),
+            context=context,
+            succeeded=row["succeeded"],
+            recipient_revoked=recipient_revoked,
             revoked=row["revoked_at"] is not None,
             newest=row["newest"],
             unfetched=row["unfetched"],
@@ -117,6 +140,7 @@ class ManagedStore:
             row["certificate"],
             row["sealed_key"],
             row["managed"],
+            row["generated"],
         )
 
     async def is_open(self, slot_id: str) -> bool:
@@ -133,3 +157,8 @@ class ManagedStore:
         """Delete sealed keys of certificates that have expired."""
         async with self._database.connection() as connection:
             await connection.execute(_FORGET)
+
+
+async def forget_proven_keys(connection: Connection, fingerprints: Sequence[bytes]) -> None:
+    """Delete the sealed keys of certificates that are proven in use: their clients have them."""
+    await connection.execute(_FORGET_PROVEN, list(fingerprints))

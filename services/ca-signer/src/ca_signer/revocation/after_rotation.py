@@ -8,7 +8,7 @@ its PubAck; a redelivery changes nothing and publishes the same record.
 
 Campaigns learn from the same events: ``activated`` proves a member, after ``deprecated`` it may be
 revoked. The campaign's job does that, or this consumer with the campaign's reason where the profile
-revokes as well.
+revokes as well. Sealed keys of managed renewals are deleted when their certificates are proven.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import asyncpg
 from ca_signer.campaigns import progress
 from ca_signer.issuance.decision_context import DecisionContext
 from ca_signer.ledger import revocations
+from ca_signer.managed.store import forget_proven_keys
 from ca_signer.publishing.audit_records import certificate_target
 from ca_signer.publishing.publisher import EventPublisher
 from estcore import ids
@@ -99,7 +100,7 @@ class RevokeAfterRotation:
                 log.error("rotation event unreadable", extra=fields(reason=exc.reason))
                 await delivery.term()
         try:
-            await self._database.run(lambda c: progress.note_proofs(c, fingerprints))
+            await self._database.run(lambda c: _note_proofs(c, fingerprints))
         except Unavailable as exc:
             log.warning("rotations deferred", extra=fields(code=exc.code, count=len(readable)))
             for delivery in readable:
@@ -175,6 +176,11 @@ class RevokeAfterRotation:
             target=certificate_target(row),
             details={"reason": row["revocation_reason"]},
         )
+
+
+async def _note_proofs(connection: Connection, fingerprints: Sequence[bytes]) -> None:
+    await progress.note_proofs(connection, fingerprints)
+    await forget_proven_keys(connection, fingerprints)
 
 
 def _octets(fingerprint: str) -> bytes:

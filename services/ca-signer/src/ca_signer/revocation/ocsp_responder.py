@@ -15,27 +15,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 
 from ca_signer import metrics
 from ca_signer.issuance.decision_context import Candidate
 from ca_signer.issuance.idempotency import RequestResolver
-from ca_signer.issuance.tbs import candidate
 from ca_signer.ledger.issuance_rows import SERIAL_OCTETS
 from ca_signer.model import IssuanceIntent
 from ca_signer.revocation.ocsp_limit import OCSPLimit
 from ca_signer.settings import SERVICE, OCSPSettings
 from ca_signer.signing.cycle import IssuanceCycle
-from ca_signer.signing.internal_issuance import issue_internally
+from ca_signer.signing.internal_issuance import (
+    InternalRole,
+    internal_candidate,
+    issue_internally,
+)
 from ca_signer.signing.issuers import SigningContext, SigningIssuer
-from estcore import ids
 from estcore.errors import ESTSuiteError, MalformedRequest, Unavailable
 from estcore.messages import topics
-from estcore.messages.enrollment import EnrollmentRequested, Principal
-from estcore.pki.csr import parse_csr
 from estcore.pki.ocsp import (
     MALFORMED,
     TRY_LATER,
@@ -45,9 +42,8 @@ from estcore.pki.ocsp import (
     read_question,
     sign_answer,
 )
-from estcore.pki.profile import Priority, Profile, RenewalRules
+from estcore.pki.profile import Profile, RenewalRules
 from estcore.pki.usages import OCSP_SIGNING
-from estcore.policy.document import Names, Owner, PrincipalMatch, Rule
 from estcore.policy.internal_profiles import OCSP_RESPONDER_PROFILE
 from estcore.runtime.bus import Bus, Incoming
 from estcore.runtime.database import Database
@@ -56,7 +52,6 @@ from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
 
-TENANT, OWNER = "ca", "ocsp-responder"
 _LOOK_EVERY_S = 5
 _OPERATION = "ocsp"
 
@@ -224,44 +219,7 @@ def responder_candidate(
     lifetime: dt.timedelta,
 ) -> Candidate:
     """Return the candidate for a responder's certificate."""
-    subject = x509.Name(
-        [x509.NameAttribute(NameOID.COMMON_NAME, f"OCSP responder {issuer.issuer_id}"[:64])]
+    role = InternalRole(
+        _OPERATION, f"OCSP responder {issuer.issuer_id}", responder_profile(lifetime)
     )
-    csr = x509.CertificateSigningRequestBuilder(subject).sign(key, hashes.SHA256())
-    octets = csr.public_bytes(Encoding.DER)
-    # Not a rule of the policy: no client enrolls by it.
-    rule = Rule(
-        name=OCSP_RESPONDER_PROFILE,
-        principal=PrincipalMatch(secret=OCSP_RESPONDER_PROFILE),
-        owner=Owner(tenant=TENANT, service=OWNER),
-        labels=(OCSP_RESPONDER_PROFILE,),
-        profiles=(OCSP_RESPONDER_PROFILE,),
-        names=Names(),
-    )
-    message = EnrollmentRequested(
-        id=ids.uuid7(),
-        source=f"{SERVICE}/{_OPERATION}",
-        time=decision_context.clock.now(),
-        correlation_id=ids.uuid7(),
-        operation="simpleenroll",
-        label=OCSP_RESPONDER_PROFILE,
-        group="none",
-        instance="none",
-        issuer=issuer.issuer_id,
-        priority=Priority.NORMAL,
-        principal=Principal(method="password", name=OCSP_RESPONDER_PROFILE),
-        csr=octets,
-    )
-    owner = (TENANT, OWNER)
-    profile = responder_profile(lifetime)
-    ocsp_candidate = candidate(
-        message, parse_csr(octets), decision_context, issuer, profile, rule, owner, None, None
-    )
-    changes = {
-        "operation": _OPERATION,
-        "principal": f"service:{SERVICE}",
-        "auth_method": "internal",
-        "mode": "poll",
-    }
-    ocsp_candidate.intent.context = ocsp_candidate.intent.context.model_copy(update=changes)
-    return ocsp_candidate
+    return internal_candidate(key, issuer, decision_context, role)

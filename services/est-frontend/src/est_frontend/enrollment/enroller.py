@@ -30,7 +30,7 @@ from estcore.errors import (
 from estcore.est.certs_only import certs_only
 from estcore.est.csr_demands import demands_for
 from estcore.est.csrattrs import CSRDemands
-from estcore.est.serverkeygen import KeygenRequest, read_keygen_request
+from estcore.est.serverkeygen import KeygenRequest, encode_capabilities, read_keygen_request
 from estcore.est.transfer import decode_request, encode_response
 from estcore.messages.enrollment import EnrollmentAnswered, EnrollmentRequested
 from estcore.pki.attributes import read_attributes
@@ -136,6 +136,8 @@ class Enroller:
         profile = self.state.profile(enrollment_grant.profile)
         key, csr, protecting = await self.key_generator.make(request, profile, who.peer)
         exchange.csr = csr
+        if request.protection is not None and not request.protection.symmetric:
+            exchange.key_capabilities = encode_capabilities(request.protection.capabilities)
         certificate = await self._certificate(exchange, label, _route(enrollment_grant, csr))
         if certificate is None:
             return None
@@ -284,6 +286,7 @@ class Enroller:
             csr=csr.der,
             claims=who.single_use_claims,
             linked=exchange.linked,
+            key_capabilities=exchange.key_capabilities,
             origin=exchange.source(),
             expires_at=self._expiry(label, generated=generated),
         )

@@ -5,10 +5,12 @@ decides and answers from its ledger; nothing is kept here.
 
 | status | means |
 |---|---|
-| 200 | the newest certificate, as ``simpleenroll`` answers it |
+| 200 | the newest certificate, as ``simpleenroll`` answers it; with its sealed key, where ca-signer
+made one, as ``serverkeygen`` does |
 | 202 | it is being made; Retry-After says when to ask again |
 | 204 | nothing replaces the certificate yet; renewal information says when |
 | 401, 403 | not authenticated, or the certificate named is of another identity |
+| 409 | the generated key was deleted, since its certificate is proven in use |
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from est_frontend.web.exchange import Exchange
 from estcore import ids
 from estcore.errors import BusUnavailable, rejection
 from estcore.est.certs_only import certs_only
+from estcore.est.keygen_response import KeygenResponse, encode_keygen_response
 from estcore.est.renewal_info import parse_cert_id
 from estcore.est.transfer import encode_response
 from estcore.messages.envelope import decode, encode
@@ -110,5 +113,11 @@ class RenewedCertificateAnswers:
         )
         certificate = load_certificate(answer.certificate)
         exchange.fetched_serial = ids.serial_hex(certificate.serial_number)
-        body = encode_response(certs_only([answer.certificate]), exchange.written_form(label))
+        chain, form = certs_only([answer.certificate]), exchange.written_form(label)
+        if answer.sealed_key is not None:
+            response = KeygenResponse(answer.sealed_key, sealed=True, certificate=chain)
+            return responses.generated(
+                encode_keygen_response(response, form), exchange.correlation_id
+            )
+        body = encode_response(chain, form)
         return responses.pkcs7(body, responses.CERTS_ONLY, exchange.correlation_id)

@@ -41,6 +41,8 @@ class Exchange:
     traceparent: str | None = None
     linked: Linked | None = None
     retry_after_s: int | None = None
+    key_capabilities: bytes | None = None
+    """SMIMECapabilities of a request whose key is sealed for the presented certificate."""
     fetched_serial: str | None = None
     """Of the certificate that ca-signer had renewed by itself, lower-case hexadecimal."""
     issued: bool = False
