@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,13 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from cryptography.x509.oid import NameOID
 
+from estclient.agent.agent import Agent
+from estclient.agent.bundle import Bundle
+from estclient.agent.credential_store import CredentialStore
+from estclient.agent.settings import AgentSettings
 from estclient.est.client import ESTClient, Limits
+from estcore.clock import SystemClock
+from estcore.errors import ConfigurationError
 from estcore.est.renewal_info import RenewalInfo, cert_id
 from estsuite_testing.e2e_stack import (
     POLICY,
@@ -97,7 +103,7 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
                         "labels": ["services", "strict", "demo", *LABELS],
                         "profiles": ["service-mtls", "demo", *LABELS],
                     }
-                }
+                },
             },
         },
     )
@@ -364,7 +370,7 @@ async def test_a_refused_device_sees_that_it_has_to_enroll(stack: Stack, tmp_pat
     await slot_is(device, "overlap")
 
 
-@pytest.mark.parametrize("fault", ["signer.5.recorded", "signer.8.signed", "signer.9.stored"])
+@pytest.mark.parametrize("fault", ["signer.5.recorded", "signer.9.stored"])
 async def test_a_signer_that_dies_on_the_way_leaves_one_certificate(
     stack: Stack, tmp_path: Path, fault: str
 ) -> None:
@@ -393,3 +399,73 @@ async def test_a_signer_that_dies_on_the_way_leaves_one_certificate(
         f"CN=dev-{fault.replace('.', '-')}",
     )
     assert [row["state"] for row in rows] == ["issued"]
+
+
+@pytest.mark.parametrize("label", ["same", "sealed"])
+async def test_an_agent_with_managed_fetches_and_proves(
+    stack: Stack, tmp_path: Path, label: str
+) -> None:
+    device = await Device.enroll(stack, tmp_path / "d", label, f"dev-agent-{label}")
+    key = load_pem_private_key((device.folder / "orders.key").read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    authorities = tuple(await device.client().cacerts())
+    store = CredentialStore(tmp_path / "store")
+    now = SystemClock().now()
+    first = store.save(Bundle(device.certificate, key, authorities), now=now)
+    store.note(replace(first, in_use=True, proven=True))
+    settings = AgentSettings.model_validate(
+        {
+            "server": {
+                "urls": [f"https://localhost:{stack.layout.ports.est}"],
+                "trust_file": stack.layout.root_file,
+                "label": label,
+            },
+            "store": tmp_path / "store",
+            "managed": True,
+        }
+    )
+    for number in (2, 3):
+        await device.until("scheduled")
+        await Agent(settings).advance()
+        unchanged = store.load()  # nothing to fetch, and no renewal of its own
+        assert unchanged is not None
+        assert unchanged.certificate == device.certificate
+        await device.make_due()
+        await device.until("available")
+        await Agent(settings).advance()
+        bundle = store.load()
+        assert bundle is not None
+        assert bundle.proven
+        assert bundle.fingerprint != first.fingerprint
+        device.certificates.append(bundle.certificate)
+        row = await slot_is(device, "idle")
+        assert row["generation"] == number
+    assert same_key(device.certificate, key) is (label == "same")
+    operations = await sql(
+        stack,
+        "select (context::json)->>'operation' as operation from ca_signer.issuance "
+        "where subject = $1 order by issued_at",
+        f"CN=dev-agent-{label}",
+    )
+    assert [r["operation"] for r in operations] == ["simpleenroll", "managed", "managed"]
+
+
+@pytest.mark.parametrize("label", ["same", "sealed"])
+async def test_estctl_renew_fetches(stack: Stack, tmp_path: Path, label: str) -> None:
+    device = await Device.enroll(stack, tmp_path / "d", label, f"dev-estctl-{label}")
+    files = ["--certificate", str(device.folder / "orders.pem")]
+    server = [
+        *("--url", f"https://localhost:{stack.layout.ports.est}", "--label", label),
+        *("--trust", str(stack.layout.root_file)),
+    ]
+    await device.until("scheduled")
+    with pytest.raises(ConfigurationError, match="nothing to fetch"):
+        await stack.suite.run("estctl", "renew", *server, *files, "--fetch")
+    await device.make_due()
+    await device.until("available")
+    text = await stack.suite.run("estctl", "renew", *server, *files, "--fetch", "--prove")
+    assert "proven to be in use" in text
+    new = x509.load_pem_x509_certificates((device.folder / "orders.pem").read_bytes())[0]
+    assert new != device.certificate
+    key = load_pem_private_key((device.folder / "orders.key").read_bytes(), None)
+    assert same_key(new, key)

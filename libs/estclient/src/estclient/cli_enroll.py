@@ -97,6 +97,9 @@ def enroll_csr(
 @with_pair
 @_algorithm
 @click.option("--same-key", is_flag=True, help="Keep the key, where the profile allows it.")
+@click.option(
+    "--fetch", is_flag=True, help="Fetch what the server renewed by itself, without a request."
+)
 @click.option("--prove", "at_once", is_flag=True, help="Prove at once that it is in use.")
 def renew(
     *,
@@ -104,6 +107,7 @@ def renew(
     files: CredentialFiles,
     algorithm: KeyAlgorithm,
     same_key: bool,
+    fetch: bool,
     at_once: bool,
 ) -> None:
     """Replace a certificate by a new one for the same names, authenticated by itself.
@@ -112,10 +116,19 @@ def renew(
     estctl prove; or give --prove where nothing has to reload.
     """
     client = server.client(_CLOCK, credential=(files.certificate, files.key))
-    renewing = enrollment.renew(
-        client, server, files, algorithm=algorithm, same_key=same_key, clock=_CLOCK
-    )
-    _show(asyncio.run(renewing), files.certificate, files.key)
+    if fetch:
+        stored = asyncio.run(enrollment.fetch(client, server, files, clock=_CLOCK))
+        if stored is None:
+            raise ConfigurationError(
+                "the server has nothing to fetch in place of the certificate",
+                code="client.nothing_to_fetch",
+            )
+    else:
+        renewing = enrollment.renew(
+            client, server, files, algorithm=algorithm, same_key=same_key, clock=_CLOCK
+        )
+        stored = asyncio.run(renewing)
+    _show(stored, files.certificate, files.key)
     if at_once:
         _prove(server, files)
     else:

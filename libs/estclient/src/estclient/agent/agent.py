@@ -6,7 +6,8 @@ One rotation:
    the share of the lifetime says that it is time: whichever is first.
 2. A new key and a CSR like the current certificate; kept on disk before they are sent, so that
    a repetition is the same request.
-3. /simplereenroll over mutual TLS with the current certificate.
+3. /simplereenroll over mutual TLS with the current certificate. Where the server renews by itself
+   (``managed``) steps 2 and 3 are one: the certificate, perhaps with a sealed key, is fetched.
 4. The bundle is verified, stored, and ``current`` moves.
 5. The outputs are written, and the hook makes the service reload.
 6. The service is seen to present the new certificate.
@@ -41,7 +42,7 @@ from estclient.agent.credential_store import CredentialStore
 from estclient.agent.enrollment import Enrollment
 from estclient.agent.event_listener import listen
 from estclient.agent.progress import Progress, State
-from estclient.agent.renewal_timer import RenewalTimer
+from estclient.agent.renewal_timer import AVAILABLE, RenewalTimer
 from estclient.agent.rotation_names import RotationNames
 from estclient.agent.server_clock import ServerClock
 from estclient.agent.settings import AgentSettings
@@ -199,8 +200,10 @@ class Agent:
         if event is not None and _names(event, bundle):
             bundle = await self._renew(bundle, event)
         elif self._timer.seconds_left(bundle) <= 0:
-            await self._say(f"due_by_{self._timer.due(bundle).by}", serial=bundle.serial)
-            bundle = await self._renew(bundle, None)
+            by = self._timer.due(bundle).by
+            await self._say(f"due_by_{by}", serial=bundle.serial)
+            fetch = by == AVAILABLE
+            bundle = await (self._fetch(bundle) if fetch else self._renew(bundle, None))
         elif unfinished is not None:
             raise unfinished
         self._due = None if self._due is event else self._due
@@ -217,6 +220,8 @@ class Agent:
             await self._say("due", rotation_id=event.rotation_id, serial=bundle.serial)
             self._due = event
             self._retry_at = 0.0
+        elif self._settings.managed and event.step == "issued" and _names(event, bundle):
+            self._timer.ask_now()
         elif event.new is None or event.new.fingerprint_sha256 != bundle.fingerprint:
             return
         self._wake.set()
@@ -236,6 +241,15 @@ class Agent:
         finally:
             await self._report_damage()
         self._due = None
+        return await self._activation.finish(self._stored(bundle))
+
+    async def _fetch(self, current: Bundle) -> Bundle:
+        try:
+            bundle = await self._enrollment.fetch(
+                current, suggested_rotation=self._timer.rotation_id
+            )
+        finally:
+            await self._report_damage()
         return await self._activation.finish(self._stored(bundle))
 
     def _stored(self, bundle: Bundle) -> Bundle:

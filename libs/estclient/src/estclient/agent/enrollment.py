@@ -6,24 +6,30 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from cryptography import x509
+
 from estclient.agent.backoff import ApprovalWait
 from estclient.agent.bundle import Bundle, Pending
 from estclient.agent.connection import Connection
 from estclient.agent.credential_store import CredentialStore
+from estclient.agent.fetched import Holder, fetched_key
 from estclient.agent.settings import AgentSettings, BootstrapSettings
 from estclient.agent.trust_refresh import TrustKeeper
-from estclient.errors import CredentialMissing, ServerRefused
+from estclient.errors import CredentialMissing, ServerRefused, StillPending
 from estclient.est.keys import (
     AnyKey,
     first_request_info,
+    load_key,
     make_key,
     request_info,
     sign_request,
     signed_request,
 )
 from estcore.clock import Clock
+from estcore.errors import ConfigurationError
 from estcore.messages.events import RotationEvent
 from estcore.pki.keys import spki_der
+from estcore.runtime.secret_files import read_secret_octets
 
 Say = Callable[..., Awaitable[None]]
 _NOT_ACCEPTED = frozenset({401, 403})
@@ -85,6 +91,48 @@ class Enrollment:
             is_renewed=True,
         )
         return await self._adopt(bundle, enrolled.correlation_id)
+
+    async def fetch(self, current: Bundle, *, suggested_rotation: str | None) -> Bundle:
+        """Return the credential that the server renewed by itself, stored.
+
+        Raises:
+            ESTClientError: nothing to fetch now, or not what it must be; a repetition is the same.
+            OSError: the store cannot be written.
+        """
+        await self._say("fetching", serial=current.serial)
+        client = self._connection.authenticated(current)
+        renewed = await client.renewed(current.certificate)
+        if renewed is None:
+            raise StillPending("the server has nothing to fetch yet")
+        authorities = await self._trust.renewed(client, current)
+        holders = [(current.certificate, current.key), *self._first_holders()]
+        bundle = Bundle(
+            certificate=renewed.certificate,
+            key=fetched_key(renewed, holders, authorities, now=self._clock.now()),
+            authorities=authorities,
+            suggested_rotation=suggested_rotation,
+            in_use=False,
+            proven=False,
+            is_renewed=True,
+        )
+        return await self._adopt(bundle, renewed.correlation_id)
+
+    def _first_holders(self) -> list[Holder]:
+        """Return the certificate of the bootstrap with its key: keys may be sealed for it.
+
+        Raises:
+            ConfigurationError: a file cannot be read, or others may read it.
+        """
+        bootstrap = self._settings.bootstrap
+        if bootstrap is None or bootstrap.certificate is None:
+            return []
+        files = bootstrap.certificate
+        try:
+            certificate = x509.load_pem_x509_certificates(files.certificate_file.read_bytes())[0]
+            key = load_key(read_secret_octets(files.key_file, "the key of the bootstrap"))
+        except (OSError, ValueError) as exc:
+            raise ConfigurationError(f"cannot read {files.certificate_file}") from exc
+        return [(certificate, key)]
 
     async def first(self, expired: Bundle | None) -> Bundle:
         """Return a credential by the bootstrap, stored.

@@ -17,6 +17,9 @@ from estcore.runtime.logs import fields
 
 log = logging.getLogger(__name__)
 
+AVAILABLE = "available"
+"""What a certificate is due by where the server has renewed it by itself."""
+
 
 class RenewalTimer:
     """What the server suggests for the current certificate, and the agent's own time."""
@@ -28,6 +31,7 @@ class RenewalTimer:
         clock: ServerClock,
     ) -> None:
         self._renew_at, self._asks = settings.renew_at, settings.renewal_info
+        self._managed = settings.managed
         self._connection, self._clock = connection, clock
         self._info: RenewalInfo | None = None
         self._of = ""
@@ -47,6 +51,11 @@ class RenewalTimer:
     def due(self, bundle: Bundle) -> Due:
         """Return when the certificate is due by the earlier of both times."""
         info = self._info if bundle.fingerprint == self._of else None
+        if self._managed and info is not None and info.managed is not None:
+            # The server renews; the agent does only where that did not happen in time.
+            if info.managed == "available":
+                return Due(bundle.certificate.not_valid_before_utc, AVAILABLE)
+            info = None
         return due(bundle.certificate, renew_at=self._renew_at, info=info)
 
     def seconds_left(self, bundle: Bundle) -> float:
@@ -57,6 +66,10 @@ class RenewalTimer:
     def stored(self, bundle: Bundle) -> None:
         """Note that a certificate was stored: it is not renewed at once by itself."""
         self._hold_until = monotonic_s() + hold_s(bundle.certificate)
+
+    def ask_now(self) -> None:
+        """Ask the server at the next look, whatever it said of when to ask again."""
+        self._poll_at = 0.0
 
     async def refresh(self, bundle: Bundle) -> None:
         """Ask the server, where it is time; without an answer the agent's own time stands.
@@ -95,6 +108,11 @@ class RenewalTimer:
     def _take(self, info: RenewalInfo, bundle: Bundle) -> None:
         if info == self._info:
             return
+        if info.managed is not None and self._managed:
+            log.info(
+                "the server renews the certificate",
+                extra=fields(serial=bundle.serial, managed=info.managed),
+            )
         if self._info is None or (info.start, info.end) != (self._info.start, self._info.end):
             log.info(
                 "renewal window received",

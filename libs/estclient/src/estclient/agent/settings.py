@@ -182,6 +182,11 @@ class AgentSettings(StrictModel):
     renewal_info: bool = Field(
         default=True, description="ask the server when to renew (RFC 9773); the earlier time counts"
     )
+    managed: bool = Field(
+        default=False,
+        description="the server renews the certificate by itself, and the agent fetches it; where "
+        "renewal information does not say so, the agent renews as ever",
+    )
     cacerts_every_s: float = Field(
         default=3600,
         ge=0.1,
@@ -212,6 +217,8 @@ class AgentSettings(StrictModel):
             raise ValueError("bus needs owner: whose rotations to listen to")
         if self.pkcs11 is not None and any(o.format in WITH_KEY for o in self.outputs):
             raise ValueError("a key in a token is in no combined-pem, pkcs12 or jks output")
+        if self.managed and not self.renewal_info:
+            raise ValueError("managed needs renewal_info: it says when there is something to fetch")
         files = [file for output in self.outputs for file in output.files]
         if len(set(files)) != len(files):
             raise ValueError("two outputs write one file")

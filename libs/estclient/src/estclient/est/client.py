@@ -99,6 +99,15 @@ class Enrolled:
         return self.certificate.public_bytes(Encoding.DER)
 
 
+@dataclass(frozen=True, repr=False)
+class Renewed:
+    """What the server renewed by itself; ``sealed_key`` is EnvelopedData where it made the key."""
+
+    certificate: x509.Certificate
+    sealed_key: bytes | None
+    correlation_id: str | None
+
+
 @dataclass(frozen=True)
 class _Answer:
     status: int
@@ -270,6 +279,33 @@ class ESTClient:
             return RenewalInfo.decode(answer.body, retry_after_s=answer.retry_after_s)
         except MalformedRequest as exc:
             raise AnswerInvalid(exc.reason, code=exc.code) from exc
+
+    async def renewed(self, certificate: x509.Certificate) -> Renewed | None:
+        """Return what the server renewed by itself in place of a certificate; None: nothing yet.
+
+        The client's credential is that certificate, or a newer one of the same identity. Names,
+        key and chain of what comes back are not checked here.
+
+        Raises:
+            MalformedRequest: the certificate has no authority key identifier.
+            ServerRefused, ServerAway, StillPending, AnswerInvalid: see ``estclient.errors``.
+        """
+        answer = await self._patiently(_Request(f"renewed/{cert_id(certificate)}"))
+        if answer.status == 204:  # noqa: PLR2004
+            return None
+        sealed, body = None, answer.body
+        if answer.content_type.lower().startswith("multipart/"):
+            try:
+                response = parse_keygen_response(answer.content_type, answer.body)
+            except MalformedRequest as exc:
+                raise AnswerInvalid(exc.reason) from exc
+            if not response.sealed:
+                raise AnswerInvalid("the key is not sealed", code="client.unsealed_key")
+            sealed, body = response.key, response.certificate
+        found = certificates_in(body)
+        if len(found) != 1:
+            raise AnswerInvalid("the answer has not one certificate")
+        return Renewed(found[0], sealed, answer.correlation_id)
 
     async def _enroll(
         self, operation: str, csr: bytes | x509.CertificateSigningRequest

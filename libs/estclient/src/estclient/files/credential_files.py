@@ -20,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estclient.errors import BundleInvalid
-from estclient.est.keys import PrivateKey, key_pem, load_key, make_key
+from estclient.est.keys import AnyKey, PrivateKey, key_pem, load_key, make_key
 from estcore.errors import ConfigurationError
 from estcore.pki.keys import spki_der
 from estcore.pki.profile import KeyAlgorithm
@@ -90,6 +90,15 @@ def key_in(file: Path, algorithm: KeyAlgorithm) -> tuple[PrivateKey, bool]:
     key = make_key(algorithm)
     _write(file, key_pem(key), _KEY_MODE)
     return key, True
+
+
+def write_key(file: Path, key: AnyKey) -> None:
+    """Write a private key as PEM, in one step, for its owner alone.
+
+    Raises:
+        ConfigurationError: the file cannot be written.
+    """
+    _write(file, key_pem(key), _KEY_MODE)
 
 
 def read_key(file: Path) -> PrivateKey:

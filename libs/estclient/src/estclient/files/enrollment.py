@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from estclient.agent.bundle import sent_chain, verify_chain
+from estclient.agent.fetched import fetched_key
 from estclient.errors import ServerRefused
 from estclient.est.client import Enrolled, ESTClient, Limits
 from estclient.est.keys import PrivateKey, csr_like, make_csr
@@ -24,6 +25,7 @@ from estclient.files.credential_files import (
     read_chain,
     read_key,
     write_chain,
+    write_key,
 )
 from estcore.clock import Clock
 from estcore.errors import ConfigurationError
@@ -138,6 +140,32 @@ async def renew(
     else:
         files.store(chain)
     return Stored(chain, enrolled.correlation_id, made)
+
+
+async def fetch(
+    client: ESTClient, server: Server, files: CredentialFiles, *, clock: Clock
+) -> Stored | None:
+    """Replace a certificate by the one that the server renewed by itself; None: nothing yet.
+
+    Raises:
+        ConfigurationError: a file cannot be used.
+        ESTClientError: refused, not reached, or not what it must be.
+    """
+    current = check_pair(files)
+    renewed = await client.renewed(current)
+    if renewed is None:
+        return None
+    authorities = take_up(read_chain(server.trust), await client.cacerts(), now=clock.now())
+    chain = verify_chain(renewed.certificate, authorities, now=clock.now())
+    holder = (current, read_key(files.key))
+    key = fetched_key(renewed, [holder], authorities, now=clock.now())
+    sent = tuple(sent_chain(chain, authorities))
+    if renewed.sealed_key is None:
+        write_chain(files.certificate, sent)
+    else:
+        write_key(files.new_key, key)
+        files.store(sent)
+    return Stored(sent, renewed.correlation_id, renewed.sealed_key is not None)
 
 
 async def prove(client: ESTClient) -> bool:
