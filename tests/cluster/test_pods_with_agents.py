@@ -66,12 +66,10 @@ async def configure(cluster: Installation) -> None:
     policy["rules"] += rules["rules"]
     cluster.policy = yaml.safe_dump(policy)
     profiles = yaml.safe_load((base / "profiles.yaml").read_text())
-    (profile,) = (p for p in profiles["profiles"] if p["name"] == "service-mtls")
-    profile |= {
-        "lifetime": "120s",
-        "backdate": "none",
-        "renewal": {"reaction_time": "20s", "overlap": "15s"},
-    }
+    for profile in profiles["profiles"]:
+        if profile["name"] in {"service-mtls", "pod"}:
+            profile |= {"lifetime": "120s", "backdate": "none"}
+            profile["renewal"] |= {"reaction_time": "20s", "overlap": "15s"}
     cluster.profiles = yaml.safe_dump(profiles)
     cluster.components = [k8s / "components" / "pod-tokens"]
     await cluster.apply_keys()

@@ -330,7 +330,7 @@ async def test_another_client_and_a_stranger_fetch_nothing(stack: Stack, tmp_pat
     )
     assert text.strip() == "401"
     assert (await status_of(device)).startswith("200")
-    records = []
+    records: list[dict[str, Any]] = []
     async with asyncio.timeout(30):
         while not records:
             await stack.until_recorded()

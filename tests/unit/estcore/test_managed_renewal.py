@@ -72,3 +72,34 @@ def test_a_front_end_asks_for_no_renewal_and_renewal_fetches_nothing() -> None:
     assert not any(topic.startswith("pki.renewed") for topic in renewal.publish)
     assert "pki.renewed.default" in frontend.publish
     assert not any(topic.startswith("pki.certificate") for topic in renewal.publish)
+
+
+@pytest.mark.parametrize("usage", ["cm_kga", "1.3.6.1.5.5.7.3.32"])
+def test_no_profile_signs_packages_of_keys(usage: str) -> None:
+    """id-kp-cmKGA is for certificates of ca-signer itself (RFC 9480 section 2.2)."""
+    with pytest.raises(ValidationError):
+        profile(extended_key_usage=[usage])
+    with pytest.raises(ValidationError):
+        profile(
+            extensions={
+                "extended_key_usage": "append",
+                "requestable_extended_key_usage": [usage],
+            }
+        )
+
+
+def test_an_end_without_a_successor_is_unexpected_unless_a_profile_says_so() -> None:
+    assert profile().renewal.expiry == "unexpected"
+    assert profile(renewal={"expiry": "expected"}).renewal.expiry == "expected"
+    with pytest.raises(ValidationError):
+        profile(renewal={"expiry": "sometimes"})
+
+
+@pytest.mark.parametrize("rules", [{"server_key": True}, {"same_key": True, "max_key_age": "1d"}])
+def test_each_way_of_managed_renewal_stands_alone(rules: dict[str, Any]) -> None:
+    assert profile(renewal={"managed": rules}).renewal.managed is not None
+
+
+def test_a_key_age_without_same_key_is_refused() -> None:
+    with pytest.raises(ValidationError, match="max_key_age goes with same_key"):
+        profile(renewal={"managed": {"server_key": True, "max_key_age": "1d"}})

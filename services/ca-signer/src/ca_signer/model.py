@@ -13,7 +13,7 @@ from estcore.messages.enrollment import Source
 from estcore.messages.envelope import DER, Part
 from estcore.messages.events import EnrollmentRejected
 from estcore.pki.der import children
-from estcore.pki.profile import Priority, RenewalMode
+from estcore.pki.profile import Expiry, Priority, RenewalMode
 
 OPEN_SUBMISSION_STATES = ("recorded", "submitted", "pending", "unknown")
 OPEN_SUBMISSIONS = "state in ('recorded', 'submitted', 'pending', 'unknown')"
@@ -50,6 +50,7 @@ class RequestFacts(Part):
     predecessor_id: str | None = None
     same_key: bool = False
     mode: RenewalMode = "agent"
+    expiry: Expiry = "unexpected"
     reaction_time_s: int
     overlap_s: int
     spread: float

@@ -13,11 +13,13 @@ from renewal.metrics import OVERDUE_S, SHORT_LIFE, SLOTS
 
 log = logging.getLogger(__name__)
 
-STATES = ("idle", "due", "dispatched", "issued", "overlap", "failed", "expired", "paused")
+STATES = ("idle", "due", "dispatched", "issued", "overlap", "failed", "expired", "paused", "ended")
 COUNT = """
 select state, count(*) as count,
-    count(*) filter (where not_after - now() < (not_after - not_before) * 0.25) as quarter,
-    count(*) filter (where not_after - now() < (not_after - not_before) * 0.1) as tenth,
+    count(*) filter (where not expiry_expected
+        and not_after - now() < (not_after - not_before) * 0.25) as quarter,
+    count(*) filter (where not expiry_expected
+        and not_after - now() < (not_after - not_before) * 0.1) as tenth,
     coalesce(extract(epoch from now() - min(next_attempt_at) filter (
         where state = 'idle' and next_attempt_at <= now())), 0)::float8 as overdue
 from renewal_slot group by state
@@ -41,7 +43,8 @@ async def count(database: Database) -> None:
     """
     async with database.connection() as connection:
         rows = {row["state"]: row for row in await connection.fetch(COUNT)}
-    live = [row for state, row in rows.items() if state not in {"failed", "expired"}]
+    # A slot that failed has a certificate where its managed renewal was refused.
+    live = [row for state, row in rows.items() if state not in {"expired", "ended"}]
     for state in STATES:
         SLOTS.labels(state).set(rows[state]["count"] if state in rows else 0)
     SHORT_LIFE.labels("0.25").set(sum(row["quarter"] for row in live))

@@ -134,11 +134,18 @@ renewal_slot = Table(
     Column("due_reason", Text),
     _time("renew_by"),
     Column("explanation_url", Text),
+    Column(
+        "expiry_expected",
+        Boolean,
+        nullable=False,
+        server_default=false(),
+        comment="its certificates may end without a successor",
+    ),
     CheckConstraint("mode in ('agent', 'poll', 'managed')", name="renewal_slot_mode_check"),
     CheckConstraint("priority between 0 and 3", name="renewal_slot_priority_check"),
     CheckConstraint(
         "state in ('idle', 'due', 'dispatched', 'issued', 'overlap', 'failed', 'expired', "
-        "'paused')",
+        "'paused', 'ended')",
         name="renewal_slot_state_check",
     ),
     CheckConstraint(

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from estcore.messages.envelope import DER, Message, Part, Token
-from estcore.pki.profile import Priority, RenewalMode
+from estcore.pki.profile import Expiry, Priority, RenewalMode
 
 
 class CertificateRef(Part):
@@ -46,6 +46,7 @@ class CertificateIssued(Message):
     predecessor_fingerprint: str | None = None
     same_key: bool = False
     mode: RenewalMode = "agent"
+    expiry: Expiry = "unexpected"
     reaction_time_s: int
     overlap_s: int
     spread: float
@@ -137,6 +138,7 @@ RotationStep = Literal[
     "failed",
     "stalled",
     "expired",
+    "ended",
 ]
 
 

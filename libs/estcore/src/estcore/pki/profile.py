@@ -103,6 +103,10 @@ RenewalMode = Literal["agent", "poll", "managed"]
 """Who acts when a certificate is due: the agent, a client that polls, ca-signer."""
 
 
+Expiry = Literal["unexpected", "expected"]
+"""Whether the end of a certificate without a successor is a fault."""
+
+
 class RenewalRules(StrictModel):
     """When a certificate of this profile is due and how long old and new live side by side."""
 
@@ -124,6 +128,11 @@ class RenewalRules(StrictModel):
     )
     managed: ManagedRenewal | None = Field(
         default=None, description="goes with mode: managed, and only with it"
+    )
+    expiry: Expiry = Field(
+        default="unexpected",
+        description="expected: certificates of this profile may end without a successor, as those "
+        "of pods that are deleted; their ends are recorded and raise no alarm",
     )
     revoke_replaced: bool = Field(
         default=False,

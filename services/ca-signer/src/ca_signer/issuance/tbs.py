@@ -160,6 +160,7 @@ def _context(
         predecessor_id=predecessor.issuance_id if predecessor else None,
         same_key=predecessor is not None and predecessor.spki_sha256 == request.spki_sha256,
         mode=profile.renewal.mode,
+        expiry=profile.renewal.expiry,
         reaction_time_s=int(profile.renewal.reaction_time.total_seconds()),
         overlap_s=int(profile.renewal.overlap.total_seconds()),
         spread=profile.renewal.spread,

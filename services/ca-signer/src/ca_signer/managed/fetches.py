@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 from ca_signer.issuance.decision_context import DecisionContext, live_certificate
@@ -19,6 +19,7 @@ from ca_signer.ledger.issuances import IssuanceStore
 from ca_signer.managed.store import Identity, ManagedStore
 from ca_signer.model import KnownCertificate
 from ca_signer.settings import SERVICE
+from estcore.clock import monotonic_s
 from estcore.errors import (
     Conflict,
     NotAuthenticated,
@@ -37,6 +38,8 @@ from estcore.runtime.service import sleep_or_stop
 log = logging.getLogger(__name__)
 
 TOPICS = "pki.renewed.*"
+MOST_PER_S = 200
+"""Answers of one process; each reads the ledger."""
 _PENDING_S = 2
 _PURGE_EVERY_S = 600
 
@@ -49,6 +52,9 @@ class RenewedCertificates:
     ledger: IssuanceStore
     store: ManagedStore
     decision_context: DecisionContext
+    _second: int = field(default=0, init=False)
+    _answered: int = field(default=0, init=False)
+    """Requests of this second."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answer until ``stop``; now and then delete sealed keys that are of no use."""
@@ -61,7 +67,17 @@ class RenewedCertificates:
         if self.bus.connected:
             await subscription.unsubscribe()
 
+    def _admits(self) -> bool:
+        """Return whether one more request is answered: a flood takes no time of issuing."""
+        second = int(monotonic_s())
+        if second != self._second:
+            self._second, self._answered = second, 0
+        self._answered += 1
+        return self._answered <= MOST_PER_S
+
     async def _arrived(self, message: Incoming) -> None:
+        if not self._admits():
+            return  # the front end says 503
         try:
             request = decode(RenewedCertificateRequested, message.payload)
             if request.group != message.topic.rpartition(".")[2]:

@@ -131,7 +131,10 @@ def generator_profile() -> Profile:
         subject_attributes=("CN",),
         san_kinds=(),
         same_key="deny",
-        renewal=RenewalRules(reaction_time=LIFETIME / 4, overlap=LIFETIME / 4, mode="poll"),
+        # Its key is in memory only: it ends with the process, and another one has another.
+        renewal=RenewalRules(
+            reaction_time=LIFETIME / 4, overlap=LIFETIME / 4, mode="poll", expiry="expected"
+        ),
     )
     return profile.model_copy(update={"extended_key_usage": (KEY_GENERATION,)})
 

@@ -184,6 +184,7 @@ class AuditRecords:
             predecessor_fingerprint=predecessor.hex() if predecessor else None,
             same_key=context.same_key,
             mode=context.mode,
+            expiry=context.expiry,
             reaction_time_s=context.reaction_time_s,
             overlap_s=context.overlap_s,
             spread=context.spread,

@@ -244,6 +244,7 @@ def _context(record: AuditRecord, profiles: ProfileSet) -> RequestFacts:
         csr_sha256=target.csr_sha256 or _RESTORED,
         predecessor_serial=target.predecessor_serial,
         mode=renewal.mode if renewal else "poll",
+        expiry=renewal.expiry if renewal else "unexpected",
         reaction_time_s=int(renewal.reaction_time.total_seconds()) if renewal else 0,
         overlap_s=int(renewal.overlap.total_seconds()) if renewal else 0,
         spread=renewal.spread if renewal else 0,

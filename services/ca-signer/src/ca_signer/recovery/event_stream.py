@@ -92,6 +92,7 @@ def _context(event: CertificateIssued) -> RequestFacts:
         predecessor_serial=event.predecessor_serial,
         same_key=event.same_key,
         mode=event.mode,
+        expiry=event.expiry,
         reaction_time_s=event.reaction_time_s,
         overlap_s=event.overlap_s,
         spread=event.spread,

@@ -53,8 +53,8 @@ from unnest($1::uuid[], $2::timestamptz[]) as t(slot_id, lease_until)
 where s.slot_id = t.slot_id
 """
 _LAPSED = """
-select slot_id, priority, attempts, not_after, due_at, now() as now from renewal_slot
-where state = 'dispatched' and lease_until < now()
+select slot_id, priority, attempts, not_after, due_at, expiry_expected, now() as now
+from renewal_slot where state = 'dispatched' and lease_until < now()
 order by lease_until limit $1 for update skip locked
 """
 _TAKE_BACK = """
@@ -164,7 +164,8 @@ async def take_back(
     """Return dispatched slots whose lease ran out to idle, each with its pause.
 
     That is a fault only once the client's window is over, with a margin: before that, a client
-    that renews by its renewal information, or by its own clock, may not even have begun.
+    that renews by its renewal information, or by its own clock, may not even have begun. Where an
+    end without a successor is expected it is none.
     """
     rows = await connection.fetch(_LAPSED, limit)
     if not rows:
@@ -177,7 +178,8 @@ async def take_back(
         pauses.append(
             row["now"] + backoff(priority, row["attempts"], remaining=remaining, chance=chance())
         )
-        overdue.append(row["now"] >= overdue_at(row["due_at"], not_after=row["not_after"]))
+        late = row["now"] >= overdue_at(row["due_at"], not_after=row["not_after"])
+        overdue.append(late and not row["expiry_expected"])
     ids: list[Any] = [row["slot_id"] for row in rows]
     await connection.execute(_TAKE_BACK, ids, pauses, overdue)
     slots = [str(slot_id) for slot_id in ids]

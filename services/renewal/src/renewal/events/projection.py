@@ -26,21 +26,21 @@ with input as (
         $7::timestamptz[], $8::timestamptz[], $9::timestamptz[], $10::bytea[], $11::text[],
         $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[],
         $18::text[], $19::smallint[], $20::int[], $21::int[], $22::float8[],
-        $23::timestamptz[], $24::boolean[])
+        $23::boolean[], $24::timestamptz[], $25::boolean[])
     as t(issuance_id, slot_id, serial, fingerprint_sha256, spki_sha256, predecessor_fingerprint,
          not_before, not_after, issued_at, certificate, correlation_id,
          traceparent, tenant, service, profile, label, issuer_id,
-         mode, priority, reaction_time_s, overlap_s, spread, due_at, leads)
+         mode, priority, reaction_time_s, overlap_s, spread, expiry_expected, due_at, leads)
 ), ranked as (
     select i.*, r.fingerprint_sha256 is not null as revoked
     from input i left join revocation r using (fingerprint_sha256)
 ), first as (
     insert into renewal_slot (slot_id, tenant, service, profile, label, issuer_id, mode,
-        priority, reaction_time_s, overlap_s, spread, rules_at, active_id, generation,
-        not_before, not_after, due_at, next_attempt_at, check_at, state)
+        priority, reaction_time_s, overlap_s, spread, expiry_expected, rules_at, active_id,
+        generation, not_before, not_after, due_at, next_attempt_at, check_at, state)
     select slot_id, tenant, service, profile, label, issuer_id, mode, priority,
-        reaction_time_s, overlap_s, spread, issued_at, issuance_id, 1,
-        not_before, not_after, due_at, due_at, not_after, 'idle'
+        reaction_time_s, overlap_s, spread, expiry_expected, issued_at, issuance_id,
+        1, not_before, not_after, due_at, due_at, not_after, 'idle'
     from ranked where leads order by slot_id
     on conflict (slot_id) do nothing
     returning active_id
@@ -201,4 +201,5 @@ def _row(event: CertificateIssued) -> tuple[object, ...]:
         event.reaction_time_s,
         event.overlap_s,
         event.spread,
+        event.expiry == "expected",
     )

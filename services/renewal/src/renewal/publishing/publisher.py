@@ -101,6 +101,7 @@ _ORDER: tuple[tuple[Steps, RotationStep], ...] = (
     (Steps.DEPRECATED, "deprecated"),
     (Steps.RETIRED, "retired"),
     (Steps.EXPIRED, "expired"),
+    (Steps.ENDED, "ended"),
 )
 
 
@@ -255,8 +256,8 @@ class RotationPublisher:
         for bit, step in _ORDER:
             if bit not in unannounced:
                 continue
-            if step == "expired":
-                yield self._tell_expired(row)
+            if step in {"expired", "ended"}:
+                yield self._tell_expired(row, step)
                 continue
             event = self._event(
                 row,
@@ -309,11 +310,11 @@ class RotationPublisher:
             )
         return moment or row["issued_at"]
 
-    def _tell_expired(self, row: asyncpg.Record) -> RotationMessage:
+    def _tell_expired(self, row: asyncpg.Record, step: RotationStep) -> RotationMessage:
         facts = {"old": _ref(row), "attempt": row["attempts"], "seconds_to_expiry": 0}
         number = row["generation"] + 1
         key = row["issuance_id"]
-        event = self._event(row, "expired", number, key, row["not_after"], None, facts)
+        event = self._event(row, step, number, key, row["not_after"], None, facts)
         return RotationMessage(event, event.old, key, key)
 
     def _event(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from estcore.messages.events import CertificateIssued
 from estcore.pki.profile import PRIORITIES, Priority
 from renewal.rotation.schedule import backoff, due_at
-from renewal.rotation.slot_state import Generation, Rules, SlotState
+from renewal.rotation.slot_state import Generation, Rules, SlotState, Steps
 from renewal.settings import RotationSettings
 
 QUIET = frozenset({"idle", "due", "dispatched", "failed", "paused"})
@@ -47,6 +47,7 @@ class Slot:
     due_reason: str | None
     renew_by: dt.datetime | None
     explanation_url: str | None
+    expiry_expected: bool
 
     @property
     def urgency(self) -> Priority:
@@ -59,6 +60,7 @@ class Slot:
             overlap=dt.timedelta(seconds=self.overlap_s),
             client_reload=rotation.client_reload,
             stall_safety=rotation.stall_safety,
+            expiry_expected=self.expiry_expected,
         )
 
     def due(self, generation: Generation, number: int) -> dt.datetime:
@@ -92,7 +94,8 @@ def after(slot: Slot, updated: SlotState, *, now: dt.datetime, chance: float) ->
         check_at=updated.check_at,
     )
     if active.state == "expired":
-        return _moved(slot, _ended(changed, "expired", "expired", updated))
+        state = "ended" if Steps.ENDED in active.reached else "expired"
+        return _moved(slot, _ended(changed, state, "expired", updated))
     if _another(slot, active):
         due = slot.due(active, active.number)
         changed = replace(changed, due_at=due, next_attempt_at=due, state="idle")
@@ -110,7 +113,7 @@ def after(slot: Slot, updated: SlotState, *, now: dt.datetime, chance: float) ->
 
 def _another(slot: Slot, active: Generation) -> bool:
     same = slot.active_id == active.issuance_id and slot.generation == active.number
-    return not same or slot.state == "expired"
+    return not same or slot.state in {"expired", "ended"}
 
 
 def _ended(slot: Slot, state: str, error: str, updated: SlotState) -> Slot:

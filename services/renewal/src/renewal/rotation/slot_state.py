@@ -36,7 +36,8 @@ Proof = Literal["mtls_seen", "agent_ack", "operator"]
 class Steps(IntFlag):
     """What a rotation has been through; kept on the row of the certificate it led to.
 
-    ``EXPIRED`` stands on the certificate that ended as active one without a successor.
+    ``EXPIRED`` stands on the certificate that ended as active one without a successor, ``ENDED`` in
+    its place where that is expected.
     """
 
     NONE = 0
@@ -47,6 +48,7 @@ class Steps(IntFlag):
     DEPRECATED = 16
     RETIRED = 32
     EXPIRED = 64
+    ENDED = 128
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,12 @@ class Generation:
 
 @dataclass(frozen=True)
 class Rules:
-    """How long old and new live side by side."""
+    """How long old and new live side by side; whether one may end without a successor."""
 
     overlap: dt.timedelta
     client_reload: dt.timedelta
     stall_safety: dt.timedelta
+    expiry_expected: bool = False
 
 
 @dataclass(frozen=True)
@@ -305,7 +308,10 @@ class _Fold:
         if following is not None:
             self._activate(active, following, at=active.not_after, proof=None)
             return
-        self._put(active, state="expired", reached=active.reached | Steps.EXPIRED)
+        end = Steps.ENDED if self._rules.expiry_expected else Steps.EXPIRED
+        if active.reached & (Steps.ENDED | Steps.EXPIRED):
+            end = Steps.NONE  # said before, by the rules of then
+        self._put(active, state="expired", reached=active.reached | end)
 
     def let_age(self, now: dt.datetime) -> None:
         """What became of the certificates that are neither active nor next."""
@@ -340,6 +346,8 @@ class _Fold:
     def let_stall(self, now: dt.datetime) -> None:
         """No proof of use shortly before the old one ends: said once, nothing else happens."""
         following = self.next
+        if self._rules.expiry_expected:
+            return
         if following is not None and self._stall_at() <= now:
             self._put(following, reached=following.reached | Steps.STALLED)
 
@@ -355,7 +363,7 @@ class _Fold:
     def stall_ahead(self) -> dt.datetime | None:
         """When the rotation under way will count as stalled; None if it has, or there is none."""
         following = self.next
-        if following is None or Steps.STALLED in following.reached:
+        if following is None or Steps.STALLED in following.reached or self._rules.expiry_expected:
             return None
         return self._stall_at()
 

@@ -71,17 +71,19 @@ update renewal_slot s set
     first_due_at = t.first_due_at, last_error_class = t.last_error_class,
     fence = t.fence, announced_fence = t.announced_fence,
     due_reason = t.due_reason, renew_by = t.renew_by, explanation_url = t.explanation_url,
+    expiry_expected = t.expiry_expected,
     lease_until = case when t.state = 'dispatched' then s.lease_until end
 from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
             $7::text[], $8::smallint[], $9::int[], $10::int[], $11::float8[],
             $12::timestamptz[], $13::text[], $14::text[], $15::int[], $16::timestamptz[],
             $17::timestamptz[], $18::timestamptz[], $19::timestamptz[], $20::text[],
             $21::int[], $22::timestamptz[], $23::text[], $24::bigint[], $25::bigint[],
-            $26::text[], $27::timestamptz[], $28::text[])
+            $26::text[], $27::timestamptz[], $28::text[], $29::boolean[])
     as t(slot_id, tenant, service, profile, label, issuer_id, mode, priority,
          reaction_time_s, overlap_s, spread, rules_at, active_id, next_id, generation,
          not_after, due_at, next_attempt_at, check_at, state, attempts, first_due_at,
-         last_error_class, fence, announced_fence, due_reason, renew_by, explanation_url)
+         last_error_class, fence, announced_fence, due_reason, renew_by, explanation_url,
+         expiry_expected)
 where s.slot_id = t.slot_id
 """
 
@@ -218,6 +220,7 @@ def _with_rules(slot: Slot, event: CertificateIssued | None) -> Slot:
         profile=event.profile,
         label=event.label,
         mode=event.mode,
+        expiry_expected=event.expiry == "expected",
         priority=priority_rank(event.priority),
         reaction_time_s=event.reaction_time_s,
         overlap_s=event.overlap_s,
