@@ -189,6 +189,7 @@ CASES = [
         {'est_renewal_slots_short{share="0.25"}': "9x40"},
     ),
     Case("ESTRotationStalled", *_first(STEPS("stalled")), at="90m"),
+    Case("ESTRenewalRefused", *_first(STEPS("failed")), at="90m"),
     Case(
         "ESTRenewalNotClaimed",
         {"est_renewal_oldest_due_seconds": "0+60x60"},

@@ -70,6 +70,7 @@ EXECUTED = {
     "An upstream CA does not revoke": "tests/integration/ca_signer/test_upstream_vault.py",
     "Move the streams to their account": "tests/integration/estcore/test_accounts_upgrade.py",
     "A rotation is stalled": "tests/integration/renewal/test_rotation.py",
+    "A managed renewal is refused": "tests/e2e/test_managed_renewal.py",
     "Restore from a backup": "tests/e2e/test_restore.py",
     "Add an enrollment secret": "tests/e2e/test_documents.py",
     "Become an operator": "tests/e2e/test_documents.py",

@@ -58,6 +58,7 @@ async def test_a_front_end_that_floods_its_core_topics_stops_no_enrollment(stack
     floods = (
         (topics.FETCHED_TOPIC, fetched),
         ("pki.ack.default", b"{}"),
+        ("pki.renewed.default", b"{}"),
         ("pki.ocsp.issuing", b"0"),
     )
     async with thief(stack, "est-frontend") as found:

@@ -27,6 +27,9 @@ CRL_NEXT_UPDATE = Gauge(
     "when the first of an issuer's current lists ends, Unix time",
     ["issuer"],
 )
+RENEWED = Counter(
+    "ca_signer_renewed_total", "Clients that fetch what ca-signer renewed by itself", ["outcome"]
+)
 OCSP = Counter("ca_signer_ocsp_total", "OCSP requests answered", ["issuer", "status"])
 BATCH = Histogram(
     "ca_signer_batch_size", "requests signed together", buckets=(1, 2, 4, 8, 16, 32, 64, 128)

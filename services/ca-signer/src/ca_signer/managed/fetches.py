@@ -13,6 +13,7 @@ import logging
 from dataclasses import dataclass, field
 from hashlib import sha256
 
+from ca_signer import metrics
 from ca_signer.issuance.decision_context import DecisionContext, live_certificate
 from ca_signer.ledger.issuance_rows import serial_octets
 from ca_signer.ledger.issuances import IssuanceStore
@@ -77,6 +78,7 @@ class RenewedCertificates:
 
     async def _arrived(self, message: Incoming) -> None:
         if not self._admits():
+            metrics.RENEWED.labels("limited").inc()
             return  # the front end says 503
         try:
             request = decode(RenewedCertificateRequested, message.payload)
@@ -89,7 +91,9 @@ class RenewedCertificates:
         except Unavailable as exc:
             # Not answered: the front end says 503.
             log.warning("request for a renewed certificate deferred", extra=fields(code=exc.code))
+            metrics.RENEWED.labels("unavailable").inc()
             return
+        metrics.RENEWED.labels(answer.outcome).inc()
         try:
             await self.bus.answer(message, encode(answer))
         except Unavailable as exc:
