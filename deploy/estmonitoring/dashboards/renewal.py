@@ -64,6 +64,11 @@ RENEWAL = Board(
                     (rate("est_renewal_proofs_total", "outcome"), "{{outcome}}"),
                 ),
                 panel(
+                    "Fetches of renewed certificates",
+                    "ops",
+                    (rate("ca_signer_renewed_total", "outcome"), "{{outcome}}"),
+                ),
+                panel(
                     "Not renewed in time",
                     "ops",
                     (rate("est_renewal_leases_lapsed_total"), "leases lapsed"),

@@ -158,6 +158,16 @@ async def test_the_rules_of_now_decide(managed: Managed, code: str) -> None:
         await is_refused(managed, await managed.event(old), old, code)
 
 
+async def test_after_an_incident_a_key_is_not_certified_again(managed: Managed) -> None:
+    """A weak generator of keys is a reason for a campaign."""
+    _, old = await managed.enroll()
+    event = (await managed.event(old)).model_copy(update={"reason": "incident"})
+    await is_refused(managed, event, old, "managed.incident")
+    other = (await managed.event(old, fence=2)).model_copy(update={"reason": "ca_rollover"})
+    await managed.request(other)
+    await managed.renewed(old)
+
+
 async def test_a_certificate_of_another_slot_is_not_renewed(managed: Managed) -> None:
     _, old = await managed.enroll()
     event = (await managed.event(old)).model_copy(update={"slot_id": ids.uuid7()})

@@ -220,8 +220,10 @@ def _holder(certificate: bytes) -> Principal:
     )
 
 
-@pytest.mark.parametrize("age_d", [1, 101])
-async def test_with_both_a_key_is_replaced_when_it_is_too_old(managed: Managed, age_d: int) -> None:
+@pytest.mark.parametrize(("age_d", "reason"), [(1, "lifetime"), (101, "lifetime"), (1, "incident")])
+async def test_with_both_a_key_is_replaced_when_it_is_too_old_or_after_an_incident(
+    managed: Managed, age_d: int, reason: str
+) -> None:
     with managed.other_rules():
         allow(
             managed, "digital_signature", "key_agreement",
@@ -235,12 +237,13 @@ async def test_with_both_a_key_is_replaced_when_it_is_too_old(managed: Managed, 
             sha256(old).digest(),
             age_d,
         )
-        await managed.request(await managed.event(old))
+        event = (await managed.event(old)).model_copy(update={"reason": reason})
+        await managed.request(event)
         new = x509.load_der_x509_certificate(await managed.renewed(old))
         answer = await managed.fetch(old)
-    too_old = age_d > 100
-    assert same_key(new, key) is not too_old
-    assert (answer.sealed_key is not None) is too_old
+    replaced = age_d > 100 or reason == "incident"
+    assert same_key(new, key) is not replaced
+    assert (answer.sealed_key is not None) is replaced
 
 
 @pytest.mark.parametrize(
@@ -325,6 +328,8 @@ async def test_a_sealed_key_is_deleted_when_its_certificate_is_proven_or_expires
         answer = await managed.fetch(old)
         assert (answer.outcome, answer.code) == ("rejected", "renewed.key_deleted")
         assert await sealed(renewed[1])
+        # Whose key is that of the new certificate asks for no key.
+        assert (await managed.fetch(renewed[0], named=old)).certificate == renewed[0]
         await managed.signer.expire_certificate(renewed[1])
         await managed.renewals.store.forget_expired_keys()
         assert not await sealed(renewed[1])

@@ -89,7 +89,10 @@ def seeds(basic: str, csr: bytes) -> list[bytes]:
     found = [
         get.format(method, BASE, operation, basic).encode()
         for method in ("GET", "HEAD")
-        for operation in ("cacerts", "csrattrs", "services/cacerts", "strict/csrattrs", _INFO)
+        for operation in (
+            *("cacerts", "csrattrs", "services/cacerts", "strict/csrattrs", _INFO),
+            _INFO.replace("renewal-info", "renewed"),
+        )
     ]
     length = f"Content-Length: {len(body)}\r\n"
     for path in ("simpleenroll", "simplereenroll", "serverkeygen", "fullcmc", "demo/simpleenroll"):

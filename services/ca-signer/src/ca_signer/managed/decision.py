@@ -8,8 +8,9 @@ profiles of now and the ledger's rows, as if the holder had sent the stored CSR 
 2. Its profile has managed renewal, and a label that renews it is still there.
 3. A rule of the policy still gives its owner that profile and these names.
 4. The stored CSR has the names of the certificate and a key that the profile takes.
-5. The key is not older than the profile allows; otherwise, where the profile says so, a new key is
-   made for the certificate that the enrollment named, or for the one that is renewed.
+5. The key is not older than the profile allows, and there was no incident; otherwise, where the
+   profile says so, a new key is made for the certificate that the enrollment named, or for the one
+   that is renewed.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def grant_managed(
     now = decision_context.clock.now()
     recipient = None
     try:
-        _check_same_key(due, managed, now)
+        _check_same_key(event, due, managed, now)
     except ProfileViolation:
         if not managed.server_key:
             raise
@@ -263,12 +264,19 @@ def _rule(
     return rule
 
 
-def _check_same_key(due: DueCertificate, managed: ManagedRenewal, now: dt.datetime) -> None:
+def _check_same_key(
+    event: RotationEvent, due: DueCertificate, managed: ManagedRenewal, now: dt.datetime
+) -> None:
     """Check that the key may be certified again.
 
     Raises:
-        ProfileViolation: the profile does not certify a key again, or it is too old.
+        ProfileViolation: the profile does not certify a key again, it is too old, or the renewal is
+            because of an incident, which may be one of keys.
     """
+    if event.reason == "incident" and managed.same_key:
+        raise ProfileViolation(
+            "after an incident a key is not certified again", code="managed.incident"
+        )
     if managed.max_key_age is None:
         raise ProfileViolation("the profile does not certify a key again", code="managed.profile")
     if due.key_since is None:

@@ -115,14 +115,15 @@ class RenewedCertificates:
         presented = live_certificate(known[0] if known else None, self.decision_context)
         self._check_route(request, presented)
         identity = await self._identity(request)
-        newest = await self.store.newest(identity.slot_id)
+        newest = await self.store.newest(identity.slot_id, presented.spki_sha256)
         if newest is None or newest.issuance_id == identity.target_id:
             if await self.store.is_open(identity.slot_id):
                 return RenewedCertificateAnswered(outcome="pending", retry_after_s=_PENDING_S)
             return RenewedCertificateAnswered(outcome="none")
         if newest.generated and newest.sealed_key is None:
             raise Conflict(
-                "the key of this certificate was deleted, since the certificate is proven in use",
+                "the key of this certificate was deleted, since the certificate is proven in use, "
+                "or was lost in a restore",
                 code="renewed.key_deleted",
             )
         if newest.managed:

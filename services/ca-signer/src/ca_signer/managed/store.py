@@ -36,14 +36,15 @@ from fingerprint f join issuance i using (issuance_id, certificate_sha256)
 left join issuance t on t.slot_id = i.slot_id and t.serial_number = $2 and t.state = 'issued'
 where f.certificate_sha256 = $1
 """
-_NEWEST = """
+_NEWEST = f"""
 select i.issuance_id, i.issuer_id, i.certificate, m.sealed_key,
-    m.issuance_id is not null as managed,
-    m.issuance_id is not null and not (i.context::json->>'same_key')::boolean as generated
+    i.context::json->>'operation' = '{MANAGED}' as managed,
+    i.context::json->>'operation' = '{MANAGED}' and i.spki_sha256 <> $2
+        and (m.issuance_id is null or not (i.context::json->>'same_key')::boolean) as generated
 from issuance i left join managed_issuance m using (issuance_id)
 where i.slot_id = $1 and i.state = 'issued' and i.revoked_at is null and i.not_after > now()
 order by i.issued_at desc limit 1
-"""
+"""  # noqa: S608 - our constant
 _OPEN = "select exists (select 1 from issuance where slot_id = $1 and state = 'intended')"
 _FETCHED = """
 update managed_issuance set fetched_at = now() where issuance_id = $1 and fetched_at is null
@@ -75,8 +76,9 @@ class Identity:
 class NewestCertificate:
     """The newest good certificate of a slot.
 
-    ``managed``: ca-signer made it by itself, and where ``generated`` its key as well; that is
-    ``sealed_key``, until the certificate is proven in use.
+    ``managed``: ca-signer made it by itself, and where ``generated`` its key as well, which the
+    client does not show to have. That is ``sealed_key``, until the certificate is proven in use; a
+    ledger that was restored from the audit log does not have it.
     """
 
     issuance_id: str
@@ -128,10 +130,10 @@ class ManagedStore:
         target = row["target_id"]
         return Identity(str(row["slot_id"]), row["revoked"], str(target) if target else None)
 
-    async def newest(self, slot_id: str) -> NewestCertificate | None:
-        """Return the newest good certificate of a slot."""
+    async def newest(self, slot_id: str, presented_spki: bytes) -> NewestCertificate | None:
+        """Return the newest good certificate of a slot, for a client with this key (SHA-256)."""
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(_NEWEST, slot_id)
+            row = await connection.fetchrow(_NEWEST, slot_id, presented_spki)
         if row is None:
             return None
         return NewestCertificate(
