@@ -29,7 +29,9 @@ class FakeBus:
         self.fault: Exception | None = None
         self.published: list[bytes] = []
 
-    async def publish_confirmed(self, messages: list[Outgoing]) -> list[int]:
+    async def publish_confirmed(
+        self, messages: list[Outgoing], *, timeout_s: float = 5
+    ) -> list[int]:
         if self.fault is not None:
             raise self.fault
         self.published += [message.payload for message in messages]

@@ -35,7 +35,9 @@ class Stream:
         self.away = False
         self.bodies: list[bytes] = []
 
-    async def publish_confirmed(self, messages: list[Outgoing]) -> list[int]:
+    async def publish_confirmed(
+        self, messages: list[Outgoing], *, timeout_s: float = 5
+    ) -> list[int]:
         if self.away:
             raise BusUnavailable("away")
         self.bodies += [message.payload for message in messages]
