@@ -40,6 +40,45 @@ def test_any_bytes_are_json_or_malformed(data: bytes) -> None:
         return
 
 
+def _answer(data: bytes, *, by_encoding: bool) -> bool | str:
+    value = canonical.parse(data)
+    try:
+        if by_encoding:
+            return canonical.encode(value) == data
+        return canonical.is_canonical(value, data)
+    except MalformedRequest as exc:
+        return exc.code
+
+
+anything = st.recursive(
+    scalars | st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**70), 2**70),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@given(anything, st.booleans(), st.sampled_from([(",", ":"), (", ", ":")]))
+def test_what_is_canonical_is_what_would_be_encoded(
+    value: object, ascii_only: bool, separators: tuple[str, str]
+) -> None:
+    data = json.dumps(value, ensure_ascii=ascii_only, separators=separators).encode(
+        "utf-8", "surrogatepass"
+    )
+    try:
+        canonical.parse(data)
+    except MalformedRequest:
+        return
+    assert _answer(data, by_encoding=False) == _answer(data, by_encoding=True)
+
+
+@pytest.mark.parametrize("depth", [31, 32, 33])
+def test_both_refuse_the_same_depth(depth: int) -> None:
+    for data in (b"[" * depth + b"]" * depth, b'{"a":' * depth + b"1" + b"}" * depth):
+        assert _answer(data, by_encoding=False) == _answer(data, by_encoding=True)
+
+
 @pytest.mark.parametrize(
     "text", ["1.0", "1e3", "NaN", "Infinity", str(2**53 + 1), "9" * 400, "-" + "9" * 30]
 )

@@ -17,6 +17,8 @@ from estcore.errors import MalformedRequest
 
 MAX_INTEGER = 2**53
 MAX_DEPTH = 32
+_PLAIN = {str, bool, type(None)}
+"""What has one canonical form, whatever its value."""
 
 
 def parse(data: bytes | str) -> Any:
@@ -44,6 +46,49 @@ def encode(value: Any) -> bytes:
     if not octets.isascii():
         _check_names(value)
     return octets
+
+
+def is_canonical(value: Any, octets: bytes) -> bool:
+    """Return whether ``octets``, which ``parse`` read as ``value``, are its canonical bytes.
+
+    The same answer as comparing with ``encode``, without putting names in order.
+
+    Raises:
+        MalformedRequest: something in it has no canonical form here.
+    """
+    try:
+        encoded = to_json(value)
+    except (PydanticSerializationError, UnicodeEncodeError) as exc:
+        raise _refused("text that is not Unicode") from exc
+    in_order = _in_order(value, MAX_DEPTH)
+    if not encoded.isascii():
+        _check_names(value)
+    return encoded == octets and in_order
+
+
+def _in_order(value: Any, depth: int) -> bool:
+    """Return whether all names are in order, and raise for what has no canonical form."""
+    kind = type(value)
+    if kind is dict:
+        if depth == 0:
+            raise _refused("nested too deeply")
+        before, ordered = "", True
+        for name, member in value.items():
+            if name < before:
+                ordered = False
+            before = name
+            if type(member) in _PLAIN:
+                continue
+            if not _in_order(member, depth - 1):
+                ordered = False
+        return ordered
+    if kind is list:
+        if depth == 0:
+            raise _refused("nested too deeply")
+        found = [_in_order(member, depth - 1) for member in value]
+        return all(found)
+    _member(value, depth)
+    return True
 
 
 def render(value: Any) -> str:

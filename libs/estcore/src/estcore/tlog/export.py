@@ -180,7 +180,7 @@ def read_line(line: bytes) -> dict[str, Any]:
         MalformedRequest: not a line an export has.
     """
     value = canonical.parse(line)
-    if not isinstance(value, dict) or canonical.encode(value) != line:
+    if not isinstance(value, dict) or not canonical.is_canonical(value, bytes(line)):
         raise _malformed("not a canonical JSON object")
     members = _MEMBERS.get(str(value.get("type")))
     if members is None or set(value) - {"proof"} != members:

@@ -53,15 +53,11 @@ def _check(
     if not isinstance(value, dict):
         raise _malformed(f"{what} is not an object")
     for name, kind in members.items():
-        if not _is(value.get(name), kind):
+        if type(value.get(name)) is not kind:  # bool is no int here
             raise _malformed(f"{name} of {what} is missing or of the wrong kind")
     for name, kind in (may or {}).items():
-        if value.get(name) is not None and not _is(value[name], kind):
+        if value.get(name) is not None and type(value[name]) is not kind:
             raise _malformed(f"{name} of {what} has the wrong kind")
-
-
-def _is(value: Any, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _check_time(text: str) -> None:

@@ -90,7 +90,7 @@ def read_export(
         ConfigurationError: the log does not verify, or records of issuing are not sealed.
         MalformedRequest: a record of issuing is not one.
     """
-    verified = verify(lines, Options(now=now, key=key))
+    verified = verify(lines, Options(now=now, key=key, whole=True))
     serious = [f for f in verified.report.findings if f.code not in _HARMLESS]
     if serious:
         raise ConfigurationError(f"the export does not verify: {serious[0]}", code="reconcile.log")
@@ -100,12 +100,12 @@ def read_export(
         )
     # Only what came on ca-signer's own topic counts as its word.
     own = [
-        (position, leaf["record"])
-        for position, leaf in enumerate(verified.records)
+        (leaf["log_index"], leaf["record"])
+        for leaf in verified.records
         if leaf.get("topic") == audit_issue_topic(SERVICE)
     ]
-    sealed = [record for position, record in own if position < verified.report.sealed]
-    tail = [record for position, record in own if position >= verified.report.sealed]
+    sealed = [record for index, record in own if index < verified.report.sealed]
+    tail = [record for index, record in own if index >= verified.report.sealed]
     # Clients and readers of the log are recorded all the time; only what changes a ledger counts.
     needed = sum(str(r.get("action")).startswith(_LEDGER_ACTIONS) for r in tail)
     if needed:
