@@ -1,8 +1,10 @@
-"""estctl's verbs for people: what a policy decides, verifiers of passwords."""
+"""estctl's verbs for people: what a policy decides, verifiers of passwords, parts of exports."""
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,12 @@ import yaml
 from argon2 import PasswordHasher
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given
+from hypothesis import strategies as st
 
 from estclient.cli import main
+from estclient.operators.audit_log import unpacked
+from estcore.errors import Unavailable
 from estcore.est.http_digest import verifier
 from estsuite_testing.e2e_stack import make_csr
 
@@ -177,3 +183,20 @@ def test_a_short_password_is_refused(tmp_path: Path) -> None:
     file.write_text("short\n")
     file.chmod(0o600)
     assert main(["password", "--user", "alice", "--password-file", str(file)]) == 2
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [b"", b"no zlib", zlib.compress(b"x" * 100)[:-1], zlib.compress(bytes(64 * 1024 * 1024))],
+    ids=["empty", "other", "cut", "a bomb"],
+)
+def test_a_part_that_is_none_is_refused_before_it_fills_memory(octets: bytes) -> None:
+    with pytest.raises(Unavailable, match="est-audit answered"):
+        unpacked(base64.b64encode(octets).decode())
+    with pytest.raises(Unavailable, match="est-audit answered"):
+        unpacked("%%%")
+
+
+@given(st.binary(max_size=2000))
+def test_a_part_is_what_was_packed(octets: bytes) -> None:
+    assert unpacked(base64.b64encode(zlib.compress(octets)).decode()) == octets

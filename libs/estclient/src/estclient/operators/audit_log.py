@@ -21,6 +21,7 @@ from estclient.operators.client import Operator, connect
 from estclient.operators.connection_options import connection_options
 from estclient.operators.orders import Connection, operator_settings
 from estcore.clock import SystemClock
+from estcore.errors import Unavailable
 from estcore.messages.audit_queries import MAX_PAGE, AuditSearch, AuditTail
 from estcore.runtime.command_line import PATH, Command
 from estcore.runtime.log_proof import (
@@ -54,6 +55,7 @@ from estcore.tlog.activity import Period, check_files
 
 SERVICE = "audit"
 _POLL_S = 2.0
+_LARGEST_PART = 4 * 1024 * 1024
 
 
 def _search(**values: Any) -> None:
@@ -252,8 +254,19 @@ async def _write_export(connection: Connection, out: Path) -> tuple[int, int]:
 
 
 def unpacked(text: str) -> bytes:
-    """Return the octets of a part: compressed (RFC 1950), in base64."""
-    return zlib.decompress(base64.b64decode(text))
+    """Return the octets of a part: compressed (RFC 1950), in base64.
+
+    Raises:
+        Unavailable: it is none, or longer than est-audit makes one.
+    """
+    unpacking = zlib.decompressobj()
+    try:
+        octets = unpacking.decompress(base64.b64decode(text, validate=True), _LARGEST_PART)
+    except (ValueError, zlib.error) as exc:
+        raise Unavailable("est-audit answered with no part", code="command.answer") from exc
+    if not unpacking.eof:
+        raise Unavailable("est-audit answered with no whole part", code="command.answer")
+    return octets
 
 
 export = Command(
