@@ -67,7 +67,7 @@ _DISPATCHES = f"""
 select {_SLOT}, {_CERTIFICATE}
 from renewal_slot s join certificate c on c.issuance_id = s.active_id where
 """  # noqa: S608 - our own names
-_DUE_OF = (
+DUE_OF = (
     _DISPATCHES + "s.announced_fence < s.fence and s.state = 'dispatched' "
     "and s.slot_id = any($1::uuid[])"
 )
@@ -139,7 +139,7 @@ class RotationPublisher:
         Raises:
             Unavailable: not everything was confirmed; the sweeper publishes it again.
         """
-        return await self._dispatches(_DUE_OF, "due", _MARK_DUE, list(slot_ids))
+        return await self._dispatches(DUE_OF, "due", _MARK_DUE, list(slot_ids))
 
     async def lapses(self, slot_ids: Sequence[str]) -> int:
         """Publish that the leases of these slots expired.
