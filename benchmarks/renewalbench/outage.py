@@ -13,11 +13,13 @@ import asyncio
 import base64
 import datetime as dt
 import random
+import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -31,7 +33,8 @@ from estcore.pki.profile import PRIORITIES
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Connection, Database
 from estcore.runtime.tracing import Tracing
-from estsuite_testing.platform import Platform
+from estsuite_testing.platform import Platform, running_platform
+from estsuite_testing.renewal_bench import prepare, settings_for
 from loadmodel.incident import allot
 from renewal.dispatch.scheduler import Scheduler
 from renewal.events.projection import project
@@ -39,6 +42,7 @@ from renewal.publishing.messages import MessageBuilder
 from renewal.publishing.publisher import RotationPublisher
 from renewal.publishing.renewal_info import RenewalInfoPublisher
 from renewal.settings import RenewalSettings
+from renewalbench.results import OutageRun
 from renewalbench.simulated_clock import SEARCH_PATH, SimulatedClock
 
 TENANT, SERVICE = "demo", "web"
@@ -304,3 +308,19 @@ async def simulate(
         await database.close()
         await clock.remove()
         await admin.close()
+
+
+def run(given: Outage, most: int, progress: Callable[[str], object]) -> OutageRun:
+    """Simulate on servers of its own."""
+    with (
+        tempfile.TemporaryDirectory(prefix="renewal-figures-", dir="/var/tmp") as folder,
+        running_platform(Path(folder)) as platform,
+    ):
+        settings = settings_for(platform)
+
+        async def prepared() -> Simulated:
+            await prepare(platform, settings)
+            return await simulate(given, platform, settings, progress, max_unanswered=most)
+
+        found = asyncio.run(prepared())
+    return OutageRun(max_unanswered=most, **asdict(found))

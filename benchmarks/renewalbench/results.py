@@ -75,6 +75,49 @@ class Polls(Part):
     rows: list[PollRow]
 
 
+class Rotations(Part):
+    """A TLS server under load while its certificates change."""
+
+    rotations: int
+    lifetime_s: int
+    handshakes: int
+    requests: int
+    failed: int
+    connections_ended: int
+    agent_kills: int
+    agent_ended: int
+    """How often the agent ended by itself."""
+    renewal_kills: int
+    stalled: int
+    """Rotations that were recorded as stalled or expired."""
+    minutes: float
+
+
+class OutageRun(BaseModel):
+    """Many slots that are due at once; seconds are of the simulated clock."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slots: int
+    signed_per_s: int
+    max_unanswered: int
+    silent: int
+    expired: int
+    announced_s: dict[str, int]
+    done_s: dict[str, int]
+    peak_announced_per_s: int
+    peak_waiting: int
+    announced: int
+    twice: int
+    took_s: float
+
+
+class Outages(Part):
+    """The runs of a simulation."""
+
+    runs: list[OutageRun]
+
+
 class Figures(BaseModel):
     """Every part that was measured."""
 
@@ -82,6 +125,8 @@ class Figures(BaseModel):
 
     claims: Claims | None = None
     polls: Polls | None = None
+    outage: Outages | None = None
+    rotations: Rotations | None = None
 
 
 def conditions() -> dict[str, Any]:
