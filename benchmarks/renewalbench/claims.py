@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,15 +46,18 @@ async def measure(
         fill_s = time.monotonic() - began
         octets = await world.octets()
         progress(f"filled in {fill_s:.0f} s, {sum(octets.values()) / 1e9:.1f} GB")
-        outage, read_ms = [], 0.0
+        outage = []
         for number in range(rounds):
             if number:
                 await world.admin.execute(_BACK)
                 await world.settle()
-            outage.append(await _drain(world))
+            outage.append(await _Claims(world).drain())
             progress(f"after an outage: {outage[-1]}")
-        read_ms = await _read(world)
-        steady = await _steady(world)
+        looks = _Claims(world)
+        for _ in range(_STEADY_LOOKS):
+            await looks.look()
+            await asyncio.sleep(1)
+        steady = looks.round()
         progress(f"steady: {steady}")
     return Claims(
         **found,
@@ -65,76 +67,73 @@ async def measure(
         fill_s=round(fill_s, 1),
         after_outage=outage,
         steady=steady,
-        dispatch_read_ms=read_ms,
         octets=octets,
     )
 
 
-async def _drain(world: RenewalDatabase) -> ClaimRound:
-    """Claim until nothing is due."""
-    took: list[float] = []
-    claimed = 0
-    for priority in range(len(PRIORITIES)):
-        while number := await _claim(world, priority, took):
-            claimed += number
-    return _round(took, claimed)
+class _Claims:
+    """Claims of a run, timed with their commit; each is announced before the next, as renewal does."""
 
+    def __init__(self, world: RenewalDatabase) -> None:
+        self._database = world.database
+        self.claim_ms: list[float] = []
+        self.announce_ms: list[float] = []
+        self.slots = 0
 
-async def _steady(world: RenewalDatabase) -> ClaimRound:
-    took: list[float] = []
-    claimed = 0
-    for _ in range(_STEADY_LOOKS):
+    async def drain(self) -> ClaimRound:
+        """Claim until nothing is due."""
         for priority in range(len(PRIORITIES)):
-            claimed += await _claim(world, priority, took)
-        await asyncio.sleep(1)
-    return _round(took, claimed)
+            while await self.once(priority):
+                pass
+        return self.round()
 
+    async def look(self) -> None:
+        """Claim what is due of each priority."""
+        for priority in range(len(PRIORITIES)):
+            await self.once(priority)
 
-async def _claim(world: RenewalDatabase, priority: int, took: list[float]) -> int:
-    """Claim once, with the count before it; notes the milliseconds."""
+    async def once(self, priority: int) -> int:
+        """Claim once, with the count before it; returns how many."""
 
-    async def work(connection: Connection) -> list[str]:
-        return await claims.claim(
-            connection,
-            priority=priority,
-            due=due[priority],
-            limit=CLAIM_SIZE,
-            owner="benchmark",
-            traceparent=None,
-            leases=LeaseSettings(),
-        )
+        async def work(connection: Connection) -> list[str]:
+            return await claims.claim(
+                connection,
+                priority=priority,
+                due=due[priority],
+                limit=CLAIM_SIZE,
+                owner="benchmark",
+                traceparent=None,
+                leases=LeaseSettings(),
+            )
 
-    began = time.perf_counter()
-    async with world.database.connection() as connection:
-        due = await claims.count_due(connection)
-    found = await world.database.run(work) if due[priority] else []
-    if found:
-        took.append((time.perf_counter() - began) * 1000)
-    return len(found)
-
-
-async def _read(world: RenewalDatabase) -> float:
-    """Return the milliseconds to read what the events of 500 dispatched slots need."""
-    rows = await world.admin.fetch(
-        "select slot_id from renewal.renewal_slot where announced_fence < fence "
-        "and state = 'dispatched' order by random() limit 10000"
-    )
-    ids = [row["slot_id"] for row in rows]
-    took = []
-    for start in range(0, len(ids), CLAIM_SIZE):
         began = time.perf_counter()
-        async with world.database.connection() as connection:
-            await connection.fetch(publisher.DUE_OF, ids[start : start + CLAIM_SIZE])
-        took.append((time.perf_counter() - began) * 1000)
-    return round(statistics.median(took), 1)
+        async with self._database.connection() as connection:
+            due = await claims.count_due(connection)
+        found = await self._database.run(work) if due[priority] else []
+        if found:
+            self.claim_ms.append((time.perf_counter() - began) * 1000)
+            self.slots += len(found)
+            await self._announce(found)
+        return len(found)
 
+    async def _announce(self, slot_ids: list[str]) -> None:
+        """Read what the events need and mark them as published, by publisher's statements."""
+        began = time.perf_counter()
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(publisher.DUE_OF, slot_ids)
+            ids, fences = [row["slot_id"] for row in rows], [row["fence"] for row in rows]
+            await connection.execute(publisher.MARK_DUE, ids, fences)
+        self.announce_ms.append((time.perf_counter() - began) * 1000)
 
-def _round(took: list[float], claimed: int) -> ClaimRound:
-    return ClaimRound(
-        claims=len(took),
-        slots=claimed,
-        p50_ms=round(quantile(took, 0.5), 1),
-        p99_ms=round(quantile(took, 0.99), 1),
-        max_ms=round(max(took), 1),
-        load_average=round(machine.load_average(), 1),
-    )
+    def round(self) -> ClaimRound:
+        """Return the figures."""
+        return ClaimRound(
+            claims=len(self.claim_ms),
+            slots=self.slots,
+            p50_ms=round(quantile(self.claim_ms, 0.5), 1),
+            p99_ms=round(quantile(self.claim_ms, 0.99), 1),
+            max_ms=round(max(self.claim_ms), 1),
+            announce_p50_ms=round(quantile(self.announce_ms, 0.5), 1),
+            announce_p99_ms=round(quantile(self.announce_ms, 0.99), 1),
+            load_average=round(machine.load_average(), 1),
+        )

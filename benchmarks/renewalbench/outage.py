@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -95,6 +96,7 @@ class Outage:
     silent_share: float = 0.05
     outage: dt.timedelta = dt.timedelta(hours=6)
     most_s: int = 7200
+    replicas: int = 1
 
 
 @dataclass
@@ -115,7 +117,9 @@ class Simulated:
     """Agents that have their event and no certificate."""
     announced: int = 0
     twice: int = 0
-    """Slots that were dispatched twice for one fence."""
+    """Events that came twice for one dispatch of a slot."""
+    again: int = 0
+    """Slots whose agents answer, and that were dispatched more than once for their generation."""
     took_s: float = 0.0
     """Of real time."""
 
@@ -139,6 +143,7 @@ class Simulation:
         self._waiting: list[deque[RotationEvent]] = [deque() for _ in PRIORITIES]
         self._renewed: set[str] = set()
         self._fences: Counter[tuple[str, int]] = Counter()
+        self._dispatched: Counter[str] = Counter()
         self._chance = random.Random(7)
 
     async def receive(self, message: Msg) -> None:
@@ -147,7 +152,9 @@ class Simulation:
         if event.step == "due":
             self._received.append(event)
 
-    async def run(self, scheduler: Scheduler, progress: Callable[[str], object]) -> Simulated:
+    async def run(
+        self, schedulers: Sequence[Scheduler], progress: Callable[[str], object]
+    ) -> Simulated:
         """Fill the tables, and let seconds pass until every agent that answers has renewed.
 
         Raises:
@@ -159,7 +166,7 @@ class Simulation:
         silent = list(self._silent)
         for second in range(1, given.most_s):
             now = await self._clock.forward(1)
-            announced = await self._look(scheduler)
+            announced = sum(await asyncio.gather(*map(self._look, schedulers)))
             await self._events(announced, found, second)
             await self._sign(now, found, second)
             found.peak_announced_per_s = max(found.peak_announced_per_s, announced)
@@ -173,6 +180,11 @@ class Simulation:
                 if not left["waiting"]:
                     found.expired = left["expired"]
                     found.twice = sum(count > 1 for count in self._fences.values())
+                    found.again = sum(
+                        count > 1
+                        for slot, count in self._dispatched.items()
+                        if slot not in self._silent
+                    )
                     found.took_s = round(time.monotonic() - began, 1)
                     return found
         raise RuntimeError(f"{len(self._renewed)} renewed in {given.most_s} s")
@@ -204,6 +216,7 @@ class Simulation:
             event = self._received.popleft()
             found.announced += 1
             self._fences[event.slot_id, event.fence] += 1
+            self._dispatched[event.slot_id] += 1
             found.announced_s[event.priority] = (
                 second if event.attempt == 1 else found.announced_s.get(event.priority, 0)
             )
@@ -289,25 +302,31 @@ async def simulate(
     admin = await platform.postgres.superuser()
     clock = SimulatedClock(admin)
     await clock.create()
-    database = await Database.connect(settings.database, "renewal", SEARCH_PATH)
-    bus = await Bus.connect(platform.bus("renewal"), "renewal", "simulated")
-    agents = await Bus.connect(platform.bus("agent"), "agent-web", "simulated", signs=False)
-    try:
-        wall = SystemClock()
-        info = RenewalInfoPublisher(database, bus, wall, settings.renewal_info)
-        builder = MessageBuilder("simulated", wall, uuid7())
-        publisher = RotationPublisher(database, bus, builder, settings.rotation, info)
-        tracing = Tracing(settings.telemetry, "est-renewal", "simulated")
-        scheduler = Scheduler(settings, database, bus, publisher, tracing)
-        simulation = Simulation(given, settings, database, admin, clock)
+    async with AsyncExitStack() as after:
+        after.push_async_callback(admin.close)
+        after.push_async_callback(clock.remove)
+
+        async def connected(user: str, **options: Any) -> Bus:
+            bus = await Bus.connect(platform.bus(user), user, "simulated", **options)
+            after.push_async_callback(bus.close)
+            return bus
+
+        async def replica(number: int) -> tuple[Database, Scheduler]:
+            database = await Database.connect(settings.database, "renewal", SEARCH_PATH)
+            after.push_async_callback(database.close)
+            bus, wall = await connected("renewal"), SystemClock()
+            info = RenewalInfoPublisher(database, bus, wall, settings.renewal_info)
+            builder = MessageBuilder(f"simulated-{number}", wall, uuid7())
+            publisher = RotationPublisher(database, bus, builder, settings.rotation, info)
+            tracing = Tracing(settings.telemetry, "est-renewal", "simulated")
+            return database, Scheduler(settings, database, bus, publisher, tracing)
+
+        replicas = [await replica(number) for number in range(given.replicas)]
+        simulation = Simulation(given, settings, replicas[0][0], admin, clock)
+        agents = await connected("agent", signs=False)
         await agents.client.subscribe(f"pki.rotation.due.{TENANT}.{SERVICE}", cb=simulation.receive)
-        return await simulation.run(scheduler, progress)
-    finally:
-        for one in (bus, agents):
-            await one.close()
-        await database.close()
-        await clock.remove()
-        await admin.close()
+        return await simulation.run([scheduler for _, scheduler in replicas], progress)
+    raise AssertionError("unreachable")
 
 
 def run(given: Outage, most: int, progress: Callable[[str], object]) -> OutageRun:

@@ -35,6 +35,9 @@ class ClaimRound(BaseModel):
     p50_ms: float
     p99_ms: float
     max_ms: float
+    announce_p50_ms: float
+    announce_p99_ms: float
+    """To read what the events of a claim need, and to mark them; without publishing."""
     load_average: float
 
 
@@ -47,8 +50,6 @@ class Claims(Part):
     fill_s: float
     after_outage: list[ClaimRound]
     steady: ClaimRound
-    dispatch_read_ms: float
-    """To read what the events of a claim need, median."""
     octets: dict[str, int]
     """On disk, of each table and index."""
 
@@ -109,6 +110,7 @@ class OutageRun(BaseModel):
     peak_waiting: int
     announced: int
     twice: int
+    again: int
     took_s: float
 
 

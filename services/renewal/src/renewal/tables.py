@@ -163,6 +163,7 @@ renewal_slot = Table(
         text(REACH),
         "not_after",
         "next_attempt_at",
+        postgresql_include=["slot_id"],
         postgresql_where="state = 'idle'",
     ),
     # Announced and not answered: how many more may be announced now.

@@ -39,17 +39,17 @@ from renewal_slot s join due on s.ctid = due.ctid
 where s.state = 'idle' and s.next_attempt_at <= now() and s.not_after > now()
 order by s.not_after limit $2 for update of s skip locked
 """  # noqa: S608 - our constant
-# By the index over reach: of each one, what expires first is due, and nearly all that is read.
-# Twice as many as are wanted: another replica may hold the first.
+# By the index over reach, and nothing else until the first are found: of each reach, what expires
+# first is due, and nearly all that is read. More than are wanted: another replica may hold them.
 _MANY_DUE = f"""
-with due as materialized (select found.ctid from generate_series(0, {reach.LONGEST}) reach
-    cross join lateral (select ctid, not_after from renewal_slot
+with due as materialized (select found.slot_id from generate_series(0, {reach.LONGEST}) reach
+    cross join lateral (select slot_id, not_after from renewal_slot
         where state = 'idle' and priority = $1 and {reach.REACH} = reach
             and next_attempt_at <= now() and not_after > now() and not_after <= {reach.END}
-        order by not_after limit 2 * $2) found
+        order by not_after limit $2) found
     order by found.not_after limit 2 * $2)
 select s.slot_id, s.not_after, s.mode, s.due_at, now() as now
-from renewal_slot s join due on s.ctid = due.ctid
+from due join renewal_slot s using (slot_id)
 where s.state = 'idle' and s.next_attempt_at <= now() and s.not_after > now()
 order by s.not_after limit $2 for update of s skip locked
 """  # noqa: S608 - our constants

@@ -83,7 +83,7 @@ _LAPSED_LEFT = (
     "and s.last_error_at < now() - $1::interval order by s.last_error_at limit 500"
 )
 _FAILED_OF = _DISPATCHES + "s.state = 'failed' and s.slot_id = any($1::uuid[])"
-_MARK_DUE = """
+MARK_DUE = """
 update renewal_slot s set announced_fence = t.fence
 from unnest($1::uuid[], $2::bigint[]) as t(slot_id, fence)
 where s.slot_id = t.slot_id and s.fence = t.fence
@@ -139,7 +139,7 @@ class RotationPublisher:
         Raises:
             Unavailable: not everything was confirmed; the sweeper publishes it again.
         """
-        return await self._dispatches(DUE_OF, "due", _MARK_DUE, list(slot_ids))
+        return await self._dispatches(DUE_OF, "due", MARK_DUE, list(slot_ids))
 
     async def lapses(self, slot_ids: Sequence[str]) -> int:
         """Publish that the leases of these slots expired.
@@ -193,7 +193,7 @@ class RotationPublisher:
         Raises:
             Unavailable: the bus or the database is unavailable.
         """
-        published = await self._dispatches(_DUE_LEFT, "due", _MARK_DUE, older_than)
+        published = await self._dispatches(_DUE_LEFT, "due", MARK_DUE, older_than)
         published += await self._dispatches(_LAPSED_LEFT, "lease_expired", _MARK_LAPSED, older_than)
         published += await self._steps(_LEFT, older_than)
         return published + await self.info.sweep(older_than)
