@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from estbench import machine
+from estbench.processes import cpu_s
 from estcore.pki.profile import PRIORITIES
 from estcore.runtime.database import Connection
 from renewal.dispatch import claims
@@ -75,7 +76,8 @@ class _Claims:
     """Claims of a run, timed with their commit; each is announced before the next, as renewal does."""
 
     def __init__(self, world: RenewalDatabase) -> None:
-        self._database = world.database
+        self._database, self._pid = world.database, world.postgres.pid
+        self._cpu_s = 0.0
         self.claim_ms: list[float] = []
         self.announce_ms: list[float] = []
         self.slots = 0
@@ -106,12 +108,13 @@ class _Claims:
                 leases=LeaseSettings(),
             )
 
-        began = time.perf_counter()
+        began, used = time.perf_counter(), cpu_s(self._pid)
         async with self._database.connection() as connection:
             due = await claims.count_due(connection)
         found = await self._database.run(work) if due[priority] else []
         if found:
             self.claim_ms.append((time.perf_counter() - began) * 1000)
+            self._cpu_s += cpu_s(self._pid) - used
             self.slots += len(found)
             await self._announce(found)
         return len(found)
@@ -132,6 +135,7 @@ class _Claims:
             slots=self.slots,
             p50_ms=round(quantile(self.claim_ms, 0.5), 1),
             p99_ms=round(quantile(self.claim_ms, 0.99), 1),
+            cpu_ms=round(self._cpu_s * 1000 / len(self.claim_ms), 1),
             max_ms=round(max(self.claim_ms), 1),
             announce_p50_ms=round(quantile(self.announce_ms, 0.5), 1),
             announce_p99_ms=round(quantile(self.announce_ms, 0.99), 1),

@@ -35,6 +35,8 @@ class ClaimRound(BaseModel):
     p50_ms: float
     p99_ms: float
     max_ms: float
+    cpu_ms: float
+    """CPU time of PostgreSQL for a claim, mean."""
     announce_p50_ms: float
     announce_p99_ms: float
     """To read what the events of a claim need, and to mark them; without publishing."""

@@ -17,6 +17,7 @@ from estsuite_testing.platform import Platform
 from estsuite_testing.renewal_bench import Bench
 from renewal.dispatch import claims
 from renewal.dispatch.claims import claim, count_due, count_unanswered
+from renewal.publishing import publisher
 from renewal.settings import RenewalSettings
 
 pytestmark = pytest.mark.integration
@@ -74,17 +75,19 @@ _DUE = "state = 'idle' and next_attempt_at <= now() and not_after > now() and pr
 _LEFT = f"select count(*) from renewal.renewal_slot where {_DUE}"
 
 
-async def fleet(bench: Bench) -> None:
+async def fleet(bench: Bench, late: dt.timedelta = LATE) -> None:
     """A mixed fleet of which a fiftieth is due, with statistics as autovacuum makes them."""
     await bench.database.execute("select setseed(0.5)")
-    await write_slots(bench.database, 1, MANY, late=LATE)
+    await write_slots(bench.database, 1, MANY, late=late)
     await bench.database.execute("vacuum analyze renewal.renewal_slot, renewal.certificate")
 
 
-async def explained(connection: asyncpg.Connection, sql: str, *values: Any) -> dict[str, Any]:
-    """The plan for any values, which is what a prepared statement gets, and what it read."""
+async def explained(
+    connection: asyncpg.Connection, sql: str, *values: Any, mode: str = "force_generic_plan"
+) -> dict[str, Any]:
+    """The plan for any values, which a prepared statement gets after some times; what it read."""
     await connection.execute("set search_path to renewal")
-    await connection.execute("set plan_cache_mode = force_generic_plan")
+    await connection.execute(f"set plan_cache_mode = {mode}")
     text = await connection.fetchval("explain (analyze, buffers, format json) " + sql, *values)
     found: dict[str, Any] = json.loads(text)[0]["Plan"]
     return found
@@ -139,6 +142,50 @@ async def test_no_statement_of_a_look_scans_a_table(
     assert pages(plans["_MANY_DUE"]) < 3000
     few = [n for n in nodes(plans["_FEW_DUE"]) if n.get("Index Name")]
     assert {n["Index Name"] for n in few} == {"slot_due"}
+
+
+@pytest.mark.parametrize("late", [LATE, dt.timedelta(0)])
+@pytest.mark.parametrize("mode", ["force_generic_plan", "force_custom_plan"])
+async def test_no_statistics_make_a_claim_read_the_index_of_due_times_for_each_reach(
+    platform: Platform, migrated: RenewalSettings, bench: Bench, mode: str, late: dt.timedelta
+) -> None:
+    """Also with those from before an outage, when hardly anything was due."""
+    await fleet(bench, late)
+    await bench.database.execute(
+        "update renewal.renewal_slot set next_attempt_at = now() - interval '1 hour' "
+        "where hashtext(slot_id::text) % 50 = 0"
+    )
+    connection = await platform.postgres.superuser()
+    try:
+        plans = [
+            await explained(connection, claims._MANY_DUE, priority, 500, mode=mode)
+            for priority in range(4)
+        ]
+    finally:
+        await connection.close()
+    for plan in plans:
+        indexes = {n["Index Name"] for n in nodes(plan) if n.get("Index Name")}
+        assert "slot_reach" in indexes
+        assert "slot_due" not in indexes
+
+
+async def test_the_events_of_a_claim_are_read_by_their_slots(
+    platform: Platform, migrated: RenewalSettings, bench: Bench
+) -> None:
+    """However many others are dispatched, which the statistics do not know yet."""
+    await fleet(bench)
+    await bench.database.execute(
+        "update renewal.renewal_slot set state = 'dispatched', fence = fence + 1, "
+        "lease_until = now() + interval '1 hour', dispatched_at = now()"
+    )
+    rows = await bench.database.fetch("select slot_id from renewal.renewal_slot limit 100")
+    connection = await platform.postgres.superuser()
+    try:
+        plan = await explained(connection, publisher.DUE_OF, [row["slot_id"] for row in rows])
+    finally:
+        await connection.close()
+    assert plan["Actual Rows"] == len(rows)
+    assert pages(plan) < 1500
 
 
 async def test_in_a_mixed_fleet_those_that_expire_first_are_claimed_first(

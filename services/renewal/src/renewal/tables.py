@@ -162,8 +162,8 @@ renewal_slot = Table(
         "priority",
         text(REACH),
         "not_after",
-        "next_attempt_at",
-        postgresql_include=["slot_id"],
+        text("(next_attempt_at at time zone 'UTC')"),
+        postgresql_include=["slot_id", "next_attempt_at"],
         postgresql_where="state = 'idle'",
     ),
     # Announced and not answered: how many more may be announced now.

@@ -124,6 +124,8 @@ class Scheduler:
         async with self._database.connection() as connection:
             waiting = await claims.find_waiting(connection, patience)
         lapsed, updated = await self._update_slots(waiting)
+        if updated:
+            faults.hit("renewal.checked")
         LAPSED.inc(len(lapsed.slots))
         if lapsed.overdue:
             log.warning("renewal lease expired", extra=fields(slots=len(lapsed.overdue)))

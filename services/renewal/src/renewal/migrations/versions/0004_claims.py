@@ -9,7 +9,8 @@ UPGRADE = """
 create index slot_reach on renewal_slot (priority,
     (least(floor(ln(greatest(date_part('epoch', not_after - next_attempt_at), 1))
         * 23), 460)::integer),
-    not_after, next_attempt_at) include (slot_id) where state = 'idle';
+    not_after, (next_attempt_at at time zone 'UTC'))
+    include (slot_id, next_attempt_at) where state = 'idle';
 create index slot_unanswered on renewal_slot (dispatched_at)
     where state = 'dispatched' and attempts = 1 and mode <> 'poll';
 drop index slot_expiry
