@@ -256,7 +256,7 @@ class Simulation:
 
 
 def successor(event: RotationEvent, now: dt.datetime) -> CertificateIssued:
-    """Return the certificate that an agent gets that was told by this event."""
+    """Return the certificate that an agent gets that received this event."""
     assert event.old is not None
     serial = serial_hex(new_serial_number())
     lifetime = event.old.not_after - event.old.not_before

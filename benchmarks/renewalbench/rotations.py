@@ -170,7 +170,7 @@ async def rotate(
         failed=len(failures),
         connections_ended=sum(t.ended for t in tallies),
         agent_kills=agent.kills,
-        agent_ended=max(0, agent.ended_by_itself - 1),  # the last time it was told to
+        agent_ended=max(0, agent.ended_by_itself - 1),  # the last time by a signal
         renewal_kills=renewal.kills,
         stalled=len(problems),
         minutes=round((time.monotonic() - began) / 60, 1),

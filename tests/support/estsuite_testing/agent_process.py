@@ -138,7 +138,7 @@ class AgentProcess:
         assert code == 0, (self.folder / "log").read_text()[-2000:]
 
     def received(self) -> list[str]:
-        """Return what it told the service manager."""
+        """Return what it sent to the service manager."""
         while True:
             try:
                 self.messages.append(self.notify.recv(4096).decode())

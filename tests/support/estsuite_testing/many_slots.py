@@ -3,7 +3,7 @@
 Lifetimes are mixed (24 h 5 %, 7 d 15 %, 30 d and 90 d 40 % each) and so are priorities (critical
 5 %, high 15 %, normal 70 %, low 10 %). Slots are due evenly over time, as they are in a fleet that
 was enrolled evenly, and each one is due ``late`` earlier: so much time was renewal stopped. One in
-a hundred has an agent that did not answer, and is announced again within six hours. Certificates
+a hundred has an agent that did not answer, and is due once more within six hours. Certificates
 are no certificates: their octets are the same digits, of the length of one for a P-256 key.
 """
 

@@ -22,7 +22,7 @@ from estcore.runtime.logs import Repetition, fields
 from estcore.runtime.service import sleep_or_stop
 from estcore.runtime.tracing import Tracing
 from renewal.dispatch import claims
-from renewal.metrics import DISPATCHED, LAPSED
+from renewal.metrics import DISPATCHED, LAPSED, UNANSWERED
 from renewal.publishing.publisher import RotationPublisher
 from renewal.rotation.requested_renewal import apply_kept
 from renewal.rotation.schedule import room, shares
@@ -47,6 +47,7 @@ class Scheduler:
         self._settings, self._database, self._bus = settings, database, bus
         self._publisher, self._tracing = publisher, tracing
         self._scheduler = settings.scheduler
+        self._unanswered = Repetition(log, "announcements wait for answers")
 
     async def run_due(self, stop: asyncio.Event) -> None:
         """Announce due slots until stopped."""
@@ -69,12 +70,18 @@ class Scheduler:
         async with self._database.connection() as connection:
             due = await claims.count_due(connection)
             if not any(due):
+                UNANSWERED.set(0)
                 return 0
             most = self._scheduler.max_unanswered
             within = dt.timedelta(seconds=self._scheduler.answer_s)
             unanswered = await claims.count_unanswered(connection, within=within, limit=most)
+        UNANSWERED.set(unanswered)
         total = self._scheduler.claim_size
         places, free = shares(total), room(most, unanswered)
+        if unanswered >= most:
+            self._unanswered.warn(max_unanswered=most)
+        else:
+            self._unanswered.over()
         claimed, full = 0, []
         for priority in range(len(PRIORITIES)):
             limit = min(places[priority], total - claimed, free[priority] - claimed)
