@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import os
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -97,7 +98,7 @@ async def renewal_database(folder: Path) -> AsyncIterator[RenewalDatabase]:
             }
         )
         admin = await postgres.superuser()
-        await admin.execute("alter system set shared_buffers = '1GB'")
+        await admin.execute(f"alter system set shared_buffers = '{_buffers_mb()}MB'")
         await admin.execute("alter system set max_wal_size = '8GB'")
         await admin.close()
         await postgres.stop()
@@ -113,3 +114,9 @@ async def renewal_database(folder: Path) -> AsyncIterator[RenewalDatabase]:
     finally:
         await postgres.stop(immediate=True)
         shutil.rmtree(postgres.home, ignore_errors=True)
+
+
+def _buffers_mb() -> int:
+    """Return a quarter of the machine's memory, as docs/operations/postgresql.md recommends."""
+    octets = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(octets / 4 / 2**20)

@@ -33,8 +33,8 @@ def _where(part: Part) -> str:
     facts = part.machine
     return (
         f"{facts['date']}, revision {facts['revision']}, {facts['processors']}, "
-        f"PostgreSQL {facts['postgresql']}, load average before {part.load_average:.1f}."
-    )
+        f"PostgreSQL {facts['postgresql']}, load average before {part.load_average:.1f}. {part.note}"
+    ).strip()
 
 
 def _claims(found: Claims) -> Iterator[str]:

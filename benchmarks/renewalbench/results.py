@@ -20,6 +20,8 @@ class Part(BaseModel):
     machine: dict[str, str]
     load_average: float
     """Of the machine before the run: what other work disturbed it."""
+    note: str = ""
+    """What else there is to know about this run: a sentence, or nothing."""
 
 
 P = TypeVar("P", bound=Part)

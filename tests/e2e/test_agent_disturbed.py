@@ -21,7 +21,8 @@ from estsuite_testing.debian import debian_packages
 from estsuite_testing.e2e_stack import Stack, stop_stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
-OFFSETS = {"ahead": "+10m", "behind": "-10m", "far-ahead": "+40d", "far-behind": "-40d"}
+_DAY_S = 86_400
+OFFSETS_S = {"ahead": 600, "behind": -600, "far-ahead": 40 * _DAY_S, "far-behind": -40 * _DAY_S}
 SOLD = dt.timedelta(days=100)
 """How long the certificates of the suite have been valid when the test begins."""
 
@@ -31,7 +32,7 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack
     """A suite of a while ago whose certificates of a minute are renewed after ten seconds."""
     folder = tmp_path_factory.mktemp("clock")
     renewal = {"reaction_time": "50s", "overlap": "5s"}
-    started = await start_for_agents(folder, [*OFFSETS, "patient"], renewal=renewal)
+    started = await start_for_agents(folder, [*OFFSETS_S, "before", "patient"], renewal=renewal)
     try:
         make_older(started)
         for service in ("ca-signer", "est-frontend"):
@@ -73,10 +74,10 @@ async def test_an_agent_with_a_wrong_clock_enrolls_renews_and_proves_in_time(
 ) -> None:
     root = await asyncio.to_thread(debian_packages, "libfaketime")
 
-    async def one(name: str, offset: str) -> None:
+    async def one(name: str, offset_s: int) -> None:
         folder = tmp_path / name
         folder.mkdir()
-        agent = AgentProcess(stack, folder, libfaketime(root, offset))
+        agent = AgentProcess(stack, folder, libfaketime(root, f"{offset_s:+}"))
         agent.define(name, name, await agent.secret(name))
         async with agent:
             try:
@@ -84,16 +85,38 @@ async def test_an_agent_with_a_wrong_clock_enrolls_renews_and_proves_in_time(
                 serials = [agent.certificate(name).serial_number]
                 await until(lambda: agent.certificate(name).serial_number not in serials)
                 await until(lambda: agent.facts(name).get("proven") is True)
+                # The server's time less the machine's.
+                assert agent.facts(name)["clock_offset_s"] == pytest.approx(-offset_s, abs=5)
             except TimeoutError:
                 print(name, agent.facts(name), (folder / "log").read_text()[-3000:])
                 raise
 
     async with asyncio.TaskGroup() as group:
-        for name, offset in OFFSETS.items():
-            group.create_task(one(name, offset))
+        for name, offset_s in OFFSETS_S.items():
+            group.create_task(one(name, offset_s))
     # Neither in a loop: a clock that is wrong is no reason for another certificate.
     issued = Counter(str(row["service"]) for row in await stack.ledger())
-    assert {issued[name] for name in OFFSETS} == {2}, issued
+    assert {issued[name] for name in OFFSETS_S} == {2}, issued
+
+
+async def test_a_clock_by_which_the_server_is_not_valid_is_waited_for(
+    stack: Stack, tmp_path: Path
+) -> None:
+    """No certificate can be trusted by it; the agent says so, and goes on when it is right."""
+    root = await asyncio.to_thread(debian_packages, "libfaketime")
+    clock = tmp_path / "clock"
+    clock.write_text("-200d\n")
+    environment = libfaketime(root, "") | {
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_CACHE_DURATION": "1",
+    }
+    del environment["FAKETIME"]
+    agent = AgentProcess(stack, tmp_path, environment)
+    agent.define("before", "before", await agent.secret("before"))
+    async with agent:
+        await until(lambda: "not yet valid" in str(agent.facts("before").get("reason")))
+        clock.write_text("+0\n")
+        await until(lambda: agent.facts("before").get("state") == "valid")
 
 
 async def test_a_signer_that_is_stopped_for_longer_than_the_window_costs_no_certificate(

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -122,9 +123,12 @@ class AgentProcess:
     async def start(self) -> None:
         """Start it, also once more after it was killed."""
         notify = {"NOTIFY_SOCKET": str(self.folder / "notify")}
+        # A library that has to be loaded first needs a process that is executed.
+        executed = "LD_PRELOAD" in self._environment
+        commands = Path(sys.executable).parent if executed else command_folder()
         with (self.folder / "log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *(command_folder() / "estctl", "agent", "run", "--config", self.config),
+                *(commands / "estctl", "agent", "run", "--config", self.config),
                 env=os.environ | notify | self._environment,
                 stderr=log,
             )

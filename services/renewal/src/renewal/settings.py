@@ -70,7 +70,7 @@ class SchedulerSettings(StrictModel):
         "a tenth is kept for each higher priority",
     )
     answer_s: float = Field(
-        default=60,
+        default=30,
         ge=1,
         le=3600,
         description="after so long an announcement without an answer no longer counts there",

@@ -40,7 +40,8 @@ where s.state = 'idle' and s.next_attempt_at <= now() and s.not_after > now()
 order by s.not_after limit $2 for update of s skip locked
 """  # noqa: S608 - our constant
 # By the index over reach, and nothing else until the first are found: of each reach, what expires
-# first is due, and nearly all that is read. More than are wanted: another replica may hold them.
+# first is due, and nearly all that is read. Some more than are wanted: another replica may hold
+# the first.
 # Times in UTC without a zone, as this index alone has them: by those of the column the planner
 # could take the index over due times for each reach, which is seconds after an outage.
 _MANY_DUE = f"""
@@ -50,7 +51,7 @@ with due as materialized (select found.slot_id from generate_series(0, {reach.LO
             and next_attempt_at at time zone 'UTC' <= now() at time zone 'UTC'
             and not_after > now() and not_after <= {reach.END}
         order by not_after limit $2) found
-    order by found.not_after limit 2 * $2)
+    order by found.not_after limit $2 + $2 / 4)
 select s.slot_id, s.not_after, s.mode, s.due_at, now() as now
 from due join renewal_slot s using (slot_id)
 where s.state = 'idle' and s.not_after > now()
