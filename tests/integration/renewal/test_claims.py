@@ -239,6 +239,28 @@ async def test_in_a_mixed_fleet_those_that_expire_first_are_claimed_first(
     assert len(found) + len(order) >= due
 
 
+async def test_slots_of_every_reach_are_found(bench: Bench, migrated: RenewalSettings) -> None:
+    """Due a minute to forty years before the end, and just now or nearly since their beginning."""
+    await bench.database.execute(_SLOTS, 640)
+    await bench.database.execute(
+        "update renewal.renewal_slot s set next_attempt_at = now() - left_over * (n % 4) / 3.0, "
+        "not_after = now() + left_over from (select slot_id, n, interval '1 s' * 60 * exp(n / 38.0) "
+        "as left_over from (select slot_id, row_number() over () as n from renewal.renewal_slot) q) t "
+        "where t.slot_id = s.slot_id"
+    )
+    ends = (
+        "select extract(epoch from max(not_after) - now()) / 86400 / 365 from renewal.renewal_slot"
+    )
+    assert await bench.database.fetchval(ends) > 30
+    database = await Database.connect(migrated.database, "renewal", "renewal")
+    try:
+        async with database.connection() as connection, connection.transaction():
+            rows = await connection.fetch(claims._MANY_DUE, NORMAL, 1000)
+    finally:
+        await database.close()
+    assert len(rows) == 640
+
+
 async def test_what_is_unanswered_is_what_was_announced_once_and_lately(
     bench: Bench, migrated: RenewalSettings
 ) -> None:
