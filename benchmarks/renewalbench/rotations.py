@@ -91,26 +91,26 @@ class RenewalService:
 async def disturbed(
     agent: Agent, renewal: RenewalService, every_s: float, chance: random.Random
 ) -> AsyncIterator[None]:
-    """Kill one, the other or both, again and again."""
+    """Kill one, the other or both, again and again; both run when the context ends."""
+    stop = asyncio.Event()
 
     async def disturb() -> None:
         while True:
-            await asyncio.sleep(chance.uniform(0.2, 1.8) * every_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(chance.uniform(0.2, 1.8) * every_s):
+                    await stop.wait()
+                return
             choices: list[list[Agent | RenewalService]] = [[agent], [renewal], [agent, renewal]]
-            chosen = chance.choice(choices)
             async with asyncio.TaskGroup() as group:
-                for one in chosen:
+                for one in chance.choice(choices):
                     group.create_task(one.kill(chance.uniform(*_AWAY_S)))
 
-    task = asyncio.create_task(disturb())
-    try:
-        yield
-        if task.done():
-            await task
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    async with asyncio.TaskGroup() as group:
+        group.create_task(disturb())
+        try:
+            yield
+        finally:
+            stop.set()
 
 
 async def rotate(
