@@ -14,9 +14,9 @@ DIST ?= dist
 # Twice the cores of the smallest machine: tests wait for servers half of the time.
 WORKERS ?= 4
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml tests/*/pyproject.toml deploy/*/pyproject.toml)
-PACKAGES := estdeploy estsupply estmonitoring estcore estclient estdev estsetup est_frontend est_frontend_srp ca_signer renewal audit est_witness est_issuer estsuite_faults estsuite_testing estbench loadmodel
+PACKAGES := estdeploy estsupply estmonitoring estcore estclient estdev estsetup est_frontend est_frontend_srp ca_signer renewal audit est_witness est_issuer estsuite_faults estsuite_testing estbench loadmodel renewalbench
 
-.PHONY: help demo up unit test interop compose-test cluster-test issuer-test conformance check fmt lint type imports deploy-check dist sbom audit-deps images images-lock uv-lock bench scaling chaos fuzz clean
+.PHONY: help demo up unit test interop compose-test cluster-test issuer-test conformance check fmt lint type imports deploy-check dist sbom audit-deps images images-lock uv-lock bench scaling renewal-figures chaos fuzz clean
 
 help:           ## show the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -82,6 +82,9 @@ bench: $(READY) ## what an enrollment costs, beside step-ca and OpenBao, into do
 
 scaling: $(READY) ## simulate the load of large fleets, into docs/scaling (SCALING=measure counts what a rotation leaves first)
 	@$(BIN)/uv sync --frozen --quiet --group bench && $(if $(SCALING),$(BIN)/python benchmarks/scaling.py $(SCALING) --out docs/scaling && )$(BIN)/python benchmarks/scaling.py simulate --out docs/scaling && $(BIN)/python docs/generate.py
+
+renewal-figures: $(READY) ## figures of renewal, into docs/benchmarks (PART="claims polls outage rotations"; claims need 15 GB)
+	@for part in $(or $(PART),claims polls outage rotations); do $(BIN)/python benchmarks/renewal_figures.py $$part || exit 1; done && $(BIN)/python docs/generate.py
 
 dist: $(READY)  ## wheels and sdists of the client and the core it needs, for devices, into dist/
 	@for name in core client; do $(BIN)/uv build --quiet --package estsuite-$$name --out-dir $(DIST) || exit 1; done

@@ -260,8 +260,8 @@ def caught_up_s(scenario: Scenario) -> float:
 def _incidents(simulated: Everything) -> Iterator[str]:
     yield "## A root is lost\n"
     yield f"Simulated: all {LARGE:,} certificates are due at once, 5% critical, 15% high, 70% normal, 10%"
-    yield "low. What limits the rate works at 70%. Renewal announces as fast as it can; with a pace it would"
-    yield "announce no faster than is signed. Polls are in proportion to those of the outage.\n"
+    yield "low. What limits the rate works at 70%. In the first row renewal announces as fast as it can; with a"
+    yield "pace (`scheduler.max_unanswered`) no faster than is signed. Polls are in proportion to those of the outage.\n"
     worst = simulated.outage[0].outcome
     each = max(worst.connections_per_minute) / 60 / max(worst.waiting_per_minute)
     rows = [

@@ -1,4 +1,4 @@
-"""The tables of benchmarks.md, from the results of the run that is kept beside it."""
+"""The tables of benchmarks.md, from the results of the runs that are kept beside it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 from estbench import report  # noqa: E402 - beside this folder, installed nowhere
 from estbench.results import Results  # noqa: E402
+from renewalbench import report as renewal_report  # noqa: E402
+from renewalbench import results as renewal_results  # noqa: E402
 
 RESULTS = ROOT / "docs/benchmarks/results.json"
 
 
 def page() -> str:
     """Return the generated part of benchmarks.md."""
-    return report.page(Results.model_validate_json(RESULTS.read_text(encoding="utf-8")))
+    enrollments = report.page(Results.model_validate_json(RESULTS.read_text(encoding="utf-8")))
+    return f"{enrollments}\n{renewal_report.page(renewal_results.read())}"

@@ -31,6 +31,12 @@ RENEWAL = Board(
                     stat=True,
                 ),
                 panel(
+                    "Announced, not answered",
+                    "short",
+                    ("max(est_renewal_unanswered_slots)", "slots"),
+                    stat=True,
+                ),
+                panel(
                     "Agents that need a person",
                     "short",
                     ("sum(est_agent_needs_attention)", "agents"),

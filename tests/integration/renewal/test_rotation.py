@@ -109,6 +109,33 @@ async def test_two_replicas_dispatch_every_slot_once(bench: Bench) -> None:
         assert bench.steps(one) == ["due"]
 
 
+async def test_agents_that_do_not_answer_keep_neither_urgent_ones_nor_those_that_do_waiting(
+    bench: Bench,
+) -> None:
+    """Of ten places normal ones get eight; each answer, and time, gives one back."""
+    scheduler = {"max_unanswered": 10, "answer_s": 4}
+    changed = bench.settings.scheduler.model_copy(update=scheduler)
+    bench.settings = bench.settings.model_copy(update={"scheduler": changed})
+    fleet = [bench.issue(**OVERDUE, priority="normal") for _ in range(20)]
+    urgent = bench.issue(**OVERDUE, priority="critical")
+
+    async def dispatched(count: int) -> list[Any] | None:
+        found = [one for one in fleet if bench.steps(one)]
+        return found if len(found) >= count else None
+
+    async with bench.running():
+        await bench.announce(*fleet)
+        first = await bench.until(lambda: dispatched(8), "dispatch of eight", timeout_s=3)
+        await asyncio.sleep(0.5)
+        assert len(await dispatched(0) or []) == 8
+        await bench.announce(urgent)
+        await bench.step(urgent, "due", timeout_s=2)
+        # Two answers are room for one more: the urgent one has a place of its own.
+        await bench.announce(*(bench.issue(after=one) for one in first[:2]))
+        await bench.until(lambda: dispatched(9), "dispatch of another", timeout_s=2)
+        await bench.until(lambda: dispatched(20), "dispatch of all")
+
+
 async def test_a_dispatch_whose_event_was_lost_in_a_crash_is_published_again(
     bench: Bench,
 ) -> None:

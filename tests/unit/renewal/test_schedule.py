@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estcore.pki.profile import Priority
-from renewal.rotation.schedule import backoff, draw, due_at, lease, overlap, shares, stall_at
+from renewal.rotation.schedule import (
+    backoff,
+    draw,
+    due_at,
+    lease,
+    overlap,
+    room,
+    shares,
+    stall_at,
+)
 
 START = dt.datetime(2026, 11, 22, 12, 0, tzinfo=dt.UTC)
 MINUTE = dt.timedelta(minutes=1)
@@ -107,3 +116,18 @@ def test_a_rotation_stalls_an_eighth_of_the_lifetime_before_the_end_at_most() ->
 def test_every_priority_has_a_share_even_of_little() -> None:
     assert shares(200) == [100, 60, 30, 10]
     assert shares(1) == [1, 1, 1, 1]
+
+
+@given(most=st.integers(10, 1_000_000), unanswered=st.integers(0, 2_000_000))
+def test_a_more_urgent_priority_always_has_room_that_a_less_urgent_one_cannot_take(
+    most: int, unanswered: int
+) -> None:
+    found = room(most, unanswered)
+    assert found == sorted(found, reverse=True)
+    assert max(found) + unanswered <= max(most, unanswered)
+    assert min(found) >= 0
+    # What the least urgent can fill leaves a tenth to the next, and so on.
+    for lower in range(1, 4):
+        filled = room(most, 0)[lower]
+        assert room(most, filled)[lower] == 0
+        assert room(most, filled)[lower - 1] >= most // 10

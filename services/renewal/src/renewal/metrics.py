@@ -40,6 +40,10 @@ WINDOWS_GIVEN_UP = Counter(
 )
 SLOTS = Gauge("est_renewal_slots", "Slots by state", ["state"])
 OVERDUE_S = Gauge("est_renewal_oldest_due_seconds", "Age of the longest due, unclaimed slot")
+UNANSWERED = Gauge(
+    "est_renewal_unanswered_slots",
+    "Slots announced a moment ago that have no new certificate yet, while others are due",
+)
 SHORT_LIFE = Gauge(
     "est_renewal_slots_short", "Slots with less than this share of lifetime left", ["share"]
 )

@@ -39,6 +39,7 @@ from estcore.errors import (
 from estcore.ids import rotation_id
 from estcore.messages.envelope import decode, encode
 from estcore.messages.state import RotationAck, RotationAckAnswered
+from estcore.runtime import faults
 from estcore.runtime.bus import Bus, Incoming
 from estcore.runtime.database import Connection, Database
 from estcore.runtime.logs import fields
@@ -199,6 +200,7 @@ class AckListener:
         await self.database.run(
             lambda c: self._prove(c, slot_id, row["issuance_id"], ack.peer_address, proof)
         )
+        faults.hit("renewal.proven")
         return Accepted(row["issuance_id"], slot_id, repeated=False)
 
     def _compare(self, row: asyncpg.Record, claims: Claims) -> None:

@@ -62,6 +62,19 @@ class SchedulerSettings(StrictModel):
         le=3600,
         description="what was not announced by then is announced by any replica",
     )
+    max_unanswered: int = Field(
+        default=2000,
+        ge=10,
+        le=1_000_000,
+        description="slots that are announced and have no new certificate yet, at most; "
+        "a tenth is kept for each higher priority",
+    )
+    answer_s: float = Field(
+        default=30,
+        ge=1,
+        le=3600,
+        description="after so long an announcement without an answer no longer counts there",
+    )
     lease: LeaseSettings = LeaseSettings()
 
 

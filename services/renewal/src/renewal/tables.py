@@ -18,9 +18,12 @@ from sqlalchemy import (
     Text,
     false,
     func,
+    text,
     true,
 )
 from sqlalchemy.dialects.postgresql import UUID
+
+from renewal.reach import REACH
 
 metadata = MetaData()
 
@@ -153,8 +156,22 @@ renewal_slot = Table(
     ),
     # Whether slots are due, and claiming where few are (dispatch/claims.py).
     Index("slot_due", "priority", "next_attempt_at", postgresql_where="state = 'idle'"),
-    # Claiming where many are due: those that expire first are found first.
-    Index("slot_expiry", "priority", "not_after", postgresql_where="state = 'idle'"),
+    # Claiming where many are due: those that expire first are found first (reach.py).
+    Index(
+        "slot_reach",
+        "priority",
+        text(REACH),
+        "not_after",
+        text("(next_attempt_at at time zone 'UTC')"),
+        postgresql_include=["slot_id", "next_attempt_at"],
+        postgresql_where="state = 'idle'",
+    ),
+    # Announced and not answered: how many more may be announced now.
+    Index(
+        "slot_unanswered",
+        "dispatched_at",
+        postgresql_where="state = 'dispatched' and attempts = 1 and mode <> 'poll'",
+    ),
     # Leases that ran out.
     Index("slot_leases", "lease_until", postgresql_where="state = 'dispatched'"),
     # Slots in which time alone changes something.

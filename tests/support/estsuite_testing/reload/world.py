@@ -32,7 +32,7 @@ from estsuite_testing.e2e_stack import POLICY, Stack, start_stack, stop_stack
 from estsuite_testing.reload.pages import HOME, PAGES, Page
 
 PROFILES = Path(__file__).parents[4] / "libs/estsetup/src/estsetup/examples/profiles.yaml"
-LIFETIME_S = 60
+LIFETIME_S, REACTION_S = 60, 40
 """The shortest one; renewal information asks for a new certificate 40 s before its end."""
 OPERATOR = "CN=boss"
 PREPARE = "Prepare"
@@ -191,8 +191,13 @@ class World:
 
 
 @asynccontextmanager
-async def reload_world(folder: Path) -> AsyncIterator[World]:
-    """Start the suite, and prepare what docs/onboarding/README.md says."""
+async def reload_world(
+    folder: Path, *, lifetime_s: int = LIFETIME_S, reaction_s: int = REACTION_S
+) -> AsyncIterator[World]:
+    """Start the suite, and prepare what docs/onboarding/README.md says.
+
+    A certificate is renewed ``reaction_s`` before its end.
+    """
     # Servers that change their user must be able to enter it: not below pytest's own folder.
     home = Path(tempfile.mkdtemp(prefix="estsuite-reload-", dir="/var/tmp"))
     async with AsyncExitStack() as after:
@@ -201,7 +206,8 @@ async def reload_world(folder: Path) -> AsyncIterator[World]:
         for name in ("bin", "logs"):
             (home / name).mkdir()
         common = Page.read("README.md", {HOME: str(home)})
-        policy, profiles = _policy(folder, common), _profiles(folder)
+        policy = _policy(folder, common)
+        profiles = _profiles(folder, lifetime_s, reaction_s)
         stack = await start_stack(folder, policy=policy, profiles=profiles)
         after.push_async_callback(stop_stack, stack)
         numbers = sorted({n for p in PAGES.glob("*.md") for n in _PORT.findall(p.read_text())})
@@ -271,12 +277,12 @@ def _policy(folder: Path, common: Page) -> Path:
     return file
 
 
-def _profiles(folder: Path) -> Path:
+def _profiles(folder: Path, lifetime_s: int, reaction_s: int) -> Path:
     profiles = yaml.safe_load(PROFILES.read_text())
     (demo,) = (p for p in profiles["profiles"] if p["name"] == "demo")
     demo |= {
-        "lifetime": f"{LIFETIME_S}s",
-        "renewal": {"reaction_time": "40s", "overlap": "5s"},
+        "lifetime": f"{lifetime_s}s",
+        "renewal": {"reaction_time": f"{reaction_s}s", "overlap": "5s"},
     }
     file = folder / "profiles.yaml"
     file.write_text(yaml.safe_dump(profiles))

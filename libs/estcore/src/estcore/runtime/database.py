@@ -100,6 +100,7 @@ class Database:
                         lock_timeout=f"{settings.lock_timeout_s}s",
                         idle_in_transaction_session_timeout="30s",
                         timezone="UTC",
+                        jit="off",  # it compiles for longer than any statement here runs
                     ),
                     min_size=1,
                     max_size=settings.pool_size,

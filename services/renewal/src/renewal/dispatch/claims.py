@@ -17,6 +17,7 @@ import asyncpg
 
 from estcore.pki.profile import PRIORITIES
 from estcore.runtime.database import Connection
+from renewal import reach
 from renewal.rotation.requested_renewal import RECHECK
 from renewal.rotation.schedule import MANAGED_LEASE, backoff, lease, overdue_at
 from renewal.rotation.store import update_slots
@@ -38,11 +39,28 @@ from renewal_slot s join due on s.ctid = due.ctid
 where s.state = 'idle' and s.next_attempt_at <= now() and s.not_after > now()
 order by s.not_after limit $2 for update of s skip locked
 """  # noqa: S608 - our constant
-# By the index over expiry: what is due is mostly what expires first.
-_MANY_DUE = """
-select slot_id, not_after, mode, due_at, now() as now from renewal_slot
-where state = 'idle' and next_attempt_at <= now() and priority = $1 and not_after > now()
-order by not_after limit $2 for update skip locked
+# By the index over reach, and nothing else until the first are found: of each reach, what expires
+# first is due, and nearly all that is read. Some more than are wanted: another replica may hold
+# the first.
+# Times in UTC without a zone, as this index alone has them: by those of the column the planner
+# could take the index over due times for each reach, which is seconds after an outage.
+_MANY_DUE = f"""
+with due as materialized (select found.slot_id from generate_series(0, {reach.LONGEST}) reach
+    cross join lateral (select slot_id, not_after from renewal_slot
+        where state = 'idle' and priority = $1 and {reach.REACH} = reach
+            and next_attempt_at at time zone 'UTC' <= now() at time zone 'UTC'
+            and not_after > now() and not_after <= {reach.END}
+        order by not_after limit $2) found
+    order by found.not_after limit $2 + $2 / 4)
+select s.slot_id, s.not_after, s.mode, s.due_at, now() as now
+from due join renewal_slot s using (slot_id)
+where s.state = 'idle' and s.not_after > now()
+    and s.next_attempt_at at time zone 'UTC' <= now() at time zone 'UTC'
+order by s.not_after limit $2 for update of s skip locked
+"""  # noqa: S608 - our constants
+_UNANSWERED = """
+select count(*) from (select from renewal_slot where state = 'dispatched' and attempts = 1
+    and mode <> 'poll' and dispatched_at > now() - $1::interval limit $2) found
 """
 _DISPATCH = """
 update renewal_slot s set
@@ -111,6 +129,16 @@ async def find_waiting(connection: Connection, patience: dt.timedelta) -> Waitin
 async def count_due(connection: Connection) -> list[int]:
     """Return how many slots of each priority are due, counted up to ``_MANY`` and one."""
     return [row[0] for row in await connection.fetch(_COUNT_DUE)]
+
+
+async def count_unanswered(connection: Connection, *, within: dt.timedelta, limit: int) -> int:
+    """Return how many slots were announced ``within`` this time and have no new certificate yet.
+
+    At most ``limit``. Repeated announcements do not count, nor clients that poll: both renew, or
+    do not, by themselves.
+    """
+    count: int = await connection.fetchval(_UNANSWERED, within, limit)
+    return count
 
 
 async def claim(

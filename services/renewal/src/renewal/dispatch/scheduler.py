@@ -22,10 +22,10 @@ from estcore.runtime.logs import Repetition, fields
 from estcore.runtime.service import sleep_or_stop
 from estcore.runtime.tracing import Tracing
 from renewal.dispatch import claims
-from renewal.metrics import DISPATCHED, LAPSED
+from renewal.metrics import DISPATCHED, LAPSED, UNANSWERED
 from renewal.publishing.publisher import RotationPublisher
 from renewal.rotation.requested_renewal import apply_kept
-from renewal.rotation.schedule import shares
+from renewal.rotation.schedule import room, shares
 from renewal.settings import RenewalSettings
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class Scheduler:
         self._settings, self._database, self._bus = settings, database, bus
         self._publisher, self._tracing = publisher, tracing
         self._scheduler = settings.scheduler
+        self._unanswered = Repetition(log, "announcements wait for answers")
 
     async def run_due(self, stop: asyncio.Event) -> None:
         """Announce due slots until stopped."""
@@ -59,6 +60,8 @@ class Scheduler:
     async def dispatch_due(self) -> int:
         """Claim due slots by weighted shares, work-conserving, and announce them.
 
+        No more are announced than agents and signers answer: ``max_unanswered`` at a time.
+
         Raises:
             Unavailable: bus or database unavailable; a sweeper publishes the claimed slots.
         """
@@ -66,18 +69,29 @@ class Scheduler:
             return 0  # claiming now would only start leases that no agent is notified of
         async with self._database.connection() as connection:
             due = await claims.count_due(connection)
+            if not any(due):
+                UNANSWERED.set(0)
+                return 0
+            most = self._scheduler.max_unanswered
+            within = dt.timedelta(seconds=self._scheduler.answer_s)
+            unanswered = await claims.count_unanswered(connection, within=within, limit=most)
+        UNANSWERED.set(unanswered)
         total = self._scheduler.claim_size
+        places, free = shares(total), room(most, unanswered)
+        if unanswered >= most:
+            self._unanswered.warn(max_unanswered=most)
+        else:
+            self._unanswered.over()
         claimed, full = 0, []
-        places = shares(total)
         for priority in range(len(PRIORITIES)):
-            limit = min(places[priority], total - claimed)
+            limit = min(places[priority], total - claimed, free[priority] - claimed)
             count = await self._claim(priority, due[priority], limit)
             claimed += count
             if count == limit:
                 full.append(priority)
         for priority in full:
-            if claimed < total:
-                claimed += await self._claim(priority, due[priority], total - claimed)
+            left = min(total, free[priority]) - claimed
+            claimed += await self._claim(priority, due[priority], left)
         return claimed
 
     async def _claim(self, priority: int, due: int, limit: int) -> int:
@@ -117,6 +131,8 @@ class Scheduler:
         async with self._database.connection() as connection:
             waiting = await claims.find_waiting(connection, patience)
         lapsed, updated = await self._update_slots(waiting)
+        if updated:
+            faults.hit("renewal.checked")
         LAPSED.inc(len(lapsed.slots))
         if lapsed.overdue:
             log.warning("renewal lease expired", extra=fields(slots=len(lapsed.overdue)))

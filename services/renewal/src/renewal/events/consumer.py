@@ -194,6 +194,7 @@ class EventConsumer:
                 self._failing.clear()
                 await self._publish(projected, moved)
                 await self._publisher.refusals(refused)
+                faults.hit("renewal.projection_published")
         for delivery in batch.deliveries():
             await delivery.ack()
         PROJECTED.labels("issued").inc(len(issued))

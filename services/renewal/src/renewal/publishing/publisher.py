@@ -22,6 +22,7 @@ from estcore.messages.events import (
     RotationStep,
 )
 from estcore.pki.profile import PRIORITIES
+from estcore.runtime import faults
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Database
 from renewal.metrics import DUE_TO_ACTIVATED_S, STEPS
@@ -67,23 +68,26 @@ _DISPATCHES = f"""
 select {_SLOT}, {_CERTIFICATE}
 from renewal_slot s join certificate c on c.issuance_id = s.active_id where
 """  # noqa: S608 - our own names
-_DUE_OF = (
-    _DISPATCHES + "s.announced_fence < s.fence and s.state = 'dispatched' "
-    "and s.slot_id = any($1::uuid[])"
-)
+# By the ids first: there is an index over every dispatched slot, which looks empty in statistics
+# from before an outage, and which then has all the slots that were announced in it.
+_DISPATCHES_OF = f"""
+select {_SLOT}, {_CERTIFICATE}
+from (select known.* from unnest($1::uuid[]) wanted(id)
+    join renewal_slot known on known.slot_id = wanted.id offset 0) s
+join certificate c on c.issuance_id = s.active_id where
+"""  # noqa: S608 - our own names
+DUE_OF = _DISPATCHES_OF + "s.announced_fence < s.fence and s.state = 'dispatched'"
 _DUE_LEFT = (
     _DISPATCHES + "s.announced_fence < s.fence and s.state = 'dispatched' "
     "and s.dispatched_at < now() - $1::interval order by s.dispatched_at limit 500"
 )
-_LAPSED_OF = (
-    _DISPATCHES + "s.announced_lapsed_fence < s.lapsed_fence and s.slot_id = any($1::uuid[])"
-)
+_LAPSED_OF = _DISPATCHES_OF + "s.announced_lapsed_fence < s.lapsed_fence"
 _LAPSED_LEFT = (
     _DISPATCHES + "s.announced_lapsed_fence < s.lapsed_fence "
     "and s.last_error_at < now() - $1::interval order by s.last_error_at limit 500"
 )
 _FAILED_OF = _DISPATCHES + "s.state = 'failed' and s.slot_id = any($1::uuid[])"
-_MARK_DUE = """
+MARK_DUE = """
 update renewal_slot s set announced_fence = t.fence
 from unnest($1::uuid[], $2::bigint[]) as t(slot_id, fence)
 where s.slot_id = t.slot_id and s.fence = t.fence
@@ -139,7 +143,7 @@ class RotationPublisher:
         Raises:
             Unavailable: not everything was confirmed; the sweeper publishes it again.
         """
-        return await self._dispatches(_DUE_OF, "due", _MARK_DUE, list(slot_ids))
+        return await self._dispatches(DUE_OF, "due", MARK_DUE, list(slot_ids))
 
     async def lapses(self, slot_ids: Sequence[str]) -> int:
         """Publish that the leases of these slots expired.
@@ -193,7 +197,7 @@ class RotationPublisher:
         Raises:
             Unavailable: the bus or the database is unavailable.
         """
-        published = await self._dispatches(_DUE_LEFT, "due", _MARK_DUE, older_than)
+        published = await self._dispatches(_DUE_LEFT, "due", MARK_DUE, older_than)
         published += await self._dispatches(_LAPSED_LEFT, "lease_expired", _MARK_LAPSED, older_than)
         published += await self._steps(_LEFT, older_than)
         return published + await self.info.sweep(older_than)
@@ -205,6 +209,7 @@ class RotationPublisher:
         if not rows:
             return 0
         await self._publish(messages_to_send)
+        faults.hit("renewal.steps_published")
         ids = [row["issuance_id"] for row in rows]
         async with self._database.connection() as connection:
             await connection.execute(_MARK_STEPS, ids, [row["reached"] for row in rows])
@@ -218,6 +223,7 @@ class RotationPublisher:
         if not rows:
             return 0
         await self._publish([self._tell_dispatch(row, _asked(row, step)) for row in rows])
+        faults.hit("renewal.dispatch_published")
         fences = [row["fence" if step == "due" else "lapsed_fence"] for row in rows]
         async with self._database.connection() as connection:
             await connection.execute(mark, [row["slot_id"] for row in rows], fences)

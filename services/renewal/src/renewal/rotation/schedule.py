@@ -155,3 +155,12 @@ def priority_rank(priority: Priority) -> int:
 def shares(total: int) -> list[int]:
     """Return how many of ``total`` places each priority has, at least one."""
     return [max(1, total * weight // sum(SHARES)) for weight in SHARES]
+
+
+def room(most: int, unanswered: int) -> list[int]:
+    """Return how many slots of each priority may be announced while so many are unanswered.
+
+    Each priority leaves a tenth of ``most`` to each one above it, so that agents that do not
+    answer never keep the more urgent ones waiting.
+    """
+    return [max(0, most * (10 - rank) // 10 - unanswered) for rank in range(len(PRIORITIES))]
