@@ -25,7 +25,7 @@ from estcore.tlog.leaf import read_leaf
 from estcore.tlog.terms import Kind, Term, matching_facts, term
 
 _UNINDEXED = 500
-_POSTINGS = (8, 32, 128)
+_POSTINGS = (16, 128)
 """How many chunks are read at first, and if they have too few records."""
 _RECORDS = 400
 _LEAST, _FETCHED = 20, 100
