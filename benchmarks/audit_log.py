@@ -12,7 +12,7 @@ On a real PostgreSQL and NATS, with est-audit as a process of its own:
   confirms and does nothing else: records a second, CPU time of est-audit for each;
 - ``delay``: at a constant rate, how long from the time of a record to the receiver: p50 and p99.
 
-Nothing is kept but ``--out``, the figures as JSON.
+Nothing is kept but the figures, in docs/benchmarks/audit.json or ``--out``.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ import yaml
 from audit import checkpoint_key, main
 from audit.settings import Settings
 from audit_append import enrollment
+from estbench import machine
 from estbench.processes import cpu_s
 from estcore.messages import permissions, topics
 from estcore.messages.audit import AuditBatch
@@ -57,6 +58,7 @@ TOGETHER = 32
 """Records in a message: as many as a busy signer has ready at once."""
 PART = 100_000
 """Records in the stream at once, below its limit."""
+FILE = Path(__file__).parents[1] / "docs/benchmarks/audit.json"
 KINDS = ("syslog", "splunk", "splunk-acknowledged", "elasticsearch", "otlp", "webhook")
 TOPIC = "audit.issue.ca-signer"
 
@@ -201,6 +203,11 @@ async def ingest(servers: Servers, records: int) -> dict[str, Any]:
 
 
 async def disk(servers: Servers) -> dict[str, Any]:
+    """What is on disk, once every record is indexed."""
+    indexed = "select coalesce(max(end_index), 0) from audit.record_chunk"
+    async with servers.service():
+        while int(await servers.database.fetchval(indexed)) < await servers.size() - 500:
+            await asyncio.sleep(1)
     records = await servers.size()
     query = (
         "select sum(pg_total_relation_size(c.oid)) from pg_class c join pg_namespace n"
@@ -340,12 +347,16 @@ async def delay(servers: Servers, rate: int, seconds: float) -> dict[str, Any]:
 async def measure(records: int, backlog: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="audit-bench-", dir="/var/tmp") as name:
         async with running(Path(name)) as servers:
-            figures = {}
+            figures: dict[str, Any] = {
+                "machine": machine.describe(),
+                "load_average": round(machine.load_average(), 1),
+                "backlog": min(backlog, records),
+            }
             for part, work in (
                 ("delay", delay(servers, 300, 20)),
                 ("ingest", ingest(servers, records)),
-                ("disk", disk(servers)),
                 ("sinks", sinks(servers, min(backlog, records))),
+                ("disk", disk(servers)),
                 ("verify", verify(servers)),
             ):
                 figures[part] = await work
@@ -356,11 +367,10 @@ async def measure(records: int, backlog: int) -> dict[str, Any]:
 @click.command("audit_log", help="Measure the audit log.", context_settings=CONTEXT)
 @click.option("--records", type=int, default=1_000_000, show_default=True)
 @click.option("--backlog", type=int, default=1_000_000, show_default=True, help="For each sink.")
-@click.option("--out", type=PATH, help="Write the figures as JSON.")
-def audit_log(records: int, backlog: int, out: Path | None) -> None:
+@click.option("--out", type=PATH, default=FILE, help="Where the figures go.")
+def audit_log(records: int, backlog: int, out: Path) -> None:
     figures = asyncio.run(measure(records, backlog))
-    if out is not None:
-        out.write_text(json.dumps(figures, indent=1) + "\n")
+    out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":
