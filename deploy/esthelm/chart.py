@@ -185,7 +185,7 @@ def _written(chart: Chart, sources: Sources) -> Documents:
         if kind == "ConfigMap":
             _config_map(document, chart.name, name)
         if document["metadata"].get("namespace") == NAMESPACE:
-            document["metadata"]["namespace"] = Inline("$.Release.Namespace")
+            document["metadata"]["namespace"] = Inline("quote $.Release.Namespace")
     _replace_names(documents, chart.name)
     return documents
 

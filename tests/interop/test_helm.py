@@ -134,13 +134,14 @@ def test_what_is_rendered_passes_the_strict_schema_and_our_rules(
     assert [finding for rule in check.RULES for finding in rule(documents)] == []
 
 
-def test_nothing_names_the_namespace_but_the_release(helm: KeyedHelm) -> None:
-    documents = helm.keyed(nested(ALL), namespace="pki")
+@pytest.mark.parametrize("namespace", ["pki", "123"])
+def test_nothing_names_the_namespace_but_the_release(helm: KeyedHelm, namespace: str) -> None:
+    documents = helm.keyed(nested(ALL), namespace=namespace)
     for key, document in documents.items():
-        assert document["metadata"].get("namespace", "pki") == "pki", key
+        assert document["metadata"].get("namespace", namespace) == namespace, key
     data = documents["ConfigMap", "endpoints"]["data"]
-    assert data["nats-url"] == "tls://nats.pki.svc:4222"
-    assert data["postgres-address"] == "postgres.pki.svc:5432"
+    assert data["nats-url"] == f"tls://nats.{namespace}.svc:4222"
+    assert data["postgres-address"] == f"postgres.{namespace}.svc:5432"
 
 
 def test_a_changed_policy_is_a_rollout_and_the_old_one_is_kept_for_a_rollback(
