@@ -14,7 +14,7 @@ DIST ?= dist
 # Twice the cores of the smallest machine: tests wait for servers half of the time.
 WORKERS ?= 4
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml tests/*/pyproject.toml deploy/*/pyproject.toml)
-PACKAGES := estdeploy estsupply estmonitoring estcore estclient estdev estsetup est_frontend est_frontend_srp ca_signer renewal audit est_witness est_issuer estsuite_faults estsuite_testing estbench loadmodel renewalbench
+PACKAGES := estdeploy esthelm estsupply estmonitoring estcore estclient estdev estsetup est_frontend est_frontend_srp ca_signer renewal audit est_witness est_issuer estsuite_faults estsuite_testing estbench loadmodel renewalbench
 
 .PHONY: help demo up unit test interop compose-test cluster-test issuer-test conformance check fmt lint type imports deploy-check dist sbom audit-deps images images-lock uv-lock bench scaling renewal-figures chaos fuzz clean
 

@@ -1,0 +1,6 @@
+
+{{- define "estsuite.addresses" -}}
+{{- range . }}
+- ipBlock: {cidr: {{ toJson . }}}
+{{- end }}
+{{- end -}}

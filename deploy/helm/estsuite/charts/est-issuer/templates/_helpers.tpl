@@ -1,0 +1,32 @@
+{{/* Made by deploy/render_helm.py from deploy/k8s; do not edit. */}}
+{{- define "est-issuer.image" -}}
+{{- if not (or .tag .digest) }}{{ fail (printf "image %s has neither tag nor digest" .repository) }}{{ end -}}
+{{- .repository }}{{ with .tag }}:{{ . }}{{ end }}{{ with .digest }}@{{ . }}{{ end -}}
+{{- end -}}
+
+{{/* Text of a settings file: what is given, else the chart's; settings are merged into it. */}}
+{{- define "est-issuer.text" -}}
+{{- $text := .given | default (.root.Files.Get (printf "config/%s" .file)) -}}
+{{- if .settings -}}
+{{- $parsed := fromYaml $text -}}
+{{- if hasKey $parsed "Error" }}{{ fail (printf "%s is not a YAML mapping: %s" .file $parsed.Error) }}{{ end -}}
+{{- toYaml (mustMergeOverwrite $parsed (deepCopy .settings)) }}
+{{ else -}}
+{{- $text -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Name of a ConfigMap with the hash of its data: a change is a rollout. Kustomize, whose hash it is, leaves out the name. */}}
+{{- define "est-issuer.name" -}}
+{{- $data := include (printf "est-issuer.data.%s" .name) .root | fromJson -}}
+{{- $hash := dict "kind" "ConfigMap" "name" "" "data" $data | toJson | sha256sum | trunc 10 -}}
+{{- $hash = $hash | replace "0" "g" | replace "1" "h" | replace "3" "k" | replace "a" "m" | replace "e" "t" -}}
+{{- printf "%s-%s" .name $hash -}}
+{{- end -}}
+
+{{- define "est-issuer.data.est-issuer-config" -}}
+{{- $own := dict "namespace" .Values.namespace -}}
+{{- $settings := mustMergeOverwrite (deepCopy .Values.settings) $own -}}
+{{- if and (not .Values.settings) (eq .Values.namespace "est-issuer") }}{{ $settings = dict }}{{ end -}}
+{{- dict "est-issuer.yaml" (include "est-issuer.text" (dict "root" $ "file" "est-issuer.yaml" "given" $.Values.file "settings" $settings)) | toJson -}}
+{{- end -}}
