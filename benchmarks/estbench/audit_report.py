@@ -52,8 +52,7 @@ def page(figures: Mapping[str, Any]) -> str:
         "them has a certificate. PostgreSQL, NATS, publisher and receivers shared the processors.",
         "",
         *table(["", "measured"], rows),
-        "",
-        f"A receiver that was away gets its backlog at the rates below, {figures['backlog']:,} records",
+        f"After an outage a receiver gets its backlog at the rates below, {figures['backlog']:,} records",
         "here. The receivers confirm and do nothing else. Enrollments at the rates above make some 500",
         "records a second on such a machine (1.4 for each), so a backlog goes at ten times that or more.",
         "",
@@ -66,6 +65,5 @@ def page(figures: Mapping[str, Any]) -> str:
             ],
             sinks,
         ),
-        "",
     ]
     return "\n".join(lines)
