@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -78,7 +79,8 @@ def _member(world: World, chosen: random.Random) -> Member:
     return chosen.choice(world.cluster.members)
 
 
-async def _again(world: World, *members: Member) -> None:
+async def member_again(world: World, *members: Member) -> None:
+    world.over_s = time.monotonic()
     for member in members:
         if member.process is None:
             member.start()
@@ -97,7 +99,7 @@ async def nats_killed(world: World, chosen: random.Random) -> AsyncIterator[str]
         yield f"kill -9 {member.name}{', disk lost' if wiped else ''}"
         await _last(chosen, _SHORT_S)
     finally:
-        await _again(world, member)
+        await member_again(world, member)
 
 
 @asynccontextmanager
@@ -110,7 +112,7 @@ async def nats_lame_duck(world: World, chosen: random.Random) -> AsyncIterator[s
         await _last(chosen, _LONG_S)
     finally:
         await member.stop()
-        await _again(world, member)
+        await member_again(world, member)
 
 
 @asynccontextmanager
@@ -135,7 +137,7 @@ async def nats_without_quorum(world: World, chosen: random.Random) -> AsyncItera
         yield f"kill -9 {' and '.join(m.name for m in members)}"
         await _last(chosen, _SHORT_S)
     finally:
-        await _again(world, *members)
+        await member_again(world, *members)
 
 
 @asynccontextmanager
@@ -175,7 +177,7 @@ async def streams_lost(world: World, chosen: random.Random) -> AsyncIterator[str
         yield "all streams lost"
         await _last(chosen, _SHORT_S)
     finally:
-        await _again(world, *members)
+        await member_again(world, *members)
         await _migrate(world)
 
 
@@ -200,6 +202,7 @@ async def postgres_crashed(world: World, chosen: random.Random) -> AsyncIterator
         yield "PostgreSQL crashed"
         await _last(chosen, _SHORT_S)
     finally:
+        world.over_s = time.monotonic()
         await world.layout.postgres.start()
 
 
@@ -371,7 +374,7 @@ async def disk_full(world: World, chosen: random.Random) -> AsyncIterator[str]:
         ballast.unlink(missing_ok=True)
         if victim is not None:
             await victim.stop()
-            await _again(world, victim)
+            await member_again(world, victim)
 
 
 def _fill(path: Path) -> None:

@@ -103,14 +103,20 @@ class World:
     """Process ids that a fault ended."""
     environment: dict[str, dict[str, str]] = field(default_factory=dict)
     """Additions to the environment of an instance, from its next start."""
+    over_s: float | None = None
+    """When the newest fault ended, where its end takes time itself (monotonic)."""
+    _stack: Stack | None = None
 
     @property
     def layout(self) -> Layout:
         return self.suite.layout
 
     def stack(self) -> Stack:
-        """The suite as the helpers of other tests take it."""
-        return Stack(self.suite, self.folder, self.secret, list(self.ports.values()))
+        """The suite as the helpers of other tests take it; once it has its secret."""
+        if self._stack is None:
+            ports = list(self.ports.values())
+            self._stack = Stack(self.suite, self.folder, self.secret, ports)
+        return self._stack
 
     def instances(self) -> Iterator[tuple[str, str]]:
         """Service and instance of each process."""
