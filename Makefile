@@ -16,7 +16,7 @@ WORKERS ?= 4
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml tests/*/pyproject.toml deploy/*/pyproject.toml)
 PACKAGES := estdeploy esthelm estsupply estmonitoring estcore estclient estdev estsetup est_frontend est_frontend_srp ca_signer renewal audit est_witness est_issuer estsuite_faults estsuite_testing estbench loadmodel renewalbench
 
-.PHONY: help demo up unit test interop compose-test cluster-test issuer-test conformance check fmt lint type imports deploy-check dist sbom audit-deps images images-lock uv-lock bench scaling renewal-figures chaos fuzz clean
+.PHONY: help demo up unit test interop compose-test cluster-test issuer-test conformance check fmt lint type imports deploy-check dist sbom audit-deps images images-lock uv-lock bench scaling renewal-figures chaos drills fuzz clean
 
 help:           ## show the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -63,7 +63,7 @@ fmt: $(READY)   ## format and fix
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 type:
-	@$(BIN)/mypy $(addprefix -p ,$(PACKAGES)) $(addprefix -p tests.,unit integration e2e conformance interop containers cluster cert_manager chaos fuzz) -m tests.conftest
+	@$(BIN)/mypy $(addprefix -p ,$(PACKAGES)) $(addprefix -p tests.,unit integration e2e conformance interop containers cluster cert_manager chaos drills fuzz) -m tests.conftest
 
 imports:
 	@$(BIN)/lint-imports --no-cache > $(VENV)/imports.log 2>&1 && tail -n 1 $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
@@ -73,6 +73,9 @@ deploy-check:   ## render and validate docker-compose.yml and deploy/k8s
 
 chaos: $(READY) ## random faults in a suite of two of everything (SEED=7 MINUTES=30); root fills disks too
 	@$(BIN)/python tests/chaos/run.py $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
+
+drills: $(READY) ## every fault alone: seen, lost, time to recover (OUT=folder ONLY=word); OUT=docs/drills writes docs/drills.md
+	@$(BIN)/python tests/drills/run.py --out $(or $(OUT),drills-report) $(if $(ONLY),--only "$(ONLY)")$(if $(filter docs/drills,$(OUT)), && $(BIN)/python docs/generate.py)
 
 fuzz: $(READY) ## every parser that outsiders reach, coverage-guided (SECONDS=600 for each, KEEP=1 keeps inputs)
 	@$(BIN)/uv sync --frozen --quiet --group fuzz && $(BIN)/python tests/fuzz/run.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(KEEP),--keep)

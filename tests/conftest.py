@@ -35,6 +35,7 @@ hypothesis_settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 _FOLDERS = (
     "chaos",
+    "drills",
     "e2e",
     "interop",
     "containers",

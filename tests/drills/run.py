@@ -19,6 +19,7 @@ sys.path[:0] = [str(HERE.parent / "support"), str(HERE.parents[1] / "benchmarks"
 from estcore.runtime import command_line  # noqa: E402 - after the path
 from estcore.runtime.command_line import CONTEXT  # noqa: E402
 from estsuite_testing.drills.catalogue import select  # noqa: E402
+from estsuite_testing.drills.report import Report  # noqa: E402
 from estsuite_testing.drills.run import MARKDOWN, run_drills  # noqa: E402
 
 
@@ -44,6 +45,11 @@ def drills(only: str | None, names: bool, out: Path) -> int:
     report = asyncio.run(run_drills(chosen, out, say=click.echo))
     passed = sum(result.passed for result in report.results)
     click.echo(f"{passed} of {len(chosen)} drills passed; {out / MARKDOWN}")
+    return exit_code(report)
+
+
+def exit_code(report: Report) -> int:
+    """Return 0 if every drill passed."""
     return 0 if report.passed else 1
 
 

@@ -79,8 +79,10 @@ def _member(world: World, chosen: random.Random) -> Member:
     return chosen.choice(world.cluster.members)
 
 
-async def member_again(world: World, *members: Member) -> None:
-    world.over_s = time.monotonic()
+async def member_again(world: World, *members: Member, over: bool = True) -> None:
+    """Start members that are down, and wait for the cluster; ``over``: this ends the fault."""
+    if over:
+        world.over_s = time.monotonic()
     for member in members:
         if member.process is None:
             member.start()

@@ -74,23 +74,30 @@ async def find_losses(world: World, history: History) -> Losses:
             losses.records += missing[:20]
             break
         await asyncio.sleep(1)
+    leaves = await _leaves(stack)
     for receiver in world.receivers:
-        losses.records += await _check_receiver(world, stack, receiver)
+        losses.records += await _check_receiver(world, stack, receiver, leaves)
     return losses
 
 
-async def _check_receiver(world: World, stack: Stack, receiver: Receiver) -> list[str]:
-    """Deliver the dead letters of a sink, then look for every record at its receiver."""
+async def _check_receiver(
+    world: World, stack: Stack, receiver: Receiver, leaves: list[dict[str, Any]]
+) -> list[str]:
+    """Look for every record at a receiver; while one is missing, deliver the sink's dead letters."""
     config = str(world.layout.config_file("audit"))
     deliver = ("sinks", "dead-letters", "--sink", receiver.kind, "--deliver", "--config", config)
     deadline = time.monotonic() + _SIEM_S
     while True:
-        await world.suite.command("audit", *deliver)
-        leaves = [json.loads(leaf) for leaf in await stack.leaves()]
         found = check_receiver(receiver.kind, leaves, list(receiver.taken), receiver.turned_away)
         if not found or time.monotonic() > deadline:
             return [*found, *receiver.faulty]
-        await asyncio.sleep(2)
+        await world.suite.command("audit", *deliver)
+        await asyncio.sleep(1)
+        leaves = await _leaves(stack)
+
+
+async def _leaves(stack: Stack) -> list[dict[str, Any]]:
+    return [json.loads(leaf) for leaf in await stack.leaves()]
 
 
 def _ended(events: Sequence[Mapping[str, Any]]) -> list[str]:

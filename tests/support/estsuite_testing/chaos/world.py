@@ -103,8 +103,8 @@ class World:
     """Process ids that a fault ended."""
     environment: dict[str, dict[str, str]] = field(default_factory=dict)
     """Additions to the environment of an instance, from its next start."""
-    over_s: float | None = None
-    """When the newest fault ended, where its end takes time itself (monotonic)."""
+    over_s: float = 0.0
+    """When the newest fault ended of those whose end takes time itself (monotonic)."""
     _stack: Stack | None = None
 
     @property

@@ -91,9 +91,10 @@ async def rolling_restart(world: World) -> AsyncIterator[str]:
 async def nats_rolling_restart(world: World) -> AsyncIterator[str]:
     """Every member of NATS stopped in order and started again, in turn."""
     yield "every member of NATS restarted in turn"
-    for member in world.cluster.members:
+    members = world.cluster.members
+    for member in members:
         await member.stop(signal.SIGTERM)
-        await member_again(world, member)
+        await member_again(world, member, over=member is members[-1])
 
 
 @asynccontextmanager
@@ -115,7 +116,7 @@ async def stores_old(world: World, seconds: float) -> AsyncIterator[str]:
     for member in members:
         await member.stop()
         await asyncio.to_thread(shutil.copytree, member.store, _copy(member.store))
-    await member_again(world, *members)
+    await member_again(world, *members, over=False)
     yield f"all members killed, their disks as {seconds:g} s before"
     await asyncio.sleep(seconds)
     for member in members:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from estsuite_testing.chaos.world import World
 from estsuite_testing.drills.report import Recovery
@@ -30,7 +31,7 @@ async def recover(world: World, name: str, over_s: float, give_up_s: float) -> R
         newest = await _in_database(world, _NEWEST)
         _, certificate = await client.enroll(name)
         enrolled.append(time.monotonic() - over_s)
-        await _delivered(world, int(newest[0]), f"{certificate.serial_number:x}")
+        await _delivered(world, newest[0], f"{certificate.serial_number:x}")
 
     async def be_ready() -> None:
         while not all(world.is_running(i) for _, i in world.instances()) or await world.unready():
@@ -61,7 +62,7 @@ async def _delivered(world: World, newest: int, serial: str) -> None:
         await asyncio.sleep(_AGAIN_S)
 
 
-async def _in_database(world: World, query: str, *arguments: object) -> list[object]:
+async def _in_database(world: World, query: str, *arguments: object) -> list[Any]:
     """Return the first column of a query, past the proxy."""
     connection = await world.layout.postgres.superuser()
     try:

@@ -96,14 +96,17 @@ class Report(BaseModel):
         return bool(self.results) and not self.not_done and all(r.passed for r in self.results)
 
 
-def page(report: Report) -> str:
-    """Return the report as Markdown, from its second level of headings on."""
+def page(report: Report, *, runbooks: str = "") -> str:
+    """Return the report as Markdown, from its second level of headings on.
+
+    ``runbooks`` is the folder of the runbooks as links reach it; without it, pages are only named.
+    """
     return "\n".join(
         [
             *_conditions(report),
             *_summary(report),
             *_clients(report),
-            *_operators(report),
+            *_operators(report, runbooks),
             *_failures(report),
         ]
     )
@@ -171,7 +174,7 @@ def _clients(report: Report) -> Iterator[str]:
     yield from _table(header, rows)
 
 
-def _operators(report: Report) -> Iterator[str]:
+def _operators(report: Report, runbooks: str) -> Iterator[str]:
     yield "## What an operator saw\n"
     yield "Failing checks of `/readyz` by service, from the begin of the fault until the suite was well; and of the texts under *Seen* of the"
     yield "runbook those that were seen. Times are short here: what a page names may need a longer outage, or all processes of a service.\n"
@@ -181,7 +184,7 @@ def _operators(report: Report) -> Iterator[str]:
             result.name,
             "; ".join(f"{s}: {', '.join(said)}" for s, said in sorted(result.readiness.items()))
             or "–",
-            _link(result.runbook) or "–",
+            _link(result.runbook, runbooks) or "–",
             _quoted(result.symptoms),
             _quoted(result.unseen),
         ]
@@ -224,11 +227,11 @@ def _counts(answers: dict[str, int]) -> str:
     return ", ".join([*shown, *([f"{rest} others"] if rest else [])]) or "none"
 
 
-def _link(heading: str) -> str:
-    if not heading:
-        return ""
+def _link(heading: str, runbooks: str) -> str:
+    if not heading or not runbooks:
+        return heading
     file = "".join(c for c in heading.lower() if c.isalnum() or c in " -").replace(" ", "-")
-    return f"[{heading}](operations/runbooks/{file}.md)"
+    return f"[{heading}]({runbooks}/{file}.md)"
 
 
 def _quoted(texts: Sequence[str]) -> str:

@@ -34,6 +34,7 @@ _CALM_S = 2.0
 _PATIENCE = 3.0
 """So many times the allowed time is waited, to say how long it took."""
 _LAST_S = 60.0
+_LOOK_S = 0.05
 _NEVER = Recovery(ready_s=None, enrolled_s=None, delivered_s=None)
 
 
@@ -146,7 +147,6 @@ class _Course:
         await self.watched.begin()
         observer = Observer(world, self.watched, drill.runbook)
         first, faults, died = len(history.operations), len(history.faults), len(world.died)
-        wrong: list[str] = []
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             for watcher in watchers:
@@ -154,13 +154,17 @@ class _Course:
             group.create_task(observer.run(stop))
             working = group.create_task(self._fleet.run(stop, _CLIENTS))
             await asyncio.sleep(calm_s)
-            what, begun_s, over_s = await self._do(drill, wrong)
+            fault = _Fault(drill, world, history)
+            doing = group.create_task(fault.do())
+            over_s = await fault.over(doing)
             give_up_s = drill.within_s * _PATIENCE
             name = f"dev-drill-{len(self.results)}"
             recovery = await recover(world, name, over_s, give_up_s)
+            await doing
             stop.set()
             await asyncio.wait([working], timeout=_LAST_S)
             working.cancel()
+        wrong = fault.wrong
         done = history.operations[first:]
         answers = Counter(answer for operation in done for answer in operation.answers)
         await observer.finish(answers)
@@ -169,9 +173,9 @@ class _Course:
         cacerts = len(history.faults) - faults
         result = Result(
             name=drill.name,
-            what=what,
+            what=fault.what,
             runbook=drill.runbook,
-            lasted_s=round(over_s - begun_s, 2),
+            lasted_s=round(over_s - fault.begun_s, 2),
             within_s=drill.within_s,
             operations=len(done),
             answers=dict(answers),
@@ -189,19 +193,6 @@ class _Course:
         )
         self.results.append(result)
         return result
-
-    async def _do(self, drill: Drill, wrong: list[str]) -> tuple[str, float, float]:
-        """Do the fault; returns what was done, and when it began and ended (monotonic)."""
-        world, what = self.world, drill.name
-        world.over_s, begun_s = None, time.monotonic()
-        try:
-            async with drill.fault(world) as text:
-                what = text
-                self.history.note("begin", fault=drill.kind, what=text)
-        except (ESTSuiteError, OSError, TimeoutError) as exc:
-            wrong.append(f"the fault could not be done: {exc}")
-        self.history.note("end", fault=drill.kind, what=what)
-        return what, begun_s, world.over_s or time.monotonic()
 
     async def _losses(self, recovery: Recovery, wrong: list[str]) -> Losses:
         """Search for losses that no earlier drill had."""
@@ -225,3 +216,32 @@ class _Course:
         found = [sentence for sentence in sentences if sentence not in self._known]
         self._known |= set(found)
         return found
+
+
+class _Fault:
+    """The fault of one drill; after its end it may go on to clear up."""
+
+    def __init__(self, drill: Drill, world: World, history: History) -> None:
+        self._drill, self._world, self._history = drill, world, history
+        self.what = drill.name
+        self.wrong: list[str] = []
+        self.begun_s = time.monotonic()
+
+    async def do(self) -> None:
+        """Do it; returns when everything is cleared up."""
+        kind = self._drill.kind
+        try:
+            async with self._drill.fault(self._world) as text:
+                self.what = text
+                self._history.note("begin", fault=kind, what=text)
+        except (ESTSuiteError, OSError, TimeoutError) as exc:
+            self.wrong.append(f"the fault could not be done: {exc}")
+        self._history.note("end", fault=kind, what=self.what)
+
+    async def over(self, doing: asyncio.Task[None]) -> float:
+        """Wait for its end, which is before that of ``doing`` where clearing up takes time."""
+        while not doing.done():
+            if self._world.over_s > self.begun_s:
+                return self._world.over_s
+            await asyncio.wait([doing], timeout=_LOOK_S)
+        return time.monotonic()
