@@ -18,6 +18,7 @@ sys.path[:0] = [str(HERE.parent / "support"), str(HERE.parents[1] / "benchmarks"
 
 from estcore.runtime import command_line  # noqa: E402 - after the path
 from estcore.runtime.command_line import CONTEXT  # noqa: E402
+from estdev.local import log_to  # noqa: E402
 from estsuite_testing.drills.catalogue import select  # noqa: E402
 from estsuite_testing.drills.report import Report  # noqa: E402
 from estsuite_testing.drills.run import MARKDOWN, run_drills  # noqa: E402
@@ -42,6 +43,7 @@ def drills(only: str | None, names: bool, out: Path) -> int:
     if names:
         click.echo("\n".join(drill.name for drill in chosen))
         return 0
+    log_to(out / "drills.log")
     report = asyncio.run(run_drills(chosen, out, say=click.echo))
     passed = sum(result.passed for result in report.results)
     click.echo(f"{passed} of {len(chosen)} drills passed; {out / MARKDOWN}")

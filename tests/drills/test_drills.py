@@ -1,4 +1,4 @@
-"""Two quick drills, and one that loses a certificate; ``make drills`` does all of them."""
+"""Two quick drills, and one that loses a record; ``make drills`` does all of them."""
 
 from __future__ import annotations
 
@@ -20,33 +20,28 @@ from estsuite_testing.drills.run import MARKDOWN, RESULTS, run_drills
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
 
-_NEWEST = """
-delete from ca_signer.issuance where issuance_id =
- (select issuance_id from ca_signer.issuance where state = 'issued' order by issued_at limit 1)"""
-
 
 @asynccontextmanager
-async def certificate_removed(world: World) -> AsyncIterator[str]:
-    """A row of the ledger is removed behind the back of every rule."""
-    database = await world.layout.postgres.superuser()
-    try:
-        await database.execute("set session_replication_role = replica")
-        await database.execute(_NEWEST)
-    finally:
-        await database.close()
-    yield "a row of the ledger removed"
+async def delivery_lost(world: World) -> AsyncIterator[str]:
+    """The SIEM forgets a message that it has acknowledged."""
+    file = world.layout.siem_file
+    lines = file.read_text().splitlines(keepends=True)
+    issued = [line for line in lines if "certificate.issue" in line]
+    lines.remove(issued[0])
+    file.write_text("".join(lines))
+    yield "a message lost by the SIEM"
 
 
-async def test_two_drills_pass_and_one_that_loses_a_certificate_fails(tmp_path: Path) -> None:
+async def test_two_drills_pass_and_one_that_loses_a_record_fails(tmp_path: Path) -> None:
     chosen = [
         Drill("NATS", lambda w: nats_lame_duck(w, Decided(seconds=1)), "nats_lame_duck"),
         Drill(
             "front end", lambda w: service_stopped(w, Decided("est-frontend")), "service_stopped"
         ),
-        Drill("loss", certificate_removed, "certificate_removed"),
+        Drill("loss", delivery_lost, "delivery_lost"),
     ]
     said: list[str] = []
-    report = await run_drills(chosen, tmp_path, calm_s=1, say=said.append)
+    report = await run_drills(chosen, tmp_path, calm_s=1, delivered_s=3, say=said.append)
     nats, front_end, loss = report.results
 
     for passed in (nats, front_end):
@@ -58,17 +53,18 @@ async def test_two_drills_pass_and_one_that_loses_a_certificate_fails(tmp_path: 
     assert front_end.what == "SIGTERM est-frontend"
     assert front_end.readiness.keys() == {"est-frontend"}
 
-    assert len(loss.lost_certificates) == 1, loss
-    assert "which the ledger has not" in loss.lost_certificates[0]
+    assert len(loss.lost_records) == len(loss.lost) == 1, loss
+    assert "(certificate.issue) is not at the SIEM" in loss.lost_records[0]
+    assert loss.recovered
     assert not loss.passed
     assert exit_code(report) == 1
     assert exit_code(report.model_copy(update={"results": [nats, front_end]})) == 0
-    assert said[2].startswith("FAILED  loss: a row of the ledger removed; lost ")
+    assert said[2].startswith("FAILED  loss: a message lost by the SIEM; lost 1")
 
     written = Report.model_validate_json((tmp_path / RESULTS).read_text())
     assert written == report
     markdown = (tmp_path / MARKDOWN).read_text()
-    assert f"- loss: lost: {loss.lost_certificates[0]}" in markdown
+    assert f"- loss: lost: {loss.lost_records[0]}" in markdown
     assert json.loads((tmp_path / RESULTS).read_text())["machine"]["revision"]
 
 

@@ -198,6 +198,7 @@ async def test_dead_letters(watched: Watched) -> None:
 @asynccontextmanager
 async def full_streams(watched: Watched) -> AsyncIterator[None]:
     """The two audit streams take two more messages; afterwards as many as ever."""
+    assert watched.bus is not None
     jetstream = watched.bus.client.jetstream()
     before = {}
     for name in (topics.AUDIT_ISSUE, topics.AUDIT_REFUSAL):

@@ -52,7 +52,8 @@ class Watched:
     """A suite with clients that never stop asking, and everything an operator can see of it."""
 
     stack: Stack
-    bus: Bus
+    bus: Bus | None
+    """For the lengths of streams; without it, they are not looked at."""
     answers: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     _before: dict[str, float] = field(default_factory=dict)
@@ -113,6 +114,8 @@ class Watched:
                     values[f"record {row['action']}"] = float(row["count"])
             finally:
                 await database.close()
+        if self.bus is None:
+            return values
         with contextlib.suppress(Exception):  # NATS is what was stopped
             async with asyncio.timeout(2):
                 for stream in STREAMS:

@@ -23,7 +23,7 @@ from estsuite_testing.e2e_stack import Stack
 
 _RECORDED_S = 150.0
 _UNREAD_S = 60.0
-_SIEM_S = 60.0
+_DELIVERED_S = 60.0
 
 
 @dataclass
@@ -42,8 +42,12 @@ class Losses:
         return [*self.certificates, *self.slots, *self.records]
 
 
-async def find_losses(world: World, history: History) -> Losses:
+async def find_losses(
+    world: World, history: History, *, delivered_s: float = _DELIVERED_S
+) -> Losses:
     """Wait until everything is recorded and delivered, in bounded time; return what is missing.
+
+    Every receiver has ``delivered_s`` for what is in the log.
 
     Raises:
         ConfigurationError: a command of a service failed.
@@ -67,7 +71,7 @@ async def find_losses(world: World, history: History) -> Losses:
         if not (at_end and of_gone):
             losses.records.append(f"audit verify --cross: {finding}")
     records = await stack.records()
-    deadline = time.monotonic() + _SIEM_S
+    deadline = time.monotonic() + delivered_s
     assert world.suite.siem is not None
     while missing := check_siem(records, world.suite.siem.messages()):
         if time.monotonic() > deadline:
@@ -76,17 +80,21 @@ async def find_losses(world: World, history: History) -> Losses:
         await asyncio.sleep(1)
     leaves = await _leaves(stack)
     for receiver in world.receivers:
-        losses.records += await _check_receiver(world, stack, receiver, leaves)
+        losses.records += await _check_receiver(world, stack, receiver, leaves, delivered_s)
     return losses
 
 
 async def _check_receiver(
-    world: World, stack: Stack, receiver: Receiver, leaves: list[dict[str, Any]]
+    world: World,
+    stack: Stack,
+    receiver: Receiver,
+    leaves: list[dict[str, Any]],
+    delivered_s: float,
 ) -> list[str]:
     """Look for every record at a receiver; while one is missing, deliver the sink's dead letters."""
     config = str(world.layout.config_file("audit"))
     deliver = ("sinks", "dead-letters", "--sink", receiver.kind, "--deliver", "--config", config)
-    deadline = time.monotonic() + _SIEM_S
+    deadline = time.monotonic() + delivered_s
     while True:
         found = check_receiver(receiver.kind, leaves, list(receiver.taken), receiver.turned_away)
         if not found or time.monotonic() > deadline:

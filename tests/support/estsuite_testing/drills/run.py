@@ -34,6 +34,7 @@ _CALM_S = 2.0
 _PATIENCE = 3.0
 """So many times the allowed time is waited, to say how long it took."""
 _LAST_S = 60.0
+_DELIVERED_S = 60.0
 _LOOK_S = 0.05
 _NEVER = Recovery(ready_s=None, enrolled_s=None, delivered_s=None)
 
@@ -43,6 +44,7 @@ async def run_drills(
     out: Path,
     *,
     calm_s: float = _CALM_S,
+    delivered_s: float = _DELIVERED_S,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Do every drill alone, one after the other; write ``results.json`` and ``report.md``.
@@ -55,7 +57,7 @@ async def run_drills(
     history = History(folder)
     world = await start_world(folder, seed=1)
     try:
-        async with _course(world, history) as course:
+        async with _course(world, history, delivered_s) as course:
             for drill in drills:
                 result = await course.perform(drill, calm_s)
                 say(summary(result))
@@ -87,23 +89,32 @@ def write(report: Report, out: Path) -> None:
 
 
 @asynccontextmanager
-async def _course(world: World, history: History) -> AsyncIterator[_Course]:
-    """A supervisor and a connection to NATS for as long as drills are done."""
+async def _course(world: World, history: History, delivered_s: float) -> AsyncIterator[_Course]:
+    """A supervisor for as long as drills are done."""
+    end = asyncio.Event()
+    course = _Course(world, history, delivered_s)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(world.supervise(end))
+        for instance, event in course.excused.items():
+            group.create_task(excuse(world, instance, event, end))
+        try:
+            yield course
+        finally:
+            end.set()
+
+
+@asynccontextmanager
+async def _watched(world: World, runbook: str) -> AsyncIterator[Watched]:
+    """What an operator can see; the lengths of streams only where a runbook may name them."""
+    if not runbook:
+        yield Watched(world.stack(), None)
+        return
     nats = world.layout.nats
     seed = nats.seed_file("migrate")
     settings = BusSettings(url=nats.url, nkey_seed_file=seed)
     bus = await Bus.connect(settings, "migrate", "drills", seed=seed.read_text().strip())
-    end = asyncio.Event()
-    course = _Course(world, history, Watched(world.stack(), bus))
     try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(world.supervise(end))
-            for instance, event in course.excused.items():
-                group.create_task(excuse(world, instance, event, end))
-            try:
-                yield course
-            finally:
-                end.set()
+        yield Watched(world.stack(), bus)
     finally:
         await bus.close()
 
@@ -114,7 +125,7 @@ class _Course:
 
     world: World
     history: History
-    watched: Watched
+    delivered_s: float
     results: list[Result] = field(default_factory=list)
     certificates: int = 0
     excused: dict[str, asyncio.Event] = field(init=False)
@@ -134,6 +145,14 @@ class _Course:
 
     async def perform(self, drill: Drill, calm_s: float) -> Result:
         """Do one drill, and look for losses when the suite is well."""
+        async with _watched(self.world, drill.runbook) as watched:
+            await watched.begin()
+            observer = Observer(self.world, watched, drill.runbook)
+            result = await self._perform(drill, observer, calm_s)
+        self.results.append(result)
+        return result
+
+    async def _perform(self, drill: Drill, observer: Observer, calm_s: float) -> Result:
         world, history = self.world, self.history
         watchers = [
             CACertsWatcher(
@@ -144,8 +163,6 @@ class _Course:
             )
             for instance, port in world.ports.items()
         ]
-        await self.watched.begin()
-        observer = Observer(world, self.watched, drill.runbook)
         first, faults, died = len(history.operations), len(history.faults), len(world.died)
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as group:
@@ -171,7 +188,7 @@ class _Course:
         losses = await self._losses(recovery, wrong)
         ended = [o.ended_s - o.started_s for o in done if o.ended_s is not None]
         cacerts = len(history.faults) - faults
-        result = Result(
+        return Result(
             name=drill.name,
             what=fault.what,
             runbook=drill.runbook,
@@ -191,8 +208,6 @@ class _Course:
             lost_records=losses.records,
             wrong=[*wrong, *world.died[died:], *history.faults[faults:], *self._new(logged(world))],
         )
-        self.results.append(result)
-        return result
 
     async def _losses(self, recovery: Recovery, wrong: list[str]) -> Losses:
         """Search for losses that no earlier drill had."""
@@ -200,7 +215,7 @@ class _Course:
             wrong.append("losses were not looked for: the suite is not well")
             return Losses()
         try:
-            losses = await find_losses(self.world, self.history)
+            losses = await find_losses(self.world, self.history, delivered_s=self.delivered_s)
         except ESTSuiteError as exc:
             wrong.append(f"losses could not be looked for: {exc}")
             return Losses()
