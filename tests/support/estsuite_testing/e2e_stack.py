@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import nats.errors
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -26,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
     pkcs7,
 )
 from cryptography.x509.oid import NameOID
+from nats.js.errors import ServiceUnavailableError
 
 from estcore.clock import SystemClock
 from estcore.messages import topics
@@ -134,7 +136,10 @@ async def _pending(bus: Bus) -> int:
     jetstream = bus.client.jetstream()
     pending = 0
     for consumer in (*topics.RENEWAL_CONSUMERS, *topics.AUDIT_CONSUMERS):
-        info = await jetstream.consumer_info(consumer.stream, consumer.name)
+        try:
+            info = await jetstream.consumer_info(consumer.stream, consumer.name)
+        except (ServiceUnavailableError, nats.errors.TimeoutError):
+            return 1  # a cluster that elects a leader does not know
         pending += (info.num_pending or 0) + (info.num_ack_pending or 0)
     return pending
 

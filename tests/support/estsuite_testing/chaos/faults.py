@@ -253,7 +253,7 @@ async def postgres_read_only(world: World, chosen: random.Random) -> AsyncIterat
 
 
 async def _superuser(world: World, *statements: str) -> None:
-    connection = await _connection(world)
+    connection = await connect(world)
     try:
         await connection.execute("set default_transaction_read_only = off")
         for statement in (*statements, "select pg_reload_conf()"):
@@ -262,8 +262,8 @@ async def _superuser(world: World, *statements: str) -> None:
         await connection.close()
 
 
-async def _connection(world: World) -> asyncpg.Connection:
-    """Connect, once PostgreSQL is up: another fault may have it down."""
+async def connect(world: World) -> asyncpg.Connection:
+    """Connect as superuser, once PostgreSQL is up: another fault may have it down."""
     for _ in range(100):
         try:
             return await world.layout.postgres.superuser()

@@ -40,7 +40,8 @@ class Observer:
 
     @property
     def readiness(self) -> dict[str, list[str]]:
-        """What processes said that were not ready, by service; ``not reachable`` without answer."""
+        """What processes said that were not ready, by service; ``not reachable`` if not
+        connected, empty if connected and not answered."""
         return {service: sorted(said) for service, said in self._readiness.items() if said}
 
     @property

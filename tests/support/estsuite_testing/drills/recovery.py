@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from estsuite_testing.chaos.faults import connect
 from estsuite_testing.chaos.world import World
 from estsuite_testing.drills.report import Recovery
 from estsuite_testing.e2e_stack import StubbornClient
@@ -63,8 +64,8 @@ async def _delivered(world: World, newest: int, serial: str) -> None:
 
 
 async def _in_database(world: World, query: str, *arguments: object) -> list[Any]:
-    """Return the first column of a query, past the proxy."""
-    connection = await world.layout.postgres.superuser()
+    """Return the first column of a query, past the proxy, once PostgreSQL accepts connections."""
+    connection = await connect(world)
     try:
         return [row[0] for row in await connection.fetch(query, *arguments)]
     finally:

@@ -182,8 +182,7 @@ def _operators(report: Report, runbooks: str) -> Iterator[str]:
     rows = [
         [
             result.name,
-            "; ".join(f"{s}: {', '.join(said)}" for s, said in sorted(result.readiness.items()))
-            or "–",
+            _checks(result.readiness),
             _link(result.runbook, runbooks) or "–",
             _quoted(result.symptoms),
             _quoted(result.unseen),
@@ -232,6 +231,14 @@ def _link(heading: str, runbooks: str) -> str:
         return heading
     file = "".join(c for c in heading.lower() if c.isalnum() or c in " -").replace(" ", "-")
     return f"[{heading}]({runbooks}/{file}.md)"
+
+
+def _checks(readiness: dict[str, list[str]]) -> str:
+    by_service = [
+        f"{service}: {', '.join(check or 'no answer' for check in checks)}"
+        for service, checks in sorted(readiness.items())
+    ]
+    return "; ".join(by_service) or "–"
 
 
 def _quoted(texts: Sequence[str]) -> str:

@@ -55,25 +55,29 @@ async def run_drills(
     machine, load = describe(), load_average()
     folder = Path(tempfile.mkdtemp(prefix="drills-"))
     history = History(folder)
+
+    def report_of(course: _Course) -> Report:
+        return Report(
+            machine=machine,
+            load_average=load,
+            results=course.results,
+            not_done=[drill.name for drill in drills[len(course.results) :]],
+            certificates=course.certificates,
+        )
+
     world = await start_world(folder, seed=1)
     try:
         async with _course(world, history, delivered_s) as course:
             for drill in drills:
                 result = await course.perform(drill, calm_s)
                 say(summary(result))
+                write(report_of(course), out)
                 if result.recovery.seconds is None:
                     break
     finally:
         history.write()
         await stop_world(world)
-    report = Report(
-        machine=machine,
-        load_average=load,
-        results=course.results,
-        not_done=[drill.name for drill in drills[len(course.results) :]],
-        certificates=course.certificates,
-    )
-    write(report, out)
+    report = report_of(course)
     if report.passed:
         remove(world)
     else:
