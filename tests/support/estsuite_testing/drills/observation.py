@@ -40,8 +40,7 @@ class Observer:
 
     @property
     def readiness(self) -> dict[str, list[str]]:
-        """What processes said that were not ready, by service; ``not reachable`` if not
-        connected, empty if connected and not answered."""
+        """Failing checks by service; ``not reachable`` without connection, empty without answer."""
         return {service: sorted(said) for service, said in self._readiness.items() if said}
 
     @property

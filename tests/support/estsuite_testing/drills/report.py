@@ -158,7 +158,7 @@ def _summary(report: Report) -> Iterator[str]:
 
 def _clients(report: Report) -> Iterator[str]:
     yield "## What clients saw\n"
-    yield "Answers by status and code, from the begin of the fault until the suite was well; an error of the connection by its name. Clients"
+    yield "Answers by status and code, from the beginning of the fault until the suite was well; an error of the connection by its name. Clients"
     yield "repeat the same request until they have a certificate; *longest* is from their first attempt. `/cacerts` was asked at each front end that ran.\n"
     header = ["drill", "operations", "answers", "longest s", "`/cacerts` asked, failed"]
     rows = [
@@ -176,7 +176,7 @@ def _clients(report: Report) -> Iterator[str]:
 
 def _operators(report: Report, runbooks: str) -> Iterator[str]:
     yield "## What an operator saw\n"
-    yield "Failing checks of `/readyz` by service, from the begin of the fault until the suite was well; and of the texts under *Seen* of the"
+    yield "Failing checks of `/readyz` by service, from the beginning of the fault until the suite was well; and of the texts under *Seen* of the"
     yield "runbook those that were seen. Times are short here: what a page names may need a longer outage, or all processes of a service.\n"
     header = ["drill", "not ready", "runbook", "of it seen", "not seen"]
     rows = [
