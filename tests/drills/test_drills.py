@@ -41,7 +41,9 @@ async def test_two_drills_pass_and_one_that_loses_a_record_fails(tmp_path: Path)
         Drill("loss", delivery_lost, "delivery_lost"),
     ]
     said: list[str] = []
-    report = await run_drills(chosen, tmp_path, calm_s=1, delivered_s=3, say=said.append)
+    report = await run_drills(
+        chosen, tmp_path, calm_s=1, delivered_s=3, keep=False, say=said.append
+    )
     nats, front_end, loss = report.results
 
     for passed in (nats, front_end):

@@ -45,12 +45,13 @@ async def run_drills(
     *,
     calm_s: float = _CALM_S,
     delivered_s: float = _DELIVERED_S,
+    keep: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Do every drill alone, one after the other; write ``results.json`` and ``report.md``.
 
-    A drill after which the suite does not become well is the last one. The folder of the suite is
-    kept, and named by ``say``, when one failed.
+    A drill after which the suite does not become well is the last one. With ``keep`` the folder of
+    the suite stays, and is named by ``say``, when one failed.
     """
     machine, load = describe(), load_average()
     folder = Path(tempfile.mkdtemp(prefix="drills-"))
@@ -78,7 +79,7 @@ async def run_drills(
         history.write()
         await stop_world(world)
     report = report_of(course)
-    if report.passed:
+    if report.passed or not keep:
         remove(world)
     else:
         say(f"kept: {folder}")
