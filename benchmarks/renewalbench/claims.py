@@ -51,7 +51,7 @@ async def measure(
         for number in range(rounds):
             if number:
                 await world.admin.execute(_BACK)
-                await world.settle()
+                await world.vacuum()
             outage.append(await _Claims(world).drain())
             progress(f"after an outage: {outage[-1]}")
         looks = _Claims(world)

@@ -69,9 +69,9 @@ class RenewalDatabase:
         await self.admin.execute("set maintenance_work_mem = '1GB'")
         for index in indexes:
             await self.admin.execute(index["definition"])
-        await self.settle()
+        await self.vacuum()
 
-    async def settle(self) -> None:
+    async def vacuum(self) -> None:
         """Vacuum and write a checkpoint, so that neither happens while something is timed."""
         await self.admin.execute("vacuum analyze renewal.renewal_slot, renewal.certificate")
         await self.admin.execute("checkpoint")

@@ -97,7 +97,7 @@ _IMAGE = re.compile(r"^(?P<repository>[^@]+?)(:(?P<tag>[^:/@]+))?(@(?P<digest>.+
 
 
 def found(documents: Documents, kind: str, name: str, place: Place) -> Any:
-    """Return what is there, or ABSENT."""
+    """Return the value at the path, or ABSENT."""
     node: Any = documents.get((kind, name), ABSENT)
     for step in place:
         if isinstance(node, dict):

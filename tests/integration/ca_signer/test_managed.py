@@ -310,7 +310,7 @@ async def test_a_client_gets_nothing_of_another_identity(
         await managed.signer.expire_certificate(old)
     else:
         changes = {
-            "label": {"label": "elsewhere"},
+            "label": {"label": "other"},
             "profile": {"label": "demo"},
             "group": {"group": "others"},
             "no id": {"certificate_id": "x"},

@@ -247,7 +247,7 @@ async def _write_export(connection: Connection, out: Path) -> tuple[int, int]:
                         "record": part["next_record"],
                         "checkpoint": part["next_checkpoint"],
                     }
-        except BaseException:
+        except BaseException:  # Cleanup, then raised again: half an export must not stay.
             if out != STANDARD_OUTPUT:
                 out.unlink(missing_ok=True)
             raise

@@ -108,9 +108,11 @@ class RecordChain:
         self.size = index + len(hashes)
         self._last = self.size - 1
 
-    def pass_over(self, end: int) -> None:
-        """Go on after hashes that cannot be read, which is a finding of its own."""
+    def pass_over(self, place: str, index: int, end: int) -> None:
+        """Go on after hashes [index, end) that cannot be read, which is a finding of its own."""
         self._flush_waiting()
+        if index > self.size:
+            self._report_missing(place, index)
         if end > self.size:
             self._leave_out(end)
             self._last = end - 1

@@ -262,7 +262,7 @@ class _Verifier:
             self.report.add("export.malformed", place, exc.reason)
             end = index + min(len(value["leaf_hashes"]) // (2 * HASH_BYTES), export.PURGED_HASHES)
             self.absent.append((index, end))
-            self.chain.pass_over(end)
+            self.chain.pass_over(place, index, end)
             return
         self.absent.append((index, index + len(hashes)))
         self.chain.add_purged(place, index, hashes)
@@ -416,7 +416,7 @@ class _Verifier:
             if code == _SIGNATURE and keys and len(found) == len(self.notes):
                 continue  # all are signed with the other key
             place, reason = found[-1] if code == "checkpoint.records" else found[0]
-            more = f", nor do {len(found) - 1} other checkpoints" if len(found) > 1 else ""
+            more = f"; the same of {len(found) - 1} more" if len(found) > 1 else ""
             self.report.add(code, place, f"{reason}{more}")
         if self.report.partial:
             self._proofs(self.newest)
