@@ -39,7 +39,7 @@ def port(keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
                 (folder / name).write_bytes(base64.b64decode(data))
         if document["metadata"]["name"] == "nats-config":
             text = document["data"]["nats.conf"].replace("/etc/nats-tls", str(folder))
-            text = text.replace('"/data"', f'"{folder / "js"}"').replace("4222", str(port))
+            text = text.replace("4222", str(port)).replace('"/data"', f'"{folder / "js"}"')
             (folder / "nats.conf").write_text(text.replace("0.0.0.0:8222", "127.0.0.1:0"))
     server = Path(sys.executable).parent / "nats-server"
     with subprocess.Popen([server, "-c", folder / "nats.conf", "-l", folder / "log"]) as process:

@@ -32,16 +32,17 @@ class SyslogServer:
     def configured(self, name: str) -> str:
         """Return a configuration with this server's paths and ports."""
         text = (CONFIGURATIONS / name).read_text(encoding="utf-8")
-        for there, here in (
-            ("/etc/estsuite/siem/ca.pem", self.certificates.ca_file),
-            ("/etc/estsuite/siem/server.pem", self.certificates.certificate_file),
-            ("/etc/estsuite/siem/server.key", self.certificates.key_file),
-            ("/var/log/estsuite", self.folder),
-            ("6514", self.port),
-            ("2514", self.relp_port),
-        ):
-            text = text.replace(there, str(here))
-        return text
+        places = {
+            "/etc/estsuite/siem/ca.pem": self.certificates.ca_file,
+            "/etc/estsuite/siem/server.pem": self.certificates.certificate_file,
+            "/etc/estsuite/siem/server.key": self.certificates.key_file,
+            "/var/log/estsuite": self.folder,
+            "6514": self.port,
+            "2514": self.relp_port,
+        }
+        # In one pass: a port may have the digits of another port in it, and so may a folder.
+        pattern = "|".join(re.escape(place) for place in places)
+        return re.sub(pattern, lambda found: str(places[found[0]]), text)
 
     async def start(self) -> None:
         command, surroundings = await asyncio.to_thread(self.command)
@@ -50,14 +51,22 @@ class SyslogServer:
             command, env=surroundings, stdout=log, stderr=log, stdin=subprocess.DEVNULL
         )
         log.close()
-        async with asyncio.timeout(20):
-            while True:
-                assert self._process.poll() is None, (self.folder / "daemon.log").read_text()
-                with contextlib.suppress(OSError):
-                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                    writer.close()
-                    return
-                await asyncio.sleep(0.05)
+        try:
+            await self._until_listening(self._process)
+        except BaseException:  # Cleanup, then raised again: it must not outlive the test.
+            await self.stop(kill=True)
+            raise
+
+    async def _until_listening(self, process: subprocess.Popen[bytes]) -> None:
+        for _ in range(1200):
+            if process.poll() is not None:
+                break
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                writer.close()
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"it does not listen: {(self.folder / 'daemon.log').read_text()}")
 
     def command(self) -> tuple[list[str], dict[str, str]]:
         raise NotImplementedError
