@@ -77,9 +77,11 @@ class _Claims:
 
     def __init__(self, world: RenewalDatabase) -> None:
         self._database, self._pid = world.database, world.postgres.pid
+        self._due = claims.DueCounts()
         self._cpu_s = 0.0
         self.claim_ms: list[float] = []
         self.announce_ms: list[float] = []
+        self.count_ms: list[float] = []
         self.slots = 0
 
     async def drain(self) -> ClaimRound:
@@ -110,8 +112,10 @@ class _Claims:
 
         began, used = time.perf_counter(), cpu_s(self._pid)
         async with self._database.connection() as connection:
-            due = await claims.count_due(connection)
+            due = await self._due.count(connection)
+        self.count_ms.append((time.perf_counter() - began) * 1000)
         found = await self._database.run(work) if due[priority] else []
+        self._due.claimed(priority, due=due[priority], limit=CLAIM_SIZE, found=len(found))
         if found:
             self.claim_ms.append((time.perf_counter() - began) * 1000)
             self._cpu_s += cpu_s(self._pid) - used
@@ -139,5 +143,6 @@ class _Claims:
             max_ms=round(max(self.claim_ms), 1),
             announce_p50_ms=round(quantile(self.announce_ms, 0.5), 1),
             announce_p99_ms=round(quantile(self.announce_ms, 0.99), 1),
+            count_max_ms=round(max(self.count_ms), 1),
             load_average=round(machine.load_average(), 1),
         )

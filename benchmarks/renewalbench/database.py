@@ -70,6 +70,8 @@ class RenewalDatabase:
         for index in indexes:
             await self.admin.execute(index["definition"])
         await self.vacuum()
+        # The kernel writes gigabytes for minutes yet, and a commit would wait behind them.
+        await asyncio.to_thread(os.sync)
 
     async def vacuum(self) -> None:
         """Vacuum and write a checkpoint, so that neither happens while something is timed."""

@@ -40,13 +40,14 @@ def _where(part: Part) -> str:
 def _claims(found: Claims) -> Iterator[str]:
     yield f"### Claims from {found.slots:,} slots\n"
     yield f"{_where(found)}\n"
-    yield f"A mixed fleet of which {found.due:,} slots are due after an outage. A claim is the count of"
-    yield f"what is due, up to {found.claim_size} slots by renewal's own statements, and the commit; then renewal"
+    yield f"A mixed fleet of which {found.due:,} slots are due after an outage. A claim is"
+    yield f"the count of what is due where it is not known to be many, up to {found.claim_size} slots by renewal's own statements, and the commit; then renewal"
     yield "reads what the events of these slots need, and marks them. Each round claims everything"
-    yield "that is due, right after a checkpoint. *Steady* claims once a second what became due.\n"
+    yield "that is due, right after a checkpoint. The longest *count* is the first after many were claimed:"
+    yield "it passes what is not vacuumed yet. *Steady* claims once a second what became due.\n"
     header = [
         *("round", "claims", "slots", "p50 ms", "p99 ms", "most ms", "CPU-ms of PostgreSQL"),
-        *("events p50 / p99 ms", "load average"),
+        *("events p50 / p99 ms", "count, most ms", "load average"),
     ]
     rows = [_claim_row(f"outage {n + 1}", one) for n, one in enumerate(found.after_outage)]
     yield from table(header, [*rows, _claim_row("steady", found.steady)])
@@ -62,7 +63,7 @@ def _claim_row(name: str, one: ClaimRound) -> list[str]:
     return [
         *(name, f"{one.claims:,}", f"{one.slots:,}"),
         *(f"{one.p50_ms:.1f}", f"{one.p99_ms:.1f}", f"{one.max_ms:.1f}", f"{one.cpu_ms:.1f}"),
-        *(f"{one.announce_p50_ms:.1f} / {one.announce_p99_ms:.1f}", f"{one.load_average:.1f}"),
+        *(f"{one.announce_p50_ms:.1f} / {one.announce_p99_ms:.1f}", f"{one.count_max_ms:.1f}", f"{one.load_average:.1f}"),
     ]
 
 

@@ -42,6 +42,8 @@ class ClaimRound(BaseModel):
     announce_p50_ms: float
     announce_p99_ms: float
     """To read what the events of a claim need, and to mark them; without publishing."""
+    count_max_ms: float
+    """The longest count of what is due: the first after the last claim of many."""
     load_average: float
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ _MANY = 250
 """So many due slots are sorted at each claim; where there are more, they are found in order."""
 _COUNT_DUE = f"""
 select (select count(*) from (select from renewal_slot where state = 'idle' and priority = p
-    and next_attempt_at <= now() limit {_MANY + 1}) found) from generate_series(0, 3) p order by p
+    and next_attempt_at <= now() limit {_MANY + 1}) found) from unnest($1::smallint[]) p order by p
 """  # noqa: S608 - our constant
 # By the index over due times. "materialized", or the planner may walk the other index past
 # every slot that is not due.
@@ -126,9 +126,41 @@ async def find_waiting(connection: Connection, patience: dt.timedelta) -> Waitin
     return Waiting(*row)
 
 
-async def count_due(connection: Connection) -> list[int]:
-    """Return how many slots of each priority are due, counted up to ``_MANY`` and one."""
-    return [row[0] for row in await connection.fetch(_COUNT_DUE)]
+async def count_due(
+    connection: Connection, priorities: Sequence[int] = range(len(PRIORITIES))
+) -> list[int]:
+    """Return how many slots of each of these priorities are due, up to ``_MANY`` and one."""
+    return [row[0] for row in await connection.fetch(_COUNT_DUE, priorities)]
+
+
+class DueCounts:
+    """How many slots of each priority are due, counted where claims do not say it.
+
+    A claimed slot stays in the index over due times until that is vacuumed or passed once, and a
+    count passes all of them: towards the end of an outage it took longer than the claim. While
+    claims of a priority find as many as they want, it has many.
+    """
+
+    def __init__(self) -> None:
+        self._many: set[int] = set()
+
+    async def count(self, connection: Connection) -> list[int]:
+        """Return the counts, ``_MANY`` and one where it is more."""
+        due = [_MANY + 1] * len(PRIORITIES)
+        unknown = [p for p in range(len(PRIORITIES)) if p not in self._many]
+        if unknown:
+            for priority, number in zip(
+                unknown, await count_due(connection, unknown), strict=True
+            ):
+                due[priority] = number
+        return due
+
+    def claimed(self, priority: int, *, due: int, limit: int, found: int) -> None:
+        """Note how many a claim wanted and found of so many."""
+        if due > _MANY and found == limit:
+            self._many.add(priority)
+        else:
+            self._many.discard(priority)
 
 
 async def count_unanswered(connection: Connection, *, within: dt.timedelta, limit: int) -> int:

@@ -47,6 +47,7 @@ class Scheduler:
         self._settings, self._database, self._bus = settings, database, bus
         self._publisher, self._tracing = publisher, tracing
         self._scheduler = settings.scheduler
+        self._due = claims.DueCounts()
         self._unanswered = Repetition(log, "announcements wait for answers")
 
     async def run_due(self, stop: asyncio.Event) -> None:
@@ -68,7 +69,7 @@ class Scheduler:
         if not self._bus.connected:
             return 0  # claiming now would only start leases that no agent is notified of
         async with self._database.connection() as connection:
-            due = await claims.count_due(connection)
+            due = await self._due.count(connection)
             if not any(due):
                 UNANSWERED.set(0)
                 return 0
@@ -111,6 +112,7 @@ class Scheduler:
                 )
 
             slot_ids = await self._database.run(work)
+            self._due.claimed(priority, due=due, limit=limit, found=len(slot_ids))
             if not slot_ids:
                 return 0
             faults.hit("renewal.claimed")
