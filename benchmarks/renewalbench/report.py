@@ -63,7 +63,11 @@ def _claim_row(name: str, one: ClaimRound) -> list[str]:
     return [
         *(name, f"{one.claims:,}", f"{one.slots:,}"),
         *(f"{one.p50_ms:.1f}", f"{one.p99_ms:.1f}", f"{one.max_ms:.1f}", f"{one.cpu_ms:.1f}"),
-        *(f"{one.announce_p50_ms:.1f} / {one.announce_p99_ms:.1f}", f"{one.count_max_ms:.1f}", f"{one.load_average:.1f}"),
+        *(
+            f"{one.announce_p50_ms:.1f} / {one.announce_p99_ms:.1f}",
+            f"{one.count_max_ms:.1f}",
+            f"{one.load_average:.1f}",
+        ),
     ]
 
 

@@ -70,6 +70,40 @@ async def test_due_slots_that_expire_first_are_claimed_first(
         await database.close()
 
 
+async def test_what_is_due_is_counted_again_when_claims_find_less_than_they_want(
+    bench: Bench, migrated: RenewalSettings
+) -> None:
+    await bench.database.execute(_SLOTS, 900)
+    database = await Database.connect(migrated.database, "renewal", "renewal")
+    counts, limit, found = claims.DueCounts(), 200, []
+
+    async def work(connection: Connection) -> list[str]:
+        return await claim(
+            connection, priority=NORMAL, due=due[NORMAL], limit=limit, owner="test",
+            traceparent=None, leases=migrated.scheduler.lease,
+        )  # fmt: skip
+
+    try:
+        for _ in range(3):
+            async with database.connection() as connection:
+                due = await counts.count(connection)
+            assert due == [0, 0, 251, 0]
+            claimed = await database.run(work)
+            counts.claimed(NORMAL, due=due[NORMAL], limit=limit, found=len(claimed))
+            found.append(len(claimed))
+        async with database.connection() as connection:
+            assert await counts.count(connection) == [0, 0, 0, 0]
+        await bench.database.execute(
+            "update renewal.renewal_slot set state = 'idle' where slot_id = any($1::uuid[])",
+            claimed,
+        )
+        async with database.connection() as connection:
+            assert await counts.count(connection) == [0, 0, found[-1], 0]
+    finally:
+        await database.close()
+    assert found == [200, 200, 50]
+
+
 MANY, LATE = 20_000, dt.timedelta(hours=12)
 _DUE = "state = 'idle' and next_attempt_at <= now() and not_after > now() and priority = $1"
 _LEFT = f"select count(*) from renewal.renewal_slot where {_DUE}"
@@ -109,7 +143,7 @@ async def test_no_statement_of_a_look_scans_a_table(
     waited = dt.timedelta(seconds=10)
     statements: dict[str, tuple[Any, ...]] = {
         "_WAITING": (waited, waited),
-        "_COUNT_DUE": (),
+        "_COUNT_DUE": ([0, 1, 2, 3],),
         "_UNANSWERED": (waited, 2000),
         "_FEW_DUE": (NORMAL, 100),
         "_MANY_DUE": (NORMAL, 100),

@@ -149,9 +149,7 @@ class DueCounts:
         due = [_MANY + 1] * len(PRIORITIES)
         unknown = [p for p in range(len(PRIORITIES)) if p not in self._many]
         if unknown:
-            for priority, number in zip(
-                unknown, await count_due(connection, unknown), strict=True
-            ):
+            for priority, number in zip(unknown, await count_due(connection, unknown), strict=True):
                 due[priority] = number
         return due
 
