@@ -27,7 +27,7 @@ from estcore.tlog.terms import record_keys
 
 log = logging.getLogger(__name__)
 
-_POLL_S = 0.5
+_POLL_S = 1.0
 _RETRY_S = 5.0
 _ENOUGH = 500
 _LINGER_S = 5.0

@@ -104,9 +104,9 @@ async def run(
         del checks["starting"]
         checks.update(_ready_checks(bus, streams, database, writer))
         reloader = _reloader(settings, bus, own)
+        admin.before_metrics(StreamLengths(bus, owned_by(SERVICE), AUDIT_CONSUMERS).refresh)
         jobs = [
             *(streams.run, database.watch),
-            StreamLengths(bus, owned_by(SERVICE), AUDIT_CONSUMERS).run,
             CertificateExpiry(settings).run,
             *(writer.run, windows.run, windows.run_ledger, reloader.run),
             *(

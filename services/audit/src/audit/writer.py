@@ -36,7 +36,7 @@ from estcore.runtime.delivery import Delivery
 from estcore.runtime.faults import hit
 from estcore.runtime.logs import fields
 from estcore.runtime.sent_batches import SentBatches
-from estcore.runtime.service import sleep_or_stop
+from estcore.runtime.service import sleep_or_stop, wake_at
 from estcore.runtime.tracing import Tracing
 from estcore.runtime.worker import publish_dead_letter
 from estcore.tlog.verify import CLOCK_SKEW, RECORD_AHEAD
@@ -187,7 +187,7 @@ class Writer:
         wake.clear()
         if not self._own.waiting() and not any(c.waiting for c in self._consumers):
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_TICK_S):
+                async with asyncio.timeout_at(wake_at(_TICK_S)):
                     await wake.wait()
         if wake.is_set() and self._settings.linger_ms:
             await sleep_or_stop(stop, self._settings.linger_ms / 1000)

@@ -192,6 +192,8 @@ async def _serve(
     streams = StreamProbe(shared.bus, SERVICE)
     checks.update(_ready_checks(shared, issuing.worker, streams))
 
+    admin.before_metrics(_stream_lengths(shared).refresh)
+
     async def fail_readiness(stopping: asyncio.Event) -> None:
         await stopping.wait()
         admin.stopping = True
@@ -202,7 +204,6 @@ async def _serve(
             shared.publisher.own.run,
             completeness.watch,
             streams.run,
-            _stream_lengths(shared).run,
             CertificateExpiry(shared.settings).run,
             shared.database.watch,
             shared.notices.run,

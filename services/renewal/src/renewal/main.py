@@ -101,21 +101,27 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
         if database is None or bus is None:
             return
         streams = StreamProbe(bus, SERVICE)
+        admin.before_metrics(StreamLengths(bus, owned_by(SERVICE), RENEWAL_CONSUMERS).refresh)
         builder = MessageBuilder(settings.instance, SystemClock(), boot.id)
         topic = audit_issue_topic(SERVICE)
         own = OwnRecords(bus, topic, settings.instance, SystemClock(), boot)
         await own.begin()
         info = RenewalInfoPublisher(database, bus, SystemClock(), settings.renewal_info)
         publisher = RotationPublisher(database, bus, builder, settings.rotation, info)
-        event_consumer = EventConsumer(settings, database, bus, builder, publisher, tracing)
-        jobs = _jobs(settings, database, bus, builder, publisher, tracing, event_consumer)
+        changed = asyncio.Event()
+        event_consumer = EventConsumer(
+            settings, database, bus, builder, publisher, tracing, changed
+        )
+        scheduler = Scheduler(settings, database, bus, publisher, tracing, changed)
+        jobs = _jobs(
+            settings, database, bus, builder, publisher, tracing, event_consumer, scheduler
+        )
         await run_jobs(
             [
                 *jobs,
                 own.run,
                 _reloader(settings, bus, own).run,
                 streams.run,
-                StreamLengths(bus, owned_by(SERVICE), RENEWAL_CONSUMERS).run,
                 CertificateExpiry(settings).run,
                 database.watch,
                 _fail_readiness(admin),
@@ -153,8 +159,8 @@ def _jobs(
     publisher: RotationPublisher,
     tracing: Tracing,
     event_consumer: EventConsumer,
+    scheduler: Scheduler,
 ) -> list[Job]:
-    scheduler = Scheduler(settings, database, bus, publisher, tracing)
     listener = AckListener(
         rotation=settings.rotation,
         database=database,

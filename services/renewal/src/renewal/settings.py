@@ -52,7 +52,12 @@ class LeaseSettings(StrictModel):
 class SchedulerSettings(StrictModel):
     """How due slots are found and announced."""
 
-    poll_s: float = Field(default=1, ge=0.05, le=60, description="mean distance of two looks")
+    poll_s: float = Field(
+        default=1,
+        ge=0.05,
+        le=60,
+        description="mean distance of two looks; three times that while nothing is due",
+    )
     claim_size: int = Field(
         default=200, ge=1, le=5000, description="slots dispatched at one look, all priorities"
     )

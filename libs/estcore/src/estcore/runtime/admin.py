@@ -7,8 +7,9 @@ is not there. Bound to loopback unless configured otherwise; it serves nothing s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version
 
 from prometheus_client import REGISTRY, CollectorRegistry, Gauge
@@ -19,6 +20,8 @@ from estcore.runtime.sockets import Servers, open_sockets
 
 Checks = Mapping[str, Callable[[], bool]]
 _HEAD_LIMIT = 8192
+_REFRESH_S = 2.0
+"""What takes longer is left as it was: a scrape must not fail with its subject."""
 
 BUILD_INFO = Gauge(
     "estsuite_build_info",
@@ -42,6 +45,7 @@ class AdminServer:
     def __init__(self, settings: AdminSettings, checks: Checks) -> None:
         self._settings = settings
         self._checks = checks
+        self._before_metrics: list[Callable[[], Awaitable[None]]] = []
         self._server: Servers | None = None
         self.stopping = False
 
@@ -54,6 +58,10 @@ class AdminServer:
         sockets = open_sockets(self._settings.host, self._settings.port, what="admin port")
         self._server = await Servers.start(self._serve, sockets, limit=_HEAD_LIMIT)
         return self._server.port
+
+    def before_metrics(self, refresh: Callable[[], Awaitable[None]]) -> None:
+        """Call ``refresh`` whenever somebody reads the metrics, before they are written."""
+        self._before_metrics.append(refresh)
 
     async def stop(self) -> None:
         """Stop listening."""
@@ -75,6 +83,8 @@ class AdminServer:
         try:
             async with asyncio.timeout(5):
                 request = await reader.readuntil(b"\r\n\r\n")
+                if _path(request) == b"/metrics":
+                    await self._refresh()
                 writer.write(self._answer(request))
                 await writer.drain()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
@@ -82,9 +92,15 @@ class AdminServer:
         finally:
             writer.close()
 
+    async def _refresh(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REFRESH_S):
+                for refresh in self._before_metrics:
+                    await refresh()
+
     def _answer(self, request: bytes) -> bytes:
-        method, _, rest = request.partition(b" ")
-        path = rest.partition(b" ")[0].partition(b"?")[0]
+        method = request.partition(b" ")[0]
+        path = _path(request)
         if method not in {b"GET", b"HEAD"}:
             return _response("405 Method Not Allowed", "only GET\n", head=False)
         head = method == b"HEAD"
@@ -103,6 +119,10 @@ class AdminServer:
             body = encode(REGISTRY).decode()
             return _response("200 OK", body, head=head, content_type=content_type)
         return _response("404 Not Found", "not here\n", head=head)
+
+
+def _path(request: bytes) -> bytes:
+    return request.partition(b" ")[2].partition(b" ")[0].partition(b"?")[0]
 
 
 def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:

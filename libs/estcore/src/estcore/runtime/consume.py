@@ -25,6 +25,7 @@ from estcore.runtime.bus import Bus
 from estcore.runtime.delivery import Delivery, DoneParts, parts_of
 from estcore.runtime.logs import fields
 from estcore.runtime.nats_client import BUS_ERRORS, Msg, Subscription
+from estcore.runtime.service import wake_at
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class PullConsumer:
         if self._queue:
             return True
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout_at(wake_at(timeout_s)):
                 await self.wake.wait()
         except TimeoutError:
             return False

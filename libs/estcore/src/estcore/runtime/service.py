@@ -67,10 +67,20 @@ async def _job(job: Job, stop: asyncio.Event) -> None:
     await job(stop)
 
 
+def wake_at(seconds: float) -> float:
+    """Return the time of the loop's clock in about ``seconds``.
+
+    That is a whole second where it is a second or more: jobs that look now and then wake the
+    process together. A wake-up costs more than what is done in it.
+    """
+    until = asyncio.get_running_loop().time() + seconds
+    return float(round(until)) if seconds >= 1 else until
+
+
 async def sleep_or_stop(stop: asyncio.Event, seconds: float) -> bool:
-    """Sleep ``seconds`` or until ``stop``; returns whether to stop."""
+    """Sleep about ``seconds`` (``wake_at``) or until ``stop``; returns whether to stop."""
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout_at(wake_at(seconds)):
             await stop.wait()
     except TimeoutError:
         return False

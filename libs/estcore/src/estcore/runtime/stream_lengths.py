@@ -1,12 +1,12 @@
 """Lengths of streams and consumers, as metrics of the service that owns or reads them.
 
 A platform team sees in one place what waits on the bus, and scales by it, without access to the
-monitoring port of nats-server. Every replica reports the same figures.
+monitoring port of nats-server. Every replica reports the same figures, and asks NATS for them when
+its metrics are read: a service whose metrics nobody reads asks nothing.
 """
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import logging
 from collections.abc import Iterable
@@ -15,16 +15,16 @@ from typing import TypeVar
 from prometheus_client import Gauge
 from pydantic import BaseModel, Field, ValidationError
 
-from estcore.clock import unix_ms
+from estcore.clock import monotonic_s, unix_ms
 from estcore.errors import BusUnavailable
 from estcore.messages.topics import Consumer, Stream
 from estcore.runtime.bus import Bus
 from estcore.runtime.logs import fields
-from estcore.runtime.service import sleep_or_stop
 
 log = logging.getLogger(__name__)
 
-_EVERY_S = 15.0
+_FRESH_S = 5.0
+"""Figures of less than this age are not asked for again: several may scrape."""
 _TIMEOUT_S = 3.0
 
 MESSAGES = Gauge("estsuite_stream_messages", "Messages in a stream", ["stream"])
@@ -95,14 +95,14 @@ class StreamLengths:
         self._bus = bus
         self._streams = tuple(stream.name for stream in streams)
         self._consumers = tuple((c.stream, c.name) for c in consumers)
+        self._asked_at = -_FRESH_S
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Ask until ``stop``; what cannot be asked keeps the figures of before."""
-        while True:
-            if self._bus.connected:
-                await self.ask()
-            if await sleep_or_stop(stop, _EVERY_S):
-                return
+    async def refresh(self) -> None:
+        """Ask, unless it was asked a moment ago; what cannot be asked keeps its figures."""
+        now = monotonic_s()
+        if self._bus.connected and now - self._asked_at >= _FRESH_S:
+            self._asked_at = now
+            await self.ask()
 
     async def ask(self) -> None:
         """Ask for every stream and consumer once."""

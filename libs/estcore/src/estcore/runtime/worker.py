@@ -14,7 +14,7 @@ from estcore.runtime.consume import PullConsumer
 from estcore.runtime.delivery import Delivery
 from estcore.runtime.service import sleep_or_stop
 
-_WAIT_S = 0.5
+_WAIT_S = 1.0
 _INACTIVE_S = 1.0
 
 
@@ -40,6 +40,17 @@ class MessageWorker:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Hand on deliveries until ``stop``."""
+        waker = asyncio.create_task(self._wake_on(stop))
+        try:
+            await self._run(stop)
+        finally:
+            waker.cancel()
+
+    async def _wake_on(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._consumer.wake.set()
+
+    async def _run(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             if not self._active():
                 await self._put_back()

@@ -16,6 +16,7 @@ from estcore.runtime.bus import Bus
 from estcore.runtime.consume import PullConsumer
 from estcore.runtime.database import Database
 from estcore.runtime.delivery import Delivery
+from estcore.runtime.service import wake_at
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class RequestConsumer:
         self._wake.clear()
         if not self._waiting() and not stop.is_set():
             try:
-                async with asyncio.timeout(1):
+                async with asyncio.timeout_at(wake_at(1)):
                     await self._wake.wait()
             except TimeoutError:
                 self._last_size = 0

@@ -125,10 +125,10 @@ async def run(settings: UpstreamSettings) -> None:
                 consumers=lambda: parts.worker.ready,
                 upstreams=lambda: all(issuer.usable for issuer in issuers.values()),
             )
+            admin.before_metrics(StreamLengths(bus, (), _consumers(issuers)).refresh)
             jobs = [
                 completeness.watch,
                 streams.run,
-                StreamLengths(bus, (), _consumers(issuers)).run,
                 CertificateExpiry(settings).run,
                 database.watch,
                 *_state_jobs(settings, parts, bus, database, stamps),

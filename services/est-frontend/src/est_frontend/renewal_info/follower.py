@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 _MESSAGES = 16
 """Messages fetched at once, each of at most 256 KiB."""
 _ENTRIES_AT_ONCE = 2000
+_LOOKS = 10
+"""So many looks only ask what is new; then whether it is still the stream that was read."""
 _COUNT_EVERY_S = 300
 _DAY_S = 86_400
 
@@ -56,6 +58,7 @@ class RenewalInfoFollower:
         self._damage: StoreDamaged | None = None
         self._fault: str | None = None
         self._compared_at: float | None = None
+        self._looks = 0
         self._counted_at: float | None = None
         self._searched = b""
         metrics.RENEWAL_INFO_AGE.set_function(self._age_s)
@@ -95,7 +98,8 @@ class RenewalInfoFollower:
             if not self._bus.connected:
                 return  # the bus reports that itself; what is here is answered
             await self.catch_up(stop)
-            await self._clean()
+            if not self._looks:
+                await self._clean()
         except StoreDamaged as exc:
             self._damage = exc
             self._report(exc)
@@ -132,6 +136,12 @@ class RenewalInfoFollower:
             BusUnavailable: the stream does not answer.
             StoreDamaged, StoreFull: the entries cannot be kept.
         """
+        self._looks = (self._looks + 1) % _LOOKS
+        if self._complete and self._looks:
+            while await self._read_batch() and not stop.is_set():
+                pass
+            self._compared_at = monotonic_s()
+            return
         marker = await self._marker()
         end = await last_sequence(self._bus, PKI_RENEWAL_INFO, RENEWAL_INFO_TOPICS)
         self._begin(marker)

@@ -1,7 +1,8 @@
 """The two loops of time: announcing what is due, and finishing what was left.
 
-Both look at the database about once a second, with jitter so that replicas do not look
-together. A database or bus that is unavailable is waited for; nothing is lost, since rows say what
+Both look at the database about once a second while there is something to do, and every three
+seconds while there is nothing, with jitter so that replicas do not look together. What this process
+changes by an event is looked at when the event was applied. A database or bus that is unavailable is waited for; nothing is lost, since rows say what
 is to be done.
 """
 
@@ -19,7 +20,7 @@ from estcore.runtime import faults
 from estcore.runtime.bus import Bus
 from estcore.runtime.database import Connection, Database
 from estcore.runtime.logs import Repetition, fields
-from estcore.runtime.service import sleep_or_stop
+from estcore.runtime.service import event_or_stop, sleep_or_stop
 from estcore.runtime.tracing import Tracing
 from renewal.dispatch import claims
 from renewal.metrics import DISPATCHED, LAPSED, UNANSWERED
@@ -31,6 +32,8 @@ from renewal.settings import RenewalSettings
 log = logging.getLogger(__name__)
 
 _BATCH = 500
+_IDLE = 2
+"""So many looks are left out while there is nothing to do."""
 
 
 class Scheduler:
@@ -43,20 +46,23 @@ class Scheduler:
         bus: Bus,
         publisher: RotationPublisher,
         tracing: Tracing,
+        changed: asyncio.Event | None = None,
     ) -> None:
+        """``changed`` is set when slots were changed, and may be due."""
         self._settings, self._database, self._bus = settings, database, bus
         self._publisher, self._tracing = publisher, tracing
         self._scheduler = settings.scheduler
         self._due = claims.DueCounts()
+        self._changed = changed or asyncio.Event()
         self._unanswered = Repetition(log, "announcements wait for answers")
 
     async def run_due(self, stop: asyncio.Event) -> None:
         """Announce due slots until stopped."""
-        await self._repeat(stop, self.dispatch_due)
+        await self._repeat(stop, self.dispatch_due, self._changed)
 
     async def run_upkeep(self, stop: asyncio.Event) -> None:
         """Take back lapsed leases, let time pass, finish announcements, until stopped."""
-        await self._repeat(stop, self.keep_up)
+        await self._repeat(stop, self.keep_up, asyncio.Event())
 
     async def dispatch_due(self) -> int:
         """Claim due slots by weighted shares, work-conserving, and announce them.
@@ -162,9 +168,12 @@ class Scheduler:
             updated += await self._database.run(apply_kept)
         return lapsed, updated
 
-    async def _repeat(self, stop: asyncio.Event, look: Callable[[], Awaitable[int]]) -> None:
+    async def _repeat(
+        self, stop: asyncio.Event, look: Callable[[], Awaitable[int]], changed: asyncio.Event
+    ) -> None:
         deferred = Repetition(log, "scheduler deferred")
         while not stop.is_set():
+            changed.clear()
             try:
                 done = await look()
             except Unavailable as exc:
@@ -175,4 +184,6 @@ class Scheduler:
             # Work waiting: look again at once; a full look means there is more.
             pause = 0.0 if done >= self._scheduler.claim_size else self._scheduler.poll_s
             jitter = 0.75 + random.random() / 2  # noqa: S311 - spreading, not secrecy
-            await sleep_or_stop(stop, max(pause * jitter, 0.001))
+            if await sleep_or_stop(stop, max(pause * jitter, 0.001)) or done:
+                continue
+            await event_or_stop(stop, changed, _IDLE * pause)
