@@ -75,7 +75,9 @@ async def test_what_is_due_is_counted_again_when_claims_find_less_than_they_want
 ) -> None:
     await bench.database.execute(_SLOTS, 900)
     database = await Database.connect(migrated.database, "renewal", "renewal")
-    counts, limit, found = claims.DueCounts(), 200, []
+    counts, limit = claims.DueCounts(), 200
+    found = list[int]()
+    claimed = list[str]()
 
     async def work(connection: Connection) -> list[str]:
         return await claim(

@@ -103,12 +103,12 @@ async def run(
         streams = StreamProbe(bus, SERVICE)
         del checks["starting"]
         checks.update(_ready_checks(bus, streams, database, writer))
-        reloader = _reloader(settings, bus, own)
         admin.before_metrics(StreamLengths(bus, owned_by(SERVICE), AUDIT_CONSUMERS).refresh)
         jobs = [
             *(streams.run, database.watch),
             CertificateExpiry(settings).run,
-            *(writer.run, windows.run, windows.run_ledger, reloader.run),
+            *(writer.run, windows.run, windows.run_ledger),
+            _reloader(settings, bus, own).run,
             *(
                 Indexer(database, writer).run,
                 AuditorCommands(bus, database, settings, clock, key).run,

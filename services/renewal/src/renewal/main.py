@@ -108,14 +108,8 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
         await own.begin()
         info = RenewalInfoPublisher(database, bus, SystemClock(), settings.renewal_info)
         publisher = RotationPublisher(database, bus, builder, settings.rotation, info)
-        changed = asyncio.Event()
-        event_consumer = EventConsumer(
-            settings, database, bus, builder, publisher, tracing, changed
-        )
-        scheduler = Scheduler(settings, database, bus, publisher, tracing, changed)
-        jobs = _jobs(
-            settings, database, bus, builder, publisher, tracing, event_consumer, scheduler
-        )
+        event_consumer = EventConsumer(settings, database, bus, builder, publisher, tracing)
+        jobs = _jobs(settings, database, bus, builder, publisher, tracing, event_consumer)
         await run_jobs(
             [
                 *jobs,
@@ -159,8 +153,9 @@ def _jobs(
     publisher: RotationPublisher,
     tracing: Tracing,
     event_consumer: EventConsumer,
-    scheduler: Scheduler,
 ) -> list[Job]:
+    changed = event_consumer.changed
+    scheduler = Scheduler(settings, database, bus, publisher, tracing, changed)
     listener = AckListener(
         rotation=settings.rotation,
         database=database,

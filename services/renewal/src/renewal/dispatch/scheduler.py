@@ -2,8 +2,8 @@
 
 Both look at the database about once a second while there is something to do, and every three
 seconds while there is nothing, with jitter so that replicas do not look together. What this process
-changes by an event is looked at when the event was applied. A database or bus that is unavailable is waited for; nothing is lost, since rows say what
-is to be done.
+changes by an event is looked at when the event was applied. A database or bus that is unavailable
+is waited for; nothing is lost, since rows say what is to be done.
 """
 
 from __future__ import annotations

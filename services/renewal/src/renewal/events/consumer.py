@@ -97,9 +97,7 @@ class EventConsumer:
         builder: MessageBuilder,
         publisher: RotationPublisher,
         tracing: Tracing,
-        changed: asyncio.Event | None = None,
     ) -> None:
-        """``changed`` is set when slots were changed, and may be due."""
         self._settings = settings.event_consumer
         self._rotation = settings.rotation
         self._recheck_s = settings.windows.recheck_s
@@ -107,7 +105,8 @@ class EventConsumer:
         self._publisher, self._tracing = publisher, tracing
         self._purged = 0.0
         self._failing: dict[str, set[bytes]] = {}
-        self._changed = changed or asyncio.Event()
+        self.changed = asyncio.Event()
+        """Set when slots were changed, and may be due."""
         self._windows = window_comparison(settings.windows, database, bus)
         self.consumer = PullConsumer(
             bus, PKI_EVENTS, RENEWAL_CONSUMER, credit=self._settings.credit, joined=True
@@ -193,7 +192,7 @@ class EventConsumer:
                     return done, [*moved, *await fail_renewals(connection, refused)]
 
                 projected, moved = await self._database.run(work)
-                self._changed.set()
+                self.changed.set()
                 faults.hit("renewal.projected")
                 self._failing.clear()
                 await self._publish(projected, moved)
