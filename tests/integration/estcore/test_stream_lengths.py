@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,7 +11,9 @@ from prometheus_client import Gauge
 
 from estcore.messages import topics
 from estcore.runtime import stream_lengths
+from estcore.runtime.admin import AdminServer
 from estcore.runtime.bus import Outgoing
+from estcore.runtime.settings import AdminSettings
 from estcore.runtime.stream_lengths import StreamLengths
 from estsuite_testing.nats_accounts import World, running_accounts
 
@@ -60,3 +63,53 @@ async def test_what_waits_is_counted(world: World) -> None:
     assert _values(stream_lengths.BYTES)[stream] > 0
     assert _values(stream_lengths.LIMIT_BYTES)[stream] == 2 << 30
     assert 0 <= _values(stream_lengths.OLDEST)[stream] < 120
+
+
+async def _scraped(port: int) -> str:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /metrics HTTP/1.1\r\n\r\n")
+    page = await reader.read()
+    writer.close()
+    return page.decode()
+
+
+async def test_whoever_reads_the_metrics_gets_the_lengths_of_that_moment(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front, signer = await world.bus("est-frontend"), await world.bus("ca-signer")
+    lengths = StreamLengths(signer, topics.owned_by("ca-signer"), CONSUMERS["ca-signer"])
+    monkeypatch.setattr(stream_lengths, "_FRESH_S", 0.3)
+    admin = AdminServer(AdminSettings(port=0), {})
+    admin.before_metrics(lengths.refresh)
+    port = await admin.start()
+
+    def waiting(page: str) -> int:
+        name = f'estsuite_stream_messages{{stream="{topics.EST_REQUESTS}"}}'
+        return int(float(next(x.split()[1] for x in page.splitlines() if x.startswith(name))))
+
+    async def publish() -> None:
+        await front.publish_confirmed([Outgoing("est.request.default.issuing.normal", b"x")])
+
+    try:
+        before = waiting(await _scraped(port))
+        await publish()
+        # A second scraper in the same moment causes no second round of questions.
+        assert waiting(await _scraped(port)) == before
+        await asyncio.sleep(0.4)
+        assert waiting(await _scraped(port)) == before + 1
+    finally:
+        await admin.stop()
+
+
+async def test_a_scrape_does_not_wait_for_a_server_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("estcore.runtime.admin._REFRESH_S", 0.2)
+    admin = AdminServer(AdminSettings(port=0), {})
+    admin.before_metrics(asyncio.Event().wait)
+    port = await admin.start()
+    try:
+        async with asyncio.timeout(3):
+            assert "estsuite_build_info" in await _scraped(port)
+    finally:
+        await admin.stop()

@@ -45,7 +45,7 @@ class AdminServer:
     def __init__(self, settings: AdminSettings, checks: Checks) -> None:
         self._settings = settings
         self._checks = checks
-        self._before_metrics: list[Callable[[], Awaitable[None]]] = []
+        self._before_metrics: list[Callable[[], Awaitable[object]]] = []
         self._server: Servers | None = None
         self.stopping = False
 
@@ -59,7 +59,7 @@ class AdminServer:
         self._server = await Servers.start(self._serve, sockets, limit=_HEAD_LIMIT)
         return self._server.port
 
-    def before_metrics(self, refresh: Callable[[], Awaitable[None]]) -> None:
+    def before_metrics(self, refresh: Callable[[], Awaitable[object]]) -> None:
         """Call ``refresh`` whenever somebody reads the metrics, before they are written."""
         self._before_metrics.append(refresh)
 
