@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import signal
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -318,9 +319,14 @@ def _leaf(line: dict[str, Any]) -> dict[str, Any] | None:
 async def run_demo(keep: Path | None) -> None:
     """Run the demo; its folder is removed when all went well and ``keep`` is not given.
 
+    SIGTERM ends it as Ctrl-C does: what was started is stopped.
+
     Raises:
         ESTSuiteError: one line that says what is missing; the folder with the logs stays.
     """
+    own = asyncio.current_task()
+    assert own is not None  # noqa: S101 - this coroutine runs in one
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, own.cancel)
     for tool in ("curl", "openssl"):
         if shutil.which(tool) is None:
             raise ConfigurationError(f"the demo needs {tool}")
@@ -330,6 +336,8 @@ async def run_demo(keep: Path | None) -> None:
     demo = Demo(folder, story)
     try:
         await demo.run()
+    except* asyncio.CancelledError:
+        raise DemoFailedError("stopped before its end", code="demo.stopped") from None
     except* ESTSuiteError as group:
         error = _first(group)
         raise DemoFailedError(
