@@ -28,7 +28,7 @@ from estcore.runtime import command_line, logs
 from estcore.runtime.command_line import EXIT_FAILED, PATH, Group
 from estcore.runtime.console import output_closed
 from estcore.runtime.logs import fields
-from estcore.runtime.process import lock_memory
+from estcore.runtime.process import lock_memory, return_large_blocks
 from estcore.runtime.settings import ServiceSettings, load_settings
 from estcore.runtime.terminal import write_line
 
@@ -217,6 +217,7 @@ class ServiceCommand(Generic[S]):
         logs.configure(self.name, settings.instance, settings.telemetry.log_level)
         _warn_of_plaintext(settings)
         if check:
+            return_large_blocks()
             _lock_memory()
             from estcore.runtime.bus import senders_of  # NATS, not for offline commands
 
