@@ -11,6 +11,7 @@ import asyncio
 import functools
 import gc
 import logging
+import random
 import signal
 import socket
 import sys
@@ -35,6 +36,8 @@ from estcore.runtime.terminal import write_line
 log = logging.getLogger(__name__)
 
 _AGAIN_S = 1.0
+_MOMENT = random.random()  # noqa: S311 - spreading, not secrecy
+"""The part of a second at which this process wakes."""
 
 S = TypeVar("S", bound=ServiceSettings)
 Job = Callable[[asyncio.Event], Awaitable[None]]
@@ -70,11 +73,12 @@ async def _job(job: Job, stop: asyncio.Event) -> None:
 def wake_at(seconds: float) -> float:
     """Return the time of the loop's clock in about ``seconds``.
 
-    That is a whole second where it is a second or more: jobs that look now and then wake the
-    process together. A wake-up costs more than what is done in it.
+    Where it is a second or more, all these times of a process are whole seconds apart: jobs that
+    look now and then wake it together, since a wake-up costs more than what is done in it. Each
+    process has a moment of its own, or all of a machine would ask PostgreSQL at once.
     """
     until = asyncio.get_running_loop().time() + seconds
-    return float(round(until)) if seconds >= 1 else until
+    return round(until - _MOMENT) + _MOMENT if seconds >= 1 else until
 
 
 async def sleep_or_stop(stop: asyncio.Event, seconds: float) -> bool:
