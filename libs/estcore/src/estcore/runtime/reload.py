@@ -74,10 +74,10 @@ class Reloader:
         for watch in self._watched:
             changed = watch.changed()
             if changed or watch.what in self._doubtful:
-                await self._take(watch, settled=not changed)
+                await self._take(watch, unchanged=not changed)
 
-    async def _take(self, watch: Watched, *, settled: bool) -> None:
-        """Take files; they are refused where they are the same for two looks (``settled``).
+    async def _take(self, watch: Watched, *, unchanged: bool) -> None:
+        """Take files; they are refused where they are the same for two looks (``unchanged``).
 
         A certificate and its key are replaced one after the other, and a look may come between.
         """
@@ -86,7 +86,7 @@ class Reloader:
         try:
             watch.take()
         except ConfigurationError as exc:
-            if not (doubtful and settled):
+            if not (doubtful and unchanged):
                 self._doubtful.add(watch.what)
                 return
             self._counter.labels(watch.what, "refused").inc()
