@@ -90,7 +90,7 @@ async def apply_component(cluster: Installation, folder: Path) -> None:
     )
     pair = (f"--cert={folder}/tls.crt", f"--key={folder}/tls.key")
     await cluster.kubectl(*secret, "tls", "est-witness-tls", *pair)
-    await cluster.kubectl("apply", "-f", "-", given=await cluster.kustomized(folder))
+    await cluster.kubectl("apply", "-n", SPACE, "-f", "-", given=await cluster.kustomized(folder))
     rollout = ("rollout", "status", "statefulset/est-witness", "-n", SPACE, "--timeout=180s")
     await cluster.kubectl(*rollout, timeout_s=190)
 
