@@ -1,7 +1,7 @@
 """The network policies, on a cluster with an engine for them: what is not listed has no connection.
 
-Runs where CLUSTER_NETWORK_POLICIES says that there is one. By Services, as the suite connects; whether an
-engine also sees packets between pods of one node by their own addresses is its matter.
+Runs where CLUSTER_NETWORK_POLICIES says that there is one. By Services, as the suite connects, and by the
+addresses of pods.
 """
 
 from __future__ import annotations
@@ -63,9 +63,16 @@ async def installed(cluster: Installation) -> AsyncIterator[Installation]:
 
 
 async def connects(cluster: Installation, where: str, target: str) -> bool:
-    """Whether a pod gets a connection; ``outside`` is the pod of the different namespace."""
+    """Whether a pod gets a connection, to a Service, or to the pod of a service by its address.
+
+    ``outside`` is the pod of the different namespace.
+    """
     place = ("-n", OUTSIDE) if where == "outside" else ()
     pod = where if where == "outside" else f"deployment/{where}"
+    host, _, port = target.partition(":")
+    if "." not in host:
+        (first, *_) = await cluster.pods(host)
+        target = f"{first['status']['podIP']}:{port}"
     done = await cluster.kubectl(
         *("exec", *place, pod, "--", "python", "-c", PROBE, target), check=False
     )
@@ -79,11 +86,13 @@ async def connects(cluster: Installation, where: str, target: str) -> bool:
         ("ca-signer", NATS, True),
         ("ca-signer", POSTGRES, True),
         ("outside", EST, True),
+        ("outside", NATS, True),  # agents of the cluster have NKeys of their own
         ("est-frontend", POSTGRES, False),
         ("ca-signer", EST, False),
         ("renewal", EST, False),
         ("audit", EST, False),
-        ("outside", NATS, False),
+        ("outside", "nats:8222", False),
+        ("ca-signer", "audit:9100", False),
         ("outside", POSTGRES, False),
         ("ca-signer", "kubernetes.default.svc:443", False),
     ],
