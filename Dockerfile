@@ -34,6 +34,8 @@ RUN set -e; \
     if [ -f ca-bundle.crt ]; then export SSL_CERT_FILE=/src/ca-bundle.crt; fi; \
     for extra in $EXTRAS; do set -- "$@" --extra "$extra"; done; \
     uv sync --frozen --no-dev --no-editable --default-index "$INDEX" --package "$PACKAGE" "$@"; \
+    find "$UV_PROJECT_ENVIRONMENT" -type d \( -path '*/sqlalchemy/testing' -o -path '*/alembic/testing' \
+        -o -path '*/greenlet/tests' \) -prune -exec rm -r {} +; \
     test -x "$UV_PROJECT_ENVIRONMENT/bin/$COMMAND"; \
     ln -s "$COMMAND" "$UV_PROJECT_ENVIRONMENT/bin/entrypoint"; \
     SBOM="$UV_PROJECT_ENVIRONMENT/share/sbom.cdx.json" "$UV_PROJECT_ENVIRONMENT/bin/python" deploy/estsupply/sbom.py
