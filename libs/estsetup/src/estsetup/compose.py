@@ -5,7 +5,8 @@
     secrets/<container>  what this container may see, and no other
     data, operator       what containers write
 
-A file of ``config`` that a person has changed is kept; others are written anew.
+A file of ``config`` that a person has changed is kept; others are written anew. ``extensions``
+says what the files of ``deploy/compose`` that are in use add to all of this.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 import yaml
 
 from estsetup import nats
+from estsetup.extensions import SERVICES, Extensions
 from estsetup.material import ROLES, Material
 from estsetup.service_settings import (
     AUDIT_ORIGIN,
@@ -30,7 +32,6 @@ from estsetup.service_settings import (
     operator_settings,
 )
 
-SERVICES = ("ca-signer", "renewal", "audit", "est-frontend")
 HOSTS = ("localhost", "127.0.0.1", "est-frontend")
 HELD: dict[str, tuple[str, ...]] = {
     "postgres": ("postgres-superuser.password", *(f"{role}.password" for role in ROLES)),
@@ -60,11 +61,13 @@ def prepare(
     folder: Path,
     places: Places | None = None,
     *,
+    extensions: Extensions | None = None,
     owners: Owners | None = None,
     kept: Callable[[str], None] | None = None,
 ) -> None:
     """Fill ``folder``; ``places`` are the paths the settings name.
 
+    ``extensions`` are the files of ``deploy/compose`` in use; none by default.
     ``kept`` receives the name of each file that was left as a person changed it. ``owners`` is for
     root; for others everything stays theirs.
 
@@ -73,11 +76,14 @@ def prepare(
     """
     material = Material(folder)
     material.make(ca_name="Compose Dev", hosts=HOSTS, origin=AUDIT_ORIGIN)
+    extensions = extensions or Extensions()
+    extensions.make_certificates(material.keys)
     (folder / "config").mkdir(exist_ok=True)
-    for path in (*(f"data/{name}" for name in _DATA), "secrets", "operator"):
+    data = (*_DATA, *extensions.data_folders())
+    for path in (*(f"data/{name}" for name in data), "secrets", "operator"):
         (folder / path).mkdir(parents=True, exist_ok=True, mode=0o700)
-    _write_config(material, places or Places(), kept or (lambda _: None))
-    _hand_out(material)
+    _write_config(material, places or Places(), extensions, kept or (lambda _: None))
+    _hand_out(material, extensions)
     if owners is not None:
         _hand_over(folder, owners)
 
@@ -92,7 +98,9 @@ def owners_for(folder: Path) -> Owners | None:
     return Owners((uid, gid), (above.st_uid, above.st_gid))
 
 
-def _write_config(material: Material, places: Places, kept: Callable[[str], None]) -> None:
+def _write_config(
+    material: Material, places: Places, extensions: Extensions, kept: Callable[[str], None]
+) -> None:
     config, ca = material.folder / "config", material.ca
     for name in ("policy.yaml", "profiles.yaml"):
         if not (config / name).exists():
@@ -105,12 +113,16 @@ def _write_config(material: Material, places: Places, kept: Callable[[str], None
     ):
         written.put(source.name, source.read_text(encoding="utf-8"))
     for name in SERVICES:
-        settings = compose_settings(name, places, config)
+        settings = extensions.change(name, compose_settings(name, places, config), places)
         written.put(f"{name}.yaml", yaml.safe_dump(settings, sort_keys=False))
-    written.put("operator.yaml", yaml.safe_dump(operator_settings(places), sort_keys=False))
+    settings = extensions.change("estctl", operator_settings(places), places)
+    written.put("operator.yaml", yaml.safe_dump(settings, sort_keys=False))
     written.put("senders.json", material.senders())
     server = nats.server(material.accounts(), store="/data")
-    written.put("nats.conf", json.dumps(server, indent=1) + "\n")
+    for name, configuration in extensions.nats_configurations(server, places).items():
+        written.put(name, json.dumps(configuration, indent=1) + "\n")
+    if extensions.monitoring:
+        written.put("targets.json", json.dumps(extensions.scrape_targets(), indent=1) + "\n")
     written.save()
     for name in written.changed:
         kept(name)
@@ -152,15 +164,17 @@ def _hash(octets: bytes) -> str:
     return sha256(octets).hexdigest()
 
 
-def _hand_out(material: Material) -> None:
+def _hand_out(material: Material, extensions: Extensions) -> None:
     """Copy each secret to the containers that hold it; a container without it anymore loses it."""
-    for container, names in HELD.items():
+    more = extensions.held()
+    for container in HELD.keys() | more.keys():
+        named = {name: name for name in HELD.get(container, ())} | more.get(container, {})
         folder = material.folder / "secrets" / container
         folder.mkdir(exist_ok=True, mode=0o700)
-        for stale in {path.name for path in folder.iterdir()} - {*names}:
+        for stale in {path.name for path in folder.iterdir()} - named.keys():
             (folder / stale).unlink()
-        for name in names:
-            _copy(material.keys / name, folder / name)
+        for name, source in named.items():
+            _copy(material.keys / source, folder / name)
 
 
 def _copy(source: Path, target: Path) -> None:
