@@ -53,7 +53,7 @@ def test_a_container_is_killed_while_clients_enroll(compose: Compose, name: str)
         load = asyncio.run(run())
     finally:
         compose("start", name)
-    print(f"\n{name} killed: {load.report()}")  # noqa: T201 - the figures of deploy/README.md
+    print(f"\n{name} killed: {load.report()}")
     assert len(load.serials) == load.begun >= PER_SECOND * (BEFORE_S + AFTER_S) // 2
     assert len({*load.serials}) == load.begun
     compose.until(lambda: _healthy(compose, name))

@@ -82,5 +82,5 @@ def test_the_collector_has_a_trace_through_the_services(compose: Compose) -> Non
                         found[span["traceId"]].add(members["service.name"]["stringValue"])
         return list(found.values())
 
-    wanted = {"est-frontend", "ca-signer", "est-audit"}
+    wanted = {"est-frontend", "ca-signer", "audit"}
     compose.until(lambda: any(wanted <= trace for trace in services()), seconds=60)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import yaml
 
+from estcore.errors import ConfigurationError
 from estsetup import nats
 from estsetup.extensions import SERVICES, Extensions
 from estsetup.material import ROLES, Material
@@ -72,11 +73,13 @@ def prepare(
     root; for others everything stays theirs.
 
     Raises:
-        ConfigurationError: a ceremony failed; with its own line.
+        ConfigurationError: a ceremony failed; with its own line. Or the streams that are there
+            were made by another number of NATS servers.
     """
+    extensions = extensions or Extensions()
+    _keep_servers(folder, extensions)
     material = Material(folder)
     material.make(ca_name="Compose Dev", hosts=HOSTS, origin=AUDIT_ORIGIN)
-    extensions = extensions or Extensions()
     extensions.make_certificates(material.keys)
     (folder / "config").mkdir(exist_ok=True)
     data = (*_DATA, *extensions.data_folders())
@@ -86,6 +89,19 @@ def prepare(
     _hand_out(material, extensions)
     if owners is not None:
         _hand_over(folder, owners)
+
+
+def _keep_servers(folder: Path, extensions: Extensions) -> None:
+    """Refuse to give the streams of one server to a cluster, or those of a cluster to one."""
+    if not (folder / "data" / "nats" / "jetstream").exists():
+        return
+    several = (folder / "config" / "nats-2.conf").exists()
+    if several != extensions.ha:
+        made = "three NATS servers (ha.yml)" if several else "one NATS server"
+        raise ConfigurationError(
+            f"the streams in {folder / 'data' / 'nats'} were made by {made}: "
+            "go on with the same files, or begin with another clone"
+        )
 
 
 def owners_for(folder: Path) -> Owners | None:
