@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def _compose() -> Iterator[Result]:
     )
     for file in compose_files.files(EXTENSIONS):
         added = compose_files.extended(document, file)
-        held = Extensions(**{file.stem: True}).held()
+        held = replace(Extensions(), **{file.stem: True}).held()
         yield (
             f"with {file.name}: {len(added['services'])} services read by our rules",
             compose_rules.findings(added, held),

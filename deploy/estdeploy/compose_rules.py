@@ -35,10 +35,17 @@ _PUBLISHED = {
 }
 _BESIDE = {"rsyslog": {"context": "./deploy/siem", "dockerfile": "rsyslog.Dockerfile"}}
 """Images that are built of something else than the suite."""
+_WRITABLE = {"keycloak"}
+"""What writes in its own image: Keycloak compiles its configuration when it starts."""
 _CONFIGURATION = re.compile(r"\./deploy/compose/[\w-]+\.(yml|yaml|cfg):[^:]+:ro")
-_SECRETS_AT = {"rsyslog": ":/etc/estsuite/siem:ro"}
+_SECRETS_AT = {
+    "rsyslog": (":/etc/estsuite/siem:ro",),
+    "keycloak": (":/run/secrets:ro", ":/opt/keycloak/data/import:ro"),
+}
 """Where a server's own configuration expects its secrets."""
 _COPY = re.compile(r"-[0-9]$")
+_REALM = "./deploy/keycloak:/keycloak:ro"
+"""A folder without secrets, which setup reads when Keycloak is used."""
 _SETUP = {
     "user": "0:0",
     "cap_add": ["CHOWN", "DAC_OVERRIDE", "FOWNER"],
@@ -68,13 +75,15 @@ def compose_is_closed(compose: dict[str, Any]) -> list[str]:
     findings = []
     for name, service in compose["services"].items():
         if name == "setup":
+            mounted = [v for v in service["volumes"] if v != _REALM]
+            service = service | {"volumes": mounted}
             findings += [f"setup: {k}" for k, v in _SETUP.items() if service.get(k) != v]
             service = {k: v for k, v in service.items() if k not in _SETUP} | {
                 "user": "ESTSUITE_UID"
             }
         wrong = {
             "user": "ESTSUITE_UID" not in str(service.get("user")),
-            "read_only": service.get("read_only") is not True,
+            "read_only": service.get("read_only") is not True and name not in _WRITABLE,
             "cap_drop": service.get("cap_drop") != ["ALL"],
             "cap_add": bool(service.get("cap_add")),
             "no-new-privileges": "no-new-privileges:true" not in service.get("security_opt", []),
@@ -151,7 +160,7 @@ def compose_secrets_are_their_own(
             if folder is not None:
                 if folder[1] != own or folder[1] not in held:
                     findings.append(f"{name}: mounts the secrets of {folder[1]}")
-                if not volume.endswith(_SECRETS_AT.get(name, ":/run/secrets:ro")):
+                if not volume.endswith(_SECRETS_AT.get(name, (":/run/secrets:ro",))):
                     findings.append(f"{name}: {volume} is not /run/secrets, read-only")
             elif _CONFIGURATION.fullmatch(volume):
                 continue

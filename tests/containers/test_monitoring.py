@@ -40,6 +40,8 @@ def test_every_service_is_scraped(compose: Compose) -> None:
         return {t["labels"]["instance"].split(":")[0] for t in targets if t["health"] == "up"}
 
     compose.until(lambda: up() == SERVICES, seconds=60)
+    printed = compose("ps", "--format", "json", "prometheus").stdout
+    assert [json.loads(line)["Health"] for line in printed.splitlines()] == ["healthy"]
 
 
 def test_every_rule_is_loaded(compose: Compose) -> None:

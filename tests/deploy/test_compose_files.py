@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from estcore.errors import ConfigurationError
 from estsetup.compose import prepare
 from estsetup.extensions import Extensions
 
-NAMES = ("ha", "monitoring", "siem")
+NAMES = ("ha", "keycloak", "monitoring", "siem")
 LOCAL = "./deploy/compose/local/"
 
 
@@ -31,6 +32,11 @@ def folder(prepared: Path, tmp_path: Path) -> Path:
 def extended(root: Path, name: str) -> dict[str, Any]:
     base = compose_rules.load(root / "docker-compose.yml")
     return compose_files.extended(base, root / "deploy" / "compose" / f"{name}.yml")
+
+
+def with_file(root: Path, name: str) -> Extensions:
+    realm = root / "deploy" / "keycloak" / "estsuite-realm.json"
+    return replace(Extensions(), realm=realm, **{name: True})  # type: ignore[arg-type]
 
 
 def settings_of(folder: Path, name: str) -> dict[str, Any]:
@@ -47,7 +53,7 @@ def test_there_is_a_file_for_each_extension(root: Path) -> None:
 def test_every_mounted_folder_is_made_and_every_setting_is_accepted(
     root: Path, folder: Path, name: str
 ) -> None:
-    prepare(folder, extensions=Extensions(**{name: True}))
+    prepare(folder, extensions=with_file(root, name))
     for service in extended(root, name)["services"].values():
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
@@ -82,6 +88,32 @@ def test_the_sink_and_the_receiver_trust_one_authority(folder: Path) -> None:
     client = x509.load_pem_x509_certificate((folder / "keys" / "siem-client.crt").read_bytes())
     usages = client.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     assert ExtendedKeyUsageOID.CLIENT_AUTH in usages
+
+
+def test_the_policy_accepts_tokens_until_a_person_changes_it(root: Path, folder: Path) -> None:
+    policy = folder / "config" / "policy.yaml"
+    plain = policy.read_text()
+    prepare(folder, extensions=with_file(root, "keycloak"))
+    document = yaml.safe_load(policy.read_text())
+    assert document["labels"]["tokens"]["authentication"] == ["token"]
+    groups = settings_of(folder, "ca-signer")["groups"]
+    assert "tokens" in groups["default"]["labels"]
+    (issuer,) = settings_of(folder, "est-frontend")["token_issuers"]
+    assert issuer["id"] == document["rules"][0]["principal"]["token"]["issuer"]
+    prepare(folder)
+    assert policy.read_text() == plain
+    policy.write_text(plain + "# mine\n")
+    prepare(folder, extensions=with_file(root, "keycloak"))
+    assert policy.read_text() == plain + "# mine\n"
+
+
+def test_keycloak_and_its_client_have_the_same_secret(root: Path, folder: Path) -> None:
+    prepare(folder, extensions=with_file(root, "keycloak"))
+    secrets = folder / "secrets"
+    realm = json.loads((secrets / "keycloak" / "est-realm.json").read_text())
+    known = {c["clientId"]: c.get("secret") for c in realm["clients"]}
+    assert known["clinic-web"] == (secrets / "keycloak-enroll" / "clinic-web.secret").read_text()
+    assert [name for name, secret in known.items() if secret] == ["clinic-web"]
 
 
 def test_a_cluster_of_nats_has_routes_by_certificate(folder: Path) -> None:
@@ -127,7 +159,7 @@ def test_streams_stay_with_the_servers_that_made_them(folder: Path, first: bool)
 def test_a_rule_finds(
     root: Path, name: str, service: str, change: dict[str, Any], finding: str
 ) -> None:
-    compose, held = extended(root, name), Extensions(**{name: True}).held()
+    compose, held = extended(root, name), with_file(root, name).held()
     assert compose_rules.findings(compose, held) == []
     compose["services"][service].update(change)
     found = compose_rules.findings(compose, held)

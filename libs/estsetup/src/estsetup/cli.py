@@ -31,6 +31,11 @@ _GROUP = Group(
     "--siem/--no-siem", envvar="ESTSUITE_SIEM", help="Deliver audit records to rsyslog (siem.yml)."
 )
 @click.option(
+    "--keycloak/--no-keycloak",
+    envvar="ESTSUITE_KEYCLOAK",
+    help="Accept tokens of a Keycloak (keycloak.yml).",
+)
+@click.option(
     "--monitoring/--no-monitoring",
     envvar="ESTSUITE_MONITORING",
     help="Send traces to a collector, let Prometheus scrape (monitoring.yml).",

@@ -80,7 +80,7 @@ def prepare(
     _keep_servers(folder, extensions)
     material = Material(folder)
     material.make(ca_name="Compose Dev", hosts=HOSTS, origin=AUDIT_ORIGIN)
-    extensions.make_certificates(material.keys)
+    extensions.make_secrets(material.keys)
     (folder / "config").mkdir(exist_ok=True)
     data = (*_DATA, *extensions.data_folders())
     for path in (*(f"data/{name}" for name in data), "secrets", "operator"):
@@ -118,10 +118,11 @@ def _write_config(
     material: Material, places: Places, extensions: Extensions, kept: Callable[[str], None]
 ) -> None:
     config, ca = material.folder / "config", material.ca
-    for name in ("policy.yaml", "profiles.yaml"):
-        if not (config / name).exists():
-            text = resources.files("estsetup").joinpath("examples", name).read_text()
-            (config / name).write_text(text, encoding="utf-8")
+    examples = resources.files("estsetup").joinpath("examples")
+    if not (config / "profiles.yaml").exists():
+        text = examples.joinpath("profiles.yaml").read_text()
+        (config / "profiles.yaml").write_text(text, encoding="utf-8")
+    _write_policy(config / "policy.yaml", examples.joinpath("policy.yaml").read_text(), extensions)
     written = _Written(config, material.folder / _WRITTEN)
     for source in (
         *(ca / "root.pem", ca / "issuing.pem", ca / "chain.pem", ca / "server" / "server.pem"),
@@ -142,6 +143,14 @@ def _write_config(
     written.save()
     for name in written.changed:
         kept(name)
+
+
+def _write_policy(path: Path, example: str, extensions: Extensions) -> None:
+    """Write the example policy, unless a person has changed it."""
+    wanted = extensions.policy(example)
+    others = {Extensions(keycloak=with_it).policy(example) for with_it in (False, True)}
+    if not path.exists() or path.read_text(encoding="utf-8") in others - {wanted}:
+        path.write_text(wanted, encoding="utf-8")
 
 
 class _Written:

@@ -1,6 +1,7 @@
 """What each file of ``deploy/compose`` adds: settings of services, certificates, secrets, folders.
 
     siem         audit delivers its records to rsyslog, by syslog over mutual TLS
+    keycloak     est-frontend and the policy accept tokens of a Keycloak
     monitoring   services send traces to a collector, and Prometheus reaches their metrics
     ha           three NATS servers with streams of three replicas, two of each service
 
@@ -9,11 +10,13 @@ Host names are those of the containers in the files.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from estsetup.keep import keep_password, keep_secret
 from estsetup.server_certificates import AUTHORITY, make_certificate
 from estsetup.service_settings import ADMIN_PORT, Places
 
@@ -23,6 +26,30 @@ SECOND = "-2"
 SERVICES = ("ca-signer", "renewal", "audit", "est-frontend")
 _SYSLOG_PORT = 6514
 _ROUTE_PORT = 6222
+_REALM_URL = "https://keycloak:8443/realms/est"
+_CLIENT = "clinic-web"
+_REALM = "estsuite-realm.json"
+_IMPORTED = "est-realm.json"
+"""Keycloak imports a realm from a file of this name only."""
+_LABEL = """\
+  tokens:
+    issuer: issuing
+    profiles: [service-mtls, server-only]
+    authentication: [token]
+"""
+_RULE = """\
+  - name: clients-of-keycloak
+    principal:
+      token:
+        issuer: keycloak
+        claims: {azp: "clinic-*"}
+    owner: {tenant: demo, service: "{azp}"}
+    labels: [tokens]
+    profiles: [service-mtls, server-only]
+    names:
+      common_names: ["{azp}.clinic.example"]
+      dns: ["{azp}.clinic.example"]
+"""
 _TRACES_URL = "http://otel-collector:4318/v1/traces"
 
 
@@ -33,15 +60,22 @@ class Extensions:
     siem: bool = False
     monitoring: bool = False
     ha: bool = False
+    keycloak: bool = False
+    realm: Path = Path("/keycloak") / _REALM
+    """The realm of ``deploy/keycloak``, as the file of Compose mounts it."""
 
-    def make_certificates(self, keys: Path) -> None:
-        """Make the certificates that are missing, by an authority outside the suite."""
+    def make_secrets(self, keys: Path) -> None:
+        """Make the secrets that are missing, and certificates by an authority outside the suite."""
         if self.siem:
             make_certificate(keys, "rsyslog", ("rsyslog",))
             make_certificate(keys, "siem-client", ("audit",), client=True)
         if self.ha:
             # A server of a cluster is a client of the others.
             make_certificate(keys, "nats-route", NATS_SERVERS, client=True)
+        if self.keycloak:
+            make_certificate(keys, "keycloak", ("keycloak", "localhost"))
+            keep_password(keys / f"{_CLIENT}.secret")
+            keep_secret(keys / _REALM, self._realm_with_secret(keys / f"{_CLIENT}.secret"))
 
     def held(self) -> dict[str, dict[str, str]]:
         """Return the further secrets of containers: its name there, its name in ``keys``."""
@@ -55,6 +89,10 @@ class Extensions:
             found["audit"] = _same(AUTHORITY, "siem-client.crt", "siem-client.key")
         if self.ha:
             found["nats"] = _same(AUTHORITY, "nats-route.crt", "nats-route.key")
+        if self.keycloak:
+            found["keycloak"] = _same("keycloak.crt", "keycloak.key") | {_IMPORTED: _REALM}
+            found["keycloak-enroll"] = _same(AUTHORITY, f"{_CLIENT}.secret")
+            found["est-frontend"] = _same(AUTHORITY)
         return found
 
     def data_folders(self) -> tuple[str, ...]:
@@ -64,6 +102,8 @@ class Extensions:
             found.append("rsyslog")
         if self.monitoring:
             found += ["prometheus", "otel-collector"]
+        if self.keycloak:
+            found += ["keycloak", "keycloak-enroll"]
         if self.ha:
             found += [*NATS_SERVERS[1:], *(f"{name}{SECOND}" for name in SERVICES)]
         return tuple(found)
@@ -74,6 +114,8 @@ class Extensions:
                    for key, value in settings.items()}  # fmt: skip
         if self.siem and name == "audit":
             changed["sinks"] = [*changed["sinks"], _rsyslog(places)]
+        if self.keycloak and name == "est-frontend":
+            changed["token_issuers"] = [_token_issuer(places)]
         if self.monitoring and name in SERVICES:
             changed["telemetry"] = {"otlp_endpoint": _TRACES_URL}
             if name == "est-frontend":
@@ -87,6 +129,21 @@ class Extensions:
             if name in SERVICES:
                 changed["bus"]["replicas"] = len(NATS_SERVERS)
         return changed
+
+    def policy(self, example: str) -> str:
+        """Return the example policy with what the files need."""
+        if not self.keycloak:
+            return example
+        labels, rules = example.split("rules:\n", 1)
+        return f"{labels}{_LABEL}rules:\n{_RULE}{rules}"
+
+    def _realm_with_secret(self, secret: Path) -> str:
+        """Return the realm; the secret of its client is known before Keycloak starts."""
+        realm = json.loads(self.realm.read_text(encoding="utf-8"))
+        for client in realm["clients"]:
+            if client["clientId"] == _CLIENT:
+                client["secret"] = secret.read_text(encoding="utf-8")
+        return json.dumps(realm, indent=1) + "\n"
 
     def nats_configurations(
         self, server: Mapping[str, object], places: Places
@@ -132,4 +189,14 @@ def _rsyslog(places: Places) -> dict[str, Any]:
         "ca_file": str(places.secrets / AUTHORITY),
         "certificate_file": str(places.secrets / "siem-client.crt"),
         "key_file": str(places.secrets / "siem-client.key"),
+    }
+
+
+def _token_issuer(places: Places) -> dict[str, str]:
+    return {
+        "id": "keycloak",
+        "issuer": _REALM_URL,
+        "jwks_url": f"{_REALM_URL}/protocol/openid-connect/certs",
+        "audience": "est",
+        "ca_file": str(places.secrets / AUTHORITY),
     }
