@@ -6,8 +6,9 @@ import importlib.metadata
 import os
 import platform
 import re
+import runpy
 import subprocess
-import sysconfig
+import sys
 from pathlib import Path
 
 from estcore.clock import SystemClock
@@ -36,11 +37,14 @@ def describe() -> dict[str, str]:
 
 
 def interpreter() -> str:
-    """Return version and kind of build; without optimization pure Python is a seventh slower."""
-    arguments = str(sysconfig.get_config_var("CONFIG_ARGS") or "")
-    kind = "optimized" if "--enable-optimizations" in arguments else "not optimized"
-    lto = ", LTO" if "--with-lto" in arguments else ""
-    return f"{platform.python_implementation()} {platform.python_version()}, build {kind}{lto}"
+    """Return version and speed: how long the probe takes by which ``make`` chooses a Python.
+
+    No setting of a build says for certain whether it is optimized: Debian's are, and do not say so.
+    """
+    probe = runpy.run_path(str(ROOT / "deploy" / "choose_python.py"))
+    seconds: float = probe["timed"](sys.executable)
+    name = f"{platform.python_implementation()} {platform.python_version()}"
+    return f"{name}, a moment of bytecode in {seconds * 1000:.1f} ms"
 
 
 def revision() -> str:

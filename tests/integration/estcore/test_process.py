@@ -133,3 +133,30 @@ async def test_tls_to_nats_is_not_given_up_for_a_server_that_does_not_ask_for_it
     server.close()
     assert any(isinstance(f, nats.errors.SecureConnWantedError) for f in failures)
     assert bytes(received) == b""
+
+
+HASHING = """
+import re, sys
+from argon2 import PasswordHasher
+from estcore.runtime.process import return_large_blocks
+def megabytes():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+if sys.argv[1] == "returned":
+    assert return_large_blocks()
+hasher = PasswordHasher(memory_cost=19456, time_cost=1, parallelism=1)
+hasher.hash("warm up")
+before = megabytes()
+for n in range(3):
+    hasher.hash(str(n))
+print(megabytes() - before, before)
+"""
+
+
+def test_the_memory_of_a_password_hash_is_returned() -> None:
+    def held(how: str) -> float:
+        out = subprocess.run(
+            [sys.executable, "-c", HASHING, how], capture_output=True, check=True, text=True
+        ).stdout
+        return sum(map(float, out.split()))
+
+    assert held("kept") - held("returned") > 15

@@ -201,7 +201,7 @@ class RenewalInfoSettings(StrictModel):
     """Renewal information (RFC 9773), kept in ``state_folder``."""
 
     poll_s: float = Field(
-        default=1, ge=0.05, le=300, description="distance of two looks at the stream of renewal"
+        default=2, ge=0.05, le=300, description="distance of two looks at the stream of renewal"
     )
     retry_after_s: int = Field(
         default=21_600,

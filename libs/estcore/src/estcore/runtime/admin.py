@@ -60,7 +60,7 @@ class AdminServer:
         return self._server.port
 
     def before_metrics(self, refresh: Callable[[], Awaitable[object]]) -> None:
-        """Call ``refresh`` whenever somebody reads the metrics, before they are written."""
+        """Call ``refresh`` at each scrape, before the metrics are written."""
         self._before_metrics.append(refresh)
 
     async def stop(self) -> None:

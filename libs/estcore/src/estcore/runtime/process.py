@@ -5,6 +5,7 @@
   ``/proc/<pid>`` belongs to root, and other processes of the same user cannot trace this one.
 - ``mlockall``: pages that have been used stay in RAM. Only where the system sets no limit
   (``RLIMIT_MEMLOCK`` unlimited, or ``CAP_IPC_LOCK``): with one, a later allocation could fail.
+- ``mallopt``: what was allocated as a large block goes back to the system when it is freed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 _PR_SET_DUMPABLE = 4
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _CAP_IPC_LOCK = 14
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def forbid_dumps() -> None:
@@ -34,6 +36,20 @@ def lock_memory() -> bool:
     # ONFAULT: only what is used counts, not the whole of every library and thread stack.
     flags = _MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT
     return bool(ctypes.CDLL(None, use_errno=True).mlockall(flags) == 0)
+
+
+def return_large_blocks() -> bool:
+    """Have the C library return large blocks when they are freed; False where it cannot.
+
+    glibc learns from a large block that was freed, and takes the next ones from its heap, which
+    then keeps their memory: one password hash by argon2id (19 MiB) made est-frontend so much
+    larger for ever.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # not glibc
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 22)) and bool(mallopt(_M_TRIM_THRESHOLD, 1 << 23))
 
 
 def _unlimited() -> bool:

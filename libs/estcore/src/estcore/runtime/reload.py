@@ -1,7 +1,7 @@
 """Files that may change while a service runs: policy, profiles, certificates, users.
 
-A loop polls them. A valid change is applied at once; an invalid one is refused, logged and
-audited, and the previous content stays in force.
+A loop polls them. A valid change is applied at once; an invalid one that is the same at the next
+look is refused, logged and audited, and the previous content stays in force.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class Reloader:
         self._report = report
         self._counter = counter
         self._every_s = every_s
+        self._doubtful: set[str] = set()
+        """What could not be used at the last look."""
         for watch in watched:
             if not watch.stamps:
                 watch.changed()
@@ -65,14 +67,28 @@ class Reloader:
     async def run(self, stop: asyncio.Event) -> None:
         """Look until ``stop``."""
         while not await sleep_or_stop(stop, self._every_s):
-            for watch in self._watched:
-                if watch.changed():
-                    await self._take(watch)
+            await self.look()
 
-    async def _take(self, watch: Watched) -> None:
+    async def look(self) -> None:
+        """Look once, and take what has changed."""
+        for watch in self._watched:
+            changed = watch.changed()
+            if changed or watch.what in self._doubtful:
+                await self._take(watch, unchanged=not changed)
+
+    async def _take(self, watch: Watched, *, unchanged: bool) -> None:
+        """Take files; they are refused where they are the same for two looks (``unchanged``).
+
+        A certificate and its key are replaced one after the other, and a look may come between.
+        """
+        doubtful = watch.what in self._doubtful
+        self._doubtful.discard(watch.what)
         try:
             watch.take()
         except ConfigurationError as exc:
+            if not (doubtful and unchanged):
+                self._doubtful.add(watch.what)
+                return
             self._counter.labels(watch.what, "refused").inc()
             log.error(
                 "configuration change rejected", extra=fields(what=watch.what, reason=exc.reason)

@@ -11,6 +11,7 @@ import asyncio
 import functools
 import gc
 import logging
+import random
 import signal
 import socket
 import sys
@@ -28,13 +29,15 @@ from estcore.runtime import command_line, logs
 from estcore.runtime.command_line import EXIT_FAILED, PATH, Group
 from estcore.runtime.console import output_closed
 from estcore.runtime.logs import fields
-from estcore.runtime.process import lock_memory
+from estcore.runtime.process import lock_memory, return_large_blocks
 from estcore.runtime.settings import ServiceSettings, load_settings
 from estcore.runtime.terminal import write_line
 
 log = logging.getLogger(__name__)
 
 _AGAIN_S = 1.0
+_MOMENT = random.random()  # noqa: S311 - spreading, not secrecy
+"""The part of a second at which this process wakes."""
 
 S = TypeVar("S", bound=ServiceSettings)
 Job = Callable[[asyncio.Event], Awaitable[None]]
@@ -70,11 +73,12 @@ async def _job(job: Job, stop: asyncio.Event) -> None:
 def wake_at(seconds: float) -> float:
     """Return the time of the loop's clock in about ``seconds``.
 
-    That is a whole second where it is a second or more: jobs that look now and then wake the
-    process together. A wake-up costs more than what is done in it.
+    Where it is a second or more, all these times of a process are whole seconds apart: jobs that
+    look now and then wake it together, since a wake-up costs more than what is done in it. Each
+    process has a moment of its own, or all of a machine would ask PostgreSQL at once.
     """
     until = asyncio.get_running_loop().time() + seconds
-    return float(round(until)) if seconds >= 1 else until
+    return round(until - _MOMENT) + _MOMENT if seconds >= 1 else until
 
 
 async def sleep_or_stop(stop: asyncio.Event, seconds: float) -> bool:
@@ -217,6 +221,7 @@ class ServiceCommand(Generic[S]):
         logs.configure(self.name, settings.instance, settings.telemetry.log_level)
         _warn_of_plaintext(settings)
         if check:
+            return_large_blocks()
             _lock_memory()
             from estcore.runtime.bus import senders_of  # NATS, not for offline commands
 

@@ -2,7 +2,7 @@
 
 A platform team sees in one place what waits on the bus, and scales by it, without access to the
 monitoring port of nats-server. Every replica reports the same figures, and asks NATS for them when
-its metrics are read: a service whose metrics nobody reads asks nothing.
+its metrics are read: without a scrape it asks nothing.
 """
 
 from __future__ import annotations

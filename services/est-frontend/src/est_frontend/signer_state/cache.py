@@ -96,6 +96,8 @@ class SignerState:
         self._manifests: dict[str, RevocationManifest] = {}
         self._by_verifier: dict[str, str] = {}
         self._by_shard: dict[str, SecretShard] = {}
+        self._unwritten: dict[Path, bytes] = {}
+        self._writing: asyncio.Task[None] | None = None
 
     def load(self) -> None:
         """Read what an earlier run left on disk.
@@ -131,6 +133,8 @@ class SignerState:
         """Fetch everything again now and then, in case an update was missed."""
         while not await sleep_or_stop(stop, _REFRESH_S):
             await self._refresh()
+        if self._writing is not None:
+            await self._writing
 
     def cacerts(self, *issuers: str) -> bytes | None:
         """Return the certs-only message (DER) for issuers; None before all were ever seen."""
@@ -200,7 +204,7 @@ class SignerState:
             with contextlib.suppress(MalformedRequest):
                 published_at = decode(CACertificates, message.payload).updated_at
                 self.clock_check.compared(published_at.timestamp())
-        await self._take(message.topic, message.payload, message.signature)
+        self._take(message.topic, message.payload, message.signature)
 
     async def _refresh(self) -> None:
         if self._bus is None:
@@ -211,15 +215,22 @@ class SignerState:
             log.warning("state not refreshed", extra=fields(reason=exc.reason))
             return
         for stored in values:
-            await self._take(stored.topic, stored.payload, stored.signature)
+            self._take(stored.topic, stored.payload, stored.signature)
 
-    async def _take(self, topic: str, payload: bytes, signature: str) -> None:
-        path = self._folder / topic
+    def _take(self, topic: str, payload: bytes, signature: str) -> None:
+        """Apply a message now and keep it soon: what comes next does not wait for the disk."""
         if not self.apply(topic, payload):
             return
         metrics.STATE_UPDATES.inc()
-        with contextlib.suppress(OSError):
-            await asyncio.to_thread(_write, path, b"%s\n%s" % (signature.encode(), payload))
+        self._unwritten[self._folder / topic] = b"%s\n%s" % (signature.encode(), payload)
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_behind())
+
+    async def _write_behind(self) -> None:
+        while self._unwritten:
+            path, content = self._unwritten.popitem()
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(_write, path, content)
 
     def apply(self, topic: str, payload: bytes, ahead: dt.timedelta = _AHEAD) -> bool:
         """Apply one message, not dated further ``ahead``; True when it changed anything."""
