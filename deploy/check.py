@@ -116,7 +116,8 @@ def _compose() -> Iterator[Result]:
     )
     for file in compose_files.files(EXTENSIONS):
         added = compose_files.extended(document, file)
-        held = replace(Extensions(), **{file.stem: True}).held()
+        used: dict[str, Any] = {file.stem: True}
+        held = replace(Extensions(), **used).held()
         yield (
             f"with {file.name}: {len(added['services'])} services read by our rules",
             compose_rules.findings(added, held),

@@ -43,7 +43,7 @@ _GROUP = Group(
 @click.option(
     "--ha/--no-ha", envvar="ESTSUITE_HA", help="Three NATS servers, two of each service (ha.yml)."
 )
-def _compose(folder: Path, **named: bool) -> None:
+def _compose(folder: Path, **named: Any) -> None:
     def kept(name: str) -> None:
         write_line(f"{folder / 'config' / name}: kept as it was changed")
 
