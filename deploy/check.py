@@ -37,7 +37,14 @@ KUSTOMIZE = ROOT / "deploy" / "k8s"
 IMAGES_LOCK = ROOT / "deploy" / "images.lock"
 PRODUCTION = "overlays/prod"
 TRYING = "overlays/all-in-one"
-FOLDERS = ("base", "overlays/dev", PRODUCTION, TRYING, "overlays/est-issuer")
+FOLDERS = (
+    "base",
+    "overlays/dev",
+    PRODUCTION,
+    TRYING,
+    "overlays/est-issuer",
+    "overlays/est-witness",
+)
 RULES: tuple[Callable[[list[manifests.Document]], list[str]], ...] = (
     pod_rules.namespace_is_restricted,
     pod_rules.pods_are_restricted,

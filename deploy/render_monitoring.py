@@ -18,12 +18,14 @@ from estmonitoring.dashboards import BOARDS
 ROOT = Path(__file__).resolve().parents[1]
 MONITORING = ROOT / "deploy" / "monitoring"
 COMPONENT = ROOT / "deploy" / "k8s" / "components" / "monitoring"
+ISSUER = COMPONENT.with_name("est-issuer-monitoring")
 
 
 def files() -> dict[Path, str]:
     """Return every file that is made, with its text."""
     found = {COMPONENT / "rules.yaml": kubernetes.rules(MONITORING / "rules")}
     found[COMPONENT / "pods.yaml"] = kubernetes.pod_monitor()
+    found[ISSUER / "pods.yaml"] = kubernetes.issuer_pod_monitor()
     for board in BOARDS:
         found[MONITORING / "grafana" / f"{board.name}.json"] = grafana.rendered(board)
         found[MONITORING / "consoles" / f"{board.name}.html"] = consoles.rendered(board, BOARDS)

@@ -16,7 +16,7 @@ from estcore.pki.profile import load_profiles
 from estcore.policy.document import load_policy
 from estcore.runtime.settings import load_settings
 from estdeploy.manifests import Document, Pod, of_kind, pods
-from estdeploy.services import ADMIN_PORT, ISSUER, SERVICES, AnySettings, Service, flat
+from estdeploy.services import ADMIN_PORT, ISSUER, SERVICES, WITNESS, AnySettings, Service, flat
 from estsetup.kubernetes import HELD
 
 EXTERNAL_CONFIG = "estsuite-trust"
@@ -27,6 +27,8 @@ SECRETS: Mapping[str, frozenset[str]] = {
     "est-frontend-tls": frozenset({"tls.crt", "tls.key"}),
     "ca-signer-issuing": frozenset({"issuing.pem", "chain.pem"}),
     "estctl": frozenset({"nats.seed", "operator.key", "operator.pem"}),
+    "est-witness": frozenset({"witness.key"}),
+    "est-witness-tls": frozenset({"tls.crt", "tls.key"}),
 }
 """Secrets that come from outside, with their keys (deploy/README.md lists them)."""
 OTHERS = frozenset({"nats-server", "postgres", "estctl"})
@@ -70,7 +72,7 @@ def _container(pod: Pod, container: Document, documents: list[Document]) -> Iter
     image = re.split("[:@]", container["image"].rpartition("/")[2])[0]
     if image in OTHERS:
         return
-    known_services = {**SERVICES, ISSUER.name: ISSUER}
+    known_services = {**SERVICES, ISSUER.name: ISSUER, WITNESS.name: WITNESS}
     service = known_services.get("ca-signer" if image == _CHECK_STORE_IMAGE else image)
     if service is None:
         yield f"image {container['image']} is none of the suite's"
@@ -82,7 +84,7 @@ def _container(pod: Pod, container: Document, documents: list[Document]) -> Iter
     folders = [
         m["mountPath"]
         for m in container.get("volumeMounts", [])
-        if "emptyDir" in pod.volume(m["name"])
+        if "emptyDir" in pod.volume(m["name"]) or m["name"] in pod.claims
     ]
     verb = container.get("args", [""])[0]
     for key, path in _paths(settings):

@@ -160,6 +160,8 @@ def _flows(pod: Pod) -> dict[str, set[object]]:
     ingress: set[object] = {"admin"} if service else set()
     if pod.name == "est-frontend":
         ingress.add("est")
+    if pod.name == "est-witness":
+        ingress.add("witness")
     ingress |= _SERVERS.get(pod.name, set())
     egress: set[object] = {*_needed(pod)} | ({6514} if pod.name == "audit" else set())
     return {"ingress": ingress, "egress": egress}
@@ -172,6 +174,8 @@ _HTTPS = {443, 6443, 8443}
 def _needed(pod: Pod) -> set[int]:
     if pod.name == "est-issuer":
         return {_DNS_PORT, *_HTTPS}
+    if pod.name == "est-witness":
+        return set()  # it is asked, and asks for nothing
     if pod.name in _SERVERS:
         return {_DNS_PORT}
     if pod.name in {"est-frontend", "estctl"}:

@@ -10,6 +10,7 @@ from audit.settings import Settings as AuditSettings
 from ca_signer.settings import SignerSettings
 from est_frontend.settings import FrontendSettings
 from est_issuer.settings import IssuerSettings
+from est_witness.settings import WitnessSettings
 from estcore.runtime.settings import ServiceSettings
 from estsetup.service_settings import ADMIN_PORT, DATABASE, EST_PORT, USER_ID, Places
 from renewal.settings import RenewalSettings
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 
-AnySettings: TypeAlias = ServiceSettings | IssuerSettings
+AnySettings: TypeAlias = ServiceSettings | IssuerSettings | WitnessSettings
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ SERVICES = {
 
 ISSUER = Service("est-issuer", "estsuite-issuer", "est-issuer", "EST_ISSUER", IssuerSettings)
 """The controller for cert-manager, which is no part of a running suite."""
+WITNESS = Service("est-witness", "estsuite-witness", "est-witness", "EST_WITNESS", WitnessSettings)
+"""The witness of audit logs, which a different team runs."""
 
 
 @dataclass(frozen=True)

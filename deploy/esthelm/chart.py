@@ -28,6 +28,7 @@ _PARTS = {
     "pod-tokens": "$.Values.podTokens.enabled",
     "servers": "$.Values.servers.enabled",
     "siem": "$.Values.network.siemAddresses",
+    "witnessed": "$.Values.witnessed.enabled",
 }
 Files = dict[PurePosixPath, str]
 
@@ -57,7 +58,8 @@ def suite_chart(sources: Sources) -> Chart:
 def issuer_chart(sources: Sources) -> Chart:
     """Return the chart of est-issuer."""
     values = issuer.values(sources.issuer)
-    return Chart("est-issuer", values, defaults(values, sources.issuer), sources.issuer)
+    documents = {**sources.issuer, **sources.issuer_monitoring}
+    return Chart("est-issuer", values, defaults(values, sources.issuer), documents)
 
 
 def files(sources: Sources) -> Files:
@@ -140,8 +142,12 @@ def _issuer_files(chart: Chart) -> Iterator[tuple[str, str]]:
     space = ("Namespace", "est-issuer")
     text = _joined([Writer().text(documents[space])], "ne $.Release.Namespace $.Values.namespace")
     yield "templates/namespace.yaml", text
-    rest = [Writer().text(d) for k, d in documents.items() if k != space and k not in crds]
+    monitor = issuer.POD_MONITOR
+    own = {space, monitor, *crds}
+    rest = [Writer().text(d) for k, d in documents.items() if k not in own]
     yield "templates/est-issuer.yaml", _joined(rest)
+    text = _joined([Writer().text(documents[monitor])], "$.Values.monitoring.enabled")
+    yield "templates/monitoring.yaml", text
     yield "templates/NOTES.txt", static("issuer-notes.txt")
     settings = (
         '{{- $own := dict "namespace" .Values.namespace -}}\n'

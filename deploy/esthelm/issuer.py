@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 from esthelm.sources import Documents
-from esthelm.templates import Inline
+from esthelm.templates import Block, Inline
 from esthelm.values import (
+    BOOLEAN,
     CONTAINER,
     COUNT,
+    LABELS,
     NAMESPACE,
     RESOURCES,
     TEXT,
@@ -20,6 +24,7 @@ from esthelm.values import (
 NAMESPACE_NAME = "est-issuer"
 _DEPLOYMENT = ("Deployment", "est-issuer")
 FILE = "est-issuer.yaml"
+POD_MONITOR = ("PodMonitor", "est-issuer")
 
 
 def values(documents: Documents) -> list[Value]:
@@ -60,6 +65,19 @@ def values(documents: Documents) -> list[Value]:
             ("NetworkPolicy", "metrics", (*monitoring, "kubernetes.io/metadata.name")),
         ),
         Value(
+            "monitoring.enabled",
+            "PodMonitor of the Prometheus operator.",
+            BOOLEAN,
+            lambda given: POD_MONITOR in given,
+        ),
+        Value(
+            "monitoring.labels",
+            "Further labels of the PodMonitor, for the selectors of Prometheus.",
+            LABELS,
+            write=_write_labels,
+            default={},
+        ),
+        Value(
             "settings",
             "Settings that are merged into the settings file of est-issuer; lists replace.",
             {"settings": "est-issuer"},
@@ -73,6 +91,14 @@ def values(documents: Documents) -> list[Value]:
             default="",
         ),
     ]
+
+
+def _write_labels(documents: Documents) -> None:
+    metadata = documents[POD_MONITOR]["metadata"]
+    fixed = json.dumps(metadata["labels"])
+    metadata["labels"] = Block(
+        f"mustMerge (fromJson `{fixed}`) $.Values.monitoring.labels | toYaml"
+    )
 
 
 def _write_namespace(documents: Documents) -> None:

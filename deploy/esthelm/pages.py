@@ -30,6 +30,7 @@ DESCRIPTIONS = {
     "estctl": "A pod for operators' commands.",
     "monitoring": "Objects of the Prometheus operator.",
     "podTokens": "Service account tokens of pods as credentials.",
+    "witnessed": "A witness of the audit log.",
     "servers": "NATS and PostgreSQL of this chart.",
     "nats": "NATS.",
     "postgres": "PostgreSQL.",

@@ -21,7 +21,7 @@ from estcore.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parents[2]
 KUSTOMIZE = ROOT / "deploy" / "k8s"
-COMPONENTS = ("check-store", "estctl", "monitoring", "pod-tokens")
+COMPONENTS = ("check-store", "estctl", "monitoring", "pod-tokens", "witnessed")
 OVERLAYS = ("dev", "prod", "all-in-one")
 NAMESPACE = "estsuite"
 _HASHED = re.compile(r"^(?P<name>.+)-[24-9bcdfghkmt]{10}$")
@@ -38,6 +38,7 @@ class Sources:
     parts: Mapping[str, Documents]
     overlays: Mapping[str, Documents]
     issuer: Documents
+    issuer_monitoring: Documents
 
 
 def by_key(documents: list[Document]) -> Documents:
@@ -78,23 +79,32 @@ def read() -> Sources:
     parts["siem"] = _without(overlays["prod"], known)
     parts["servers"] = _without(overlays["all-in-one"], known)
     issuer = by_key(manifests.render(KUSTOMIZE / "overlays" / "est-issuer"))
-    return Sources(parts, overlays, issuer)
+    return Sources(parts, overlays, issuer, _without(issuer_with_monitoring(), set(issuer)))
+
+
+def issuer_with_monitoring() -> Documents:
+    """Return est-issuer with its PodMonitor, as an overlay of an operator would have them."""
+    return _rendered({"components": ["components/est-issuer", "components/est-issuer-monitoring"]})
 
 
 def with_components(*names: str) -> Documents:
     """Return the base with these components, as an overlay of an operator would have them."""
+    components = [f"components/{name}" for name in names]
+    return _rendered({"resources": ["base"], "components": components}, namespace=NAMESPACE)
+
+
+def _rendered(named: Mapping[str, list[str]], **fields: str) -> Documents:
     with tempfile.TemporaryDirectory() as folder:
         # Kustomize refuses absolute paths, and resolves symbolic links before it compares.
         here = os.path.relpath(KUSTOMIZE, Path(folder).resolve())
         overlay = {
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
-            "namespace": NAMESPACE,
             "labels": [
                 {"pairs": {"app.kubernetes.io/part-of": NAMESPACE}, "includeTemplates": True}
             ],
-            "resources": [f"{here}/base"],
-            "components": [f"{here}/components/{name}" for name in names],
+            **fields,
+            **{what: [f"{here}/{path}" for path in paths] for what, paths in named.items()},
         }
         Path(folder, "kustomization.yaml").write_text(yaml.safe_dump(overlay), encoding="utf-8")
         return by_key(manifests.render(Path(folder)))

@@ -35,6 +35,10 @@ _COMPONENTS = {
         "Let est-frontend fetch the keys of service account tokens; settings.estFrontend needs "
         "token_issuers.",
     ),
+    "witnessed": (
+        "witnessed",
+        "Let audit reach a witness in the namespace est-witness; settings.audit needs witnesses.",
+    ),
     "servers": (
         "servers",
         "A NATS and a PostgreSQL of one replica each, for trying; neither survives its node.",

@@ -10,6 +10,9 @@ import yaml
 _GROUP = "monitoring.coreos.com/v1"
 _SERVICES = ("est-frontend", "ca-signer", "renewal", "audit", "ca-signer-upstream", "est-witness")
 
+ISSUER = "est-issuer"
+_ENDPOINT = {"port": "admin", "path": "/metrics", "interval": "30s"}
+
 
 class _Text(yaml.SafeDumper):
     """Writes long expressions as blocks, for people."""
@@ -34,18 +37,27 @@ def rules(folder: Path) -> str:
 def pod_monitor() -> str:
     """Return the PodMonitor of every pod of the suite that has an admin port."""
     among = [{"key": "app.kubernetes.io/name", "operator": "In", "values": list(_SERVICES)}]
-    endpoint = {"port": "admin", "path": "/metrics", "interval": "30s"}
     return _document(
         "PodMonitor",
-        {"selector": {"matchExpressions": among}, "podMetricsEndpoints": [endpoint]},
+        {"selector": {"matchExpressions": among}, "podMetricsEndpoints": [_ENDPOINT]},
     )
 
 
-def _document(kind: str, spec: dict[str, Any]) -> str:
+def issuer_pod_monitor() -> str:
+    """Return the PodMonitor of est-issuer, which has a namespace of its own."""
+    labels = {"app.kubernetes.io/name": ISSUER}
+    spec = {"selector": {"matchLabels": labels}, "podMetricsEndpoints": [_ENDPOINT]}
+    return _document("PodMonitor", spec, {"name": ISSUER, "namespace": ISSUER})
+
+
+def _document(kind: str, spec: dict[str, Any], metadata: dict[str, str] | None = None) -> str:
     found = {
         "apiVersion": _GROUP,
         "kind": kind,
-        "metadata": {"name": "estsuite", "labels": {"app.kubernetes.io/part-of": "estsuite"}},
+        "metadata": {
+            **(metadata or {"name": "estsuite"}),
+            "labels": {"app.kubernetes.io/part-of": "estsuite"},
+        },
         "spec": spec,
     }
     text = yaml.dump(found, Dumper=_Text, sort_keys=False, width=1000)

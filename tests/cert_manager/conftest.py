@@ -6,6 +6,9 @@ are removed before and afterwards. Needs Go, and its module proxy for cert-manag
     KUBECONFIG          the cluster
     CLUSTER_HOST        an address of this machine that pods reach; with it, est-issuer also runs in pods
                         of its image, which is on the nodes
+
+``test_pod_requests`` runs where the API server serves PodCertificateRequests, ``test_pod_volumes`` where
+the kubelets make them and the image is on the nodes.
 """
 
 from __future__ import annotations
@@ -20,12 +23,22 @@ import pytest_asyncio
 
 from estcore.clock import SystemClock
 from estsuite_testing.e2e_stack import start_stack, stop_stack
-from estsuite_testing.issuer_world import IssuerWorld, missing
+from estsuite_testing.issuer_world import (
+    IssuerWorld,
+    cluster_tokens,
+    kubelets_make_pod_requests,
+    missing,
+    serves_pod_requests,
+)
 from estsuite_testing.token_issuer import TestIssuer, serving
 
 HERE = Path(__file__).parent
 NAMESPACE = "est-issuer-test"
 collect_ignore = [] if os.environ.get("CLUSTER_HOST") else ["test_in_pods.py"]
+if not serves_pod_requests():
+    collect_ignore += ["test_pod_requests.py"]
+if not (os.environ.get("CLUSTER_HOST") and kubelets_make_pod_requests()):
+    collect_ignore += ["test_pod_volumes.py"]
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -43,11 +56,12 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Issue
 @asynccontextmanager
 async def suite_and_cluster(folder: Path, tokens: TestIssuer) -> AsyncIterator[IssuerWorld]:
     token_issuer = tokens.settings().model_dump(mode="json", exclude_defaults=True)
+    issuers = [token_issuer, cluster_tokens(folder)]
     stack = await start_stack(
         folder,
         policy=HERE / "policy.yaml",
         profiles=HERE / "profiles.yaml",
-        overrides={"est-frontend": {"token_issuers": [token_issuer]}},
+        overrides={"est-frontend": {"token_issuers": issuers}},
     )
     world = IssuerWorld(HERE.parents[1], folder, stack, NAMESPACE, tokens)
     try:

@@ -106,7 +106,7 @@ async def test_the_api_refuses_two_credentials(world: IssuerWorld) -> None:
     }
     refused = await world.tried("apply", "-f", "-", given=world.issuer("two", credentials=two))
     assert refused.returncode != 0
-    assert b"exactly one of basic, token and clientCertificate" in refused.stderr
+    assert b"exactly one of basic, token, clientCertificate and podToken" in refused.stderr
 
 
 async def test_without_a_right_the_issuer_names_it_and_is_ready_once_it_is_given(
@@ -209,6 +209,29 @@ async def test_usages_that_the_server_does_not_grant_are_named(world: IssuerWorl
     await requested(world, "duration", issuer="clients", usages=["client auth"], duration="24h")
     ready = await world.until_ready("certificaterequest", "duration", status="True")
     assert ready["message"].endswith("which the server decides, and not after 1d")
+
+
+async def test_events_tell_what_became_of_a_request(world: IssuerWorld) -> None:
+    """``kubectl describe`` shows them, for an issuer too."""
+    await requested(world, "told-issued")
+    assert "the EST server issued" in await world.event("told-issued", "Issued")
+    await requested(world, "told-denied", decision="Denied")
+    assert "an approver denied" in await world.event("told-denied", "Denied")
+    _, csr = make_request("www.bank.test")
+    await world.apply(world.request("told-failed", csr, issuer="est"))
+    await world.decide("told-failed")
+    assert "the server answers 403" in await world.event("told-failed", "Failed")
+    await world.stack.suite.stop_service("est-frontend")
+    try:
+        await requested(world, "told-retrying")
+        assert "[client.server_away]" in await world.event("told-retrying", "Retrying")
+    finally:
+        await world.stack.suite.start_service("est-frontend", "est-frontend", wait=True)
+    assert "/cacerts was verified" in await world.event("est", "Verified")
+    shown = await world.kubectl(
+        "describe", "certificaterequest", "told-failed", "-n", world.namespace
+    )
+    assert "the server answers 403" in shown.partition("Events:")[2]
 
 
 async def test_a_request_waits_for_its_issuer(world: IssuerWorld) -> None:

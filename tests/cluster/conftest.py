@@ -4,6 +4,8 @@
     CLUSTER_OVERLAY     Kustomize folder to install, default deploy/k8s/overlays/all-in-one
     CLUSTER_REGISTRY    what goes before estsuite/<name>, with its slash
     CLUSTER_EST         host:port of the Service, default a NodePort on the first node
+    CLUSTER_SECOND_TAG  a tag to which test_helm_release upgrades; CLUSTER_POST_RENDERER for its helm
+    CLUSTER_NETWORK_POLICIES   an engine enforces them: test_network_policies runs, too
     CLUSTER_KEEP        a folder: keys are there, the namespace stays, and a second run goes on with both,
                         for single tests
 
@@ -20,6 +22,8 @@ import pytest
 import pytest_asyncio
 
 from estsuite_testing.cluster.installation import Installation, missing
+
+collect_ignore = [] if os.environ.get("CLUSTER_NETWORK_POLICIES") else ["test_network_policies.py"]
 
 
 @pytest.fixture(scope="session")

@@ -28,12 +28,14 @@ COMPONENTS = {
     "checkStore.enabled": "check-store",
     "estctl.enabled": "estctl",
     "monitoring.enabled": "monitoring",
+    "witnessed.enabled": "witnessed",
     "podTokens.enabled": "pod-tokens",
 }
 ALL = {
     "checkStore.enabled": True,
     "estctl.enabled": True,
     "podTokens.enabled": True,
+    "witnessed.enabled": True,
     "servers.enabled": True,
     "network.siemAddresses": ["192.0.2.0/24"],
 }
@@ -107,6 +109,11 @@ def test_the_issuer_alone_gives_what_its_overlay_gives(
 ) -> None:
     rendered = helm.keyed(chart=ISSUER, namespace="default")
     assert comparable(rendered) == comparable(dict(kustomize.issuer))
+
+
+def test_the_issuer_with_its_PodMonitor_gives_what_kustomize_gives(helm: KeyedHelm) -> None:
+    rendered = helm.keyed(nested({"monitoring.enabled": True}), chart=ISSUER, namespace="default")
+    assert comparable(rendered) == comparable(sources.issuer_with_monitoring())
 
 
 def test_the_issuer_beside_the_suite_is_the_same_and_its_kinds_come_with_it_only(
@@ -215,8 +222,9 @@ def test_a_value_changes_what_it_describes(
 @pytest.mark.parametrize("value", ISSUER_VALUES)
 def test_a_value_of_the_issuer_changes_what_it_describes(helm: KeyedHelm, value: str) -> None:
     probe, expected = ISSUER_CASES[value]
-    before = helm.keyed(chart=ISSUER, namespace="default")
-    after = helm.keyed(nested({value: probe}), chart=ISSUER, namespace="default")
+    everything = {"monitoring.enabled": True}
+    before = helm.keyed(nested(everything), chart=ISSUER, namespace="default")
+    after = helm.keyed(nested(everything | {value: probe}), chart=ISSUER, namespace="default")
     if value == "namespace":
         after["Namespace", "est-issuer"] = after.pop(("Namespace", "issuers"))
     old = leaves(before)

@@ -144,11 +144,15 @@ async def _pending(bus: Bus) -> int:
     return pending
 
 
-def make_csr(name: str) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
+def make_csr(name: str, san: str | None = None) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
+    """A key and a CSR (DER) for a common name, and a DNS name where one is given."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    csr = x509.CertificateSigningRequestBuilder(subject).sign(key, SHA256())
-    return key, csr.public_bytes(Encoding.DER)
+    builder = x509.CertificateSigningRequestBuilder(subject)
+    if san is not None:
+        names = x509.SubjectAlternativeName([x509.DNSName(san)])
+        builder = builder.add_extension(names, critical=False)
+    return key, builder.sign(key, SHA256()).public_bytes(Encoding.DER)
 
 
 def write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> Path:

@@ -247,6 +247,7 @@ CASES: dict[str, Case] = {
         ["198.51.100.7/32"],
         peers("198.51.100.7/32", f"NetworkPolicy/api-server {_EGRESS}"),
     ),
+    "witnessed.enabled": (False, off("NetworkPolicy/witness")),
     "servers.enabled": (False, without_servers),
     **{
         f"servers.{server}.storage.{value}": (
@@ -347,6 +348,11 @@ ISSUER_CASES: dict[str, Case] = {
     "replicas": (3, {"Deployment/est-issuer spec.replicas": 3}),
     **dict(resources("", f"{_ISSUER}.containers.0")),
     "monitoringNamespace": ("prom", {f"NetworkPolicy/metrics {_MONITORING}": "prom"}),
+    "monitoring.enabled": (False, off("PodMonitor/est-issuer")),
+    "monitoring.labels": (
+        {"release": "prometheus"},
+        {"PodMonitor/est-issuer metadata.labels.release": "prometheus"},
+    ),
     "settings": (
         {"lease": {"duration_s": 20}},
         {"ConfigMap/est-issuer-config data.est-issuer.yaml#.lease.duration_s": 20},

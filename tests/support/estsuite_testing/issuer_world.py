@@ -34,6 +34,7 @@ SYSTEM = "est-issuer"
 GROUP = "estsuite.internal"
 MODULE = "github.com/cert-manager/cert-manager"
 Object = dict[str, Any]
+_FIRST_KUBELET = 36
 
 
 def missing() -> str | None:
@@ -41,6 +42,63 @@ def missing() -> str | None:
     if not os.environ.get("KUBECONFIG"):
         return "KUBECONFIG names no cluster"
     return None
+
+
+def serves_pod_requests() -> bool:
+    """Whether the API server has PodCertificateRequests."""
+    if missing():
+        return False
+    command = [str(BIN / "kubectl"), "get", "--raw", "/apis/certificates.k8s.io/v1beta1"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    return b'"podcertificaterequests"' in done.stdout
+
+
+def kubelets_make_pod_requests() -> bool:
+    """Whether the kubelets do, for a podCertificate volume with an empty CSR: from 1.36 on."""
+    if not serves_pod_requests():
+        return False
+    command = [str(BIN / "kubectl"), "get", "nodes", "-o", "json"]
+    nodes = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["items"]
+    versions = [node["status"]["nodeInfo"]["kubeletVersion"] for node in nodes]
+    return all(int(version.split(".")[1]) >= _FIRST_KUBELET for version in versions)
+
+
+def cluster_tokens(folder: Path) -> Object:
+    """Return the settings with which est-frontend accepts service account tokens of the cluster.
+
+    Their keys may be read without a token from now on; they are public.
+    """
+
+    def kubectl(*arguments: str) -> str:
+        done = subprocess.run([BIN / "kubectl", *arguments], capture_output=True, check=True)
+        return done.stdout.decode()
+
+    role = "system:service-account-issuer-discovery"
+    binding = (
+        "create",
+        "clusterrolebinding",
+        "est-issuer-test-token-keys",
+        f"--clusterrole={role}",
+    )
+    everyone = ("--group=system:unauthenticated", "--dry-run=client", "-o", "json")
+    made = folder / "token-keys.json"
+    made.write_text(kubectl(*binding, *everyone))
+    kubectl("apply", "-f", str(made))
+    config = json.loads(kubectl("config", "view", "--minify", "-o", "json"))
+    root = json.loads(
+        kubectl("get", "configmap", "kube-root-ca.crt", "-n", "default", "-o", "json")
+    )
+    (folder / "cluster-root.pem").write_text(root["data"]["ca.crt"])
+    return {
+        "id": "cluster",
+        "kind": "kubernetes",
+        "issuer": json.loads(kubectl("get", "--raw", "/.well-known/openid-configuration"))[
+            "issuer"
+        ],
+        "jwks_url": f"{config['clusters'][0]['cluster']['server']}/openid/v1/jwks",
+        "audience": "est",
+        "ca_file": str(folder / "cluster-root.pem"),
+    }
 
 
 def go_module(root: Path) -> Path:
@@ -172,6 +230,18 @@ class IssuerWorld:
             return bool(ready) and all(wanted[k] == ready.get(k) for k in wanted)
 
         return condition(await self.until(kind, name, good, namespace=namespace), "Ready")
+
+    async def event(self, name: str, reason: str, namespace: str | None = None) -> str:
+        """Return what an event about an object says, as soon as there is one with this reason."""
+        place = ("-n", namespace or self.namespace)
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            listed = await self.kubectl("get", "events.events.k8s.io", *place, "-o", "json")
+            for found in json.loads(listed)["items"]:
+                if (found["regarding"]["name"], found["reason"]) == (name, reason):
+                    return str(found["note"])
+            await asyncio.sleep(0.3)
+        raise AssertionError(f"no event {reason} about {name}")
 
     # Controllers
 

@@ -122,9 +122,12 @@ class World:
 
 
 @asynccontextmanager
-async def running_accounts(folder: Path) -> AsyncIterator[World]:
+async def running_accounts(
+    folder: Path, *, monitor_port: int | None = None
+) -> AsyncIterator[World]:
     """Start a server with all users, streams and consumers; ca-signer and renewal answer."""
     server = make_nats(folder, USERS)
+    server.monitor_port = monitor_port
     await server.start()
     found = World(server, Bus.unconnected("administrator"), {})
     opened: list[Bus] = []

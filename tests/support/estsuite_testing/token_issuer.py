@@ -205,12 +205,12 @@ class TestIssuer:
         return web.json_response(self.key_set())
 
 
-def self_signed(certificate_file: Path, key_file: Path) -> None:
-    """A server's own certificate for localhost; trusted where it is named as root."""
+def self_signed(certificate_file: Path, key_file: Path, host: str = "localhost") -> None:
+    """A server's own certificate for a host; trusted where it is named as root."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
     now = dt.datetime.now(dt.UTC)
-    san = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    san = [x509.DNSName(host), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)

@@ -81,7 +81,7 @@ def test_defaults() -> None:
         ({"renewal": "Never"}, "spec.renewal"),
         ({"trust": {}}, "exactly one of caBundle, configMapRef and secretRef"),
         ({"trust": {"caBundle": "AA==", "secretRef": {"name": "a"}}}, "exactly one of caBundle"),
-        ({"credentials": {}}, "exactly one of basic, token and clientCertificate"),
+        ({"credentials": {}}, "exactly one of basic, token, clientCertificate and podToken"),
         ({"credentials": {"basic": {"secretRef": {"name": "../a"}}}}, "spec.credentials.basic"),
         ({"unknown": 1}, "spec.unknown"),
     ],

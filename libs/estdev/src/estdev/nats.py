@@ -35,6 +35,8 @@ class EmbeddedNATS:
         self.log = folder / "logs" / "nats.log"
         self.config_file = folder / "nats.conf"
         self._process: subprocess.Popen[bytes] | None = None
+        self.monitor_port: int | None = None
+        """Where its monitoring is on loopback (``/jsz``); set it before the start."""
 
     @property
     def running(self) -> bool:
@@ -132,6 +134,8 @@ class EmbeddedNATS:
             },
             "accounts": server_accounts(self._users, keys),
         }
+        if self.monitor_port is not None:
+            config["http"] = f"127.0.0.1:{self.monitor_port}"
         self.senders_file.parent.mkdir(parents=True, exist_ok=True)
         # Services read it again when it changes: never half of it.
         whole = self.senders_file.with_suffix(".new")

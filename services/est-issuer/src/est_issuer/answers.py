@@ -56,10 +56,15 @@ class Later:
 
 @dataclass(frozen=True)
 class Refused:
-    """The request is not sent again."""
+    """The request is not sent again.
+
+    ``status`` and ``server_code`` are those of the EST server's answer, where it refused.
+    """
 
     message: str
     code: str
+    status: int | None = None
+    server_code: str | None = None
 
 
 Outcome = Issued | Later | Refused
@@ -89,6 +94,8 @@ def outcome_of_error(
         isinstance(error, ServerRefused) and error.status in _TEMPORARY
     )
     if not temporary:
+        if isinstance(error, ServerRefused):
+            return Refused(message, error.code, error.status, error.server_code)
         return Refused(message, error.code)
     # Half to whole of a doubling pause: requests that failed together do not return together.
     pause = min(_FIRST_PAUSE_S * 2 ** min(attempt, 30), longest_s) * spread(0.5, 1)

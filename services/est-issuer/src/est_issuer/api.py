@@ -25,7 +25,7 @@ from kubernetes_asyncio.config import (
 from yaml import YAMLError
 
 from est_issuer.errors import APIRefused, APIUnavailable, ObjectChanged, ObjectMissing
-from est_issuer.kinds import FIELD_MANAGER, Key, Resource
+from est_issuer.kinds import FIELD_MANAGER, SERVICE_ACCOUNTS, Key, Resource
 from estcore.errors import ConfigurationError, in_words
 
 Object = dict[str, Any]
@@ -130,6 +130,15 @@ class KubernetesAPI:
         path = f"{_path(resource, key_of(seen))}/status"
         query = {"fieldManager": FIELD_MANAGER}
         return await self._call("PATCH", path, query, body, content_type=MERGE_PATCH)
+
+    async def create_token(self, account: Key, body: Object) -> Object:
+        """Create a token of a service account (TokenRequest of authentication.k8s.io/v1).
+
+        Raises:
+            ObjectMissing, APIRefused, APIUnavailable: see ``est_issuer.errors``.
+        """
+        path = f"{_path(SERVICE_ACCOUNTS, account)}/token"
+        return await self._call("POST", path, {"fieldManager": FIELD_MANAGER}, body)
 
     async def is_served(self, resource: Resource) -> bool:
         """Return whether the API server knows a kind.

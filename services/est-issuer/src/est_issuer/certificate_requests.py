@@ -1,9 +1,9 @@
 """Controller of certificate requests: approved ones are sent to the EST server of their issuer.
 
-The same for CertificateRequests of cert-manager and CertificateSigningRequests of Kubernetes; a
-``Source`` knows how each is read and answered.
+The same for CertificateRequests of cert-manager, and for CertificateSigningRequests and
+PodCertificateRequests of Kubernetes; a ``Source`` knows how each is read and answered.
 
-1. Read the request; it has no outcome yet, and an approver approved it.
+1. Read the request; it has no outcome yet, and an approver approved it where its kind has any.
 2. Refuse what no EST server grants.
 3. Find its issuer, which must be Ready, and read credentials and trust anchors.
 4. Send it once. A temporary fault or 202 leaves it pending, and it is sent again when that is due;
@@ -24,18 +24,28 @@ from est_issuer.api import KubernetesAPI, Object
 from est_issuer.conditions import conditions_of
 from est_issuer.credentials import Certificate
 from est_issuer.enrollment import enroll
-from est_issuer.errors import InvalidRequest, IssuerUnusable, ObjectMissing
-from est_issuer.issuers import UNCHECKED, IssuerController
+from est_issuer.errors import APIRefused, InvalidRequest, IssuerUnusable, ObjectMissing
+from est_issuer.events import NORMAL, WARNING, EventRecorder, Kind
+from est_issuer.issuers import UNCHECKED, IssuerController, UsableIssuer
 from est_issuer.kinds import Key, Resource
 from est_issuer.metrics import REQUESTS, WAITING
 from est_issuer.requests import IssuerReference, Request, Step
 from est_issuer.settings import IssuerSettings
-from estclient.errors import ESTClientError
+from estclient.errors import ESTClientError, ServerAway, ServerRefused
 from estcore.clock import Clock, monotonic_s
 from estcore.ids import serial_hex
 from estcore.runtime.logs import fields
 
 log = logging.getLogger(__name__)
+_INVALID = 422
+_ENDINGS: dict[str, tuple[Kind, str]] = {
+    "issued": (NORMAL, "Issued"),
+    "refused": (WARNING, "Failed"),
+    "denied": (WARNING, "Denied"),
+    "invalid": (WARNING, "InvalidRequest"),
+}
+"""Type and reason of the event about each outcome."""
+_AWAY = {ServerAway.default_code, ServerRefused.default_code}
 _WITHOUT_ISSUER_S = 30.0
 """Pause while an issuer is not there or not ready; its change ends it."""
 
@@ -74,7 +84,7 @@ class Source(Protocol):
         """Return the status of a request that an approver denied."""
         ...
 
-    def invalid(self, found: Object, message: str) -> Object:
+    def invalid(self, found: Object, error: InvalidRequest) -> Object:
         """Return the status of a request that can never be granted."""
         ...
 
@@ -84,6 +94,23 @@ class Source(Protocol):
 
     def answered(self, found: Object, outcome: Issued | Refused) -> Object:
         """Return the status with the outcome."""
+        ...
+
+    async def authenticated(self, found: Object, usable: UsableIssuer) -> UsableIssuer:
+        """Return the issuer with the credential by which this request is sent.
+
+        Raises:
+            InvalidRequest: the issuer does not serve such requests.
+            IssuerUnusable: the credential cannot be had yet.
+        """
+        ...
+
+    def require_fit(self, found: Object, outcome: Issued) -> None:
+        """Check what the kind demands of a certificate beside names and usages.
+
+        Raises:
+            UnfitCertificate: the API server would not take it.
+        """
         ...
 
     async def present(self, found: Object, request: Request) -> Certificate | None:
@@ -103,6 +130,8 @@ class _Attempts:
     failed: int = 0
     next_s: float = 0
     outcome: Issued | Refused | None = None
+    reported: str = ""
+    """The last reason to wait that an event has."""
 
 
 class RequestController:
@@ -115,9 +144,10 @@ class RequestController:
         issuers: IssuerController,
         settings: IssuerSettings,
         clock: Clock,
+        events: EventRecorder,
     ) -> None:
         self._api, self._source, self._issuers = api, source, issuers
-        self._settings, self._clock = settings, clock
+        self._settings, self._clock, self._events = settings, clock, events
         self._attempts: dict[Key, _Attempts] = {}
         self._waiting: defaultdict[IssuerReference, set[Key]] = defaultdict(set)
 
@@ -149,11 +179,11 @@ class RequestController:
         try:
             request = self._source.read(found)
             await self._source.require_right(found, issuer)
+            return await self._process(key, found, issuer, request)
         except InvalidRequest as exc:
-            status = self._source.invalid(found, exc.reason)
+            status = self._source.invalid(found, exc)
             await self._end(found, status, "invalid", exc.code, reason=exc.reason)
             return None
-        return await self._process(key, found, issuer, request)
 
     async def _process(
         self, key: Key, found: Object, issuer: IssuerReference, request: Request
@@ -171,10 +201,17 @@ class RequestController:
             if isinstance(outcome, Later):
                 attempts.next_s = monotonic_s() + outcome.after_s
                 REQUESTS.labels("later", outcome.code).inc()
-                await self._wait(found, outcome)
+                await self._wait(found, outcome, attempts)
                 return outcome.after_s
             attempts.outcome = outcome
-        await self._answer(found, attempts.outcome)
+        try:
+            await self._answer(found, attempts.outcome)
+        except APIRefused as exc:
+            if exc.status != _INVALID or isinstance(attempts.outcome, Refused):
+                raise
+            # It would refuse the same certificate again, and each new one of this server.
+            attempts.outcome = Refused(exc.reason, exc.code)
+            await self._answer(found, attempts.outcome)
         return None
 
     async def _send(
@@ -187,29 +224,36 @@ class RequestController:
     ) -> Outcome:
         try:
             usable = await self._issuers.usable(issuer)
+            usable = await self._source.authenticated(found, usable)
             present = None
             if usable.spec.renewal == "Reenroll":
                 present = await self._source.present(found, request)
-            return await enroll(
+            outcome = await enroll(
                 usable,
                 request,
                 present,
                 timeout_s=self._settings.request_timeout_s,
                 clock=self._clock,
             )
+            self._source.require_fit(found, outcome)
+            return outcome
         except IssuerUnusable as exc:
             self._waiting[issuer].add(key)
             text = "" if exc.condition == UNCHECKED else exc.reason
             return Later(text, min(_WITHOUT_ISSUER_S, self._settings.longest_pause_s), exc.code)
         except ESTClientError as exc:
             longest_s = self._settings.longest_pause_s
-            outcome = outcome_of_error(exc, attempts.failed, longest_s=longest_s)
+            failure = outcome_of_error(exc, attempts.failed, longest_s=longest_s)
             attempts.failed += 1
-            return outcome
+            return failure
 
-    async def _wait(self, found: Object, later: Later) -> None:
+    async def _wait(self, found: Object, later: Later, attempts: _Attempts) -> None:
         if not later.message:
             return
+        if attempts.reported != later.message:
+            attempts.reported = later.message
+            reason = "Retrying" if later.code in _AWAY else "Pending"
+            await self._event(found, NORMAL, reason, later.message)
         log.info(
             "request is pending",
             extra=self._fields(found, code=later.code, reason=later.message, after_s=later.after_s),
@@ -224,7 +268,7 @@ class RequestController:
             await self._end(found, status, "refused", outcome.code, reason=outcome.message)
             return
         serial = serial_hex(outcome.certificate.serial_number)
-        await self._end(found, status, "issued", "", serial=serial)
+        await self._end(found, status, "issued", "", reason=outcome.message, serial=serial)
 
     async def _end(
         self, found: Object, status: Object | None, outcome: str, code: str, **values: str
@@ -235,6 +279,12 @@ class RequestController:
         extra = self._fields(found, outcome=outcome, code=code, **values)
         log.info("request answered", extra=extra)
         self._forget(_key(found))
+        kind, reason = _ENDINGS[outcome]
+        note = values.get("reason") or "an approver denied the request"
+        await self._event(found, kind, reason, note)
+
+    async def _event(self, found: Object, kind: Kind, reason: str, note: str) -> None:
+        await self._events.record(self._source.resource, found, kind, reason, note)
 
     def _fields(self, found: Object, **values: object) -> dict[str, dict[str, object]]:
         issuer = self._source.issuer(found)

@@ -15,8 +15,10 @@ from typing import Generic, TypeVar
 from est_issuer.api import Event, KubernetesAPI
 from est_issuer.certificate_requests import RequestController, Source
 from est_issuer.errors import APIRefused, APIUnavailable, ObjectChanged
+from est_issuer.events import EventRecorder
 from est_issuer.issuers import IssuerController
 from est_issuer.kinds import CLUSTER_ISSUERS, ISSUERS, Key, Resource
+from est_issuer.pod_source import PodRequests
 from est_issuer.present_certificate import PresentCertificates
 from est_issuer.requests import IssuerReference
 from est_issuer.settings import IssuerSettings
@@ -87,9 +89,11 @@ class Controller:
 
     def __init__(self, api: KubernetesAPI, settings: IssuerSettings, clock: Clock) -> None:
         self._api, self._settings = api, settings
-        self._issuers = IssuerController(api, settings, clock, self._issuer_is_ready)
+        events = EventRecorder(api, settings.instance, clock)
+        self._issuers = IssuerController(api, settings, clock, self._issuer_is_ready, events)
         sources: list[Source] = [CertManagerRequests(PresentCertificates(api), clock)]
         sources += [SigningRequests(api, clock)] if settings.signing_requests else []
+        sources += [PodRequests(api, clock)] if settings.pod_certificate_requests else []
         self._requests: list[tuple[RequestController, _Processor[Key]]] = []
         self._checks = _Processor("issuer", self._issuers.reconcile)
         self._followed: list[tuple[Resource, Callable[[Event], None]]] = [
@@ -100,7 +104,7 @@ class Controller:
             ),
         ]
         for source in sources:
-            requests = RequestController(api, source, self._issuers, settings, clock)
+            requests = RequestController(api, source, self._issuers, settings, clock, events)
             processor = _Processor(source.resource.kind, requests.reconcile)
             self._requests.append((requests, processor))
             self._followed.append((source.resource, self._adder(source, processor)))

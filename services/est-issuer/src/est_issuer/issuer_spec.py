@@ -63,6 +63,12 @@ class ClientCertificate(_Part):
     secret_ref: SecretReference
 
 
+class PodToken(_Part):
+    """A token of the requesting pod's service account, for PodCertificateRequests only."""
+
+    audience: str = Field(default="est", pattern=r"^[!-~]{1,200}$")
+
+
 class Trust(_Part):
     """Trust anchors for the EST server: PEM in the spec (base64), a ConfigMap or a Secret."""
 
@@ -83,11 +89,13 @@ class Credentials(_Part):
     basic: Basic | None = None
     token: Token | None = None
     client_certificate: ClientCertificate | None = None
+    pod_token: PodToken | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if sum(v is not None for v in (self.basic, self.token, self.client_certificate)) != 1:
-            raise ValueError("exactly one of basic, token and clientCertificate")
+        ways = (self.basic, self.token, self.client_certificate, self.pod_token)
+        if sum(way is not None for way in ways) != 1:
+            raise ValueError("exactly one of basic, token, clientCertificate and podToken")
         return self
 
 

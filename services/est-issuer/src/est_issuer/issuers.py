@@ -26,6 +26,7 @@ from est_issuer.conditions import (
 )
 from est_issuer.credentials import Connection, References
 from est_issuer.errors import IssuerUnusable, ObjectMissing
+from est_issuer.events import NORMAL, WARNING, EventRecorder, Kind
 from est_issuer.issuer_spec import IssuerSpec, read_spec
 from est_issuer.kinds import ISSUER_KINDS
 from est_issuer.metrics import ISSUERS_READY
@@ -79,9 +80,10 @@ class IssuerController:
         settings: IssuerSettings,
         clock: Clock,
         on_ready: Callable[[IssuerReference], None],
+        events: EventRecorder,
     ) -> None:
         self._api, self._settings, self._clock = api, settings, clock
-        self._on_ready = on_ready
+        self._on_ready, self._events = on_ready, events
         self._checked: dict[IssuerReference, _Checked] = {}
 
     async def reconcile(self, reference: IssuerReference) -> float | None:
@@ -236,7 +238,10 @@ class IssuerController:
                 }
                 for c in checked.authorities[:16]
             ]
-        await self._api.patch_status(ISSUER_KINDS[found["kind"]], found, status)
+        resource = ISSUER_KINDS[found["kind"]]
+        await self._api.patch_status(resource, found, status)
+        kind: Kind = NORMAL if ready else WARNING
+        await self._events.record(resource, found, kind, reason, new["message"])
 
 
 def _forget(reference: IssuerReference) -> None:

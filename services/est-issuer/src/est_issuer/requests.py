@@ -154,23 +154,23 @@ def _checked(spec: dict[str, Any], duration: dt.timedelta | None, name: str | No
     return Request(csr, usages, duration, name)
 
 
-def parse_csr(text: object) -> x509.CertificateSigningRequest:
+def parse_csr(text: object, place: str = "spec.request") -> x509.CertificateSigningRequest:
     """Return the CSR in a field of the API: base64 of PEM, or of DER.
 
     Raises:
         InvalidRequest: it is none, is larger than 64 KiB, or its signature is wrong.
     """
     if not isinstance(text, str) or not 0 < len(text) <= _CSR_LIMIT:
-        raise InvalidRequest(f"spec.request is empty or has more than {_CSR_LIMIT} characters")
+        raise InvalidRequest(f"{place} is empty or has more than {_CSR_LIMIT} characters")
     try:
         octets = base64.b64decode(text, validate=True)
         der = octets[:1] == b"\x30"
         csr = x509.load_der_x509_csr(octets) if der else x509.load_pem_x509_csr(octets)
         good = csr.is_signature_valid
     except PARSER_ERRORS as exc:
-        raise InvalidRequest("spec.request is no PKCS #10 certification request") from exc
+        raise InvalidRequest(f"{place} is no PKCS #10 certification request") from exc
     if not good:
-        raise InvalidRequest("spec.request: the signature is not by the key in it")
+        raise InvalidRequest(f"{place}: the signature is not by the key in it")
     return csr
 
 

@@ -43,6 +43,11 @@ class IssuerSettings(StrictModel):
         default=False,
         description="also sign CertificateSigningRequests of the API group certificates.k8s.io",
     )
+    pod_certificate_requests: bool = Field(
+        default=False,
+        description="also sign PodCertificateRequests (certificates.k8s.io/v1beta1), where the API "
+        "server has them",
+    )
     workers: int = Field(
         default=4, ge=1, le=64, description="requests that are sent to EST servers at a time"
     )

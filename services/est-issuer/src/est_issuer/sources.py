@@ -1,4 +1,4 @@
-"""The two kinds of certificate requests: of cert-manager, and of Kubernetes itself.
+"""CertificateRequests of cert-manager, and CertificateSigningRequests of Kubernetes.
 
 A CertificateSigningRequest has no condition for a request that waits, and a denied one needs no
 answer. One that was refused gets the condition Failed (certificates.k8s.io/v1).
@@ -17,6 +17,7 @@ from est_issuer.certificate_requests import Source
 from est_issuer.conditions import conditions_of
 from est_issuer.credentials import Certificate
 from est_issuer.errors import InvalidRequest
+from est_issuer.issuers import UsableIssuer
 from est_issuer.kinds import ACCESS_REVIEWS, CERTIFICATE_REQUESTS, GROUP, SIGNING_REQUESTS
 from est_issuer.present_certificate import PresentCertificates
 from est_issuer.requests import (
@@ -63,8 +64,8 @@ class CertManagerRequests(Source):
         return conditions.denied(conditions_of(found), now=self._clock.now())
 
     @override
-    def invalid(self, found: Object, message: str) -> Object:
-        return conditions.invalid(conditions_of(found), message, now=self._clock.now())
+    def invalid(self, found: Object, error: InvalidRequest) -> Object:
+        return conditions.invalid(conditions_of(found), error.reason, now=self._clock.now())
 
     @override
     def pending(self, found: Object, message: str) -> Object | None:
@@ -78,6 +79,14 @@ class CertManagerRequests(Source):
         return conditions.issued(
             before, outcome.message, chain=outcome.chain, authority=outcome.authority, now=now
         )
+
+    @override
+    async def authenticated(self, found: Object, usable: UsableIssuer) -> UsableIssuer:
+        return with_own_credential(usable)
+
+    @override
+    def require_fit(self, found: Object, outcome: Issued) -> None:
+        """Nothing: the server decides the lifetime."""
 
     @override
     async def present(self, found: Object, request: Request) -> Certificate | None:
@@ -131,8 +140,8 @@ class SigningRequests(Source):
         return None
 
     @override
-    def invalid(self, found: Object, message: str) -> Object:
-        return self._failed(found, conditions.INVALID, message)
+    def invalid(self, found: Object, error: InvalidRequest) -> Object:
+        return self._failed(found, conditions.INVALID, error.reason)
 
     @override
     def pending(self, found: Object, message: str) -> Object | None:
@@ -145,6 +154,14 @@ class SigningRequests(Source):
         return {"certificate": conditions.base64_text(outcome.chain)}
 
     @override
+    async def authenticated(self, found: Object, usable: UsableIssuer) -> UsableIssuer:
+        return with_own_credential(usable)
+
+    @override
+    def require_fit(self, found: Object, outcome: Issued) -> None:
+        """Nothing: the server decides the lifetime."""
+
+    @override
     async def present(self, found: Object, request: Request) -> Certificate | None:
         return None
 
@@ -153,6 +170,20 @@ class SigningRequests(Source):
         new = conditions.condition(conditions.FAILED, True, reason, message)
         new["lastUpdateTime"] = conditions.rfc3339(now)
         return {"conditions": conditions.with_condition(conditions_of(found), new, now=now)}
+
+
+def with_own_credential(usable: UsableIssuer) -> UsableIssuer:
+    """Return an issuer that has a credential of its own.
+
+    Raises:
+        InvalidRequest: it has none: only pods can ask it.
+    """
+    if usable.spec.credentials.pod_token is not None:
+        raise InvalidRequest(
+            "the issuer has credentials.podToken: it answers PodCertificateRequests only",
+            code="issuer.pod_token",
+        )
+    return usable
 
 
 def access_review(spec: Object, namespace: str, signer: str) -> Object:

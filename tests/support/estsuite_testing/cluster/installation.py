@@ -49,6 +49,8 @@ class Installation:
         """Profiles in place of those of the overlay."""
         self.front_end: str | None = None
         """Settings of est-frontend in place of those of the overlay."""
+        self.audit: str | None = None
+        """Settings of audit in place of those of the overlay."""
         self.components: list[Path] = []
 
     @property
@@ -153,7 +155,7 @@ class Installation:
             ]
         if self.components:
             overlay["components"] = [os.path.relpath(path, folder) for path in self.components]
-        files: dict[str, list[str]] = {"est-frontend": [], "ca-signer": []}
+        files: dict[str, list[str]] = {"est-frontend": [], "ca-signer": [], "audit": []}
         if self.policy is not None:
             (folder / "policy.yaml").write_text(self.policy)
             for listed in files.values():
@@ -164,6 +166,9 @@ class Installation:
         if self.front_end is not None:
             (folder / "est-frontend.yaml").write_text(self.front_end)
             files["est-frontend"].append("est-frontend.yaml")
+        if self.audit is not None:
+            (folder / "audit.yaml").write_text(self.audit)
+            files["audit"].append("audit.yaml")
         overlay["configMapGenerator"] = [
             {"name": f"{service}-config", "behavior": "merge", "files": listed}
             for service, listed in files.items()
@@ -171,6 +176,16 @@ class Installation:
         ]
         (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
         await self.kubectl("apply", "-k", str(folder))
+
+    async def install(self) -> None:
+        """Apply keys and overlay; migrate where that was not done yet."""
+        await self.apply_keys()
+        await self.apply()
+        migrated = await self.kubectl("get", "job", "migrate-1", check=False)
+        if migrated.returncode:
+            await self.ready(*SERVERS)
+            await self.migrate("migrate-1")
+        await self.ready()
 
     async def kustomized(self, kustomization: Path) -> bytes:
         """Return what a Kustomize folder renders, with the images of the environment."""
