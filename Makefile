@@ -42,7 +42,7 @@ test: $(READY)  ## every test, unit to end-to-end, against real servers
 interop: $(READY) ## EST clients of other makers, fetched and built, against a suite
 	@$(BIN)/uv sync --frozen --quiet --group interop && $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=5 tests/interop
 
-compose-test: $(READY) ## docker compose up after a fresh clone, an operator, a second up; needs the images
+compose-test: $(READY) ## docker compose up after a fresh clone, an operator, a second up, each file of deploy/compose; needs the images
 	@$(BIN)/pytest -q -p no:randomly -p no:xdist -x tests/containers
 
 cluster-test: $(READY) ## the suite on the Kubernetes that KUBECONFIG names; its namespace estsuite is made anew

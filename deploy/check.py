@@ -11,9 +11,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from estdeploy import (
+    compose_files,
     compose_rules,
     example_rules,
     image_rules,
@@ -25,9 +28,11 @@ from estdeploy import (
 from estsupply import images, lock_rules
 
 from estcore.errors import ConfigurationError
+from estsetup.extensions import Extensions
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSE = ROOT / "docker-compose.yml"
+EXTENSIONS = ROOT / "deploy" / "compose"
 KUSTOMIZE = ROOT / "deploy" / "k8s"
 IMAGES_LOCK = ROOT / "deploy" / "images.lock"
 PRODUCTION = "overlays/prod"
@@ -81,6 +86,7 @@ def _images() -> Iterator[Result]:
         lock = images.read_lock(IMAGES_LOCK.read_text(encoding="utf-8"))
         servers = [
             *image_rules.in_compose(compose),
+            *_further_images(compose),
             *image_rules.servers_in_manifests(manifests.render(KUSTOMIZE / TRYING)),
         ]
         named = [
@@ -100,16 +106,29 @@ def _images() -> Iterator[Result]:
     yield f"images.lock: {len(lock)} images, the digests of {unknown} are unknown", findings
 
 
+def _further_images(compose: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for file in compose_files.files(EXTENSIONS):
+        added = compose_files.extended(compose, file)
+        for where, image in image_rules.in_compose(added):
+            yield where.replace("docker-compose.yml", file.name), image
+    text = (ROOT / "deploy" / "siem" / "rsyslog.Dockerfile").read_text(encoding="utf-8")
+    yield from image_rules.in_dockerfile(text)
+
+
 def _compose() -> Iterator[Result]:
     document = compose_rules.load(COMPOSE)
-    findings = [
-        *compose_rules.compose_is_closed(document),
-        *compose_rules.compose_waits_in_order(document),
-        *compose_rules.compose_secrets_are_their_own(document),
-        *compose_rules.compose_keys_are_for_signing(document),
-        *compose_rules.compose_builds_known_images(document),
-    ]
-    yield f"docker-compose.yml: {len(document['services'])} services read by our rules", findings
+    yield (
+        f"docker-compose.yml: {len(document['services'])} services read by our rules",
+        compose_rules.findings(document),
+    )
+    for file in compose_files.files(EXTENSIONS):
+        added = compose_files.extended(document, file)
+        used: dict[str, Any] = {file.stem: True}
+        held = replace(Extensions(), **used).held()
+        yield (
+            f"with {file.name}: {len(added['services'])} services read by our rules",
+            compose_rules.findings(added, held),
+        )
     command = compose_rules.tool(install=bool(os.environ.get("CI")))
     if command is None:
         yield compose_rules.SKIPPED, []

@@ -22,7 +22,11 @@ _MISSING = 3
 def main() -> int:
     """Ask each image's registry for its digest."""
     servers = ROOT / "deploy" / "k8s" / "overlays" / "all-in-one"
-    files = (ROOT / "Dockerfile", ROOT / "docker-compose.yml", servers / "postgres.yaml")
+    files = (
+        *(ROOT / "Dockerfile", ROOT / "docker-compose.yml", servers / "postgres.yaml"),
+        *sorted((ROOT / "deploy" / "compose").glob("*.yml")),
+        ROOT / "deploy" / "siem" / "rsyslog.Dockerfile",
+    )
     missing = images.fill(ROOT / "deploy" / "images.lock", files)
     for line in missing:
         click.echo(line)

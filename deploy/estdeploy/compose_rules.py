@@ -28,6 +28,24 @@ CA_KEYS = frozenset({"issuing.key", "ca.passphrase"})
 """Secrets with the CA key, and with its passphrase."""
 _SIGNING = {"ca-signer": ["run"], "operator": ["operator", "enroll"]}
 """What signs with the CA key, and the verb with which it does."""
+_PUBLISHED = {
+    "est-frontend": [f"127.0.0.1:{EST_PORT}:{EST_PORT}"],
+    "proxy": [f"127.0.0.1:{EST_PORT}:{EST_PORT}"],
+    "prometheus": ["127.0.0.1:9090:9090"],
+}
+_BESIDE = {"rsyslog": {"context": "./deploy/siem", "dockerfile": "rsyslog.Dockerfile"}}
+"""Images that are built of something else than the suite."""
+_WRITABLE = {"keycloak"}
+"""What writes in its own image: Keycloak compiles its configuration when it starts."""
+_CONFIGURATION = re.compile(r"\./deploy/compose/[\w-]+\.(yml|yaml|cfg):[^:]+:ro")
+_SECRETS_AT = {
+    "rsyslog": (":/etc/estsuite/siem:ro",),
+    "keycloak": (":/run/secrets:ro", ":/opt/keycloak/data/import:ro"),
+}
+"""Where a server's own configuration expects its secrets."""
+_COPY = re.compile(r"-[0-9]$")
+_REALM = "./deploy/keycloak:/keycloak:ro"
+"""A folder without secrets, which setup reads when Keycloak is used."""
 _SETUP = {
     "user": "0:0",
     "cap_add": ["CHOWN", "DAC_OVERRIDE", "FOWNER"],
@@ -37,18 +55,35 @@ _SETUP = {
 """The one container that is root makes the others' files, and reaches nothing else."""
 
 
+def findings(
+    compose: dict[str, Any], more: Mapping[str, Mapping[str, str]] | None = None
+) -> list[str]:
+    """Return what is wrong with a compose file; ``more`` are secrets that a further file adds."""
+    further = {name: tuple(names.values()) for name, names in (more or {}).items()}
+    held = {name: (*HELD.get(name, ()), *further.get(name, ())) for name in HELD | further}
+    return [
+        *compose_is_closed(compose),
+        *compose_waits_in_order(compose),
+        *compose_secrets_are_their_own(compose, further),
+        *compose_keys_are_for_signing(compose, held),
+        *compose_builds_known_images(compose),
+    ]
+
+
 def compose_is_closed(compose: dict[str, Any]) -> list[str]:
-    """Each container is confined, and only EST is published, on loopback."""
+    """Each container is confined, and only what people use is published, on loopback."""
     findings = []
     for name, service in compose["services"].items():
         if name == "setup":
+            mounted = [v for v in service["volumes"] if v != _REALM]
+            service = service | {"volumes": mounted}
             findings += [f"setup: {k}" for k, v in _SETUP.items() if service.get(k) != v]
             service = {k: v for k, v in service.items() if k not in _SETUP} | {
                 "user": "ESTSUITE_UID"
             }
         wrong = {
             "user": "ESTSUITE_UID" not in str(service.get("user")),
-            "read_only": service.get("read_only") is not True,
+            "read_only": service.get("read_only") is not True and name not in _WRITABLE,
             "cap_drop": service.get("cap_drop") != ["ALL"],
             "cap_add": bool(service.get("cap_add")),
             "no-new-privileges": "no-new-privileges:true" not in service.get("security_opt", []),
@@ -62,8 +97,7 @@ def compose_is_closed(compose: dict[str, Any]) -> list[str]:
         }
         findings += [f"{name}: {what}" for what, found in wrong.items() if found]
         published = service.get("ports", [])
-        wanted = [f"127.0.0.1:{EST_PORT}:{EST_PORT}"] if name == "est-frontend" else []
-        if published != wanted:
+        if published not in ([], _PUBLISHED.get(name, [])):
             findings.append(f"{name}: publishes {published}")
         for variable in service.get("environment", {}):
             if re.search(r"PASSWORD|SEED|TOKEN|PASSPHRASE", variable) and not variable.endswith(
@@ -108,26 +142,39 @@ def _order() -> dict[str, set[str]]:
     }
 
 
-def compose_secrets_are_their_own(compose: dict[str, Any]) -> list[str]:
-    """Each container mounts the folder of its own secrets, and no other folder that has any."""
+def compose_secrets_are_their_own(
+    compose: dict[str, Any], more: Mapping[str, Sequence[str]] | None = None
+) -> list[str]:
+    """Each container mounts the folder of its own secrets, and no other folder that has any.
+
+    ``more`` are the secrets that a further file adds.
+    """
     findings = []
+    held = {*HELD, *(more or {})}
     for name, service in compose["services"].items():
-        own = "ca-signer" if name == "operator" else name
+        own = "ca-signer" if name == "operator" else _kind(name)
         if service.get("secrets"):
             findings.append(f"{name}: secrets come from a folder of its own")
         for volume in service.get("volumes", []) if name != "setup" else []:
             folder = _SECRETS.match(volume)
             if folder is not None:
-                if folder[1] != own or folder[1] not in HELD:
+                if folder[1] != own or folder[1] not in held:
                     findings.append(f"{name}: mounts the secrets of {folder[1]}")
-                if not volume.endswith(":/run/secrets:ro"):
+                if not volume.endswith(_SECRETS_AT.get(name, (":/run/secrets:ro",))):
                     findings.append(f"{name}: {volume} is not /run/secrets, read-only")
+            elif _CONFIGURATION.fullmatch(volume):
+                continue
             elif volume.startswith("./deploy/compose") and not volume.startswith(_OPEN):
                 findings.append(f"{name}: mounts {volume}, where keys are")
     return findings + [
         f"secrets of {name}, which is no container"
-        for name in sorted(HELD.keys() - compose["services"].keys())
+        for name in sorted(held - compose["services"].keys())
     ]
+
+
+def _kind(name: str) -> str:
+    """Return the service that a second or third container is of."""
+    return _COPY.sub("", name)
 
 
 def compose_keys_are_for_signing(
@@ -139,7 +186,8 @@ def compose_keys_are_for_signing(
         folders = [f[1] for v in service.get("volumes", []) if (f := _SECRETS.match(v))]
         seen = {secret for folder in folders for secret in held.get(folder, ())}
         verb = service.get("command", [])
-        signs = name in _SIGNING and verb[: len(_SIGNING[name])] == _SIGNING[name]
+        signing = _SIGNING.get(_kind(name))
+        signs = signing is not None and verb[: len(signing)] == signing
         if not signs:
             findings += [f"{name}: sees {secret}" for secret in sorted(seen & CA_KEYS)]
         if verb[:1] == ["migrate"]:
@@ -170,7 +218,7 @@ def compose_builds_known_images(compose: dict[str, Any]) -> list[str]:
     return [
         f"image {name} is built by {built.get(name)}"
         for name in sorted(used)
-        if name not in IMAGES or built.get(name) != _build(IMAGES[name])
+        if built.get(name) != (_build(IMAGES[name]) if name in IMAGES else _BESIDE.get(name, {}))
     ]
 
 

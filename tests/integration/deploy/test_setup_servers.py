@@ -21,7 +21,7 @@ from estcore.runtime.settings import BusSettings
 from estcore.runtime.topology import declare
 from estdev.ports import free_port
 from estsetup.kubernetes import Installation, documents
-from estsetup.server_certificates import make_server_certificate
+from estsetup.server_certificates import make_certificate
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ async def test_the_migration_declares_every_stream_over_tls(keys: Path, port: in
 async def test_an_operator_reads_why_the_certificate_of_NATS_is_refused(
     keys: Path, port: int
 ) -> None:
-    make_server_certificate(keys, "me", ("operator",))
+    make_certificate(keys, "me", ("operator",))
     settings = OperatorSettings(
         bus=bus_settings(keys, port, "operator", host="127.0.0.2"),
         certificate_file=keys / "me.crt",

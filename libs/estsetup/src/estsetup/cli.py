@@ -15,6 +15,7 @@ from estcore.runtime.command_line import PATH, Group
 from estcore.runtime.console import console_script
 from estcore.runtime.terminal import write_document, write_line
 from estsetup import compose, kubernetes
+from estsetup.extensions import Extensions
 from estsetup.kubernetes import ORIGIN, Installation
 
 _GROUP = Group(
@@ -26,12 +27,29 @@ _GROUP = Group(
 
 @_GROUP.command("compose", help="Fill the folder that docker-compose.yml mounts.")
 @click.option("--folder", type=PATH, required=True, help="Folder to fill; what exists is kept.")
-def _compose(folder: Path) -> None:
+@click.option(
+    "--siem/--no-siem", envvar="ESTSUITE_SIEM", help="Deliver audit records to rsyslog (siem.yml)."
+)
+@click.option(
+    "--keycloak/--no-keycloak",
+    envvar="ESTSUITE_KEYCLOAK",
+    help="Accept tokens of a Keycloak (keycloak.yml).",
+)
+@click.option(
+    "--monitoring/--no-monitoring",
+    envvar="ESTSUITE_MONITORING",
+    help="Send traces to a collector, let Prometheus scrape (monitoring.yml).",
+)
+@click.option(
+    "--ha/--no-ha", envvar="ESTSUITE_HA", help="Three NATS servers, two of each service (ha.yml)."
+)
+def _compose(folder: Path, **named: Any) -> None:
     def kept(name: str) -> None:
         write_line(f"{folder / 'config' / name}: kept as it was changed")
 
     try:
-        compose.prepare(folder, owners=compose.owners_for(folder), kept=kept)
+        owners = compose.owners_for(folder)
+        compose.prepare(folder, extensions=Extensions(**named), owners=owners, kept=kept)
     except OSError as exc:
         raise ConfigurationError(f"cannot prepare {folder}: {exc}") from exc
     write_line(f"{folder} is ready")

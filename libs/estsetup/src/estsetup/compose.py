@@ -5,7 +5,8 @@
     secrets/<container>  what this container may see, and no other
     data, operator       what containers write
 
-A file of ``config`` that a person has changed is kept; others are written anew.
+A file of ``config`` that a person has changed is kept; others are written anew. ``extensions``
+says what the files of ``deploy/compose`` that are in use add to all of this.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from pathlib import Path
 
 import yaml
 
+from estcore.errors import ConfigurationError
 from estsetup import nats
+from estsetup.extensions import SERVICES, Extensions
 from estsetup.material import ROLES, Material
 from estsetup.service_settings import (
     AUDIT_ORIGIN,
@@ -30,7 +33,6 @@ from estsetup.service_settings import (
     operator_settings,
 )
 
-SERVICES = ("ca-signer", "renewal", "audit", "est-frontend")
 HOSTS = ("localhost", "127.0.0.1", "est-frontend")
 HELD: dict[str, tuple[str, ...]] = {
     "postgres": ("postgres-superuser.password", *(f"{role}.password" for role in ROLES)),
@@ -60,26 +62,46 @@ def prepare(
     folder: Path,
     places: Places | None = None,
     *,
+    extensions: Extensions | None = None,
     owners: Owners | None = None,
     kept: Callable[[str], None] | None = None,
 ) -> None:
     """Fill ``folder``; ``places`` are the paths the settings name.
 
+    ``extensions`` are the files of ``deploy/compose`` in use; none by default.
     ``kept`` receives the name of each file that was left as a person changed it. ``owners`` is for
     root; for others everything stays theirs.
 
     Raises:
-        ConfigurationError: a ceremony failed; with its own line.
+        ConfigurationError: a ceremony failed; with its own line. Or the streams that are there
+            were made by another number of NATS servers.
     """
+    extensions = extensions or Extensions()
+    _keep_servers(folder, extensions)
     material = Material(folder)
     material.make(ca_name="Compose Dev", hosts=HOSTS, origin=AUDIT_ORIGIN)
+    extensions.make_secrets(material.keys)
     (folder / "config").mkdir(exist_ok=True)
-    for path in (*(f"data/{name}" for name in _DATA), "secrets", "operator"):
+    data = (*_DATA, *extensions.data_folders())
+    for path in (*(f"data/{name}" for name in data), "secrets", "operator"):
         (folder / path).mkdir(parents=True, exist_ok=True, mode=0o700)
-    _write_config(material, places or Places(), kept or (lambda _: None))
-    _hand_out(material)
+    _write_config(material, places or Places(), extensions, kept or (lambda _: None))
+    _hand_out(material, extensions)
     if owners is not None:
         _hand_over(folder, owners)
+
+
+def _keep_servers(folder: Path, extensions: Extensions) -> None:
+    """Refuse to give the streams of one server to a cluster, or those of a cluster to one."""
+    if not (folder / "data" / "nats" / "jetstream").exists():
+        return
+    several = (folder / "config" / "nats-2.conf").exists()
+    if several != extensions.ha:
+        made = "three NATS servers (ha.yml)" if several else "one NATS server"
+        raise ConfigurationError(
+            f"the streams in {folder / 'data' / 'nats'} were made by {made}: "
+            "go on with the same files, or begin with another clone"
+        )
 
 
 def owners_for(folder: Path) -> Owners | None:
@@ -92,12 +114,15 @@ def owners_for(folder: Path) -> Owners | None:
     return Owners((uid, gid), (above.st_uid, above.st_gid))
 
 
-def _write_config(material: Material, places: Places, kept: Callable[[str], None]) -> None:
+def _write_config(
+    material: Material, places: Places, extensions: Extensions, kept: Callable[[str], None]
+) -> None:
     config, ca = material.folder / "config", material.ca
-    for name in ("policy.yaml", "profiles.yaml"):
-        if not (config / name).exists():
-            text = resources.files("estsetup").joinpath("examples", name).read_text()
-            (config / name).write_text(text, encoding="utf-8")
+    examples = resources.files("estsetup").joinpath("examples")
+    if not (config / "profiles.yaml").exists():
+        text = examples.joinpath("profiles.yaml").read_text()
+        (config / "profiles.yaml").write_text(text, encoding="utf-8")
+    _write_policy(config / "policy.yaml", examples.joinpath("policy.yaml").read_text(), extensions)
     written = _Written(config, material.folder / _WRITTEN)
     for source in (
         *(ca / "root.pem", ca / "issuing.pem", ca / "chain.pem", ca / "server" / "server.pem"),
@@ -105,15 +130,27 @@ def _write_config(material: Material, places: Places, kept: Callable[[str], None
     ):
         written.put(source.name, source.read_text(encoding="utf-8"))
     for name in SERVICES:
-        settings = compose_settings(name, places, config)
+        settings = extensions.change(name, compose_settings(name, places, config), places)
         written.put(f"{name}.yaml", yaml.safe_dump(settings, sort_keys=False))
-    written.put("operator.yaml", yaml.safe_dump(operator_settings(places), sort_keys=False))
+    settings = extensions.change("estctl", operator_settings(places), places)
+    written.put("operator.yaml", yaml.safe_dump(settings, sort_keys=False))
     written.put("senders.json", material.senders())
     server = nats.server(material.accounts(), store="/data")
-    written.put("nats.conf", json.dumps(server, indent=1) + "\n")
+    for name, configuration in extensions.nats_configurations(server, places).items():
+        written.put(name, json.dumps(configuration, indent=1) + "\n")
+    if extensions.monitoring:
+        written.put("targets.json", json.dumps(extensions.scrape_targets(), indent=1) + "\n")
     written.save()
     for name in written.changed:
         kept(name)
+
+
+def _write_policy(path: Path, example: str, extensions: Extensions) -> None:
+    """Write the example policy, unless a person has changed it."""
+    wanted = extensions.policy(example)
+    others = {Extensions(keycloak=with_it).policy(example) for with_it in (False, True)}
+    if not path.exists() or path.read_text(encoding="utf-8") in others - {wanted}:
+        path.write_text(wanted, encoding="utf-8")
 
 
 class _Written:
@@ -152,15 +189,17 @@ def _hash(octets: bytes) -> str:
     return sha256(octets).hexdigest()
 
 
-def _hand_out(material: Material) -> None:
+def _hand_out(material: Material, extensions: Extensions) -> None:
     """Copy each secret to the containers that hold it; a container without it anymore loses it."""
-    for container, names in HELD.items():
+    more = extensions.held()
+    for container in HELD.keys() | more.keys():
+        named = {name: name for name in HELD.get(container, ())} | more.get(container, {})
         folder = material.folder / "secrets" / container
         folder.mkdir(exist_ok=True, mode=0o700)
-        for stale in {path.name for path in folder.iterdir()} - {*names}:
+        for stale in {path.name for path in folder.iterdir()} - named.keys():
             (folder / stale).unlink()
-        for name in names:
-            _copy(material.keys / name, folder / name)
+        for name, source in named.items():
+            _copy(material.keys / source, folder / name)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from estcore.errors import ConfigurationError
 from estsetup import nats
 from estsetup.material import ROLES, Material
-from estsetup.server_certificates import make_server_certificate
+from estsetup.server_certificates import make_certificate
 
 Document = dict[str, Any]
 ORIGIN = "example.org/est"
@@ -97,7 +97,7 @@ def _make_servers(keys: Path, namespace: str) -> None:
     for name in ("nats", "postgres"):
         inside = (f"{name}.{namespace}.svc", name, f"{name}.{namespace}.svc.cluster.local")
         # Loopback is for an operator behind kubectl port-forward.
-        make_server_certificate(keys, name, (*inside, "localhost", "127.0.0.1"))
+        make_certificate(keys, name, (*inside, "localhost", "127.0.0.1"))
 
 
 def _secrets(material: Material) -> list[Document]:

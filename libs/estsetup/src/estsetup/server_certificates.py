@@ -1,6 +1,6 @@
-"""Certificates of NATS and PostgreSQL by an authority of their own, for trying.
+"""Certificates of servers beside the suite by an authority of their own, for trying.
 
-They must not come from the suite, which needs both servers to start.
+Those of NATS and PostgreSQL must not come from the suite, which needs both to start.
 """
 
 from __future__ import annotations
@@ -24,21 +24,31 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from estcore.clock import SystemClock
 from estsetup.keep import keep_secret
 
+AUTHORITY = "servers-ca.pem"
+"""The file with the authority's certificate."""
 _CA_DAYS, _SERVER_DAYS = 3650, 825
 _BACKDATE = dt.timedelta(minutes=5)
 
 
-def make_server_certificate(folder: Path, name: str, hosts: Sequence[str]) -> None:
-    """Make ``<name>.crt`` and ``<name>.key``, by ``servers-ca.pem``, unless they exist."""
+def make_certificate(
+    folder: Path, name: str, hosts: Sequence[str], *, client: bool = False
+) -> None:
+    """Make ``<name>.crt`` and ``<name>.key``, by ``servers-ca.pem``, unless they exist.
+
+    ``client``: it may authenticate a client too.
+    """
     if (folder / f"{name}.crt").exists():
         return
     ca, ca_key = _authority(folder)
     key = _key(folder / f"{name}.key")
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH]
+    if client:
+        usages.append(ExtendedKeyUsageOID.CLIENT_AUTH)
     builder = (
         _builder(hosts[0], ca.subject, key, _SERVER_DAYS)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName([_name(h) for h in hosts]), critical=False)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False
         )
@@ -48,7 +58,7 @@ def make_server_certificate(folder: Path, name: str, hosts: Sequence[str]) -> No
 
 
 def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    path = folder / "servers-ca.pem"
+    path = folder / AUTHORITY
     key = _key(folder / "servers-ca.key")
     if not path.exists():
         subject = _common_name("Servers of the suite")
