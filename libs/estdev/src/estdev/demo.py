@@ -316,17 +316,30 @@ def _leaf(line: dict[str, Any]) -> dict[str, Any] | None:
     return leaf if isinstance(leaf, dict) and "record" in leaf else None
 
 
+def _cancel_once_at(*signals: signal.Signals) -> None:
+    """Cancel the running task at the first of these signals; what ends then is not cancelled."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert task is not None  # noqa: S101 - called by a coroutine
+    stopping = asyncio.Event()
+
+    def stop() -> None:
+        if not stopping.is_set():
+            stopping.set()
+            task.cancel()
+
+    for number in signals:
+        loop.add_signal_handler(number, stop)
+
+
 async def run_demo(keep: Path | None) -> None:
     """Run the demo; its folder is removed when all went well and ``keep`` is not given.
 
-    SIGTERM ends it as Ctrl-C does: what was started is stopped.
+    SIGTERM and SIGINT end it: what was started is stopped, however often they come.
 
     Raises:
         ESTSuiteError: one line that says what is missing; the folder with the logs stays.
     """
-    own = asyncio.current_task()
-    assert own is not None  # noqa: S101 - this coroutine runs in one
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, own.cancel)
+    _cancel_once_at(signal.SIGTERM, signal.SIGINT)
     for tool in ("curl", "openssl"):
         if shutil.which(tool) is None:
             raise ConfigurationError(f"the demo needs {tool}")
