@@ -213,23 +213,23 @@ async def test_usages_that_the_server_does_not_grant_are_named(world: IssuerWorl
 
 async def test_events_tell_what_became_of_a_request(world: IssuerWorld) -> None:
     """``kubectl describe`` shows them, for an issuer too."""
-    await requested(world, "told-issued")
-    assert "the EST server issued" in await world.event("told-issued", "Issued")
-    await requested(world, "told-denied", decision="Denied")
-    assert "an approver denied" in await world.event("told-denied", "Denied")
+    await requested(world, "event-issued")
+    assert "the EST server issued" in await world.event("event-issued", "Issued")
+    await requested(world, "event-denied", decision="Denied")
+    assert "an approver denied" in await world.event("event-denied", "Denied")
     _, csr = make_request("www.bank.test")
-    await world.apply(world.request("told-failed", csr, issuer="est"))
-    await world.decide("told-failed")
-    assert "the server answers 403" in await world.event("told-failed", "Failed")
+    await world.apply(world.request("event-failed", csr, issuer="est"))
+    await world.decide("event-failed")
+    assert "the server answers 403" in await world.event("event-failed", "Failed")
     await world.stack.suite.stop_service("est-frontend")
     try:
-        await requested(world, "told-retrying")
-        assert "[client.server_away]" in await world.event("told-retrying", "Retrying")
+        await requested(world, "event-retrying")
+        assert "[client.server_away]" in await world.event("event-retrying", "Retrying")
     finally:
         await world.stack.suite.start_service("est-frontend", "est-frontend", wait=True)
     assert "/cacerts was verified" in await world.event("est", "Verified")
     shown = await world.kubectl(
-        "describe", "certificaterequest", "told-failed", "-n", world.namespace
+        "describe", "certificaterequest", "event-failed", "-n", world.namespace
     )
     assert "the server answers 403" in shown.partition("Events:")[2]
 

@@ -1,9 +1,9 @@
 """The two loops of time: announcing what is due, and finishing what was left.
 
 Both look at the database about once a second while there is something to do, and every three
-seconds while there is nothing, with jitter so that replicas do not look together. After an event
-that this process applied it looks within a second. A database or bus that is unavailable is waited
-for; nothing is lost, since rows say what is to be done.
+seconds while there is nothing, with jitter so that replicas do not look together. An event that
+this process applied ends the longer pause of announcing. A database or bus that is unavailable is
+waited for; nothing is lost, since rows say what is to be done.
 """
 
 from __future__ import annotations
