@@ -69,6 +69,17 @@ async def test_a_rotation_from_due_to_deprecated(bench: Bench) -> None:
     assert wanted in {r.record_id for r in bench.records}
 
 
+async def test_an_event_ends_the_pause_of_an_idle_scheduler(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("renewal.dispatch.scheduler._IDLE", 100_000)
+    async with bench.running():
+        await asyncio.sleep(1)  # ten looks that find nothing
+        old = bench.issue(**OVERDUE)
+        await bench.announce(old)
+        await bench.step(old, "due")
+
+
 async def test_the_old_certificate_retires_at_its_end(bench: Bench) -> None:
     async with bench.running():
         old, new, due = await rotated(bench)
