@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 import pytest_asyncio
 
@@ -90,18 +91,32 @@ async def test_renewal_killed_at_every_step_loses_no_certificate_and_repeats_non
     await agree(stack)
 
 
-async def agree(stack: Stack) -> None:
-    """Every slot has one certificate for each generation, and was dispatched once for each."""
+async def certificates_after_overlap(stack: Stack) -> list[asyncpg.Record]:
+    """What renewal knows of each certificate, once none waits for the end of its overlap.
+
+    A certificate is ``superseded`` from the proof of its successor to the end of the overlap; one
+    that a second successor displaced stays so, and this times out.
+    """
     database = await stack.layout.postgres.superuser()
     try:
-        rows = await database.fetch(
-            "select slot_id::text, generation, predecessor_fingerprint, issuance_id, state "
-            "from renewal.certificate where slot_id in (select slot_id from renewal.renewal_slot "
-            "where tenant = $1 and service = $2)",
-            *OWNER.values(),
-        )
+        async with asyncio.timeout(30):
+            while True:
+                rows = await database.fetch(
+                    "select slot_id::text, generation, predecessor_fingerprint, state "
+                    "from renewal.certificate where slot_id in "
+                    "(select slot_id from renewal.renewal_slot where tenant = $1 and service = $2)",
+                    *OWNER.values(),
+                )
+                if all(row["state"] != "superseded" for row in rows):
+                    return rows
+                await asyncio.sleep(0.2)
     finally:
         await database.close()
+
+
+async def agree(stack: Stack) -> None:
+    """Every slot has one certificate for each generation, and was dispatched once for each."""
+    rows = await certificates_after_overlap(stack)
     generations = defaultdict(list)
     for row in rows:
         generations[row["slot_id"]].append(row["generation"])
