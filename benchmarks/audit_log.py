@@ -215,7 +215,7 @@ async def disk(servers: Servers) -> dict[str, Any]:
     )
     octets = int(await servers.database.fetchval(query))
     leaves = int(
-        await servers.database.fetchval("select sum(octet_length(leaf)) from audit.record")
+        await servers.database.fetchval("select sum(octet_length(packed_leaf)) from audit.record")
     )
     return {
         "records": records,

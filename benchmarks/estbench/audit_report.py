@@ -24,7 +24,7 @@ def page(figures: Mapping[str, Any]) -> str:
             "octets of PostgreSQL for a record, indexed for searches",
             f"{disk['database_octets_per_record']:,}",
         ],
-        ["octets of a leaf", f"{disk['leaf_octets']:,}"],
+        ["octets of a leaf, deflated", f"{disk['leaf_octets']:,}"],
         [f"verification of {verify['records']:,} records, s", f"{verify['verify_s']:.0f}"],
         ["CPU-s of it", f"{verify['verify_cpu_s']:.0f}"],
         ["memory of it, MB", f"{verify['peak_mb']:,}"],
