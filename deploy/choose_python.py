@@ -22,7 +22,7 @@ WORTH_IT = 0.85
 """Part of the default's time from which on a different interpreter is taken."""
 ROUNDS = 3
 CONTENDERS = 3
-"""How many of the fastest are timed again: other work on the machine slows single runs by a third."""
+"""How many of the fastest are timed again: other work slows single runs by a third."""
 # Calls, attributes, strings, exceptions: what the services do. Modules that a Python may lack.
 PROBE = """
 import sys, time
