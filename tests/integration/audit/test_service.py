@@ -13,7 +13,7 @@ import pytest
 
 from audit import export, main
 from audit.chain import leaf_text
-from audit.packed_leaf import pack
+from audit.packed_leaf import pack, unpack
 from estcore.clock import SystemClock
 from estcore.errors import BusUnavailable
 from estcore.messages.audit import AuditRecord
@@ -196,6 +196,32 @@ async def test_the_runtime_role_may_only_append(world: AuditWorld, record: Build
                 }
         await connection.close()
     assert (await judged(world)).ok
+
+
+async def test_a_log_that_was_begun_before_leaves_were_packed_goes_on(
+    world: AuditWorld, record: Build
+) -> None:
+    async with world.service() as _, world.publisher() as publisher:
+        await publisher.send(*(record(n) for n in range(10)))
+        await world.wait(FOREIGN, 10)
+    connection = await world.superuser()
+    await connection.execute("alter table record disable trigger all")
+    for index, packed in await connection.fetch("select log_index, packed_leaf from record"):
+        await connection.execute(
+            "update record set leaf = $1, packed_leaf = null where log_index = $2",
+            unpack(packed),
+            index,
+        )
+    await connection.close()
+    async with world.service() as _, world.publisher() as publisher:
+        await publisher.send(*(record(n) for n in range(5, 20)))
+        await world.wait(FOREIGN, 20)
+        await world.wait("select max(size) = (select size from head) from checkpoint", True)
+    assert await world.value("select count(leaf) > 0 and count(packed_leaf) > 0 from record")
+    report = await judged(world)
+    assert report.ok, report.findings
+    found = [leaf["record"]["record_id"] for leaf in await world.leaves("service <> 'audit'")]
+    assert found == [record(n).record_id for n in range(20)]
 
 
 PASSED = leaf_text(3, "2026-11-30T12:00:00.000000Z", '{"reason_code":"auth.passed"}', "audit.x")
