@@ -8,7 +8,7 @@ import fcntl
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -78,19 +78,39 @@ class LocalSuite:
         layout.roles = await layout.postgres.provision(WITH_DATABASE)
         self._progress("starting NATS with JetStream")
         await layout.nats.start()
-        self._progress("making the development CA" if self._make_ca_needed else "using the CA")
-        await self._make_ca()
-        self._progress("migrating schemas and streams")
+        if self._make_ca_needed:
+            self._progress("making the development CA")
+            await self._make_ca()
+            self._progress("migrating schemas and streams")
+            for service in WITH_DATABASE:
+                layout.write_settings(service, service, 0)
+            await self._migrate_all()
+            self._progress("starting the local SIEM and the services")
+            await self._start_siem()
+            await self._start_services()
+        else:
+            # They were migrated before, and services wait for a schema that is not theirs yet.
+            self._progress("starting the local SIEM and the services, migrating schemas")
+            await self._start_siem()
+            await self._start_services(self._migrate_all())
+
+    async def _migrate_all(self) -> None:
         # The ledger's first: its streams are what the consumers of the others read.
         await self._migrate(WITH_DATABASE[0])
         await asyncio.gather(*(self._migrate(service) for service in WITH_DATABASE[1:]))
-        self._progress("starting the local SIEM and the services")
-        await self._start_siem()
-        await asyncio.gather(*(self.start_service(s, s, wait=True) for s in COMMANDS))
 
     async def _migrate(self, service: str) -> None:
-        config = self.layout.write_settings(service, service, 0)
-        await self.command(service, "migrate", "--config", str(config))
+        await self.command(service, "migrate", "--config", str(self.layout.config_file(service)))
+
+    async def _start_services(self, *beside: Coroutine[None, None, None]) -> None:
+        starts = (self.start_service(service, service, wait=True) for service in COMMANDS)
+        tasks = [asyncio.ensure_future(work) for work in (*starts, *beside)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _lock_folder(self) -> None:
         self._lock = (self.layout.folder / "lock").open("w")
