@@ -127,8 +127,8 @@ class Podman:
     def inspect(self, image: str) -> dict[str, Any] | None:
         """Return what podman says of an image; it has the health check beside ``Config``."""
         found = _inspected(self._command, image)
-        if found is not None and found.get("HealthCheck"):
-            found["Config"]["Healthcheck"] = found["HealthCheck"]
+        if found is not None and found.get("Healthcheck"):
+            found["Config"]["Healthcheck"] = found["Healthcheck"]
         return found
 
     def pull(self, image: str, platform: str) -> None:

@@ -75,11 +75,13 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def environment(registry: str, tmp_path: Path) -> dict[str, str]:
-    """Podman wants to be told that the registry has no TLS."""
+    """Podman wants to be told that a registry of this machine has no TLS."""
     file = tmp_path / "registries.conf"
+    base = os.environ.get("BASE", "").partition("/")[0]
+    plain = {registry, base} if base.startswith(("localhost:", "127.")) else {registry}
     file.write_text(
         'unqualified-search-registries = ["docker.io"]\n'
-        f'[[registry]]\nlocation = "{registry}"\ninsecure = true\n'
+        + "".join(f'[[registry]]\nlocation = "{host}"\ninsecure = true\n' for host in plain)
     )
     return {**os.environ, "CONTAINERS_REGISTRIES_CONF": str(file)}
 
@@ -126,7 +128,7 @@ def test_what_cannot_be_pushed_is_one_line() -> None:
     done = made({**os.environ}, "--push")
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "images: [configuration] PUSH needs REGISTRY, such as registry.example/"
+        "images: PUSH needs REGISTRY, such as registry.example/ [configuration.invalid]"
     ]
 
 
