@@ -156,8 +156,11 @@ def build(builder: Builder, options: Options, name: str, revision: str) -> bool:
     for platform in platforms:
         tag = options.tag(name, platform if len(platforms) > 1 else None)
         flags = options.flags(name, tag, platform, revision)
+        base = options.base or base_image()
+        if platform:  # Docker's legacy builder takes what is there, of whatever platform
+            _base(builder, base, platform)
         builder.build(flags, ROOT, network=options.network)
-        if not _look(builder, name, tag, options.base or base_image()):
+        if not _look(builder, name, tag, base):
             return False
         if options.push:
             pushed.append(tag)
@@ -173,12 +176,7 @@ def _look(builder: Builder, name: str, tag: str, base_name: str) -> bool:
     if image is None:
         raise ConfigurationError(f"{tag} was built, but is not in the store")
     platform = f"{image['Os']}/{image['Architecture']}"
-    base = builder.inspect(base_name)
-    if base is None or base["Architecture"] != image["Architecture"]:
-        builder.pull(base_name, platform)
-        base = builder.inspect(base_name)
-    if base is None:
-        raise ConfigurationError(f"{base_name} was pulled, but is not in the store")
+    base = _base(builder, base_name, platform)
     program = f"import sys; sys.stdout.write(open('{SBOM}').read())"
     document = json.loads(builder.output(tag, program, platform))
     found = [*findings(image, base, name), *sbom_findings(document, name)]
@@ -188,6 +186,17 @@ def _look(builder: Builder, name: str, tag: str, base_name: str) -> bool:
     for finding in found:
         write_line(f"  {finding}")
     return not found
+
+
+def _base(builder: Builder, name: str, platform: str) -> dict[str, Any]:
+    """Return what is known of the base image for a platform; pulled if it is not in the store."""
+    base = builder.inspect(name)
+    if base is None or f"{base['Os']}/{base['Architecture']}" != "/".join(platform.split("/")[:2]):
+        builder.pull(name, platform)
+        base = builder.inspect(name)
+    if base is None:
+        raise ConfigurationError(f"{name} was pulled, but is not in the store")
+    return base
 
 
 @click.command("images", help="Build every image, then look into it.", context_settings=CONTEXT)

@@ -116,7 +116,12 @@ def test_an_image_is_built_pushed_and_pulled(
     for tag, digest in pushed:
         assert digest == digest_of(tag)
         # What the registry has is what runs.
-        subprocess.run([command, "image", "rm", "--force", tag], check=False, env=environment)
+        subprocess.run(
+            [command, "image", "rm", "--force", tag],
+            env=environment,
+            capture_output=True,
+            check=False,
+        )
         answer = subprocess.run(
             [command, "run", "--rm", "--network", "none", "--read-only", f"{tag}@{digest}", "-v"],
             env=environment,
