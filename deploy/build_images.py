@@ -32,7 +32,7 @@ from estcore.runtime.command_line import CONTEXT
 from estcore.runtime.terminal import write_line
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT_MB = 150
+LIMIT_MB = 120
 """What an image may add to its base, in megabytes (10^6 octets)."""
 SBOM = "/opt/estsuite/share/sbom.cdx.json"
 

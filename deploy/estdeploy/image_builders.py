@@ -78,7 +78,7 @@ class Docker:
             if network == "host":
                 networks = (*networks, "--allow", "network.host")
             # Without provenance a tag names an image and no index, which `docker manifest` joins.
-            command = ("buildx", "build", "--load", "--provenance=false")
+            command: tuple[str, ...] = ("buildx", "build", "--load", "--provenance=false")
         else:
             command = ("build",)
         self._run(*command, *networks, *flags, str(context))

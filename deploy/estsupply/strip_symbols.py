@@ -26,7 +26,7 @@ _HEADER, _SECTION, _SEGMENT = "16sHHIQQQIHHHHHH", "IIQQQQIIQQ", "IIQQQQQQ"
 _LOAD, _NOBITS, _STRTAB = 1, 8, 3
 _ALLOC = 0x2
 _EXTENDED = 0xFF00
-"""From here on the number of sections stands elsewhere."""
+"""From here on the header does not have the number of sections."""
 
 
 @dataclass(frozen=True)

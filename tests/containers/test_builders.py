@@ -75,7 +75,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def environment(registry: str, tmp_path: Path) -> dict[str, str]:
-    """Podman wants to be told that a registry of this machine has no TLS."""
+    """Podman needs a setting for a registry of this machine without TLS."""
     file = tmp_path / "registries.conf"
     base = os.environ.get("BASE", "").partition("/")[0]
     plain = {registry, base} if base.startswith(("localhost:", "127.")) else {registry}

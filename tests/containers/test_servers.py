@@ -82,10 +82,11 @@ def enroll(compose: Compose) -> None:
     _, csr = make_csr("web.clinic.example")
 
     async def run() -> int:
-        client = compose.client(compose.secret)
+        client, status = compose.client(compose.secret), 0
         for _ in range(60):
             status, _, body = await client.enroll_once(csr)
             if status == 200:
+                await asyncio.sleep(CLOSING_S)
                 return certificate_in(body).serial_number
             assert status in {202, 401, 503}, body
             await asyncio.sleep(1)
