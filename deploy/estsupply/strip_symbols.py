@@ -112,7 +112,7 @@ def strip_all(folder: Path) -> tuple[int, int]:
         octets = path.read_bytes()
         new = stripped(octets)
         if new is not None:
-            path.write_bytes(new)
+            _replace(path, new)
             changed[path.resolve()] = new
             saved += len(octets) - len(new)
     for record in folder.rglob("*.dist-info/RECORD"):
@@ -134,7 +134,15 @@ def _correct(record: Path, changed: dict[Path, bytes]) -> None:
     if found:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
-        record.write_text(text.getvalue(), encoding="utf-8")
+        _replace(record, text.getvalue().encode())
+
+
+def _replace(path: Path, octets: bytes) -> None:
+    """Give a path a file of its own: the present one may be uv's cache too, or be in use."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_bytes(octets)
+    new.chmod(path.stat().st_mode)
+    new.replace(path)
 
 
 def main() -> int:

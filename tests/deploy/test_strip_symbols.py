@@ -108,3 +108,15 @@ def test_what_is_not_understood_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "text.so").write_text("GROUP ( libc.so.6 )")  # a script of the linker
     (tmp_path / "link.so").symlink_to("/nowhere.so")
     assert strip_symbols.strip_all(tmp_path) == (0, 0)
+
+
+def test_a_second_name_of_a_file_keeps_its_content(tmp_path: Path) -> None:
+    """uv links the files of an environment to its cache, and other environments have the same."""
+    source = max(libraries("uvloop"), key=lambda path: path.stat().st_size)
+    (tmp_path / "environment").mkdir()
+    shutil.copy2(source, tmp_path / "cached.so")
+    (tmp_path / "environment" / "loop.so").hardlink_to(tmp_path / "cached.so")
+    changed, _ = strip_symbols.strip_all(tmp_path / "environment")
+    assert changed == 1
+    assert (tmp_path / "cached.so").read_bytes() == source.read_bytes()
+    assert (tmp_path / "environment" / "loop.so").stat().st_mode == source.stat().st_mode
