@@ -36,6 +36,7 @@ RUN set -e; \
     uv sync --frozen --no-dev --no-editable --default-index "$INDEX" --package "$PACKAGE" "$@"; \
     find "$UV_PROJECT_ENVIRONMENT" -type d \( -path '*/sqlalchemy/testing' -o -path '*/alembic/testing' \
         -o -path '*/greenlet/tests' \) -prune -exec rm -r {} +; \
+    "$UV_PROJECT_ENVIRONMENT/bin/python" deploy/estsupply/strip_symbols.py "$UV_PROJECT_ENVIRONMENT/lib"; \
     test -x "$UV_PROJECT_ENVIRONMENT/bin/$COMMAND"; \
     ln -s "$COMMAND" "$UV_PROJECT_ENVIRONMENT/bin/entrypoint"; \
     SBOM="$UV_PROJECT_ENVIRONMENT/share/sbom.cdx.json" "$UV_PROJECT_ENVIRONMENT/bin/python" deploy/estsupply/sbom.py

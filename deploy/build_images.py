@@ -2,18 +2,17 @@
 
     make images                                  # all, tagged estsuite/<name>:<version>
     make images IMAGES="audit estctl"            # some
-    make images BASE=python:3.13.14-slim-bookworm REGISTRY=registry.example/ PLATFORM=linux/arm64
+    make images BUILDER=podman                   # without a daemon, and as a user without root
+    make images REGISTRY=registry.example/ PUSH=1 PLATFORM=linux/amd64,linux/arm64
 
-Needs the command ``docker`` (20.10 or newer) and a daemon. One line for each image; the exit code
-is 1 when there is any finding.
+Needs the command ``docker`` (20.10 or newer) and a daemon, or ``podman``. One line for each image;
+the exit code is 1 when there is any finding. What has a finding is not pushed.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+from estdeploy import image_builders
+from estdeploy.image_builders import DOCKER, PODMAN, Builder
 from estdeploy.services import IMAGES, USER_ID
 
 from estcore.errors import ConfigurationError
@@ -31,23 +32,41 @@ from estcore.runtime.command_line import CONTEXT
 from estcore.runtime.terminal import write_line
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT_MB = 150
+LIMIT_MB = 120
 """What an image may add to its base, in megabytes (10^6 octets)."""
 SBOM = "/opt/estsuite/share/sbom.cdx.json"
 
 
 @dataclass(frozen=True)
 class Options:
-    """How images are built."""
+    """How images are built, and where they go."""
 
-    registry: str
-    base: str | None
-    platform: str | None
-    index: str | None
-    network: str | None
+    builder: str = DOCKER
+    registry: str = ""
+    push: bool = False
+    base: str | None = None
+    platform: str | None = None
+    index: str | None = None
+    network: str | None = None
 
-    def command(self, name: str, tag: str, revision: str) -> list[str]:
-        """Return the arguments of ``docker build`` for an image."""
+    def __post_init__(self) -> None:
+        if self.push and not self.registry:
+            raise ConfigurationError("PUSH needs REGISTRY, such as registry.example/")
+        if len(self.platforms) > 1 and not self.push:
+            raise ConfigurationError("several platforms are joined in a registry: give PUSH=1")
+
+    @property
+    def platforms(self) -> list[str | None]:
+        """Each platform to build for; None is that of the builder."""
+        return [*(self.platform or "").split(",")] if self.platform else [None]
+
+    def tag(self, name: str, platform: str | None = None) -> str:
+        """Return the name of an image; of one of several platforms with its own suffix."""
+        own = f"-{platform.partition('/')[2].replace('/', '-')}" if platform else ""
+        return f"{self.registry}estsuite/{name}:{version()}{own}"
+
+    def flags(self, name: str, tag: str, platform: str | None, revision: str) -> list[str]:
+        """Return the flags for an image that every builder knows."""
         image = IMAGES[name]
         arguments = {
             **image.arguments,
@@ -58,12 +77,10 @@ class Options:
         }
         named = {"BASE": self.base, "INDEX": self.index}
         arguments |= {key: value for key, value in named.items() if value}
-        flags = {"--platform": self.platform, "--network": self.network}
         return [
-            *("build", "--tag", tag, "--target", image.target),
-            *(part for flag, value in flags.items() if value for part in (flag, value)),
+            *("--tag", tag, "--target", image.target),
+            *(("--platform", platform) if platform else ()),
             *(p for key, value in arguments.items() for p in ("--build-arg", f"{key}={value}")),
-            str(ROOT),
         ]
 
 
@@ -123,45 +140,6 @@ def sbom_findings(document: dict[str, Any], name: str) -> Iterator[str]:
         yield "the bill of materials lists nothing"
 
 
-def _docker(*arguments: str, show: bool = False) -> str:
-    docker = shutil.which("docker")
-    if docker is None:
-        raise ConfigurationError("docker is not installed")
-    done = subprocess.run(
-        [docker, *arguments],
-        stdout=None if show else subprocess.PIPE,
-        stderr=None if show else subprocess.STDOUT,
-        text=True,
-        check=False,
-        env={"DOCKER_BUILDKIT": "0", **os.environ} if not _buildx(docker) else None,
-    )
-    if done.returncode != 0:
-        lines = (done.stdout or "").strip().splitlines()[-15:]
-        raise ConfigurationError(f"docker {arguments[0]}:\n" + "\n".join(lines))
-    return done.stdout or ""
-
-
-def _buildx(docker: str) -> bool:
-    """Whether BuildKit can be used by this command; from 23.0 on it needs the plug-in buildx."""
-    done = subprocess.run([docker, "buildx", "version"], capture_output=True, check=False)
-    return done.returncode == 0
-
-
-def _inspect(tag: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(_docker("image", "inspect", tag))[0]
-    return found
-
-
-def _sbom(tag: str) -> dict[str, Any]:
-    program = f"import sys; sys.stdout.write(open('{SBOM}').read())"
-    printed = _docker(
-        *("run", "--rm", "--network", "none", "--read-only", "--entrypoint"),
-        *("/opt/estsuite/bin/python", tag, "-c", program),
-    )
-    found: dict[str, Any] = json.loads(printed)
-    return found
-
-
 def _revision() -> str:
     done = subprocess.run(
         ["git", "-C", ROOT, "rev-parse", "HEAD"],  # noqa: S607 - of the person who builds
@@ -172,27 +150,69 @@ def _revision() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def build(builder: Builder, options: Options, name: str, revision: str) -> bool:
+    """Build an image for each platform, look into it, and push it; returns whether all is well."""
+    platforms, pushed = options.platforms, []
+    for platform in platforms:
+        tag = options.tag(name, platform if len(platforms) > 1 else None)
+        flags = options.flags(name, tag, platform, revision)
+        base = options.base or base_image()
+        if platform:  # Docker's legacy builder takes what is there, of whatever platform
+            _base(builder, base, platform)
+        builder.build(flags, ROOT, network=options.network)
+        if not _look(builder, name, tag, base):
+            return False
+        if options.push:
+            pushed.append(tag)
+            write_line(f"{tag}@{builder.push(tag)}")
+    if len(pushed) > 1:
+        tag = options.tag(name)
+        write_line(f"{tag}@{builder.push_index(tag, pushed)}")
+    return True
+
+
+def _look(builder: Builder, name: str, tag: str, base_name: str) -> bool:
+    image = builder.inspect(tag)
+    if image is None:
+        raise ConfigurationError(f"{tag} was built, but is not in the store")
+    platform = f"{image['Os']}/{image['Architecture']}"
+    base = _base(builder, base_name, platform)
+    program = f"import sys; sys.stdout.write(open('{SBOM}').read())"
+    document = json.loads(builder.output(tag, program, platform))
+    found = [*findings(image, base, name), *sbom_findings(document, name)]
+    size, added = megabytes(image), megabytes(image) - megabytes(base)
+    more = ": NOT GOOD" * bool(found)
+    write_line(f"{tag}: {platform}, {size} MB, {added} MB above the base{more}")
+    for finding in found:
+        write_line(f"  {finding}")
+    return not found
+
+
+def _base(builder: Builder, name: str, platform: str) -> dict[str, Any]:
+    """Return what is known of the base image for a platform; pulled if it is not in the store."""
+    base = builder.inspect(name)
+    if base is None or f"{base['Os']}/{base['Architecture']}" != "/".join(platform.split("/")[:2]):
+        builder.pull(name, platform)
+        base = builder.inspect(name)
+    if base is None:
+        raise ConfigurationError(f"{name} was pulled, but is not in the store")
+    return base
+
+
 @click.command("images", help="Build every image, then look into it.", context_settings=CONTEXT)
 @click.argument("names", nargs=-1, type=click.Choice(sorted(IMAGES)))
+@click.option("--builder", type=click.Choice([DOCKER, PODMAN]), default=DOCKER, help="What builds.")
 @click.option("--registry", default="", help="What goes before estsuite/<name>.")
+@click.option("--push", is_flag=True, help="Push each image to the registry.")
 @click.option("--base", help="Base image instead of that of the Dockerfile.")
-@click.option("--platform", help="Platform of the images, such as linux/arm64.")
+@click.option("--platform", help="linux/arm64, or several separated by commas.")
 @click.option("--index", help="Package index for uv and the build backend.")
 @click.option("--network", help="Network of the build, such as host.")
 def _images(names: tuple[str, ...], **named: Any) -> int:
     options = Options(**named)
-    revision, bad = _revision(), False
-    for name in names or IMAGES:
-        tag = f"{options.registry}estsuite/{name}:{version()}"
-        _docker(*options.command(name, tag, revision))
-        image, base = _inspect(tag), _inspect(options.base or base_image())
-        found = [*findings(image, base, name), *sbom_findings(_sbom(tag), name)]
-        size, added = megabytes(image), megabytes(image) - megabytes(base)
-        write_line(f"{tag}: {size} MB, {added} MB above the base" + ": NOT GOOD" * bool(found))
-        for finding in found:
-            write_line(f"  {finding}")
-        bad |= bool(found)
-    return 1 if bad else 0
+    builder, revision = image_builders.builder(options.builder), _revision()
+    results = [build(builder, options, name, revision) for name in names or IMAGES]
+    return 0 if all(results) else 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -246,6 +246,8 @@ def dockerfile_findings(text: str) -> list[str]:
     install = next((line for line in lines if "uv sync" in line), "")
     if "deploy/estsupply/sbom.py" not in install:
         findings.append("no bill of materials is made")
+    if "deploy/estsupply/strip_symbols.py" not in install:
+        findings.append("libraries keep their debug information")
     for option in ("--frozen", "--no-dev", "--no-editable", '--package "$PACKAGE"'):
         if option not in install:
             findings.append(f"the installation has no {option}")

@@ -49,7 +49,8 @@ def test_stars_in_exceptions_leave_these_builders_without_sources(root: Path) ->
 def test_every_distribution_is_sent(root: Path) -> None:
     sent = set(build_context(root, (root / ".dockerignore").read_text()))
     wanted = {"pyproject.toml", "uv.lock"}
-    wanted |= {"deploy/requirements-uv.txt", "deploy/estsupply/sbom.py"}
+    wanted |= {"deploy/requirements-uv.txt"}
+    wanted |= {f"deploy/estsupply/{name}.py" for name in ("sbom", "strip_symbols")}
     for member in members(root):
         wanted.add(f"{member}/pyproject.toml")
         wanted |= {

@@ -16,6 +16,7 @@ from estdeploy import compose_files, compose_rules
 from estdeploy.services import SERVICES
 
 from estcore.errors import ConfigurationError
+from estsetup.cli import main
 from estsetup.compose import prepare
 from estsetup.extensions import Extensions
 
@@ -136,6 +137,31 @@ def test_streams_stay_with_the_servers_that_made_them(folder: Path, first: bool)
     prepare(folder, extensions=Extensions(ha=first))
     with pytest.raises(ConfigurationError, match="go on with the same files"):
         prepare(folder, extensions=Extensions(ha=not first))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_another_number_of_servers_begins_with_new_streams(
+    folder: Path, first: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(folder, extensions=Extensions(ha=first))
+    (folder / "data" / "nats" / "jetstream").mkdir()
+    (folder / "data" / "nats" / "jetstream" / "message").write_text("x")
+    assert main(["new-streams", "--folder", str(folder)]) == 0
+    (aside,) = (folder / "data").glob("nats-before-*")
+    assert str(aside) in capsys.readouterr().out
+    assert (aside / "nats" / "jetstream" / "message").read_text() == "x"
+    prepare(folder, extensions=Extensions(ha=not first))
+    assert (folder / "data" / "nats").is_dir()
+    assert main(["new-streams", "--folder", str(folder)]) == 0
+    assert capsys.readouterr().out.startswith("no streams in ")
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_files_may_change_before_the_servers_have_started(folder: Path, first: bool) -> None:
+    prepare(folder, extensions=Extensions(ha=first))
+    prepare(folder, extensions=Extensions(ha=not first))
+    (folder / "data" / "nats" / "jetstream").mkdir()
+    prepare(folder, extensions=Extensions(ha=not first))
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ class Compose:
     """A clone, and the compose command in it with ``files`` of ``deploy/compose``."""
 
     def __init__(self, folder: Path, *files: str) -> None:
-        self.folder = folder
+        self.folder, self.files = folder, files
         self.local = folder / "deploy" / "compose" / "local"
         self.secret = ""
         tool = compose_rules.tool(install=False)
@@ -65,6 +65,10 @@ class Compose:
         while not true():
             assert time.monotonic() < end, self("logs", "--tail", "20").stdout
             time.sleep(1)
+
+    def seconds(self, *names: str) -> list[str]:
+        """Return the second containers of services, which ``ha.yml`` has."""
+        return [f"{name}-2" for name in names] if "ha" in self.files else []
 
     async def _serves(self) -> int:
         try:

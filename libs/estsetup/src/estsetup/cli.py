@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from estcore.clock import SystemClock
 from estcore.errors import ConfigurationError
 from estcore.runtime import command_line
 from estcore.runtime.command_line import PATH, Group
@@ -53,6 +54,19 @@ def _compose(folder: Path, **named: Any) -> None:
     except OSError as exc:
         raise ConfigurationError(f"cannot prepare {folder}: {exc}") from exc
     write_line(f"{folder} is ready")
+
+
+@_GROUP.command(
+    "new-streams",
+    help="Put the streams of NATS aside, for another number of servers; stop everything first.",
+)
+@click.option("--folder", type=PATH, required=True, help="Folder that docker-compose.yml mounts.")
+def _new_streams(folder: Path) -> None:
+    try:
+        aside = compose.put_streams_aside(folder, SystemClock().now())
+    except OSError as exc:
+        raise ConfigurationError(f"cannot put the streams of {folder} aside: {exc}") from exc
+    write_line(f"no streams in {folder / 'data'}" if aside is None else f"streams are in {aside}")
 
 
 @_GROUP.command(

@@ -11,6 +11,7 @@ says what the files of ``deploy/compose`` that are in use add to all of this.
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 from collections.abc import Callable
@@ -23,7 +24,7 @@ import yaml
 
 from estcore.errors import ConfigurationError
 from estsetup import nats
-from estsetup.extensions import SERVICES, Extensions
+from estsetup.extensions import NATS_SERVERS, SERVICES, Extensions
 from estsetup.material import ROLES, Material
 from estsetup.service_settings import (
     AUDIT_ORIGIN,
@@ -47,6 +48,8 @@ HELD: dict[str, tuple[str, ...]] = {
 }
 """The secrets of each container, in ``secrets/<container>``."""
 _WRITTEN = "written.json"
+_STREAMS = "jetstream"
+"""Where a NATS server keeps its streams in its folder."""
 _DATA = ("postgres", "nats", "est-frontend", "ca-signer", "renewal", "audit")
 
 
@@ -91,16 +94,34 @@ def prepare(
         _hand_over(folder, owners)
 
 
+def put_streams_aside(folder: Path, now: dt.datetime) -> Path | None:
+    """Move what the NATS servers hold to a folder of its own; returns that, None: there is nothing.
+
+    For another number of servers, which is stopped for it. Services publish again what their
+    tables have. What waited in a stream only is in the folder, for the servers of before.
+    """
+    found = [path for path in (folder / "data" / name for name in NATS_SERVERS) if path.exists()]
+    if not any((path / _STREAMS).exists() for path in found):
+        return None
+    aside = folder / "data" / f"nats-before-{now:%Y%m%dT%H%M%SZ}"
+    aside.mkdir(mode=0o700)
+    for path in found:
+        path.rename(aside / path.name)
+    return aside
+
+
 def _keep_servers(folder: Path, extensions: Extensions) -> None:
     """Refuse to give the streams of one server to a cluster, or those of a cluster to one."""
-    if not (folder / "data" / "nats" / "jetstream").exists():
+    data = folder / "data"
+    if not (data / NATS_SERVERS[0] / _STREAMS).exists():
         return
-    several = (folder / "config" / "nats-2.conf").exists()
+    several = (folder / "config" / f"{NATS_SERVERS[1]}.conf").exists()
     if several != extensions.ha:
         made = "three NATS servers (ha.yml)" if several else "one NATS server"
         raise ConfigurationError(
-            f"the streams in {folder / 'data' / 'nats'} were made by {made}: "
-            "go on with the same files, or begin with another clone"
+            f"the streams in {data / NATS_SERVERS[0]} were made by {made}: go on with the same "
+            "files, or take everything down with them, then: "
+            "docker compose run --rm setup new-streams --folder /compose/local"
         )
 
 
@@ -136,7 +157,11 @@ def _write_config(
     written.put("operator.yaml", yaml.safe_dump(settings, sort_keys=False))
     written.put("senders.json", material.senders())
     server = nats.server(material.accounts(), store="/data")
-    for name, configuration in extensions.nats_configurations(server, places).items():
+    configurations = extensions.nats_configurations(server, places)
+    for host in NATS_SERVERS:
+        if f"{host}.conf" not in configurations:  # it says how many servers there were
+            (config / f"{host}.conf").unlink(missing_ok=True)
+    for name, configuration in configurations.items():
         written.put(name, json.dumps(configuration, indent=1) + "\n")
     if extensions.monitoring:
         written.put("targets.json", json.dumps(extensions.scrape_targets(), indent=1) + "\n")

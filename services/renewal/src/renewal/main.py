@@ -70,7 +70,7 @@ async def serve(settings: RenewalSettings, stop: asyncio.Event) -> None:
     Raises:
         ConfigurationError: the admin port is taken, a secret cannot be read.
     """
-    tracing = Tracing(settings.telemetry, "est-renewal", settings.instance)
+    tracing = Tracing(settings.telemetry, SERVICE, settings.instance)
     bus: Bus | None = None
     database: Database | None = None
     admin = AdminServer(
