@@ -1,4 +1,4 @@
-"""The tables of drills.md and drills-on-kubernetes.md, from the results of runs that are kept beside them."""
+"""The tables of the pages of drills, from the results of runs that are kept beside them."""
 
 from __future__ import annotations
 

@@ -198,7 +198,9 @@ async def test_KEDA_scales_ca_signer_by_what_waits_and_back(
 
 async def ledger_locked(cluster: Installation, seconds: int) -> None:
     """Hold a lock that every new issuance waits for."""
-    statement = f"begin; lock table ca_signer.issuance in exclusive mode; select pg_sleep({seconds})"
+    statement = (
+        f"begin; lock table ca_signer.issuance in exclusive mode; select pg_sleep({seconds})"
+    )
     await cluster.psql(statement)
 
 

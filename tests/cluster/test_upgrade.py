@@ -10,6 +10,7 @@ chart is that of now with images and settings of before. By the commands of depl
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -102,7 +103,10 @@ class Chart:
             "policy": "policy",
             "profiles": "profiles",
         }
-        given = [*TWO, *(f"--set-file=files.{key}={config / name}.yaml" for key, name in files.items())]
+        given = [
+            *TWO,
+            *(f"--set-file=files.{key}={config / name}.yaml" for key, name in files.items()),
+        ]
         self.cluster.setup = self.before
         await self._release.first_installation(*given, tag=TAG_BEFORE)
         self.cluster.setup = None
@@ -217,19 +221,25 @@ async def test_permissions_and_schemas_become_new_under_the_version_before(
 async def test_pods_of_both_versions_work_side_by_side(
     cluster: Installation, way: Way, load: Load
 ) -> None:
+    # A new pod counts after this time, so that pods of before stay beside it.
+    await each_step_takes(cluster, HOLD_S)
     await way.roll()
-    for name in SIDE_BY_SIDE:
 
-        async def both(name: str = name) -> bool:
-            return {TAG_BEFORE, TAG} <= {*(await cluster.versions(name))[name]}
+    async def both() -> bool:
+        found = await cluster.versions(*SIDE_BY_SIDE)
+        return all({*tags} == {TAG_BEFORE, TAG} for tags in found.values())
 
-        await until(both, 180, f"{name} of both versions", every_s=0.2)
-        await cluster.kubectl("rollout", "pause", f"deployment/{name}")
-    await asyncio.sleep(HOLD_S)
-    for name in SIDE_BY_SIDE:
-        assert await cluster.versions(name) != {name: [TAG] * 2}
-        await cluster.kubectl("rollout", "resume", f"deployment/{name}")
+    await until(both, 120, "ready pods of both versions of each service")
+    await asyncio.sleep(HOLD_S / 2)
+    assert await both()
     await until_rolled(cluster, TAG)
+    await each_step_takes(cluster, 0)
+
+
+async def each_step_takes(cluster: Installation, seconds: int) -> None:
+    patch = json.dumps({"spec": {"minReadySeconds": seconds}})
+    for name in SERVICES:
+        await cluster.kubectl("patch", "deployment", name, "-p", patch)
 
 
 async def test_the_way_back_works_on_the_new_schemas(

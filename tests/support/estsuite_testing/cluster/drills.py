@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-
 from estsuite_testing.cluster.drill_report import Result
 from estsuite_testing.cluster.installation import (
     SERVERS,
@@ -19,7 +18,6 @@ from estsuite_testing.cluster.installation import (
 )
 from estsuite_testing.cluster.load import Client, Load
 from estsuite_testing.cluster.records import in_ledger, in_log, in_slots
-
 
 Fault = Callable[[Installation], Awaitable[None]]
 _CALM_S, _LOOK_S = 2.0, 0.5
