@@ -47,8 +47,9 @@ compose-test: $(READY) ## docker compose up after a fresh clone, an operator, a 
 
 cluster-test: $(READY) ## the suite on the Kubernetes that KUBECONFIG names; its namespace estsuite is made anew
 	@$(BIN)/pytest -q -s -p no:randomly -p no:xdist --durations=0 -x tests/cluster
-cluster-drills: $(READY) ## faults of pods on that Kubernetes: seen, lost, time to recover (OUT=folder); OUT=docs/drills writes docs/drills-on-kubernetes.md
-	@CLUSTER_DRILLS=$(or $(OUT),.) $(BIN)/pytest -q -s -p no:randomly -p no:xdist tests/cluster/test_drills.py$(if $(filter docs/drills,$(OUT)), && $(BIN)/python docs/generate.py)
+
+cluster-drills: $(READY) ## faults of pods on that Kubernetes: seen, lost, time to recover (OUT=folder of cluster.json and cluster.md)
+	@CLUSTER_DRILLS=$(or $(OUT),drills-report) $(BIN)/pytest -q -s -p no:randomly -p no:xdist tests/cluster/test_drills.py
 
 issuer-test: $(READY) ## est-issuer with cert-manager's controllers on the Kubernetes that KUBECONFIG names; needs Go
 	@$(BIN)/pytest -q -s -p no:randomly -p no:xdist --durations=5 tests/cert_manager
