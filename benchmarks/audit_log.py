@@ -38,6 +38,7 @@ import click
 import yaml
 
 from audit import checkpoint_key, main
+from audit.packed_leaf import unpack
 from audit.settings import Settings
 from audit_append import enrollment
 from estbench import machine
@@ -214,13 +215,18 @@ async def disk(servers: Servers) -> dict[str, Any]:
         " on n.oid = c.relnamespace where n.nspname = 'audit' and c.relkind in ('r', 'm')"
     )
     octets = int(await servers.database.fetchval(query))
-    leaves = int(
-        await servers.database.fetchval("select sum(octet_length(leaf)) from audit.record")
+    packed = int(
+        await servers.database.fetchval("select sum(octet_length(packed_leaf)) from audit.record")
     )
+    some = await servers.database.fetch(
+        "select packed_leaf from audit.record tablesample system (5) limit 5000"
+    )
+    leaves = [len(unpack(row[0]).encode()) for row in some]
     return {
         "records": records,
         "database_octets_per_record": round(octets / records),
-        "leaf_octets": round(leaves / records),
+        "leaf_octets": round(sum(leaves) / len(leaves)),
+        "packed_leaf_octets": round(packed / records),
     }
 
 

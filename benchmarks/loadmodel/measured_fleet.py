@@ -373,7 +373,7 @@ async def _counters(suite: FleetSuite, connection: asyncpg.Connection) -> Counte
     sizes = await _sizes(connection)
     messages, octets = await _streams(suite)
     row = await connection.fetchrow(
-        "select count(*)::float8 as records, coalesce(sum(octet_length(leaf)), 0)::float8 as octets, "
+        "select count(*)::float8 as records, coalesce(sum(octet_length(packed_leaf)), 0)::float8 as octets, "
         "(select wal_bytes from pg_stat_wal)::float8 as wal from audit.record"
     )
     assert row is not None

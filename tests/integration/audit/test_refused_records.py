@@ -107,12 +107,8 @@ async def test_a_record_of_the_future_is_kept_and_noted(world: AuditWorld, recor
         await world.wait(FOREIGN, 2)
         noted = "select count(*) from record where action = 'audit.record_ahead'"
         await world.wait(noted, 1)
-        details = json.loads(
-            await world.value(
-                "select leaf::json #>> '{record,details}' from record "
-                "where action = 'audit.record_ahead'"
-            )
-        )
+        (ahead_of_time,) = await world.leaves("action = 'audit.record_ahead'")
+    details = ahead_of_time["record"]["details"]
     assert (details["id"], details["service"], details["instance"]) == (
         record(1).record_id,
         "ca-signer",

@@ -21,6 +21,7 @@ from audit.chain import Chain
 from audit.checkpoint_key import load_key
 from audit.checkpoints import Sealer
 from audit.export import part as export_part
+from audit.packed_leaf import pack, unpack
 from audit.purge_orders import Order
 from audit.retention import Month
 from audit.settings import RetentionSettings
@@ -264,9 +265,10 @@ async def test_a_changed_record_is_not_purged(old: AuditWorld) -> None:
     try:
         await connection.execute("alter table record disable trigger no_change")
         await connection.execute("alter table record_201901 disable trigger all")
-        await connection.execute(
-            "update record set leaf = replace(leaf, 'denied', 'dented') where log_index = 7"
-        )
+        packed = await connection.fetchval("select packed_leaf from record where log_index = 7")
+        changed = pack(unpack(packed).replace("denied", "dented"))
+        assert changed != packed
+        await connection.execute("update record set packed_leaf = $1 where log_index = 7", changed)
     finally:
         await connection.close()
     async with old.service():
@@ -453,9 +455,14 @@ async def test_a_record_that_was_changed_in_the_database_orders_nothing(
                 "where action = 'operator.audit-purge-confirm'"
             )
             await connection.execute(f"alter table {table} disable trigger all")
+            packed = await connection.fetchval(
+                "select packed_leaf from record where action = 'operator.audit-purge-confirm'"
+            )
+            changed = pack(unpack(packed).replace('"2019-02"', '"2019-01"'))
+            assert changed != packed
             await connection.execute(
-                """update record set leaf = replace(leaf, '"2019-02"', '"2019-01"')
-                where action = 'operator.audit-purge-confirm'"""
+                "update record set packed_leaf = $1 where action = 'operator.audit-purge-confirm'",
+                changed,
             )
         finally:
             await connection.close()

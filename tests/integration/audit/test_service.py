@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from audit import export, main
+from audit.chain import leaf_text
+from audit.packed_leaf import pack, unpack
 from estcore.clock import SystemClock
 from estcore.errors import BusUnavailable
 from estcore.messages.audit import AuditRecord
@@ -98,10 +100,8 @@ async def test_an_unreadable_message_is_set_aside_and_its_good_records_are_kept(
         await publisher.send(record(2))
         await world.wait(FOREIGN, 2)
         await world.wait("select count(*) from record where action = 'audit.dead_letter'", 5)
-    reasons = await world.value(
-        "select array_agg(leaf::json #>> '{record,reason_code}' order by log_index)"
-        " from record where action = 'audit.dead_letter'"
-    )
+    dead = await world.leaves("action = 'audit.dead_letter'")
+    reasons = [leaf["record"]["reason_code"] for leaf in dead]
     assert sorted(reasons) == [
         "not-a-batch",
         "not-a-record",
@@ -183,7 +183,7 @@ async def test_the_runtime_role_may_only_append(world: AuditWorld, record: Build
     month = await world.value("select tableoid::regclass::text from record limit 1")
     for connection in (await world.runtime(), await world.superuser()):
         for statement in (
-            "update {} set leaf = 'x'",
+            "update {} set packed_leaf = 'x'",
             "delete from {}",
             "truncate {}",
         ):
@@ -198,15 +198,52 @@ async def test_the_runtime_role_may_only_append(world: AuditWorld, record: Build
     assert (await judged(world)).ok
 
 
+async def test_a_log_that_was_begun_before_leaves_were_packed_goes_on(
+    world: AuditWorld, record: Build
+) -> None:
+    async with world.service() as _, world.publisher() as publisher:
+        await publisher.send(*(record(n) for n in range(10)))
+        await world.wait(FOREIGN, 10)
+    connection = await world.superuser()
+    await connection.execute("alter table record disable trigger all")
+    for index, packed in await connection.fetch("select log_index, packed_leaf from record"):
+        await connection.execute(
+            "update record set leaf = $1, packed_leaf = null where log_index = $2",
+            unpack(packed),
+            index,
+        )
+    await connection.close()
+    async with world.service() as _, world.publisher() as publisher:
+        await publisher.send(*(record(n) for n in range(5, 20)))
+        await world.wait(FOREIGN, 20)
+        await world.wait("select max(size) = (select size from head) from checkpoint", True)
+    assert await world.value("select count(leaf) > 0 and count(packed_leaf) > 0 from record")
+    report = await judged(world)
+    assert report.ok, report.findings
+    found = [leaf["record"]["record_id"] for leaf in await world.leaves("service <> 'audit'")]
+    assert found == [record(n).record_id for n in range(20)]
+
+
+PASSED = leaf_text(3, "2026-11-30T12:00:00.000000Z", '{"reason_code":"auth.passed"}', "audit.x")
+CHANGED = f"update record set packed_leaf = '\\x{pack(PASSED).hex()}' where log_index = 3"
+
+
 @pytest.mark.parametrize(
     ("statement", "code", "place"),
     [
+        (CHANGED, "record.leaf_hash", "record 3"),
         (
-            "update record set leaf = replace(leaf, 'auth.denied', 'auth.passed')"
+            f"update record set packed_leaf = null, leaf = '{PASSED}' where log_index = 3",
+            "record.leaf_hash",
+            "record 3",
+        ),
+        (
+            "update record set packed_leaf = set_byte(packed_leaf, 9, 255 - get_byte(packed_leaf, 9))"
             " where log_index = 3",
             "record.leaf_hash",
             "record 3",
         ),
+        ("update record set packed_leaf = '' where log_index = 3", "record.leaf_hash", "record 3"),
         ("delete from record where log_index = 3", "record.index", "record 4"),
         ("delete from record where log_index > 3", "checkpoint.records", "checkpoint"),
         ("update record set prev_hash = leaf_hash where log_index = 3", "record.prev_hash", "3"),

@@ -54,9 +54,9 @@ async def test_a_rotation_from_due_to_deprecated(bench: Bench) -> None:
 
         async def on_record() -> Any:
             records = [r for r in bench.records if r.correlation_id == due.rotation_id]
-            return {r.action for r in records} >= {
+            # "issued" is on record as the overlap that began with it, and as what ca-signer did.
+            return {r.action for r in records} == {
                 "rotation.due",
-                "rotation.issued",
                 "rotation.overlap",
                 "rotation.activated",
                 "rotation.deprecated",

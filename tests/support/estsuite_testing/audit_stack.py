@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import asyncpg
 
 from audit import checkpoint_key, main
 from audit.auditor_commands import AuditorCommands
+from audit.packed_leaf import LEAF, unpack
 from audit.settings import AppendSettings, CheckpointSettings, Settings
 from audit.sink_settings import SinkSettings
 from estcore import ids
@@ -88,6 +90,17 @@ class AuditWorld:
             return await connection.fetchval(query, *arguments)
         finally:
             await connection.close()
+
+    async def leaves(self, where: str) -> list[dict[str, Any]]:
+        """Return the leaves of the records of an SQL condition, in the order of the log."""
+        connection = await self.superuser()
+        try:
+            rows = await connection.fetch(
+                f"select {LEAF} from record where {where} order by log_index"
+            )
+        finally:
+            await connection.close()
+        return [json.loads(unpack(row[0])) for row in rows]
 
     async def runtime(self) -> asyncpg.Connection:
         settings: DatabaseSettings = self.platform.database("audit")

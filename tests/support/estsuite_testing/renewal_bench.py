@@ -40,6 +40,7 @@ from estcore.pki.keys import spki_der
 from estcore.runtime.bus import Bus, Outgoing
 from estcore.runtime.consume import PullConsumer
 from estcore.runtime.topology import declare
+from estcore.tlog.items import expanded
 from estsuite_testing.platform import Platform
 from renewal.main import migrate, serve
 from renewal.settings import RenewalSettings
@@ -135,6 +136,7 @@ class Bench:
     events: list[RotationEvent] = field(default_factory=list)
     message_ids: list[str] = field(default_factory=list)
     records: list[AuditRecord] = field(default_factory=list)
+    """One for each fact: the items of a record by themselves."""
     record_topics: set[tuple[str, str]] = field(default_factory=set)
     """Actions of records, and the topics that they came on."""
 
@@ -362,7 +364,11 @@ async def renewal_bench(platform: Platform, settings: RenewalSettings) -> AsyncI
             if await consumer.wait(0.1):
                 for delivery in consumer.take(500):
                     records = decode(AuditBatch, delivery.data).records
-                    found.records += records
+                    found.records += [
+                        AuditRecord.model_validate(fact)
+                        for record in records
+                        for fact in expanded(record.model_dump(exclude_none=True))
+                    ]
                     found.record_topics |= {(r.action, delivery.topic) for r in records}
                     await delivery.ack()
         await consumer.pause()

@@ -10,13 +10,14 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from estcore.errors import MalformedRequest
 from estcore.est.paths import PREFIX, Route, is_label, parse_path
-from estcore.est.renewal_info import CertificateId, RenewalInfo, cert_id, parse_cert_id
+from estcore.est.renewal_info import CertificateId, RenewalInfo, cert_id, identify, parse_cert_id
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 NOW = dt.datetime(2026, 11, 29, 12, tzinfo=dt.UTC)
@@ -74,6 +75,31 @@ def test_a_certificate_without_key_identifier_has_no_id() -> None:
     with pytest.raises(MalformedRequest) as caught:
         cert_id(certificate(None, 4711))
     assert caught.value.code == "renewal_info.no_key_identifier"
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.none() | st.binary(max_size=80), st.integers(1, (1 << 159) - 1))
+def test_a_certificate_is_identified_as_its_id_is_read(
+    key_id: bytes | None, serial_number: int
+) -> None:
+    named = certificate(key_id, serial_number)
+    der = named.public_bytes(Encoding.DER)
+    try:
+        read = parse_cert_id(cert_id(named))
+    except MalformedRequest as exc:
+        with pytest.raises(MalformedRequest) as caught:
+            identify(der)
+        assert key_id is None or len(key_id) in {0, *range(65, 81)}, exc
+        assert caught.value.code.startswith("renewal_info.")
+    else:
+        assert identify(der) == read
+
+
+@pytest.mark.parametrize("der", [b"", b"0", b"0\0", b"\x30\x03\x02\x01\x05"])
+def test_what_is_no_certificate_is_not_identified(der: bytes) -> None:
+    with pytest.raises(MalformedRequest) as caught:
+        identify(der)
+    assert caught.value.code == "parse.certificate"
 
 
 @given(

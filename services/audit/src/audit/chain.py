@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import asyncpg
 
 from audit import store
+from audit.packed_leaf import pack
 from audit.record_decoder import Entry
 from estcore.clock import Clock
 from estcore.errors import LedgerUnavailable
@@ -118,7 +119,7 @@ class Chain:
             chain = chain_hash(chain, hashed)
         head = store.Head(frontier.size, frontier.to_bytes(), chain, recorded_at)
         issued = [pair for entry in entries if (pair := entry.issuance) is not None]
-        columns = _columns(entries, leaves, leaf_hashes, prev_hashes)
+        columns = _columns(entries, [pack(leaf) for leaf in leaves], leaf_hashes, prev_hashes)
         if not await store.append(connection, self.size, head, columns, issued):
             raise LedgerUnavailable("another writer moved the head of the log")
         self._frontier, self._last_hash, self._recorded_at = frontier, chain, recorded_at
@@ -137,7 +138,7 @@ def spell(moment: dt.datetime) -> str:
 
 def _columns(
     entries: Sequence[Entry],
-    leaves: Sequence[str],
+    packed_leaves: Sequence[bytes],
     leaf_hashes: Sequence[bytes],
     prev_hashes: Sequence[bytes],
 ) -> store.Columns:
@@ -155,7 +156,7 @@ def _columns(
         producer_seq=[
             "" if record.producer_seq is None else str(record.producer_seq) for record in records
         ],
-        leaf=leaves,
+        packed_leaf=packed_leaves,
         leaf_hash=leaf_hashes,
         prev_hash=prev_hashes,
         boot_id=[producer.boot_id for producer in producers],

@@ -6,19 +6,22 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from asyncpg import Record
-from sqlalchemy import JSON, ColumnElement, and_, cast, func, or_, select
+from sqlalchemy import ColumnElement, and_, func, literal_column, or_, select
 
 from audit import retention_store, term_store, tiles
+from audit.packed_leaf import LEAF, unpack
 from audit.tables import checkpoint, cosignature, head, record
 from audit.tiles import TreeReader
-from estcore.errors import Conflict
+from estcore.errors import Conflict, ESTSuiteError
 from estcore.runtime import statements
 from estcore.runtime.database import Connection, Database
 from estcore.tlog import export
+from estcore.tlog.leaf import read_leaf
 from estcore.tlog.terms import term
 
 _HASHES = 16 * tiles.WIDTH
-_LINES = select(record.c.log_index, record.c.leaf, record.c.leaf_hash, record.c.prev_hash).order_by(
+_LEAF: ColumnElement[bytes] = literal_column(LEAF).label("leaf")
+_LINES = select(record.c.log_index, _LEAF, record.c.leaf_hash, record.c.prev_hash).order_by(
     record.c.log_index
 )
 _LINES_OF_WITNESSES = (
@@ -132,7 +135,7 @@ async def _records(
         if absent.end_index > size:
             break
         async for row in _between(connection, start, absent.first_index):
-            yield row["log_index"], export.record_line(*row)
+            yield row["log_index"], export.record_line(*_line(row))
         for index in range(max(start, absent.first_index), absent.end_index, _HASHES):
             hashes = await tiles.leaf_hashes(
                 connection, index, min(index + _HASHES, absent.end_index)
@@ -141,7 +144,7 @@ async def _records(
                 yield index + number * export.PURGED_HASHES, line
         start = max(start, absent.end_index)
     async for row in _between(connection, start, size):
-        yield row["log_index"], export.record_line(*row)
+        yield row["log_index"], export.record_line(*_line(row))
 
 
 async def _full(
@@ -178,9 +181,13 @@ async def _part(
     for row in rows:
         index = row["log_index"]
         proof = await tree.inclusion(index, sealed) if index < sealed else None
-        yield export.record_line(index, row["leaf"], row["leaf_hash"], row["prev_hash"], proof)
+        yield export.record_line(*_line(row), proof)
     if newest:
         yield export.checkpoint_line(newest["size"], newest["note"])
+
+
+def _line(row: Record) -> tuple[int, str, bytes, bytes]:
+    return row["log_index"], unpack(row["leaf"]), row["leaf_hash"], row["prev_hash"]
 
 
 async def _of_call(
@@ -197,7 +204,6 @@ async def summary(database: Database, correlation_id: str) -> list[str]:
     """Return one line for each record of a correlation id, in log order."""
     async with database.connection() as connection:
         row_ = record.c
-        leaf = cast(row_.leaf, JSON)
         rows = await statements.fetch(
             connection,
             select(
@@ -208,12 +214,12 @@ async def summary(database: Database, correlation_id: str) -> list[str]:
                 row_.action,
                 row_.phase,
                 row_.outcome,
-                leaf[("record", "reason_code")].as_string().label("reason"),
-                leaf[("record", "target", "serial")].as_string().label("serial"),
+                _LEAF,
             )
             .where(*await _of_call(connection, correlation_id))
             .order_by(row_.log_index),
         )
+    facts = [_facts(unpack(row["leaf"])) for row in rows]
     return [
         " ".join(
             [
@@ -222,9 +228,18 @@ async def summary(database: Database, correlation_id: str) -> list[str]:
                 f"{row['service']}/{row['instance']}",
                 f"{row['action']}.{row['phase']}",
                 row["outcome"],
-                *([f"reason={row['reason']}"] if row["reason"] else []),
-                *([f"serial={row['serial']}"] if row["serial"] else []),
+                *([f"reason={reason}"] if reason else []),
+                *([f"serial={serial}"] if serial else []),
             ]
         )
-        for row in rows
+        for row, (reason, serial) in zip(rows, facts, strict=True)
     ]
+
+
+def _facts(leaf: str) -> tuple[str | None, str | None]:
+    """Return reason code and serial number; of what is no record any more, neither."""
+    try:
+        found = read_leaf(leaf.encode())["record"]
+    except ESTSuiteError:
+        return None, None
+    return found.get("reason_code"), (found.get("target") or {}).get("serial")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from audit import store
+from audit.packed_leaf import LEAF, unpack
 from audit.tiles import TreeReader
 from estcore.errors import Conflict
 from estcore.runtime.database import Connection
@@ -26,10 +27,11 @@ async def inclusion(connection: Connection, index: int) -> InclusionProof:
             f"the newest checkpoint covers {point.size} records, this one is not among them",
             code="proof.unsealed",
         )
-    leaf = await connection.fetchval("select leaf from record where log_index = $1", index)
+    query = f"select {LEAF} from record where log_index = $1"  # noqa: S608 - our own expression
+    leaf = await connection.fetchval(query, index)
     if leaf is None:
         raise Conflict(f"record {index} was purged", code="record.purged")
-    octets = str(leaf).encode()
+    octets = unpack(leaf).encode()
     hashes = await TreeReader(connection).inclusion(index, point.size)
     verify_inclusion(leaf_hash(octets), index, point.size, hashes, point.root)
     return InclusionProof(index, octets, tuple(hashes), signed)

@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 
 from audit import term_store
+from audit.packed_leaf import LEAF, unpack
 from audit.term_store import CHUNK_SPAN
 from estcore.errors import Conflict, ESTSuiteError
 from estcore.runtime.database import Connection
@@ -13,10 +14,10 @@ from estcore.tlog.activity import ActivityReport, Period
 from estcore.tlog.checkpoint import parse_signed
 from estcore.tlog.leaf import read_leaf
 
-_LEAVES = """
-select leaf from record where log_index >= $1 and recorded_at >= $2 and recorded_at < $3
+_LEAVES = f"""
+select {LEAF} from record where log_index >= $1 and recorded_at >= $2 and recorded_at < $3
 order by log_index
-"""
+"""  # noqa: S608 - our own expression
 _AT_ONCE = 100
 _COVERED = "select note from checkpoint where size >= $1 order by size limit 1"
 
@@ -42,7 +43,7 @@ async def build(
             if count % _AT_ONCE == 0:
                 await asyncio.sleep(0)  # the writer has its turn
             try:
-                report.add(read_leaf(row[0].encode()))
+                report.add(read_leaf(unpack(row[0]).encode()))
             except ESTSuiteError:
                 continue  # What a superuser wrote may be no record. Verification reports it.
         note = await connection.fetchval(_COVERED, max(report.end, 1))

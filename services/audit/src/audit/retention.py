@@ -18,11 +18,10 @@ import datetime as dt
 import hashlib
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from typing_extensions import override
 
-from audit import indexer, retention_store, tiles
+from audit import indexer, retention_store, term_store, tiles
 from audit.retention_store import Purged
 from audit.settings import RetentionSettings
 from audit.tiles import TreeReader
@@ -225,12 +224,8 @@ async def restore(connection: Connection, lines: list[bytes], key: VerifierKey) 
         [bytes.fromhex(value["prev_hash"]) for value in records],
     )
     await retention_store.forget_purge(connection, done.first_index)
-    rows: list[Any] = await connection.fetch(
-        "select log_index, recorded_at, leaf from record where log_index >= $1 and log_index < $2"
-        " order by log_index",
-        done.first_index,
-        done.end_index,
-    )
+    bounds = (done.first_index, done.end_index)
+    rows = await term_store.records_between(connection, bounds)
     for chunk in indexer.chunks(rows):
         for start in range(0, len(chunk), _ROWS):
             await indexer.index(connection, chunk[start : start + _ROWS])
@@ -274,7 +269,7 @@ async def _check_records(connection: Connection, month: Month, first: int, end: 
             connection, (month.start, month.end), start, _ROWS
         )
         expected = await tiles.leaf_hashes(connection, start, start + len(rows))
-        found = [leaf_hash(row["leaf"].encode()) for row in rows]
+        found = [leaf_hash(leaf.encode()) for _, leaf, _, _ in rows]
         if not rows or found != expected:
             raise AuditChainBroken(f"records of {month} are not what was signed")
         start += len(rows)

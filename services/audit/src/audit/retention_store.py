@@ -6,8 +6,7 @@ import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import asyncpg
-
+from audit.packed_leaf import LEAF, pack, unpack
 from estcore.runtime.database import Connection
 
 _MONTHS = """
@@ -16,14 +15,19 @@ select right(relid::text, 6) from pg_partition_tree('record') where isleaf order
 _HELD = """
 select name from legal_hold where released_at is null and since < $2 and until > $1 order by name
 """
+_OF_MONTH = f"""
+select log_index, {LEAF}, leaf_hash, prev_hash from record
+where recorded_at >= $1 and recorded_at < $2 and log_index >= $3 order by log_index limit $4
+"""  # noqa: S608 - our own expression
 _RESTORE = """
 insert into record (log_index, recorded_at, record_id, occurred_at, correlation_id, action, phase,
-    outcome, service, instance, boot_id, producer_seq, leaf, leaf_hash, prev_hash)
+    outcome, service, instance, boot_id, producer_seq, packed_leaf, leaf_hash, prev_hash)
 select i, (l->>'recorded_at')::timestamptz, (r->>'record_id')::uuid,
     (r->>'occurred_at')::timestamptz, r->>'correlation_id', r->>'action', r->>'phase',
     r->>'outcome', r#>>'{producer,service}', r#>>'{producer,instance}', r#>>'{producer,boot_id}',
-    (r->>'producer_seq')::bigint, t, h, p
-from unnest($1::bigint[], $2::text[], $3::bytea[], $4::bytea[]) as u(i, t, h, p)
+    (r->>'producer_seq')::bigint, packed, h, p
+from unnest($1::bigint[], $2::text[], $3::bytea[], $4::bytea[], $5::bytea[])
+    as u(i, t, packed, h, p)
 cross join lateral (select t::json as l, (t::json)->'record' as r) parsed
 """
 
@@ -161,20 +165,21 @@ async def insert_records(
     prev_hashes: Sequence[bytes],
 ) -> None:
     """Insert records again as they were."""
-    await connection.execute(_RESTORE, indexes, leaves, leaf_hashes, prev_hashes)
+    packed = [pack(leaf) for leaf in leaves]
+    await connection.execute(_RESTORE, indexes, leaves, packed, leaf_hashes, prev_hashes)
 
 
 async def month_records(
     connection: Connection, times: tuple[dt.datetime, dt.datetime], first: int, limit: int
-) -> list[asyncpg.Record]:
+) -> list[tuple[int, str, bytes, bytes]]:
     """Return (log_index, leaf, leaf_hash, prev_hash) of a month, from an index on, in order."""
-    return await connection.fetch(
-        "select log_index, leaf, leaf_hash, prev_hash from record where recorded_at >= $1"
-        " and recorded_at < $2 and log_index >= $3 order by log_index limit $4",
+    rows = await connection.fetch(
+        _OF_MONTH,
         *times,
         first,
         limit,
     )
+    return [(index, unpack(leaf), hashed, prev) for index, leaf, hashed, prev in rows]
 
 
 def partition(month: str, table: str = "record") -> str:

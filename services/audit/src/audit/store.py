@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
+from audit.packed_leaf import LEAF, unpack
 from estcore.errors import AuditChainBroken
 from estcore.runtime.database import Connection
 from estcore.tlog.tree import Frontier
@@ -30,16 +32,17 @@ with moved as (
 rows as (
     select u.*, $1::bigint + u.place - 1 as log_index,
         substr($16::bytea, (u.place::int - 1) * 32 + 1, 32) as leaf_hash,
-        substr($17::bytea, (u.place::int - 1) * 32 + 1, 32) as prev_hash
+        substr($17::bytea, (u.place::int - 1) * 32 + 1, 32) as prev_hash,
+        substr($15::bytea, u.leaf_start, u.leaf_octets) as packed_leaf
     from moved, unnest(
         string_to_array($6, e'\\x1f')::uuid[], string_to_array($7, e'\\x1f')::timestamptz[],
         string_to_array($8, e'\\x1f'), string_to_array($9, e'\\x1f'),
         string_to_array($10, e'\\x1f'), string_to_array($11, e'\\x1f'),
         string_to_array($12, e'\\x1f'), string_to_array($13, e'\\x1f'),
-        string_to_array($14, e'\\x1f', '')::bigint[], string_to_array($15, e'\\x1f'),
-        string_to_array($18, e'\\x1f')
+        string_to_array($14, e'\\x1f', '')::bigint[], string_to_array($18, e'\\x1f'),
+        string_to_array($21, e'\\x1f')::int[], string_to_array($22, e'\\x1f')::int[]
     ) with ordinality as u(record_id, occurred_at, correlation_id, action, phase, outcome,
-           service, instance, producer_seq, leaf, boot_id, place)),
+           service, instance, producer_seq, boot_id, leaf_start, leaf_octets, place)),
 known as (
     insert into seen (record_id, log_index) select record_id, log_index from rows),
 certificates as (
@@ -48,12 +51,18 @@ certificates as (
     on conflict do nothing),
 written as (
     insert into record (log_index, recorded_at, record_id, occurred_at, correlation_id, action,
-        phase, outcome, service, instance, boot_id, producer_seq, leaf, leaf_hash, prev_hash)
+        phase, outcome, service, instance, boot_id, producer_seq, packed_leaf, leaf_hash,
+        prev_hash)
     select log_index, $5, record_id, occurred_at, correlation_id, action,
-        phase, outcome, service, instance, boot_id, producer_seq, leaf, leaf_hash, prev_hash
+        phase, outcome, service, instance, boot_id, producer_seq, packed_leaf, leaf_hash, prev_hash
     from rows)
 select exists (select from moved)
 """
+
+
+_RECORDS_FROM = f"""
+select log_index, {LEAF} from record where log_index >= $1 order by log_index limit $2
+"""  # noqa: S608 - our own expression
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ class Columns(NamedTuple):
     service: Sequence[str]
     instance: Sequence[str]
     producer_seq: Sequence[str]
-    leaf: Sequence[str]
+    packed_leaf: Sequence[bytes]
     leaf_hash: Sequence[bytes]
     prev_hash: Sequence[bytes]
     boot_id: Sequence[str]
@@ -125,6 +134,8 @@ async def append(
         asyncpg.UniqueViolationError: one of the record ids is in the log; nothing was done.
     """
     join = SEPARATOR.join
+    sizes = [len(leaf) for leaf in columns.packed_leaf]
+    ends = list(accumulate(sizes))
     return bool(
         await connection.fetchval(
             _APPEND,
@@ -142,12 +153,14 @@ async def append(
             join(columns.service),
             join(columns.instance),
             join(columns.producer_seq),
-            join(columns.leaf),
+            b"".join(columns.packed_leaf),
             b"".join(columns.leaf_hash),
             b"".join(columns.prev_hash),
             join(columns.boot_id),
             [i for i, _ in issued],
             [at for _, at in issued],
+            join(str(end - size + 1) for end, size in zip(ends, sizes, strict=True)),
+            join(map(str, sizes)),
         )
     )
 
@@ -250,11 +263,11 @@ async def add_cosignature(
 async def records_from(connection: Connection, start: int, limit: int) -> list[tuple[int, str]]:
     """Return (log_index, leaf) from ``start`` on, in order."""
     rows = await connection.fetch(
-        "select log_index, leaf from record where log_index >= $1 order by log_index limit $2",
+        _RECORDS_FROM,
         start,
         limit,
     )
-    return [(row[0], row[1]) for row in rows]
+    return [(row[0], unpack(row[1])) for row in rows]
 
 
 async def checkpoints_between(

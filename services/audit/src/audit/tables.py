@@ -66,9 +66,15 @@ record = Table(
     Column("instance", Text, nullable=False),
     Column("boot_id", Text, nullable=False),
     Column("producer_seq", BigInteger),
-    Column("leaf", Text, nullable=False),
+    Column("leaf", Text, comment="canonical JSON that was hashed, of records of before"),
     Column("leaf_hash", LargeBinary, nullable=False),
     Column("prev_hash", LargeBinary, nullable=False),
+    Column(
+        "packed_leaf",
+        LargeBinary,
+        comment="the same, deflated: est-audit export writes it out",
+    ),
+    CheckConstraint("num_nonnulls(leaf, packed_leaf) = 1", name="record_has_leaf"),
     Index("record_occurred_at", "occurred_at", postgresql_using="brin"),
 )
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from audit.packed_leaf import LEAF, unpack
 from estcore.runtime.database import Connection
 
 CHUNK_RECORDS = 2000
@@ -30,19 +31,19 @@ with added as (
 insert into record_term (term, recorded_at, chunk, places)
 select u.term, $3, $1, u.places from added, unnest($4::bigint[], $5::bytea[]) as u(term, places)
 """
-UNINDEXED = """
-select log_index, recorded_at, leaf from record
+UNINDEXED = f"""
+select log_index, recorded_at, {LEAF} from record
 where log_index >= $1 and recorded_at >= $2 order by log_index limit $3
-"""
-BEFORE = """
-select log_index, recorded_at, leaf from record
+"""  # noqa: S608 - our own expression
+BEFORE = f"""
+select log_index, recorded_at, {LEAF} from record
 where log_index < $1 and log_index >= $2 and recorded_at >= $3 and recorded_at < $4
 order by log_index desc limit $5
-"""
-AFTER = """
-select log_index, recorded_at, leaf from record
+"""  # noqa: S608 - our own expression
+AFTER = f"""
+select log_index, recorded_at, {LEAF} from record
 where log_index >= $1 and recorded_at >= $2 order by log_index limit $3
-"""
+"""  # noqa: S608 - our own expression
 POSTINGS = """
 select recorded_at, chunk, places from record_term
 where term = $1 and recorded_at >= $2 and recorded_at <= $3 and chunk < $4
@@ -55,11 +56,15 @@ cross join lateral (
     select places from record_term r
     where r.term = $1 and r.recorded_at = w.recorded_at and r.chunk = w.chunk offset 0) t
 """
-RECORDS = """
-select log_index, recorded_at, leaf from record
+RECORDS = f"""
+select log_index, recorded_at, {LEAF} from record
 where log_index = any($1::bigint[]) and recorded_at >= $2 and recorded_at <= $3
 order by log_index desc
-"""
+"""  # noqa: S608 - our own expression
+_BETWEEN = f"""
+select log_index, recorded_at, {LEAF} from record
+where log_index >= $1 and log_index < $2 order by log_index
+"""  # noqa: S608 - our own expression
 _CHUNK_BEFORE = """
 select recorded_at from record_chunk where first_index < $1 order by first_index desc limit 1
 """
@@ -137,6 +142,11 @@ async def records_at(
     return _rows(await connection.fetch(RECORDS, indexes, since, until))
 
 
+async def records_between(connection: Connection, bounds: tuple[int, int]) -> list[Row]:
+    """Return the records of [start, end), in order."""
+    return _rows(await connection.fetch(_BETWEEN, *bounds))
+
+
 async def postings(
     connection: Connection,
     key: int,
@@ -192,4 +202,4 @@ def places_of(octets: bytes) -> set[int]:
 
 
 def _rows(rows: Sequence[asyncpg.Record]) -> list[Row]:
-    return [(row[0], row[1], row[2]) for row in rows]
+    return [(row[0], row[1], unpack(row[2])) for row in rows]

@@ -7,15 +7,16 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from audit.packed_leaf import LEAF, unpack
 from estsuite_testing.chaos.faults import connect
 from estsuite_testing.chaos.world import World
 from estsuite_testing.drills.report import Recovery
 from estsuite_testing.e2e_stack import StubbornClient
 
 _NEWEST = "select coalesce(max(log_index), 0) from audit.record"
-_ISSUANCE = """
-select record_id::text from audit.record
- where log_index >= $1 and phase = 'outcome' and leaf ilike '%' || $2 || '%'"""
+_OUTCOMES = f"""
+select record_id::text, {LEAF} from audit.record where log_index >= $1 and phase = 'outcome'
+"""
 _AGAIN_S = 0.2
 
 
@@ -29,10 +30,10 @@ async def recover(world: World, name: str, over_s: float, give_up_s: float) -> R
     enrolled: list[float] = []
 
     async def deliver() -> None:
-        newest = await _in_database(world, _NEWEST)
+        ((newest,),) = await _in_database(world, _NEWEST)
         _, certificate = await client.enroll(name)
         enrolled.append(time.monotonic() - over_s)
-        await _delivered(world, newest[0], f"{certificate.serial_number:x}")
+        await _delivered(world, newest, f"{certificate.serial_number:x}")
 
     async def be_ready() -> None:
         while not all(world.is_running(i) for _, i in world.instances()) or await world.unready():
@@ -56,17 +57,18 @@ async def _delivered(world: World, newest: int, serial: str) -> None:
     siem = world.suite.siem
     assert siem is not None
     while True:
-        names = await _in_database(world, _ISSUANCE, newest, serial)
+        outcomes = await _in_database(world, _OUTCOMES, newest)
+        names = [name for name, leaf in outcomes if serial in unpack(leaf).lower()]
         messages = siem.messages() if names else []
-        if any(str(name) in message for name in names for message in messages):
+        if any(name in message for name in names for message in messages):
             return
         await asyncio.sleep(_AGAIN_S)
 
 
 async def _in_database(world: World, query: str, *arguments: object) -> list[Any]:
-    """Return the first column of a query, past the proxy, once PostgreSQL accepts connections."""
+    """Return the rows of a query, past the proxy, once PostgreSQL accepts connections."""
     connection = await connect(world)
     try:
-        return [row[0] for row in await connection.fetch(query, *arguments)]
+        return [tuple(row) for row in await connection.fetch(query, *arguments)]
     finally:
         await connection.close()

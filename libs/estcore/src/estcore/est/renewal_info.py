@@ -26,7 +26,7 @@ from cryptography import x509
 from typing_extensions import override
 
 from estcore.errors import MalformedRequest
-from estcore.pki.parsers import PARSER_ERRORS
+from estcore.pki.parsers import PARSER_ERRORS, key_identifier_and_serial
 
 ManagedState = Literal["scheduled", "available"]
 CONTENT_TYPE = "application/json"
@@ -38,6 +38,7 @@ _KEY_ID = r"[A-Za-z0-9_-]{2,86}"
 _SERIAL = r"[A-Za-z0-9_-]{2,28}"
 """At most 20 octets (RFC 5280 section 4.1.2.2), and one more for a sign."""
 _CERT_ID = re.compile(rf"({_KEY_ID})\.({_SERIAL})")
+_MAX_KEY_ID_OCTETS = 64
 _MAX_SERIAL_OCTETS = 21
 _RFC3339 = re.compile(
     r"(\d{4}-\d{2}-\d{2})[Tt](\d{2}:\d{2}:\d{2})(\.\d{1,9})?([Zz]|[+-]\d{2}:\d{2})", re.ASCII
@@ -75,6 +76,20 @@ def cert_id(certificate: x509.Certificate) -> str:
     if not key_id:
         raise _no_key_identifier()
     return str(CertificateId(key_id, certificate.serial_number))
+
+
+def identify(der: bytes) -> CertificateId:
+    """Return what a certificate is asked for by: parts that ``parse_cert_id`` accepts.
+
+    Raises:
+        MalformedRequest: not one certificate, or one without an id, or with one that is too long.
+    """
+    key_id, serial = key_identifier_and_serial(der)
+    if not 0 < len(key_id) <= _MAX_KEY_ID_OCTETS:
+        raise _no_key_identifier()
+    if serial < 0 or len(serial_octets(serial)) > _MAX_SERIAL_OCTETS:
+        raise _malformed_id()
+    return CertificateId(key_id, serial)
 
 
 def parse_cert_id(text: str) -> CertificateId:

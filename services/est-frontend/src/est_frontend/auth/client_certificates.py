@@ -193,13 +193,19 @@ def _verified(
         context = crypto.X509StoreContext(store, leaf, list(connection.peer_chain()))
         found = context.get_verified_chain()
         octets = [crypto.dump_certificate(crypto.FILETYPE_ASN1, c) for c in found]
-        return certificate, [certificate, *(load_certificate(c) for c in octets[1:])]
+        return certificate, [certificate, *(_authority(c) for c in octets[1:])]
     except MalformedRequest as exc:
         raise _malformed(exc.reason) from exc
     except crypto.X509StoreContextError as exc:
         raise _refused(*exc.errors[:3]) from exc
     except _UNREADABLE as exc:
         raise _malformed("the client certificate cannot be read") from exc
+
+
+@lru_cache(maxsize=256)
+def _authority(der: bytes) -> x509.Certificate:
+    """Return a CA certificate of a chain to read: a fleet has few of them, each in every chain."""
+    return load_certificate(der)
 
 
 def _malformed(reason: str) -> NotAuthenticated:

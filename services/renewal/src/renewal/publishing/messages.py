@@ -7,10 +7,9 @@ saying the same thing.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
 
 from pydantic import JsonValue
 
@@ -30,7 +29,7 @@ from estcore.messages.audit_batches import (
     join_records,
     parts,
 )
-from estcore.messages.envelope import encode, without_none
+from estcore.messages.envelope import encode, encode_mapping, without_none
 from estcore.messages.events import CertificateRef, RotationEvent, RotationStep
 from estcore.messages.topics import PROOF_REFUSALS_TOPIC, audit_issue_topic, rotation_topic
 from estcore.runtime.bus import Outgoing
@@ -39,7 +38,7 @@ from renewal.rotation.slot import Scheduled
 from renewal.settings import SERVICE
 
 _RECORDS = audit_issue_topic(SERVICE)
-_ACTOR = Actor(type="system", subject=SERVICE)
+_ACTOR = {"type": "system", "subject": SERVICE}
 _SEVERITY = {
     "stalled": "warning",
     "expired": "error",
@@ -50,7 +49,10 @@ _SEVERITY = {
 
 @dataclass(frozen=True)
 class RotationMessage:
-    """One event to publish, with what only the audit record says."""
+    """One event to publish, with what only the audit record says.
+
+    ``recorded`` is False where a step of the same moment has the facts on record.
+    """
 
     event: RotationEvent
     certificate: CertificateRef | None
@@ -58,6 +60,7 @@ class RotationMessage:
     key: str = ""
     details: tuple[tuple[str, JsonValue], ...] = ()
     peer: str | None = None
+    recorded: bool = True
 
 
 def event_id(rotation: str, step: RotationStep, key: str) -> str:
@@ -75,7 +78,10 @@ class MessageBuilder:
         self._producer = self._build.producer.model_dump()
 
     def messages(self, messages_to_send: Sequence[RotationMessage]) -> list[Outgoing]:
-        """Return the events, in order, and the audit records that go with them."""
+        """Return the events, in order, and the audit records that go with them.
+
+        Records of one step travel in one record with items, failures in one each.
+        """
         out = [
             Outgoing(
                 rotation_topic(t.event.step, t.event.tenant, t.event.service),
@@ -84,30 +90,28 @@ class MessageBuilder:
             )
             for t in messages_to_send
         ]
-        records = [self._record(t) for t in messages_to_send]
-        return [*batches(records, [t.event.traceparent for t in messages_to_send]), *out]
+        return [*self._records([t for t in messages_to_send if t.recorded]), *out]
 
     def scheduled(self, projections: Iterable[Scheduled]) -> list[Outgoing]:
         """Return audit records of projected certificates, many of them in each record."""
         items = list(projections)
         encoded = join_records([self._scheduled(item) for item in items])
-        sampled = _sampled(item.event.traceparent for item in items)
-        # Record ids follow from what is in them, so a repeated message is the same message.
-        return [
-            Outgoing(
-                _RECORDS,
-                encode_records(encoded[part], sampled),
-                sha256(b"".join(encoded[part])).hexdigest()[:32],
-            )
-            for part in parts(encoded)
-        ]
+        return _in_messages(encoded, [item.event.traceparent for item in items])
 
     def refusals(self, records: Sequence[AuditRecord]) -> list[Outgoing]:
         """Return records of refused proofs as messages.
 
         On the stream of refusals: a flood of them cannot fill the one that issuing waits for.
         """
-        return list(batches(records, [], PROOF_REFUSALS_TOPIC))
+        encoded = [encode(record) for record in records]
+        return [
+            Outgoing(
+                PROOF_REFUSALS_TOPIC,
+                encode_records(encoded[part]),
+                batch_id(record.record_id for record in records[part]),
+            )
+            for part in parts(encoded)
+        ]
 
     def proof_refused(
         self,
@@ -134,7 +138,20 @@ class MessageBuilder:
             target=Target(request_id=request_id, label=label),
         )
 
-    def _record(self, message: RotationMessage) -> AuditRecord:
+    def _records(self, messages: Sequence[RotationMessage]) -> list[Outgoing]:
+        by_step: dict[RotationStep, list[Record]] = {}
+        for message in messages:
+            by_step.setdefault(message.event.step, []).append(self._record(message))
+        encoded = [
+            record
+            for step, records in by_step.items()
+            for record in (
+                map(encode_mapping, records) if step in _SEVERITY else join_records(records)
+            )
+        ]
+        return _in_messages(encoded, [message.event.traceparent for message in messages])
+
+    def _record(self, message: RotationMessage) -> Record:
         event, about = message.event, message.certificate
         details: dict[str, JsonValue] = {"generation": event.generation, "fence": event.fence}
         details.update(message.details)
@@ -142,16 +159,21 @@ class MessageBuilder:
         predecessor = event.old if about == event.new else None
         if event.old and event.new and about == event.old:
             details["successor_serial"] = event.new.serial
-        about_event: dict[str, Any] = {
-            "record_id": record_id("rotation", event.rotation_id, event.step, message.key),
-            "at": event.time,
-            "correlation_id": event.correlation_id,
-            "causation_id": event.id,
-            "trace_id": trace_id(event.traceparent),
-            "severity": _SEVERITY.get(event.step, "info"),
-            "actor": _ACTOR,
-            "origin": Origin(peer=message.peer) if message.peer else None,
-            "target": Target(
+        return without_none(
+            record_id=record_id("rotation", event.rotation_id, event.step, message.key),
+            schema_version=1,
+            producer=self._producer,
+            occurred_at=event.time,
+            correlation_id=event.correlation_id,
+            causation_id=event.id,
+            trace_id=trace_id(event.traceparent),
+            action=f"rotation.{event.step}",
+            phase="outcome",
+            outcome="failure" if event.step in _SEVERITY else "success",
+            severity=_SEVERITY.get(event.step, "info"),
+            actor=_ACTOR,
+            origin={"peer": message.peer} if message.peer else None,
+            target=without_none(
                 tenant=event.tenant,
                 service=event.service,
                 slot_id=event.slot_id,
@@ -166,12 +188,8 @@ class MessageBuilder:
                 not_after=about.not_after if about else None,
                 predecessor_serial=predecessor.serial if predecessor else None,
             ),
-            "details": details,
-        }
-        action = f"rotation.{event.step}"
-        if event.step in _SEVERITY:
-            return self._build.failure(action, phase="outcome", **about_event)
-        return self._build.success(action, **about_event)
+            details=details,
+        )
 
     def _scheduled(self, item: Scheduled) -> Record:
         event = item.event
@@ -187,7 +205,7 @@ class MessageBuilder:
             phase="outcome",
             outcome="success",
             severity="info",
-            actor={"type": "system", "subject": SERVICE},
+            actor=_ACTOR,
             target={
                 "tenant": event.tenant,
                 "service": event.service,
@@ -201,15 +219,17 @@ class MessageBuilder:
         )
 
 
-def batches(
-    records: Sequence[AuditRecord], traceparents: Iterable[str | None], topic: str = _RECORDS
-) -> Iterator[Outgoing]:
-    """Yield the records in as few messages as fit; the same records make the same message."""
+def _in_messages(encoded: Sequence[bytes], traceparents: Iterable[str | None]) -> list[Outgoing]:
+    """Return encoded records in as few messages as fit; the same records make the same message."""
     sampled = _sampled(traceparents)
-    encoded = [encode(record) for record in records]
-    for part in parts(encoded):
-        name = batch_id(r.record_id for r in records[part])
-        yield Outgoing(topic, encode_records(encoded[part], sampled), name)
+    return [
+        Outgoing(
+            _RECORDS,
+            encode_records(encoded[part], sampled),
+            sha256(b"".join(encoded[part])).hexdigest()[:32],
+        )
+        for part in parts(encoded)
+    ]
 
 
 def _sampled(traceparents: Iterable[str | None]) -> tuple[str, ...]:

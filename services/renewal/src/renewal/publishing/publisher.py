@@ -279,8 +279,10 @@ class RotationPublisher:
             if event.proof is not None:
                 details.append(("proof", event.proof))
             peer = row["proof_peer"] if step == "activated" else None
+            # Its overlap begins at the moment it is issued, and has the same facts on record.
+            recorded = step != "issued" or Steps.OVERLAP not in unannounced
             yield RotationMessage(
-                event, about, row["issuance_id"], row["issuance_id"], tuple(details), peer
+                event, about, row["issuance_id"], row["issuance_id"], tuple(details), peer, recorded
             )
 
     def _facts(self, row: asyncpg.Record, step: RotationStep) -> dict[str, Any]:

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from estcore.errors import MalformedRequest
-from estcore.est.renewal_info import ManagedState, cert_id, parse_cert_id
+from estcore.est.renewal_info import ManagedState, identify
 from estcore.ids import rotation_id
 from estcore.messages.renewal_info import RenewalInfoEntry, RenewalReason, entry_key
-from estcore.pki.parsers import load_certificate
 from renewal.rotation.schedule import Window, window, window_in_the_past
 from renewal.rotation.slot import Scheduled
 from renewal.rotation.slot_state import Generation, State
@@ -120,7 +119,7 @@ def _window(facts: InfoFacts) -> tuple[Window, RenewalReason | None]:
 
 def _key(certificate: bytes) -> str | None:
     try:
-        return entry_key(parse_cert_id(cert_id(load_certificate(certificate))))
+        return entry_key(identify(certificate))
     except MalformedRequest:
         return None
 
