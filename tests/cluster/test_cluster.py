@@ -326,8 +326,13 @@ async def test_a_service_account_token_enrolls_its_own_name(
     await cluster.ready("est-frontend", "ca-signer")
     created = await cluster.kubectl("create", "token", "estctl", "--audience=est")
     client.token = created.stdout.decode().strip()
-    status, _, body = await client.enroll_once(make_csr("estctl.clinic.example")[1])
-    assert status == 200, body
+
+    async def accepted() -> bool:  # pods of before serve for some seconds more
+        status, _, body = await client.enroll_once(make_csr("estctl.clinic.example")[1])
+        assert status in {200, 401}, body
+        return status == 200
+
+    await until(accepted, 30, "tokens of pods are accepted")
     status, _, body = await client.enroll_once(make_csr("other.clinic.example")[1])
     assert status == 403, body
 
