@@ -16,7 +16,7 @@ WORKERS ?= 4
 MEMBERS := $(wildcard libs/*/pyproject.toml services/*/pyproject.toml tests/*/pyproject.toml deploy/*/pyproject.toml)
 PACKAGES := estdeploy esthelm estsupply estmonitoring estcore estclient estdev estsetup est_frontend est_frontend_srp ca_signer renewal audit est_witness est_issuer estsuite_faults estsuite_testing estbench loadmodel renewalbench
 
-.PHONY: help demo up unit test interop compose-test images-test cluster-test issuer-test conformance check fmt lint type imports deploy-check dist sbom audit-deps images images-lock uv-lock bench scaling renewal-figures chaos drills fuzz clean
+.PHONY: help demo up unit test interop compose-test images-test cluster-test cluster-drills issuer-test conformance check fmt lint type imports deploy-check dist sbom audit-deps images images-lock uv-lock bench scaling renewal-figures chaos drills fuzz clean
 
 help:           ## show the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -50,6 +50,9 @@ images-test: $(READY) ## an image by each builder of this machine, into a regist
 
 cluster-test: $(READY) ## the suite on the Kubernetes that KUBECONFIG names; its namespace estsuite is made anew
 	@$(BIN)/pytest -q -s -p no:randomly -p no:xdist --durations=0 -x tests/cluster
+
+cluster-drills: $(READY) ## faults of pods on that Kubernetes: seen, lost, time to recover (OUT=folder of cluster.json and cluster.md)
+	@CLUSTER_DRILLS=$(or $(OUT),drills-report) $(BIN)/pytest -q -s -p no:randomly -p no:xdist tests/cluster/test_drills.py
 
 issuer-test: $(READY) ## est-issuer with cert-manager's controllers on the Kubernetes that KUBECONFIG names; needs Go
 	@$(BIN)/pytest -q -s -p no:randomly -p no:xdist --durations=5 tests/cert_manager

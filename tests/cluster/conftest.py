@@ -5,6 +5,7 @@
     CLUSTER_REGISTRY    what goes before estsuite/<name>, with its slash
     CLUSTER_EST         host:port of the Service, default a NodePort on the first node
     CLUSTER_SECOND_TAG  a tag to which test_helm_release upgrades; CLUSTER_POST_RENDERER for its helm
+    CLUSTER_BEFORE      a revision from which test_upgrade upgrades
     CLUSTER_NETWORK_POLICIES   an engine enforces them: test_network_policies runs, too
     CLUSTER_KEEP        a folder: keys are there, the namespace stays, and a second run goes on with both,
                         for single tests

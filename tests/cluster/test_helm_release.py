@@ -7,7 +7,6 @@ on the nodes or in the registry, to which they are upgraded.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -18,8 +17,9 @@ import pytest_asyncio
 import yaml
 
 from estsuite_testing.cluster.helm_release import RELEASE, HelmRelease
-from estsuite_testing.cluster.installation import SERVICES, Installation, is_ready, names_of, until
+from estsuite_testing.cluster.installation import SERVICES, Installation, names_of, until
 from estsuite_testing.cluster.load import Client, Load
+from estsuite_testing.cluster.operators import client_of
 from estsuite_testing.e2e_stack import make_csr
 from estsuite_testing.helm import CHART
 
@@ -43,26 +43,7 @@ async def release(cluster: Installation) -> AsyncIterator[HelmRelease]:
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def client(release: HelmRelease) -> Client:
     """An operator makes the secret of the clients."""
-    cluster = release.cluster
-    request = (cluster.keys / "operator.csr").read_bytes()
-    enroll = ("ca-signer", "operator", "enroll", "--csr", "-", "--out", "-")
-    certificate = await cluster.exec("deployment/ca-signer", *enroll, given=request)
-    (cluster.keys / "operator.pem").write_bytes(certificate)
-    await cluster.apply_keys()
-
-    async def there() -> bool:
-        return is_ready(await cluster.get("pod", "estctl-0"))
-
-    await until(there, 180, "estctl-0")
-    create = ("estctl", "secret", "create", "--id", "web-bootstrap", "--json")
-    made = await Client.of(cluster, json.loads(await cluster.exec("estctl-0", *create))["secret"])
-
-    async def known() -> bool:
-        status, _, _ = await made.enroll_once(make_csr("other.clinic.example")[1])
-        return status == 403
-
-    await until(known, 20, "the secret is known")
-    return made
+    return await client_of(release.cluster)
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -12,7 +12,7 @@ from estsuite_testing.cluster.installation import NAMESPACE, SERVERS, SERVICES, 
 from estsuite_testing.helm import CHART, command
 
 RELEASE = "estsuite"
-_SERVICES = ("estFrontend", "caSigner", "renewal", "audit")
+_VERSIONED = ("estFrontend", "caSigner", "renewal", "audit", "checkStore", "estctl")
 _IMAGES = {
     "estFrontend": "est-frontend",
     "caSigner": "ca-signer",
@@ -67,7 +67,7 @@ class HelmRelease:
                 for name, image in _IMAGES.items()
             ]
         if tag is not None:
-            arguments += [f"--set=images.{name}.tag={tag}" for name in _SERVICES]
+            arguments += [f"--set=images.{name}.tag={tag}" for name in _VERSIONED]
         if renderer := os.environ.get("CLUSTER_POST_RENDERER"):
             arguments += ["--post-renderer", renderer]
         await self.run(*arguments)
@@ -84,10 +84,10 @@ class HelmRelease:
         pods = [pod for name in SERVICES for pod in await self.cluster.pods(name)]
         return {c["image"].rpartition(":")[2] for pod in pods for c in pod["spec"]["containers"]}
 
-    async def first_installation(self) -> None:
+    async def first_installation(self, *values: str, tag: str | None = None) -> None:
         """Install on an empty namespace and migrate."""
         await self.cluster.apply_keys()
-        await self.install()
+        await self.install("install", *values, tag=tag)
         await self.cluster.ready(*SERVERS)
         await self.cluster.migrate("migrate-1")
         await self.cluster.ready()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -39,10 +40,17 @@ class Installation:
         folder.mkdir(parents=True, exist_ok=True)
         self.keys = folder / "keys"
         default = root / "deploy" / "k8s" / "overlays" / "all-in-one"
-        self._overlay = Path(os.environ.get("CLUSTER_OVERLAY") or default)
+        self.overlay = Path(os.environ.get("CLUSTER_OVERLAY") or default)
+        """The Kustomize folder that is installed."""
+        self.tag: str | None = None
+        """A tag of our images in place of those of the overlay."""
+        self.setup: Path | None = None
+        """A folder with sources of a different revision, whose ``est-setup`` makes the keys."""
         self._registry = os.environ.get("CLUSTER_REGISTRY", "")
         self._address: tuple[str, int] | None = None
         self._serials = folder / "serials"
+        self.replicas: int | None = None
+        """Pods of each service, in place of the number of the overlay."""
         self.policy: str | None = None
         """A policy in place of that of the overlay."""
         self.profiles: str | None = None
@@ -52,6 +60,8 @@ class Installation:
         self.audit: str | None = None
         """Settings of audit in place of those of the overlay."""
         self.components: list[Path] = []
+        self.patches: list[Object] = []
+        """Patches of Kustomize over the overlay and its components."""
 
     @property
     def serials(self) -> set[int]:
@@ -63,6 +73,13 @@ class Installation:
         """Note certificates that clients got."""
         with self._serials.open("a") as file:
             file.writelines(f"{serial:x}\n" for serial in serials)
+
+    def forget(self) -> None:
+        """Forget keys, certificates of clients and the address: the next installation is a new one."""
+        shutil.rmtree(self.keys, ignore_errors=True)
+        self._serials.unlink(missing_ok=True)
+        self._address = self.policy = self.profiles = self.front_end = self.audit = None
+        self.components, self.patches, self.replicas = [], [], None
 
     # kubectl
 
@@ -119,6 +136,13 @@ class Installation:
         done = await self.kubectl("exec", *flags, where, "--", *command, given=given)
         return done.stdout
 
+    async def psql(self, statement: str, *arguments: str) -> str:
+        """Carry out SQL as the superuser of the PostgreSQL of all-in-one; returns what psql prints."""
+        shell = 'PGPASSWORD="$(cat /run/secrets/postgres-superuser.password)" exec "$@"'
+        psql = ("psql", "-qAt", *arguments, "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1")
+        where = ("-U", "postgres", "-c", statement, "estsuite")
+        return (await self.exec("postgres-0", "sh", "-c", shell, "sh", *psql, *where)).decode()
+
     # Installing
 
     async def remove(self) -> None:
@@ -129,32 +153,40 @@ class Installation:
 
     async def apply_keys(self) -> None:
         """Make and apply what ``est-setup kubernetes`` prints."""
+        paths = [str(p) for p in self.setup.glob("*/*/src")] if self.setup is not None else []
         made = await asyncio.create_subprocess_exec(
-            BIN / "est-setup",
+            *(sys.executable, "-c", "from estsetup.cli import main; raise SystemExit(main())"),
             *("kubernetes", "--folder", str(self.keys)),
             stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)} if paths else None,
         )
         printed, _ = await made.communicate()
         assert made.returncode == 0
         await self.kubectl("apply", "-f", "-", given=printed)
 
-    async def apply(self) -> None:
-        """Apply the overlay with the images of the environment."""
+    async def apply(self, *arguments: str) -> None:
+        """Apply the overlay with the images of the environment, and further arguments of kubectl."""
         folder = self.folder / "overlay"
         folder.mkdir(exist_ok=True)
         overlay: Object = {
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
             "namespace": NAMESPACE,
-            "resources": [os.path.relpath(self._overlay, folder)],
+            "resources": [os.path.relpath(self.overlay, folder)],
         }
-        if self._registry:
-            names = (*SERVICES, "ca-signer-check-store", "estctl", "nats-server")
+        names = (*SERVICES, "ca-signer-check-store", "estctl", "nats-server")
+        tag = {"newTag": self.tag} if self.tag is not None else {}
+        if self._registry or tag:
             overlay["images"] = [
-                {"name": f"estsuite/{n}", "newName": f"{self._registry}estsuite/{n}"} for n in names
+                {"name": f"estsuite/{n}", "newName": f"{self._registry}estsuite/{n}", **tag}
+                for n in names
             ]
+        if self.replicas is not None:
+            overlay["replicas"] = [{"name": n, "count": self.replicas} for n in SERVICES]
         if self.components:
             overlay["components"] = [os.path.relpath(path, folder) for path in self.components]
+        if self.patches:
+            overlay["patches"] = self.patches
         files: dict[str, list[str]] = {"est-frontend": [], "ca-signer": [], "audit": []}
         if self.policy is not None:
             (folder / "policy.yaml").write_text(self.policy)
@@ -175,7 +207,7 @@ class Installation:
             if listed
         ]
         (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
-        await self.kubectl("apply", "-k", str(folder))
+        await self.kubectl("apply", "-k", str(folder), *arguments)
 
     async def install(self) -> None:
         """Apply keys and overlay; migrate where that was not done yet."""
@@ -280,6 +312,17 @@ class Installation:
     def root_certificate(self) -> Path:
         """The anchor of EST clients."""
         return self.keys / "ca" / "root.pem"
+
+    async def versions(self, *names: str) -> dict[str, list[str]]:
+        """Return the tags of the images of the ready pods of services, one for each pod."""
+        return {
+            name: sorted(
+                pod["spec"]["containers"][0]["image"].rpartition(":")[2]
+                for pod in await self.pods(name)
+                if is_ready(pod)
+            )
+            for name in names or SERVICES
+        }
 
     async def restarts(self, *names: str) -> dict[str, int]:
         """Return how often containers of services were started again."""

@@ -82,7 +82,7 @@ class Load:
     tries: Counter[int] = field(default_factory=Counter)
     serials: list[int] = field(default_factory=list)
     longest_s: float = 0.0
-    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _tasks: list[asyncio.Task[int]] = field(default_factory=list)
     _starting: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Load:
@@ -121,10 +121,11 @@ class Load:
 
     async def _start(self) -> None:
         while True:
-            self._tasks.append(asyncio.create_task(self._one()))
+            self._tasks.append(asyncio.create_task(self.one()))
             await asyncio.sleep(1 / self.per_second)
 
-    async def _one(self) -> None:
+    async def one(self) -> int:
+        """Enroll until there is a certificate; returns its serial number."""
         _, csr = make_csr(_NAME)
         begun, tries = time.monotonic(), 0
         while True:
@@ -144,4 +145,6 @@ class Load:
             await asyncio.sleep(min(after, _RETRY_S))
         self.tries[tries] += 1
         self.longest_s = max(self.longest_s, time.monotonic() - begun)
-        self.serials.append(certificate_in(body).serial_number)
+        serial = certificate_in(body).serial_number
+        self.serials.append(serial)
+        return serial
