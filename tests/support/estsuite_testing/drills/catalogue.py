@@ -78,7 +78,8 @@ DRILLS: tuple[Drill, ...] = (
     _own("audit frozen", faults.service_frozen, "audit", 12.0, runbook=_AUDIT),
     _own("renewal frozen", faults.service_frozen, "renewal", 12.0),
     _own("rolling restart", faults.rolling_restart),
-    _own("file descriptors", faults.descriptors_exhausted, "est-frontend", 8.0),
+    # Shorter than the patience of who asks for the CA certificates, eight seconds.
+    _own("file descriptors", faults.descriptors_exhausted, "est-frontend", 6.0),
     _own("idle connections", faults.connections_idle, 8.0),
     _own("hostile requests", faults.requests_hostile, 6.0),
     _chosen("NATS member killed", random_faults.nats_killed, Decided()),
