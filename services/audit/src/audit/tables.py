@@ -74,7 +74,6 @@ record = Table(
         LargeBinary,
         comment="the same, deflated: est-audit export writes it out",
     ),
-    CheckConstraint("num_nonnulls(leaf, packed_leaf) = 1", name="record_has_leaf"),
     Index("record_occurred_at", "occurred_at", postgresql_using="brin"),
 )
 

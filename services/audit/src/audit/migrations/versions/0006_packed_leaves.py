@@ -5,15 +5,12 @@ from alembic import op
 revision = "0006"
 down_revision = "0005"
 
-# "not valid": records of before are not read for it, and have a leaf.
 _UP = """
 alter table record add column packed_leaf bytea;
 alter table record alter column packed_leaf set storage external;
 alter table record alter column leaf drop not null;
 comment on column record.leaf is 'canonical JSON that was hashed, of records of before';
-comment on column record.packed_leaf is 'the same, deflated: est-audit export writes it out';
-alter table record add constraint record_has_leaf
-    check (num_nonnulls(leaf, packed_leaf) = 1) not valid
+comment on column record.packed_leaf is 'the same, deflated: est-audit export writes it out'
 """
 
 
@@ -23,6 +20,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.execute("alter table record drop constraint record_has_leaf")
     op.execute("alter table record alter column leaf set not null")
     op.execute("alter table record drop column packed_leaf")
