@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from nats.aio.transport import TcpTransport
 
 from estcore.runtime.bus import Bus
 from estcore.runtime.nats_client import Client
@@ -51,6 +52,37 @@ async def test_an_error_that_is_none_of_the_network_does_not_end_reconnecting(
     finally:
         await bus.close()
     assert len(raised) == 3
+
+
+async def test_a_reconnect_ends_whose_cancellation_was_taken_for_a_refusal(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``asyncio.wait_for`` does it before Python 3.12, where both come at one moment."""
+    connecting, lost = asyncio.Event(), asyncio.Event()
+
+    async def refused(*_: object, **__: object) -> None:
+        connecting.set()
+        try:
+            await asyncio.sleep(0.2)
+        except asyncio.CancelledError:
+            lost.set()
+        raise ConnectionRefusedError
+
+    bus = await Bus.connect(platform.bus("audit"), "audit", "test")
+    monkeypatch.setattr(TcpTransport, "connect", refused)
+    await platform.nats.stop(kill=True)
+    try:
+        async with asyncio.timeout(10):
+            await connecting.wait()
+            task = bus.client._reconnection_task
+            assert task is not None
+            task.cancel()
+            await asyncio.wait([task])
+    finally:
+        monkeypatch.undo()
+        await platform.nats.start()
+        await bus.close()
+    assert lost.is_set()
 
 
 async def test_a_client_whose_reconnecting_has_ended_is_revived(platform: Platform) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ class World:
     server: EmbeddedNATS
     administrator: Bus
     before: dict[str, tuple[int, int]]
+    opened: list[Bus] = field(default_factory=list)
 
     def settings(self, user: str) -> BusSettings:
         return BusSettings(
@@ -75,7 +76,10 @@ class World:
         )
 
     async def bus(self, user: str, **options: Any) -> Bus:
-        return await Bus.connect(self.settings(user), user.removesuffix("-b"), "test", **options)
+        """Connect as a user; closed with the server."""
+        bus = await Bus.connect(self.settings(user), user.removesuffix("-b"), "test", **options)
+        self.opened.append(bus)
+        return bus
 
     @asynccontextmanager
     async def thief(self, user: str) -> AsyncIterator[tuple[Client, list[str]]]:
@@ -130,7 +134,7 @@ async def running_accounts(
     server.monitor_port = monitor_port
     await server.start()
     found = World(server, Bus.unconnected("administrator"), {})
-    opened: list[Bus] = []
+    opened = found.opened
     try:
         for user in ("administrator", "migrate"):
             seed = server.seed_file(user).read_text().strip()
@@ -141,9 +145,8 @@ async def running_accounts(
             *(*topics.SIGNER_CONSUMERS, *topics.RENEWAL_CONSUMERS, *topics.AUDIT_CONSUMERS),
         ]
         await declare(opened[1], topics.STREAMS, consumers, replicas=1)
-        opened += [await found.bus("ca-signer"), await found.bus("renewal")]
-        await _answer_everything(opened[2], permissions.signer())
-        await _answer_everything(opened[3], permissions.renewal())
+        await _answer_everything(await found.bus("ca-signer"), permissions.signer())
+        await _answer_everything(await found.bus("renewal"), permissions.renewal())
         yield found
     finally:
         for bus in opened:

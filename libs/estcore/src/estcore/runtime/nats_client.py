@@ -164,6 +164,27 @@ class Client(_Client):
             else:
                 return
 
+    @override
+    async def _select_next_server(self) -> None:
+        self._end_if_cancelled()
+        await super()._select_next_server()
+
+    @override
+    async def _connect_to_server(self, server: Any) -> None:
+        self._end_if_cancelled()
+        await super()._connect_to_server(server)
+
+    def _end_if_cancelled(self) -> None:
+        """End a reconnect whose cancellation was lost.
+
+        Until Python 3.12 ``asyncio.wait_for`` raises the refusal of a connection in place of a
+        cancellation that comes at the same moment. nats-py takes it for one more failure and goes
+        on for ever, past the end of its client.
+        """
+        task = asyncio.current_task()
+        if task is self._reconnection_task and task is not None and task.cancelling():
+            raise asyncio.CancelledError
+
     def revive(self) -> None:
         """Reconnect, if the client is not connected and nothing in it is about to connect."""
         task = self._reconnection_task
