@@ -157,7 +157,7 @@ def build(builder: Builder, options: Options, name: str, revision: str) -> bool:
         tag = options.tag(name, platform if len(platforms) > 1 else None)
         flags = options.flags(name, tag, platform, revision)
         base = options.base or base_image()
-        if platform:  # Docker's legacy builder takes what is there, of whatever platform
+        if platform:  # Docker's legacy builder takes a base image that it has, of whatever platform
             _base(builder, base, platform)
         builder.build(flags, ROOT, network=options.network)
         if not _look(builder, name, tag, base):

@@ -26,7 +26,7 @@ from estsuite_testing.cluster.installation import (
     names_of,
     until,
 )
-from estsuite_testing.cluster.load import Client, Load
+from estsuite_testing.cluster.load import BROKEN, Client, Load
 from estsuite_testing.cluster.operators import enroll_operator, new_secret
 from estsuite_testing.cluster.records import assert_records_agree, until_recorded
 from estsuite_testing.e2e_stack import make_csr
@@ -178,17 +178,6 @@ async def test_a_pod_is_killed(cluster: Installation, load: Load, name: str) -> 
     await cluster.kubectl("delete", "pod", victim, "--grace-period=0", "--force")
     await cluster.ready(name)
     assert {*load.answers} <= {*EXPECTED, *BROKEN}, load.report()
-
-
-BROKEN = {
-    "ClientConnectorError",
-    "ClientOSError",
-    "ServerDisconnectedError",
-    "ConnectionResetError",
-    "ConnectionTimeoutError",
-    "ServerTimeoutError",
-    "TimeoutError",
-}
 
 
 @pytest.mark.parametrize("name", ["ca-signer", "est-frontend"])

@@ -18,22 +18,12 @@ from estbench.machine import describe
 from estsuite_testing.cluster.drill_report import Report, Result, page, summary
 from estsuite_testing.cluster.drills import DRILLS, Drill, perform
 from estsuite_testing.cluster.installation import Installation
-from estsuite_testing.cluster.load import Client
+from estsuite_testing.cluster.load import BROKEN, Client
 from estsuite_testing.cluster.operators import client_of
 from estsuite_testing.cluster.records import assert_records_agree
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900)]
 ANSWERS = {"200", "202", "503"}
-BROKEN = {
-    "ClientConnectorError",
-    "ClientOSError",
-    "ServerDisconnectedError",
-    "ConnectionResetError",
-    "ConnectionTimeoutError",
-    "ServerTimeoutError",
-    "TimeoutError",
-}
-"""What clients of a killed front end see, and repeat."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

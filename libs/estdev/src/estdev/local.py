@@ -78,9 +78,11 @@ class LocalSuite:
         layout.roles = await layout.postgres.provision(WITH_DATABASE)
         self._progress("starting NATS with JetStream")
         await layout.nats.start()
-        if self._make_ca_needed:
+        first = self._make_ca_needed
+        if first:
             self._progress("making the development CA")
-            await self._make_ca()
+        await self._make_ca()  # also what an interrupted start has not made
+        if first:
             self._progress("migrating schemas and streams")
             for service in WITH_DATABASE:
                 layout.write_settings(service, service, 0)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-
 from pydantic import BaseModel, ConfigDict
+
+from estsuite_testing.drills.report import table
 
 
 class Result(BaseModel):
@@ -63,14 +63,14 @@ def page(report: Report) -> str:
         "certificates": f"{sum(r.certificates for r in results):,}",
         "lost": str(sum(len(serials) for r in results for serials in r.lost.values())),
     }
-    lines = ["## Conditions\n", *_table(["", ""], ([k, v] for k, v in facts.items()))]
+    lines = ["## Conditions\n", *table(["", ""], ([k, v] for k, v in facts.items()))]
     lines += ["## Faults, losses and recovery\n"]
     header = ["drill", "what was done", "lasted s", "lost: certificates, slots, records"]
     header += ["ready s", "certificate s", "on record s", "recovered"]
-    lines += _table(header, map(_recovery, results))
+    lines += table(header, map(_recovery, results))
     lines += ["## What clients and operators saw\n"]
     header = ["drill", "certificates", "answers", "longest s", "pods missing or not ready"]
-    lines += _table(header, map(_seen, results))
+    lines += table(header, map(_seen, results))
     return "\n".join(lines)
 
 
@@ -109,15 +109,3 @@ def _seen(result: Result) -> list[str]:
 def _answers(result: Result) -> str:
     ordered = sorted(result.answers.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count} × {name}" for name, count in ordered)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Yield the lines of a table, with an empty one after it."""
-    yield _row(header)
-    yield _row(["---"] * len(header))
-    yield from map(_row, rows)
-    yield ""
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"

@@ -20,6 +20,16 @@ _NAME = "web.clinic.example"
 _RETRY_S = 5.0
 _END_S = 180
 """The last client has its certificate within this time after a test."""
+BROKEN = {
+    "ClientConnectorError",
+    "ClientOSError",
+    "ServerDisconnectedError",
+    "ConnectionResetError",
+    "ConnectionTimeoutError",
+    "ServerTimeoutError",
+    "TimeoutError",
+}
+"""What clients of a killed front end see, and repeat."""
 
 
 @dataclass

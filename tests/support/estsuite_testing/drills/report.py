@@ -128,7 +128,7 @@ def _conditions(report: Report) -> Iterator[str]:
     facts["operations of clients"] = f"{sum(r.operations for r in results):,}"
     facts["certificates"] = f"{report.certificates:,}"
     facts["lost"] = str(sum(len(r.lost) for r in results))
-    yield from _table(["", ""], ([name, value] for name, value in facts.items()))
+    yield from table(["", ""], ([name, value] for name, value in facts.items()))
 
 
 def _summary(report: Report) -> Iterator[str]:
@@ -153,7 +153,7 @@ def _summary(report: Report) -> Iterator[str]:
                 _recovered(result),
             ]
         )
-    yield from _table(header, rows)
+    yield from table(header, rows)
 
 
 def _clients(report: Report) -> Iterator[str]:
@@ -171,7 +171,7 @@ def _clients(report: Report) -> Iterator[str]:
         ]
         for result in report.results
     ]
-    yield from _table(header, rows)
+    yield from table(header, rows)
 
 
 def _operators(report: Report, runbooks: str) -> Iterator[str]:
@@ -189,7 +189,7 @@ def _operators(report: Report, runbooks: str) -> Iterator[str]:
         ]
         for result in report.results
     ]
-    yield from _table(header, rows)
+    yield from table(header, rows)
 
 
 def _failures(report: Report) -> Iterator[str]:
@@ -245,7 +245,7 @@ def _quoted(texts: Sequence[str]) -> str:
     return ", ".join(f"`{text}`" for text in texts) or "–"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     """Yield the lines of a table, with an empty one after it."""
     yield _row(header)
     yield _row(["---"] * len(header))
