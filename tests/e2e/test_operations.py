@@ -296,6 +296,25 @@ def _mentions(path: Path, text: str) -> bool:
         return False
 
 
+async def test_up_goes_on_where_a_first_start_was_interrupted(tmp_path: Path) -> None:
+    """Before anything was migrated, and with a key that the CA's command did not come to."""
+    folder, port = tmp_path / "suite", free_port()
+    process = await up(folder, port)
+    await read_until(process, "migrating schemas and streams")
+    process.send_signal(signal.SIGINT)
+    async with asyncio.timeout(120):
+        await process.communicate()
+    (folder / "secrets" / "audit-checkpoint.pem").unlink()
+    again = await up(folder, port)
+    try:
+        await read_until(again, "Ctrl-C stops everything")
+    finally:
+        again.send_signal(signal.SIGINT)
+        async with asyncio.timeout(120):
+            _, err = await again.communicate()
+    assert again.returncode == 0, err
+
+
 async def test_up_says_which_port_is_taken(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
